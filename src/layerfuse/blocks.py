@@ -1,0 +1,173 @@
+"""The nouns: which embeddings there are, how good they are, and which were chosen."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from layerfuse.errors import ConfigError, did_you_mean
+
+__all__ = [
+    "POOLINGS",
+    "BlockRef",
+    "BlockScore",
+    "BlockScores",
+    "Layers",
+    "Selection",
+    "resolve_layers",
+    "resolve_poolings",
+]
+
+POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
+
+Layers: TypeAlias = int | Sequence[int] | Literal["all"]
+
+
+@dataclass(frozen=True, order=True)
+class BlockRef:
+    """One (encoder, layer, pooling): the unit that is scored, selected and fused.
+
+    ``layer`` is 0 for the embedding output and ``i`` for the output of block ``i``.
+    As text it is ``"mpnet:8:mean"``.
+    """
+
+    encoder: str
+    layer: int
+    pooling: str
+
+    def __str__(self) -> str:
+        return f"{self.encoder}:{self.layer}:{self.pooling}"
+
+    @classmethod
+    def parse(cls, text: str) -> BlockRef:
+        """Read ``"encoder:layer:pooling"``; the encoder's name may hold colons itself."""
+        parts = text.rsplit(":", 2)
+        if len(parts) != 3 or not parts[1].isdecimal():
+            raise ConfigError(f"{text!r} is not a block. Write it as encoder:layer:pooling.")
+        (pooling,) = resolve_poolings(parts[2])
+        return cls(parts[0], int(parts[1]), pooling)
+
+
+@dataclass(frozen=True)
+class BlockScore:
+    """How well one block predicts the labels, by cross-validation on the rows it was given.
+
+    ``loss`` is the mean squared error of the one-hot targets (for the logistic scorer the log
+    loss); ``accuracy_se`` and ``loss_se`` are standard errors over rows; ``penalty`` is the
+    ridge penalty (or inverse C) chosen.
+    """
+
+    block: BlockRef
+    accuracy: float
+    accuracy_se: float
+    macro_f1: float
+    loss: float
+    loss_se: float
+    penalty: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """The scores of all blocks, in the order they were given."""
+
+    scores: tuple[BlockScore, ...]
+    scorer: str
+
+    def __iter__(self) -> Iterator[BlockScore]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def ranking(self) -> tuple[BlockScore, ...]:
+        """Best first: by loss, ties to the lower layer (it is cheaper)."""
+        return tuple(sorted(self.scores, key=lambda score: (score.loss, score.block.layer)))
+
+    @property
+    def best(self) -> BlockScore:
+        return self.ranking[0]
+
+    def of(self, encoder: str, pooling: str | None = None) -> BlockScores:
+        """Only the blocks of one encoder (and one pooling)."""
+        kept = tuple(
+            score
+            for score in self.scores
+            if score.block.encoder == encoder and pooling in (None, score.block.pooling)
+        )
+        return BlockScores(kept, self.scorer)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chosen blocks.
+
+    ``support_`` marks each candidate as chosen or not, ``ranking_`` gives each candidate's place
+    (1 for every chosen block, as in scikit-learn), ``gains_`` the drop in leave-one-out loss that
+    each chosen block brought when it was added (the first one against the class frequencies).
+    """
+
+    blocks: tuple[BlockRef, ...]
+    method: str
+    support_: tuple[bool, ...]
+    ranking_: tuple[int, ...]
+    gains_: tuple[float, ...]
+
+
+def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
+    """Check pooling names and drop repeats, keeping the order.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, or none at all.
+    """
+    names = (poolings,) if isinstance(poolings, str) else tuple(dict.fromkeys(poolings))
+    for name in names:
+        if name not in POOLINGS:
+            raise ConfigError(
+                f"Unknown pooling {name!r}. Choose from {', '.join(POOLINGS)}."
+                + did_you_mean(str(name), POOLINGS)
+            )
+    if not names:
+        raise ConfigError(f"No pooling was given. Choose from {', '.join(POOLINGS)}.")
+    return names
+
+
+def resolve_layers(layers: Layers, n_layers: int, encoder: str = "the encoder") -> tuple[int, ...]:
+    """Turn ``"all"``, one layer or several into sorted layer numbers from 0 to ``n_layers``.
+
+    Negative numbers count from the end: -1 is ``n_layers``.
+
+    Raises
+    ------
+    ConfigError
+        For anything else, or a layer that the encoder does not have.
+    """
+    if isinstance(layers, str):
+        if layers != "all":
+            raise ConfigError(f"layers={layers!r} is not 'all', a layer number or several.")
+        return tuple(range(n_layers + 1))
+    try:
+        wanted = [operator.index(layers)]  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            wanted = [operator.index(layer) for layer in layers]  # type: ignore[union-attr]
+        except TypeError as error:
+            raise ConfigError(
+                f"layers={layers!r} is not 'all', a layer number or several."
+            ) from error
+    for layer in wanted:
+        if not -n_layers - 1 <= layer <= n_layers:
+            raise ConfigError(
+                f"{encoder} has no layer {layer}: its layers are 0 (embedding output) to "
+                f"{n_layers} (last block), or -1 to {-n_layers - 1} counted from the end."
+            )
+    if not wanted:
+        raise ConfigError("No layer was given. Use layers='all' or a list of layer numbers.")
+    return tuple(sorted({layer % (n_layers + 1) for layer in wanted}))

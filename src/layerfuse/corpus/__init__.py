@@ -1,0 +1,16 @@
+"""Labelled texts: the noun, its readers (csv, tsv, jsonl, parquet, Hub) and its audit."""
+
+from layerfuse.corpus.audit import Audit, audit
+from layerfuse.corpus.dataset import Split, TextDataset, check_trainable
+from layerfuse.corpus.hub import read_hub
+from layerfuse.corpus.readers import read_dataset
+
+__all__ = [
+    "Audit",
+    "Split",
+    "TextDataset",
+    "audit",
+    "check_trainable",
+    "read_dataset",
+    "read_hub",
+]

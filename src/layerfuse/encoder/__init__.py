@@ -1,0 +1,6 @@
+"""Frozen language models: found, loaded, cut at a layer, and read layer by layer."""
+
+from layerfuse.encoder.frozen import FrozenEncoder
+from layerfuse.encoder.tokenizing import Tokens
+
+__all__ = ["FrozenEncoder", "Tokens"]

@@ -1,0 +1,361 @@
+"""A frozen language model that is read at every layer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import Layers, resolve_layers
+from layerfuse.encoder.architecture import Architecture, find_architecture, position_limit
+from layerfuse.encoder.capability import choose_device, choose_dtype
+from layerfuse.encoder.loading import load_model, load_tokenizer
+from layerfuse.encoder.source import EncoderSource, find_source
+from layerfuse.encoder.tokenizing import TextTokenizer, Tokens, check_template
+from layerfuse.errors import ConfigError, StorageError, UnsupportedModelError
+from layerfuse.events import SILENT, Reporter
+from layerfuse.files import cache_dir, digest, write_json
+from layerfuse.pooling import Pooler
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
+
+DEFAULT_MAX_LENGTH = 512
+
+
+class _Enough(Exception):
+    """Ends a forward pass once the highest layer asked for has been read."""
+
+
+class FrozenEncoder:
+    """A frozen language model with its tokenizer; made by `from_pretrained`.
+
+    Layers are numbered from 0 (the embedding output) to ``n_layers`` (the model's own
+    ``last_hidden_state``, after its final norm where it has one); layer ``i`` between them is what
+    block ``i + 1`` receives, the raw output of block ``i``. Weights are loaded when they are first
+    needed, and are left out of pickles.
+    """
+
+    def __init__(
+        self,
+        source: EncoderSource,
+        *,
+        template: str | None = None,
+        chat_question: str | None = None,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        reporter: Reporter = SILENT,
+    ) -> None:
+        check_template(template)
+        if template is not None and chat_question is not None:
+            raise ConfigError(
+                f"{source.name} was given a template and a chat question; choose one of them."
+            )
+        if max_length < 2:
+            raise ConfigError(f"max_length={max_length} is too short; give at least 2 tokens.")
+        self.source = source
+        self.template = template
+        self.chat_question = chat_question
+        self.max_length = max_length
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.trust_remote_code = trust_remote_code
+        self.allow_pickle = allow_pickle
+        self._reporter = reporter
+        self._fingerprints = source.fingerprints(allow_pickle=allow_pickle)
+        self._highest: int | None = None
+        self._tokenizer: TextTokenizer | None = None
+        self._pad_id = 0
+        self._architecture: Architecture | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        reporter: Reporter = SILENT,
+        **options: Any,
+    ) -> FrozenEncoder:
+        """Find an encoder by catalog name, model folder, ``.gguf`` file or Hub name.
+
+        Parameters
+        ----------
+        name_or_path
+            What to load; a catalog name is downloaded when it is not in the cache.
+        name
+            How its blocks are called; by default the catalog name or the folder's name.
+        revision
+            The Hub revision.
+        **options
+            Those of the constructor: ``template``, ``chat_question``, ``max_length`` (tokens),
+            ``device``, ``dtype``, ``trust_remote_code``, ``allow_pickle``.
+
+        Raises
+        ------
+        NotFoundError
+            When there is nothing of that name.
+        UnsupportedModelError
+            When it is not a text model or its weights are not in a safe format.
+        ConfigError
+            For an option that cannot be used.
+        """
+        source = find_source(str(name_or_path), name=name, revision=revision, reporter=reporter)
+        return cls(source, reporter=reporter, **options)
+
+    def __repr__(self) -> str:
+        return f"FrozenEncoder({self.name!r}, device={self.device!r}, dtype={self.dtype!r})"
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def path(self) -> Path:
+        """The model folder or GGUF file."""
+        return self.source.path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes the value of an embedding, but for text, layer and pooling."""
+        return {
+            "fingerprints": self._fingerprints,
+            "revision": self.source.revision,
+            "template": self.template,
+            "chat_question": self.chat_question,
+            "max_length": self.max_length,
+            "dtype": self.dtype,
+        }
+
+    @property
+    def n_layers(self) -> int:
+        """The number of transformer blocks; there are ``n_layers + 1`` layers."""
+        return self._shape()["n_layers"]
+
+    @property
+    def dim(self) -> int:
+        """The size of the blocks' hidden states."""
+        return self._shape()["dim"]
+
+    @property
+    def highest_layer(self) -> int:
+        """The highest layer that can be read: ``n_layers``, or less after `truncate`."""
+        return self.n_layers if self._highest is None else self._highest
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._architecture is not None
+
+    def truncate(self, layer: int) -> FrozenEncoder:
+        """Give up the blocks above ``layer`` (their memory is freed) and return self.
+
+        The block after ``layer`` stays in place, unused: it marks where reading stops.
+        """
+        (layer,) = resolve_layers(layer, self.n_layers, self.name)
+        self._highest = min(layer, self.highest_layer)
+        if self._architecture is not None:
+            self._cut()
+        return self
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
+        self._load_tokenizer()
+        assert self._tokenizer is not None
+        return self._tokenizer(texts)
+
+    def read(
+        self,
+        ids: Sequence[Sequence[int]],
+        layers: Layers,
+        poolings: Sequence[str],
+        *,
+        padding_side: str = "right",
+    ) -> dict[int, npt.NDArray[np.float32]]:
+        """One forward pass over one batch.
+
+        Parameters
+        ----------
+        ids
+            Token ids of each text, from `tokenize`; none empty.
+        layers, poolings
+            What to read.
+        padding_side
+            Where short texts are padded; it changes nothing (``layerfuse models check`` shows it).
+
+        Returns
+        -------
+        dict
+            For each layer an array of shape (n_texts, n_poolings, dim).
+
+        Raises
+        ------
+        UnsupportedModelError
+            When the model yields values that are not finite.
+        """
+        import torch
+
+        architecture = self._load()
+        wanted = resolve_layers(layers, self.n_layers, self.name)
+        if wanted[-1] > self.highest_layer:
+            raise ConfigError(
+                f"{self.name} was truncated at layer {self._highest}; layer {wanted[-1]} is gone."
+            )
+        with torch.inference_mode():
+            inputs, mask = self._pad(ids, architecture, padding_side)
+            pooled = self._pass(architecture, inputs, Pooler(mask, poolings), wanted)
+            arrays = {layer: tensor.cpu().numpy() for layer, tensor in pooled.items()}
+        for layer, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UnsupportedModelError(
+                    f"{self.name} gives values that are not finite at layer {layer} in {self.dtype}."
+                    " Use --dtype float32 (dtype='float32')."
+                )
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_tokenizer"] = state["_architecture"] = None
+        state["_reporter"] = SILENT
+        return state
+
+    def _shape(self) -> dict[str, int]:
+        """Layers and size: remembered in the cache by fingerprint, so that stored embeddings can
+        be used without loading the model."""
+        if self._architecture is None:
+            path = cache_dir() / "shapes" / f"{digest(json.dumps(self._fingerprints))}.json"
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                known = json.loads(path.read_text(encoding="utf-8"))
+                return {"n_layers": int(known["n_layers"]), "dim": int(known["dim"])}
+            self._load()
+            shape = self._shape()
+            with contextlib.suppress(StorageError):
+                write_json(path, shape)
+            return shape
+        return {"n_layers": self._architecture.n_layers, "dim": self._architecture.dim}
+
+    def _load(self) -> Architecture:
+        if self._architecture is not None:
+            return self._architecture
+        model = load_model(
+            self.source,
+            self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+        self._architecture = find_architecture(model, self.name)
+        if self._architecture.blocks is None:
+            self._reporter.note(
+                f"{self.name}: its blocks were not found; all hidden states of a batch are kept in "
+                "memory and no layer is saved by stopping early"
+            )
+        self._cut()
+        self._architecture.stack.to(self.device)
+        self._reporter.note(
+            f"{self.name}: {self._architecture.n_layers} layers of {self._architecture.dim}, "
+            f"{self.dtype} on {self.device}"
+        )
+        return self._architecture
+
+    def _cut(self) -> None:
+        architecture = self._architecture
+        if architecture is not None and architecture.blocks is not None:
+            del architecture.blocks[self.highest_layer + 1 :]
+
+    def _load_tokenizer(self) -> None:
+        if self._tokenizer is not None:
+            return
+        tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
+        architecture = self._load()
+        config = architecture.stack.config
+        limits = (tokenizer.model_max_length, position_limit(config, architecture.own_positions))
+        limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
+        self._tokenizer = TextTokenizer(
+            tokenizer,
+            template=self.template,
+            chat_question=self.chat_question,
+            max_length=int(limit),
+        )
+        self._pad_id = tokenizer.pad_token_id or 0
+
+    def _pad(
+        self, ids: Sequence[Sequence[int]], architecture: Architecture, side: str
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The forward method's arguments, and the (batch, tokens) bool mask."""
+        import torch
+
+        width = max(len(row) for row in ids)
+        tokens = np.full((len(ids), width), self._pad_id, dtype=np.int64)
+        real = np.zeros((len(ids), width), dtype=bool)
+        for index, row in enumerate(ids):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            tokens[index, place] = row
+            real[index, place] = True
+        mask = torch.from_numpy(real).to(self.device, non_blocking=True)
+        inputs = {
+            "input_ids": torch.from_numpy(tokens).to(self.device, non_blocking=True),
+            "attention_mask": mask.long(),
+        }
+        if "use_cache" in architecture.accepts:
+            inputs["use_cache"] = False  # type: ignore[assignment]
+        takes_positions = "position_ids" in architecture.accepts and not architecture.own_positions
+        if side == "left" and takes_positions:
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return inputs, mask
+
+    def _pass(
+        self,
+        architecture: Architecture,
+        inputs: dict[str, torch.Tensor],
+        pooler: Pooler,
+        layers: tuple[int, ...],
+    ) -> dict[int, torch.Tensor]:
+        """Pool each wanted layer while the forward pass goes by, and stop after the highest."""
+        pooled: dict[int, torch.Tensor] = {}
+        blocks = architecture.blocks
+        if blocks is None:
+            states = architecture.stack(**inputs, output_hidden_states=True).hidden_states
+            return {layer: pooler(states[layer]) for layer in layers}
+        with _hooked(blocks, layers, pooler, pooled), contextlib.suppress(_Enough):
+            last = architecture.stack(**inputs)[0]
+            pooled[architecture.n_layers] = pooler(last)
+        return pooled
+
+
+@contextlib.contextmanager
+def _hooked(
+    blocks: torch.nn.ModuleList,
+    layers: tuple[int, ...],
+    pooler: Pooler,
+    pooled: dict[int, torch.Tensor],
+) -> Iterator[None]:
+    """Pool what block ``layer + 1`` receives, for each layer below the last."""
+
+    def hook_for(layer: int) -> Any:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            pooled[layer] = pooler(args[0] if args else kwargs["hidden_states"])
+            if layer == layers[-1]:
+                raise _Enough
+
+        return hook
+
+    handles = [
+        blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
+        for layer in layers
+        if layer < len(blocks)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,95 @@
+"""Loading a tokenizer and a model from local files, quietly and without running their code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from layerfuse.encoder.source import EncoderSource
+from layerfuse.errors import UnsupportedModelError, require
+
+__all__ = ["load_model", "load_tokenizer"]
+
+
+def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
+    """The encoder's tokenizer, a fast one where there is one.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When the folder holds no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(
+                source.folder, trust_remote_code=trust_remote_code, **_gguf(source)
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UnsupportedModelError(
+                f"{source.path} has no tokenizer that can be read, so it is not a text model or "
+                f"files are missing: {_first_line(error)}"
+            ) from error
+
+
+def load_model(
+    source: EncoderSource, dtype: str, *, trust_remote_code: bool, allow_pickle: bool
+) -> Any:
+    """The model without a language-model head, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When transformers cannot build a model from the files.
+    """
+    import torch
+    from transformers import AutoModel
+
+    with _quiet():
+        try:
+            model = AutoModel.from_pretrained(
+                source.folder,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                **({} if source.gguf_file else {"use_safetensors": None if allow_pickle else True}),
+                **_gguf(source),
+            )
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UnsupportedModelError(
+                f"{source.path} cannot be loaded as a text encoder: {_first_line(error)}"
+            ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _gguf(source: EncoderSource) -> dict[str, str]:
+    if source.gguf_file is None:
+        return {}
+    require("gguf", "gguf", "Reading a GGUF file")
+    require("accelerate", "gguf", "Reading a GGUF file")
+    return {"gguf_file": source.gguf_file}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loader's progress bars and its report on heads that are left out to itself."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

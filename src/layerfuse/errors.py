@@ -1,0 +1,101 @@
+"""What can go wrong, as types.
+
+::
+
+    LayerfuseError                    base of everything raised on purpose
+    ├── DataError (ValueError)        a file, a column, a text or a label is not usable
+    ├── ConfigError (ValueError)      a parameter, layer, pooling or setting is not usable
+    ├── NotFoundError (LookupError)   a named encoder, dataset, file or bundle is not there
+    ├── UnsupportedModelError (ValueError)  the model cannot be read layer by layer
+    ├── FormatError (ValueError)      a saved thing is damaged or from a newer version
+    ├── StorageError (OSError)        the disk refused a write
+    └── MissingExtraError (ImportError)     an optional package is not installed
+
+    LayerfuseWarning (UserWarning)    something was decided that the user should know
+
+Every message says what was got, what was expected and what to do. The command line exits
+with 2 on any ``LayerfuseError`` and with 1 on anything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FormatError",
+    "LayerfuseError",
+    "LayerfuseWarning",
+    "MissingExtraError",
+    "NotFoundError",
+    "StorageError",
+    "UnsupportedModelError",
+    "did_you_mean",
+    "require",
+]
+
+
+class LayerfuseError(Exception):
+    """Base of every error that layerfuse raises on purpose."""
+
+
+class DataError(LayerfuseError, ValueError):
+    """Texts or labels that cannot be used as they are."""
+
+
+class ConfigError(LayerfuseError, ValueError):
+    """A parameter with a value that cannot be used."""
+
+
+class NotFoundError(LayerfuseError, LookupError):
+    """A named encoder, dataset, file or bundle that is not there."""
+
+    def __str__(self) -> str:  # LookupError's subclasses print reprs; ours prints the message
+        return str(self.args[0]) if self.args else ""
+
+
+class UnsupportedModelError(LayerfuseError, ValueError):
+    """A model that is not a text encoder or whose layers cannot be read."""
+
+
+class FormatError(LayerfuseError, ValueError):
+    """A saved file that is damaged, of another kind, or from a newer version."""
+
+
+class StorageError(LayerfuseError, OSError):
+    """A write that the disk refused; what was complete before is kept."""
+
+
+class MissingExtraError(LayerfuseError, ImportError):
+    """An optional package that is not installed."""
+
+
+class LayerfuseWarning(UserWarning):
+    """Something was decided that the user should know."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest of ``known``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional ``module``, or say which extra brings it and what it was for.
+
+    Raises
+    ------
+    MissingExtraError
+        When the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package {module.partition('.')[0]!r}, which is not installed. "
+            f"Install it with: pip install 'layerfuse[{extra}]'"
+        ) from error

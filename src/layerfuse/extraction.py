@@ -1,0 +1,283 @@
+"""From texts to blocks: every layer and pooling in one forward pass over each text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.errors import DataError, StorageError
+from layerfuse.events import SILENT, Reporter
+from layerfuse.files import human_bytes
+from layerfuse.store import EmbeddingStore, Key, Section, text_hashes
+from layerfuse.store.shard import CorruptShardError
+
+__all__ = ["Embeddings", "check_texts", "extract"]
+
+_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+_SHARD_ROWS = 2048
+_SHARD_BYTES = 192 << 20
+_MENDS = 20  # damaged shards that one look-up will compute again
+
+
+class Embeddings(Mapping[BlockRef, npt.NDArray[np.float32]]):
+    """Blocks of one encoder over some texts: a mapping from block to array (n_texts, dim).
+
+    Arrays that lie in a store are read when they are asked for, one block at a time.
+    ``n_computed`` counts the distinct texts that were not in the store, ``truncated_share`` is the
+    share of texts that were cut to the encoder's token limit.
+    """
+
+    def __init__(
+        self, refs: Sequence[BlockRef], source: _Source, n_computed: int, truncated: npt.NDArray[Any]
+    ) -> None:
+        self._refs = tuple(refs)
+        self._source = source
+        self.n_computed = n_computed
+        self.truncated_share = float(truncated.mean())
+
+    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
+        if ref not in self._refs:
+            raise KeyError(f"{ref} was not extracted")
+        return self._source.block((ref.layer, ref.pooling))
+
+    def __iter__(self) -> Iterator[BlockRef]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a list of str.
+
+    Raises
+    ------
+    DataError
+        For a single string, no text at all, or a value that is not a string.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise DataError("Got one string; give a list of texts, for example [text].")
+    rows = list(texts)
+    for number, text in enumerate(rows):
+        if not isinstance(text, str):
+            raise DataError(
+                f"Text number {number} is {text!r} ({type(text).__name__}), expected a string. "
+                "Drop the rows without text, or fill them with an empty string."
+            )
+    if not rows:
+        raise DataError("There are no texts.")
+    return rows
+
+
+def extract(
+    texts: Sequence[str],
+    encoder: FrozenEncoder,
+    layers: Layers = "all",
+    pooling: str | Sequence[str] = ("mean",),
+    store: EmbeddingStore | None = None,
+    *,
+    batch_tokens: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Embeddings:
+    """Compute blocks of an encoder, all layers and poolings in one forward pass.
+
+    Equal texts are computed once. With a store, only what it does not hold is computed, shard by
+    shard, and a run that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    texts
+        n_texts strings; empty ones are allowed.
+    encoder
+        The frozen encoder.
+    layers, pooling
+        Which blocks.
+    store
+        Where embeddings are kept (as float16 where they fit); None keeps them in memory (float32).
+    batch_tokens
+        The most tokens of one batch, padding counted; halved when the device runs out of memory.
+
+    Returns
+    -------
+    Embeddings
+        A mapping from `BlockRef` to a float32 array of shape (n_texts, dim).
+
+    Raises
+    ------
+    DataError
+        For texts that are not strings.
+    StorageError
+        When the disk is full; finished shards are kept.
+    """
+    rows = check_texts(texts)
+    poolings = resolve_poolings(pooling)
+    wanted = resolve_layers(layers, encoder.n_layers, encoder.name)
+    keys = [(layer, name) for name in poolings for layer in wanted]
+    refs = [BlockRef(encoder.name, layer, name) for layer, name in keys]
+    hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
+    distinct = [rows[index] for index in first]
+    budget = batch_tokens or _BATCH_TOKENS[encoder.device.partition(":")[0]]
+    runner = _Runner(distinct, encoder, budget, reporter)
+    if store is None:
+        computed = _InMemory.compute(runner, keys, back)
+        return Embeddings(refs, computed, len(distinct), computed.truncated[back])
+    section = store.section(encoder.name, encoder.identity, reporter)
+    stored = _Stored(section, runner, hashes, back, keys)
+    n_computed = stored.complete()
+    return Embeddings(refs, stored, n_computed, section.truncated(hashes, keys[0])[back])
+
+
+@dataclass
+class _Runner:
+    """Runs an encoder over distinct texts."""
+
+    texts: list[str]
+    encoder: FrozenEncoder
+    budget: int
+    reporter: Reporter
+
+    def shards(
+        self, rows: npt.NDArray[np.intp], keys: Sequence[Key]
+    ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], dict[Key, Any]]]:
+        """Yield (row numbers, truncated, blocks) for parts of ``rows``, in the order given.
+
+        The parts and the batches inside them follow from the order alone, so that a run that was
+        stopped and goes on yields the same bytes as one that was not.
+        """
+        size = max(1, min(_SHARD_ROWS, _SHARD_BYTES // (4 * self.encoder.dim * len(keys))))
+        with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                truncated, blocks = self._read(part, keys, advance)
+                yield part, truncated, blocks
+
+    def _read(
+        self, part: npt.NDArray[np.intp], keys: Sequence[Key], advance: Any
+    ) -> tuple[npt.NDArray[np.bool_], dict[Key, npt.NDArray[np.float32]]]:
+        tokens = self.encoder.tokenize([self.texts[row] for row in part])
+        layers = sorted({layer for layer, _ in keys})
+        poolings = list(dict.fromkeys(pooling for _, pooling in keys))
+        blocks: dict[Key, npt.NDArray[np.float32]] = {}
+        for batch in self._batches(tokens.ids):
+            read = self._read_batch([tokens.ids[row] for row in batch], layers, poolings)
+            for layer, pooling in keys:
+                values = read[layer][:, poolings.index(pooling)]
+                if (layer, pooling) not in blocks:
+                    blocks[layer, pooling] = np.empty((len(part), values.shape[1]), np.float32)
+                blocks[layer, pooling][batch] = values
+            advance(len(batch))
+        return np.array(tokens.truncated, dtype=bool), blocks
+
+    def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
+        """Rows by falling length, as many to a batch as fit the token budget."""
+        order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
+        start = 0
+        while start < len(order):
+            size = max(1, self.budget // len(ids[order[start]]))
+            yield order[start : start + size]
+            start += size
+
+    def _read_batch(
+        self, ids: list[list[int]], layers: list[int], poolings: list[str]
+    ) -> dict[int, npt.NDArray[np.float32]]:
+        """Read a batch; out of memory is answered by halving the batch and the budget."""
+        import torch
+
+        try:
+            return self.encoder.read(ids, layers, poolings)
+        except torch.OutOfMemoryError:
+            if len(ids) == 1:
+                raise
+        torch.cuda.empty_cache()
+        self.budget = max(1, self.budget // 2)
+        self.reporter.note(
+            f"{self.encoder.name}: out of memory; batches are cut to {self.budget} tokens"
+        )
+        half = len(ids) // 2
+        low, high = (self._read_batch(part, layers, poolings) for part in (ids[:half], ids[half:]))
+        return {layer: np.concatenate([low[layer], high[layer]]) for layer in layers}
+
+
+class _Source(Protocol):
+    """Where the arrays come from."""
+
+    def block(self, key: Key) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass
+class _InMemory:
+    blocks: dict[Key, npt.NDArray[np.float32]]
+    truncated: npt.NDArray[np.bool_]
+    back: npt.NDArray[np.intp]
+
+    @classmethod
+    def compute(
+        cls, runner: _Runner, keys: Sequence[Key], back: npt.NDArray[np.intp]
+    ) -> _InMemory:
+        n_rows = len(runner.texts)
+        blocks: dict[Key, npt.NDArray[np.float32]] = {}
+        truncated = np.zeros(n_rows, dtype=bool)
+        for rows, cut, values in runner.shards(np.arange(n_rows), keys):
+            truncated[rows] = cut
+            for key, array in values.items():
+                if key not in blocks:
+                    blocks[key] = np.empty((n_rows, array.shape[1]), np.float32)
+                blocks[key][rows] = array
+        return cls(blocks, truncated, back)
+
+    def block(self, key: Key) -> npt.NDArray[np.float32]:
+        return self.blocks[key][self.back]
+
+
+@dataclass
+class _Stored:
+    section: Section
+    runner: _Runner
+    hashes: npt.NDArray[np.bytes_]
+    back: npt.NDArray[np.intp]
+    keys: Sequence[Key]
+
+    def complete(self) -> int:
+        """Compute and store what is missing; return how many texts that were."""
+        plan = self.section.missing(self.hashes, self.keys)
+        n_rows = len(np.unique(np.concatenate([np.empty(0, np.intp), *(rows for rows, _ in plan)])))
+        name, total = self.runner.encoder.name, len(self.hashes)
+        self.runner.reporter.note(
+            f"{name}: {total - n_rows} of {total} distinct texts are in the store"
+            + (f", {n_rows} to compute" if n_rows else "")
+        )
+        self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
+        for rows, keys in plan:
+            for part, truncated, blocks in self.runner.shards(rows, keys):
+                self.section.write(self.hashes[part], truncated, blocks)
+        return n_rows
+
+    def _check_room(self, n_vectors: int) -> None:
+        if not n_vectors:
+            return
+        needed = n_vectors * self.runner.encoder.dim * 2
+        free = shutil.disk_usage(self.section.folder).free
+        if needed > free:
+            raise StorageError(
+                f"The embeddings of {self.runner.encoder.name} need about {human_bytes(needed)}, "
+                f"and {self.section.folder} has {human_bytes(free)} free. Free some space, choose "
+                "another folder with --store, or read fewer layers or poolings."
+            )
+
+    def block(self, key: Key) -> npt.NDArray[np.float32]:
+        for _ in range(_MENDS):
+            try:
+                return self.section.read(self.hashes, key)[self.back]
+            except CorruptShardError:
+                self.complete()  # the shard was set aside; compute its rows again
+        raise StorageError(
+            f"{self.section.folder} gives back other bytes than were written, again and again. "
+            "Check the disk, or choose another folder with --store."
+        )

@@ -1,0 +1,233 @@
+"""Writing so that nothing is ever half written, and reading so that nothing is trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.errors import FormatError, NotFoundError, StorageError
+
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "cache_dir",
+    "digest",
+    "fingerprint_file",
+    "fingerprint_folder",
+    "human_bytes",
+    "read_json",
+    "read_tensors",
+    "write_json",
+    "write_tensors",
+]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def cache_dir() -> Path:
+    """The folder for models, datasets and embeddings: ``$LAYERFUSE_CACHE`` or the user's cache."""
+    if chosen := os.environ.get("LAYERFUSE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "layerfuse"
+
+
+def human_bytes(count: float) -> str:
+    """Format a byte count with a decimal unit, such as ``"438.0 MB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn a refused write into an error that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"The disk has no room to write {path}. What was complete before is kept; "
+                "free some space (or choose another folder) and run the same command again."
+            ) from error
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StorageError(
+                f"Writing {path} is not allowed. Choose a folder that you may write to."
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes the place of ``path`` only on success.
+
+    Raises
+    ------
+    StorageError
+        When the disk is full or not writable; nothing is left behind.
+    """
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that is renamed to ``path`` only on success.
+
+    Raises
+    ------
+    StorageError
+        When ``path`` exists (and ``overwrite`` is false), or the disk refuses.
+    """
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path} exists already. Choose another folder, or remove it first.")
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o777 & ~mask)
+            if overwrite and path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)  # fails if another process made a folder here meanwhile
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as indented UTF-8 JSON, atomically; NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
+    """Read a JSON object written by layerfuse and check its ``format`` and ``format_version``.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    FormatError
+        When it is not JSON, of another kind, or from a newer version of layerfuse.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no {path.name} in {path.parent}. Is it a {kind}?") from error
+    except (ValueError, OSError) as error:
+        raise FormatError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict) or value.get("format") != kind:
+        found = value.get("format") if isinstance(value, dict) else type(value).__name__
+        raise FormatError(f"{path} should be a {kind}, but says {found!r}.")
+    found_version = value.get("format_version")
+    if not isinstance(found_version, int) or found_version > version:
+        raise FormatError(
+            f"{path} has format version {found_version!r}, and this layerfuse reads up to "
+            f"{version}. Upgrade with: pip install --upgrade layerfuse"
+        )
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays as one safetensors file, atomically."""
+    from safetensors.numpy import save
+
+    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_tensors(
+    path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file whose names, shapes and dtypes must be exactly ``expected``.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    FormatError
+        When the file is damaged, or a name, shape or dtype differs; the message names it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise NotFoundError(f"There is no {path.name} in {path.parent}.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(f"{path} is damaged and cannot be read: {error}") from error
+    if missing := sorted(set(expected) ^ set(tensors)):
+        raise FormatError(f"{path} does not hold what it should; these names differ: {missing}.")
+    for name, (shape, dtype) in expected.items():
+        array = tensors[name]
+        if array.shape != tuple(shape) or str(array.dtype) != dtype:
+            raise FormatError(
+                f"{path}: tensor {name!r} is {array.dtype}{list(array.shape)}, "
+                f"expected {dtype}{list(shape)}. The file was changed after it was saved."
+            )
+    return tensors
+
+
+def digest(*parts: str | bytes) -> str:
+    """Hex BLAKE2b digest (128 bits) of the parts, each length-prefixed so that they can't run."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode("utf-8") if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "little"))
+        hasher.update(data)
+    return hasher.hexdigest()
+
+
+def fingerprint_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, remembered in the cache folder by path, size and time."""
+    status = path.stat()
+    memo = cache_dir() / "fingerprints" / f"{digest(str(path.resolve()))}.json"
+    key = [status.st_size, status.st_mtime_ns]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memo.read_text(encoding="utf-8"))
+        if known["key"] == key:
+            return str(known["sha256"])
+    with path.open("rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    if status.st_size > 1 << 20:  # small files are hashed faster than remembered
+        with contextlib.suppress(StorageError):
+            write_json(memo, {"key": key, "sha256": value})
+    return value
+
+
+def fingerprint_folder(folder: Path, names: list[str]) -> str:
+    """One digest over the named files of a folder (order does not matter)."""
+    return digest(*(f"{name}={fingerprint_file(folder / name)}" for name in sorted(names)))

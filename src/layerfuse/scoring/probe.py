@@ -1,0 +1,155 @@
+"""Scoring blocks with a probe: a linear classifier that measures a block and is thrown away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.errors import ConfigError, DataError, did_you_mean
+from layerfuse.events import SILENT, Reporter
+from layerfuse.scoring.ridge import Spectrum, leave_one_out, one_hot, spectrum
+
+__all__ = ["SCORERS", "Probed", "probe_blocks", "score_blocks"]
+
+Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
+
+N_COMPONENTS = 200
+"""Principal coordinates that are kept of each block for selection."""
+
+_FOLDS = 5
+_LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Scores, and each block's leading principal coordinates (n, at most ``N_COMPONENTS``)."""
+
+    scores: BlockScores
+    coordinates: dict[BlockRef, npt.NDArray[np.float32]]
+
+
+def score_blocks(
+    embeddings: Blocks, y: npt.ArrayLike, scorer: str = "ridge", *, reporter: Reporter = SILENT
+) -> BlockScores:
+    """Score each block by how well a linear probe predicts the labels from it alone.
+
+    Parameters
+    ----------
+    embeddings
+        Mapping from block to array (n, dim).
+    y
+        Labels (n,), of any kind.
+    scorer
+        ``"ridge"``: ridge regression on one-hot labels, exact leave-one-out in closed form.
+        ``"logistic"``: multinomial logistic regression, stratified 5-fold; slower, a cross-check.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown scorer.
+    DataError
+        When rows and labels differ in number, or there is only one class.
+    """
+    return probe_blocks(embeddings, y, scorer, n_components=0, reporter=reporter).scores
+
+
+def probe_blocks(
+    embeddings: Blocks,
+    y: npt.ArrayLike,
+    scorer: str = "ridge",
+    *,
+    n_components: int = N_COMPONENTS,
+    reporter: Reporter = SILENT,
+) -> Probed:
+    """`score_blocks`, keeping each block's leading ``n_components`` principal coordinates."""
+    if scorer not in SCORERS:
+        raise ConfigError(
+            f"Unknown scorer {scorer!r}. Choose from {', '.join(SCORERS)}."
+            + did_you_mean(scorer, SCORERS)
+        )
+    classes, encoded = np.unique(np.asarray(y), return_inverse=True)
+    if len(classes) < 2:
+        raise DataError("All labels are the same; there is nothing to tell apart.")
+    scores, coordinates = [], {}
+    with reporter.task("scoring", len(embeddings), "blocks") as advance:
+        for block in embeddings:
+            features = embeddings[block]
+            if len(features) != len(encoded):
+                raise DataError(
+                    f"{block} has {len(features)} rows, but there are {len(encoded)} labels."
+                )
+            space = spectrum(features)
+            scores.append(SCORERS[scorer](block, space, encoded, len(classes)))
+            if n_components:
+                coordinates[block] = np.ascontiguousarray(
+                    space.rotated[:, :n_components], dtype=np.float32
+                )
+            advance(1)
+    return Probed(BlockScores(tuple(scores), scorer), coordinates)
+
+
+def _ridge(
+    block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int
+) -> BlockScore:
+    result = leave_one_out(space, one_hot(y, n_classes))
+    return _score(block, y, result.predictions.argmax(axis=1), result.errors, result.penalty)
+
+
+def _logistic(
+    block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int
+) -> BlockScore:
+    """The same features; C by the lowest log loss over the folds."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    smallest = int(np.bincount(y, minlength=n_classes).min())
+    if smallest < 2:
+        raise DataError("The logistic scorer needs two rows of every class; use scorer='ridge'.")
+    folds = StratifiedKFold(min(_FOLDS, smallest), shuffle=True, random_state=0)
+    best: tuple[npt.NDArray[np.floating], npt.NDArray[np.intp], float] | None = None
+    for C in _LOGISTIC_C:
+        proba = cross_val_predict(
+            LogisticRegression(C=C, max_iter=1000),
+            space.rotated,
+            y,
+            cv=folds,
+            method="predict_proba",
+        )
+        losses = -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-12))
+        if best is None or losses.mean() < best[0].mean():
+            best = (losses, proba.argmax(axis=1), 1.0 / C)
+    assert best is not None
+    return _score(block, y, best[1], best[0], best[2])
+
+
+def _score(
+    block: BlockRef,
+    y: npt.NDArray[np.intp],
+    predicted: npt.NDArray[np.intp],
+    losses: npt.NDArray[np.floating],
+    penalty: float,
+) -> BlockScore:
+    from sklearn.metrics import f1_score
+
+    correct = predicted == y
+    root = np.sqrt(len(y))
+    return BlockScore(
+        block=block,
+        accuracy=float(correct.mean()),
+        accuracy_se=float(correct.std() / root),
+        macro_f1=float(f1_score(y, predicted, average="macro", zero_division=0)),
+        loss=float(losses.mean()),
+        loss_se=float(losses.std() / root),
+        penalty=penalty,
+    )
+
+
+SCORERS: dict[str, Callable[[BlockRef, Spectrum, npt.NDArray[np.intp], int], BlockScore]] = {
+    "ridge": _ridge,
+    "logistic": _logistic,
+}

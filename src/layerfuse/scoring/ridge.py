@@ -1,0 +1,124 @@
+r"""Ridge regression on one-hot labels with exact leave-one-out predictions, in closed form.
+
+With :math:`Z` the standardised features, :math:`Z^T Z = V \Lambda V^T` and :math:`Q = Z V`, the
+fitted values for the penalty :math:`\alpha` are :math:`Q (\Lambda + \alpha)^{-1} Q^T Y` and the
+leverages :math:`h_i = 1/n + \sum_j Q_{ij}^2 / (\lambda_j + \alpha)`. The residual of row :math:`i`
+when the model never saw it is its ordinary residual divided by :math:`1 - h_i` (Allen's PRESS,
+1974; Rifkin and Lippert, "Notes on Regularized Least Squares", 2007). One eigendecomposition serves
+all penalties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PENALTIES", "LeaveOneOut", "Spectrum", "leave_one_out", "one_hot", "spectrum"]
+
+Floats = npt.NDArray[np.floating]
+
+PENALTIES = np.logspace(-5.0, -0.5, 10)
+"""Penalties that are tried, per row, for features whose variances add up to one."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Features turned onto their principal axes.
+
+    ``rotated`` (n, rank) is Q, ordered by falling ``eigenvalues`` (rank,). ``axes`` (dim, rank) is
+    V, or None where it was not asked for; ``mean`` and ``scale`` (dim,) standardise a row:
+    ``(row - mean) * scale``.
+    """
+
+    rotated: Floats
+    eigenvalues: Floats
+    axes: Floats | None
+    mean: Floats
+    scale: Floats
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Leave-one-out results at the penalty with the lowest loss.
+
+    ``predictions`` (n, n_classes) are those of models that did not see the row, ``errors`` (n,)
+    their squared errors summed over classes; ``penalty`` is in the units of the eigenvalues.
+    """
+
+    penalty: float
+    predictions: Floats
+    errors: Floats
+
+    @property
+    def loss(self) -> float:
+        return float(self.errors.mean())
+
+
+def one_hot(y: npt.NDArray[np.integer], n_classes: int) -> npt.NDArray[np.float32]:
+    """Class indices (n,) to targets (n, n_classes)."""
+    targets = np.zeros((len(y), n_classes), dtype=np.float32)
+    targets[np.arange(len(y)), y] = 1.0
+    return targets
+
+
+def standardisation(X: Floats) -> tuple[Floats, Floats]:
+    """Mean (dim,) and scale (dim,) with which columns get variance 1/dim; constant ones get 0."""
+    mean = X.mean(axis=0, dtype=np.float64)
+    # In float32 a large common offset (an attention sink) would eat the variance's digits.
+    deviation = np.sqrt(((X - mean.astype(X.dtype)) ** 2).mean(axis=0, dtype=np.float64))
+    varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-12)
+    scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0) / np.sqrt(X.shape[1])
+    return mean.astype(X.dtype), scale.astype(X.dtype)
+
+
+def spectrum(X: Floats, *, axes: bool = False) -> Spectrum:
+    """Standardise features (n, dim), scale them by 1/sqrt(dim) and turn them onto their axes.
+
+    Works on the smaller of the Gram matrices (dim, dim) and (n, n).
+    """
+    mean, scale = standardisation(X)
+    Z = (X - mean) * scale
+    wide = Z.shape[1] > Z.shape[0]
+    values, vectors = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
+    # Directions below the precision of the decomposition carry only rounding errors.
+    kept = values > values[-1] * max(Z.shape) * np.finfo(values.dtype).eps
+    values, vectors = values[kept][::-1], np.ascontiguousarray(vectors[:, kept][:, ::-1])
+    if not wide:
+        return Spectrum(Z @ vectors, values, vectors if axes else None, mean, scale)
+    roots = np.sqrt(values)
+    turned = (Z.T @ vectors) / roots if axes else None
+    return Spectrum(vectors * roots, values, turned, mean, scale)
+
+
+def leave_one_out(
+    space: Spectrum, targets: Floats, penalties: npt.ArrayLike = PENALTIES
+) -> LeaveOneOut:
+    """Exact leave-one-out predictions for each penalty (times n), at the best of them.
+
+    Parameters
+    ----------
+    space
+        Features of n rows.
+    targets
+        (n, n_classes), from `one_hot`.
+    penalties
+        Candidates, per row.
+    """
+    n = len(targets)
+    centre = targets.mean(axis=0, dtype=np.float64).astype(targets.dtype)
+    projected = space.rotated.T @ (targets - centre)
+    alphas = np.atleast_1d(np.asarray(penalties, dtype=space.rotated.dtype)) * n
+    shrink = 1.0 / (space.eigenvalues[:, None] + alphas)  # (rank, penalties)
+    spare = 1.0 - 1.0 / n - (space.rotated**2) @ shrink  # 1 - leverage, (n, penalties)
+    spare = np.maximum(spare, 1e-6)
+    best: LeaveOneOut | None = None
+    for index, alpha in enumerate(alphas):
+        fitted = space.rotated @ (projected * shrink[:, index, None]) + centre
+        residuals = (targets - fitted) / spare[:, index, None]
+        errors = np.einsum("nc,nc->n", residuals, residuals)
+        if best is None or errors.mean() < best.loss:
+            best = LeaveOneOut(float(alpha), targets - residuals, errors)
+    assert best is not None
+    return best

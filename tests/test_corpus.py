@@ -1,0 +1,326 @@
+"""Reading labelled texts: what is accepted, and what each fault is answered with."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from layerfuse.corpus import (
+    Split,
+    TextDataset,
+    audit,
+    check_trainable,
+    read_dataset,
+    read_hub,
+)
+from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
+
+ROWS = [("good film", "pos"), ("a bad,\nlong one", "neg"), ('she said "no"', "neg")]
+TEXTS, LABELS = zip(*ROWS, strict=True)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def jsonl(rows: list[dict[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write_rows(path: Path) -> Path:
+    """``ROWS`` in the format that the file's name says."""
+    if ".json" in path.name or ".ndjson" in path.name:
+        return write(path, jsonl([{"text": text, "label": label} for text, label in ROWS]))
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"text": TEXTS, "label": LABELS}), path)
+        return path
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    with plain.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if ".tsv" in path.name else ",")
+        writer.writerows([("text", "label"), *ROWS])
+    return write(path, plain.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d.csv",
+        "d.csv.gz",
+        "D.CSV",
+        "d.tsv",
+        "d.tsv.gz",
+        "d.jsonl",
+        "d.jsonl.gz",
+        "d.ndjson",
+        "d.parquet",
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    dataset = read_dataset(str(write_rows(tmp_path / name)))
+    assert dataset == TextDataset(name[0], {"train": Split(TEXTS, LABELS)})
+    assert dataset.train.labels == LABELS
+    assert dataset.test is None
+    assert dataset.test_name is None
+
+
+def test_folder_of_splits(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl.gz")
+    write_rows(tmp_path / "validation.csv")
+    write(tmp_path / "README.md", "about")
+    dataset = read_dataset(tmp_path)
+    assert list(dataset.splits) == ["train", "validation"]
+    assert dataset.name == tmp_path.name
+    assert dataset.test_name == "validation"
+    other = write(tmp_path / "other.csv", "text,label\nx,pos\n")
+    dataset = read_dataset(tmp_path, test=str(other))
+    assert dataset.test == Split(("x",), ("pos",))
+    assert dataset.test_name == "test"
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("\ufefftext,label\na,1\n", ("a",)),
+        ('text,label\r\n"a\r\nb",1\r\n', ("a\r\nb",)),
+        ("text,label\n,1\n\n", ("",)),
+        ("text;label\na,b;1\n", ("a,b",)),
+        ("text,label\n" + "a" * 300_000 + ",1\n", ("a" * 300_000,)),
+        (",text,label\n0,a,1\n", ("a",)),
+        ("text,label\na\u2028b,1\n", ("a\u2028b",)),
+    ],
+    ids=["bom", "crlf", "empty text", "semicolons", "long field", "pandas index", "separator"],
+)
+def test_csv_as_it_is_found(tmp_path: Path, content: str, texts: tuple[str, ...]) -> None:
+    split = read_dataset(write(tmp_path / "d.csv", content)).train
+    assert split == Split(texts, ("1",))
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('text\tlabel\n"open\t1\nand shut"\t1\n', ('"open', 'and shut"')),
+        ('text\tlabel\n"say ""no"""\t1\nb\t1\n', ('say "no"', "b")),
+        ('text\tlabel\n"two\nlines"\t1\nb\t1\n', ("two\nlines", "b")),
+    ],
+    ids=["plain", "quoted", "line break"],
+)
+def test_tsv_with_and_without_quoting(tmp_path: Path, content: str, texts: tuple[str, ...]) -> None:
+    assert read_dataset(write(tmp_path / "d.tsv", content)).train.texts == texts
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "text", "label"),
+    [
+        ("id,Text,Label", {}, "B", "C"),
+        ("category,body,id", {}, "B", "A"),
+        ("a,b,c", {"text_column": "c", "label_column": "a"}, "C", "A"),
+        ("text,label,kind", {"label_column": "kind"}, "A", "C"),
+    ],
+)
+def test_columns_by_name(
+    tmp_path: Path, header: str, options: dict[str, str], text: str, label: str
+) -> None:
+    split = read_dataset(write(tmp_path / "d.csv", f"{header}\nA,B,C\n"), **options).train  # type: ignore[arg-type]
+    assert split == Split((text,), (label,))
+
+
+def test_of_two_columns_the_longer_is_the_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", "kind,tweet\nx,a long text\nx,another one\n")
+    assert read_dataset(path).train == Split(("a long text", "another one"), ("x", "x"))
+
+
+def test_without_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", "tweet\na\nb\n")
+    assert read_dataset(path, labelled=False).train == Split(("a", "b"), None)
+    path = write(tmp_path / "e.csv", "text,label\na,x\n")
+    assert read_dataset(path, labelled=False).train.labels is None
+    assert read_dataset(path, labelled=False, label_column="label").train.labels == ("x",)
+
+
+@pytest.mark.parametrize("label", [3, True, 0.5])
+def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
+    path = write(tmp_path / "d.jsonl", jsonl([{"text": "a", "label": label}]))
+    assert read_dataset(path).train.labels == (label,)
+    assert type((read_dataset(path).train.labels or ())[0]) is type(label)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.txt", "a", "extension that is not read.*\\.csv, \\.tsv, \\.jsonl"),
+        ("d.csv", "", "is empty"),
+        ("d.csv", "text,label\n", "header line but no rows"),
+        ("d.jsonl", "\n\n", "is empty"),
+        ("d.csv", "a,b,c\n1,2,3\n", "no column that is plainly the text(.|\n)*a, b, c.*--text-col"),
+        ("d.csv", "text,b,c\n1,2,3\n", "plainly the label(.|\n)*--label-column"),
+        ("d.csv", "id,text\n1,a\n2,b\n", "plainly the label"),
+        ("d.csv", "text\na\n", "plainly the label"),
+        ("d.csv", "so good,pos\nso bad,neg\nso so,pos\n", "seems to have no header line"),
+        ("d.csv", "text,text,label\na,b,c\n", "two columns named 'text'"),
+        ("d.csv", "text,label\na,x\na,b,c\n", "line 3: 3 fields, where the header has 2"),
+        ("d.csv", 'text,label\n"a\nb",x\na,b,c\n', "line 4: 3 fields"),
+        ("d.csv", 'text,label\n"a" b,x\n', "line 2: the quotes do not close"),
+        ("d.csv", 'text,label\na,x\n"b,x\n', "line 3: the quotes do not close"),
+        ("d.csv", b"text,label\na,x\ncaf\xe9,x\n", "line 3 holds the byte 0xe9(.|\n)*WINDOWS-1252"),
+        ("d.csv", "text,label\na,x\n".encode("utf-16"), "iconv -f UTF-16"),
+        ("d.csv", "text,label\na,\nb, \nc,x\n", "'label' has no value in 2 of 3 rows .row 0, 1,"),
+        ("d.jsonl", '{"text": "a"}\n{"text":\n', "line 2 is not JSON"),
+        ("d.jsonl", '[{"text": "a"}]\n', "line 1 holds a JSON list"),
+        ("d.jsonl", jsonl([{"text": None, "label": 1}] * 7), "7 of 7 rows .row 0, 1, 2, 3, 4, …"),
+        ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b"}]), "'label' has no value in 1"),
+        ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": 5, "label": 1}]), "int in row 1"),
+        ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "half a surrogate"),
+        ("d.jsonl", jsonl([{"text": "a", "label": ["x", "y"]}]), "a list in row 0.*one class for"),
+        (
+            "d.jsonl",
+            jsonl([{"text": "a", "label": 1}, {"text": "b", "label": "x"}]),
+            "int in row 0, str in row 1",
+        ),
+        ("d.parquet", "no", "cannot be read as parquet"),
+    ],
+)
+def test_faults_in_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(write(tmp_path / name, content))
+    assert str(caught.value).count("\n") < 5
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv.gz", "text,label\na,x\n" * 100)
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="cannot be unpacked as gzip"):
+        read_dataset(path)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    write_rows(tmp_path / "reviews.csv")
+    with pytest.raises(NotFoundError, match=r"Did you mean 'reviews\.csv'"):
+        read_dataset(tmp_path / "review.csv")
+    with pytest.raises(NotFoundError, match=r"the folder .*nowhere does not exist"):
+        read_dataset(tmp_path / "nowhere" / "d.csv")
+    with pytest.raises(NotFoundError, match="There is no file 'folder'"):
+        read_dataset(tmp_path / "folder")
+
+
+def test_folders_that_do_not_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no split files .it has: nothing"):
+        read_dataset(tmp_path)
+    write_rows(tmp_path / "train.csv")
+    write_rows(tmp_path / "train.jsonl.gz")
+    with pytest.raises(DataError, match=r"more than one file .*train\.csv, train\.jsonl\.gz"):
+        read_dataset(tmp_path)
+
+
+def test_wrong_columns(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "d.csv")
+    with pytest.raises(DataError, match=r"no column 'texts'. Did you mean 'text'"):
+        read_dataset(path, text_column="texts")
+    with pytest.raises(DataError, match=r"no column 'y'(.|\n)*--label-column"):
+        read_dataset(path, label_column="y")
+    with pytest.raises(DataError, match="cannot be both"):
+        read_dataset(path, text_column="text", label_column="text")
+    test = write(tmp_path / "test.csv", "text,kind\na,pos\n")
+    with pytest.raises(DataError, match=r"test\.csv has no column 'label'"):
+        read_dataset(path, test=test)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "no labelled rows"),
+        ((), "no labelled rows"),
+        (("x",) * 3, "All 3 rows have the same label 'x'"),
+        (("x", "x", "y", "y", "z"), "1 of 3 have only one: 'z'"),
+        (tuple(range(9)), "0, 1, 2, 3, 4 and 4 more"),
+    ],
+)
+def test_labels_that_cannot_be_learnt(labels: tuple[object, ...] | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_trainable(labels)
+    check_trainable(["x", "y", "y", "x"])
+
+
+def test_nouns_refuse_what_does_not_fit() -> None:
+    with pytest.raises(DataError, match="2 texts but 1 labels"):
+        Split(("a", "b"), ("x",))
+    with pytest.raises(DataError, match="d has no train split; its splits are test"):
+        _ = TextDataset("d", {"test": Split(("a",))}).train
+    with pytest.raises(ConfigError, match="0 rows"):
+        TextDataset("d", {}).subsample(0, seed=0)
+
+
+def skewed(sizes: dict[str, int]) -> Split:
+    labels = tuple(label for label, size in sizes.items() for _ in range(size))
+    return Split(tuple(f"{label} {row}" for row, label in enumerate(labels)), labels)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_subsample_is_stratified_and_repeatable(seed: int) -> None:
+    dataset = TextDataset(
+        "d",
+        {"train": skewed({"a": 70, "b": 25, "c": 4, "d": 1}), "test": skewed({"a": 30, "b": 3})},
+    )
+    part = dataset.subsample(20, seed)
+    assert part == dataset.subsample(20, seed)
+    assert part != dataset.subsample(20, seed + 1)
+    assert Counter(part.train.labels) == {"a": 12, "b": 5, "c": 2, "d": 1}
+    assert Counter(part.splits["test"].labels) == {"a": 18, "b": 2}
+    rows = [dataset.train.texts.index(text) for text in part.train.texts]
+    assert rows == sorted(set(rows))  # each row once, in the order they came
+    assert all(
+        text.startswith(str(label))
+        for text, label in zip(part.train.texts, part.train.labels or (), strict=True)
+    )
+
+
+def test_subsample_at_its_limits() -> None:
+    dataset = TextDataset("d", {"train": skewed({"a": 5, "b": 5, "c": 5})})
+    assert Counter(dataset.subsample(3, 0).train.labels) == {"a": 2, "b": 2, "c": 2}
+    assert dataset.subsample(15, 0) == dataset
+    unlabelled = TextDataset("d", {"train": Split(tuple("abcdef"))})
+    assert len(unlabelled.subsample(4, 0).train) == 4
+
+
+def test_audit_finds_what_was_planted() -> None:
+    train = Split(
+        ("same", "same", "other", "same", "", "x" * 30, "The  Leak", "rare"),
+        ("a", "b", "a", "a", "b", "b", "a", "c"),
+    )
+    test = Split(("fresh", "the leak", "", "rare\n"), ("a", "b", "d", "a"))
+    found = audit(TextDataset("d", {"train": train, "test": test}), max_tokens_hint_chars=20)
+    split = found.splits["train"]
+    assert (split.rows, split.classes) == (8, {"a": 4, "b": 3, "c": 1})
+    assert (split.empty.count, split.empty.rows) == (1, (4,))
+    assert (split.duplicates.count, split.duplicates.rows) == (2, (1, 3))
+    assert (split.conflicts, split.conflict_rows) == (1, ((0, 1, 3),))
+    assert split.over_long.rows == (5,)
+    assert (found.leaks.count, found.leaks.rows) == (2, (1, 3))
+    assert found.untested_classes == ("c",)
+    assert found.unseen_classes == ("d",)
+    assert found.small_classes == {"a": 4, "b": 3, "c": 1}
+    assert json.loads(json.dumps(found.to_dict()))["splits"]["test"]["rows"] == 4
+
+
+def test_audit_of_one_unlabelled_split() -> None:
+    found = audit(TextDataset("d", {"train": Split(("a",) * 9)}))
+    assert found.splits["train"].duplicates.count == 8
+    assert len(found.splits["train"].duplicates.rows) == 5
+    assert found.splits["train"].classes == {}
+    assert (found.leaks.count, found.test_name, found.untested_classes) == (0, None, ())
+
+
+def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"layerfuse\[hub\]"):
+        read_hub("owner/name")

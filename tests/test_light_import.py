@@ -1,0 +1,53 @@
+"""``import layerfuse`` and ``--help`` stay quick: nothing heavy is loaded for either."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+HEAVY = {"torch", "transformers", "sklearn"}
+HELP_SECONDS = 0.3
+
+RUN_HELP = """
+import contextlib, io, runpy, sys
+sys.argv = ["layerfuse", "--help"]
+shown = io.StringIO()
+with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+    runpy.run_module("layerfuse", run_name="__main__")
+assert "layerfuse" in shown.getvalue().lower(), shown.getvalue()
+"""
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in ``sys.modules`` after a fresh interpreter ran the code."""
+    code += "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_the_probe_sees_a_loaded_package():
+    assert "numpy" in loaded_by("import numpy")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = loaded_by("import layerfuse")
+    assert loaded & (HEAVY | {"numpy", "scipy", "pyarrow", "typer", "rich"}) == set()
+
+
+def test_the_help_loads_nothing_heavy():
+    assert loaded_by(RUN_HELP) & HEAVY == set()
+
+
+def test_the_help_is_quick():
+    """The best of five, which is what the code costs; the rest is what the machine was doing."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "layerfuse", "--help"], capture_output=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < HELP_SECONDS
