@@ -64,7 +64,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma3": lambda: _gemma(hf.Gemma3TextConfig),
     "mistral": lambda: hf.MistralConfig(**_GROUPED, sliding_window=16),
     "falcon": lambda: hf.FalconConfig(
-        **{k: v for k, v in _COMMON.items()}, hidden_size=32, num_hidden_layers=N_LAYERS,
+        **_COMMON, hidden_size=32, num_hidden_layers=N_LAYERS,
         num_attention_heads=4, multi_query=True,
     ),
     "falcon-alibi": lambda: hf.FalconConfig(

@@ -11,14 +11,14 @@ import numpy.typing as npt
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.metrics import check_class_rows
 
-__all__ = ["CALIBRATIONS", "TemperatureCalibrator", "fit_calibration"]
+__all__ = ["CALIBRATIONS", "TemperatureCalibrator", "check_calibration", "fit_calibration"]
 
 CALIBRATIONS: tuple[str, ...] = ("temperature", "none")
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class TemperatureCalibrator:
     """Divide logits by one number before the softmax; the predicted class stays the same.
 
@@ -39,8 +39,9 @@ class TemperatureCalibrator:
                 f"temperature={self.temperature!r} is not usable. Give a finite number above 0."
             )
 
-    def fit(self, logits: npt.ArrayLike, y: npt.ArrayLike) -> TemperatureCalibrator:
-        """Set ``temperature`` to the one of least log loss, and return self.
+    @classmethod
+    def fit(cls, logits: npt.ArrayLike, y: npt.ArrayLike) -> TemperatureCalibrator:
+        """Find the temperature of least log loss.
 
         It is kept within 0.05 to 20: where every row is predicted right, the loss falls for
         ever as it shrinks. Where nothing beats 1 on these rows, it is 1. Use rows that the head
@@ -71,8 +72,7 @@ class TemperatureCalibrator:
             method="bounded",
             options={"xatol": 1e-6},
         )
-        self.temperature = math.exp(found.x) if found.fun < log_loss(0.0) else 1.0
-        return self
+        return cls(math.exp(found.x) if found.fun < log_loss(0.0) else 1.0)
 
     def predict_proba(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Turn logits (n, n_classes) into float64 probabilities (n, n_classes).
@@ -94,12 +94,10 @@ class TemperatureCalibrator:
         return probabilities
 
 
-def fit_calibration(
-    name: str, logits: npt.ArrayLike, y: npt.ArrayLike
-) -> TemperatureCalibrator | None:
+def fit_calibration(name: str, logits: npt.ArrayLike, y: npt.ArrayLike) -> TemperatureCalibrator:
     """Fit the calibration called ``name`` on logits (n, n_classes) and class indices y (n,).
 
-    ``"temperature"`` gives a fitted ``TemperatureCalibrator``, ``"none"`` gives None.
+    ``"temperature"`` finds one; ``"none"`` leaves logits as they are (temperature 1).
 
     Raises
     ------
@@ -108,9 +106,16 @@ def fit_calibration(
     DataError
         For arrays that do not fit together.
     """
+    check_calibration(name)
+    return (
+        TemperatureCalibrator.fit(logits, y) if name == "temperature" else TemperatureCalibrator()
+    )
+
+
+def check_calibration(name: str) -> None:
+    """Raise a ConfigError for an unknown calibration."""
     if name not in CALIBRATIONS:
         raise ConfigError(
             f"Unknown calibration {name!r}. Choose from {', '.join(CALIBRATIONS)}."
             + did_you_mean(str(name), CALIBRATIONS)
         )
-    return TemperatureCalibrator().fit(logits, y) if name == "temperature" else None

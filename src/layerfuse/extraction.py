@@ -35,7 +35,11 @@ class Embeddings(Mapping[BlockRef, npt.NDArray[np.float32]]):
     """
 
     def __init__(
-        self, refs: Sequence[BlockRef], source: _Source, n_computed: int, truncated: npt.NDArray[Any]
+        self,
+        refs: Sequence[BlockRef],
+        source: _Source,
+        n_computed: int,
+        truncated: npt.NDArray[Any],
     ) -> None:
         self._refs = tuple(refs)
         self._source = source
@@ -218,9 +222,7 @@ class _InMemory:
     back: npt.NDArray[np.intp]
 
     @classmethod
-    def compute(
-        cls, runner: _Runner, keys: Sequence[Key], back: npt.NDArray[np.intp]
-    ) -> _InMemory:
+    def compute(cls, runner: _Runner, keys: Sequence[Key], back: npt.NDArray[np.intp]) -> _InMemory:
         n_rows = len(runner.texts)
         blocks: dict[Key, npt.NDArray[np.float32]] = {}
         truncated = np.zeros(n_rows, dtype=bool)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, did_you_mean
-from layerfuse.scoring import leave_one_out, one_hot, spectrum
+from layerfuse.scoring import decompose, leave_one_out, one_hot, stratified_folds
 
-__all__ = ["HEADS", "ClassWeight", "LinearHead", "fit_head"]
+__all__ = ["HEADS", "LinearHead", "check_head", "fit_head", "search_penalty"]
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
-ClassWeight: TypeAlias = Literal["balanced"] | Mapping[Any, float] | None
 
 HEADS = ("logistic", "ridge")
 
-_GRID = tuple(float(C) for C in np.logspace(0, 4, 9))
+_FOLDS = 3
+_NEVER = -30.0  # the logit of a class that was not seen
+
+_GRID = tuple(float(C) for C in np.logspace(-2, 3, 11))
 """Values of C that are tried, smallest (strongest penalty) first."""
 
 
@@ -41,38 +42,129 @@ class LinearHead:
         return np.asarray(X @ self.coef + self.intercept)
 
 
+def search_penalty(
+    kind: str,
+    Z: Floats,
+    y: Labels,
+    *,
+    class_weight: npt.NDArray[np.floating] | None = None,
+    seed: int = 0,
+) -> float:
+    """Find the penalty of a head: exact leave-one-out for ridge, stratified folds for logistic.
+
+    Parameters
+    ----------
+    kind
+        ``"logistic"`` or ``"ridge"``.
+    Z, y
+        Centred, block-scaled features (n, dim), of which the leading principal coordinates are
+        enough, and class indices (n,).
+    class_weight
+        A weight for each class (n_classes,), or None.
+
+    Returns
+    -------
+    float
+        1/C for logistic, alpha for ridge.
+    """
+    check_head(kind)
+    if kind == "ridge":
+        return leave_one_out(decompose(Z), one_hot(y, int(y.max()) + 1)).penalty
+    return 1.0 / _search_c(Z, y, _row_weights(class_weight, y), seed)
+
+
 def fit_head(
     kind: str,
     X: Floats,
     y: Labels,
     n_classes: int,
+    penalty: float,
     *,
     class_weight: npt.NDArray[np.floating] | None = None,
-    penalty: float | None = None,
-    seed: int = 0,
 ) -> LinearHead:
-    """Fit a head, its penalty found by cross-validation unless it is given.
+    """Fit a head.
 
     Parameters
     ----------
     kind
         ``"logistic"``: multinomial logistic regression; ``"ridge"``: ridge regression on one-hot
-        labels, the penalty by exact leave-one-out.
+        labels.
     X, y
         Block-scaled features (n, dim) and class indices (n,).
+    penalty
+        From `search_penalty`.
     class_weight
         A weight for each class (n_classes,), or None.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown kind.
     """
+    check_head(kind)
+    weights = _row_weights(class_weight, y)
+    if kind == "ridge":
+        coef, intercept = _fit_ridge(X, one_hot(y, n_classes), weights, penalty)
+    else:
+        coef, intercept = _fit_logistic(X, y, n_classes, weights, penalty)
+    return LinearHead(
+        kind, np.ascontiguousarray(coef.T, dtype=np.float32), intercept.astype(np.float32), penalty
+    )
+
+
+def check_head(kind: str) -> None:
+    """Raise a ConfigError for an unknown kind of head."""
     if kind not in HEADS:
         raise ConfigError(
             f"Unknown head {kind!r}. Choose from {', '.join(HEADS)}." + did_you_mean(kind, HEADS)
         )
-    weights = None if class_weight is None else class_weight[y].astype(np.float32)
-    if kind == "ridge":
-        return _fit_ridge(X, y, n_classes, weights, penalty)
-    return _fit_logistic(X, y, n_classes, weights, penalty, seed)
+
+
+def _row_weights(class_weight: npt.NDArray[np.floating] | None, y: Labels) -> Floats | None:
+    return None if class_weight is None else class_weight[y].astype(np.float32)
+
+
+def _fit_ridge(
+    X: Floats, targets: Floats, weights: Floats | None, penalty: float
+) -> tuple[Floats, Floats]:
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=penalty).fit(X, targets, sample_weight=weights)
+    return model.coef_, model.intercept_
+
+
+def _fit_logistic(
+    X: Floats, y: Labels, n_classes: int, weights: Floats | None, penalty: float
+) -> tuple[Floats, Floats]:
+    model = _logistic(1.0 / penalty).fit(X, y, sample_weight=weights)
+    coef, intercept = model.coef_, model.intercept_
+    if len(coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two rows it is a softmax
+        coef, intercept = (np.concatenate([-part, part]) / 2 for part in (coef, intercept))
+    if len(coef) == n_classes:
+        return coef, intercept
+    # A class without a row here (a rare one, within a fold) is never predicted.
+    every_coef = np.zeros((n_classes, X.shape[1]), dtype=np.float32)
+    every_intercept = np.full(n_classes, _NEVER, dtype=np.float32)
+    every_coef[model.classes_], every_intercept[model.classes_] = coef, intercept
+    return every_coef, every_intercept
+
+
+def _logistic(C: float, *, warm_start: bool = False) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=C, max_iter=1000, tol=1e-4, warm_start=warm_start)
+
+
+def _search_c(X: Floats, y: Labels, weights: Floats | None, seed: int) -> float:
+    """The C with the lowest log loss over stratified folds; stops once it has risen."""
+    folds = stratified_folds(y, _FOLDS, seed)
+    n_classes = int(y.max()) + 1
+    models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
+    losses: list[float] = []
+    for C in _GRID:
+        loss = 0.0
+        for model, (train, held) in zip(models, folds, strict=True):
+            chosen = None if weights is None else weights[train]
+            model.set_params(C=C).fit(X[train], y[train], sample_weight=chosen)
+            proba = np.full((len(held), n_classes), np.exp(_NEVER))
+            proba[:, model.classes_] = model.predict_proba(X[held])
+            loss -= float(np.log(np.maximum(proba[np.arange(len(held)), y[held]], 1e-12)).sum())
+        losses.append(loss)
+        if loss > min(losses):
+            break
+    return _GRID[int(np.argmin(losses))]

@@ -44,7 +44,7 @@ class Pooler:
         self._rows = {name: row for row, name in enumerate(linear)}
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Pool one layer: (batch, tokens, dim) of any float dtype to (batch, poolings, dim) float32."""
+        """Pool one layer's states (batch, tokens, dim) to (batch, poolings, dim) float32."""
         import torch
 
         states = states.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +12,14 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
-from layerfuse.scoring import Probed, Spectrum, leave_one_out, one_hot, probe_blocks
+from layerfuse.scoring import Probed, decompose, leave_one_out, one_hot, probe_blocks
 
-__all__ = ["SELECTIONS", "choose", "select_blocks"]
+__all__ = ["SELECTIONS", "check_selection", "choose", "select_blocks"]
 
 SELECTIONS = ("last", "best", "top_k", "greedy")
 
-_CANDIDATES = 48  # the greedy search looks at the best of this many blocks …
-_PER_ENCODER = 12  # … and at this many of every encoder
+_CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
+_PER_ENCODER = 8  # … and at this many of every encoder
 
 Coordinates = Mapping[BlockRef, npt.NDArray[np.float32]]
 
@@ -64,13 +65,7 @@ def choose(
     reporter: Reporter = SILENT,
 ) -> Selection:
     """`select_blocks` on blocks that have been probed already."""
-    if method not in SELECTIONS:
-        raise ConfigError(
-            f"Unknown selection {method!r}. Choose from {', '.join(SELECTIONS)}."
-            + did_you_mean(method, SELECTIONS)
-        )
-    if max_blocks < 1:
-        raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
+    check_selection(method, max_blocks)
     classes, encoded = np.unique(np.asarray(y), return_inverse=True)
     targets = one_hot(encoded, len(classes))
     scores = probed.scores
@@ -82,6 +77,17 @@ def choose(
         count = 1 if method == "best" else max_blocks
         chosen = [score.block for score in scores.ranking[:count]]
     return _selection(chosen, method, scores, _gains(probed, targets, chosen))
+
+
+def check_selection(method: str, max_blocks: int) -> None:
+    """Raise a ConfigError for an unknown method or a number of blocks below 1."""
+    if method not in SELECTIONS:
+        raise ConfigError(
+            f"Unknown selection {method!r}. Choose from {', '.join(SELECTIONS)}."
+            + did_you_mean(method, SELECTIONS)
+        )
+    if max_blocks < 1:
+        raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
 
 
 def _last_layers(scores: BlockScores) -> list[BlockRef]:
@@ -143,7 +149,7 @@ class _State:
         cls, blocks: Sequence[npt.NDArray[np.float32]], targets: npt.NDArray[np.float32]
     ) -> _State:
         """Fit at the penalty with the lowest leave-one-out loss."""
-        space = _join(blocks)
+        space = decompose(np.concatenate(blocks, axis=1))
         result = leave_one_out(space, targets)
         basis = space.rotated / np.sqrt(space.eigenvalues + np.float32(result.penalty))
         centre = targets.mean(axis=0)
@@ -176,18 +182,6 @@ class _State:
         return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 
 
-def _join(blocks: Sequence[npt.NDArray[np.float32]]) -> Spectrum:
-    """The spectrum of concatenated coordinates, which are centred and scaled already."""
-    joined = np.concatenate(blocks, axis=1)
-    wide = joined.shape[1] > joined.shape[0]
-    values, vectors = np.linalg.eigh(joined @ joined.T if wide else joined.T @ joined)
-    kept = values > values[-1] * max(joined.shape) * np.finfo(values.dtype).eps
-    values, vectors = values[kept], vectors[:, kept]
-    rotated = vectors * np.sqrt(values) if wide else joined @ vectors
-    none = np.empty(0, dtype=np.float32)
-    return Spectrum(rotated, values, None, none, none)
-
-
 def _gains(
     probed: Probed, targets: npt.NDArray[np.float32], chosen: Sequence[BlockRef]
 ) -> tuple[float, ...]:
@@ -197,15 +191,15 @@ def _gains(
     losses = [float(alone.sum(axis=1).mean())]
     for count in range(1, len(chosen) + 1):
         blocks = [probed.coordinates[block] for block in chosen[:count]]
-        losses.append(leave_one_out(_join(blocks), targets).loss)
-    return tuple(before - after for before, after in zip(losses, losses[1:], strict=False))
+        losses.append(leave_one_out(decompose(np.concatenate(blocks, axis=1)), targets).loss)
+    return tuple(before - after for before, after in pairwise(losses))
 
 
 def _selection(
     chosen: Sequence[BlockRef], method: str, scores: BlockScores, gains: tuple[float, ...]
 ) -> Selection:
     others = [s.block for s in scores.ranking if s.block not in chosen]
-    ranking = {block: 1 for block in chosen} | {b: 2 + i for i, b in enumerate(others)}
+    ranking = dict.fromkeys(chosen, 1) | {b: 2 + i for i, b in enumerate(others)}
     blocks = [score.block for score in scores]
     return Selection(
         blocks=tuple(chosen),

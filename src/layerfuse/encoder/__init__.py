@@ -1,6 +1,7 @@
 """Frozen language models: found, loaded, cut at a layer, and read layer by layer."""
 
+from layerfuse.encoder.checking import Check, check_encoder
 from layerfuse.encoder.frozen import FrozenEncoder
 from layerfuse.encoder.tokenizing import Tokens
 
-__all__ = ["FrozenEncoder", "Tokens"]
+__all__ = ["Check", "FrozenEncoder", "Tokens", "check_encoder"]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import time
 from typing import TYPE_CHECKING
 
 from layerfuse.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["DTYPES", "choose_device", "choose_dtype"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-_WORTH_IT = 1.5  # bfloat16 must be this much faster than float32 on a CPU to be used
 
 
 def choose_device(device: str) -> str:
@@ -64,26 +61,20 @@ def choose_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-@functools.cache
 def _has_fast_bfloat16(kind: str) -> bool:
-    """Native on CUDA from compute capability 8; on a CPU, measured by one small product."""
+    """Whether the hardware multiplies bfloat16 itself; emulation can be a hundred times slower.
+
+    Asked of the hardware and not measured: a measurement on a busy machine may go either way, and
+    the dtype is part of what an embedding is.
+    """
     import torch
 
     if kind == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if kind != "cpu":
         return False
-    return _product_seconds(torch.float32) > _WORTH_IT * _product_seconds(torch.bfloat16)
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    """Seconds for a 256 x 768 x 768 matrix product: the best of five, after one to warm up."""
-    import torch
-
-    left, right = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - start)
-    return best
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)

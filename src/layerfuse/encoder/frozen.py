@@ -30,7 +30,7 @@ __all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
 DEFAULT_MAX_LENGTH = 512
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends a forward pass once the highest layer asked for has been read."""
 
 
@@ -72,7 +72,7 @@ class FrozenEncoder:
         self.trust_remote_code = trust_remote_code
         self.allow_pickle = allow_pickle
         self._reporter = reporter
-        self._fingerprints = source.fingerprints(allow_pickle=allow_pickle)
+        self.fingerprints = source.fingerprints(allow_pickle=allow_pickle)
         self._highest: int | None = None
         self._tokenizer: TextTokenizer | None = None
         self._pad_id = 0
@@ -130,7 +130,7 @@ class FrozenEncoder:
     def identity(self) -> dict[str, Any]:
         """Everything that changes the value of an embedding, but for text, layer and pooling."""
         return {
-            "fingerprints": self._fingerprints,
+            "fingerprints": self.fingerprints,
             "revision": self.source.revision,
             "template": self.template,
             "chat_question": self.chat_question,
@@ -156,6 +156,11 @@ class FrozenEncoder:
     @property
     def is_loaded(self) -> bool:
         return self._architecture is not None
+
+    @property
+    def stack(self) -> torch.nn.Module:
+        """The model itself, its language-model head and pooler left out."""
+        return self._load().stack
 
     def truncate(self, layer: int) -> FrozenEncoder:
         """Give up the blocks above ``layer`` (their memory is freed) and return self.
@@ -233,7 +238,7 @@ class FrozenEncoder:
         """Layers and size: remembered in the cache by fingerprint, so that stored embeddings can
         be used without loading the model."""
         if self._architecture is None:
-            path = cache_dir() / "shapes" / f"{digest(json.dumps(self._fingerprints))}.json"
+            path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
             with contextlib.suppress(OSError, ValueError, KeyError):
                 known = json.loads(path.read_text(encoding="utf-8"))
                 return {"n_layers": int(known["n_layers"]), "dim": int(known["dim"])}
@@ -326,7 +331,7 @@ class FrozenEncoder:
         if blocks is None:
             states = architecture.stack(**inputs, output_hidden_states=True).hidden_states
             return {layer: pooler(states[layer]) for layer in layers}
-        with _hooked(blocks, layers, pooler, pooled), contextlib.suppress(_Enough):
+        with _hooked(blocks, layers, pooler, pooled), contextlib.suppress(_EnoughError):
             last = architecture.stack(**inputs)[0]
             pooled[architecture.n_layers] = pooler(last)
         return pooled
@@ -345,7 +350,7 @@ def _hooked(
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             pooled[layer] = pooler(args[0] if args else kwargs["hidden_states"])
             if layer == layers[-1]:
-                raise _Enough
+                raise _EnoughError
 
         return hook
 

@@ -20,9 +20,13 @@ _PICKLED = {".bin", ".pt", ".pth"}
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """The files of one encoder on this machine."""
+    """The files of one encoder on this machine.
+
+    ``origin`` finds it again: a catalog name, an absolute path or a Hub name.
+    """
 
     name: str
+    origin: str
     folder: Path
     gguf_file: str | None
     revision: str | None
@@ -52,17 +56,19 @@ class EncoderSource:
                 )
             )
         config = ["config.json"]
-        tokenizer = [
-            name
-            for name in names
-            if Path(name).suffix in _TOKENIZER_SUFFIXES
-            or (name.endswith(".json") and name.startswith(("tokenizer", "special", "added", "chat", "vocab")))
-        ]  # fmt: skip
+        tokenizer = [name for name in names if _is_of_tokenizer(name)]
         return {
             "weights": fingerprint_folder(self.folder, weights),
             "tokenizer": fingerprint_folder(self.folder, tokenizer),
             "config": fingerprint_folder(self.folder, config),
         }
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    path = Path(name)
+    if path.suffix == ".json":
+        return path.stem.startswith(("tokenizer", "special", "added", "chat", "vocab"))
+    return path.suffix in _TOKENIZER_SUFFIXES
 
 
 def find_source(
@@ -80,12 +86,13 @@ def find_source(
     path = Path(name_or_path).expanduser()
     if name_or_path in catalog.ENCODERS and not (path / "config.json").exists():
         path = catalog.encoder_path(name_or_path, reporter)
-        return _local(path, name or name_or_path, revision)
+        return _local(path, name or name_or_path, name_or_path, revision)
     if path.exists():
-        return _local(path, name or path.resolve().stem, revision)
+        return _local(path, name or path.resolve().stem, str(path.resolve()), revision)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not name_or_path.startswith("."):
         folder = _download(name_or_path, revision, reporter)
-        return _local(folder, name or name_or_path.rpartition("/")[2], folder.name)
+        short = name_or_path.rpartition("/")[2]
+        return _local(folder, name or short, name_or_path, folder.name)
     raise NotFoundError(
         f"Unknown encoder {name_or_path!r}.{did_you_mean(name_or_path, catalog.ENCODERS)} It is "
         f"neither a catalog name ({', '.join(catalog.ENCODERS)}), nor a model folder or .gguf file "
@@ -93,20 +100,20 @@ def find_source(
     )
 
 
-def _local(path: Path, name: str, revision: str | None) -> EncoderSource:
+def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderSource:
     """A folder with config.json, or a .gguf file."""
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise UnsupportedModelError(
                 f"{path} is a file, but not a .gguf file. Give the model's folder instead."
             )
-        return EncoderSource(name, path.parent, path.name, revision)
+        return EncoderSource(name, origin, path.parent, path.name, revision)
     if not (path / "config.json").is_file():
         raise UnsupportedModelError(
             f"{path} has no config.json, so it is not a Hugging Face model folder. Give the folder "
             "that holds config.json, model.safetensors and the tokenizer's files."
         )
-    return EncoderSource(name, path, None, revision)
+    return EncoderSource(name, origin, path, None, revision)
 
 
 def _download(repository: str, revision: str | None, reporter: Reporter) -> Path:
@@ -116,9 +123,7 @@ def _download(repository: str, revision: str | None, reporter: Reporter) -> Path
 
     reporter.note(f"looking for {repository} in the Hub's cache or on the Hub")
     try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES)
-        )
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise NotFoundError(
             f"{repository!r} is not a folder here, and it could not be had from the Hub: "

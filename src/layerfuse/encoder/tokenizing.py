@@ -104,8 +104,8 @@ class TextTokenizer:
         tokens = self._tokens([filled], return_offsets_mapping=True)
         ids, offsets = tokens["input_ids"][0], tokens["offset_mapping"][0]
         of_text = [
-            index for index, (low, high) in enumerate(offsets) if low < end and high > start and low < high
-        ]  # fmt: skip
+            index for index, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)
+        ]
         excess = len(ids) - self.max_length
         dropped = set(of_text[len(of_text) - excess :])
         return [token for index, token in enumerate(ids) if index not in dropped]

@@ -1,16 +1,36 @@
 """How good each block is for the labels."""
 
-from layerfuse.scoring.probe import SCORERS, Probed, probe_blocks, score_blocks
-from layerfuse.scoring.ridge import LeaveOneOut, Spectrum, leave_one_out, one_hot, spectrum
+from layerfuse.scoring.folds import stratified_folds, stratified_rows
+from layerfuse.scoring.probe import (
+    SCORERS,
+    Probed,
+    probe_blocks,
+    probe_coordinates,
+    score_blocks,
+)
+from layerfuse.scoring.ridge import (
+    LeaveOneOut,
+    Spectrum,
+    decompose,
+    leave_one_out,
+    one_hot,
+    spectrum,
+    standardisation,
+)
 
 __all__ = [
     "SCORERS",
     "LeaveOneOut",
     "Probed",
     "Spectrum",
+    "decompose",
     "leave_one_out",
     "one_hot",
     "probe_blocks",
+    "probe_coordinates",
     "score_blocks",
     "spectrum",
+    "standardisation",
+    "stratified_folds",
+    "stratified_rows",
 ]

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import SILENT, Reporter
-from layerfuse.scoring.ridge import Spectrum, leave_one_out, one_hot, spectrum
+from layerfuse.scoring.folds import stratified_folds
+from layerfuse.scoring.ridge import Spectrum, decompose, leave_one_out, one_hot, spectrum
 
-__all__ = ["SCORERS", "Probed", "probe_blocks", "score_blocks"]
+__all__ = ["SCORERS", "Probed", "probe_blocks", "probe_coordinates", "score_blocks"]
 
 Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
 
-N_COMPONENTS = 200
+N_COMPONENTS = 128
 """Principal coordinates that are kept of each block for selection."""
 
 _FOLDS = 5
@@ -93,9 +94,17 @@ def probe_blocks(
     return Probed(BlockScores(tuple(scores), scorer), coordinates)
 
 
-def _ridge(
-    block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int
-) -> BlockScore:
+def probe_coordinates(
+    coordinates: Mapping[BlockRef, npt.NDArray[np.float32]], y: npt.NDArray[np.intp]
+) -> Probed:
+    """Score blocks by the ridge probe from principal coordinates of (some of) their rows."""
+    n_classes = int(y.max()) + 1
+    centred = {block: Z - Z.mean(axis=0) for block, Z in coordinates.items()}
+    scores = [_ridge(block, decompose(Z), y, n_classes) for block, Z in centred.items()]
+    return Probed(BlockScores(tuple(scores), "ridge"), centred)
+
+
+def _ridge(block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int) -> BlockScore:
     result = leave_one_out(space, one_hot(y, n_classes))
     return _score(block, y, result.predictions.argmax(axis=1), result.errors, result.penalty)
 
@@ -105,12 +114,12 @@ def _logistic(
 ) -> BlockScore:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
 
     smallest = int(np.bincount(y, minlength=n_classes).min())
     if smallest < 2:
         raise DataError("The logistic scorer needs two rows of every class; use scorer='ridge'.")
-    folds = StratifiedKFold(min(_FOLDS, smallest), shuffle=True, random_state=0)
+    folds = stratified_folds(y, min(_FOLDS, smallest), seed=0)
     best: tuple[npt.NDArray[np.floating], npt.NDArray[np.intp], float] | None = None
     for C in _LOGISTIC_C:
         proba = cross_val_predict(

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PENALTIES", "LeaveOneOut", "Spectrum", "leave_one_out", "one_hot", "spectrum"]
+__all__ = [
+    "PENALTIES",
+    "LeaveOneOut",
+    "Spectrum",
+    "decompose",
+    "leave_one_out",
+    "one_hot",
+    "spectrum",
+    "standardisation",
+]
 
 Floats = npt.NDArray[np.floating]
 
@@ -27,16 +36,11 @@ PENALTIES = np.logspace(-5.0, -0.5, 10)
 class Spectrum:
     """Features turned onto their principal axes.
 
-    ``rotated`` (n, rank) is Q, ordered by falling ``eigenvalues`` (rank,). ``axes`` (dim, rank) is
-    V, or None where it was not asked for; ``mean`` and ``scale`` (dim,) standardise a row:
-    ``(row - mean) * scale``.
+    ``rotated`` (n, rank) is Q, its columns ordered by falling ``eigenvalues`` (rank,).
     """
 
     rotated: Floats
     eigenvalues: Floats
-    axes: Floats | None
-    mean: Floats
-    scale: Floats
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,20 @@ def standardisation(X: Floats) -> tuple[Floats, Floats]:
     return mean.astype(X.dtype), scale.astype(X.dtype)
 
 
-def spectrum(X: Floats, *, axes: bool = False) -> Spectrum:
-    """Standardise features (n, dim), scale them by 1/sqrt(dim) and turn them onto their axes.
-
-    Works on the smaller of the Gram matrices (dim, dim) and (n, n).
-    """
+def spectrum(X: Floats) -> Spectrum:
+    """Standardise features (n, dim), scale them by 1/sqrt(dim) and turn them onto their axes."""
     mean, scale = standardisation(X)
-    Z = (X - mean) * scale
+    return decompose((X - mean) * scale)
+
+
+def decompose(Z: Floats) -> Spectrum:
+    """Turn centred features (n, dim) onto their axes, by the smaller of the two Gram matrices."""
     wide = Z.shape[1] > Z.shape[0]
     values, vectors = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
     # Directions below the precision of the decomposition carry only rounding errors.
     kept = values > values[-1] * max(Z.shape) * np.finfo(values.dtype).eps
     values, vectors = values[kept][::-1], np.ascontiguousarray(vectors[:, kept][:, ::-1])
-    if not wide:
-        return Spectrum(Z @ vectors, values, vectors if axes else None, mean, scale)
-    roots = np.sqrt(values)
-    turned = (Z.T @ vectors) / roots if axes else None
-    return Spectrum(vectors * roots, values, turned, mean, scale)
+    return Spectrum(vectors * np.sqrt(values) if wide else Z @ vectors, values)
 
 
 def leave_one_out(
@@ -113,12 +114,19 @@ def leave_one_out(
     shrink = 1.0 / (space.eigenvalues[:, None] + alphas)  # (rank, penalties)
     spare = 1.0 - 1.0 / n - (space.rotated**2) @ shrink  # 1 - leverage, (n, penalties)
     spare = np.maximum(spare, 1e-6)
+    n_classes = targets.shape[1]
+    width = max(1, 512 // n_classes)  # penalties whose predictions are made in one product
     best: LeaveOneOut | None = None
-    for index, alpha in enumerate(alphas):
-        fitted = space.rotated @ (projected * shrink[:, index, None]) + centre
-        residuals = (targets - fitted) / spare[:, index, None]
-        errors = np.einsum("nc,nc->n", residuals, residuals)
-        if best is None or errors.mean() < best.loss:
-            best = LeaveOneOut(float(alpha), targets - residuals, errors)
+    for start in range(0, len(alphas), width):
+        part = slice(start, start + width)
+        weights = projected[:, None, :] * shrink[:, part, None]  # (rank, penalties, n_classes)
+        fitted = (space.rotated @ weights.reshape(len(weights), -1)).reshape(n, -1, n_classes)
+        residuals = (targets - centre)[:, None, :] - fitted
+        residuals /= spare[:, part, None]
+        errors = np.einsum("npc,npc->np", residuals, residuals)
+        index = int(errors.mean(axis=0).argmin())
+        if best is None or errors[:, index].mean() < best.loss:
+            predictions = targets - residuals[:, index]
+            best = LeaveOneOut(float(alphas[start + index]), predictions, errors[:, index])
     assert best is not None
     return best

@@ -1,0 +1,196 @@
+"""The saved classifier: a folder of tensors, JSON and a card; nothing in it can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse import __version__
+from layerfuse.blocks import BlockRef
+from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.errors import ConfigError, FormatError, LayerfuseError
+from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
+from layerfuse.fusion import Concat
+from layerfuse.heads import HEADS, LinearHead
+from layerfuse.model import FusedModel
+
+__all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle"]
+
+_KIND, _VERSION = "layerfuse-bundle", 1
+_JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
+_LABEL_KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What it takes to open an encoder again; ``source`` is a catalog name, path or Hub name."""
+
+    name: str
+    source: str
+    revision: str | None
+    fingerprints: dict[str, str]
+    template: str | None
+    chat_question: str | None
+    max_length: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model, the labels its columns stand for, and the encoders that feed it.
+
+    ``classes`` (n_classes,) are the labels as they were given; ``facts`` is what the training run
+    says about itself.
+    """
+
+    model: FusedModel
+    classes: npt.NDArray[Any]
+    encoders: tuple[EncoderSpec, ...]
+    facts: Mapping[str, Any]
+
+
+def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
+    """Write a bundle folder, whole or not at all.
+
+    Raises
+    ------
+    ConfigError
+        When the labels are neither strings, numbers nor booleans.
+    StorageError
+        When the folder exists or cannot be written.
+    """
+    model = bundle.model
+    tensors: dict[str, npt.NDArray[Any]] = {
+        **model.fusion.arrays(),
+        "coef": model.head.coef,
+        "intercept": model.head.intercept,
+    }
+    kind, labels = _labels_to_json(bundle.classes)
+    value = {
+        "format": _KIND,
+        "format_version": _VERSION,
+        "layerfuse_version": __version__,
+        "classes": {"kind": kind, "values": labels},
+        "encoders": [asdict(encoder) for encoder in bundle.encoders],
+        "blocks": [asdict(block) for block in model.blocks],
+        "fusion": {"kind": "concat"},
+        "head": {"kind": model.head.kind, "penalty": model.head.penalty},
+        "calibration": {"temperature": model.calibrator.temperature},
+        "tensors": {
+            name: {"shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in tensors.items()
+        },
+        "facts": dict(bundle.facts),
+    }
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        write_json(folder / _JSON, value)
+        write_tensors(folder / _TENSORS, tensors)
+        (folder / _CARD).write_text(_card(bundle, labels), encoding="utf-8")
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle folder.
+
+    Raises
+    ------
+    NotFoundError
+        When the folder holds no bundle.
+    FormatError
+        When it is damaged, was changed, or comes from a newer version.
+    """
+    value = read_json(path / _JSON, kind=_KIND, version=_VERSION)
+    try:
+        return _from_json(path, value)
+    except LayerfuseError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(
+            f"{path / _JSON} lacks something or was changed after it was saved "
+            f"({type(error).__name__}: {error}). Save the bundle again."
+        ) from error
+
+
+def _from_json(path: Path, value: dict[str, Any]) -> Bundle:
+    classes = _labels_from_json(value["classes"])
+    blocks = tuple(BlockRef(**block) for block in value["blocks"])
+    encoders = tuple(EncoderSpec(**encoder) for encoder in value["encoders"])
+    if value["head"]["kind"] not in HEADS or value["fusion"]["kind"] != "concat":
+        raise FormatError(f"{path / _JSON} names a head or fusion that this layerfuse lacks.")
+    expected = {
+        name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in value["tensors"].items()
+    }
+    tensors = read_tensors(path / _TENSORS, expected)
+    fusion = Concat.from_arrays(tensors, len(blocks))
+    shape = (sum(fusion.dims), len(classes))
+    if tensors["coef"].shape != shape or tensors["intercept"].shape != shape[1:]:
+        raise FormatError(
+            f"{path}: the head has shape {list(tensors['coef'].shape)}, but blocks and classes "
+            f"need {list(shape)}. The bundle was changed after it was saved."
+        )
+    if missing := {block.encoder for block in blocks} - {encoder.name for encoder in encoders}:
+        raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
+    head = LinearHead(
+        value["head"]["kind"], tensors["coef"], tensors["intercept"], value["head"]["penalty"]
+    )
+    calibrator = TemperatureCalibrator(value["calibration"]["temperature"])
+    return Bundle(FusedModel(blocks, fusion, head, calibrator), classes, encoders, value["facts"])
+
+
+def _labels_to_json(classes: npt.NDArray[Any]) -> tuple[str, list[Any]]:
+    values = classes.tolist()
+    for kind, python in _LABEL_KINDS.items():
+        if all(type(value) is python for value in values):
+            return kind, values
+    kinds = sorted({type(value).__name__ for value in values})
+    raise ConfigError(
+        f"Labels of type {', '.join(kinds)} cannot be saved. Use strings, numbers or booleans, all "
+        "of one type."
+    )
+
+
+def _labels_from_json(value: Mapping[str, Any]) -> npt.NDArray[Any]:
+    python = _LABEL_KINDS[value["kind"]]
+    if not all(type(label) is python for label in value["values"]):
+        raise FormatError(f"The bundle's labels are not all of type {value['kind']}.")
+    return np.array(value["values"])
+
+
+def _card(bundle: Bundle, labels: Sequence[Any]) -> str:
+    """A model card that says what this is, for people and for model hubs."""
+    lines = [
+        "---",
+        "library_name: layerfuse",
+        "pipeline_tag: text-classification",
+        "---",
+        "# A layerfuse text classifier",
+        "",
+        f"Classes: {', '.join(str(label) for label in labels)}.",
+        "",
+        "It reads these layers of frozen language models:",
+        "",
+        *(f"- `{block}`" for block in bundle.model.blocks),
+        "",
+        "from these encoders:",
+        "",
+        *(f"- `{encoder.name}`: {encoder.source}" for encoder in bundle.encoders),
+        "",
+        "Use it:",
+        "",
+        "```python",
+        "import layerfuse",
+        "",
+        'classifier = layerfuse.load("path/to/this/folder")',
+        'classifier.predict(["a text"])',
+        "```",
+        "",
+        "What its training run measured:",
+        "",
+        *(f"- {name}: {value}" for name, value in bundle.facts.items()),
+        "",
+    ]
+    return "\n".join(lines)

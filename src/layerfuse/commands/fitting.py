@@ -1,0 +1,197 @@
+"""Measuring and training: ``fit`` and ``profile``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse import __version__
+from layerfuse.catalog import load_dataset
+from layerfuse.commands.using import encode_labels
+from layerfuse.config import FitConfig
+from layerfuse.corpus import TextDataset, check_trainable
+from layerfuse.errors import StorageError
+from layerfuse.estimator import LayerFusionClassifier
+from layerfuse.events import Reporter
+from layerfuse.files import atomic_folder, write_json
+from layerfuse.metrics import evaluate_predictions, paired_difference
+from layerfuse.scoring import score_blocks
+
+__all__ = ["fit", "profile"]
+
+Labels = npt.NDArray[np.intp]
+
+
+def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
+    """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
+    started = time.perf_counter()
+    run = _run_folder(config)
+    dataset = _read(config, reporter)
+    texts, labels = dataset.train.texts, dataset.train.labels
+    classifier = _classifier(config, reporter)
+    classifier.fit(texts, labels or ())
+    result: dict[str, Any] = {
+        "layerfuse_version": __version__,
+        "data": {"name": dataset.name, "train_rows": len(texts), "test_split": dataset.test_name},
+        "selection": {
+            "method": classifier.selection_.method,
+            "blocks": [asdict(block) for block in classifier.selection_.blocks],
+            "gains": list(classifier.selection_.gains_),
+        },
+        "profile": _profile_rows(classifier.profile_),
+        "cv": classifier.cv_.to_dict(),
+        "test": None,
+        "truncated_share": classifier.truncated_share_,
+    }
+    measuring = time.perf_counter()
+    test = dataset.test
+    embeddings = None
+    if test is None:
+        truth, proba = classifier.out_of_fold()
+    else:
+        truth = encode_labels(classifier.classes_, test.labels or ())
+        embeddings = classifier.extract(test.texts)
+        proba = classifier.model_.predict_proba(embeddings)
+        result["test"] = evaluate_predictions(truth, proba, seed=config.seed).to_dict()
+    reading_test = time.perf_counter()
+    where = "cv" if test is None else "test"
+    baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
+    predicted = proba.argmax(axis=1)
+    n_classes = len(classifier.classes_)
+    result["baselines"] = [
+        {
+            "name": baseline.name,
+            **({"encoder": baseline.encoder} if baseline.encoder else {}),
+            "blocks": [str(block) for block in baseline.blocks],
+            where: _accuracy(truth, baseline.predicted, n_classes, config.seed),
+            "pipeline_minus_baseline": paired_difference(
+                predicted == truth, baseline.predicted == truth, seed=config.seed
+            ).to_dict(),
+        }
+        for baseline in baselines
+    ]
+    result["verdict"] = _verdict(result, where)
+    ended = time.perf_counter()
+    result["timings"] = {
+        **classifier.timings_,
+        "extract_s": classifier.timings_["extract_s"] + reading_test - measuring,
+        "baselines_s": ended - reading_test,
+        "total_s": ended - started,
+    }
+    result["run"] = str(run)
+    result["settings"] = asdict(config)
+    with atomic_folder(run) as folder:
+        classifier.save(folder / "bundle")
+        write_json(folder / "report.json", result)
+    return result
+
+
+def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:
+    """Score every block on the training rows; nothing is trained or saved."""
+    dataset = _read(config, reporter)
+    check_trainable(dataset.train.labels)
+    classifier = _classifier(config, reporter).open()
+    embeddings = classifier.extract(dataset.train.texts)
+    scores = score_blocks(embeddings, np.asarray(dataset.train.labels), scorer, reporter=reporter)
+    return {
+        "data": {"name": dataset.name, "train_rows": len(dataset.train)},
+        "scorer": scorer,
+        "profile": _profile_rows(scores),
+        "truncated_share": embeddings.truncated_share,
+    }
+
+
+def _classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
+    return LayerFusionClassifier(
+        encoders=config.encoders,
+        layers=config.layers,  # type: ignore[arg-type]  # checked where layers are resolved
+        pooling=config.pooling,
+        selection=config.selection,
+        max_blocks=config.max_blocks,
+        head=config.head,
+        class_weight=config.class_weight,
+        calibration=config.calibration,
+        templates=config.templates,
+        chat_questions=config.chat_questions,
+        max_length=config.max_length,
+        device=config.device,
+        dtype=config.dtype,
+        cv=config.cv,
+        store=config.store or "auto",
+        batch_tokens=config.batch_tokens,
+        random_state=config.seed,
+        reporter=reporter,
+    )
+
+
+def _read(config: FitConfig, reporter: Reporter) -> TextDataset:
+    dataset = load_dataset(
+        config.data,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        test=config.test,
+        reporter=reporter,
+    )
+    if config.sample is not None:
+        dataset = dataset.subsample(config.sample, config.seed)
+    sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
+    reporter.note(f"{dataset.name}: {sizes}")
+    return dataset
+
+
+def _run_folder(config: FitConfig) -> Path:
+    """Where the run is saved; refused before any work when it exists."""
+    if config.out is not None:
+        run = Path(config.out)
+    else:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        run = Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
+    if run.exists():
+        raise StorageError(f"{run} exists already. Choose another folder with --out.")
+    return run
+
+
+def _accuracy(truth: Labels, predicted: Labels, n_classes: int, seed: int) -> dict[str, Any]:
+    """Accuracy and macro-F1 of class indices, with the accuracy's interval."""
+    certain = np.eye(n_classes)[predicted]
+    measured = evaluate_predictions(truth, certain, seed=seed)
+    return {
+        "accuracy": measured.accuracy.value,
+        "macro_f1": measured.macro_f1.value,
+        "ci95": [measured.accuracy.low, measured.accuracy.high],
+    }
+
+
+def _profile_rows(scores: Any) -> list[dict[str, Any]]:
+    return [
+        {**asdict(score.block), **{k: v for k, v in score.to_dict().items() if k != "block"}}
+        for score in scores
+    ]
+
+
+def _verdict(result: dict[str, Any], where: str) -> dict[str, Any]:
+    """The pipeline against the best single encoder's last layer (best on training rows)."""
+    blocks = {f"{r['encoder']}:{r['layer']}:{r['pooling']}": r["loss"] for r in result["profile"]}
+    rivals = [entry for entry in result["baselines"] if entry["name"] == "last_layer"]
+    rival = min(rivals, key=lambda entry: blocks[entry["blocks"][0]])
+    gain = rival["pipeline_minus_baseline"]
+    points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
+    rows = "test rows" if where == "test" else "training rows, out of fold"
+    against = f"{rival['encoder']}'s last layer ({100 * rival[where]['accuracy']:.1f} %)"
+    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+    if low > 0:
+        sentence = f"fusion adds {points:.1f} points ({interval}) over {against} on {rows}."
+    elif high < 0:
+        sentence = f"fusion loses {-points:.1f} points ({interval}) against {against} on {rows}."
+    else:
+        sentence = (
+            f"no clear gain over {against} on {rows}: {points:+.1f} points ({interval}); "
+            "the last layer alone is simpler."
+        )
+    return {"against": rival["blocks"], "gain": gain, "rows": where, "sentence": sentence}

@@ -1,0 +1,94 @@
+"""Using a saved classifier: ``predict`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.catalog import load_dataset
+from layerfuse.errors import DataError
+from layerfuse.estimator import load
+from layerfuse.events import Reporter
+from layerfuse.files import atomic_write
+from layerfuse.metrics import evaluate_predictions
+
+__all__ = ["encode_labels", "evaluate", "predict", "write_predictions"]
+
+
+def predict(
+    bundle: Path, data: str, text_column: str | None, device: str, reporter: Reporter
+) -> dict[str, Any]:
+    """Labels and probabilities for every text of a file."""
+    classifier = load(bundle, device=device).set_params(reporter=reporter)
+    dataset = load_dataset(data, text_column=text_column, labelled=False, reporter=reporter)
+    texts = [text for split in dataset.splits.values() for text in split.texts]
+    proba = classifier.predict_proba(texts)
+    best = proba.argmax(axis=1)
+    labels = classifier.classes_.tolist()
+    return {
+        "classes": labels,
+        "predictions": [
+            {"text": text, "label": labels[index], "probability": float(row[index])}
+            for text, index, row in zip(texts, best, proba, strict=True)
+        ],
+    }
+
+
+def write_predictions(result: dict[str, Any], out: Path | None) -> str:
+    """Predictions as CSV text; written to ``out`` atomically when it is given."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["text", "label", "probability"], lineterminator="\n")
+    writer.writeheader()
+    for row in result["predictions"]:
+        writer.writerow({**row, "probability": f"{row['probability']:.4f}"})
+    if out is not None:
+        with atomic_write(out) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+    return text.getvalue()
+
+
+def evaluate(
+    bundle: Path,
+    data: str,
+    split: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    device: str,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
+    classifier = load(bundle, device=device).set_params(reporter=reporter)
+    dataset = load_dataset(
+        data, text_column=text_column, label_column=label_column, reporter=reporter
+    )
+    name = split or dataset.test_name or "train"
+    if name not in dataset.splits:
+        raise DataError(f"There is no split {name!r}; {data} has {', '.join(dataset.splits)}.")
+    rows = dataset.splits[name]
+    truth = encode_labels(classifier.classes_, rows.labels or ())
+    proba = classifier.predict_proba(rows.texts)
+    return {"data": data, "split": name, **evaluate_predictions(truth, proba).to_dict()}
+
+
+def encode_labels(classes: npt.NDArray[Any], labels: Sequence[Any]) -> npt.NDArray[np.intp]:
+    """Labels to class indices.
+
+    Raises
+    ------
+    DataError
+        For a label that training never saw.
+    """
+    places = {label: place for place, label in enumerate(classes.tolist())}
+    if unknown := sorted({str(label) for label in labels if label not in places}):
+        raise DataError(
+            f"The rows to evaluate hold labels that training never saw: {', '.join(unknown[:5])}. "
+            f"Known labels: {', '.join(map(str, list(places)[:10]))}. Add training rows of these "
+            "classes or leave them out."
+        )
+    return np.array([places[label] for label in labels], dtype=np.intp)

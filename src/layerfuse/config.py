@@ -1,0 +1,68 @@
+"""Frozen settings of a command-line run; the same names in TOML files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
+
+__all__ = ["FitConfig", "read_toml"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What ``layerfuse fit`` and ``profile`` need; see `LayerFusionClassifier` for most fields."""
+
+    data: str
+    test: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    sample: int | None = None
+    encoders: tuple[str, ...] = ("minilm",)
+    templates: Mapping[str, str] = field(default_factory=dict)
+    chat_questions: Mapping[str, str] = field(default_factory=dict)
+    layers: str | tuple[int, ...] = "all"
+    pooling: tuple[str, ...] = ("mean",)
+    selection: str = "greedy"
+    max_blocks: int = 5
+    head: str = "logistic"
+    class_weight: str | None = None
+    calibration: str = "temperature"
+    max_length: int = 512
+    device: str = "auto"
+    dtype: str = "auto"
+    cv: int = 5
+    seed: int = 0
+    store: str | None = None
+    batch_tokens: int | None = None
+    out: str | None = None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read settings from a TOML file; keys are those of `FitConfig`.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    ConfigError
+        When it is not TOML, or names a setting that does not exist.
+    """
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no settings file {path}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+    known = [entry.name for entry in fields(FitConfig)]
+    for key in value:
+        if key not in known:
+            raise ConfigError(
+                f"{path}: unknown setting {key!r}.{did_you_mean(key, known)} "
+                f"Known settings: {', '.join(known)}."
+            )
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}

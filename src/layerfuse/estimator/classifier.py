@@ -1,0 +1,439 @@
+"""LayerFusionClassifier: measure, choose, fuse, train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.validation import check_is_fitted
+
+from layerfuse.baselines import Baseline, run_baselines
+from layerfuse.blocks import BlockRef, Layers
+from layerfuse.bundle import Bundle, EncoderSpec, load_bundle, save_bundle
+from layerfuse.calibration import check_calibration, fit_calibration
+from layerfuse.corpus import check_trainable
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.errors import ConfigError, DataError, FormatError, did_you_mean
+from layerfuse.estimator.gathering import Gathered, gather
+from layerfuse.events import SILENT, Reporter
+from layerfuse.extraction import check_texts
+from layerfuse.heads import check_head
+from layerfuse.metrics import evaluate_predictions
+from layerfuse.model import Recipe, Training
+from layerfuse.scoring import probe_blocks, stratified_rows
+from layerfuse.selection import check_selection
+from layerfuse.store import EmbeddingStore
+
+__all__ = ["LayerFusionClassifier", "load"]
+
+MEASURED_ROWS = 10_000
+"""Measuring and choosing use at most this many training rows, each class in its share."""
+
+
+class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A text classifier on fused layers of frozen language models.
+
+    ``fit`` reads every layer of every encoder in one pass, scores each block by a leave-one-out
+    ridge probe, chooses blocks, fuses them and trains a linear head on top. The method follows
+    Gwak and Jung, "Layer-Aware Embedding Fusion for LLMs in Text Classifications" (2025).
+
+    Parameters
+    ----------
+    encoders
+        Catalog names, model folders, ``.gguf`` files, Hub names, or `FrozenEncoder` objects.
+    layers
+        Candidate layers: ``"all"``, one number or several; negative ones count from the end.
+    pooling
+        Candidate poolings.
+    selection
+        ``"greedy"``, ``"top_k"``, ``"best"`` or ``"last"``; see `select_blocks`.
+    max_blocks
+        The most blocks to fuse.
+    fusion
+        ``"concat"`` (block-scaled concatenation); ``"auto"`` means the same.
+    head
+        ``"logistic"`` or ``"ridge"``; the penalty is found by cross-validation.
+    class_weight
+        None, ``"balanced"``, or a mapping from label to weight.
+    calibration
+        ``"temperature"`` (on out-of-fold logits) or ``"none"``.
+    templates, chat_questions
+        For an encoder's name a template with ``{text}``, or a question for its chat template.
+    max_length
+        The most tokens read of a text.
+    device, dtype
+        ``"auto"`` takes what the machine does well.
+    cv
+        Folds of the nested resampling that gives ``cv_`` and the calibration.
+    store
+        ``"auto"`` keeps training embeddings in the user's cache; None in memory; or a folder.
+    batch_tokens
+        The most tokens of a batch.
+    random_state
+        Seed of folds and subsamples.
+    reporter
+        Receives progress and decisions.
+
+    Attributes
+    ----------
+    classes_ : (n_classes,) the labels, sorted
+    profile_ : BlockScores, how good each block is on the training rows
+    selection_ : Selection, the blocks chosen and their gains
+    model_ : FusedModel, from blocks to probabilities
+    encoders_ : tuple of the FrozenEncoder objects
+    cv_ : Evaluation of nested out-of-fold predictions, choosing included
+    truncated_share_ : the largest share of training texts that an encoder cut to ``max_length``
+    timings_ : seconds of each stage
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[str | Path | FrozenEncoder] = ("minilm",),
+        *,
+        layers: Layers = "all",
+        pooling: str | Sequence[str] = ("mean",),
+        selection: str = "greedy",
+        max_blocks: int = 5,
+        fusion: str = "auto",
+        head: str = "logistic",
+        class_weight: str | Mapping[Any, float] | None = None,
+        calibration: str = "temperature",
+        templates: Mapping[str, str] | None = None,
+        chat_questions: Mapping[str, str] | None = None,
+        max_length: int = 512,
+        device: str = "auto",
+        dtype: str = "auto",
+        cv: int = 5,
+        store: str | Path | EmbeddingStore | None = "auto",
+        batch_tokens: int | None = None,
+        random_state: int = 0,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self.encoders = encoders
+        self.layers = layers
+        self.pooling = pooling
+        self.selection = selection
+        self.max_blocks = max_blocks
+        self.fusion = fusion
+        self.head = head
+        self.class_weight = class_weight
+        self.calibration = calibration
+        self.templates = templates
+        self.chat_questions = chat_questions
+        self.max_length = max_length
+        self.device = device
+        self.dtype = dtype
+        self.cv = cv
+        self.store = store
+        self.batch_tokens = batch_tokens
+        self.random_state = random_state
+        self.reporter = reporter
+
+    def fit(self, X: Sequence[str], y: Sequence[Any]) -> LayerFusionClassifier:
+        """Measure, choose, fuse and train on n texts and their labels.
+
+        Raises
+        ------
+        DataError
+            For texts that are not strings, one class only, or a class with one row.
+        ConfigError, NotFoundError, UnsupportedModelError
+            For parameters and encoders that cannot be used.
+        """
+        started = time.perf_counter()
+        self._check_parameters()
+        texts = check_texts(X)
+        labels = _check_labels(y, len(texts))
+        self.classes_, encoded = np.unique(labels, return_inverse=True)
+        self.encoders_ = self._open_encoders()
+        extracting = time.perf_counter()
+        embeddings = self.extract(texts)
+        scoring = time.perf_counter()
+        rows = stratified_rows(encoded, MEASURED_ROWS, self.random_state)
+        if len(rows) < len(texts):
+            self._reporter.note(f"blocks are measured on {len(rows)} of {len(texts)} rows")
+        probed = probe_blocks(
+            embeddings if len(rows) == len(texts) else _Rows(embeddings, rows),
+            encoded[rows],
+            reporter=self._reporter,
+        )
+        self.profile_ = probed.scores
+        selecting = time.perf_counter()
+        recipe = Recipe(
+            selection=self.selection,
+            max_blocks=self.max_blocks,
+            head=self.head,
+            n_classes=len(self.classes_),
+            class_weight=self._class_weights(encoded),
+            n_folds=self.cv,
+            seed=self.random_state,
+        )
+        training = Training(embeddings, encoded, rows, probed, recipe)
+        self.selection_ = training.select()
+        training_head = time.perf_counter()
+        model = training.fit(self.selection_.blocks)
+        resampling = time.perf_counter()
+        logits = training.out_of_fold(reporter=self._reporter)
+        calibrator = fit_calibration(self.calibration, logits, encoded[rows])
+        self.model_ = model.with_temperature(calibrator)
+        proba = calibrator.predict_proba(logits)
+        self.cv_ = evaluate_predictions(encoded[rows], proba, seed=self.random_state)
+        self.truncated_share_ = embeddings.truncated_share
+        ended = time.perf_counter()
+        self.timings_ = {
+            "extract_s": scoring - extracting,
+            "score_s": selecting - scoring,
+            "select_s": training_head - selecting,
+            "head_s": resampling - training_head,
+            "cv_s": ended - resampling,
+            "total_s": ended - started,
+        }
+        self._training = (training, texts, encoded, proba)
+        return self
+
+    def predict_proba(self, X: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
+        check_is_fitted(self, "model_")
+        texts = check_texts(X)
+        parts = []
+        for encoder in self.encoders_:
+            own = [block for block in self.model_.blocks if block.encoder == encoder.name]
+            if own:
+                layers = sorted({block.layer for block in own})
+                poolings = tuple(dict.fromkeys(block.pooling for block in own))
+                parts.append((encoder, layers, poolings))
+        embeddings: dict[BlockRef, npt.NDArray[np.float32]] = {}
+        for encoder, layers, poolings in parts:
+            embeddings |= gather(
+                texts,
+                [encoder],
+                layers,
+                poolings,
+                None,
+                batch_tokens=self.batch_tokens,
+                reporter=self._reporter,
+            )
+        return self.model_.predict_proba(embeddings)
+
+    def predict(self, X: Sequence[str]) -> npt.NDArray[Any]:
+        """Labels (n_texts,), as they were given to ``fit``."""
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+    def open(self) -> LayerFusionClassifier:
+        """Find the encoders without fitting, so that `extract` works; return self."""
+        self.encoders_ = self._open_encoders()
+        return self
+
+    def extract(self, X: Sequence[str]) -> Gathered:
+        """All candidate blocks of some texts, through the store."""
+        store = EmbeddingStore() if self.store == "auto" else self.store
+        if isinstance(store, (str, Path)):
+            store = EmbeddingStore(store)
+        return gather(
+            check_texts(X),
+            self.encoders_,
+            self.layers,
+            self.pooling,
+            store,
+            batch_tokens=self.batch_tokens,
+            reporter=self._reporter,
+        )
+
+    def run_baselines(
+        self, X_test: Sequence[str] | None = None, embeddings: Gathered | None = None
+    ) -> list[Baseline]:
+        """Predictions of the baselines, each trained on the rows of the last ``fit``.
+
+        On test texts and their blocks (from `extract`) when they are given, else out of fold on
+        the measured training rows. Only right after ``fit``: a loaded classifier has no rows.
+        """
+        training, texts, y, _ = self._rows_of_fit()
+        test = None if X_test is None or embeddings is None else (X_test, embeddings)
+        return run_baselines(training, texts, y, self.profile_, test, self._reporter)
+
+    def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
+        training, _, y, proba = self._rows_of_fit()
+        return y[training.rows], proba
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the classifier as a bundle folder (tensors, JSON, card); see `load`."""
+        check_is_fitted(self, "model_")
+        used = {block.encoder for block in self.model_.blocks}
+        encoders = tuple(
+            EncoderSpec(
+                name=encoder.name,
+                source=encoder.source.origin,
+                revision=encoder.source.revision,
+                fingerprints=encoder.fingerprints,
+                template=encoder.template,
+                chat_question=encoder.chat_question,
+                max_length=encoder.max_length,
+                dtype=encoder.dtype,
+            )
+            for encoder in self.encoders_
+            if encoder.name in used
+        )
+        facts = {} if not hasattr(self, "cv_") else {"nested cross-validation": self.cv_.to_dict()}
+        bundle = Bundle(self.model_, self.classes_, encoders, facts)
+        save_bundle(bundle, Path(path), overwrite=overwrite)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_training", None)
+        state["reporter"] = None
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        return tags
+
+    @property
+    def _reporter(self) -> Reporter:
+        return self.reporter or SILENT
+
+    def _rows_of_fit(self) -> tuple[Training, list[str], Any, Any]:
+        if not hasattr(self, "_training"):
+            raise ConfigError("The training rows are gone (loaded or unpickled); call fit first.")
+        return self._training
+
+    def _check_parameters(self) -> None:
+        if self.fusion not in ("auto", "concat"):
+            raise ConfigError(f"Unknown fusion {self.fusion!r}. Choose from auto, concat.")
+        check_selection(self.selection, self.max_blocks)
+        check_head(self.head)
+        check_calibration(self.calibration)
+        if self.cv < 2:
+            raise ConfigError(f"cv={self.cv} is not enough; give at least 2 folds.")
+
+    def _open_encoders(self) -> tuple[FrozenEncoder, ...]:
+        given = [self.encoders] if isinstance(self.encoders, (str, Path)) else list(self.encoders)
+        if not given:
+            raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
+        templates, questions = dict(self.templates or {}), dict(self.chat_questions or {})
+        opened = []
+        for item in given:
+            if not isinstance(item, FrozenEncoder):
+                alias, _, place = str(item).rpartition("=")
+                name = alias or Path(place).stem
+                item = FrozenEncoder.from_pretrained(
+                    place,
+                    name=alias or None,
+                    template=templates.pop(name, None),
+                    chat_question=questions.pop(name, None),
+                    max_length=self.max_length,
+                    device=self.device,
+                    dtype=self.dtype,
+                    reporter=self._reporter,
+                )
+            opened.append(item)
+        names = [encoder.name for encoder in opened]
+        if unknown := [name for name in (*templates, *questions) if name not in names]:
+            raise ConfigError(
+                f"A template or question names {unknown[0]!r}, which is not one of the encoders "
+                f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
+            )
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(
+                f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
+            )
+        return tuple(opened)
+
+    def _class_weights(self, y: npt.NDArray[np.intp]) -> npt.NDArray[np.floating] | None:
+        if self.class_weight is None:
+            return None
+        weights = self.class_weight
+        if isinstance(weights, str) and weights != "balanced":
+            raise ConfigError(f"class_weight={weights!r}: give None, 'balanced' or a mapping.")
+        if not isinstance(weights, str):
+            if unknown := [label for label in weights if label not in self.classes_]:
+                raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
+            return np.array([weights.get(label, 1.0) for label in self.classes_.tolist()])
+        balanced: npt.NDArray[np.floating] = compute_class_weight(
+            weights, classes=np.arange(len(self.classes_)), y=y
+        )
+        return balanced
+
+
+def load(
+    path: str | Path, *, encoders: Mapping[str, str | Path] | None = None, device: str = "auto"
+) -> LayerFusionClassifier:
+    """Load a bundle, ready to predict; its encoders are cut above the highest layer in use.
+
+    Parameters
+    ----------
+    path
+        The bundle folder, or a run folder that holds one.
+    encoders
+        For an encoder's name, another place to load it from.
+    device
+        Where to run.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        When there is no bundle, or it cannot be trusted.
+    """
+    folder = Path(path)
+    if (folder / "bundle" / "bundle.json").is_file():
+        folder = folder / "bundle"
+    bundle = load_bundle(folder)
+    places = dict(encoders or {})
+    opened = []
+    for spec in bundle.encoders:
+        encoder = FrozenEncoder.from_pretrained(
+            places.get(spec.name, spec.source),
+            name=spec.name,
+            revision=spec.revision,
+            template=spec.template,
+            chat_question=spec.chat_question,
+            max_length=spec.max_length,
+            device=device,
+        )
+        if encoder.fingerprints != spec.fingerprints:
+            raise FormatError(
+                f"{encoder.path} is not the {spec.name} that the bundle was trained with: its files "
+                "differ. Point to the original with load(path, encoders={name: place})."
+            )
+        top = max(block.layer for block in bundle.model.blocks if block.encoder == spec.name)
+        opened.append(encoder.truncate(top))
+    classifier = LayerFusionClassifier(
+        encoders=tuple(opened), head=bundle.model.head.kind, max_blocks=len(bundle.model.blocks)
+    )
+    classifier.encoders_ = tuple(opened)
+    classifier.classes_ = bundle.classes
+    classifier.model_ = bundle.model
+    return classifier
+
+
+class _Rows(Mapping[BlockRef, npt.NDArray[np.float32]]):
+    """Some rows of each block."""
+
+    def __init__(self, embeddings: Gathered, rows: npt.NDArray[np.intp]) -> None:
+        self._embeddings = embeddings
+        self._rows = rows
+
+    def __getitem__(self, block: BlockRef) -> npt.NDArray[np.float32]:
+        return self._embeddings[block][self._rows]
+
+    def __iter__(self) -> Any:
+        return iter(self._embeddings)
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+
+def _check_labels(y: Sequence[Any], n_texts: int) -> npt.NDArray[Any]:
+    labels = list(y)
+    if len(labels) != n_texts:
+        raise DataError(f"There are {n_texts} texts but {len(labels)} labels.")
+    check_trainable(labels)
+    return np.asarray(labels)

@@ -1,0 +1,61 @@
+"""Blocks of several encoders over the same texts, as one mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef, Layers
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.events import SILENT, Reporter
+from layerfuse.extraction import Embeddings, extract
+from layerfuse.store import EmbeddingStore
+
+__all__ = ["Gathered", "gather"]
+
+
+class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
+    """Blocks of several encoders: a mapping from block to array (n_texts, dim)."""
+
+    def __init__(self, parts: Sequence[Embeddings]) -> None:
+        self._parts = {ref: part for part in parts for ref in part}
+        self.n_computed = sum(part.n_computed for part in parts)
+        self.truncated_share = max((part.truncated_share for part in parts), default=0.0)
+
+    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
+        return self._parts[ref][ref]
+
+    def __iter__(self) -> Iterator[BlockRef]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def gather(
+    texts: Sequence[str],
+    encoders: Sequence[FrozenEncoder],
+    layers: Layers,
+    pooling: str | Sequence[str],
+    store: EmbeddingStore | None,
+    *,
+    batch_tokens: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Gathered:
+    """`extract` with each encoder in turn."""
+    return Gathered(
+        [
+            extract(
+                texts,
+                encoder,
+                layers,
+                pooling,
+                store,
+                batch_tokens=batch_tokens,
+                reporter=reporter,
+            )
+            for encoder in encoders
+        ]
+    )

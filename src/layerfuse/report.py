@@ -1,0 +1,251 @@
+"""What a run tells a person in the terminal, from the same data that ``--json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from layerfuse.files import human_bytes
+
+__all__ = ["layer_chart", "render_fit", "render_profile"]
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def layer_chart(accuracies: Sequence[float], chosen: Sequence[bool]) -> Text:
+    """One character a layer, its height by accuracy from the lowest to the highest layer; chosen
+    layers are marked below."""
+    low, high = min(accuracies), max(accuracies)
+    span = (high - low) or 1.0
+    bars = "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in accuracies)
+    marks = "".join("^" if mark else " " for mark in chosen)
+    return Text(f"{bars}\n{marks}")
+
+
+def render_profile(profile: Sequence[Mapping[str, Any]], chosen: set[str], out: Console) -> None:
+    """The layer table, and a chart for each encoder and pooling."""
+    for encoder, pooling, rows in _curves(profile):
+        title = f"{encoder}, {pooling} pooling: leave-one-out accuracy by layer"
+        out.print(f"\n[bold]{title}[/bold]", highlight=False)
+        marks = [f"{encoder}:{row['layer']}:{pooling}" in chosen for row in rows]
+        accuracies = [row["accuracy"] for row in rows]
+        chart = layer_chart(accuracies, marks)
+        out.print(chart, highlight=False, soft_wrap=True)
+        best = max(range(len(rows)), key=lambda index: accuracies[index])
+        out.print(
+            f"layers 0 to {rows[-1]['layer']}: {_percent(min(accuracies))} to "
+            f"{_percent(accuracies[best])}; best {rows[best]['layer']}, last "
+            f"{_percent(accuracies[-1])}" + ("; ^ chosen" if any(marks) else ""),
+            highlight=False,
+        )
+
+
+def _curves(
+    profile: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:
+    names = dict.fromkeys((row["encoder"], row["pooling"]) for row in profile)
+    for encoder, pooling in names:
+        rows = [r for r in profile if (r["encoder"], r["pooling"]) == (encoder, pooling)]
+        yield encoder, pooling, sorted(rows, key=lambda row: row["layer"])
+
+
+def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: int = 12) -> Table:
+    """The best blocks, the chosen ones and every encoder's last layer."""
+    ranked = sorted(profile, key=lambda row: row["loss"])
+    last = {
+        encoder: max(row["layer"] for row in profile if row["encoder"] == encoder)
+        for encoder in dict.fromkeys(row["encoder"] for row in profile)
+    }
+    table = Table(title="Blocks (leave-one-out on training rows)", title_justify="left")
+    for name in ("block", "accuracy", "macro-F1", "loss", ""):
+        table.add_column(name, justify="left" if name in ("block", "") else "right")
+    for place, row in enumerate(ranked):
+        block = f"{row['encoder']}:{row['layer']}:{row['pooling']}"
+        is_last = row["layer"] == last[row["encoder"]]
+        if place < most or block in chosen or is_last:
+            notes = [*(["chosen"] if block in chosen else []), *(["last layer"] if is_last else [])]
+            table.add_row(
+                block,
+                f"{_percent(row['accuracy'])} ±{100 * row['accuracy_se']:.1f}",
+                _percent(row["macro_f1"]),
+                f"{row['loss']:.4f}",
+                ", ".join(notes),
+            )
+    return table
+
+
+def render_fit(result: Mapping[str, Any], out: Console) -> None:
+    """The terminal report of a fit."""
+    chosen = {
+        f"{block['encoder']}:{block['layer']}:{block['pooling']}"
+        for block in result["selection"]["blocks"]
+    }
+    render_profile(result["profile"], chosen, out)
+    out.print()
+    out.print(layer_table(result["profile"], chosen))
+    steps = Table(title=f"Chosen ({result['selection']['method']})", title_justify="left")
+    steps.add_column("block")
+    steps.add_column("gain in loss", justify="right")
+    for block, gain in zip(
+        result["selection"]["blocks"], result["selection"]["gains"], strict=True
+    ):
+        steps.add_row(f"{block['encoder']}:{block['layer']}:{block['pooling']}", f"{gain:.4f}")
+    out.print(steps)
+    out.print(_accuracy_table(result))
+    out.print(f"[bold]Verdict:[/bold] {result['verdict']['sentence']}", highlight=False)
+    times = result["timings"]
+    out.print(
+        f"Time: {times['total_s']:.1f} s in all; reading {times['extract_s']:.1f}, scoring "
+        f"{times['score_s']:.1f}, selecting {times['select_s']:.1f}, head {times['head_s']:.1f}, "
+        f"resampling {times['cv_s']:.1f}, baselines {times['baselines_s']:.1f}.",
+        highlight=False,
+    )
+    out.print(f"Saved: {result['run']}", highlight=False, soft_wrap=True)
+
+
+def _accuracy_table(result: Mapping[str, Any]) -> Table:
+    where = "test" if result["test"] else "cv"
+    n_rows = result[where]["n"]
+    rows = f"{n_rows} test rows" if where == "test" else f"{n_rows} rows out of fold"
+    table = Table(title=f"Accuracy on {rows}", title_justify="left")
+    for name in ("pipeline", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE"):
+        table.add_column(name, justify="left" if name == "pipeline" else "right")
+    for baseline in result["baselines"]:
+        name = baseline["name"].replace("_", " ")
+        own = f"{name} ({baseline['encoder']})" if baseline.get("encoder") else name
+        low, high = baseline[where]["ci95"]
+        interval = f"{_percent(low)} to {_percent(high)}"
+        macro_f1 = _percent(baseline[where]["macro_f1"])
+        table.add_row(own, _percent(baseline[where]["accuracy"]), interval, macro_f1, "", "")
+    own = result[where]
+    low, high = own["ci95"]
+    table.add_row(
+        f"layerfuse ({len(result['selection']['blocks'])} blocks)",
+        _percent(own["accuracy"]),
+        f"{_percent(low)} to {_percent(high)}",
+        _percent(own["macro_f1"]),
+        f"{own['log_loss']:.3f}",
+        f"{own['ece']:.3f}",
+        style="bold",
+    )
+    if where == "test":
+        nested = result["cv"]
+        low, high = nested["ci95"]
+        table.add_row(
+            "  nested, training rows",
+            _percent(nested["accuracy"]),
+            f"{_percent(low)} to {_percent(high)}",
+            _percent(nested["macro_f1"]),
+            f"{nested['log_loss']:.3f}",
+            f"{nested['ece']:.3f}",
+        )
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def render_demo(result: Mapping[str, Any], out: Console) -> None:
+    """A fit's report, and what to type next."""
+    render_fit(result, out)
+    out.print("\n[bold]Next, with your own texts:[/bold]")
+    for line in (
+        f"layerfuse predict {result['run']} new.csv      # one column: text",
+        "layerfuse fit your.csv -e minilm -e smollm2-135m   # columns: text, label",
+        "layerfuse datasets audit your.csv",
+    ):
+        out.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def render_rows(result: Mapping[str, Any], out: Console) -> None:
+    """Records of one kind as a table, or one record as lines."""
+    for value in result.values():
+        if isinstance(value, list):
+            _render_records(value, out)
+            return
+    for name, value in result.items():
+        out.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+
+
+def _render_records(records: Sequence[Mapping[str, Any]], out: Console) -> None:
+    if not records:
+        out.print("nothing")
+        return
+    names = [name for name in records[0] if name not in ("description", "identity", "licence")]
+    table = Table()
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for record in records:
+        table.add_row(*(_cell(name, record[name]) for name in names))
+    out.print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "n_bytes":
+        return human_bytes(value)
+    if name == "idle_s":
+        return f"{value / 86_400:.1f} days" if value > 86_400 else f"{value / 3600:.1f} h"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {entry:,}" for key, entry in value.items())
+    return str(value)
+
+
+def render_check(result: Mapping[str, Any], out: Console) -> None:
+    """The outcome of ``models check``."""
+    out.print(
+        f"{result['name']}: {result['layers']} layers of {result['dim']}, {result['dtype']} on "
+        f"{result['device']}",
+        highlight=False,
+    )
+    for check in result["checks"]:
+        out.print(
+            f"  {'ok    ' if check['ok'] else 'FAILED'} {check['name']}: {check['deviation']:.1e} "
+            f"(tolerance {check['tolerance']:.0e})",
+            highlight=False,
+        )
+
+
+def render_verify(result: Mapping[str, Any], out: Console) -> None:
+    """The outcome of ``store verify``."""
+    out.print(
+        f"{result['root']}: {result['shards']} shards, {human_bytes(result['n_bytes'])} are whole",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for path in result["damaged"]:
+        out.print(f"damaged, set aside: {path}", highlight=False, soft_wrap=True)
+
+
+def render_audit(result: Mapping[str, Any], out: Console) -> None:
+    """The outcome of ``datasets audit``."""
+    out.print(f"[bold]{result['name']}[/bold]", highlight=False)
+    for name, split in result["splits"].items():
+        out.print(f"{name}: {split['rows']} rows", highlight=False)
+        for kind in ("empty", "duplicates", "over_long"):
+            _print_finding(kind.replace("_", "-") + " texts", split[kind], out)
+        if split["conflicts"]:
+            out.print(f"  texts with two labels or more: {split['conflicts']}", highlight=False)
+        counts = ", ".join(
+            f"{label} {count}" for label, count in list(split["classes"].items())[:12]
+        )
+        more = len(split["classes"]) - 12
+        tail = f" and {more} more" if more > 0 else ""
+        out.print(f"  classes: {counts}{tail}", highlight=False, soft_wrap=True)
+    _print_finding(f"rows of {result['test_name']} that are in train", result["leaks"], out)
+    for kind in ("untested_classes", "unseen_classes", "small_classes"):
+        if result[kind]:
+            names = ", ".join(map(str, result[kind]))
+            out.print(f"  {kind.replace('_', ' ')}: {names}", highlight=False, soft_wrap=True)
+
+
+def _print_finding(name: str, finding: Mapping[str, Any], out: Console) -> None:
+    if finding["count"]:
+        rows = ", ".join(map(str, finding["rows"]))
+        out.print(f"  {name}: {finding['count']} (rows {rows} …)", highlight=False)
