@@ -276,7 +276,7 @@ class _Stored:
     def block(self, key: Key) -> npt.NDArray[np.float32]:
         for _ in range(_MENDS):
             try:
-                return self.section.read(self.hashes, key)[self.back]
+                return self.section.read(self.hashes[self.back], key)
             except CorruptShardError:
                 self.complete()  # the shard was set aside; compute its rows again
         raise StorageError(

@@ -53,8 +53,13 @@ class Concat:
         if tuple(block.shape[1] for block in blocks) != self.dims:
             found = tuple(block.shape[1] for block in blocks)
             raise DataError(f"Blocks have sizes {found}, expected {self.dims} as in training.")
-        scaled = zip(blocks, self.means, self.scales, strict=True)
-        return np.concatenate([(block - mean) * scale for block, mean, scale in scaled], axis=1)
+        fused = np.empty((len(blocks[0]), sum(self.dims)), dtype=np.float32)
+        ends = np.cumsum(self.dims)
+        for block, mean, scale, end in zip(blocks, self.means, self.scales, ends, strict=True):
+            part = fused[:, end - len(mean) : end]
+            np.subtract(block, mean, out=part)
+            part *= scale
+        return fused
 
     def arrays(self) -> dict[str, Floats]:
         """What must be saved: per block its mean and scale."""

@@ -110,23 +110,42 @@ def _candidates(scores: BlockScores) -> list[BlockRef]:
 def _greedy(
     probed: Probed, targets: npt.NDArray[np.float32], max_blocks: int, reporter: Reporter
 ) -> list[BlockRef]:
-    candidates = _candidates(probed.scores)
     chosen = [probed.scores.best.block]
+    # What each candidate brought when it was last tried, at first an unreachable hope.
+    hopes = {b: np.inf for b in _candidates(probed.scores) if b != chosen[0]}
     with reporter.task("selecting", max_blocks - 1, "blocks") as advance:
         while len(chosen) < max_blocks:
             state = _State.of([probed.coordinates[block] for block in chosen], targets)
-            best, best_errors = None, state.errors
-            for block in candidates:
-                if block not in chosen:
-                    errors = state.errors_with(probed.coordinates[block], targets)
-                    if errors.mean() < best_errors.mean():
-                        best, best_errors = block, errors
-            gains = state.errors - best_errors
+            best, gains = _most_helpful(state, probed, hopes, targets)
             if best is None or gains.mean() < gains.std() / np.sqrt(len(gains)):
                 break
             chosen.append(best)
+            del hopes[best]
             advance(1)
     return chosen
+
+
+def _most_helpful(
+    state: _State,
+    probed: Probed,
+    hopes: dict[BlockRef, float],
+    targets: npt.NDArray[np.float32],
+) -> tuple[BlockRef | None, npt.NDArray[np.float32]]:
+    """The candidate with the largest gain, and its gain in squared error for each row (n,).
+
+    A candidate seldom brings more than it did before another block was added (the gain has
+    diminishing returns), so candidates are tried by falling hope, and those that could not win even
+    if they brought all they hoped for are not tried (accelerated greedy; Minoux, 1978).
+    """
+    best, best_gains = None, np.zeros(len(targets), dtype=np.float32)
+    for block in sorted(hopes, key=lambda block: -hopes[block]):
+        if hopes[block] < best_gains.mean():
+            break
+        gains = state.errors - state.errors_with(probed.coordinates[block], targets)
+        hopes[block] = float(gains.mean())
+        if hopes[block] > best_gains.mean():
+            best, best_gains = block, gains
+    return best, best_gains
 
 
 @dataclass(frozen=True)
@@ -169,15 +188,13 @@ class _State:
         By block inversion: with W the block less its part in the chosen blocks' hat matrix, the new
         hat matrix is the old one plus ``W (Z^T W + penalty)^-1 W^T``.
         """
-        from scipy.linalg import solve_triangular
-
         rest = block - self.basis @ (self.basis.T @ block)
         inner = block.T @ rest
         inner[np.diag_indices_from(inner)] += np.float32(self.penalty)
         root = np.linalg.cholesky((inner + inner.T) / 2)
-        added = solve_triangular(root, rest.T, lower=True, check_finite=False)  # (columns, n)
-        fitted = self.fitted + added.T @ (added @ targets)
-        spare = np.maximum(1.0 - self.leverages - np.einsum("dn,dn->n", added, added), 1e-6)
+        added = rest @ np.linalg.inv(root).T  # its product with itself is the new part
+        fitted = self.fitted + added @ (added.T @ targets)
+        spare = np.maximum(1.0 - self.leverages - np.einsum("nd,nd->n", added, added), 1e-6)
         residuals = (targets - fitted) / spare[:, None]
         return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 

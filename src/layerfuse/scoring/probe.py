@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ __all__ = ["SCORERS", "Probed", "probe_blocks", "probe_coordinates", "score_bloc
 
 Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
 
-N_COMPONENTS = 128
+N_COMPONENTS = 200
 """Principal coordinates that are kept of each block for selection."""
 
 _FOLDS = 5
@@ -97,16 +97,25 @@ def probe_blocks(
 def probe_coordinates(
     coordinates: Mapping[BlockRef, npt.NDArray[np.float32]], y: npt.NDArray[np.intp]
 ) -> Probed:
-    """Score blocks by the ridge probe from principal coordinates of (some of) their rows."""
+    """Score blocks by the ridge probe from principal coordinates of (some of) their rows.
+
+    For choosing only: the scores come without macro-F1 (NaN), which takes longer than the probe.
+    """
     n_classes = int(y.max()) + 1
     centred = {block: Z - Z.mean(axis=0) for block, Z in coordinates.items()}
-    scores = [_ridge(block, decompose(Z), y, n_classes) for block, Z in centred.items()]
+    scores = []
+    for block, Z in centred.items():
+        result = leave_one_out(decompose(Z), one_hot(y, n_classes))
+        correct = result.predictions.argmax(axis=1) == y
+        scores.append(_score(block, correct, result.errors, result.penalty))
     return Probed(BlockScores(tuple(scores), "ridge"), centred)
 
 
 def _ridge(block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int) -> BlockScore:
     result = leave_one_out(space, one_hot(y, n_classes))
-    return _score(block, y, result.predictions.argmax(axis=1), result.errors, result.penalty)
+    predicted = result.predictions.argmax(axis=1)
+    score = _score(block, predicted == y, result.errors, result.penalty)
+    return replace(score, macro_f1=_macro_f1(y, predicted))
 
 
 def _logistic(
@@ -133,29 +142,32 @@ def _logistic(
         if best is None or losses.mean() < best[0].mean():
             best = (losses, proba.argmax(axis=1), 1.0 / C)
     assert best is not None
-    return _score(block, y, best[1], best[0], best[2])
+    score = _score(block, best[1] == y, best[0], best[2])
+    return replace(score, macro_f1=_macro_f1(y, best[1]))
 
 
 def _score(
     block: BlockRef,
-    y: npt.NDArray[np.intp],
-    predicted: npt.NDArray[np.intp],
+    correct: npt.NDArray[np.bool_],
     losses: npt.NDArray[np.floating],
     penalty: float,
 ) -> BlockScore:
-    from sklearn.metrics import f1_score
-
-    correct = predicted == y
-    root = np.sqrt(len(y))
+    root = np.sqrt(len(correct))
     return BlockScore(
         block=block,
         accuracy=float(correct.mean()),
         accuracy_se=float(correct.std() / root),
-        macro_f1=float(f1_score(y, predicted, average="macro", zero_division=0)),
+        macro_f1=float("nan"),
         loss=float(losses.mean()),
         loss_se=float(losses.std() / root),
         penalty=penalty,
     )
+
+
+def _macro_f1(y: npt.NDArray[np.intp], predicted: npt.NDArray[np.intp]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(y, predicted, average="macro", zero_division=0))
 
 
 SCORERS: dict[str, Callable[[BlockRef, Spectrum, npt.NDArray[np.intp], int], BlockScore]] = {

@@ -86,7 +86,8 @@ def spectrum(X: Floats) -> Spectrum:
 def decompose(Z: Floats) -> Spectrum:
     """Turn centred features (n, dim) onto their axes, by the smaller of the two Gram matrices."""
     wide = Z.shape[1] > Z.shape[0]
-    values, vectors = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
+    gram = Z @ Z.T if wide else Z.T @ Z
+    values, vectors = np.linalg.eigh(gram)
     # Directions below the precision of the decomposition carry only rounding errors.
     kept = values > values[-1] * max(Z.shape) * np.finfo(values.dtype).eps
     values, vectors = values[kept][::-1], np.ascontiguousarray(vectors[:, kept][:, ::-1])
