@@ -223,8 +223,8 @@ class FrozenEncoder:
         for layer, array in arrays.items():
             if not np.isfinite(array).all():
                 raise UnsupportedModelError(
-                    f"{self.name} gives values that are not finite at layer {layer} in {self.dtype}."
-                    " Use --dtype float32 (dtype='float32')."
+                    f"{self.name} gives values that are not finite at layer {layer} in "
+                    f"{self.dtype}. Use --dtype float32 (dtype='float32')."
                 )
         return arrays
 

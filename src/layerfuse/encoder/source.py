@@ -49,8 +49,8 @@ class EncoderSource:
             raise UnsupportedModelError(
                 f"{self.folder} has no .safetensors weights"
                 + (
-                    f", only {found[0]}, which can run code when it is loaded. Convert it, or allow "
-                    "it with allow_pickle=True (--allow-pickle) if you trust it."
+                    f", only {found[0]}, which can run code when it is loaded. Convert it to "
+                    "safetensors, or, if you trust it, open it with allow_pickle=True."
                     if found
                     else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
                 )

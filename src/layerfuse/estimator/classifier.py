@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
 from layerfuse.baselines import Baseline, run_baselines
 from layerfuse.blocks import BlockRef, Layers
-from layerfuse.bundle import Bundle, EncoderSpec, load_bundle, save_bundle
+from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
 from layerfuse.calibration import check_calibration, fit_calibration
-from layerfuse.corpus import check_trainable
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import ConfigError, DataError, FormatError, did_you_mean
-from layerfuse.estimator.gathering import Gathered, gather
+from layerfuse.errors import ConfigError
+from layerfuse.estimator.gathering import Gathered, Rows, gather
+from layerfuse.estimator.inputs import check_labels, class_weights, open_encoders
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
 from layerfuse.heads import check_head
@@ -30,7 +29,7 @@ from layerfuse.scoring import probe_blocks, stratified_rows
 from layerfuse.selection import check_selection
 from layerfuse.store import EmbeddingStore
 
-__all__ = ["LayerFusionClassifier", "load"]
+__all__ = ["MEASURED_ROWS", "LayerFusionClassifier"]
 
 MEASURED_ROWS = 10_000
 """Measuring and choosing use at most this many training rows, each class in its share."""
@@ -148,9 +147,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         started = time.perf_counter()
         self._check_parameters()
         texts = check_texts(X)
-        labels = _check_labels(y, len(texts))
+        labels = check_labels(y, len(texts))
         self.classes_, encoded = np.unique(labels, return_inverse=True)
-        self.encoders_ = self._open_encoders()
+        self.open()
         extracting = time.perf_counter()
         embeddings = self.extract(texts)
         scoring = time.perf_counter()
@@ -158,7 +157,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if len(rows) < len(texts):
             self._reporter.note(f"blocks are measured on {len(rows)} of {len(texts)} rows")
         probed = probe_blocks(
-            embeddings if len(rows) == len(texts) else _Rows(embeddings, rows),
+            embeddings if len(rows) == len(texts) else Rows(embeddings, rows),
             encoded[rows],
             reporter=self._reporter,
         )
@@ -169,7 +168,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             max_blocks=self.max_blocks,
             head=self.head,
             n_classes=len(self.classes_),
-            class_weight=self._class_weights(encoded),
+            class_weight=class_weights(self.class_weight, self.classes_, encoded),
             n_folds=self.cv,
             seed=self.random_state,
         )
@@ -226,7 +225,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def open(self) -> LayerFusionClassifier:
         """Find the encoders without fitting, so that `extract` works; return self."""
-        self.encoders_ = self._open_encoders()
+        self.encoders_ = open_encoders(
+            self.encoders,
+            self.templates or {},
+            self.chat_questions or {},
+            max_length=self.max_length,
+            device=self.device,
+            dtype=self.dtype,
+            reporter=self._reporter,
+        )
         return self
 
     def extract(self, X: Sequence[str]) -> Gathered:
@@ -313,127 +320,3 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         check_calibration(self.calibration)
         if self.cv < 2:
             raise ConfigError(f"cv={self.cv} is not enough; give at least 2 folds.")
-
-    def _open_encoders(self) -> tuple[FrozenEncoder, ...]:
-        given = [self.encoders] if isinstance(self.encoders, (str, Path)) else list(self.encoders)
-        if not given:
-            raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
-        templates, questions = dict(self.templates or {}), dict(self.chat_questions or {})
-        opened = []
-        for item in given:
-            if not isinstance(item, FrozenEncoder):
-                alias, _, place = str(item).rpartition("=")
-                name = alias or Path(place).stem
-                item = FrozenEncoder.from_pretrained(
-                    place,
-                    name=alias or None,
-                    template=templates.pop(name, None),
-                    chat_question=questions.pop(name, None),
-                    max_length=self.max_length,
-                    device=self.device,
-                    dtype=self.dtype,
-                    reporter=self._reporter,
-                )
-            opened.append(item)
-        names = [encoder.name for encoder in opened]
-        if unknown := [name for name in (*templates, *questions) if name not in names]:
-            raise ConfigError(
-                f"A template or question names {unknown[0]!r}, which is not one of the encoders "
-                f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
-            )
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise ConfigError(
-                f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
-            )
-        return tuple(opened)
-
-    def _class_weights(self, y: npt.NDArray[np.intp]) -> npt.NDArray[np.floating] | None:
-        if self.class_weight is None:
-            return None
-        weights = self.class_weight
-        if isinstance(weights, str) and weights != "balanced":
-            raise ConfigError(f"class_weight={weights!r}: give None, 'balanced' or a mapping.")
-        if not isinstance(weights, str):
-            if unknown := [label for label in weights if label not in self.classes_]:
-                raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
-            return np.array([weights.get(label, 1.0) for label in self.classes_.tolist()])
-        balanced: npt.NDArray[np.floating] = compute_class_weight(
-            weights, classes=np.arange(len(self.classes_)), y=y
-        )
-        return balanced
-
-
-def load(
-    path: str | Path, *, encoders: Mapping[str, str | Path] | None = None, device: str = "auto"
-) -> LayerFusionClassifier:
-    """Load a bundle, ready to predict; its encoders are cut above the highest layer in use.
-
-    Parameters
-    ----------
-    path
-        The bundle folder, or a run folder that holds one.
-    encoders
-        For an encoder's name, another place to load it from.
-    device
-        Where to run.
-
-    Raises
-    ------
-    NotFoundError, FormatError
-        When there is no bundle, or it cannot be trusted.
-    """
-    folder = Path(path)
-    if (folder / "bundle" / "bundle.json").is_file():
-        folder = folder / "bundle"
-    bundle = load_bundle(folder)
-    places = dict(encoders or {})
-    opened = []
-    for spec in bundle.encoders:
-        encoder = FrozenEncoder.from_pretrained(
-            places.get(spec.name, spec.source),
-            name=spec.name,
-            revision=spec.revision,
-            template=spec.template,
-            chat_question=spec.chat_question,
-            max_length=spec.max_length,
-            device=device,
-        )
-        if encoder.fingerprints != spec.fingerprints:
-            raise FormatError(
-                f"{encoder.path} is not the {spec.name} that the bundle was trained with: its files "
-                "differ. Point to the original with load(path, encoders={name: place})."
-            )
-        top = max(block.layer for block in bundle.model.blocks if block.encoder == spec.name)
-        opened.append(encoder.truncate(top))
-    classifier = LayerFusionClassifier(
-        encoders=tuple(opened), head=bundle.model.head.kind, max_blocks=len(bundle.model.blocks)
-    )
-    classifier.encoders_ = tuple(opened)
-    classifier.classes_ = bundle.classes
-    classifier.model_ = bundle.model
-    return classifier
-
-
-class _Rows(Mapping[BlockRef, npt.NDArray[np.float32]]):
-    """Some rows of each block."""
-
-    def __init__(self, embeddings: Gathered, rows: npt.NDArray[np.intp]) -> None:
-        self._embeddings = embeddings
-        self._rows = rows
-
-    def __getitem__(self, block: BlockRef) -> npt.NDArray[np.float32]:
-        return self._embeddings[block][self._rows]
-
-    def __iter__(self) -> Any:
-        return iter(self._embeddings)
-
-    def __len__(self) -> int:
-        return len(self._embeddings)
-
-
-def _check_labels(y: Sequence[Any], n_texts: int) -> npt.NDArray[Any]:
-    labels = list(y)
-    if len(labels) != n_texts:
-        raise DataError(f"There are {n_texts} texts but {len(labels)} labels.")
-    check_trainable(labels)
-    return np.asarray(labels)

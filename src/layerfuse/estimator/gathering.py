@@ -13,7 +13,7 @@ from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import Embeddings, extract
 from layerfuse.store import EmbeddingStore
 
-__all__ = ["Gathered", "gather"]
+__all__ = ["Gathered", "Rows", "gather"]
 
 
 class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
@@ -32,6 +32,23 @@ class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+class Rows(Mapping[BlockRef, npt.NDArray[np.float32]]):
+    """Some rows of each block."""
+
+    def __init__(self, embeddings: Gathered, rows: npt.NDArray[np.intp]) -> None:
+        self._embeddings = embeddings
+        self._rows = rows
+
+    def __getitem__(self, block: BlockRef) -> npt.NDArray[np.float32]:
+        return self._embeddings[block][self._rows]
+
+    def __iter__(self) -> Iterator[BlockRef]:
+        return iter(self._embeddings)
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
 
 
 def gather(

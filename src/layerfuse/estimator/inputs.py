@@ -1,0 +1,110 @@
+"""What a user hands to the classifier, checked: labels, class weights, encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils.class_weight import compute_class_weight
+
+from layerfuse.corpus import check_trainable
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.errors import ConfigError, DataError, did_you_mean
+from layerfuse.events import Reporter
+
+__all__ = ["check_labels", "class_weights", "open_encoders"]
+
+
+def check_labels(y: Sequence[Any], n_texts: int) -> npt.NDArray[Any]:
+    """Labels as an array (n_texts,).
+
+    Raises
+    ------
+    DataError
+        When they are not as many as the texts, or there are not two rows of two classes.
+    """
+    labels = list(y)
+    if len(labels) != n_texts:
+        raise DataError(f"There are {n_texts} texts but {len(labels)} labels.")
+    check_trainable(labels)
+    return np.asarray(labels)
+
+
+def class_weights(
+    given: str | Mapping[Any, float] | None, classes: npt.NDArray[Any], y: npt.NDArray[np.intp]
+) -> npt.NDArray[np.floating] | None:
+    """The weight of each class (n_classes,), or None for equal weights.
+
+    Raises
+    ------
+    ConfigError
+        For a word other than ``"balanced"``, or a label that does not occur.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "balanced":
+            raise ConfigError(f"class_weight={given!r}: give None, 'balanced' or a mapping.")
+        balanced: npt.NDArray[np.floating] = compute_class_weight(
+            given, classes=np.arange(len(classes)), y=y
+        )
+        return balanced
+    labels = classes.tolist()
+    if unknown := [label for label in given if label not in labels]:
+        raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
+    return np.array([given.get(label, 1.0) for label in labels])
+
+
+def open_encoders(
+    encoders: str | Path | Sequence[str | Path | FrozenEncoder],
+    templates: Mapping[str, str],
+    chat_questions: Mapping[str, str],
+    *,
+    max_length: int,
+    device: str,
+    dtype: str,
+    reporter: Reporter,
+) -> tuple[FrozenEncoder, ...]:
+    """Open encoders by name or place (``NAME=PLACE`` renames), each with its template.
+
+    Raises
+    ------
+    ConfigError
+        For no encoder, two of one name, or a template for one that is not there.
+    """
+    given = [encoders] if isinstance(encoders, (str, Path)) else list(encoders)
+    if not given:
+        raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
+    opened = []
+    for item in given:
+        if isinstance(item, FrozenEncoder):
+            opened.append(item)
+            continue
+        alias, _, place = str(item).rpartition("=")
+        name = alias or Path(place).stem
+        opened.append(
+            FrozenEncoder.from_pretrained(
+                place,
+                name=alias or None,
+                template=templates.get(name),
+                chat_question=chat_questions.get(name),
+                max_length=max_length,
+                device=device,
+                dtype=dtype,
+                reporter=reporter,
+            )
+        )
+    names = [encoder.name for encoder in opened]
+    if unknown := [name for name in (*templates, *chat_questions) if name not in names]:
+        raise ConfigError(
+            f"A template or question names {unknown[0]!r}, which is not one of the encoders "
+            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
+        )
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
+        )
+    return tuple(opened)

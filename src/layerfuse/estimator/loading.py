@@ -1,0 +1,64 @@
+"""From a saved bundle back to a classifier that predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from layerfuse.bundle import load_bundle
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.errors import FormatError
+from layerfuse.estimator.classifier import LayerFusionClassifier
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | Path, *, encoders: Mapping[str, str | Path] | None = None, device: str = "auto"
+) -> LayerFusionClassifier:
+    """Load a bundle, ready to predict; its encoders are cut above the highest layer in use.
+
+    Parameters
+    ----------
+    path
+        The bundle folder, or a run folder that holds one.
+    encoders
+        For an encoder's name, another place to load it from.
+    device
+        Where to run.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        When there is no bundle, or it cannot be trusted.
+    """
+    folder = Path(path)
+    if (folder / "bundle" / "bundle.json").is_file():
+        folder = folder / "bundle"
+    bundle = load_bundle(folder)
+    places = dict(encoders or {})
+    opened = []
+    for spec in bundle.encoders:
+        encoder = FrozenEncoder.from_pretrained(
+            places.get(spec.name, spec.source),
+            name=spec.name,
+            revision=spec.revision,
+            template=spec.template,
+            chat_question=spec.chat_question,
+            max_length=spec.max_length,
+            device=device,
+        )
+        if encoder.fingerprints != spec.fingerprints:
+            raise FormatError(
+                f"{encoder.path} is not the {spec.name} that the bundle was trained with: its "
+                "files differ. Point to the original with load(path, encoders={name: place})."
+            )
+        top = max(block.layer for block in bundle.model.blocks if block.encoder == spec.name)
+        opened.append(encoder.truncate(top))
+    classifier = LayerFusionClassifier(
+        encoders=tuple(opened), head=bundle.model.head.kind, max_blocks=len(bundle.model.blocks)
+    )
+    classifier.encoders_ = tuple(opened)
+    classifier.classes_ = bundle.classes
+    classifier.model_ = bundle.model
+    return classifier
