@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,7 @@ __all__ = [
     "BlockScore",
     "BlockScores",
     "Layers",
+    "Poolings",
     "Selection",
     "resolve_layers",
     "resolve_poolings",
@@ -23,6 +24,9 @@ __all__ = [
 POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 
 Layers: TypeAlias = int | Sequence[int] | Literal["all"]
+
+Poolings: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Poolings for all encoders, or for each encoder by its name."""
 
 
 @dataclass(frozen=True, order=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from layerfuse.blocks import Poolings
 from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
 
 __all__ = ["FitConfig", "read_toml"]
@@ -26,10 +27,10 @@ class FitConfig:
     templates: Mapping[str, str] = field(default_factory=dict)
     chat_questions: Mapping[str, str] = field(default_factory=dict)
     layers: str | tuple[int, ...] = "all"
-    pooling: tuple[str, ...] = ("mean",)
+    pooling: Poolings = ("mean",)
     selection: str = "greedy"
     max_blocks: int = 5
-    head: str = "logistic"
+    head: str = "ridge"
     class_weight: str | None = None
     calibration: str = "temperature"
     max_length: int = 512

@@ -30,17 +30,16 @@ def render_profile(profile: Sequence[Mapping[str, Any]], chosen: set[str], out: 
     """The layer table, and a chart for each encoder and pooling."""
     for encoder, pooling, rows in _curves(profile):
         title = f"{encoder}, {pooling} pooling: leave-one-out accuracy by layer"
-        out.print(f"\n[bold]{title}[/bold]", highlight=False)
+        out.print(f"\n{title}", style="bold", soft_wrap=True)
         marks = [f"{encoder}:{row['layer']}:{pooling}" in chosen for row in rows]
         accuracies = [row["accuracy"] for row in rows]
         chart = layer_chart(accuracies, marks)
-        out.print(chart, highlight=False, soft_wrap=True)
+        out.print(chart, soft_wrap=True)
         best = max(range(len(rows)), key=lambda index: accuracies[index])
         out.print(
-            f"layers 0 to {rows[-1]['layer']}: {_percent(min(accuracies))} to "
+            f"layers {rows[0]['layer']} to {rows[-1]['layer']}: {_percent(min(accuracies))} to "
             f"{_percent(accuracies[best])}; best {rows[best]['layer']}, last "
             f"{_percent(accuracies[-1])}" + ("; ^ chosen" if any(marks) else ""),
-            highlight=False,
         )
 
 
@@ -78,6 +77,23 @@ def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: in
     return table
 
 
+def render_scores(result: Mapping[str, Any], out: Console) -> None:
+    """The terminal report of a profile."""
+    render_profile(result["profile"], set(), out)
+    out.print()
+    out.print(layer_table(result["profile"], set()))
+
+
+def render_evaluation(result: Mapping[str, Any], out: Console) -> None:
+    """The outcome of ``evaluate``."""
+    split = f" ({result['split']})" if result["split"] else ""
+    out.print(f"{result['n']} rows of {result['data']}{split}", soft_wrap=True)
+    for name in ("accuracy", "macro_f1", "log_loss", "ece"):
+        low, high = result["intervals"][name]
+        line = f"{name:9} {result[name]:.4f}  95 % interval {low:.4f} to {high:.4f}"
+        out.print(line)
+
+
 def render_fit(result: Mapping[str, Any], out: Console) -> None:
     """The terminal report of a fit."""
     chosen = {
@@ -96,20 +112,21 @@ def render_fit(result: Mapping[str, Any], out: Console) -> None:
         steps.add_row(f"{block['encoder']}:{block['layer']}:{block['pooling']}", f"{gain:.4f}")
     out.print(steps)
     out.print(_accuracy_table(result))
-    out.print(f"[bold]Verdict:[/bold] {result['verdict']['sentence']}", highlight=False)
+    verdict = Text.assemble(("Verdict: ", "bold"), result["verdict"]["sentence"])
+    out.print(verdict, soft_wrap=True)
     times = result["timings"]
     out.print(
         f"Time: {times['total_s']:.1f} s in all; reading {times['extract_s']:.1f}, scoring "
         f"{times['score_s']:.1f}, selecting {times['select_s']:.1f}, head {times['head_s']:.1f}, "
         f"resampling {times['cv_s']:.1f}, baselines {times['baselines_s']:.1f}.",
-        highlight=False,
+        soft_wrap=True,
     )
-    out.print(f"Saved: {result['run']}", highlight=False, soft_wrap=True)
+    out.print(f"Saved: {result['run']}", soft_wrap=True)
 
 
 def _accuracy_table(result: Mapping[str, Any]) -> Table:
     where = "test" if result["test"] else "cv"
-    n_rows = result[where]["n"]
+    n_rows, n_blocks = result[where]["n"], len(result["selection"]["blocks"])
     rows = f"{n_rows} test rows" if where == "test" else f"{n_rows} rows out of fold"
     table = Table(title=f"Accuracy on {rows}", title_justify="left")
     for name in ("pipeline", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE"):
@@ -124,7 +141,7 @@ def _accuracy_table(result: Mapping[str, Any]) -> Table:
     own = result[where]
     low, high = own["ci95"]
     table.add_row(
-        f"layerfuse ({len(result['selection']['blocks'])} blocks)",
+        f"layerfuse ({n_blocks} block{'s' if n_blocks > 1 else ''})",
         _percent(own["accuracy"]),
         f"{_percent(low)} to {_percent(high)}",
         _percent(own["macro_f1"]),
@@ -153,13 +170,13 @@ def _percent(share: float) -> str:
 def render_demo(result: Mapping[str, Any], out: Console) -> None:
     """A fit's report, and what to type next."""
     render_fit(result, out)
-    out.print("\n[bold]Next, with your own texts:[/bold]")
+    out.print("\nNext, with your own texts:", style="bold")
     for line in (
         f"layerfuse predict {result['run']} new.csv      # one column: text",
         "layerfuse fit your.csv -e minilm -e smollm2-135m   # columns: text, label",
         "layerfuse datasets audit your.csv",
     ):
-        out.print(f"  {line}", highlight=False, soft_wrap=True)
+        out.print(f"  {line}", soft_wrap=True)
 
 
 def render_rows(result: Mapping[str, Any], out: Console) -> None:
@@ -169,7 +186,7 @@ def render_rows(result: Mapping[str, Any], out: Console) -> None:
             _render_records(value, out)
             return
     for name, value in result.items():
-        out.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+        out.print(f"{name}: {value}", soft_wrap=True)
 
 
 def _render_records(records: Sequence[Mapping[str, Any]], out: Console) -> None:
@@ -178,8 +195,9 @@ def _render_records(records: Sequence[Mapping[str, Any]], out: Console) -> None:
         return
     names = [name for name in records[0] if name not in ("description", "identity", "licence")]
     table = Table()
+    headings = {"n_bytes": "size", "idle_s": "last used"}
     for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(headings.get(name, name.replace("_", " ")), overflow="fold")
     for record in records:
         table.add_row(*(_cell(name, record[name]) for name in names))
     out.print(table)
@@ -189,7 +207,8 @@ def _cell(name: str, value: Any) -> str:
     if name == "n_bytes":
         return human_bytes(value)
     if name == "idle_s":
-        return f"{value / 86_400:.1f} days" if value > 86_400 else f"{value / 3600:.1f} h"
+        days = value / 86_400
+        return f"{days:.1f} days ago" if days > 1 else f"{24 * days:.1f} h ago"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
@@ -202,13 +221,11 @@ def render_check(result: Mapping[str, Any], out: Console) -> None:
     out.print(
         f"{result['name']}: {result['layers']} layers of {result['dim']}, {result['dtype']} on "
         f"{result['device']}",
-        highlight=False,
     )
     for check in result["checks"]:
         out.print(
             f"  {'ok    ' if check['ok'] else 'FAILED'} {check['name']}: {check['deviation']:.1e} "
             f"(tolerance {check['tolerance']:.0e})",
-            highlight=False,
         )
 
 
@@ -216,36 +233,36 @@ def render_verify(result: Mapping[str, Any], out: Console) -> None:
     """The outcome of ``store verify``."""
     out.print(
         f"{result['root']}: {result['shards']} shards, {human_bytes(result['n_bytes'])} are whole",
-        highlight=False,
         soft_wrap=True,
     )
     for path in result["damaged"]:
-        out.print(f"damaged, set aside: {path}", highlight=False, soft_wrap=True)
+        out.print(f"damaged, set aside: {path}", soft_wrap=True)
 
 
 def render_audit(result: Mapping[str, Any], out: Console) -> None:
     """The outcome of ``datasets audit``."""
-    out.print(f"[bold]{result['name']}[/bold]", highlight=False)
+    out.print(result["name"], style="bold", soft_wrap=True)
     for name, split in result["splits"].items():
-        out.print(f"{name}: {split['rows']} rows", highlight=False)
-        for kind in ("empty", "duplicates", "over_long"):
-            _print_finding(kind.replace("_", "-") + " texts", split[kind], out)
+        out.print(f"{name}: {split['rows']} rows")
+        for kind, word in (("empty", "empty"), ("duplicates", "repeated"), ("over_long", "long")):
+            _print_finding(f"{word} texts", split[kind], out)
         if split["conflicts"]:
-            out.print(f"  texts with two labels or more: {split['conflicts']}", highlight=False)
+            out.print(f"  texts with two labels or more: {split['conflicts']}")
         counts = ", ".join(
             f"{label} {count}" for label, count in list(split["classes"].items())[:12]
         )
         more = len(split["classes"]) - 12
         tail = f" and {more} more" if more > 0 else ""
-        out.print(f"  classes: {counts}{tail}", highlight=False, soft_wrap=True)
+        out.print(f"  classes: {counts}{tail}", soft_wrap=True)
     _print_finding(f"rows of {result['test_name']} that are in train", result["leaks"], out)
     for kind in ("untested_classes", "unseen_classes", "small_classes"):
         if result[kind]:
             names = ", ".join(map(str, result[kind]))
-            out.print(f"  {kind.replace('_', ' ')}: {names}", highlight=False, soft_wrap=True)
+            out.print(f"  {kind.replace('_', ' ')}: {names}", soft_wrap=True)
 
 
 def _print_finding(name: str, finding: Mapping[str, Any], out: Console) -> None:
     if finding["count"]:
         rows = ", ".join(map(str, finding["rows"]))
-        out.print(f"  {name}: {finding['count']} (rows {rows} …)", highlight=False)
+        more = ", …" if finding["count"] > len(finding["rows"]) else ""
+        out.print(f"  {name}: {finding['count']} (row {rows}{more}, counted from 0)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,28 +14,38 @@ from layerfuse.events import Advance
 
 __all__ = ["TerminalReporter", "console"]
 
+# A label may look like markup, and "llama:100:mean" holds the name of an emoji.
+_AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+
 
 def console() -> Console:
     """Standard output; piped output is plain and at least as wide as the tables need."""
-    return Console(width=None if sys.stdout.isatty() else 100, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 100, **_AS_IT_IS)
+
+
+class _Notes(Console):
+    """Standard error; when nobody reads it any more, the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class TerminalReporter:
     """Writes notes as lines, and draws a bar with rate and time left on a terminal only."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Notes(stderr=True, **_AS_IT_IS)
 
     def note(self, line: str) -> None:
-        self._console.print(f"· {line}", style="dim", markup=False, soft_wrap=True)
+        self._console.print(f"· {line}", style="dim", soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        if not self._console.is_terminal:
+        if not self._console.file.isatty():  # is_terminal is true of a pipe under FORCE_COLOR
             yield lambda count: None
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(f"{unit}, {{task.fields[rate]}}/s"),

@@ -73,7 +73,9 @@ def evaluate(
     rows = dataset.splits[name]
     truth = encode_labels(classifier.classes_, rows.labels or ())
     proba = classifier.predict_proba(rows.texts)
-    return {"data": data, "split": name, **evaluate_predictions(truth, proba).to_dict()}
+    # a file is not a split, though it is read as one
+    shown = None if Path(data).is_file() else name
+    return {"data": data, "split": shown, **evaluate_predictions(truth, proba).to_dict()}
 
 
 def encode_labels(classes: npt.NDArray[Any], labels: Sequence[Any]) -> npt.NDArray[np.intp]:

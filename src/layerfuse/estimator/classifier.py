@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from layerfuse.baselines import Baseline, run_baselines
-from layerfuse.blocks import BlockRef, Layers
+from layerfuse.blocks import BlockRef, Layers, Poolings
 from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
 from layerfuse.calibration import check_calibration, fit_calibration
 from layerfuse.encoder import FrozenEncoder
@@ -49,7 +49,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     layers
         Candidate layers: ``"all"``, one number or several; negative ones count from the end.
     pooling
-        Candidate poolings.
+        Candidate poolings for all encoders, or a mapping from an encoder's name to its poolings
+        (``mean`` for those that it leaves out).
     selection
         ``"greedy"``, ``"top_k"``, ``"best"`` or ``"last"``; see `select_blocks`.
     max_blocks
@@ -96,11 +97,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         encoders: Sequence[str | Path | FrozenEncoder] = ("minilm",),
         *,
         layers: Layers = "all",
-        pooling: str | Sequence[str] = ("mean",),
+        pooling: Poolings = ("mean",),
         selection: str = "greedy",
         max_blocks: int = 5,
         fusion: str = "auto",
-        head: str = "logistic",
+        head: str = "ridge",
         class_weight: str | Mapping[Any, float] | None = None,
         calibration: str = "temperature",
         templates: Mapping[str, str] | None = None,

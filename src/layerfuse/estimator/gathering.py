@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, Layers
+from layerfuse.blocks import BlockRef, Layers, Poolings
 from layerfuse.encoder import FrozenEncoder
+from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import Embeddings, extract
 from layerfuse.store import EmbeddingStore
@@ -55,20 +56,33 @@ def gather(
     texts: Sequence[str],
     encoders: Sequence[FrozenEncoder],
     layers: Layers,
-    pooling: str | Sequence[str],
+    pooling: Poolings,
     store: EmbeddingStore | None,
     *,
     batch_tokens: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Gathered:
-    """`extract` with each encoder in turn."""
+    """`extract` with each encoder in turn.
+
+    Raises
+    ------
+    ConfigError
+        For poolings of an encoder that is not there.
+    """
+    names = [encoder.name for encoder in encoders]
+    by_name = dict(pooling) if isinstance(pooling, Mapping) else dict.fromkeys(names, pooling)
+    if unknown := [name for name in by_name if name not in names]:
+        raise ConfigError(
+            f"A pooling names {unknown[0]!r}, which is not one of the encoders "
+            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
+        )
     return Gathered(
         [
             extract(
                 texts,
                 encoder,
                 layers,
-                pooling,
+                by_name.get(encoder.name, "mean"),
                 store,
                 batch_tokens=batch_tokens,
                 reporter=reporter,

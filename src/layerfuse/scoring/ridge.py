@@ -89,7 +89,8 @@ def decompose(Z: Floats) -> Spectrum:
     gram = Z @ Z.T if wide else Z.T @ Z
     values, vectors = np.linalg.eigh(gram)
     # Directions below the precision of the decomposition carry only rounding errors.
-    kept = values > values[-1] * max(Z.shape) * np.finfo(values.dtype).eps
+    smallest = values.max(initial=0.0) * max(Z.shape) * np.finfo(values.dtype).eps
+    kept = values > smallest
     values, vectors = values[kept][::-1], np.ascontiguousarray(vectors[:, kept][:, ::-1])
     return Spectrum(vectors * np.sqrt(values) if wide else Z @ vectors, values)
 
@@ -121,7 +122,9 @@ def leave_one_out(
     for start in range(0, len(alphas), width):
         part = slice(start, start + width)
         weights = projected[:, None, :] * shrink[:, part, None]  # (rank, penalties, n_classes)
-        fitted = (space.rotated @ weights.reshape(len(weights), -1)).reshape(n, -1, n_classes)
+        count = weights.shape[1]  # the rank may be 0: a block can be constant
+        fitted = space.rotated @ weights.reshape(len(weights), count * n_classes)
+        fitted = fitted.reshape(n, count, n_classes)
         residuals = (targets - centre)[:, None, :] - fitted
         residuals /= spare[:, part, None]
         errors = np.einsum("npc,npc->np", residuals, residuals)

@@ -1,0 +1,1 @@
+"""Benchmarks: ours and a peer in one run, alternating; see README.md."""

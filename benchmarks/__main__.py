@@ -1,0 +1,30 @@
+"""``python -m benchmarks [NAME …]``: run all benchmarks, or the named ones."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import extraction, memory, scoring, warm
+from benchmarks.common import save
+
+BENCHMARKS = {
+    "extraction": extraction.run,
+    "scoring": scoring.run,
+    "memory": memory.run,
+    "warm": warm.run,
+}
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        print(f"Unknown benchmark {unknown[0]!r}. Choose from {', '.join(BENCHMARKS)}.")
+        return 2
+    for name in names:
+        print(f"== {name}")
+        save(name, BENCHMARKS[name]())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

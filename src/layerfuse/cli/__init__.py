@@ -1,0 +1,5 @@
+"""The command line: parsing and printing only; the work is in `layerfuse.commands`."""
+
+from layerfuse.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,72 @@
+"""The application: its commands, its exit codes, and what is said when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from layerfuse import __version__
+from layerfuse.cli import keeping, running
+from layerfuse.cli.options import PLAIN
+from layerfuse.errors import LayerfuseError
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+_app = typer.Typer(
+    add_completion=False,
+    help="Find, fuse and ship the layers of frozen language models that classify your texts best.",
+    **PLAIN,
+)
+for _command in (running.fit, running.profile, running.predict, running.evaluate, running.demo):
+    _app.command()(_command)
+_app.add_typer(keeping.models, name="models")
+_app.add_typer(keeping.datasets, name="datasets")
+_app.add_typer(keeping.store, name="store")
+
+
+@_app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"layerfuse {__version__}")
+        raise typer.Exit
+
+
+def main() -> int:
+    """Run the command line; 0 on success, 2 on a user's mistake, 1 on an internal fault."""
+    try:
+        # the code of a typer.Exit inside a command is returned, not raised; Ctrl-C is 130
+        code = int(_app(standalone_mode=False, prog_name="layerfuse") or 0)
+    except LayerfuseError as error:
+        typer.echo(f"layerfuse: {error}", err=True)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except (BrokenPipeError, SystemExit):
+        # The reader has gone (`| head`), which typer and rich answer with SystemExit. What is still
+        # buffered goes nowhere, so that Python does not complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own errors
+            error.show()
+            return 2
+        if os.environ.get("LAYERFUSE_TRACEBACK"):
+            raise
+        typer.echo(
+            f"layerfuse: internal fault, {type(error).__name__}: {error}\n"
+            "This should not happen. LAYERFUSE_TRACEBACK=1 shows where it did.",
+            err=True,
+        )
+        return 1
+    if code == _INTERRUPTED:
+        typer.echo(
+            "layerfuse: interrupted. Finished embeddings are kept; run the same command to go on.",
+            err=True,
+        )
+    return code

@@ -1,0 +1,39 @@
+"""Where what is said goes: results to standard output, notes and progress to standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from layerfuse.events import Reporter
+
+__all__ = ["finish", "print_json", "reporter"]
+
+
+def reporter(quiet: bool) -> Reporter:
+    """Says everything on standard error, or nothing."""
+    from layerfuse.events import SILENT
+    from layerfuse.terminal import TerminalReporter
+
+    return SILENT if quiet else TerminalReporter()
+
+
+def finish(
+    result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any], Any], None]
+) -> None:
+    """Print a command's result, for people or as one JSON object."""
+    if as_json:
+        print_json(result)
+        return
+    from layerfuse.terminal import console
+
+    render(result, console())
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One object on one line; NaN is refused, which JSON does not have."""
+    typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))

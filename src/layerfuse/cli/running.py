@@ -1,0 +1,158 @@
+"""Measuring, training and using: ``fit``, ``profile``, ``predict``, ``evaluate``, ``demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from layerfuse.cli.options import (
+    AsJson,
+    Chat,
+    ConfigFile,
+    Data,
+    Device,
+    DeviceOrAuto,
+    Dtype,
+    Encoder,
+    LabelColumn,
+    Layers,
+    MaxLength,
+    Pooling,
+    Quiet,
+    Sample,
+    StoreFolder,
+    Template,
+    TextColumn,
+    settings,
+)
+from layerfuse.cli.output import finish, print_json, reporter
+
+__all__ = ["demo", "evaluate", "fit", "predict", "profile"]
+
+_Bundle = Annotated[Path, typer.Argument(metavar="RUN", help="A bundle or run folder.")]
+
+
+def fit(
+    data: Data,
+    test: Annotated[str | None, typer.Option(help="A file with test rows.")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoder: Encoder = None,
+    template: Template = None,
+    chat: Chat = None,
+    layers: Layers = None,
+    pooling: Pooling = None,
+    selection: Annotated[str | None, typer.Option(help="greedy, top_k, best or last.")] = None,
+    max_blocks: Annotated[int | None, typer.Option(help="The most blocks to fuse (5).")] = None,
+    head: Annotated[str | None, typer.Option(help="logistic or ridge.")] = None,
+    class_weight: Annotated[
+        str | None, typer.Option(help="balanced weighs rare classes up.")
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(help="temperature or none.")] = None,
+    max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    cv: Annotated[int | None, typer.Option(help="Folds of the nested resampling (5).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of folds and samples (0).")] = None,
+    sample: Sample = None,
+    store: StoreFolder = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="The most tokens of a batch.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run folder (runs/NAME-TIME).")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every layer, choose, fuse, train, evaluate and save."""
+    chosen = settings(locals())
+    from layerfuse import commands
+    from layerfuse.report import render_fit
+
+    finish(commands.fit(chosen, reporter(quiet)), as_json, render_fit)
+
+
+def profile(
+    data: Data,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoder: Encoder = None,
+    template: Template = None,
+    chat: Chat = None,
+    layers: Layers = None,
+    pooling: Pooling = None,
+    scorer: Annotated[str, typer.Option(help="ridge, or the slower logistic.")] = "ridge",
+    max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sample (0).")] = None,
+    sample: Sample = None,
+    store: StoreFolder = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score every layer for a dataset, without training anything."""
+    chosen = settings(locals())
+    from layerfuse import commands
+    from layerfuse.report import render_scores
+
+    finish(commands.profile(chosen, scorer, reporter(quiet)), as_json, render_scores)
+
+
+def predict(
+    bundle: _Bundle,
+    data: Annotated[str, typer.Argument(help="A file with texts.")],
+    text_column: TextColumn = None,
+    out: Annotated[Path | None, typer.Option(help="Write a CSV here instead of printing.")] = None,
+    device: DeviceOrAuto = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label texts with a saved classifier; prints CSV."""
+    from layerfuse import commands
+
+    notes = reporter(quiet)
+    result = commands.predict(bundle, data, text_column, device, notes)
+    text = commands.write_predictions(result, out)
+    if as_json:
+        print_json(result)
+    elif out is None:
+        typer.echo(text, nl=False)
+    if out is not None:
+        notes.note(f"wrote {len(result['predictions'])} rows to {out}")
+
+
+def evaluate(
+    bundle: _Bundle,
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Which split (test if there is one).")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    device: DeviceOrAuto = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a saved classifier on labelled rows, with intervals."""
+    from layerfuse import commands
+    from layerfuse.report import render_evaluation
+
+    result = commands.evaluate(
+        bundle, data, split, text_column, label_column, device, reporter(quiet)
+    )
+    finish(result, as_json, render_evaluation)
+
+
+def demo(
+    out: Annotated[str, typer.Option(help="The run folder; an older demo there is replaced.")] = (
+        "runs/demo"
+    ),
+    sample: Annotated[int, typer.Option(help="Training rows, stratified.")] = 1200,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole way on a part of R8 with two small encoders, in minutes."""
+    from layerfuse import commands
+    from layerfuse.report import render_demo
+
+    finish(commands.demo(Path(out), sample, reporter(quiet)), as_json, render_demo)

@@ -1,0 +1,345 @@
+"""A user's mistakes: exit code 2, a message that names the fault and the mend, nothing left behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.numpy import load_file, save_file
+
+from commandline import Done, rows, run, start, succeed, write_csv, write_text
+from families import save_model
+
+LONGEST = 5  # lines of a message
+DATA = rows(30)
+
+
+def table(data: Sequence[Sequence[str]], header: Sequence[str] = ("text", "label")) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *data])
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Arguments that are wrong in one way, the files they need, and parts of what is said.
+
+    ``{models}`` in an argument is the folder of tiny models and ``{run}`` a run folder. ``fit`` and
+    ``profile`` read ``train.csv``, which is there, with a tiny BERT called ``tiny`` unless told
+    otherwise.
+    """
+
+    name: str
+    arguments: str
+    says: tuple[str, ...]
+    files: dict[str, str | bytes] = field(default_factory=dict)
+
+    def command(self, models: Path, trained: Path) -> list[str]:
+        words = self.arguments.split(" ")
+        if words[0] in ("fit", "profile"):
+            if len(words) == 1 or words[1].startswith("-"):
+                words.insert(1, "train.csv")
+            if "-e" not in words and "fit.toml" not in words:
+                words += ["-e", "tiny={models}/bert"]
+            if words[0] == "fit" and "--out" not in words:
+                words += ["--out", "run"]
+        # what stands for a space inside of an argument
+        return [word.format(models=models, run=trained, text="{text}").replace("_␣", " ")
+                for word in words]
+
+
+MISTAKES = [
+    # files
+    Mistake("missing file", "fit trian.csv", ("no file 'trian.csv'", "Did you mean 'train.csv'?")),
+    Mistake("missing folder", "fit no/x.csv", ("There is no no/x.csv", "does not exist")),
+    Mistake(
+        "unknown dataset", "fit bbcnews", ("no dataset or file 'bbcnews'", "mean 'bbc-news'?")
+    ),
+    Mistake("unknown dataset to pull", "datasets pull r9", ("dataset 'r9'", "mean 'r8'?")),
+    Mistake("unknown encoder to pull", "models pull mini-lm", ("'mini-lm'", "mean 'minilm'?")),
+    Mistake(
+        "unknown extension", "fit x.xlsx", ("x.xlsx", "Convert it to one of: .csv"), {"x.xlsx": "x"}
+    ),
+    Mistake("empty file", "fit x.csv", ("x.csv is empty", "at least one text"), {"x.csv": ""}),
+    Mistake(
+        "header only", "fit x.csv", ("a header line but no rows",), {"x.csv": "text,label\n"}
+    ),
+    Mistake(
+        "no header", "fit x.csv", ("no header line", "'text,label'"),
+        {"x.csv": table(DATA[1:], DATA[0])},
+    ),
+    Mistake(
+        "not UTF-8", "fit x.csv", ("not UTF-8", "line 2", "iconv -f WINDOWS-1252"),
+        {"x.csv": "text,label\nschön,a\ngut,b\n".encode("latin-1")},
+    ),
+    Mistake(
+        "damaged gzip", "fit x.csv.gz", ("cannot be unpacked as gzip", "again"),
+        {"x.csv.gz": b"\x1f\x8b\x08\x00abc"},
+    ),
+    Mistake(
+        "damaged parquet", "fit x.parquet", ("x.parquet cannot be read as parquet",),
+        {"x.parquet": b"PAR1 and no more"},
+    ),
+    Mistake(
+        "too many fields", "fit x.csv", ("line 3: 3 fields", "header has 2", "double quotes"),
+        {"x.csv": "text,label\na,b\na,b,c\n"},
+    ),
+    Mistake(
+        "JSON that is none", "fit x.jsonl", ("line 2 is not JSON", '{"text": "…"'),
+        {"x.jsonl": '{"text": "a", "label": "b"}\ntext\n'},
+    ),
+    Mistake("folder without splits", "fit data", ("no split files", "train.csv"), {"data/x": ""}),
+    Mistake(
+        "folder without train", "fit data", ("no train split", "train.csv"),
+        {"data/test.csv": table(DATA)},
+    ),
+    # columns, texts and labels
+    Mistake(
+        "wrong text column", "fit --text-column txet",
+        ("no column 'txet'", "Did you mean 'text'?", "text, label", "--text-column"),
+    ),
+    Mistake(
+        "wrong label column", "fit --label-column lable",
+        ("no column 'lable'", "Did you mean 'label'?", "--label-column"),
+    ),
+    Mistake(
+        "no label column", "fit x.csv", ("no column that is plainly the label", "--label-column"),
+        {"x.csv": table([(*row, "x") for row in DATA], ("text", "one", "two"))},
+    ),
+    Mistake(
+        "texts only", "fit x.csv", ("no column that is plainly the label", "--label-column"),
+        {"x.csv": table([row[:1] for row in DATA], ("text",))},
+    ),
+    Mistake(
+        "one column for both", "fit --text-column text --label-column text", ("cannot be both",)
+    ),
+    Mistake(
+        "missing values", "fit x.csv", ("'label' has no value in 2 of 30", "row 3, 5", "Fill in"),
+        {"x.csv": table([(t, "" if i in (3, 5) else label) for i, (t, label) in enumerate(DATA)])},
+    ),
+    Mistake(
+        "missing texts", "fit x.jsonl", ("'text' has no value in 1 of 2", "row 1", "remove"),
+        {"x.jsonl": '{"text": "a", "label": "b"}\n{"text": null, "label": "c"}\n'},
+    ),
+    Mistake(
+        "one class", "fit x.csv", ("All 30 rows have the same label 'a'", "at least two classes"),
+        {"x.csv": table([(text, "a") for text, _ in DATA])},
+    ),
+    Mistake(
+        "a class with one row", "fit x.csv", ("at least two rows", "'rare'", "Add rows"),
+        {"x.csv": table([*DATA, ("the only one", "rare")])},
+    ),
+    Mistake(
+        "a class with one row, profile", "profile x.csv", ("at least two rows", "'rare'"),
+        {"x.csv": table([*DATA, ("the only one", "rare")])},
+    ),
+    Mistake(
+        "unseen label in the test file", "fit --test x.csv",
+        ("labels that training never saw: other", "Add training rows"),
+        {"x.csv": table([("a text", "other")])},
+    ),
+    Mistake("missing test file", "fit --test tset.csv", ("no file 'tset.csv'",)),
+    # encoders
+    Mistake(
+        "unknown encoder", "fit -e minlm", ("Unknown encoder 'minlm'", "Did you mean 'minilm'?")
+    ),
+    Mistake(
+        "missing model folder", "fit -e ./bret", ("Unknown encoder './bret'", "model folder")
+    ),
+    Mistake(
+        "folder without config.json", "fit -e empty", ("no config.json", "model.safetensors"),
+        {"empty/readme": ""},
+    ),
+    Mistake(
+        "pickled weights only", "fit -e {models}/pickled",
+        ("no .safetensors weights", "can run code", "Convert it"),
+    ),
+    Mistake("image model", "fit -e {models}/vit", ("vit", "not a text model")),
+    Mistake("model file", "fit -e train.csv", ("not a .gguf file", "folder")),
+    Mistake(
+        "no tokenizer", "fit -e {models}/mute", ("mute", "no tokenizer that can be read")
+    ),
+    Mistake(
+        "two encoders of one name", "fit -e {models}/bert -e bert={models}/llama",
+        ("Two encoders are called 'bert'", "other=PATH"),
+    ),
+    Mistake(
+        "unknown encoder to check", "models check minlm", ("'minlm'", "Did you mean 'minilm'?")
+    ),
+    Mistake("image model to check", "models check {models}/vit", ("not a text model",)),
+    # layers, poolings and choices
+    Mistake("layer out of range", "fit --layers 0,9", ("layer 9", "-4", "3")),
+    Mistake("layer not a number", "fit --layers one", ("--layers 'one'", "such as 0,6,-1")),
+    Mistake("no layer", "fit --layers ,", ("--layers ','", "such as 0,6,-1")),
+    Mistake("unknown pooling", "fit --pooling meen", ("'meen'", "Did you mean 'mean'?")),
+    Mistake("unknown selection", "fit --selection gredy", ("'gredy'", "Did you mean 'greedy'?")),
+    Mistake("unknown head", "fit --head logstic", ("'logstic'", "Did you mean 'logistic'?")),
+    Mistake(
+        "unknown calibration", "fit --calibration temprature",
+        ("'temprature'", "Did you mean 'temperature'?"),
+    ),
+    Mistake("unknown scorer", "profile --scorer ridgy", ("'ridgy'", "Did you mean 'ridge'?")),
+    Mistake("unknown dtype", "fit --dtype float23", ("'float23'", "Did you mean 'float32'?")),
+    Mistake("unknown device", "fit --device cpuu", ("'cpuu'", "Did you mean 'cpu'?")),
+    Mistake("unknown class weight", "fit --class-weight equal", ("'equal'", "'balanced'")),
+    Mistake("numbered cpu", "fit --device cpu:9", ("'cpu:9'", "cpu")),
+    Mistake("cv of 1", "fit --cv 1", ("cv=1", "at least 2")),
+    Mistake("more folds than a class has rows", "fit --cv 11", ("cv=11", "10 rows")),
+    Mistake("no blocks", "fit --max-blocks 0", ("0", "at least 1")),
+    Mistake("sample of nothing", "fit --sample 0", ("0 rows", "at least 1")),
+    Mistake("negative sample", "fit --sample -5", ("-5 rows", "at least 1")),
+    Mistake("negative seed", "fit --seed -1", ("-1", "0 or more")),
+    Mistake("no tokens", "fit --max-length 0", ("max_length=0", "at least 2")),
+    Mistake("negative batch", "fit --batch-tokens -1", ("-1", "at least 1")),
+    Mistake("not a number", "fit --cv five", ("--cv", "five")),
+    Mistake("unknown option", "fit --laers 0", ("No such option: --laers", "--layers")),
+    Mistake("unknown command", "fti x.csv", ("No such command 'fti'", "fit")),
+    Mistake("no data", "profile --json", ("nothing",)),
+    # templates
+    Mistake(
+        "template without {text}", "fit --template tiny=good?",
+        ("'good?'", "must hold {text} exactly once"),
+    ),
+    Mistake(
+        "template for nobody", "fit --template tyni={text}?",
+        ("'tyni'", "encoders (tiny)", "Did you mean 'tiny'?"),
+    ),
+    Mistake("template without a name", "fit --template hello", ("--template 'hello'", "NAME=")),
+    Mistake(
+        "chat without a chat template", "fit --chat tiny=good?", ("no chat template", "{text}")
+    ),
+    Mistake(
+        "template and chat", "fit --template tiny={text}? --chat tiny=good?",
+        ("a template and a chat question", "one of them"),
+    ),
+    Mistake(
+        "max-length under the template", "fit --max-length 5 --template tiny=a_␣b_␣c_␣d_␣{text}",
+        ("template alone takes 6 of at most 5", "raise max_length"),
+    ),
+    # settings files
+    Mistake("missing settings file", "fit --config no.toml", ("no settings file no.toml",)),
+    Mistake(
+        "settings that are not TOML", "fit --config fit.toml", ("fit.toml is not a TOML file",),
+        {"fit.toml": "head: ridge\n"},
+    ),
+    Mistake(
+        "unknown setting", "fit --config fit.toml",
+        ("unknown setting 'poling'", "Did you mean 'pooling'?"), {"fit.toml": 'poling = "mean"\n'},
+    ),
+    # folders
+    Mistake(
+        "run folder exists", "fit --out full", ("full exists already", "--out"), {"full/x": ""}
+    ),
+    Mistake("out below a file", "fit --out train.csv/run", ("train.csv", "not a folder", "--out")),
+    Mistake(
+        "store is a file", "fit --store train.csv", ("train.csv", "not a folder", "--store")
+    ),
+    Mistake("listed store is a file", "store ls --store train.csv", ("not a folder", "--store")),
+    Mistake("no such store", "store ls --store no", ("There is no store no", "--store")),
+    Mistake("prune of what", "store prune", ("--encoder NAME", "--all")),
+    # saved classifiers
+    Mistake("bundle missing", "predict no train.csv", ("no bundle.json in no",)),
+    Mistake("bundle is a file", "predict train.csv train.csv", ("train.csv", "bundle")),
+    Mistake("predict on nothing", "predict {run} no.csv", ("no file 'no.csv'",)),
+    Mistake(
+        "predict without a text column", "predict {run} x.csv",
+        ("no column that is plainly the text", "--text-column"),
+        {"x.csv": table([("a", "b", "c")], ("one", "two", "three"))},
+    ),
+    Mistake(
+        "predictions below a file", "predict {run} train.csv --out train.csv/x.csv",
+        ("train.csv", "not a folder", "--out"),
+    ),
+    Mistake("predictions onto a folder", "predict {run} train.csv --out full",
+            ("full is a folder",), {"full/x": ""}),
+    Mistake("predict on an unknown device", "predict {run} train.csv --device gpu", ("'gpu'",)),
+    Mistake(
+        "evaluate an unknown split", "evaluate {run} train.csv --split tset",
+        ("no split 'tset'", "train"),
+    ),
+    Mistake(
+        "evaluate unseen labels", "evaluate {run} x.csv", ("training never saw: other",),
+        {"x.csv": table([("a text", "other"), ("a film", "news")])},
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model folders, two good and three bad."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model("bert", folder / "bert")
+    save_model("llama", folder / "llama")
+    pickled = save_model("bert", folder / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    mute = save_model("bert", folder / "mute")
+    for path in mute.glob("*token*"):
+        path.unlink()
+    image = hf.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    hf.ViTModel(image).save_pretrained(folder / "vit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_csv(folder / "train.csv", DATA)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERFUSE_CACHE", str(folder / "cache"))
+        quick = ("--head", "ridge", "--cv", 2)
+        succeed("fit", data, "-e", f"tiny={models / 'bert'}", "--out", folder / "run", *quick)
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs beside a sound train.csv, with a cache of its own."""
+    monkeypatch.setenv("LAYERFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LAYERFUSE_DATA", raising=False)
+    write_csv(tmp_path / "here" / "train.csv", DATA)
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """All paths below a folder, with the files' content."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def check_refused(act: Callable[[], Done], *says: str) -> None:
+    """Exit code 2, a short message with these parts, nothing new or changed on the disk."""
+    before = everything(Path.cwd())
+    done = act()
+    message = "\n".join(line for line in done.err.splitlines() if not line.startswith("· "))
+    print(message)  # noqa: T201  # pytest shows it when a part is missing
+    assert done.code == 2
+    assert done.out == ""
+    for part in says:
+        assert part in message
+    assert "Traceback" not in done.err
+    assert 1 <= len(message.splitlines()) <= LONGEST
+    assert everything(Path.cwd()) == before
+    assert not list(Path.cwd().parent.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_explained(mistake: Mistake, models: Path, trained: Path):
+    for name, content in mistake.files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    check_refused(lambda: run(*mistake.command(models, trained)), *mistake.says)

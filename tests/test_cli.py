@@ -1,0 +1,569 @@
+"""What the commands print, where, and with which exit code: real runs on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as hf
+from safetensors import safe_open
+
+import layerfuse
+from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
+from families import N_LAYERS, save_model
+from layerfuse.catalog import DATASETS, ENCODERS
+from layerfuse.encoder import checking
+
+N_TRAIN, N_TEST = 60, 30
+CONTROL = ("\x1b", "\r", "\b")  # what progress bars and colours are made of
+CHAT_TEMPLATE = "{% for m in messages %}the {{ m['content'] }} the{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model folders ``bert``, ``llama`` and ``chatty``, a llama that chats."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model("bert", folder / "bert")
+    save_model("llama", folder / "llama", seed=1)
+    chatty = save_model("llama", folder / "chatty", seed=1)
+    tokenizer = hf.AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(chatty)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Done]]:
+    """One run of ``fit`` with two encoders and a test file: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_csv(folder / "train.csv", rows(N_TRAIN))
+    write_csv(folder / "test.csv", rows(N_TEST, seed=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERFUSE_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        done = run(
+            *("fit", "train.csv", "--test", "test.csv", "--out", "run", "--json"),
+            *("-e", f"tiny={models / 'bert'}", "-e", models / "llama"),
+        )
+    assert done.code == 0, done.err
+    yield folder, done
+
+
+@pytest.fixture(autouse=True)
+def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a folder and with a cache of its own."""
+    monkeypatch.setenv("LAYERFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LAYERFUSE_DATA", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def fit(models: Path, *args: object) -> dict[str, Any]:
+    """The report of a quick fit with the tiny BERT."""
+    quick = ("--head", "ridge", "--cv", 2, "--out", "run", "--json")
+    return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick).json
+
+
+class TestFit:
+    def test_json_is_the_one_thing_on_standard_output(self, trained: tuple[Path, Done]):
+        _, done = trained
+        assert done.out.count("\n") == 1
+        assert done.json["run"] == "run"
+        assert done.err.startswith("· train: 60 train rows, 30 test rows\n")
+
+    def test_report_says_what_was_chosen_and_how_good_it_is(self, trained: tuple[Path, Done]):
+        report = trained[1].json
+        blocks, gains = report["selection"]["blocks"], report["selection"]["gains"]
+        assert len(blocks) == len(gains) >= 1
+        assert all(set(block) == {"encoder", "layer", "pooling"} for block in blocks)
+        assert {block["encoder"] for block in blocks} <= {"tiny", "llama"}
+        assert len(report["profile"]) == 2 * (N_LAYERS + 1)
+        assert report["cv"]["n"] == N_TRAIN
+        assert report["test"]["n"] == N_TEST
+        for measured in (report["cv"], report["test"]):
+            low, high = measured["ci95"]
+            assert 0 <= low <= measured["accuracy"] <= high <= 1
+            assert 0 <= measured["macro_f1"] <= 1
+            assert 0 <= measured["ece"] <= 1
+            assert measured["log_loss"] > 0
+        assert report["truncated_share"] == 0
+        assert report["verdict"]["sentence"].endswith(".")
+        assert report["settings"]["data"] == "train.csv"
+
+    def test_report_has_every_baseline_on_the_same_rows(self, trained: tuple[Path, Done]):
+        baselines = trained[1].json["baselines"]
+        names = [(entry["name"], entry.get("encoder")) for entry in baselines]
+        assert names[:2] == [("majority", None), ("tfidf", None)]
+        assert {("last_layer", name) for name in ("tiny", "llama")} < set(names)
+        assert {("last_four", name) for name in ("tiny", "llama")} < set(names)
+        assert [name for name, _ in names].count("best_block") == 1
+        for entry in baselines:
+            assert 0 <= entry["test"]["accuracy"] <= 1
+            gain = entry["pipeline_minus_baseline"]
+            difference = trained[1].json["test"]["accuracy"] - entry["test"]["accuracy"]
+            assert gain["difference"] == pytest.approx(difference)
+            assert gain["low"] <= gain["difference"] <= gain["high"]
+
+    def test_report_accounts_for_the_time(self, trained: tuple[Path, Done]):
+        timings = trained[1].json["timings"]
+        stages = ("extract_s", "score_s", "select_s", "head_s", "cv_s", "baselines_s")
+        assert set(timings) == {*stages, "total_s"}
+        assert min(timings.values()) >= 0
+        assert sum(timings[stage] for stage in stages) <= timings["total_s"]
+
+    def test_run_folder_holds_the_report_and_the_bundle(self, trained: tuple[Path, Done]):
+        folder, done = trained
+        saved = json.loads((folder / "run" / "report.json").read_text(encoding="utf-8"))
+        assert saved == done.json
+        assert (folder / "run" / "bundle" / "bundle.json").is_file()
+        assert sorted(path.name for path in folder.iterdir()) == [
+            *("cache", "run", "test.csv", "train.csv"),
+        ]
+
+    def test_people_get_a_report_on_standard_output_and_notes_on_standard_error(
+        self, models: Path
+    ):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        done = succeed("fit", "train.csv", "-e", models / "bert", "--out", "run", "--cv", 2)
+        for part in ("bert:0:mean", "tfidf", "majority", "last layer (bert)", "Saved: run\n"):
+            assert part in done.out
+        (verdict,) = (line for line in done.out.splitlines() if line.startswith("Verdict: "))
+        assert verdict.endswith(".")  # a sentence, in one line whatever its length
+        assert all(line.startswith("· ") for line in done.err.splitlines())
+        assert not any(sign in done.out + done.err for sign in CONTROL)
+
+    def test_without_a_test_file_everything_is_measured_out_of_fold(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        report = fit(models, "train.csv")
+        assert report["test"] is None
+        assert {entry["cv"]["accuracy"] for entry in report["baselines"]}
+        assert report["verdict"]["rows"] == "cv"
+
+    def test_default_run_folder_has_the_name_of_the_data(self, models: Path):
+        write_csv(Path("my.texts.csv"), rows(N_TRAIN))
+        report = succeed(
+            "fit", "my.texts.csv", "-e", models / "bert", "--cv", 2, "--head", "ridge", "--json"
+        ).json
+        (made,) = Path("runs").iterdir()
+        assert Path(report["run"]) == made
+        assert made.name.startswith("my-20")
+
+    def test_sample_takes_a_part_of_every_split(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        write_csv(Path("test.csv"), rows(N_TEST, seed=1))
+        report = fit(models, "train.csv", "--test", "test.csv", "--sample", 24)
+        assert report["data"]["train_rows"] == 24
+        assert report["test"]["n"] == 24
+
+    def test_texts_that_were_cut_are_counted(self, models: Path):
+        data = rows(N_TRAIN)
+        share = sum(len(text.split()) + 2 > 8 for text, _ in data) / len(data)  # <s> and </s>
+        report = fit(models, write_csv(Path("train.csv"), data), "--max-length", 8)
+        assert 0 < share < 1
+        assert report["truncated_share"] == pytest.approx(share)
+
+    def test_layers_and_poolings_limit_the_blocks(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        report = fit(models, "train.csv", "--layers", "0,-1", "--pooling", "mean, max")
+        read = {(row["layer"], row["pooling"]) for row in report["profile"]}
+        assert read == {(layer, pooling) for layer in (0, N_LAYERS) for pooling in ("mean", "max")}
+
+    @pytest.mark.xfail(raises=AssertionError, reason="scoring.ridge.decompose of a constant block")
+    def test_a_block_that_is_the_same_for_all_texts_is_only_a_bad_block(self, models: Path):
+        """Layer 0 of a BERT at the first token, which is always the same token."""
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        report = fit(models, "train.csv", "--pooling", "cls")
+        assert report["selection"]["blocks"][0]["layer"] > 0
+
+
+class TestSettingsFile:
+    def test_options_go_over_the_file_and_the_file_over_the_defaults(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        write_text(
+            Path("fit.toml"),
+            f"""
+            encoders = ["tiny={models / "bert"}"]
+            head = "ridge"
+            cv = 3
+            layers = [0, 1]
+            max_blocks = 2
+            templates = {{ tiny = "a film: {{text}}" }}
+            """,
+        )
+        options = ("--max-blocks", 1, "--pooling", "max", "--out", "run", "--json")
+        report = succeed("fit", "train.csv", "--config", "fit.toml", *options).json
+        used = report["settings"]
+        assert (used["head"], used["cv"], used["layers"]) == ("ridge", 3, [0, 1])
+        assert used["templates"] == {"tiny": "a film: {text}"}
+        assert (used["max_blocks"], used["pooling"]) == (1, ["max"])
+        assert (used["selection"], used["seed"]) == ("greedy", 0)
+        assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
+
+
+class TestTemplates:
+    def test_template_and_chat_question_change_what_is_read(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        scores = {}
+        for name, option in {
+            "plain": (),
+            "template": ("--template", "it=the plot of the film = {text} is"),
+            "chat": ("--chat", "it=is the film good"),
+        }.items():
+            arguments = ("-e", f"it={models / 'chatty'}", "--pooling", "last", *option, "--json")
+            report = succeed("profile", "train.csv", *arguments).json
+            scores[name] = [row["loss"] for row in report["profile"]]
+        assert len(set(map(tuple, scores.values()))) == 3
+        sections = succeed("store", "ls", "--json").json["sections"]
+        assert {section["identity"]["template"] for section in sections} == {
+            None,
+            "the plot of the film = {text} is",  # an equals sign is part of the template
+        }
+        assert {section["identity"]["chat_question"] for section in sections} == {
+            None,
+            "is the film good",
+        }
+
+    def test_a_classifier_keeps_its_template(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        report = fit(models, "train.csv", "--template", "tiny=a film: {text}")
+        bundle = json.loads(Path("run/bundle/bundle.json").read_text(encoding="utf-8"))
+        assert bundle["encoders"][0]["template"] == "a film: {text}"
+        done = succeed("evaluate", "run", "train.csv", "--json").json
+        assert done["accuracy"] >= report["cv"]["accuracy"]
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.tsv", "x.jsonl.gz", "x.parquet", "x"])
+    def test_every_kind_of_file_gives_the_same_numbers(self, models: Path, name: str):
+        data, path = rows(N_TRAIN), Path(name)
+        if name == "x":
+            write_jsonl(path / "train.jsonl.gz", data)
+        elif "jsonl" in name:
+            write_jsonl(path, data)
+        elif name == "x.parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
+            columns = dict(zip(("text", "label"), map(list, zip(*data, strict=True)), strict=True))
+            parquet.write_table(pyarrow.table(columns), path)
+        elif name == "x.tsv":
+            write_text(path, "\n".join("\t".join(row) for row in [("text", "label"), *data]))
+        else:
+            write_csv(path, data)
+        arguments = ("-e", f"tiny={models / 'bert'}", "--dtype", "float32", "--json", "--quiet")
+        report = succeed("profile", path, *arguments).json
+        write_csv(Path("plain.csv"), data)
+        plain = succeed("profile", "plain.csv", *arguments).json
+        assert report["profile"] == plain["profile"]
+        assert report["data"] == {"name": "x", "train_rows": N_TRAIN}
+
+    def test_a_folder_of_splits_is_trained_and_tested(self, models: Path):
+        write_jsonl(Path("data/train.jsonl.gz"), rows(N_TRAIN))
+        write_jsonl(Path("data/test.jsonl.gz"), rows(N_TEST, seed=1))
+        report = fit(models, "data")
+        assert report["data"] == {"name": "data", "train_rows": N_TRAIN, "test_split": "test"}
+        evaluated = succeed("evaluate", "run", "data", "--json").json
+        assert evaluated["split"] == "test"
+        assert evaluated["accuracy"] == report["test"]["accuracy"]
+
+    def test_columns_of_other_names_are_named(self, models: Path):
+        write_csv(Path("x.csv"), rows(N_TRAIN), header=("what was said", "who, then"))
+        columns = ("--text-column", "what was said", "--label-column", "who, then")
+        assert fit(models, "x.csv", *columns)["data"]["train_rows"] == N_TRAIN
+
+    def test_numbers_stay_numbers(self, models: Path):
+        numbers = {label: number for number, label in enumerate(LABELS)}
+        lines = [json.dumps({"text": text, "label": numbers[label]}) for text, label in rows(60)]
+        write_text(Path("x.jsonl"), "\n".join(lines))
+        fit(models, "x.jsonl")
+        predicted = succeed("predict", "run", "x.jsonl", "--json").json
+        assert predicted["classes"] == [0, 1, 2]
+
+
+class TestUse:
+    TEXTS = ("the film was great", "awful, the plot", "oil and the market")
+
+    def texts(self) -> Path:
+        lines = ["text", *(f'"{text}"' for text in self.TEXTS)]
+        return write_text(Path("new.csv"), "\n".join(lines) + "\n")
+
+    @pytest.mark.parametrize("part", ["run", "run/bundle"])
+    def test_predict_prints_what_the_library_predicts(self, trained: tuple[Path, Done], part: str):
+        done = succeed("predict", trained[0] / part, self.texts())
+        printed = list(csv.DictReader(io.StringIO(done.out)))
+        classifier = layerfuse.load(trained[0] / part)
+        assert [row["text"] for row in printed] == list(self.TEXTS)
+        assert [row["label"] for row in printed] == classifier.predict(self.TEXTS).tolist()
+        assert {row["label"] for row in printed} <= set(LABELS)
+        proba = classifier.predict_proba(self.TEXTS).max(axis=1)
+        assert [float(row["probability"]) for row in printed] == pytest.approx(proba, abs=1e-4)
+
+    def test_predict_writes_a_file_instead(self, trained: tuple[Path, Done]):
+        printed = succeed("predict", trained[0] / "run", self.texts()).out
+        done = succeed("predict", trained[0] / "run", "new.csv", "--out", "folder/out.csv")
+        assert done.out == ""
+        assert done.err.endswith("wrote 3 rows to folder/out.csv\n")
+        assert Path("folder/out.csv").read_text(encoding="utf-8") == printed
+        assert [path.name for path in Path("folder").iterdir()] == ["out.csv"]
+
+    def test_predict_as_json(self, trained: tuple[Path, Done]):
+        done = succeed("predict", trained[0] / "run", self.texts(), "--json", "--out", "out.csv")
+        assert done.json["classes"] == sorted(LABELS)
+        assert [row["text"] for row in done.json["predictions"]] == list(self.TEXTS)
+        assert Path("out.csv").is_file()
+
+    def test_evaluate_measures_what_fit_measured(self, trained: tuple[Path, Done]):
+        folder, fitted = trained
+        report = succeed("evaluate", folder / "run", folder / "test.csv", "--json").json
+        for name in ("n", "accuracy", "macro_f1"):
+            assert report[name] == fitted.json["test"][name]
+        for name in ("log_loss", "ece"):  # fit read float16 from the store
+            assert report[name] == pytest.approx(fitted.json["test"][name], rel=0.02)
+
+    def test_evaluate_for_people(self, trained: tuple[Path, Done]):
+        folder, _ = trained
+        done = succeed("evaluate", folder / "run", folder / "test.csv")
+        assert done.out.startswith(f"{N_TEST} rows of {folder / 'test.csv'}\naccuracy ")
+        assert "95 % interval" in done.out
+
+
+class TestProfile:
+    @pytest.mark.parametrize("scorer", ["ridge", "logistic"])
+    def test_every_block_is_scored_and_nothing_saved(self, models: Path, scorer: str):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        arguments = ("-e", models / "bert", "--pooling", "mean,max", "--scorer", scorer)
+        report = succeed("profile", "train.csv", *arguments, "--json").json
+        assert report["scorer"] == scorer
+        assert [(row["layer"], row["pooling"]) for row in report["profile"]] == [
+            (layer, pooling) for pooling in ("mean", "max") for layer in range(N_LAYERS + 1)
+        ]
+        assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in report["profile"])
+        assert [path.name for path in Path.cwd().iterdir()] == ["train.csv"]
+
+    def test_people_get_a_chart_and_a_table(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        # a name that looks like markup, and layers that begin above 0
+        arguments = ("-e", f"[b]tiny={models / 'bert'}", "--layers", "1,2,3")
+        done = succeed("profile", "train.csv", *arguments)
+        assert "[b]tiny, mean pooling: leave-one-out accuracy by layer\n" in done.out
+        assert "layers 1 to 3: " in done.out
+        assert "[b]tiny:3:mean" in done.out
+
+
+class TestModels:
+    def test_list_names_the_catalog(self):
+        listed = succeed("models", "list", "--json").json["models"]
+        assert [entry["name"] for entry in listed] == list(ENCODERS)
+        assert not any(entry["pulled"] for entry in listed)
+        shown = succeed("models", "list").out
+        assert all(name in shown for name in ENCODERS)
+
+    @pytest.mark.parametrize("family", ["bert", "llama"])
+    def test_check_passes_a_sound_model(self, models: Path, family: str):
+        done = succeed("models", "check", models / family, "--dtype", "float32")
+        assert f"{family}: {N_LAYERS} layers of 32, float32 on " in done.out
+        assert "FAILED" not in done.out
+        report = succeed("models", "check", models / family, "--dtype", "float32", "--json").json
+        assert report["ok"]
+        assert len(report["checks"]) == 5
+
+    def test_check_of_a_model_that_fails_ends_with_2(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setitem(checking._TOLERANCE, "float32", -1.0)  # nothing can pass
+        done = run("models", "check", models / "bert", "--dtype", "float32")
+        assert done.code == 2
+        assert "FAILED alone or in a batch" in done.out
+
+
+class TestDatasets:
+    def test_list_names_the_catalog(self):
+        listed = succeed("datasets", "list", "--json").json["datasets"]
+        assert [entry["name"] for entry in listed] == list(DATASETS)
+        assert all(name in succeed("datasets", "list").out for name in DATASETS)
+
+    def test_audit_finds_what_is_wrong(self):
+        train = [*rows(20), ("the same", "news"), ("the same", "[/b]"), ("", "news")]
+        write_csv(Path("train.csv"), train)
+        write_csv(Path("test.csv"), [("The  same", "news"), ("new", "other")])
+        done = succeed("datasets", "audit", "train.csv", "--test", "test.csv")
+        for line in (
+            "train: 23 rows",
+            "  empty texts: 1 (row 22, counted from 0)",
+            "  repeated texts: 1 (row 21, counted from 0)",
+            "  texts with two labels or more: 1",
+            "  rows of test that are in train: 1 (row 0, counted from 0)",
+            "  unseen classes: other",
+        ):
+            assert line in done.out.splitlines()
+        assert "[/b] 1" in done.out
+        report = succeed("datasets", "audit", "train.csv", "--test", "test.csv", "--json").json
+        assert report["leaks"]["count"] == 1
+
+
+class TestStore:
+    @pytest.fixture()
+    def filled(self, models: Path) -> Path:
+        """A store with the embeddings of two encoders."""
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        encoders = ("-e", models / "bert", "-e", models / "llama")
+        succeed("profile", "train.csv", *encoders, "--store", "kept")
+        return Path("kept")
+
+    def test_ls_shows_what_is_there(self, filled: Path):
+        sections = succeed("store", "ls", "--store", filled, "--json").json["sections"]
+        assert {section["encoder"] for section in sections} == {"bert", "llama"}
+        assert all(section["shards"] == 1 for section in sections)
+        assert "kB" in succeed("store", "ls", "--store", filled).out
+
+    def test_ls_of_an_empty_store(self):
+        assert succeed("store", "ls").out == "nothing\n"
+
+    def test_what_is_there_is_not_read_again(self, filled: Path, models: Path):
+        done = succeed("profile", "train.csv", "-e", models / "bert", "--store", filled)
+        assert f"bert: {N_TRAIN} of {N_TRAIN} distinct texts are in the store\n" in done.err
+
+    def test_verify_finds_a_damaged_shard_which_is_then_computed_again(
+        self, filled: Path, models: Path
+    ):
+        assert "2 shards" in succeed("store", "verify", "--store", filled).out
+        before = succeed("profile", "train.csv", "-e", models / "bert", "--store", filled).out
+        (shard,) = filled.glob("bert-*/*.safetensors")
+        with safe_open(shard, framework="numpy") as file:
+            assert len(list(file.keys())) == N_LAYERS + 3  # blocks, hashes, flags
+        data = bytearray(shard.read_bytes())
+        data[-200] ^= 1  # one bit of some block
+        shard.write_bytes(data)
+
+        done = run("store", "verify", "--store", filled)
+        assert done.code == 2
+        assert f"damaged, set aside: {shard.name}" in done.out.replace(f"{shard.parent}/", "")
+        assert "a damaged shard was set aside and will be computed again" in done.err
+        assert succeed("store", "verify", "--store", filled, "--json").json["damaged"] == []
+
+        again = succeed("profile", "train.csv", "-e", models / "bert", "--store", filled)
+        assert f"{N_TRAIN} to compute" in again.err
+        assert again.out == before
+
+    def test_prune_deletes_what_was_said(self, filled: Path):
+        none = succeed("store", "prune", "--store", filled, "--older-than", 1, "--json").json
+        assert none == {"removed": []}
+        removed = succeed("store", "prune", "--store", filled, "--encoder", "bert", "--json").json
+        assert [section["encoder"] for section in removed["removed"]] == ["bert"]
+        assert [folder.name.partition("-")[0] for folder in filled.iterdir()] == ["llama"]
+        succeed("store", "prune", "--store", filled, "--all")
+        assert list(filled.iterdir()) == []
+
+
+class TestTheShell:
+    def test_version(self):
+        assert succeed("--version").out == f"layerfuse {layerfuse.__version__}\n"
+
+    @pytest.mark.parametrize("command", [(), ("fit",), ("models",), ("store", "prune")])
+    def test_help_is_on_standard_output(self, command: tuple[str, ...]):
+        done = succeed(*command, "--help")
+        assert done.out.startswith("Usage: layerfuse ")
+        assert done.err == ""
+
+    def test_quiet_leaves_standard_error_empty(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        quiet = ("--cv", 2, "--head", "ridge", "--out", "run", "--quiet")
+        done = succeed("fit", "train.csv", "-e", models / "bert", *quiet)
+        assert done.err == ""
+        assert "Verdict: " in done.out
+
+    def test_a_terminal_gets_a_progress_bar(self, models: Path, monkeypatch: pytest.MonkeyPatch):
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setenv("TERM", "xterm")
+        for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        from layerfuse.terminal import TerminalReporter
+
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with TerminalReporter().task("reading [b]tiny", 10, "texts") as advance:
+            for _ in range(10):
+                advance(1)
+        assert "reading [b]tiny" in terminal.getvalue()
+        assert "10/10" in terminal.getvalue()
+        assert "texts, " in terminal.getvalue()
+
+    def test_a_pipe_gets_none_even_when_colours_are_forced(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A process of its own: what libraries write to its real outputs is seen, too."""
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        arguments = ("train.csv", "-e", models / "bert", "--cv", 2, "--out", "run")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")  # as some continuous integration has it
+        process = start("fit", *arguments, "--quiet", cwd=Path.cwd())
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert err == ""
+        assert "Saved: run" in out
+        assert not any(sign in out for sign in ("\r", "\b", "\x1b[2K", "\x1b[?25l"))
+
+    @pytest.mark.parametrize("option", [(), ("--json",)])
+    def test_a_reader_that_goes_away_is_no_fault(self, option: tuple[str, ...]):
+        process = start("datasets", "list", *option, cwd=Path.cwd())
+        assert process.stdout is not None
+        process.stdout.close()  # what `| head -1` does, before anything is written
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 0
+        process.stderr.close()
+
+    def test_notes_that_nobody_reads_do_not_stop_the_work(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        process = start("profile", "train.csv", "-e", models / "bert", "--json", cwd=Path.cwd())
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.stdout is not None
+        assert len(json.load(process.stdout)["profile"]) == N_LAYERS + 1
+        assert process.wait(timeout=60) == 0
+        process.stdout.close()
+
+    def test_ctrl_c_while_reading_keeps_what_is_done(self, models: Path):
+        write_csv(Path("many.csv"), rows(9000))
+        arguments = ("-e", models / "bert", "--store", "kept", "--batch-tokens", 32)
+        process = start("fit", "many.csv", *arguments, cwd=Path.cwd())
+        until = time.monotonic() + 120
+        while not list(Path("kept").glob("*/*.safetensors")):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == (
+            "layerfuse: interrupted. Finished embeddings are kept; run the same command to go on."
+        )
+        assert "Traceback" not in err
+        assert out == ""
+        assert sorted(path.name for path in Path.cwd().iterdir()) == ["kept", "many.csv"]
+        assert not list(Path("kept").rglob("*.tmp"))
+        succeed("store", "verify", "--store", "kept")
+
+    def test_an_internal_fault_ends_with_1_and_says_how_to_see_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        def broken() -> None:
+            raise RuntimeError("the moon is full")
+
+        monkeypatch.setattr("layerfuse.commands.list_models", broken)
+        done = run("models", "list")
+        assert (done.code, done.out) == (1, "")
+        assert "internal fault, RuntimeError: the moon is full" in done.err
+        assert "LAYERFUSE_TRACEBACK=1" in done.err
+        monkeypatch.setenv("LAYERFUSE_TRACEBACK", "1")
+        with pytest.raises(RuntimeError):
+            run("models", "list")
