@@ -8,7 +8,6 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Done]]:
+def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """One run of ``fit`` with two encoders and a test file: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     write_csv(folder / "train.csv", rows(N_TRAIN))
@@ -54,7 +53,7 @@ def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             *("-e", f"tiny={models / 'bert'}", "-e", models / "llama"),
         )
     assert done.code == 0, done.err
-    yield folder, done
+    return folder, done
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +127,7 @@ class TestFit:
             *("cache", "run", "test.csv", "train.csv"),
         ]
 
-    def test_people_get_a_report_on_standard_output_and_notes_on_standard_error(
-        self, models: Path
-    ):
+    def test_people_get_a_report_on_standard_output_and_notes_on_standard_error(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         done = succeed("fit", "train.csv", "-e", models / "bert", "--out", "run", "--cv", 2)
         for part in ("bert:0:mean", "tfidf", "majority", "last layer (bert)", "Saved: run\n"):
@@ -170,13 +167,47 @@ class TestFit:
         assert 0 < share < 1
         assert report["truncated_share"] == pytest.approx(share)
 
+    @pytest.mark.parametrize(
+        "data",
+        [
+            [("a film", "a"), ("a plot", "a"), ("good", "b"), ("great", "b")],
+            [("a film", label) for _, label in rows(30)],
+        ],
+        ids=["two rows of a class", "one text for all"],
+    )
+    @pytest.mark.parametrize(
+        "head",
+        [
+            "ridge",
+            pytest.param(
+                "logistic",
+                marks=pytest.mark.xfail(reason="its folds want two rows, and one feature or more"),
+            ),
+        ],
+    )
+    def test_the_least_that_can_be_trained_on(
+        self, models: Path, data: list[tuple[str, str]], head: str
+    ):
+        write_csv(Path("x.csv"), data)
+        done = run("fit", "x.csv", "-e", models / "bert", "--head", head, "--out", "run", "--json")
+        assert done.code == 0
+        assert done.json["cv"]["n"] == len(data)
+
     def test_layers_and_poolings_limit_the_blocks(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         report = fit(models, "train.csv", "--layers", "0,-1", "--pooling", "mean, max")
         read = {(row["layer"], row["pooling"]) for row in report["profile"]}
         assert read == {(layer, pooling) for layer in (0, N_LAYERS) for pooling in ("mean", "max")}
 
-    @pytest.mark.xfail(raises=AssertionError, reason="scoring.ridge.decompose of a constant block")
+    def test_each_encoder_can_have_poolings_of_its_own(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        encoders = ("-e", models / "bert", "-e", models / "llama", "--layers", 3)
+        poolings = ("--pooling", "llama=last,max", "--pooling", "llama=mean")
+        report = succeed("profile", "train.csv", *encoders, *poolings, "--json").json
+        assert [(row["encoder"], row["pooling"]) for row in report["profile"]] == [
+            *(("bert", "mean"), ("llama", "last"), ("llama", "max"), ("llama", "mean")),
+        ]
+
     def test_a_block_that_is_the_same_for_all_texts_is_only_a_bad_block(self, models: Path):
         """Layer 0 of a BERT at the first token, which is always the same token."""
         write_csv(Path("train.csv"), rows(N_TRAIN))
@@ -409,7 +440,7 @@ class TestDatasets:
 
 
 class TestStore:
-    @pytest.fixture()
+    @pytest.fixture
     def filled(self, models: Path) -> Path:
         """A store with the embeddings of two encoders."""
         write_csv(Path("train.csv"), rows(N_TRAIN))

@@ -55,7 +55,9 @@ LabelColumn = Annotated[str | None, typer.Option(help="The column that holds the
 Encoder = Annotated[
     list[str] | None,
     typer.Option(
-        "--encoder", "-e", help="A name, folder, .gguf file or Hub name; NAME=PATH renames. Repeat."
+        "--encoder",
+        "-e",
+        help="A name, folder, .gguf file or Hub name (minilm); NAME=PATH renames. Repeat.",
     ),
 ]
 Template = Annotated[
@@ -128,8 +130,11 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
 def _poolings(texts: list[str]) -> Poolings:
     """``mean,last`` for all encoders, or ``NAME=mean,last`` for some of them."""
     if any("=" in text for text in texts):
-        named = _pairs("--pooling", texts)
-        return {name: tuple(_parts(value)) for name, value in named.items()}
+        named: dict[str, tuple[str, ...]] = {}
+        for text in texts:
+            ((name, value),) = _pairs("--pooling", [text]).items()
+            named[name] = (*named.get(name, ()), *_parts(value))
+        return named
     return tuple(part for text in texts for part in _parts(text))
 
 

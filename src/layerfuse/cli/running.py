@@ -44,13 +44,17 @@ def fit(
     chat: Chat = None,
     layers: Layers = None,
     pooling: Pooling = None,
-    selection: Annotated[str | None, typer.Option(help="greedy, top_k, best or last.")] = None,
+    selection: Annotated[
+        str | None, typer.Option(help="greedy, top_k, best or last (greedy).")
+    ] = None,
     max_blocks: Annotated[int | None, typer.Option(help="The most blocks to fuse (5).")] = None,
-    head: Annotated[str | None, typer.Option(help="logistic or ridge.")] = None,
+    head: Annotated[str | None, typer.Option(help="ridge or logistic (ridge).")] = None,
     class_weight: Annotated[
         str | None, typer.Option(help="balanced weighs rare classes up.")
     ] = None,
-    calibration: Annotated[str | None, typer.Option(help="temperature or none.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="temperature or none (temperature).")
+    ] = None,
     max_length: MaxLength = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -113,7 +117,7 @@ def predict(
     from layerfuse import commands
 
     notes = reporter(quiet)
-    result = commands.predict(bundle, data, text_column, device, notes)
+    result = commands.predict(bundle, data, text_column, device, out, notes)
     text = commands.write_predictions(result, out)
     if as_json:
         print_json(result)

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from layerfuse import __version__
 from layerfuse.catalog import load_dataset
+from layerfuse.commands.places import check_new_folder, open_store
 from layerfuse.commands.using import encode_labels
 from layerfuse.config import FitConfig
 from layerfuse.corpus import TextDataset, check_trainable
-from layerfuse.errors import StorageError
+from layerfuse.errors import ConfigError
 from layerfuse.estimator import LayerFusionClassifier
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_folder, write_json
@@ -31,11 +32,16 @@ Labels = npt.NDArray[np.intp]
 def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
     started = time.perf_counter()
+    _check_numbers(config)
     run = _run_folder(config)
     dataset = _read(config, reporter)
-    texts, labels = dataset.train.texts, dataset.train.labels
+    texts, labels = dataset.train.texts, dataset.train.labels or ()
+    test = dataset.test
+    check_trainable(labels)
+    if test is not None:  # before the work: labels that training does not have
+        encode_labels(np.unique(np.asarray(labels)), test.labels or ())
     classifier = _classifier(config, reporter)
-    classifier.fit(texts, labels or ())
+    classifier.fit(texts, labels)
     result: dict[str, Any] = {
         "layerfuse_version": __version__,
         "data": {"name": dataset.name, "train_rows": len(texts), "test_split": dataset.test_name},
@@ -50,7 +56,6 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         "truncated_share": classifier.truncated_share_,
     }
     measuring = time.perf_counter()
-    test = dataset.test
     embeddings = None
     if test is None:
         truth, proba = classifier.out_of_fold()
@@ -94,6 +99,7 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
 
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:
     """Score every block on the training rows; nothing is trained or saved."""
+    _check_numbers(config)
     dataset = _read(config, reporter)
     check_trainable(dataset.train.labels)
     classifier = _classifier(config, reporter).open()
@@ -105,6 +111,13 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any
         "profile": _profile_rows(scores),
         "truncated_share": embeddings.truncated_share,
     }
+
+
+def _check_numbers(config: FitConfig) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
+    if config.batch_tokens is not None and config.batch_tokens < 1:
+        raise ConfigError(f"batch_tokens={config.batch_tokens} is too few; give at least 1.")
 
 
 def _classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
@@ -123,7 +136,7 @@ def _classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
         device=config.device,
         dtype=config.dtype,
         cv=config.cv,
-        store=config.store or "auto",
+        store=open_store(config.store, new=True),
         batch_tokens=config.batch_tokens,
         random_state=config.seed,
         reporter=reporter,
@@ -146,14 +159,13 @@ def _read(config: FitConfig, reporter: Reporter) -> TextDataset:
 
 
 def _run_folder(config: FitConfig) -> Path:
-    """Where the run is saved; refused before any work when it exists."""
+    """Where the run is saved; refused before any work when that cannot be."""
     if config.out is not None:
         run = Path(config.out)
     else:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         run = Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
-    if run.exists():
-        raise StorageError(f"{run} exists already. Choose another folder with --out.")
+    check_new_folder(run)
     return run
 
 

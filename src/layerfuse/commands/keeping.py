@@ -13,11 +13,11 @@ from layerfuse.catalog import (
     load_dataset,
     pull_dataset,
 )
+from layerfuse.commands.places import open_store
 from layerfuse.corpus import audit
 from layerfuse.encoder import FrozenEncoder, check_encoder
 from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
 from layerfuse.events import Reporter
-from layerfuse.store import EmbeddingStore
 
 __all__ = [
     "audit_data",
@@ -108,12 +108,12 @@ def audit_data(
 
 def list_store(root: str | None) -> list[dict[str, Any]]:
     """The store's sections."""
-    return [info.to_dict() for info in EmbeddingStore(root).sections()]
+    return [info.to_dict() for info in open_store(root).sections()]
 
 
 def verify_store(root: str | None, reporter: Reporter) -> dict[str, Any]:
     """Check every byte of the store."""
-    store = EmbeddingStore(root)
+    store = open_store(root)
     damaged = store.verify(reporter)
     sections = store.sections()
     return {
@@ -130,7 +130,11 @@ def prune_store(
     """Delete sections by encoder, by age, or all of them; return what was deleted."""
     if encoder is None and older_than_days is None and not everything:
         raise ConfigError("Say what to delete: --encoder NAME, --older-than DAYS, or --all.")
-    removed = EmbeddingStore(root).prune(
+    if everything and (encoder is not None or older_than_days is not None):
+        raise ConfigError("--all deletes everything; leave it out to delete only some.")
+    if older_than_days is not None and not older_than_days >= 0:
+        raise ConfigError(f"--older-than {older_than_days:g} should be 0 days or more.")
+    removed = open_store(root).prune(
         lambda info: (
             everything
             or (

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.catalog import load_dataset
-from layerfuse.errors import DataError
-from layerfuse.estimator import load
+from layerfuse.commands.places import check_new_file
+from layerfuse.errors import DataError, NotFoundError
+from layerfuse.estimator import LayerFusionClassifier, load
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_write
 from layerfuse.metrics import evaluate_predictions
@@ -22,10 +23,17 @@ __all__ = ["encode_labels", "evaluate", "predict", "write_predictions"]
 
 
 def predict(
-    bundle: Path, data: str, text_column: str | None, device: str, reporter: Reporter
+    bundle: Path,
+    data: str,
+    text_column: str | None,
+    device: str,
+    out: Path | None,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Labels and probabilities for every text of a file."""
-    classifier = load(bundle, device=device).set_params(reporter=reporter)
+    """Labels and probabilities for every text of a file; ``out`` is where they will be written."""
+    if out is not None:
+        check_new_file(out)
+    classifier = _load(bundle, device, reporter)
     dataset = load_dataset(data, text_column=text_column, labelled=False, reporter=reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
     proba = classifier.predict_proba(texts)
@@ -38,6 +46,15 @@ def predict(
             for text, index, row in zip(texts, best, proba, strict=True)
         ],
     }
+
+
+def _load(bundle: Path, device: str, reporter: Reporter) -> LayerFusionClassifier:
+    if not bundle.is_dir():
+        what = "is not a folder" if bundle.exists() else "does not exist"
+        raise NotFoundError(f"{bundle} {what}. Give a run folder that `layerfuse fit` has written.")
+    classifier = load(bundle, device=device)
+    classifier.set_params(reporter=reporter)
+    return classifier
 
 
 def write_predictions(result: dict[str, Any], out: Path | None) -> str:
@@ -63,7 +80,7 @@ def evaluate(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
-    classifier = load(bundle, device=device).set_params(reporter=reporter)
+    classifier = _load(bundle, device, reporter)
     dataset = load_dataset(
         data, text_column=text_column, label_column=label_column, reporter=reporter
     )

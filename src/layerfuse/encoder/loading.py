@@ -48,6 +48,7 @@ def load_model(
         When transformers cannot build a model from the files.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     with _quiet():
@@ -59,7 +60,14 @@ def load_model(
                 **({} if source.gguf_file else {"use_safetensors": None if allow_pickle else True}),
                 **_gguf(source),
             )
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise UnsupportedModelError(
                 f"{source.path} cannot be loaded as a text encoder: {_first_line(error)}"
             ) from error

@@ -222,7 +222,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def predict(self, X: Sequence[str]) -> npt.NDArray[Any]:
         """Labels (n_texts,), as they were given to ``fit``."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        proba = self.predict_proba(X)
+        return np.asarray(self.classes_[proba.argmax(axis=1)])
 
     def open(self) -> LayerFusionClassifier:
         """Find the encoders without fitting, so that `extract` works; return self."""

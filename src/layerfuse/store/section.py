@@ -163,6 +163,7 @@ class Section:
         return [self.folder / name for name in sorted(before - after)]
 
     def _add(self, path: Path) -> None:
+        self._indexes.clear()  # a shard that was computed again keeps its name
         try:
             self._shards[path.name] = open_shard(path)
         except CorruptShardError as error:

@@ -81,7 +81,8 @@ def open_shard(path: Path) -> Shard:
             hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptShardError(path, str(error)) from error
-    if names != set(checksums) or _checksum(hashes) != checksums[_HASHES]:
+    read = {_HASHES: _checksum(hashes), _TRUNCATED: _checksum(truncated)}
+    if names != set(checksums) or any(checksums[name] != read[name] for name in read):
         raise CorruptShardError(path, "its index does not match its checksum")
     return Shard(
         path,

@@ -1,0 +1,70 @@
+"""What every test gets: a cache of its own, one thread, and tiny models that are built once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+from families import save_model
+
+_CACHE = "LAYERFUSE_CACHE"
+_USERS_CACHE = os.environ.get(_CACHE)
+
+
+class TinyModels(Protocol):
+    """Called with a family of `families.FAMILIES`, a seed and options of the tokenizer."""
+
+    def __call__(self, family: str, *, seed: int = 0, **tokenizer: bool) -> Path: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_wider_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fixtures that are made once for many tests don't touch the user's cache either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_CACHE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An empty cache folder; tests that need the package index use the user's own."""
+    if request.node.get_closest_marker("index") is None:
+        monkeypatch.setenv(_CACHE, str(tmp_path_factory.mktemp("cache")))
+    elif _USERS_CACHE is None:
+        monkeypatch.delenv(_CACHE, raising=False)
+    else:
+        monkeypatch.setenv(_CACHE, _USERS_CACHE)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For arrays this small, threads that wait for a busy machine cost a hundredfold."""
+    if request.node.get_closest_marker("index") is not None:
+        yield
+        return
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Folders of tiny random models, shared by all tests: never write into them."""
+    made: dict[str, Path] = {}
+
+    def model(family: str, *, seed: int = 0, **tokenizer: bool) -> Path:
+        name = "-".join([family, str(seed), *(f"{k}={v}" for k, v in sorted(tokenizer.items()))])
+        if name not in made:
+            folder = tmp_path_factory.mktemp("models") / family
+            made[name] = save_model(family, folder, seed=seed, **tokenizer)
+        return made[name]
+
+    return model

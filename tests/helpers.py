@@ -1,0 +1,170 @@
+"""Sentences for tiny models, a reporter that remembers, extraction in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from families import VOCABULARY
+from layerfuse import EmbeddingStore, FrozenEncoder, extract, extraction
+from layerfuse.events import Advance
+
+_PRELOADED = ["torch", "layerfuse.extraction", "layerfuse.encoder.loading"]
+_PRELOADED += ["transformers.models.bert.modeling_bert", "transformers.models.auto"]
+
+
+def sentences(count: int, *, seed: int = 0, longest: int = 12) -> list[str]:
+    """Distinct texts of 1 to ``longest`` words of the tiny vocabulary."""
+    rng = np.random.default_rng(seed)
+    words = VOCABULARY[4:]
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[" ".join(rng.choice(words, size=rng.integers(1, longest + 1)))] = None
+    return list(found)
+
+
+_TELLING = (
+    ("good", "great"),
+    ("bad", "awful"),
+    ("market", "bank"),
+    ("oil", "price"),
+    ("ship", "grain"),
+)
+
+
+def planted(n: int, n_classes: int = 2, *, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Texts of filling words with one word that gives the label away, and the labels.
+
+    Labels are the first telling word of their class, each as frequent as the others.
+    """
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for row in rng.permutation(n):
+        telling = _TELLING[row % n_classes]
+        words = list(rng.choice(VOCABULARY[-40:], size=rng.integers(3, 9)))
+        words.insert(rng.integers(len(words) + 1), rng.choice(telling))
+        texts.append(" ".join(words))
+        labels.append(telling[0])
+    return texts, labels
+
+
+class Notes:
+    """A reporter that remembers lines, and for each task how far it went."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.advanced: list[int] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        yield self.advanced.append
+
+    def about(self, words: str) -> list[str]:
+        return [line for line in self.lines if words in line]
+
+
+class _Child(Notes):
+    """Appends each advance to a log file, and lets the disk be full after some texts."""
+
+    def __init__(self, log: Path, full_after: int | None) -> None:
+        super().__init__()
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._full_after = full_after
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        def advance(count: int, /) -> None:
+            self.advanced.append(count)
+            os.write(self._log, f"{count}\n".encode())
+            if self._full_after is not None and sum(self.advanced) >= self._full_after:
+                hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+                resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+                self._full_after = None
+
+        yield advance
+
+
+def _work(
+    pipe: Connection,
+    cache: Path,
+    model: Path,
+    store: Path,
+    texts: Sequence[str],
+    shard_rows: int,
+    log: Path,
+    full_after: int | None,
+) -> None:
+    import torch
+
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    os.environ["LAYERFUSE_CACHE"] = str(cache)
+    extraction._SHARD_ROWS = shard_rows
+    encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
+    encoder.tokenize([""])  # the model is loaded
+    pipe.send("ready")
+    pipe.recv()
+    reporter = _Child(log, full_after)
+    try:
+        found = extract(texts, encoder, store=EmbeddingStore(store), reporter=reporter)
+    except Exception as error:
+        pipe.send((type(error).__name__, str(error)))
+    else:
+        pipe.send(("done", found.n_computed))
+
+
+class Extraction:
+    """`extract` with a store, all layers, mean pooling, in another process.
+
+    Processes are forked from a server that has imported torch, so that each starts in an instant.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        store: Path,
+        texts: Sequence[str],
+        *,
+        shard_rows: int,
+        log: Path,
+        full_after: int | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self._pipe, theirs = context.Pipe()
+        cache = Path(os.environ["LAYERFUSE_CACHE"])
+        arguments = (theirs, cache, model, store, texts, shard_rows, log, full_after)
+        self.process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        assert self._pipe.recv() == "ready"
+
+    def go(self) -> None:
+        """Let it begin; until then it has only loaded the model."""
+        self._pipe.send("go")
+
+    def result(self) -> tuple[str, Any]:
+        """``("done", n_computed)`` or the error's name and message; the process has ended well."""
+        result: tuple[str, Any] = self._pipe.recv()
+        self.process.join()
+        assert self.process.exitcode == 0
+        return result
+
+    def kill(self) -> bool:
+        """SIGKILL; False when it had already ended."""
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode != 0

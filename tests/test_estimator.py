@@ -1,0 +1,537 @@
+"""The classifier: planted words are found, scikit-learn's contract holds, nothing leaks."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
+
+from conftest import TinyModels
+from families import VOCABULARY
+from helpers import Notes, planted, sentences
+from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier
+from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
+from layerfuse.estimator import classifier as classifier_module
+
+TEXTS, LABELS = planted(160)
+TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
+
+
+def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassifier:
+    """A classifier on tiny models named by their family, quick by default."""
+    encoders = [f"{family}={tiny(family)}" for family in families or ("bert",)]
+    settings = {"device": "cpu", "dtype": "float32", "cv": 3, **options}
+    return LayerFusionClassifier(encoders, **settings)
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: TinyModels) -> LayerFusionClassifier:
+    """Two models, two poolings, fitted on the planted words; tests must not change it."""
+    with threadpool_limits(1):
+        return build(tiny, "bert", "llama", pooling=("mean", "last")).fit(TEXTS, LABELS)
+
+
+class TestFitAndPredict:
+    def test_planted_words_are_found(self, fitted: LayerFusionClassifier):
+        assert fitted.score(TEST_TEXTS, TEST_LABELS) > 0.9
+        proba = fitted.predict_proba(TEST_TEXTS)
+        assert proba.shape == (100, 2)
+        np.testing.assert_allclose(proba.sum(axis=1), 1)
+        assert fitted.classes_.tolist() == ["bad", "good"]
+        predicted = fitted.predict(TEST_TEXTS)
+        np.testing.assert_array_equal(predicted, fitted.classes_[proba.argmax(axis=1)])
+
+    def test_what_fit_leaves(self, fitted: LayerFusionClassifier):
+        assert len(fitted.profile_) == 2 * 4 * 2
+        assert fitted.model_.blocks == fitted.selection_.blocks
+        assert 1 <= len(fitted.model_.blocks) <= 5
+        assert [encoder.name for encoder in fitted.encoders_] == ["bert", "llama"]
+        assert fitted.cv_.n == 160
+        assert fitted.cv_.accuracy.value > 0.85
+        assert fitted.truncated_share_ == 0
+        stages = {"extract_s", "score_s", "select_s", "head_s", "cv_s", "total_s"}
+        assert set(fitted.timings_) == stages
+        assert fitted.timings_["total_s"] == pytest.approx(
+            sum(fitted.timings_[name] for name in stages - {"total_s"}), abs=1
+        )
+
+    def test_it_predicts_the_same_alone_and_among_others(self, fitted: LayerFusionClassifier):
+        together = fitted.predict_proba(TEST_TEXTS[:20])
+        alone = np.concatenate([fitted.predict_proba([text]) for text in TEST_TEXTS[:20]])
+        np.testing.assert_allclose(alone, together, atol=1e-4)
+
+    def test_fitting_twice_gives_the_same(self, tiny: TinyModels):
+        one, other = (build(tiny, "bert").fit(TEXTS, LABELS) for _ in range(2))
+        np.testing.assert_array_equal(
+            one.predict_proba(TEST_TEXTS), other.predict_proba(TEST_TEXTS)
+        )
+        assert one.cv_ == other.cv_
+
+    @pytest.mark.parametrize("head", ["ridge", "logistic"])
+    @pytest.mark.parametrize("n_classes", [2, 5])
+    def test_two_and_five_classes(self, tiny: TinyModels, head: str, n_classes: int):
+        texts, labels = planted(60 * n_classes, n_classes)
+        model = build(tiny, "bert", head=head).fit(texts, labels)
+        others, expected = planted(100, n_classes, seed=1)
+        assert model.score(others, expected) > 0.9
+        assert model.predict_proba(others).shape == (100, n_classes)
+        assert len(set(model.predict(others))) == n_classes
+
+    @pytest.mark.parametrize("selection", ["greedy", "top_k", "best", "last"])
+    def test_every_way_to_choose(self, tiny: TinyModels, selection: str):
+        model = build(tiny, "bert", "llama", selection=selection, max_blocks=2)
+        model.fit(TEXTS, LABELS)
+        n_blocks = {"best": {1}, "last": {2}, "top_k": {2}}.get(selection, {1, 2})
+        assert len(model.model_.blocks) in n_blocks
+        if selection == "last":
+            assert [block.layer for block in model.model_.blocks] == [3, 3]
+        assert model.score(TEST_TEXTS, TEST_LABELS) > 0.8
+
+    @pytest.mark.parametrize("head", ["ridge", "logistic"])
+    @pytest.mark.parametrize("rows", [2, 4])
+    def test_a_few_rows_of_each_class_are_enough(self, tiny: TinyModels, head: str, rows: int):
+        texts, labels = planted(3 * rows, 3)
+        model = build(tiny, "bert", head=head, cv=5).fit(texts, labels)
+        assert set(model.predict(texts)) <= set(labels)
+        assert model.cv_.n == 3 * rows
+
+    def test_a_rare_class_beside_frequent_ones(self, tiny: TinyModels):
+        """Two rows of a class: it is missing from some folds."""
+        texts, labels = planted(80)
+        texts += ["ship grain ship", "grain ship grain"]
+        labels += ["ship", "ship"]
+        for head in ("ridge", "logistic"):
+            model = build(tiny, "bert", head=head, cv=5).fit(texts, labels)
+            assert model.predict_proba(texts).shape == (82, 3)
+            assert model.predict(["ship grain ship"]).tolist() == ["ship"]
+
+    @pytest.mark.parametrize("head", ["ridge", "logistic"])
+    def test_texts_that_say_nothing(self, tiny: TinyModels, head: str):
+        """All texts are equal, so every feature is constant."""
+        labels = ["a", "a", "b"] * 8
+        for text in ("", "good film"):
+            model = build(tiny, "bert", head=head).fit([text] * 24, labels)
+            assert model.predict([text, "other words"]).tolist() == ["a", "a"]
+            proba = model.predict_proba([text])
+            assert proba[0, 0] > 0.5
+            assert model.cv_.accuracy.value == pytest.approx(2 / 3)
+
+    def test_truncated_texts_are_counted(self, tiny: TinyModels):
+        texts = [f"{text} {'w1 ' * 30 * (row % 2)}" for row, text in enumerate(TEXTS)]
+        model = build(tiny, "bert", max_length=16).fit(texts, LABELS)
+        assert model.truncated_share_ == 0.5
+
+    def test_layers_and_poolings_are_those_asked_for(self, tiny: TinyModels):
+        poolings = {"bert": ("cls", "max"), "llama": "last"}
+        model = build(tiny, "bert", "llama", layers=[1, -1], pooling=poolings).fit(TEXTS, LABELS)
+        assert {str(score.block) for score in model.profile_} == {
+            *("bert:1:cls", "bert:3:cls", "bert:1:max", "bert:3:max"),
+            *("llama:1:last", "llama:3:last"),
+        }
+
+    def test_a_template_reaches_its_encoder(self, tiny: TinyModels):
+        model = build(tiny, "bert", "llama", templates={"llama": "the {text} is"})
+        model.fit(TEXTS, LABELS)
+        assert [encoder.template for encoder in model.encoders_] == [None, "the {text} is"]
+
+    def test_predicting_keeps_no_embeddings(self, tiny: TinyModels):
+        model = build(tiny, "bert").fit(TEXTS, LABELS)
+        before = EmbeddingStore().sections()[0].shards
+        model.predict(TEST_TEXTS)
+        assert EmbeddingStore().sections()[0].shards == before
+
+    def test_predicting_runs_only_what_is_needed(self, tiny: TinyModels):
+        """Of two encoders only the chosen one runs, and no block above the chosen layer."""
+        model = build(tiny, "bert", "llama", selection="best", layers=[1]).fit(TEXTS, LABELS)
+        (chosen,) = model.model_.blocks
+        again = pickle.loads(pickle.dumps(model))
+        again.predict(TEST_TEXTS[:5])
+        loaded = [encoder.name for encoder in again.encoders_ if encoder.is_loaded]
+        assert loaded == [chosen.encoder]
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            pytest.param(["b", "a"], id="str"),
+            pytest.param([7, -3], id="int"),
+            pytest.param([True, False], id="bool"),
+            pytest.param([0.5, 1.0], id="float"),
+            pytest.param(["ja, wohl", "ñ\n"], id="strange str"),
+        ],
+    )
+    def test_labels_come_back_as_their_kind(self, tiny: TinyModels, labels: list[Any]):
+        y = [labels[label == "good"] for label in LABELS]
+        model = build(tiny, "bert").fit(TEXTS, y)
+        predicted = model.predict(TEST_TEXTS).tolist()
+        assert {type(label) for label in predicted} == {type(labels[0])}
+        assert set(predicted) == set(labels)
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [np.array, tuple, pd.Series, lambda values: pd.Series(values, index=range(900, 1060))],
+        ids=["array", "tuple", "series", "series with another index"],
+    )
+    def test_any_container_will_do(self, tiny: TinyModels, wrap: Any):
+        expected = build(tiny, "bert").fit(TEXTS, LABELS).predict_proba(TEST_TEXTS)
+        found = build(tiny, "bert").fit(wrap(TEXTS), wrap(LABELS))
+        np.testing.assert_array_equal(found.predict_proba(np.array(TEST_TEXTS)), expected)
+
+
+class TestClassWeight:
+    def test_balanced_helps_a_rare_class(self, tiny: TinyModels):
+        rare = [row for row, label in enumerate(LABELS) if label == "good"][6:]
+        kept = [row for row in range(160) if row not in set(rare)]
+        texts, labels = [TEXTS[row] for row in kept], [LABELS[row] for row in kept]
+        found = {}
+        for weight in (None, "balanced", {"good": 20.0}, {"good": 0.01}):
+            model = build(tiny, "bert", layers=[0], class_weight=weight).fit(texts, labels)
+            found[str(weight)] = int((model.predict(TEST_TEXTS) == "good").sum())
+        assert found["balanced"] > found["None"]
+        assert found["{'good': 20.0}"] > found["None"] >= found["{'good': 0.01}"]
+
+    def test_weights_may_name_labels_of_any_kind(self, tiny: TinyModels):
+        y = [label == "good" for label in LABELS]
+        model = build(tiny, "bert", class_weight={True: 5.0}).fit(TEXTS, y)
+        assert model.predict(TEST_TEXTS).dtype == bool
+
+    @pytest.mark.parametrize(
+        ("weight", "message"),
+        [
+            ("balance", "'balance': give None, 'balanced' or a mapping"),
+            ({"other": 1.0}, "names 'other', which is not a label"),
+        ],
+    )
+    def test_unusable_weights_are_refused(self, tiny: TinyModels, weight: Any, message: str):
+        with pytest.raises(ConfigError, match=message):
+            build(tiny, "bert", class_weight=weight).fit(TEXTS, LABELS)
+
+
+class TestScikitLearn:
+    def test_clone_and_parameters(self, tiny: TinyModels):
+        model = build(tiny, "bert", max_blocks=3, store=None)
+        copy = clone(model)
+        assert copy.get_params() == model.get_params()
+        names = set(inspect.signature(LayerFusionClassifier.__init__).parameters) - {"self"}
+        assert set(model.get_params()) == names
+        assert vars(copy) == copy.get_params()
+        copy.set_params(max_blocks=1, head="logistic")
+        assert (copy.max_blocks, copy.head, model.max_blocks) == (1, "logistic", 3)
+        with pytest.raises(ValueError, match="Invalid parameter 'heads'"):
+            copy.set_params(heads="ridge")
+
+    def test_a_clone_of_a_fitted_one_is_not_fitted(self, fitted: LayerFusionClassifier):
+        copy = clone(fitted)
+        with pytest.raises(NotFittedError):
+            copy.predict(["good"])
+
+    def test_encoder_objects_may_be_given_and_cloned(self, tiny: TinyModels):
+        encoder = FrozenEncoder.from_pretrained(tiny("bert"), device="cpu", dtype="float32")
+        model = LayerFusionClassifier([encoder], cv=3).fit(TEXTS, LABELS)
+        assert model.encoders_ == (encoder,)
+        copy = clone(model)
+        assert not copy.encoders[0].is_loaded  # a copy of an encoder has no weights
+        np.testing.assert_array_equal(
+            copy.fit(TEXTS, LABELS).predict_proba(TEST_TEXTS), model.predict_proba(TEST_TEXTS)
+        )
+
+    def test_in_a_pipeline(self, tiny: TinyModels):
+        shout = FunctionTransformer(lambda texts: [text.upper() for text in texts])
+        pipe = make_pipeline(shout, build(tiny, "bert"))
+        assert isinstance(pipe, Pipeline)
+        assert pipe.fit(TEXTS, LABELS).score(TEST_TEXTS, TEST_LABELS) > 0.9
+        assert pipe.classes_.tolist() == ["bad", "good"]
+
+    def test_in_a_search(self, tiny: TinyModels):
+        """Parameters that change no embedding find them all in the store."""
+        notes = Notes()
+        grid = {"max_blocks": [1, 2], "head": ["ridge", "logistic"]}
+        model = build(tiny, "bert", reporter=notes)
+        search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(TEXTS, LABELS)
+        assert len(search.cv_results_["params"]) == 4
+        assert search.best_score_ > 0.85
+        assert search.score(TEST_TEXTS, TEST_LABELS) > 0.9
+
+    def test_in_cross_validation(self, tiny: TinyModels):
+        scores = cross_val_score(build(tiny, "bert"), TEXTS, LABELS, cv=3, error_score="raise")
+        assert scores.min() > 0.8
+
+    def test_pickles_have_no_weights_and_predict(self, fitted: LayerFusionClassifier):
+        data = pickle.dumps(fitted)
+        weights = sum(
+            (encoder.path / "model.safetensors").stat().st_size for encoder in fitted.encoders_
+        )
+        assert len(data) < 40_000 < weights
+        again = pickle.loads(data)
+        assert not any(encoder.is_loaded for encoder in again.encoders_)
+        np.testing.assert_array_equal(
+            again.predict_proba(TEST_TEXTS), fitted.predict_proba(TEST_TEXTS)
+        )
+        assert again.cv_ == fitted.cv_
+        with pytest.raises(ConfigError, match="training rows are gone"):
+            again.out_of_fold()
+
+    def test_tags_say_that_it_reads_text(self, tiny: TinyModels):
+        tags = build(tiny).__sklearn_tags__()
+        assert (tags.input_tags.string, tags.input_tags.one_d_array) == (True, True)
+        assert not tags.input_tags.two_d_array
+        assert tags.estimator_type == "classifier"
+
+    def test_only_a_fitted_one_predicts(self, tiny: TinyModels):
+        for method in ("predict", "predict_proba"):
+            with pytest.raises(NotFittedError):
+                getattr(build(tiny), method)(["good"])
+        with pytest.raises(NotFittedError):
+            build(tiny).save("nowhere")
+
+
+class TestWhatIsMeasured:
+    def test_measuring_uses_at_most_so_many_rows(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(classifier_module, "MEASURED_ROWS", 60)
+        notes = Notes()
+        model = build(tiny, "bert", reporter=notes).fit(TEXTS, LABELS)
+        y, proba = model.out_of_fold()
+        assert len(y) == len(proba) == model.cv_.n == 60
+        assert np.bincount(y).tolist() == [30, 30]
+        assert notes.about("blocks are measured on 60 of 160 rows")
+        # Labels of rows that are not measured play no part in scores and choice …
+        rows = set(model._training[0].rows.tolist())
+        flipped = {"good": "bad", "bad": "good"}
+        labels = [label if row in rows else flipped[label] for row, label in enumerate(LABELS)]
+        assert np.unique(labels, return_counts=True)[1].tolist() == [80, 80]
+        monkeypatch.setattr(classifier_module, "stratified_rows", lambda *_: np.array(sorted(rows)))
+        other = build(tiny, "bert").fit(TEXTS, labels)
+        assert (other.profile_, other.selection_) == (model.profile_, model.selection_)
+        # … but the head is trained on all rows.
+        assert np.abs(other.model_.head.coef - model.model_.head.coef).max() > 0.01
+
+    def test_out_of_fold_covers_all_rows(self, fitted: LayerFusionClassifier):
+        y, proba = fitted.out_of_fold()
+        assert y.tolist() == [int(label == "good") for label in LABELS]
+        assert proba.shape == (160, 2)
+        np.testing.assert_allclose(proba.sum(axis=1), 1)
+        accuracy = (proba.argmax(axis=1) == y).mean()
+        assert fitted.cv_.accuracy.value == pytest.approx(accuracy)
+
+    def test_out_of_fold_never_saw_the_label(self, tiny: TinyModels):
+        """Labels without any sense: a number that had seen them would be far above chance."""
+        texts, y = sentences(120), np.random.default_rng(0).permutation([0, 1] * 60)
+        model = build(tiny, "bert", "llama", pooling=("mean", "max", "last")).fit(texts, y)
+        assert model.score(texts, y) > 0.6
+        assert model.cv_.accuracy.value < 0.62
+
+    def test_calibration_is_the_one_asked_for(self, tiny: TinyModels):
+        plain = build(tiny, "bert", calibration="none").fit(TEXTS, LABELS)
+        mended = build(tiny, "bert").fit(TEXTS, LABELS)
+        assert plain.model_.calibrator.temperature == 1.0
+        assert mended.model_.calibrator.temperature != 1.0
+        assert mended.cv_.log_loss.value < plain.cv_.log_loss.value
+        np.testing.assert_array_equal(mended.predict(TEST_TEXTS), plain.predict(TEST_TEXTS))
+
+
+class TestBaselines:
+    NAMES = (
+        "majority",
+        "tfidf",
+        "last_layer",
+        "last_four",
+        "last_layer",
+        "last_four",
+        "best_block",
+    )
+
+    def test_out_of_fold(self, fitted: LayerFusionClassifier):
+        found = fitted.run_baselines()
+        assert tuple(one.name for one in found) == self.NAMES
+        y, _ = fitted.out_of_fold()
+        accuracy = {one.name: (one.predicted == y).mean() for one in found}
+        assert all(len(one.predicted) == 160 for one in found)
+        assert accuracy["majority"] == 0.5
+        assert accuracy["tfidf"] > 0.9  # single words give the labels away
+        assert found[2].blocks[0].layer == 3
+        assert [block.layer for block in found[3].blocks] == [0, 1, 2, 3]
+        assert found[-1].blocks == (fitted.profile_.best.block,)
+
+    def test_on_test_texts(self, fitted: LayerFusionClassifier):
+        found = fitted.run_baselines(TEST_TEXTS, fitted.extract(TEST_TEXTS))
+        assert tuple(one.name for one in found) == self.NAMES
+        y = np.array(TEST_LABELS) == "good"
+        assert all((one.predicted == y).mean() > 0.75 for one in found[1:])
+
+    def test_test_rows_change_nothing(self, tiny: TinyModels):
+        model = build(tiny, "bert", pooling=("mean", "last")).fit(TEXTS, LABELS)
+        before = pickle.dumps([model.model_, model.selection_, model.profile_, model.cv_])
+        proba = model.predict_proba(TEST_TEXTS)
+        for texts in (TEST_TEXTS, ["w1 w2"] * 5):
+            model.run_baselines(texts, model.extract(texts))
+        model.run_baselines()
+        after = pickle.dumps([model.model_, model.selection_, model.profile_, model.cv_])
+        assert after == before
+        np.testing.assert_array_equal(model.predict_proba(TEST_TEXTS), proba)
+
+    def test_test_labels_are_never_asked_for(self):
+        """Nothing that fits, chooses or predicts takes labels beside those of ``fit``."""
+        for name in ("predict", "predict_proba", "extract", "run_baselines", "out_of_fold"):
+            parameters = inspect.signature(getattr(LayerFusionClassifier, name)).parameters
+            assert not {"y", "y_test", "labels"} & set(parameters)
+
+    def test_texts_without_a_word(self, tiny: TinyModels):
+        texts = ["", " "] * 12
+        model = build(tiny, "bert").fit(texts, ["a", "b", "a"] * 8)
+        (tfidf,) = (one for one in model.run_baselines() if one.name == "tfidf")
+        assert set(tfidf.predicted) == {0}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("texts", "labels", "message"),
+        [
+            (TEXTS, LABELS[1:], "There are 160 texts but 159 labels"),
+            (TEXTS, ["a"] * 160, "All 160 rows have the same label 'a'"),
+            (TEXTS, ["a"] * 159 + ["b"], r"at least two rows .* 1 of 2 have only one: 'b'"),
+            ([], [], "There are no texts"),
+            ("good", ["a"], "Got one string"),
+            ([None, *TEXTS[1:]], LABELS, "Text number 0 is None"),
+            ([["good"]] * 160, LABELS, r"Text number 0 is \['good'\] \(list\)"),
+        ],
+    )
+    def test_unusable_rows(self, tiny: TinyModels, texts: Any, labels: Any, message: str):
+        with pytest.raises(DataError, match=message):
+            build(tiny).fit(texts, labels)
+
+    @pytest.mark.xfail(reason="labels are not checked for missing values, kinds and shape")
+    @pytest.mark.parametrize(
+        "y",
+        [
+            pytest.param([float("nan"), 1.0], id="NaN"),
+            pytest.param(["a", None], id="None"),
+            pytest.param(["a", float("nan")], id="str and NaN"),
+            pytest.param([1, "a"], id="two kinds"),
+            pytest.param([[0], [1]], id="two dimensions"),
+            pytest.param([("a", 1), ("b", 2)], id="tuples"),
+        ],
+    )
+    def test_unusable_labels(self, tiny: TinyModels, y: list[Any]):
+        with pytest.raises(DataError, match="label"):
+            build(tiny).fit(TEXTS[:24], y * 12)
+
+    @pytest.mark.xfail(reason="y=None ends in a TypeError")
+    def test_no_labels(self, tiny: TinyModels):
+        with pytest.raises(DataError, match="label"):
+            build(tiny).fit(TEXTS, None)
+
+    @pytest.mark.xfail(reason="negative weights end in a ZeroDivisionError")
+    def test_negative_weights(self, tiny: TinyModels):
+        with pytest.raises(ConfigError, match="weight"):
+            build(tiny, class_weight={"good": -1.0}).fit(TEXTS, LABELS)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"fusion": "mean"}, "Unknown fusion 'mean'. Choose from auto, concat"),
+            ({"selection": "bset"}, "'bset'.*Did you mean 'best'"),
+            ({"max_blocks": 0}, "max_blocks=0 chooses nothing"),
+            ({"head": "ridgee"}, "'ridgee'.*Did you mean 'ridge'"),
+            ({"calibration": "sigmoid"}, "'sigmoid'"),
+            ({"cv": 1}, "cv=1 is not enough; give at least 2 folds"),
+            ({"layers": [9]}, "bert has no layer 9"),
+            ({"pooling": "median"}, "Unknown pooling 'median'"),
+            ({"pooling": {"brt": "mean"}}, "'brt', which is not one of the encoders.*Did you mean"),
+            ({"templates": {"brt": "{text}"}}, "'brt', which is not one of the enc.*Did you mean"),
+            ({"templates": {"bert": "no slot"}}, "exactly once"),
+            ({"chat_questions": {"other": "q"}}, "'other', which is not one of the encoders"),
+            ({"encoders": []}, "No encoder was given"),
+            ({"device": "tpu"}, "Unknown device 'tpu'"),
+        ],
+    )
+    def test_unusable_settings(self, tiny: TinyModels, options: dict[str, Any], message: str):
+        with pytest.raises(ConfigError, match=message):
+            build(tiny).set_params(**options).fit(TEXTS, LABELS)
+
+    def test_encoders_need_names_of_their_own(self, tiny: TinyModels):
+        model = build(tiny, "bert")
+        with pytest.raises(ConfigError, match="Two encoders are called 'bert'.*other=PATH"):
+            model.set_params(encoders=[tiny("bert"), tiny("bert", seed=1)]).fit(TEXTS, LABELS)
+        twice = model.set_params(encoders=[tiny("bert"), f"other={tiny('bert', seed=1)}"])
+        assert [encoder.name for encoder in twice.open().encoders_] == ["bert", "other"]
+
+    def test_unknown_encoders(self):
+        with pytest.raises(NotFoundError, match="Unknown encoder 'nothing'"):
+            LayerFusionClassifier(["nothing"]).fit(TEXTS, LABELS)
+
+    def test_a_refused_fit_is_told_before_the_models_are_read(self, tiny: TinyModels):
+        notes = Notes()
+        with pytest.raises(LayerfuseError):
+            build(tiny, reporter=notes, head="none").fit(TEXTS, LABELS)
+        with pytest.raises(LayerfuseError):
+            build(tiny, reporter=notes).fit(TEXTS, ["a"] * 160)
+        assert notes.lines == []
+
+    def test_gathered_blocks_are_those_of_all_encoders(self, fitted: LayerFusionClassifier):
+        found = fitted.extract(["good", "bad"])
+        assert len(found) == 16
+        assert found[BlockRef("llama", 3, "last")].shape == (2, 32)
+        with pytest.raises(KeyError):
+            _ = found[BlockRef("other", 0, "mean")]
+
+
+class RowsAsTexts(LayerFusionClassifier):
+    """Numbers as texts, a word for each column and size, so that scikit-learn's checks can run.
+
+    scikit-learn has no data for estimators of texts and would skip all of its checks.
+    """
+
+    def fit(self, X: Any, y: Any) -> RowsAsTexts:
+        super().fit(_as_texts(validate_data(self, X, dtype=float)), y)
+        return self
+
+    def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:
+        check_is_fitted(self)
+        return super().predict_proba(_as_texts(validate_data(self, X, reset=False, dtype=float)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.one_d_array = True, False
+        tags.input_tags.string = False
+        return tags
+
+
+def _as_texts(X: npt.NDArray[np.float64]) -> list[str]:
+    words = VOCABULARY[4:]
+    sizes = np.clip(np.round(2 * X), -4, 4).astype(int) + 4
+    return [
+        " ".join(words[(9 * column + size) % 60] for column, size in enumerate(row))
+        for row in sizes
+    ]
+
+
+NOT_FOR_US = {
+    "check_classifier_data_not_an_array": "labels are read as a sequence, not by __array__",
+    "check_classifiers_regression_target": "numbers such as star ratings are labels; a column of "
+    "numbers that are all different is refused because each class has only one row",
+    "check_supervised_y_2d": "a table of labels is a mistake more often than it is meant",
+    "check_fit2d_1sample": "one row is refused as one class, in other words than the check's",
+    "check_requires_y_none": "y=None ends in a TypeError; see test_no_labels",
+}
+_CHECKED = RowsAsTexts(
+    ["made when a test runs"], device="cpu", dtype="float32", cv=2, max_blocks=2, store=None
+)
+
+
+@parametrize_with_checks([_CHECKED], expected_failed_checks=lambda _: NOT_FOR_US)
+def test_scikit_learns_checks(tiny: TinyModels, estimator: RowsAsTexts, check: Any) -> None:
+    check(clone(estimator).set_params(encoders=[f"tiny={tiny('bert')}"]))

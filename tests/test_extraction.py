@@ -1,0 +1,521 @@
+"""From texts to blocks: order, batches, limits, templates, and models that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers as hf
+from safetensors.numpy import load_file, save_file
+
+from conftest import TinyModels
+from families import N_LAYERS, VOCABULARY, build_tokenizer, save_model
+from helpers import Notes, sentences
+from layerfuse import BlockRef, FrozenEncoder, extract, extraction
+from layerfuse.blocks import POOLINGS
+from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
+from test_encoder_parity import assert_close, plain_loop
+
+ID = {word: number for number, word in enumerate(VOCABULARY)}
+
+
+def ids(text: str) -> list[int]:
+    return [ID.get(word, ID["<unk>"]) for word in text.split()]
+
+
+def opened(folder: Path, **options: Any) -> FrozenEncoder:
+    return FrozenEncoder.from_pretrained(
+        folder, name="tiny", device="cpu", dtype="float32", **options
+    )
+
+
+def with_limit(source: Path, target: Path, **settings: Any) -> Path:
+    """A copy of a model folder with other settings of the tokenizer."""
+    shutil.copytree(source, target)
+    path = target / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return target
+
+
+class TestOrderAndBatches:
+    def test_shuffled_lengths_come_back_in_order(self, tiny: TinyModels):
+        texts = sentences(60, longest=30)
+        encoder = opened(tiny("bert"))
+        found = extract(texts, encoder, batch_tokens=200)
+        for layer in range(N_LAYERS + 1):
+            alone = [
+                encoder.read(encoder.tokenize([text]).ids, [layer], ("mean",))[layer][0, 0]
+                for text in texts
+            ]
+            array = found[BlockRef("tiny", layer, "mean")]
+            np.testing.assert_allclose(array, np.stack(alone), atol=1e-5)
+
+    def test_shuffling_the_texts_shuffles_the_rows(self, tiny: TinyModels):
+        texts, encoder = sentences(50), opened(tiny("llama"))
+        order = np.random.default_rng(0).permutation(50)
+        straight = extract(texts, encoder, pooling=POOLINGS)
+        shuffled = extract([texts[row] for row in order], encoder, pooling=POOLINGS)
+        for ref, array in straight.items():
+            np.testing.assert_array_equal(shuffled[ref], array[order])
+
+    @pytest.mark.parametrize("budget", [1, 10, 64, 100_000])
+    def test_batches_keep_to_the_token_budget(
+        self, tiny: TinyModels, budget: int, monkeypatch: pytest.MonkeyPatch
+    ):
+        encoder = opened(tiny("bert"))
+        shapes = []
+        encoder.stack.register_forward_pre_hook(
+            lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+        )
+        monkeypatch.setattr(extraction, "_SHARD_ROWS", 37)
+        texts = sentences(100, longest=30)
+        notes = Notes()
+        extract(texts, encoder, batch_tokens=budget, reporter=notes)
+        assert sum(rows for rows, _ in shapes) == sum(notes.advanced) == 100
+        assert all(rows == 1 or rows * width <= budget for rows, width in shapes)
+        n_shards = 3
+        if budget == 1:
+            assert len(shapes) == 100
+        if budget == 100_000:
+            assert len(shapes) == n_shards
+        real = sum(len(row) for row in encoder.tokenize(texts).ids)
+        padded = sum(rows * width for rows, width in shapes)
+        assert budget == 100_000 or padded < 1.3 * real, "texts of like length go together"
+
+    def test_batches_and_shards_change_only_roundings(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        texts, encoder = sentences(60), opened(tiny("modernbert"))
+        whole = extract(texts, encoder, pooling=POOLINGS)
+        monkeypatch.setattr(extraction, "_SHARD_ROWS", 7)
+        parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
+        for ref, array in whole.items():
+            np.testing.assert_allclose(parts[ref], array, atol=2e-5)
+
+    def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
+        found = extract(["good"], opened(tiny("bert")), [-1, 0, 3, 1], ("max", "mean", "max"))
+        assert [str(ref) for ref in found] == [
+            *("tiny:0:max", "tiny:1:max", "tiny:3:max"),
+            *("tiny:0:mean", "tiny:1:mean", "tiny:3:mean"),
+        ]
+        assert len(found) == 6
+        assert all(array.shape == (1, 32) for array in found.values())
+
+    def test_out_of_memory_is_answered_by_smaller_batches(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A model that can take no more than four texts at once."""
+        encoder, texts = opened(tiny("bert")), sentences(40)
+        expected = extract(texts, encoder)
+
+        def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+            if len(kwargs["input_ids"]) > 4:
+                raise torch.OutOfMemoryError("too many")
+
+        handle = encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
+        notes = Notes()
+        found = extract(texts, encoder, batch_tokens=400, reporter=notes)
+        handle.remove()
+        assert notes.about("out of memory; batches are cut to ")
+        for ref, array in expected.items():
+            np.testing.assert_allclose(found[ref], array, atol=1e-5)
+
+
+class TestTexts:
+    @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5"])
+    @pytest.mark.parametrize("special", [True, False])
+    def test_empty_texts_are_read(self, tiny: TinyModels, family: str, special: bool):
+        encoder = opened(tiny(family, special=special))
+        assert encoder.tokenize([""]).ids == ([[0, 2]] if special else [[0]])
+        found = extract(["", "good", "", "  "], encoder, pooling=POOLINGS)
+        for array in found.values():
+            assert np.isfinite(array).all()
+            np.testing.assert_allclose(array[0], array[2])
+        last = found[BlockRef("tiny", N_LAYERS, "mean")]
+        assert np.abs(last[0] - last[1]).max() > 1e-3
+
+    def test_long_texts_are_cut_and_counted(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), max_length=10)
+        texts = ["good " * 8, "good " * 9, "bad " * 300, "fine"]
+        found = extract(texts, encoder)
+        assert found.truncated_share == 0.5
+        tokens = encoder.tokenize(texts)
+        assert tokens.truncated == [False, True, True, False]
+        assert tokens.ids[1] == tokens.ids[0] == [0, *[ID["good"]] * 8, 2]
+        assert max(map(len, tokens.ids)) == 10
+
+    def test_the_models_own_positions_limit_the_length(self, tiny: TinyModels):
+        long = "good " * 500
+        for family, limit in (("bert", 66), ("roberta", 64), ("gpt2", 66), ("falcon-alibi", 100)):
+            encoder = opened(tiny(family), max_length=100)
+            assert len(encoder.tokenize([long]).ids[0]) == limit, family
+            assert np.isfinite(extract([long], encoder)[BlockRef("tiny", 3, "mean")]).all()
+
+    @pytest.mark.parametrize("limit", [int(1e30), 1e30, 20])
+    def test_the_tokenizers_limit(self, tiny: TinyModels, tmp_path: Path, limit: float):
+        """1e30 is how transformers writes that there is none."""
+        folder = with_limit(tiny("bert"), tmp_path / "m", model_max_length=limit)
+        (row,) = opened(folder).tokenize(["good " * 500]).ids
+        assert len(row) == min(66, limit)
+
+    def test_lone_surrogates_are_read_as_unknown_words(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"))
+        found = extract(["good \ud83d film", "good ? film", "\udfff"], encoder)
+        for array in found.values():
+            np.testing.assert_allclose(array[0], array[1], atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "\x00",
+            "\u200b\u202e",
+            "ünïcödé 你好 🚢",
+            "a\nb\tc\r\n",
+            "<s> </s> <pad> <unk>",
+            "x" * 9999,
+        ],
+    )
+    def test_strange_texts_are_read(self, tiny: TinyModels, text: str):
+        for array in extract([text], opened(tiny("bert")), pooling=POOLINGS).values():
+            assert np.isfinite(array).all()
+
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [(None, "None (NoneType)"), (3.5, "3.5 (float)"), (b"bytes", "b'bytes' (bytes)")],
+    )
+    def test_values_that_are_no_texts_are_named(self, tiny: TinyModels, value: Any, shown: str):
+        with pytest.raises(DataError) as caught:
+            extract(["good", "bad", value, None], opened(tiny("bert")))
+        assert str(caught.value) == (
+            f"Text number 2 is {shown}, expected a string. Drop the rows without text, or fill "
+            "them with an empty string."
+        )
+
+    def test_one_string_and_no_texts_are_refused(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"))
+        with pytest.raises(DataError, match=r"Got one string; give a list of texts"):
+            extract("good film", encoder)
+        with pytest.raises(DataError, match="There are no texts"):
+            extract([], encoder)
+
+    def test_any_sequence_of_strings_will_do(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"))
+        expected = extract(["good", "bad"], encoder)
+        for texts in (
+            ("good", "bad"),
+            np.array(["good", "bad"]),
+            pd.Series(["good", "bad"], [7, 3]),
+        ):
+            for ref, array in extract(texts, encoder).items():
+                np.testing.assert_array_equal(array, expected[ref])
+
+
+class TestTemplates:
+    TEMPLATE = "the film is {text} not good"
+    LONG = "bank " * 300
+
+    @pytest.mark.parametrize("special", [True, False])
+    def test_the_text_is_cut_and_never_the_template(self, tiny: TinyModels, special: bool):
+        encoder = opened(tiny("llama", special=special), template=self.TEMPLATE, max_length=20)
+        (row,) = encoder.tokenize([self.LONG]).ids
+        inner = row[1:-1] if special else row
+        assert len(row) == 20
+        assert (
+            (row[0], row[-1]) == (0, 2) if special else (row[0], row[-1]) == (ID["the"], ID["good"])
+        )
+        n_text = len(inner) - 5
+        assert inner == [*ids("the film is"), *[ID["bank"]] * n_text, *ids("not good")]
+        assert encoder.tokenize([self.LONG]).truncated == [True]
+
+    def test_the_text_keeps_its_beginning(self, tiny: TinyModels):
+        words = [f"w{number}" for number in range(30)]
+        encoder = opened(tiny("bert"), template=self.TEMPLATE, max_length=17)
+        (row,) = encoder.tokenize([" ".join(words)]).ids
+        assert row == [0, *ids("the film is"), *(ID[w] for w in words[:10]), *ids("not good"), 2]
+
+    def test_short_and_empty_texts_are_whole(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), template=self.TEMPLATE)
+        assert encoder.tokenize(["bad", ""]).ids == [
+            [0, *ids("the film is bad not good"), 2],
+            [0, *ids("the film is not good"), 2],
+        ]
+
+    def test_a_slow_tokenizer_is_cut_by_characters(self):
+        """One that does not say which characters a token stands for."""
+        from layerfuse.encoder.tokenizing import TextTokenizer
+
+        class Slow:
+            is_fast = False
+            bos_token_id, eos_token_id, pad_token_id = 0, 2, 1
+
+            def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+                around = ([0], [2]) if options["add_special_tokens"] else ([], [])
+                return {"input_ids": [[*around[0], *ids(text), *around[1]] for text in texts]}
+
+        tokenizer = TextTokenizer(Slow(), template=self.TEMPLATE, chat_question=None, max_length=12)
+        tokens = tokenizer([self.LONG, "bad", ""])
+        assert tokens.ids[0] == [0, *ids("the film is bank bank bank bank bank not good"), 2]
+        assert tokens.ids[1] == [0, *ids("the film is bad not good"), 2]
+        assert tokens.truncated == [True, False, False]
+
+    def test_a_template_changes_what_is_read(self, tiny: TinyModels):
+        ref = BlockRef("tiny", 3, "last")
+        plain, asked, by_hand = (
+            extract([text], opened(tiny("llama"), template=template), pooling="last")[ref]
+            for text, template in (
+                ("bad", None),
+                ("bad", self.TEMPLATE),
+                ("the film is bad not good", None),
+            )
+        )
+        np.testing.assert_allclose(asked, by_hand, atol=1e-6)
+        assert np.abs(asked - plain).max() > 1e-3
+
+    def test_a_template_may_hold_special_tokens(self, tiny: TinyModels):
+        encoder = opened(tiny("llama", special=False), template="<s> {text} </s>", max_length=6)
+        assert encoder.tokenize([self.LONG]).ids == [[0, *[ID["bank"]] * 4, 2]]
+
+    def test_a_chat_question_uses_the_models_own_template(self, tiny: TinyModels, tmp_path: Path):
+        chat = (
+            "{% for message in messages %}<s> {{ message['content'] }} </s>{% endfor %}"
+            "{% if add_generation_prompt %} the{% endif %}"
+        )
+        folder = with_limit(tiny("llama"), tmp_path / "m", chat_template=chat)
+        asked = opened(folder, chat_question="good not bad").tokenize(["oil price", self.LONG])
+        assert asked.ids[0] == [0, *ids("good not bad oil price"), 2, ID["the"]]
+        assert asked.ids[1][:4] == [0, *ids("good not bad")]
+        assert asked.ids[1][-2:] == [2, ID["the"]]
+        assert len(asked.ids[1]) == 66
+        placed = opened(folder, chat_question="good {text} bad").tokenize(["oil"])
+        assert placed.ids == [[0, *ids("good oil bad"), 2, ID["the"]]]
+
+    def test_unusable_templates_are_refused(self, tiny: TinyModels):
+        folder = tiny("bert")
+        for template in ("no slot", "{text} and {text}", ""):
+            with pytest.raises(ConfigError, match=r"must hold \{text\} exactly once"):
+                opened(folder, template=template)
+        with pytest.raises(ConfigError, match="a template and a chat question; choose one"):
+            opened(folder, template="{text}", chat_question="good")
+        with pytest.raises(ConfigError, match=r"takes 7 of at most 7 tokens\. Shorten it or raise"):
+            opened(folder, template=self.TEMPLATE, max_length=7).tokenize(["good"])
+        with pytest.raises(ConfigError, match=r"has no chat template\. Use a plain template"):
+            opened(folder, chat_question="good").tokenize(["good"])
+        with pytest.raises(ConfigError, match="max_length=1 is too short"):
+            opened(folder, max_length=1)
+
+
+class TestChoices:
+    @pytest.mark.parametrize("layers", [[4], 4, [0, -5], [1, 2, 99]])
+    def test_layers_that_are_not_there_are_refused(self, tiny: TinyModels, layers: Any):
+        with pytest.raises(
+            ConfigError, match=r"tiny has no layer .*0 \(embedding output\) to 3 \(last block\)"
+        ):
+            extract(["good"], opened(tiny("bert")), layers)
+
+    @pytest.mark.parametrize("layers", ["some", [], [1.5], None, ["1"]])
+    def test_what_is_no_layer_is_refused(self, tiny: TinyModels, layers: Any):
+        with pytest.raises(ConfigError, match=r"[Ll]ayer"):
+            extract(["good"], opened(tiny("bert")), layers)
+
+    def test_unknown_poolings_are_refused(self, tiny: TinyModels):
+        with pytest.raises(ConfigError, match=r"'maen'. Choose from mean, .*Did you mean 'mean'\?"):
+            extract(["good"], opened(tiny("bert")), pooling="maen")
+        with pytest.raises(ConfigError, match="No pooling was given"):
+            extract(["good"], opened(tiny("bert")), pooling=())
+
+    def test_layers_above_a_cut_are_gone(self, tiny: TinyModels):
+        encoder = opened(tiny("bert")).truncate(-3)
+        assert (encoder.highest_layer, encoder.n_layers) == (1, 3)
+        assert len(extract(["good"], encoder, [0, 1])) == 2
+        with pytest.raises(ConfigError, match="truncated at layer 1; layer 3 is gone"):
+            extract(["good"], encoder, [3])
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ({"device": "gpu"}, "Unknown device 'gpu'"),
+            ({"dtype": "float16x"}, "Unknown dtype 'float16x'.*Did you mean 'float16'"),
+        ],
+    )
+    def test_unknown_devices_and_dtypes_are_refused(
+        self, tiny: TinyModels, option: dict[str, str], message: str
+    ):
+        options = {"device": "cpu", "dtype": "float32", **option}
+        with pytest.raises(ConfigError, match=message):
+            FrozenEncoder.from_pretrained(tiny("bert"), **options)
+
+
+class TestModels:
+    @pytest.mark.parametrize("family", ["gpt2", "llama"])
+    def test_a_tokenizer_without_a_pad_token(self, tiny: TinyModels, family: str):
+        texts = sentences(20)
+        with_pad, without = (
+            extract(texts, opened(tiny(family, pad=pad)), pooling=POOLINGS) for pad in (True, False)
+        )
+        assert build_tokenizer(pad=False).pad_token_id is None
+        for ref, array in with_pad.items():
+            np.testing.assert_allclose(without[ref], array, atol=1e-5)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_values_that_are_not_finite_are_refused(
+        self, tiny: TinyModels, tmp_path: Path, value: float
+    ):
+        folder = save_model("llama", tmp_path / "broken")
+        weights = load_file(folder / "model.safetensors")
+        weights["layers.1.mlp.down_proj.weight"][3, 3] = value
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        encoder = opened(folder)
+        assert len(extract(["good"], encoder, [0, 1])) == 2  # below the damage all is well
+        with pytest.raises(
+            UnsupportedModelError, match=r"not finite at layer 2 in float32.*Use --d"
+        ):
+            extract(["good"], encoder)
+
+    def test_a_model_of_images_is_refused(self, tmp_path: Path):
+        folder = tmp_path / "vit"
+        config = hf.ViTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+            image_size=8, patch_size=4,
+        )  # fmt: skip
+        hf.ViTModel(config).save_pretrained(folder)
+        with pytest.raises(
+            UnsupportedModelError, match=r"not a text model: it has no single stack"
+        ):
+            extract(["good"], opened(folder))
+
+    @pytest.mark.parametrize(
+        "family",
+        [
+            "llama",
+            pytest.param("bert", marks=pytest.mark.xfail(reason="an empty tokenizer is made up")),
+            pytest.param("gpt2", marks=pytest.mark.xfail(reason="an empty tokenizer is made up")),
+        ],
+    )
+    def test_a_folder_without_a_tokenizer_is_refused(
+        self, tiny: TinyModels, tmp_path: Path, family: str
+    ):
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(tiny(family) / name, tmp_path)
+        with pytest.raises(UnsupportedModelError, match=r"no tokenizer"):
+            extract(["good"], opened(tmp_path))
+
+    @pytest.mark.xfail(reason="transformers fills missing weights with random numbers")
+    @pytest.mark.parametrize("lost", ["encoder.layer.1.intermediate.dense.weight", "encoder.layer"])
+    def test_missing_weights_are_refused(self, tiny: TinyModels, tmp_path: Path, lost: str):
+        folder = tmp_path / "m"
+        shutil.copytree(tiny("bert"), folder)
+        weights = load_file(folder / "model.safetensors")
+        kept = {name: array for name, array in weights.items() if not name.startswith(lost)}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UnsupportedModelError, match="weights"):
+            extract(["good"], opened(folder))
+
+    def test_a_model_without_the_pooler_is_read_all_the_same(
+        self, tiny: TinyModels, tmp_path: Path
+    ):
+        """Many checkpoints leave out what reading does not need."""
+        folder = tmp_path / "m"
+        shutil.copytree(tiny("bert"), folder)
+        weights = load_file(folder / "model.safetensors")
+        kept = {name: array for name, array in weights.items() if "pooler" not in name}
+        assert len(kept) < len(weights)
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        found = extract(["good"], opened(folder))
+        for ref, array in extract(["good"], opened(tiny("bert"))).items():
+            np.testing.assert_array_equal(found[ref], array)
+
+    def test_pickled_weights_are_read_only_when_allowed(self, tiny: TinyModels, tmp_path: Path):
+        folder = tmp_path / "pickled"
+        shutil.copytree(tiny("bert"), folder)
+        model = hf.AutoModel.from_pretrained(folder)
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(
+            UnsupportedModelError, match=r"only pytorch_model.bin, which can run.*allow_pickle=True"
+        ):
+            opened(folder)
+        allowed = extract(["good", "bad film"], opened(folder, allow_pickle=True))
+        for ref, array in extract(["good", "bad film"], opened(tiny("bert"))).items():
+            np.testing.assert_array_equal(allowed[ref], array)
+
+    def test_folders_that_hold_no_model_are_refused(self, tiny: TinyModels, tmp_path: Path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UnsupportedModelError, match=r"has no config\.json"):
+            opened(tmp_path / "empty")
+        shutil.copy(tiny("bert") / "config.json", tmp_path / "empty")
+        with pytest.raises(
+            UnsupportedModelError, match=r"has no \.safetensors weights\. Is it a model"
+        ):
+            opened(tmp_path / "empty")
+        with pytest.raises(UnsupportedModelError, match=r"is a file, but not a \.gguf file"):
+            opened(tiny("bert") / "config.json")
+        with pytest.raises(
+            NotFoundError, match=r"Unknown encoder 'minillm'. Did you mean 'minilm'"
+        ):
+            FrozenEncoder.from_pretrained("minillm")
+
+    @pytest.mark.parametrize("size", [0, 4, 5000])
+    def test_damaged_weights_are_refused(self, tiny: TinyModels, tmp_path: Path, size: int):
+        folder = tmp_path / "m"
+        shutil.copytree(tiny("bert"), folder)
+        os.truncate(folder / "model.safetensors", size)
+        with pytest.raises(UnsupportedModelError, match="cannot be loaded as a text encoder"):
+            extract(["good"], opened(folder))
+
+    def test_weights_of_other_sizes_are_refused(self, tiny: TinyModels, tmp_path: Path):
+        folder = tmp_path / "m"
+        shutil.copytree(tiny("bert"), folder)
+        config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 64}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedModelError, match="cannot be loaded as a text encoder"):
+            extract(["good"], opened(folder))
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+    def test_damaged_json_is_refused(self, tiny: TinyModels, tmp_path: Path, name: str):
+        folder = tmp_path / "m"
+        shutil.copytree(tiny("bert"), folder)
+        (folder / name).write_text("{")
+        with pytest.raises(UnsupportedModelError, match=r"cannot be loaded|no tokenizer that can"):
+            extract(["good"], opened(folder))
+
+    def test_a_pickled_encoder_has_no_weights_and_works(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), template="the {text}").truncate(2)
+        expected = extract(["good", "bad"], encoder, [0, 2])
+        data = pickle.dumps(encoder)
+        assert len(data) < 2000
+        again = pickle.loads(data)
+        assert not again.is_loaded
+        assert (again.identity, again.highest_layer) == (encoder.identity, 2)
+        for ref, array in extract(["good", "bad"], again, [0, 2]).items():
+            np.testing.assert_array_equal(array, expected[ref])
+
+    def test_blocks_that_are_not_found_cost_memory_only(self, tmp_path: Path):
+        """ALBERT runs one and the same block again and again."""
+        folder = tmp_path / "albert"
+        torch.manual_seed(0)
+        config = hf.AlbertConfig(
+            vocab_size=64, embedding_size=16, hidden_size=32, intermediate_size=48,
+            num_hidden_layers=N_LAYERS, num_attention_heads=4, max_position_embeddings=66,
+            pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        )  # fmt: skip
+        hf.AlbertModel(config).save_pretrained(folder)
+        build_tokenizer().save_pretrained(folder)
+        notes = Notes()
+        encoder = opened(folder, reporter=notes)
+        texts = sentences(10)
+        tokens = encoder.tokenize(texts).ids
+        expected = plain_loop(folder, tokens)
+        for layer, array in encoder.read(tokens, "all", POOLINGS).items():
+            assert_close(array, expected[layer])
+        found = extract(texts, encoder, [1, 3], ("mean", "max"))
+        assert len(found) == 4
+        assert notes.about("its blocks were not found; all hidden states of a batch are kept")
+        assert len(extract(texts, opened(folder).truncate(1), [1])) == 1

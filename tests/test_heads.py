@@ -1,0 +1,179 @@
+"""Heads against scikit-learn's own, and what class weights and rare classes do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
+
+from layerfuse.errors import ConfigError
+from layerfuse.heads import HEADS, LinearHead, fit_head, search_penalty
+from layerfuse.scoring import decompose, leave_one_out, one_hot
+
+Array = npt.NDArray[Any]
+
+
+def problem(
+    n_classes: int, n: int = 240, dim: int = 10, seed: int = 0, spread: float = 1.5
+) -> tuple[Array, Array]:
+    """Centred features of total variance about one, and class indices."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % n_classes)
+    X = rng.normal(size=(n, dim))
+    X[:, :n_classes] += spread * np.eye(n_classes)[y]
+    X = (X - X.mean(axis=0)) / X.std(axis=0) / np.sqrt(dim)
+    return X.astype(np.float32), y
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 5])
+@pytest.mark.parametrize("C", [0.1, 30.0])
+def test_logistic_equals_scikit_learns(n_classes: int, C: float) -> None:
+    """Two classes are two columns: the softmax of the logits is always predict_proba."""
+    X, y = problem(n_classes)
+    head = fit_head("logistic", X, y, n_classes, 1 / C)
+    assert head.coef.shape == (10, n_classes)
+    assert head.intercept.shape == (n_classes,)
+    oracle = LogisticRegression(C=C, max_iter=1000).fit(X, y)
+    proba = softmax(head.logits(X), axis=1)
+    np.testing.assert_allclose(proba, oracle.predict_proba(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_ridge_equals_scikit_learns(n_classes: int) -> None:
+    X, y = problem(n_classes)
+    head = fit_head("ridge", X, y, n_classes, 3.0)
+    oracle = Ridge(alpha=3.0).fit(X, np.eye(n_classes)[y])
+    np.testing.assert_allclose(head.logits(X), oracle.predict(X), atol=1e-5)
+    np.testing.assert_allclose(head.logits(X).sum(axis=1), 1, atol=1e-5)  # one-hot targets do
+
+
+def test_the_penalty_of_ridge_is_that_of_leave_one_out() -> None:
+    X, y = problem(3)
+    expected = leave_one_out(decompose(X), one_hot(y, 3)).penalty
+    assert search_penalty("ridge", X, y) == pytest.approx(expected)
+
+
+def test_the_penalty_of_logistic_is_near_scikit_learns_choice() -> None:
+    """Either may stop one or two steps from the other where the loss is flat."""
+    X, y = problem(3, spread=1.0)
+    grid = np.logspace(-1.5, 3, 10)
+    oracle = LogisticRegressionCV(
+        Cs=grid, cv=3, scoring="neg_log_loss", max_iter=1000, use_legacy_attributes=False,
+        l1_ratios=(0.0,),
+    ).fit(X, y)  # fmt: skip
+    steps = np.abs(np.log10(1 / search_penalty("logistic", X, y)) - np.log10(oracle.C_))
+    assert steps < 1.1
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_penalty_falls_where_the_signal_is_clear(kind: str) -> None:
+    clear = search_penalty(kind, *problem(2, spread=6.0))
+    unclear = search_penalty(kind, *problem(2, spread=0.3))
+    assert clear < unclear
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_penalty_is_the_same_for_turned_features(kind: str) -> None:
+    X, y = problem(3)
+    turned, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(10, 10)))
+    again = search_penalty(kind, (X @ turned).astype(np.float32), y)
+    assert again == pytest.approx(search_penalty(kind, X, y), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_heavier_class_is_predicted_more_often(kind: str) -> None:
+    X, y = problem(3, spread=1.0)
+    counts = []
+    for weight in (0.2, 1.0, 5.0):
+        weights = np.array([1.0, weight, 1.0])
+        penalty = search_penalty(kind, X, y, class_weight=weights)
+        head = fit_head(kind, X, y, 3, penalty, class_weight=weights)
+        counts.append(int((head.logits(X).argmax(axis=1) == 1).sum()))
+    assert counts[0] < counts[1] < counts[2]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_balanced_weights_help_a_rare_class(kind: str) -> None:
+    X, y = problem(2, n=600, spread=1.0)
+    kept = (y == 0) | (np.random.default_rng(0).random(600) < 0.1)
+    X, y = X[kept], y[kept]
+    weights = len(y) / 2 / np.bincount(y)
+    plain = fit_head(kind, X, y, 2, 1.0).logits(X).argmax(axis=1)
+    balanced = fit_head(kind, X, y, 2, 1.0, class_weight=weights).logits(X).argmax(axis=1)
+    rare = y == 1
+    assert (balanced[rare] == 1).mean() > (plain[rare] == 1).mean() + 0.2
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_equal_weights_change_nothing(kind: str) -> None:
+    X, y = problem(3)
+    plain = fit_head(kind, X, y, 3, 0.5)
+    weighted = fit_head(kind, X, y, 3, 0.5, class_weight=np.ones(3))
+    np.testing.assert_allclose(weighted.logits(X), plain.logits(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("n_seen", [2, 4])
+def test_a_class_without_rows_is_never_predicted(kind: str, n_seen: int) -> None:
+    X, y = problem(n_seen)
+    labels = np.array([0, 2, 3, 5])[y]  # of six classes, 1 and 4 are missing (or more)
+    head = fit_head(kind, X, labels, 6, 0.1)
+    rng = np.random.default_rng(0)
+    far = rng.normal(size=(500, 10)).astype(np.float32)
+    predicted = head.logits(np.concatenate([X, far])).argmax(axis=1)
+    assert set(predicted) <= set(labels.tolist())
+    if kind == "logistic":  # and it doesn't change the others
+        missing = np.setdiff1d(np.arange(6), labels)
+        proba = softmax(head.logits(X), axis=1)
+        assert proba[:, missing].max() < 1e-8
+        oracle = LogisticRegression(C=10, max_iter=1000).fit(X, labels)
+        np.testing.assert_allclose(proba[:, oracle.classes_], oracle.predict_proba(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_two_rows_of_each_class_are_enough(kind: str) -> None:
+    X, y = problem(3, n=6)
+    penalty = search_penalty(kind, X, y)
+    assert np.isfinite(fit_head(kind, X, y, 3, penalty).logits(X)).all()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_class_in_one_row_only_does_not_stop_the_search(kind: str) -> None:
+    X, y = problem(3, n=60)
+    y[y == 2] = 0
+    y[7] = 2
+    assert search_penalty(kind, X, y) > 0
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_constant_features_predict_the_most_frequent_class(kind: str) -> None:
+    X, y = np.zeros((40, 5), np.float32), np.array([0] * 30 + [1] * 10)
+    penalty = search_penalty(kind, X, y)
+    assert (fit_head(kind, X, y, 2, penalty).logits(X).argmax(axis=1) == 0).all()
+
+
+def test_a_head_is_float32_and_its_logits_are_linear() -> None:
+    X, y = problem(3)
+    head = fit_head("logistic", X, y, 3, 1.0)
+    assert (head.coef.dtype, head.intercept.dtype) == (np.float32, np.float32)
+    assert head.coef.flags.c_contiguous
+    np.testing.assert_allclose(head.logits(X), X @ head.coef + head.intercept)
+    again = LinearHead(head.kind, head.coef.copy(), head.intercept.copy(), head.penalty)
+    np.testing.assert_array_equal(again.logits(X), head.logits(X))
+
+
+def test_the_search_is_the_same_for_the_same_seed() -> None:
+    X, y = problem(3)
+    assert search_penalty("logistic", X, y, seed=3) == search_penalty("logistic", X, y, seed=3)
+
+
+def test_an_unknown_head_is_refused() -> None:
+    X, y = problem(2)
+    with pytest.raises(ConfigError, match=r"'logistc'.*logistic, ridge\. Did you mean 'logistic'"):
+        fit_head("logistc", X, y, 2, 1.0)
+    with pytest.raises(ConfigError, match="Unknown head 'svm'"):
+        search_penalty("svm", X, y)

@@ -1,0 +1,519 @@
+"""The store's laws: nothing is computed twice, lost, mixed up or believed when it is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from conftest import TinyModels
+from families import VOCABULARY, save_model
+from helpers import Extraction, Notes, sentences
+from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract, extraction
+from layerfuse.errors import FormatError, StorageError
+from layerfuse.extraction import Embeddings
+from layerfuse.files import read_json
+from layerfuse.store import text_hashes
+
+TEXTS = sentences(40)
+
+
+@pytest.fixture
+def encoder(tiny: TinyModels) -> FrozenEncoder:
+    return fresh(tiny("bert"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "store")
+
+
+def fresh(folder: Path, **options: Any) -> FrozenEncoder:
+    """An encoder object that has loaded nothing yet."""
+    return FrozenEncoder.from_pretrained(
+        folder, name="tiny", device="cpu", dtype="float32", **options
+    )
+
+
+def shards(store: EmbeddingStore) -> list[Path]:
+    return sorted(store.root.glob("*/*.safetensors"))
+
+
+def tensor_names(shard: Path) -> set[str]:
+    with safe_open(shard, framework="numpy") as file:
+        return set(file.keys()) - {"hashes", "truncated"}
+
+
+def assert_same(some: Embeddings, others: Embeddings) -> None:
+    assert list(some) == list(others)
+    for ref in some:
+        np.testing.assert_array_equal(some[ref], others[ref])
+
+
+def data_range(shard: Path, name: str) -> tuple[int, int]:
+    """First and last byte of a tensor in its file."""
+    head = shard.read_bytes()
+    length = struct.unpack("<Q", head[:8])[0]
+    start, end = json.loads(head[8 : 8 + length])[name]["data_offsets"]
+    return 8 + length + start, 8 + length + end - 1
+
+
+def flip(shard: Path, place: int) -> None:
+    data = bytearray(shard.read_bytes())
+    data[place] ^= 0x10
+    shard.write_bytes(data)
+
+
+class TestWhatIsComputed:
+    def test_with_a_store_is_as_without(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        poolings = ("mean", "last", "max")
+        plain = extract(TEXTS, encoder, pooling=poolings)
+        stored = extract(TEXTS, encoder, pooling=poolings, store=store)
+        assert list(stored) == list(plain)
+        for ref, array in plain.items():
+            assert stored[ref].dtype == np.float32
+            np.testing.assert_array_equal(stored[ref], array.astype(np.float16))
+
+    def test_the_second_time_nothing_is_computed_or_loaded(
+        self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        first = extract(TEXTS, encoder, store=store)
+        assert first.n_computed == len(TEXTS)
+        notes, again = Notes(), fresh(tiny("bert"))
+        second = extract(TEXTS[::-1], again, store=EmbeddingStore(store.root), reporter=notes)
+        assert (second.n_computed, notes.advanced) == (0, [])
+        assert notes.lines == ["tiny: 40 of 40 distinct texts are in the store"]
+        for ref in first:
+            np.testing.assert_array_equal(second[ref][::-1], first[ref])
+        assert not again.is_loaded
+        assert len(shards(store)) == 1
+
+    def test_only_new_rows_are_computed(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        extract(TEXTS, encoder, store=store)
+        notes, more = Notes(), sentences(140)
+        mixed = np.random.default_rng(0).permutation(more).tolist()
+        found = extract(mixed, encoder, store=store, reporter=notes)
+        assert (found.n_computed, sum(notes.advanced)) == (100, 100)
+        assert notes.about("40 of 140 distinct texts are in the store, 100 to compute")
+        plain = extract(mixed, encoder)
+        for ref, array in plain.items():
+            np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
+
+    def test_a_new_pooling_computes_only_itself(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        extract(TEXTS, encoder, store=store)
+        (old,) = shards(store)
+        found = extract(TEXTS, encoder, pooling=("mean", "max"), store=store)
+        (new,) = set(shards(store)) - {old}
+        assert tensor_names(old) == {f"{layer}:mean" for layer in range(4)}
+        assert tensor_names(new) == {f"{layer}:max" for layer in range(4)}
+        assert found.n_computed == len(TEXTS)
+        assert_same(found, extract(TEXTS, encoder, pooling=("mean", "max"), store=store))
+
+    def test_a_new_layer_computes_only_itself(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        extract(TEXTS, encoder, layers=[1], store=store)
+        (old,) = shards(store)
+        extract(TEXTS, encoder, layers=[0, 1, 3], store=store)
+        (new,) = set(shards(store)) - {old}
+        assert tensor_names(new) == {"0:mean", "3:mean"}
+
+    def test_holes_of_every_shape_are_filled(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        """Some rows lack one pooling, some the other, some both: each gets just what it lacks."""
+        extract(TEXTS[:20], encoder, pooling="mean", store=store)
+        extract(TEXTS[10:30], encoder, pooling="last", store=store)
+        before = set(shards(store))
+        found = extract(TEXTS, encoder, pooling=("mean", "last"), store=store)
+        assert found.n_computed == 30
+        added = {}
+        for shard in set(shards(store)) - before:
+            poolings = tuple(sorted({name.partition(":")[2] for name in tensor_names(shard)}))
+            added[poolings] = len(load_file(shard)["hashes"])
+        assert added == {("last",): 10, ("mean",): 10, ("last", "mean"): 10}
+        for ref, array in extract(TEXTS, encoder, pooling=("mean", "last")).items():
+            np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
+
+    def test_equal_texts_are_computed_once(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        repeated = [*TEXTS[:5], *TEXTS[:5][::-1], TEXTS[2]]
+        for place in (None, store):
+            found = extract(repeated, encoder, store=place)
+            assert found.n_computed == 5
+            for array in found.values():
+                assert len(array) == 11
+                np.testing.assert_array_equal(array[:5], array[5:10][::-1])
+                np.testing.assert_array_equal(array[2], array[10])
+        assert len(load_file(shards(store)[0])["hashes"]) == 5
+
+    def test_close_texts_are_not_equal(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        found = extract(["good", "good ", "Good", "\ud800"], encoder, store=store)
+        assert found.n_computed == 4
+        assert len(set(text_hashes(["a", "a ", "", "\ud800", "?"]).tolist())) == 5
+
+    def test_truncated_texts_are_remembered(self, tiny: TinyModels, store: EmbeddingStore):
+        texts = ["good", "good " * 50, "bad " * 3, "bad " * 40]
+        for _ in range(2):
+            short = fresh(tiny("bert"), max_length=10)
+            found = extract([*texts, texts[1]], short, store=store)
+            assert found.truncated_share == 3 / 5
+
+    def test_what_changes_a_value_has_a_section_of_its_own(
+        self, tiny: TinyModels, store: EmbeddingStore
+    ):
+        folder = tiny("bert")
+        encoders = [
+            fresh(folder),
+            fresh(folder, template="the {text}"),
+            fresh(folder, max_length=8),
+            FrozenEncoder.from_pretrained(folder, name="tiny", device="cpu", dtype="bfloat16"),
+            fresh(tiny("bert", seed=1)),
+            fresh(tiny("bert", special=False)),
+        ]
+        for number, encoder in enumerate(encoders, start=1):
+            assert extract(TEXTS, encoder, store=store).n_computed == len(TEXTS)
+            assert len(store.sections()) == number
+        renamed = FrozenEncoder.from_pretrained(folder, name="other", device="cpu", dtype="float32")
+        found = extract(TEXTS, renamed, store=store)
+        assert found.n_computed == 0  # a name changes no value
+        assert {ref.encoder for ref in found} == {"other"}
+        assert len(store.sections()) == len(encoders)
+
+    def test_asking_for_no_known_block_is_a_key_error(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        found = extract(TEXTS, encoder, layers=[1], store=store)
+        with pytest.raises(KeyError, match="tiny:2:mean was not extracted"):
+            _ = found[BlockRef("tiny", 2, "mean")]
+
+
+class TestWhatIsWritten:
+    def test_values_beyond_float16_are_kept_as_float32(
+        self, tmp_path: Path, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A decoder whose residual stream is large at some texts, and normed at its end."""
+        folder = save_model("llama", tmp_path / "llama")
+        weights = load_file(folder / "model.safetensors")
+        embeddings = weights["embed_tokens.weight"]
+        huge = 20  # the token whose row is huge
+        embeddings[huge] *= 1e6
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        encoder = fresh(folder)
+        texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
+        monkeypatch.setattr(extraction, "_SHARD_ROWS", 1)
+        found = extract(texts, encoder, store=store)
+        plain = extract(texts, encoder)
+        for ref, array in plain.items():
+            np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-3)
+        largest = [
+            {name: array.dtype for name, array in load_file(shard).items() if ":" in name}
+            for shard in shards(store)
+        ]
+        by_text = sorted(largest, key=lambda dtypes: str(dtypes["0:mean"]))
+        assert set(by_text[0].values()) == {np.dtype("float16")}
+        assert by_text[1] == {
+            "0:mean": np.float32,
+            "1:mean": np.float32,
+            "2:mean": np.float32,
+            "3:mean": np.float16,
+        }
+        assert all(array.dtype == np.float32 for array in found.values())
+
+    def test_the_largest_float16_is_still_float16(self, store: EmbeddingStore):
+        section = store.section("e", {})
+        hashes = np.sort(text_hashes(["a", "b"]))
+        cut = np.zeros(2, bool)
+        edge = np.array([[65504.0], [-65504.0]], np.float32)
+        section.write(hashes, cut, {(0, "mean"): edge, (1, "mean"): edge * 1.01})
+        (shard,) = shards(store)
+        tensors = load_file(shard)
+        assert (tensors["0:mean"].dtype, tensors["1:mean"].dtype) == (np.float16, np.float32)
+        for layer, expected in enumerate((edge, edge * np.float32(1.01))):
+            np.testing.assert_array_equal(section.read(hashes, (layer, "mean")), expected)
+
+    def test_the_manifest_says_what_the_values_depend_on(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        extract(TEXTS, encoder, store=store)
+        (info,) = store.sections()
+        assert info.encoder == "tiny"
+        assert info.identity == encoder.identity
+        assert (info.shards, info.n_bytes) == (1, shards(store)[0].stat().st_size)
+        assert info.idle_s < 600
+        json.dumps(info.to_dict())
+        value = read_json(info.folder / "manifest.json", kind="layerfuse-store", version=1)
+        assert value["identity"] == encoder.identity
+
+    def test_prune_removes_what_it_is_told_to(self, tiny: TinyModels, store: EmbeddingStore):
+        for seed in (0, 1):
+            extract(TEXTS, fresh(tiny("bert", seed=seed)), store=store)
+        oldest = store.sections()[-1]
+        (oldest.folder / ".x.safetensors.abc.tmp").write_bytes(b"left over")
+        (store.sections()[0].folder / ".y.tmp").write_bytes(b"left over")
+        gone = store.prune(lambda info: info.folder == oldest.folder)
+        assert [info.folder for info in gone] == [oldest.folder]
+        assert not oldest.folder.exists()
+        (left,) = store.sections()
+        assert left.shards == 1
+        assert sorted(path.suffix for path in left.folder.iterdir()) == [".json", ".safetensors"]
+
+
+class TestKilled:
+    N_TEXTS, SHARD = 3000, 150
+
+    def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+        self, tiny: TinyModels, tmp_path: Path
+    ):
+        model, texts = tiny("bert"), sentences(self.N_TEXTS)
+        log = tmp_path / "log"
+
+        def start(name: str) -> Extraction:
+            return Extraction(model, tmp_path / name, texts, shard_rows=self.SHARD, log=log)
+
+        whole = start("whole")
+        began = time.perf_counter()
+        whole.go()
+        assert whole.result() == ("done", self.N_TEXTS)
+        duration = time.perf_counter() - began
+        log.unlink()
+
+        moments, kills = np.random.default_rng(7), 0
+        for _ in range(10):
+            run = start("killed")
+            run.go()
+            time.sleep(moments.uniform(0.0, duration / 5))
+            kills += run.kill()
+        assert kills >= 5
+        last = start("killed")
+        last.go()
+        kind, n_computed = last.result()
+        assert kind == "done"
+        assert n_computed < self.N_TEXTS, "no shard outlived the kills"
+        computed = sum(int(line) for line in log.read_text().split())
+        assert self.N_TEXTS <= computed <= self.N_TEXTS + kills * self.SHARD
+
+        expected, found = (EmbeddingStore(tmp_path / name) for name in ("whole", "killed"))
+        found.prune(lambda info: False)
+        (folder,) = found.root.iterdir()
+        assert all(
+            path.name == "manifest.json" or path.suffix == ".safetensors"
+            for path in folder.iterdir()
+        )
+        assert [path.name for path in shards(found)] == [path.name for path in shards(expected)]
+        for one, other in zip(shards(found), shards(expected), strict=True):
+            assert one.read_bytes() == other.read_bytes()
+        assert len(shards(found)) == self.N_TEXTS / self.SHARD
+        encoder = fresh(model)
+        assert_same(extract(texts, encoder, store=found), extract(texts, encoder, store=expected))
+
+    def test_two_processes_at_once_leave_a_whole_store(self, tiny: TinyModels, tmp_path: Path):
+        model, texts = tiny("bert"), sentences(600)
+        store = EmbeddingStore(tmp_path / "store")
+        parts = (texts[:450], texts[150:])
+        runs = [
+            Extraction(model, store.root, part, shard_rows=50, log=tmp_path / "log")
+            for part in parts
+        ]
+        for run in runs:
+            run.go()
+        for run, part in zip(runs, parts, strict=True):
+            kind, n_computed = run.result()
+            assert kind == "done"
+            assert n_computed <= len(part)
+        assert store.verify() == []
+        assert len(store.sections()) == 1
+        assert list(store.root.glob("*/.*")) == []
+        encoder = fresh(model)
+        found = extract(texts, encoder, store=store)
+        assert found.n_computed == 0
+        for ref, array in extract(texts, encoder).items():
+            np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
+
+    def test_a_full_disk_keeps_what_was_complete(self, tiny: TinyModels, tmp_path: Path):
+        """No file may grow beyond 256 bytes once 250 texts were read."""
+        model, texts = tiny("bert"), sentences(500)
+        store, log = EmbeddingStore(tmp_path / "store"), tmp_path / "log"
+        run = Extraction(model, store.root, texts, shard_rows=100, log=log, full_after=250)
+        run.go()
+        kind, message = run.result()
+        assert kind == "StorageError"
+        assert message.startswith(f"The disk has no room to write {store.root}")
+        assert "What was complete before is kept; free some space" in message
+        assert len(shards(store)) == 2
+        assert store.verify() == []
+        assert list(store.root.glob("*/.*")) == []
+        notes = Notes()
+        found = extract(texts, fresh(model), store=store, reporter=notes)
+        assert (found.n_computed, sum(notes.advanced)) == (300, 300)
+
+
+class TestDamaged:
+    def filled(self, encoder: FrozenEncoder, store: EmbeddingStore) -> tuple[Path, Embeddings]:
+        extract(TEXTS, encoder, store=store)
+        (shard,) = shards(store)
+        return shard, extract(TEXTS, encoder, store=store)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            pytest.param(lambda p: flip(p, data_range(p, "2:mean")[0] + 5), id="block"),
+            pytest.param(lambda p: flip(p, data_range(p, "hashes")[1]), id="hashes"),
+            pytest.param(lambda p: flip(p, data_range(p, "truncated")[0]), id="truncated"),
+            pytest.param(lambda p: flip(p, 3), id="header length"),
+            pytest.param(lambda p: flip(p, 20), id="header"),
+            pytest.param(lambda p: os.truncate(p, p.stat().st_size // 2), id="cut in half"),
+            pytest.param(lambda p: os.truncate(p, p.stat().st_size - 1), id="last byte"),
+            pytest.param(lambda p: os.truncate(p, 4), id="four bytes"),
+            pytest.param(lambda p: os.truncate(p, 0), id="empty"),
+            pytest.param(lambda p: p.write_bytes(b"\xff" * 5000), id="garbage"),
+            pytest.param(lambda p: p.write_bytes(p.read_bytes() + b"more"), id="longer"),
+            pytest.param(
+                lambda p: save_file({"hashes": np.zeros((2, 16), np.uint8)}, p), id="other file"
+            ),
+        ],
+    )
+    def test_damage_is_found_told_and_mended(
+        self,
+        tiny: TinyModels,
+        encoder: FrozenEncoder,
+        store: EmbeddingStore,
+        damage: Callable[[Path], object],
+    ):
+        shard, _ = self.filled(encoder, store)
+        expected = {
+            ref: array.copy() for ref, array in extract(TEXTS, encoder, store=store).items()
+        }
+        whole = shard.read_bytes()
+        damage(shard)
+        notes = Notes()
+        found = extract(TEXTS, fresh(tiny("bert")), store=store, reporter=notes)
+        assert found.truncated_share == 0
+        for ref, array in expected.items():
+            np.testing.assert_array_equal(found[ref], array)
+        (told,) = notes.about("a damaged shard was set aside and will be computed again")
+        assert str(shard) in told
+        assert sum(notes.advanced) == len(TEXTS)
+        assert shard.read_bytes() == whole
+        assert shard.with_suffix(".corrupt").exists()
+        assert store.verify() == []
+        store.prune(lambda info: False)
+        assert not shard.with_suffix(".corrupt").exists()
+
+        damage(shard)
+        assert store.verify() == [shard]
+        assert store.verify() == []
+        assert extract(TEXTS, encoder, store=store).n_computed == len(TEXTS)
+
+    def test_a_shard_that_is_mended_may_hold_other_roundings(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        """Another batch size rounds otherwise; what is read back is what is there now."""
+        extract(TEXTS, encoder, store=store, batch_tokens=1)
+        (shard,) = shards(store)
+        before = shard.read_bytes()
+        flip(shard, data_range(shard, "2:mean")[0])
+        found = extract(TEXTS, encoder, store=store, batch_tokens=100_000)
+        expected = extract(TEXTS, encoder, batch_tokens=100_000)
+        for layer in (2, 3, 0, 1):
+            ref = BlockRef("tiny", layer, "mean")
+            np.testing.assert_array_equal(found[ref], expected[ref].astype(np.float16))
+        assert shard.read_bytes() != before, "the roundings must differ for this test"
+
+    def test_one_of_several_shards_is_computed_again(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(extraction, "_SHARD_ROWS", 10)
+        first = extract(TEXTS, encoder, store=store)
+        expected = [array.copy() for array in first.values()]
+        flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])
+        notes = Notes()
+        again = extract(TEXTS, encoder, store=store, reporter=notes)
+        assert again.n_computed == 0  # not known yet: the bytes are read when they are asked for
+        for array, wanted in zip(again.values(), expected, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+        assert sum(notes.advanced) == 10
+
+    def test_a_disk_that_never_gives_back_what_was_written(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        """Each time the shard is computed again, it is damaged again."""
+        shard, _ = self.filled(encoder, store)
+
+        class Spoiler(Notes):
+            @contextmanager
+            def task(self, name: str, total: int, unit: str) -> Iterator[Any]:
+                with super().task(name, total, unit) as advance:
+                    yield advance
+                flip(shard, data_range(shard, "1:mean")[0])
+
+        flip(shard, data_range(shard, "1:mean")[0])
+        notes = Spoiler()
+        found = extract(TEXTS, encoder, store=store, reporter=notes)
+        with pytest.raises(StorageError, match="other bytes than were written, again and again"):
+            _ = found[BlockRef("tiny", 1, "mean")]
+        assert len(notes.about("damaged shard")) == sum(notes.advanced) / len(TEXTS) == 20
+
+    def test_reading_a_block_touches_only_its_bytes(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        shard, found = self.filled(encoder, store)
+        refs = list(found)
+        expected = found[refs[0]]
+        first, last = data_range(shard, "2:mean")
+        data = bytearray(shard.read_bytes())
+        data[first : last + 1] = bytes(last + 1 - first)
+        shard.write_bytes(data)
+        notes = Notes()
+        again = extract(TEXTS, encoder, store=store, reporter=notes)
+        for ref in (refs[0], refs[1], refs[3]):
+            assert again[ref].shape == expected.shape
+        np.testing.assert_array_equal(again[refs[0]], expected)
+        assert not notes.about("damaged")
+        assert np.abs(again[refs[2]]).max() > 0
+        assert notes.about("block 2:mean does not match its checksum")
+
+    def test_a_newer_store_is_refused(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        shard, _ = self.filled(encoder, store)
+        manifest = shard.parent / "manifest.json"
+        manifest.write_text(
+            manifest.read_text().replace('"format_version": 1', '"format_version": 2')
+        )
+        with pytest.raises(FormatError, match="format version 2, and this layerfuse reads up to 1"):
+            extract(TEXTS, encoder, store=store)
+        assert [info.encoder for info in store.sections()] == ["(unreadable)"]
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])
+    def test_a_damaged_manifest_is_refused(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, content: str
+    ):
+        shard, _ = self.filled(encoder, store)
+        (shard.parent / "manifest.json").write_text(content)
+        with pytest.raises(FormatError, match=r"manifest\.json"):
+            extract(TEXTS, encoder, store=store)
+
+
+def test_a_file_in_the_way_is_an_os_error(encoder: FrozenEncoder, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        extract(TEXTS, encoder, store=EmbeddingStore(tmp_path / "file"))
+
+
+def test_too_little_room_is_told_before_the_work(
+    encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+):
+    usage = SimpleNamespace(total=10**6, used=10**6 - 5000, free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError, match=r"need about 10\.2 kB, and .* has 5\.0 kB free"):
+        extract(TEXTS, encoder, store=store)
+    assert shards(store) == []
+    assert extract(TEXTS[:10], encoder, layers=[1], store=store).n_computed == 10
