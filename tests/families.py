@@ -44,7 +44,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "mpnet": lambda: hf.MPNetConfig(**_COMMON, **_SIZES),
     "deberta-v2": lambda: hf.DebertaV2Config(
         **_COMMON, **_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"],
-        norm_rel_ebd="layer_norm", position_buckets=8, share_att_key=True, position_biased_input=False,
+        norm_rel_ebd="layer_norm", position_buckets=8, share_att_key=True,
+        position_biased_input=False,
     ),
     "deberta-v2-conv": lambda: hf.DebertaV2Config(
         **_COMMON, **_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"],

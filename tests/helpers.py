@@ -51,7 +51,7 @@ def planted(n: int, n_classes: int = 2, *, seed: int = 0) -> tuple[list[str], li
     texts, labels = [], []
     for row in rng.permutation(n):
         telling = _TELLING[row % n_classes]
-        words = list(rng.choice(VOCABULARY[-40:], size=rng.integers(3, 9)))
+        words = list(rng.choice(VOCABULARY[-37:], size=rng.integers(2, 6)))
         words.insert(rng.integers(len(words) + 1), rng.choice(telling))
         texts.append(" ".join(words))
         labels.append(telling[0])

@@ -350,7 +350,6 @@ def test_a_mistake_is_explained(mistake: Mistake, models: Path, trained: Path):
     check_refused(lambda: run(*mistake.command(models, trained)), *mistake.says)
 
 
-@pytest.mark.xfail(reason="transformers makes up a tokenizer without words; encoder.source")
 def test_a_model_folder_without_a_tokenizer(models: Path):
     command = ("fit", "train.csv", "-e", models / "mute", "--out", "run")
     check_refused(lambda: run(*command), "mute", "tokenizer")
@@ -447,7 +446,6 @@ class TestSettings:
             ("max_length = true", ("max_length", "True", "whole number")),
         ],
     )
-    @pytest.mark.xfail(reason="config.read_toml does not look at the values' types")
     def test_a_value_of_another_type(self, models: Path, line: str, says: tuple[str, ...]):
         write_text(Path("fit.toml"), line + "\n")
         encoder = () if line.startswith("encoders") else ("-e", f"tiny={models / 'bert'}")

@@ -179,10 +179,7 @@ class TestFit:
         "head",
         [
             "ridge",
-            pytest.param(
-                "logistic",
-                marks=pytest.mark.xfail(reason="its folds want two rows, and one feature or more"),
-            ),
+            "logistic",
         ],
     )
     def test_the_least_that_can_be_trained_on(

@@ -101,12 +101,17 @@ class TestFitAndPredict:
         assert model.score(TEST_TEXTS, TEST_LABELS) > 0.8
 
     @pytest.mark.parametrize("head", ["ridge", "logistic"])
-    @pytest.mark.parametrize("rows", [2, 4])
-    def test_a_few_rows_of_each_class_are_enough(self, tiny: TinyModels, head: str, rows: int):
-        texts, labels = planted(3 * rows, 3)
-        model = build(tiny, "bert", head=head, cv=5).fit(texts, labels)
+    @pytest.mark.parametrize("cv", [2, 5])
+    @pytest.mark.parametrize("counts", [(2, 2), (2, 3), (4, 4), (2, 2, 2), (9, 2, 2), (4,) * 5])
+    def test_a_few_rows_of_each_class_are_enough(
+        self, tiny: TinyModels, head: str, cv: int, counts: tuple[int, ...]
+    ):
+        labels = [str(label) for label, count in enumerate(counts) for _ in range(count)]
+        texts = sentences(len(labels))
+        model = build(tiny, "bert", head=head, cv=cv).fit(texts, labels)
         assert set(model.predict(texts)) <= set(labels)
-        assert model.cv_.n == 3 * rows
+        assert model.cv_.n == len(labels)
+        assert len(model.run_baselines()) == 5
 
     def test_a_rare_class_beside_frequent_ones(self, tiny: TinyModels):
         """Two rows of a class: it is missing from some folds."""
@@ -464,7 +469,7 @@ class TestRefusals:
 
     def test_encoders_need_names_of_their_own(self, tiny: TinyModels):
         model = build(tiny, "bert")
-        with pytest.raises(ConfigError, match="Two encoders are called 'bert'.*other=PATH"):
+        with pytest.raises(ConfigError, match=r"Two encoders are called 'bert'.*other=PATH"):
             model.set_params(encoders=[tiny("bert"), tiny("bert", seed=1)]).fit(TEXTS, LABELS)
         twice = model.set_params(encoders=[tiny("bert"), f"other={tiny('bert', seed=1)}"])
         assert [encoder.name for encoder in twice.open().encoders_] == ["bert", "other"]

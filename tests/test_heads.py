@@ -135,18 +135,18 @@ def test_a_class_without_rows_is_never_predicted(kind: str, n_seen: int) -> None
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_two_rows_of_each_class_are_enough(kind: str) -> None:
-    X, y = problem(3, n=6)
-    penalty = search_penalty(kind, X, y)
-    assert np.isfinite(fit_head(kind, X, y, 3, penalty).logits(X)).all()
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_class_in_one_row_only_does_not_stop_the_search(kind: str) -> None:
-    X, y = problem(3, n=60)
-    y[y == 2] = 0
-    y[7] = 2
-    assert search_penalty(kind, X, y) > 0
+@pytest.mark.parametrize(
+    "counts", [(1, 1), (2, 1), (1, 2), (2, 2), (1, 1, 1), (3, 1, 1), (2, 2, 1), (30, 1), (30, 1, 1)]
+)
+def test_few_rows_are_enough(kind: str, counts: tuple[int, ...]) -> None:
+    """What is left of a small data set inside nested folds."""
+    y = np.repeat(np.arange(len(counts)), counts)
+    X = np.random.default_rng(0).normal(size=(len(y), 10)).astype(np.float32)
+    X -= X.mean(axis=0)
+    for seed in range(3):
+        penalty = search_penalty(kind, X, y, seed=seed)
+        assert penalty > 0
+        assert np.isfinite(fit_head(kind, X, y, len(counts), penalty).logits(X)).all()
 
 
 @pytest.mark.parametrize("kind", HEADS)

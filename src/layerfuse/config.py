@@ -13,6 +13,9 @@ from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
 
 __all__ = ["FitConfig", "read_toml"]
 
+_WHOLE_NUMBERS = ("sample", "max_blocks", "max_length", "cv", "seed", "batch_tokens")
+_TABLES = ("templates", "chat_questions")
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -59,11 +62,36 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise NotFoundError(f"There is no settings file {path}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
-    known = [entry.name for entry in fields(FitConfig)]
-    for key in value:
+    known = [setting.name for setting in fields(FitConfig)]
+    for key, entry in value.items():
         if key not in known:
             raise ConfigError(
                 f"{path}: unknown setting {key!r}.{did_you_mean(key, known)} "
                 f"Known settings: {', '.join(known)}."
             )
+        if (expected := _unlike(key, entry)) is not None:
+            raise ConfigError(f"{path}: {key} is {entry!r}, and should be {expected}.")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+
+def _unlike(key: str, value: Any) -> str | None:
+    """What the setting's value should be, when it is of another type; else None."""
+    if key in _WHOLE_NUMBERS:
+        return None if type(value) is int else "a whole number"
+    if key == "layers":
+        one = type(value) is int or value == "all"
+        return None if one or _all(int, value) else '"all", or numbers such as [0, 6, -1]'
+    if isinstance(value, str):
+        return None if key not in _TABLES else "a table from encoder to text"
+    if key in _TABLES and isinstance(value, dict):
+        return None if _all(str, list(value.values())) else "a table from encoder to text"
+    if key == "pooling" and isinstance(value, dict):
+        fits = all(isinstance(entry, str) or _all(str, entry) for entry in value.values())
+        return None if fits else "a table from encoder to poolings"
+    if key in ("encoders", "pooling"):
+        return None if _all(str, value) else "a text or a list of texts"
+    return "a text"
+
+
+def _all(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)

@@ -73,7 +73,8 @@ def search_penalty(
         return leave_one_out(decompose(Z), one_hot(y, int(y.max()) + 1)).penalty
     # The penalty is the same for features that were turned, and small directions hardly matter.
     turned = decompose(Z).rotated[:, :_SEARCH_DIMS]
-    if not turned.shape[1]:  # constant features fit alike at any penalty
+    # Constant features fit alike at any penalty; folds need two classes of two rows or more.
+    if not turned.shape[1] or np.sort(np.bincount(y, minlength=2))[-2] < 2:
         return 1.0 / _GRID[0]
     return 1.0 / _search_c(turned, y, _row_weights(class_weight, y), seed)
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse import __version__
+from layerfuse.blocks import BlockRef
 from layerfuse.catalog import load_dataset
 from layerfuse.commands.places import check_new_folder, open_store
 from layerfuse.commands.using import encode_labels
@@ -22,7 +23,7 @@ from layerfuse.estimator import LayerFusionClassifier
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_folder, write_json
 from layerfuse.metrics import evaluate_predictions, paired_difference
-from layerfuse.scoring import score_blocks
+from layerfuse.scoring import check_scorer, score_blocks
 
 __all__ = ["fit", "profile"]
 
@@ -45,6 +46,19 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     result: dict[str, Any] = {
         "layerfuse_version": __version__,
         "data": {"name": dataset.name, "train_rows": len(texts), "test_split": dataset.test_name},
+        "encoders": [
+            {
+                "name": encoder.name,
+                "layers": encoder.n_layers,
+                "dim": encoder.dim,
+                "device": encoder.device,
+                "dtype": encoder.dtype,
+                "template": encoder.template,
+                "chat_question": encoder.chat_question,
+                "max_length": encoder.max_length,
+            }
+            for encoder in classifier.encoders_
+        ],
         "selection": {
             "method": classifier.selection_.method,
             "blocks": [asdict(block) for block in classifier.selection_.blocks],
@@ -100,6 +114,7 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:
     """Score every block on the training rows; nothing is trained or saved."""
     _check_numbers(config)
+    check_scorer(scorer)
     dataset = _read(config, reporter)
     check_trainable(dataset.train.labels)
     classifier = _classifier(config, reporter).open()
@@ -195,7 +210,11 @@ def _verdict(result: dict[str, Any], where: str) -> dict[str, Any]:
     gain = rival["pipeline_minus_baseline"]
     points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
     rows = "test rows" if where == "test" else "training rows, out of fold"
-    against = f"{rival['encoder']}'s last layer ({100 * rival[where]['accuracy']:.1f} %)"
+    n_layers = {encoder["name"]: encoder["layers"] for encoder in result["encoders"]}
+    layer = BlockRef.parse(rival["blocks"][0]).layer
+    is_last = layer == n_layers[rival["encoder"]]
+    name = "last layer" if is_last else f"layer {layer}, the highest that was read"
+    against = f"{rival['encoder']}'s {name} ({100 * rival[where]['accuracy']:.1f} %)"
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
     if low > 0:
         sentence = f"fusion adds {points:.1f} points ({interval}) over {against} on {rows}."
@@ -204,6 +223,6 @@ def _verdict(result: dict[str, Any], where: str) -> dict[str, Any]:
     else:
         sentence = (
             f"no clear gain over {against} on {rows}: {points:+.1f} points ({interval}); "
-            "the last layer alone is simpler."
+            "that layer alone is simpler."
         )
     return {"against": rival["blocks"], "gain": gain, "rows": where, "sentence": sentence}

@@ -57,6 +57,11 @@ class EncoderSource:
             )
         config = ["config.json"]
         tokenizer = [name for name in names if _is_of_tokenizer(name)]
+        if not tokenizer:  # transformers would make one up that knows no word
+            raise UnsupportedModelError(
+                f"{self.folder} has no tokenizer files. Save the model's tokenizer into the same "
+                "folder: tokenizer.save_pretrained(folder)."
+            )
         return {
             "weights": fingerprint_folder(self.folder, weights),
             "tokenizer": fingerprint_folder(self.folder, tokenizer),

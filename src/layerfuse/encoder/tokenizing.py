@@ -62,8 +62,8 @@ class TextTokenizer:
         fixed = len(self._encode([self._prefix + self._suffix])[0])
         if fixed >= max_length:
             raise ConfigError(
-                f"The template alone takes {fixed} of at most {max_length} tokens. Shorten it or "
-                "raise max_length."
+                f"The template alone takes {fixed} of at most {max_length} tokens, special ones "
+                "counted. Shorten it or raise max_length."
             )
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self._blank = next((token for token in special if token is not None), 0)

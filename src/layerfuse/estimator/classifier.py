@@ -19,7 +19,12 @@ from layerfuse.calibration import check_calibration, fit_calibration
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError
 from layerfuse.estimator.gathering import Gathered, Rows, gather
-from layerfuse.estimator.inputs import check_labels, class_weights, open_encoders
+from layerfuse.estimator.inputs import (
+    check_class_weight,
+    check_labels,
+    class_weights,
+    open_encoders,
+)
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
 from layerfuse.heads import check_head
@@ -320,5 +325,6 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         check_selection(self.selection, self.max_blocks)
         check_head(self.head)
         check_calibration(self.calibration)
+        check_class_weight(self.class_weight)
         if self.cv < 2:
             raise ConfigError(f"cv={self.cv} is not enough; give at least 2 folds.")

@@ -15,7 +15,7 @@ from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import Reporter
 
-__all__ = ["check_labels", "class_weights", "open_encoders"]
+__all__ = ["check_class_weight", "check_labels", "class_weights", "open_encoders"]
 
 
 def check_labels(y: Sequence[Any], n_texts: int) -> npt.NDArray[Any]:
@@ -45,9 +45,8 @@ def class_weights(
     """
     if given is None:
         return None
+    check_class_weight(given)
     if isinstance(given, str):
-        if given != "balanced":
-            raise ConfigError(f"class_weight={given!r}: give None, 'balanced' or a mapping.")
         balanced: npt.NDArray[np.floating] = compute_class_weight(
             given, classes=np.arange(len(classes)), y=y
         )
@@ -56,6 +55,12 @@ def class_weights(
     if unknown := [label for label in given if label not in labels]:
         raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
     return np.array([given.get(label, 1.0) for label in labels])
+
+
+def check_class_weight(given: str | Mapping[Any, float] | None) -> None:
+    """Raise a ConfigError for a word other than ``"balanced"``."""
+    if isinstance(given, str) and given != "balanced":
+        raise ConfigError(f"class_weight={given!r}: give None, 'balanced' or a mapping.")
 
 
 def open_encoders(
@@ -83,7 +88,8 @@ def open_encoders(
         if isinstance(item, FrozenEncoder):
             opened.append(item)
             continue
-        alias, _, place = str(item).rpartition("=")
+        is_path = isinstance(item, Path) or Path(item).exists()  # its name may hold a "="
+        alias, _, place = ("", "", str(item)) if is_path else str(item).rpartition("=")
         name = alias or Path(place).stem
         opened.append(
             FrozenEncoder.from_pretrained(

@@ -4,6 +4,7 @@ from layerfuse.scoring.folds import stratified_folds, stratified_rows
 from layerfuse.scoring.probe import (
     SCORERS,
     Probed,
+    check_scorer,
     probe_blocks,
     probe_coordinates,
     score_blocks,
@@ -23,6 +24,7 @@ __all__ = [
     "LeaveOneOut",
     "Probed",
     "Spectrum",
+    "check_scorer",
     "decompose",
     "leave_one_out",
     "one_hot",

@@ -15,7 +15,7 @@ from layerfuse.events import SILENT, Reporter
 from layerfuse.scoring.folds import stratified_folds
 from layerfuse.scoring.ridge import Spectrum, decompose, leave_one_out, one_hot, spectrum
 
-__all__ = ["SCORERS", "Probed", "probe_blocks", "probe_coordinates", "score_blocks"]
+__all__ = ["SCORERS", "Probed", "check_scorer", "probe_blocks", "probe_coordinates", "score_blocks"]
 
 Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
 
@@ -68,11 +68,7 @@ def probe_blocks(
     reporter: Reporter = SILENT,
 ) -> Probed:
     """`score_blocks`, keeping each block's leading ``n_components`` principal coordinates."""
-    if scorer not in SCORERS:
-        raise ConfigError(
-            f"Unknown scorer {scorer!r}. Choose from {', '.join(SCORERS)}."
-            + did_you_mean(scorer, SCORERS)
-        )
+    check_scorer(scorer)
     classes, encoded = np.unique(np.asarray(y), return_inverse=True)
     if len(classes) < 2:
         raise DataError("All labels are the same; there is nothing to tell apart.")
@@ -92,6 +88,15 @@ def probe_blocks(
                 )
             advance(1)
     return Probed(BlockScores(tuple(scores), scorer), coordinates)
+
+
+def check_scorer(scorer: str) -> None:
+    """Raise a ConfigError for an unknown scorer."""
+    if scorer not in SCORERS:
+        raise ConfigError(
+            f"Unknown scorer {scorer!r}. Choose from {', '.join(SCORERS)}."
+            + did_you_mean(scorer, SCORERS)
+        )
 
 
 def probe_coordinates(

@@ -98,7 +98,7 @@ class EmbeddingStore:
             try:
                 value = read_json(manifest, kind=_KIND, version=_VERSION)
             except FormatError:
-                value = {"encoder": "(unreadable)", "identity": {}}
+                continue  # not ours, or from a newer version: not ours to delete either
             shards = list(manifest.parent.glob("*.safetensors"))
             found.append(
                 SectionInfo(
