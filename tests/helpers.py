@@ -43,7 +43,7 @@ _TELLING = (
 
 
 def planted(n: int, n_classes: int = 2, *, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Texts of filling words with one word that gives the label away, and the labels.
+    """Texts of filling words with two words that give the label away, and the labels.
 
     Labels are the first telling word of their class, each as frequent as the others.
     """
@@ -52,7 +52,8 @@ def planted(n: int, n_classes: int = 2, *, seed: int = 0) -> tuple[list[str], li
     for row in rng.permutation(n):
         telling = _TELLING[row % n_classes]
         words = list(rng.choice(VOCABULARY[-37:], size=rng.integers(2, 6)))
-        words.insert(rng.integers(len(words) + 1), rng.choice(telling))
+        for word in rng.choice(telling, size=2):
+            words.insert(rng.integers(len(words) + 1), word)
         texts.append(" ".join(words))
         labels.append(telling[0])
     return texts, labels
