@@ -214,7 +214,9 @@ class TestTheFolder:
         self, fitted: LayerFusionClassifier, saved: Path
     ):
         (saved / "note.txt").write_text("mine")
-        with pytest.raises(StorageError, match="exists already. Choose another folder, or remove"):
+        with pytest.raises(
+            StorageError, match=r"exists already\. Choose another folder, or remove"
+        ):
             fitted.save(saved)
         assert (saved / "note.txt").read_text() == "mine"
         fitted.save(saved, overwrite=True)
@@ -380,14 +382,14 @@ class TestRefused:
                 layerfuse.load(tmp_path / "bundle")
             (folder / name).write_bytes(whole)
         layerfuse.load(tmp_path / "bundle")
-        with pytest.raises(FormatError, match="files differ. Point to the original with load"):
+        with pytest.raises(FormatError, match=r"files differ\. Point to the original with load"):
             layerfuse.load(tmp_path / "bundle", encoders={"bert": tiny("bert", seed=1)})
 
     def test_weights_that_are_gone(self, tmp_path: Path):
         folder = save_model("bert", tmp_path / "model")
         build(f"bert={folder}").fit(TEXTS, LABELS).save(tmp_path / "bundle")
         (folder / "model.safetensors").unlink()
-        with pytest.raises(UnsupportedModelError, match="has no .safetensors weights"):
+        with pytest.raises(UnsupportedModelError, match=r"has no \.safetensors weights"):
             layerfuse.load(tmp_path / "bundle")
 
     def test_a_layer_that_the_encoder_lacks(self, saved: Path):

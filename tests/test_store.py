@@ -490,7 +490,9 @@ class TestDamaged:
         )
         with pytest.raises(FormatError, match="format version 2, and this layerfuse reads up to 1"):
             extract(TEXTS, encoder, store=store)
-        assert [info.encoder for info in store.sections()] == ["(unreadable)"]
+        assert store.sections() == []
+        assert store.prune(lambda info: True) == []
+        assert shard.exists(), "what a newer version wrote is not ours to delete"
 
     @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other"}'])
     def test_a_damaged_manifest_is_refused(

@@ -47,6 +47,7 @@ def load(
             chat_question=spec.chat_question,
             max_length=spec.max_length,
             device=device,
+            dtype=spec.dtype,
         )
         if encoder.fingerprints != spec.fingerprints:
             raise FormatError(
