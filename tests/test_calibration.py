@@ -137,7 +137,7 @@ def test_no_rows_give_no_probabilities() -> None:
 def test_fit_calibration_by_name() -> None:
     logits, y = calibrated(n=200)
     assert fit_calibration("temperature", logits, y) == TemperatureCalibrator.fit(logits, y)
-    assert fit_calibration("none", logits, y) is None
+    assert fit_calibration("none", logits, y) == TemperatureCalibrator(1.0)
     with pytest.raises(ConfigError, match=r"'temprature'.*temperature, none\. Did you mean 'temp"):
         fit_calibration("temprature", logits, y)
 

@@ -47,7 +47,8 @@ def load(
             chat_question=spec.chat_question,
             max_length=spec.max_length,
             device=device,
-            dtype=spec.dtype,
+            # Where bfloat16 would be emulated, float32 is faster and as true.
+            dtype="auto" if spec.dtype == "bfloat16" else spec.dtype,
         )
         if encoder.fingerprints != spec.fingerprints:
             raise FormatError(
