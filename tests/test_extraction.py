@@ -399,9 +399,7 @@ class TestModels:
         "beside",
         [
             None,
-            pytest.param(
-                "LICENSE.txt", marks=pytest.mark.xfail(reason="any .txt counts as a tokenizer's")
-            ),
+            "LICENSE.txt",
         ],
     )
     def test_a_folder_without_a_tokenizer_is_refused(
@@ -415,7 +413,6 @@ class TestModels:
         with pytest.raises(UnsupportedModelError, match=r"has no tokenizer files"):
             extract(["good"], opened(tmp_path))
 
-    @pytest.mark.xfail(reason="transformers fills missing weights with random numbers")
     @pytest.mark.parametrize("lost", ["encoder.layer.1.intermediate.dense.weight", "encoder.layer"])
     def test_missing_weights_are_refused(self, tiny: TinyModels, tmp_path: Path, lost: str):
         folder = tmp_path / "m"

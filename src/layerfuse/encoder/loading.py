@@ -53,8 +53,9 @@ def load_model(
 
     with _quiet():
         try:
-            model = AutoModel.from_pretrained(
+            model, outcome = AutoModel.from_pretrained(
                 source.folder,
+                output_loading_info=True,
                 dtype=getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
                 **({} if source.gguf_file else {"use_safetensors": None if allow_pickle else True}),
@@ -71,7 +72,24 @@ def load_model(
             raise UnsupportedModelError(
                 f"{source.path} cannot be loaded as a text encoder: {_first_line(error)}"
             ) from error
+    # Without this, transformers fills what is missing with random numbers.
+    lost = [name for name in outcome["missing_keys"] if not _is_unread(name)]
+    if lost:
+        raise UnsupportedModelError(
+            f"{source.path} lacks {len(lost)} of the weights that its configuration asks for, such "
+            f"as {min(lost)}. The file is incomplete or belongs to another configuration; get it "
+            "again."
+        )
     return model.eval().requires_grad_(False)
+
+
+def _is_unread(name: str) -> bool:
+    """Whether reading never uses the weight: poolers, heads, and an encoder-decoder's decoder of
+    which only the encoder was saved."""
+    parts = name.split(".")
+    return parts[0] in ("pooler", "lm_head", "classifier", "score") or (
+        parts[0] == "decoder" and len(parts) > 1 and parts[1] in ("block", "final_layer_norm")
+    )
 
 
 def _gguf(source: EncoderSource) -> dict[str, str]:

@@ -14,7 +14,8 @@ from layerfuse.files import fingerprint_folder
 __all__ = ["EncoderSource", "find_source"]
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-_TOKENIZER_SUFFIXES = {".txt", ".model", ".jinja"}
+_TOKENIZER_SUFFIXES = {".model", ".jinja"}
+_TOKENIZER_TEXTS = {"vocab.txt", "merges.txt"}
 _PICKLED = {".bin", ".pt", ".pth"}
 
 
@@ -59,8 +60,8 @@ class EncoderSource:
         tokenizer = [name for name in names if _is_of_tokenizer(name)]
         if not tokenizer:  # transformers would make one up that knows no word
             raise UnsupportedModelError(
-                f"{self.folder} has no tokenizer files. Save the model's tokenizer into the same "
-                "folder: tokenizer.save_pretrained(folder)."
+                f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
+                "not saved. Save them into the same folder: tokenizer.save_pretrained(folder)."
             )
         return {
             "weights": fingerprint_folder(self.folder, weights),
@@ -73,7 +74,7 @@ def _is_of_tokenizer(name: str) -> bool:
     path = Path(name)
     if path.suffix == ".json":
         return path.stem.startswith(("tokenizer", "special", "added", "chat", "vocab"))
-    return path.suffix in _TOKENIZER_SUFFIXES
+    return path.suffix in _TOKENIZER_SUFFIXES or name in _TOKENIZER_TEXTS
 
 
 def find_source(

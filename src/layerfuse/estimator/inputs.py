@@ -18,19 +18,37 @@ from layerfuse.events import Reporter
 __all__ = ["check_class_weight", "check_labels", "class_weights", "open_encoders"]
 
 
-def check_labels(y: Sequence[Any], n_texts: int) -> npt.NDArray[Any]:
+def check_labels(y: Sequence[Any] | None, n_texts: int) -> npt.NDArray[Any]:
     """Labels as an array (n_texts,).
 
     Raises
     ------
     DataError
-        When they are not as many as the texts, or there are not two rows of two classes.
+        When they are not as many as the texts, one is missing or of another kind, or there are
+        not two rows of two classes.
     """
-    labels = list(y)
+    labels = [] if y is None else [label.item() if _is_numpy(label) else label for label in y]
     if len(labels) != n_texts:
         raise DataError(f"There are {n_texts} texts but {len(labels)} labels.")
+    for row, label in enumerate(labels):
+        if label is None or label != label:
+            raise DataError(f"Row {row} has no label ({label!r}). Drop such rows, or label them.")
+        if not isinstance(label, (str, bool, int, float)):
+            raise DataError(
+                f"The label of row {row} is {label!r} ({type(label).__name__}); expected a string, "
+                "a number or a boolean for each text."
+            )
+    kinds = {type(label) for label in labels}
+    if len(kinds) > 1 and kinds != {int, float}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(f"The labels are of several kinds ({names}). Give labels of one kind.")
     check_trainable(labels)
     return np.asarray(labels)
+
+
+def _is_numpy(label: Any) -> bool:
+    """Whether the label is numpy's wrapping of one Python value."""
+    return isinstance(label, np.generic)
 
 
 def class_weights(
@@ -54,6 +72,8 @@ def class_weights(
     labels = classes.tolist()
     if unknown := [label for label in given if label not in labels]:
         raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
+    if negative := [label for label, weight in given.items() if not weight > 0]:
+        raise ConfigError(f"class_weight gives {negative[0]!r} a weight that is not above 0.")
     return np.array([given.get(label, 1.0) for label in labels])
 
 

@@ -22,6 +22,7 @@ __all__ = ["EmbeddingStore", "SectionInfo"]
 
 _KIND, _VERSION = "layerfuse-store", 1
 _MANIFEST = "manifest.json"
+_IN_FLIGHT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,18 @@ class EmbeddingStore:
         return damaged
 
     def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
-        """Delete the sections for which ``remove`` is true, and everyone's damaged or left-over
-        files; return the deleted sections."""
+        """Delete the sections for which ``remove`` is true, and everyone's damaged shards and
+        temporary files older than an hour; return the deleted sections."""
         gone = []
         for info in self.sections():
             if remove(info):
                 shutil.rmtree(info.folder)
                 gone.append(info)
                 continue
-            for pattern in ("*.corrupt", ".*.tmp"):
-                for leftover in info.folder.glob(pattern):
+            for damaged in info.folder.glob("*.corrupt"):
+                damaged.unlink(missing_ok=True)
+            for leftover in info.folder.glob(".*.tmp"):
+                # A young one may be another process's shard in flight.
+                if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
                     leftover.unlink(missing_ok=True)
         return gone
