@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks.common import alternate, texts_of
 from layerfuse import FrozenEncoder, extract
 
-_SIZES = {"mr": 600, "r8": 160}
+_SIZES = {"mr": 300, "r8": 60}
 _MAX_LENGTH = 256
 
 

@@ -203,10 +203,13 @@ def _profile_rows(scores: Any) -> list[dict[str, Any]]:
 
 
 def _verdict(result: dict[str, Any], where: str) -> dict[str, Any]:
-    """The pipeline against the best single encoder's last layer (best on training rows)."""
-    blocks = {f"{r['encoder']}:{r['layer']}:{r['pooling']}": r["loss"] for r in result["profile"]}
+    """The pipeline against the last layer that is the most accurate one on training rows."""
+    accuracy = {
+        f"{row['encoder']}:{row['layer']}:{row['pooling']}": row["accuracy"]
+        for row in result["profile"]
+    }
     rivals = [entry for entry in result["baselines"] if entry["name"] == "last_layer"]
-    rival = min(rivals, key=lambda entry: blocks[entry["blocks"][0]])
+    rival = max(rivals, key=lambda entry: accuracy[entry["blocks"][0]])
     gain = rival["pipeline_minus_baseline"]
     points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
     rows = "test rows" if where == "test" else "training rows, out of fold"
