@@ -63,7 +63,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     fusion
         ``"concat"`` (block-scaled concatenation); ``"auto"`` means the same.
     head
-        ``"logistic"`` or ``"ridge"``; the penalty is found by cross-validation.
+        ``"ridge"`` or ``"logistic"``; the penalty is found by cross-validation.
     class_weight
         None, ``"balanced"``, or a mapping from label to weight.
     calibration
