@@ -17,6 +17,7 @@ ORDER = (
     "errors",
     "events",
     "blocks",
+    "parallel",
     "config",
     "files",
     "corpus",

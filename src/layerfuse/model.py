@@ -13,6 +13,7 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.events import SILENT, Reporter
 from layerfuse.fusion import Concat
 from layerfuse.heads import LinearHead, fit_head, search_penalty
+from layerfuse.parallel import spread
 from layerfuse.scoring import Probed, probe_coordinates, stratified_folds
 from layerfuse.selection import choose
 
@@ -106,13 +107,18 @@ class Training:
         recipe = self.recipe
         y = self.y[self.rows]
         logits = np.zeros((len(y), recipe.n_classes), dtype=np.float32)
+
+        def one_fold(fold: tuple[Labels, Labels]) -> tuple[Labels, Floats]:
+            train, held = fold
+            chosen = blocks or self._choose(train)
+            model = self._fit(chosen, self.rows[train], self._penalty(chosen, train))
+            held_rows = self.rows[held]
+            return held, model.logits({b: self._features(b)[held_rows] for b in chosen})
+
         folds = stratified_folds(y, recipe.n_folds, recipe.seed)
         with reporter.task("nested resampling", len(folds), "folds") as advance:
-            for train, held in folds:
-                chosen = blocks or self._choose(train)
-                model = self._fit(chosen, self.rows[train], self._penalty(chosen, train))
-                held_rows = self.rows[held]
-                logits[held] = model.logits({b: self._features(b)[held_rows] for b in chosen})
+            for held, predicted in spread(one_fold, folds):
+                logits[held] = predicted
                 advance(1)
         return logits
 

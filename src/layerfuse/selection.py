@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
+from layerfuse.parallel import n_cores, spread
 from layerfuse.scoring import Probed, decompose, leave_one_out, one_hot, probe_blocks
 
 __all__ = ["SELECTIONS", "check_selection", "choose", "select_blocks"]
@@ -70,13 +71,17 @@ def choose(
     targets = one_hot(encoded, len(classes))
     scores = probed.scores
     if method == "greedy":
-        chosen = _greedy(probed, targets, max_blocks, reporter)
-    elif method == "last":
+        return _greedy(probed, targets, max_blocks, reporter)
+    if method == "last":
         chosen = _last_layers(scores)
     else:
         count = 1 if method == "best" else max_blocks
         chosen = [score.block for score in scores.ranking[:count]]
-    return _selection(chosen, method, scores, _gains(probed, targets, chosen))
+    path = [
+        _State.of([probed.coordinates[block] for block in chosen[: count + 1]], targets)
+        for count in range(len(chosen))
+    ]
+    return _selection(chosen, method, scores, targets, [state.loss for state in path])
 
 
 def check_selection(method: str, max_blocks: int) -> None:
@@ -109,20 +114,23 @@ def _candidates(scores: BlockScores) -> list[BlockRef]:
 
 def _greedy(
     probed: Probed, targets: npt.NDArray[np.float32], max_blocks: int, reporter: Reporter
-) -> list[BlockRef]:
-    chosen = [probed.scores.best.block]
+) -> Selection:
+    chosen, losses = [probed.scores.best.block], []
     # What each candidate brought when it was last tried, at first an unreachable hope.
     hopes = {b: np.inf for b in _candidates(probed.scores) if b != chosen[0]}
     with reporter.task("selecting", max_blocks - 1, "blocks") as advance:
-        while len(chosen) < max_blocks:
+        while True:
             state = _State.of([probed.coordinates[block] for block in chosen], targets)
+            losses.append(state.loss)
+            if len(chosen) == max_blocks:
+                break
             best, gains = _most_helpful(state, probed, hopes, targets)
             if best is None or gains.mean() < gains.std() / np.sqrt(len(gains)):
                 break
             chosen.append(best)
             del hopes[best]
             advance(1)
-    return chosen
+    return _selection(chosen, "greedy", probed.scores, targets, losses)
 
 
 def _most_helpful(
@@ -137,14 +145,19 @@ def _most_helpful(
     diminishing returns), so candidates are tried by falling hope, and those that could not win even
     if they brought all they hoped for are not tried (accelerated greedy; Minoux, 1978).
     """
+
+    def gains_of(block: BlockRef) -> npt.NDArray[np.float32]:
+        return state.errors - state.errors_with(probed.coordinates[block], targets)
+
     best, best_gains = None, np.zeros(len(targets), dtype=np.float32)
-    for block in sorted(hopes, key=lambda block: -hopes[block]):
-        if hopes[block] < best_gains.mean():
+    by_hope = iter(sorted(hopes, key=lambda block: -hopes[block]))
+    while blocks := list(islice(by_hope, n_cores())):
+        if hopes[blocks[0]] < best_gains.mean():
             break
-        gains = state.errors - state.errors_with(probed.coordinates[block], targets)
-        hopes[block] = float(gains.mean())
-        if hopes[block] > best_gains.mean():
-            best, best_gains = block, gains
+        for block, gains in zip(blocks, spread(gains_of, blocks), strict=True):
+            hopes[block] = float(gains.mean())
+            if hopes[block] > best_gains.mean():
+                best, best_gains = block, gains
     return best, best_gains
 
 
@@ -162,6 +175,10 @@ class _State:
     leverages: npt.NDArray[np.float32]
     fitted: npt.NDArray[np.float32]
     errors: npt.NDArray[np.float32]
+
+    @property
+    def loss(self) -> float:
+        return float(self.errors.mean())
 
     @classmethod
     def of(
@@ -199,22 +216,17 @@ class _State:
         return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 
 
-def _gains(
-    probed: Probed, targets: npt.NDArray[np.float32], chosen: Sequence[BlockRef]
-) -> tuple[float, ...]:
-    """The drop in leave-one-out loss at each step; the first against the class frequencies."""
+def _selection(
+    chosen: Sequence[BlockRef],
+    method: str,
+    scores: BlockScores,
+    targets: npt.NDArray[np.float32],
+    losses: Sequence[float],
+) -> Selection:
+    """``losses`` are those of the first block, the first two, and so on."""
     n = len(targets)
     alone = ((targets - targets.mean(axis=0)) * (n / max(n - 1, 1))) ** 2
-    losses = [float(alone.sum(axis=1).mean())]
-    for count in range(1, len(chosen) + 1):
-        blocks = [probed.coordinates[block] for block in chosen[:count]]
-        losses.append(leave_one_out(decompose(np.concatenate(blocks, axis=1)), targets).loss)
-    return tuple(before - after for before, after in pairwise(losses))
-
-
-def _selection(
-    chosen: Sequence[BlockRef], method: str, scores: BlockScores, gains: tuple[float, ...]
-) -> Selection:
+    gains = pairwise([float(alone.sum(axis=1).mean()), *losses])
     others = [s.block for s in scores.ranking if s.block not in chosen]
     ranking = dict.fromkeys(chosen, 1) | {b: 2 + i for i, b in enumerate(others)}
     blocks = [score.block for score in scores]
@@ -223,5 +235,5 @@ def _selection(
         method=method,
         support_=tuple(block in chosen for block in blocks),
         ranking_=tuple(ranking[block] for block in blocks),
-        gains_=gains,
+        gains_=tuple(before - after for before, after in gains),
     )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import SILENT, Reporter
+from layerfuse.parallel import spread
 from layerfuse.scoring.folds import stratified_folds
 from layerfuse.scoring.ridge import Spectrum, decompose, leave_one_out, one_hot, spectrum
 
@@ -72,20 +73,23 @@ def probe_blocks(
     classes, encoded = np.unique(np.asarray(y), return_inverse=True)
     if len(classes) < 2:
         raise DataError("All labels are the same; there is nothing to tell apart.")
+
+    def probe(block: BlockRef) -> tuple[BlockScore, npt.NDArray[np.float32]]:
+        features = embeddings[block]
+        if len(features) != len(encoded):
+            raise DataError(
+                f"{block} has {len(features)} rows, but there are {len(encoded)} labels."
+            )
+        space = spectrum(features)
+        score = SCORERS[scorer](block, space, encoded, len(classes))
+        return score, np.ascontiguousarray(space.rotated[:, :n_components], dtype=np.float32)
+
     scores, coordinates = [], {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
-        for block in embeddings:
-            features = embeddings[block]
-            if len(features) != len(encoded):
-                raise DataError(
-                    f"{block} has {len(features)} rows, but there are {len(encoded)} labels."
-                )
-            space = spectrum(features)
-            scores.append(SCORERS[scorer](block, space, encoded, len(classes)))
+        for score, leading in spread(probe, embeddings):
+            scores.append(score)
             if n_components:
-                coordinates[block] = np.ascontiguousarray(
-                    space.rotated[:, :n_components], dtype=np.float32
-                )
+                coordinates[score.block] = leading
             advance(1)
     return Probed(BlockScores(tuple(scores), scorer), coordinates)
 
@@ -107,10 +111,11 @@ def probe_coordinates(
     For choosing only: the scores come without macro-F1 (NaN), which takes longer than the probe.
     """
     n_classes = int(y.max()) + 1
+    targets = one_hot(y, n_classes)
     centred = {block: Z - Z.mean(axis=0) for block, Z in coordinates.items()}
     scores = []
     for block, Z in centred.items():
-        result = leave_one_out(decompose(Z), one_hot(y, n_classes))
+        result = leave_one_out(decompose(Z), targets)
         correct = result.predictions.argmax(axis=1) == y
         scores.append(_score(block, correct, result.errors, result.penalty))
     return Probed(BlockScores(tuple(scores), "ridge"), centred)
