@@ -218,6 +218,16 @@ class TestMeter:
         assert cost.ms_per_text == pytest.approx(10 + 10 * 10)  # 10 ms a token, 10 tokens a text
         assert (cost.tokens_per_text, cost.encoder) == (10, "e")
 
+    def test_a_warm_encoders_first_batch_counts(self):
+        meter = Meter(warm=True)
+        meter.tokenized(4, 10, 100, 0.0)
+        meter.ran(4, 60, 1.2)
+        meter.ran(4, 40, 0.8)
+        record = meter.record(**self.SETTINGS, stops_early=True)
+        assert record is not None
+        assert record.timed_tokens == 100
+        assert record.cost("e").ms_per_text == pytest.approx(200)
+
     def test_the_layer_that_took_the_most_work_counts(self):
         """Rows that lacked only low layers ran beside rows that lacked all."""
         meter = Meter()

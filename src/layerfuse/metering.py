@@ -30,7 +30,7 @@ class CostRecord:
     timed_tokens : int
         Those of the batches in ``forward_s``.
     forward_s : float
-        Seconds of forward passes and pooling; without the first batch where there were several.
+        Seconds of forward passes and pooling, a first batch that warmed up left out.
     tokenize_s : float
         Seconds of tokenisation, all texts.
     layer : int
@@ -127,9 +127,14 @@ class _Tally:
 
 
 class Meter:
-    """Adds up what a run takes, for each highest layer by itself."""
+    """Adds up what a run takes, for each highest layer by itself.
 
-    def __init__(self) -> None:
+    The first of several batches is left out, as it pages in the weights and allocates; not so when
+    the encoder is ``warm``, because it has read before.
+    """
+
+    def __init__(self, *, warm: bool = False) -> None:
+        self._first = 0 if warm else 1
         self._tallies: dict[int, _Tally] = {}
 
     def tokenized(self, layer: int, n_texts: int, n_tokens: int, seconds: float) -> None:
@@ -154,10 +159,7 @@ class Meter:
         dtype: str,
         threads: int,
     ) -> CostRecord | None:
-        """The record of the layer that took the most work; None when no block ran.
-
-        The first batch is left out where there are several: it pages in the weights and allocates.
-        """
+        """The record of the layer that took the most work; None when no block ran."""
         work = {
             layer: tally.n_tokens * (layer if stops_early else len(parameters) - 1)
             for layer, tally in self._tallies.items()
@@ -167,7 +169,7 @@ class Meter:
         if not work.get(layer):
             return None
         tally = self._tallies[layer]
-        timed = tally.batches[1:] or tally.batches
+        timed = tally.batches[self._first :] or tally.batches
         return CostRecord(
             device=device,
             dtype=dtype,
