@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,16 @@ TEXTS = [
     "not bad",
 ]
 TOLERANCE = 1e-5
+DIM = 32
+NORM_ONLY = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "t5", "modernbert")
+NORM_AND_BIAS = ("falcon", "gpt2", "gpt_neox")
+NOTHING = ("bert", "roberta", "mpnet", "deberta-v2", "distilbert")
+AFTER_BLOCKS = {
+    **dict.fromkeys(NOTHING, 0),
+    **dict.fromkeys(NORM_ONLY, DIM),
+    **dict.fromkeys(NORM_AND_BIAS, 2 * DIM),
+    "opt": 2 * DIM + 16 * DIM,  # and a projection to the size of its token embeddings
+}
 
 
 def plain_pool(states: torch.Tensor, pooling: str) -> npt.NDArray[np.float64]:
@@ -123,3 +134,29 @@ def test_reading_some_layers_runs_no_block_above_them(model_folder: Path) -> Non
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
     encoder.read(ids, [0, 2], ("mean",))
     assert ran == [1, 2]
+
+
+def test_parameters_up_to_each_layer(model_folder: Path) -> None:
+    """All of the stack's at the last layer; below, those that a cut leaves.
+
+    A cut in place keeps the next block, unused, and the modules after the last block.
+    """
+    encoder = open_encoder(model_folder)
+    counts = encoder.layer_parameters
+    body = hf.AutoModel.from_pretrained(model_folder)
+    body = body.get_encoder() if body.config.is_encoder_decoder else body
+    if hasattr(body, "pooler"):
+        body.pooler = None
+    assert len(counts) == N_LAYERS + 1
+    assert counts[-1] == sum(weight.numel() for weight in body.parameters())
+    assert all(low < high for low, high in itertools.pairwise(counts))
+    blocks = encoder._load().blocks
+    assert blocks is not None
+    sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
+    after = counts[-1] - counts[-2] - sizes[-1]
+    assert after == AFTER_BLOCKS[encoder.stack.config.model_type]
+    for layer in range(N_LAYERS):
+        cut = open_encoder(model_folder).truncate(layer)
+        held = sum(weight.numel() for weight in cut.stack.parameters())
+        assert held == counts[layer] + sizes[layer] + after
+        assert cut.layer_parameters == counts

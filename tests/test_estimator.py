@@ -25,6 +25,7 @@ from helpers import Notes, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
 from layerfuse.estimator import classifier as classifier_module
+from layerfuse.resources import Budget, pipeline_cost
 
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
@@ -67,6 +68,22 @@ class TestFitAndPredict:
         assert fitted.timings_["total_s"] == pytest.approx(
             sum(fitted.timings_[name] for name in stages - {"total_s"}), abs=1
         )
+
+    def test_fit_leaves_what_each_encoder_costs(self, fitted: LayerFusionClassifier):
+        assert list(fitted.costs_) == ["bert", "llama"]
+        for encoder in fitted.encoders_:
+            cost = fitted.costs_[encoder.name]
+            assert cost.parameters == encoder.layer_parameters
+            assert cost.dims == encoder.dim
+            assert cost.ms_per_text > 0
+        cost = pipeline_cost(fitted.model_.blocks, fitted.costs_)
+        assert cost.dims == 32 * len(fitted.model_.blocks)
+        assert Budget(blocks=5).allows(cost)
+
+    def test_a_second_fit_knows_the_costs_without_loading_a_model(self, tiny: TinyModels):
+        first, second = (build(tiny, "bert").fit(TEXTS, LABELS) for _ in range(2))
+        assert second.costs_ == first.costs_
+        assert not second.encoders_[0].is_loaded
 
     def test_it_predicts_the_same_alone_and_among_others(self, fitted: LayerFusionClassifier):
         together = fitted.predict_proba(TEST_TEXTS[:20])

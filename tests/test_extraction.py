@@ -17,11 +17,12 @@ import transformers as hf
 from safetensors.numpy import load_file, save_file
 
 from conftest import TinyModels
-from families import N_LAYERS, VOCABULARY, build_tokenizer, save_model
+from families import FAMILIES, N_LAYERS, VOCABULARY, build_tokenizer, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, FrozenEncoder, extract, extraction
 from layerfuse.blocks import POOLINGS
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
+from layerfuse.estimator.gathering import gather
 from test_encoder_parity import assert_close, plain_loop
 
 ID = {word: number for number, word in enumerate(VOCABULARY)}
@@ -524,3 +525,161 @@ class TestModels:
         assert len(found) == 4
         assert notes.about("its blocks were not found; all hidden states of a batch are kept")
         assert len(extract(texts, opened(folder).truncate(1), [1])) == 1
+
+
+class TestCost:
+    def test_it_is_measured_while_texts_are_read(self, tiny: TinyModels):
+        encoder, texts = opened(tiny("bert")), sentences(60)
+        found = extract([*texts, *texts[:10]], encoder, batch_tokens=100)
+        cost = found.cost
+        assert cost is not None
+        assert cost is found.cost
+        assert (cost.encoder, cost.n_texts, cost.dims) == ("tiny", 60, 32)
+        assert cost.parameters == encoder.layer_parameters
+        assert cost.bytes_per_parameter == 4
+        assert cost.tokens_per_text == np.mean([len(row) for row in encoder.tokenize(texts).ids])
+        assert 0 < cost.tokenize_ms_per_text < cost.ms_per_text < 1000
+        assert (cost.device, cost.dtype, cost.threads) == ("cpu", "float32", 1)
+        assert (cost.measured_layer, cost.stops_early) == (N_LAYERS, True)
+
+    def test_the_clock_runs_for_reading_and_tokenising_only(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
+        block, and 100 s for whatever it does first."""
+        clock = [0.0]
+        monkeypatch.setattr(extraction.time, "perf_counter", lambda: clock[0])
+        encoder, texts = opened(tiny("bert")), sentences(50)
+        read, tokenize = encoder.read, encoder.tokenize
+
+        def slow_read(ids: list[list[int]], layers: list[int], *rest: Any) -> Any:
+            clock[0] += 0.001 * sum(map(len, ids)) * layers[-1] + (100 if cold else 0)
+            cold.clear()
+            return read(ids, layers, *rest)
+
+        def slow_tokenize(rows: list[str]) -> Any:
+            clock[0] += 0.5 if rows else 100
+            return tokenize(rows)
+
+        monkeypatch.setattr(encoder, "read", slow_read)
+        monkeypatch.setattr(encoder, "tokenize", slow_tokenize)
+        tokens_per_text = np.mean([len(row) for row in tokenize(texts).ids])
+        for layers in ("all", [1], [0, 2]):
+            cold = [True]
+            cost = extract(texts, encoder, layers, batch_tokens=60).cost
+            assert cost is not None
+            assert cost.tokenize_ms_per_text == pytest.approx(500 / 50)
+            # the time at full depth follows from any layer
+            assert cost.ms_per_text == pytest.approx(10 + N_LAYERS * tokens_per_text)
+            assert cost.ms_at(1) == pytest.approx(10 + tokens_per_text)
+
+    def test_a_run_of_layer_0_alone_says_nothing_of_the_blocks(self, tiny: TinyModels):
+        """So that a few texts are read for it."""
+        encoder, notes = opened(tiny("bert")), Notes()
+        found = extract(sentences(40), encoder, [0], reporter=notes)
+        assert found.cost is not None
+        assert (found.cost.n_texts, found.cost.measured_layer) == (32, N_LAYERS)
+        assert sum(notes.advanced) == 40
+        assert notes.about("tiny: measuring its cost on 32 texts")
+        low = extract(sentences(40), opened(tiny("bert")).truncate(1), [0]).cost
+        assert low is not None
+        assert low.measured_layer == 1
+        assert low.parameters == encoder.layer_parameters
+        assert extract(sentences(40), opened(tiny("bert")).truncate(0), [0]).cost is None
+
+    def test_failed_batches_are_off_the_clock(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        encoder, clock = opened(tiny("bert")), [0.0]
+        monkeypatch.setattr(extraction.time, "perf_counter", lambda: clock[0])
+        read = encoder.read
+
+        def tight(ids: list[list[int]], *rest: Any) -> Any:
+            clock[0] += 50 if len(ids) > 4 else 0.001 * sum(map(len, ids))
+            if len(ids) > 4:
+                raise torch.OutOfMemoryError("too many")
+            return read(ids, *rest)
+
+        monkeypatch.setattr(encoder, "read", tight)
+        cost = extract(sentences(40), encoder, batch_tokens=400).cost
+        assert cost is not None
+        assert cost.ms_per_text == pytest.approx(cost.tokens_per_text)
+
+    def test_one_batch_is_better_than_none(self, tiny: TinyModels):
+        cost = extract(["good"], opened(tiny("bert"))).cost
+        assert cost is not None
+        assert cost.n_texts == 1
+        assert cost.ms_per_text > 0
+
+    def test_each_encoder_of_several_has_its_cost(self, tiny: TinyModels):
+        names = ("bert", "llama")
+        encoders = [FrozenEncoder.from_pretrained(tiny(n), name=n, device="cpu") for n in names]
+        gathered = gather(sentences(10), encoders, "all", ("mean", "max"), None)
+        assert list(gathered.costs) == list(names)
+        for encoder in encoders:
+            assert gathered.costs[encoder.name].parameters == encoder.layer_parameters
+            assert gathered.costs[encoder.name].dtype == encoder.dtype
+
+
+def test_parameters_where_the_blocks_are_not_found(tmp_path: Path):
+    """One block's weights serve all layers, so that every layer needs all of them."""
+    folder = tmp_path / "albert"
+    config = hf.AlbertConfig(
+        vocab_size=64, embedding_size=16, hidden_size=32, intermediate_size=48,
+        num_hidden_layers=N_LAYERS, num_attention_heads=4, max_position_embeddings=66,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    hf.AlbertModel(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    encoder = opened(folder)
+    total = sum(weight.numel() for weight in encoder.stack.parameters())
+    assert encoder.layer_parameters == (total,) * (N_LAYERS + 1)
+    for layers in ([0], [1, 3]):
+        cost = extract(sentences(10), encoder, layers).cost
+        assert cost is not None
+        assert (cost.stops_early, cost.measured_layer, cost.n_texts) == (False, N_LAYERS, 10)
+        assert cost.ms_at(0) == cost.ms_at(3) == cost.ms_per_text
+
+
+def test_parameters_of_a_gguf_file(tmp_path: Path):
+    """Its weights are unpacked to the dtype asked for; the language-model head is left out."""
+    gguf = pytest.importorskip("gguf")
+    config = FAMILIES["llama"]()
+    n_heads, n_groups, dim = 4, 2, config.hidden_size
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(N_LAYERS)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(dim)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(n_groups)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(dim // n_heads)
+    writer.add_vocab_size(len(VOCABULARY))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(VOCABULARY)
+    block = {
+        "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
+        "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),
+        "ffn_down": (dim, 48), "attn_norm": (dim,), "ffn_norm": (dim,),
+    }  # fmt: skip
+    shapes = {"token_embd": (len(VOCABULARY), dim), "output_norm": (dim,)}
+    shapes["output"] = shapes["token_embd"]
+    shapes |= {f"blk.{i}.{name}": shape for i in range(N_LAYERS) for name, shape in block.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    per_block = sum(int(np.prod(shape)) for shape in block.values())
+    embeddings = len(VOCABULARY) * dim
+    for dtype, n_bytes in (("float32", 4), ("bfloat16", 2)):
+        encoder = FrozenEncoder.from_pretrained(tmp_path / "tiny.gguf", device="cpu", dtype=dtype)
+        assert encoder.layer_parameters == (
+            embeddings,
+            embeddings + per_block,
+            embeddings + 2 * per_block,
+            embeddings + 3 * per_block + dim,
+        )
+        assert encoder.bytes_per_parameter == n_bytes

@@ -17,6 +17,8 @@ ORDER = (
     "errors",
     "events",
     "blocks",
+    "resources",
+    "metering",
     "parallel",
     "config",
     "files",
@@ -42,8 +44,8 @@ ORDER = (
     "cli",
     "__main__",
 )
-# Narrower than the order: settings are plain data.
-ONLY = {"config": {"errors", "blocks"}}
+# Narrower than the order: settings and costs are plain data.
+ONLY = {"config": {"errors", "blocks"}, "resources": {"errors", "blocks"}}
 
 
 def modules(root: Path) -> dict[str, Path]:

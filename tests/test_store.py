@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -25,7 +27,7 @@ from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract, extracti
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.extraction import Embeddings
 from layerfuse.files import read_json
-from layerfuse.store import text_hashes
+from layerfuse.store import costs, keep_cost, read_cost, text_hashes
 
 TEXTS = sentences(40)
 
@@ -268,9 +270,146 @@ class TestWhatIsWritten:
         assert not oldest.folder.exists()
         (left,) = store.sections()
         assert left.shards == 1
-        names = sorted(path.name for path in left.folder.iterdir())
-        assert names[0] == ".in-flight.tmp", "another process may be writing it"
-        assert [Path(name).suffix for name in names[1:]] == [".safetensors", ".json"]
+        names = {path.name for path in left.folder.iterdir()}
+        assert ".in-flight.tmp" in names, "another process may be writing it"
+        whole = {".in-flight.tmp", "manifest.json", "cost-cpu.json"}
+        assert [Path(name).suffix for name in names - whole] == [".safetensors"]
+
+
+class TestCost:
+    """The record of what computing took, beside the manifest."""
+
+    def path(self, store: EmbeddingStore) -> Path:
+        (path,) = store.root.glob("*/cost-*.json")
+        return path
+
+    def test_it_is_written_and_read_back(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).cost
+        assert cost is not None
+        path = self.path(store)
+        assert path.name == "cost-cpu.json"
+        value = read_json(path, kind="layerfuse-cost", version=1)
+        n_tokens = sum(map(len, encoder.tokenize(TEXTS).ids))
+        assert (value["n_texts"], value["n_tokens"]) == (len(TEXTS), n_tokens)
+        assert 0 < value["timed_tokens"] < n_tokens, "the first batch is left out"
+        assert (value["device"], value["dtype"]) == ("cpu", "float32")
+        assert value["threads"] == torch.get_num_threads()
+        assert value["layer"] == 3
+        record = read_cost(path.parent, "cpu")
+        assert record is not None
+        assert record.cost("tiny") == cost
+        assert record.cost("other") == dataclasses.replace(cost, encoder="other")
+
+    def test_a_warm_run_has_it_without_loading_the_model(
+        self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        first = extract(TEXTS, encoder, store=store).cost
+        written = self.path(store).stat().st_mtime_ns
+        again = fresh(tiny("bert"))
+        found = extract(TEXTS[:7], again, layers=[1], store=EmbeddingStore(store.root))
+        assert found.cost == first
+        assert not again.is_loaded
+        assert self.path(store).stat().st_mtime_ns == written
+
+    def test_the_run_with_the_most_texts_is_kept(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        for n_texts, kept in ((10, 10), (15, 10), (40, 25)):  # 10, 5 and 25 are new
+            cost = extract(TEXTS[:n_texts], encoder, store=store).cost
+            assert cost is not None
+            assert cost.n_texts == kept
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda text: "", id="empty"),
+            pytest.param(lambda text: text[:40], id="cut"),
+            pytest.param(lambda text: "[]", id="list"),
+            pytest.param(lambda text: '{"format": "layerfuse-cost"}', id="no version"),
+            pytest.param(lambda text: text.replace('"n_texts": 40', '"n_texts": 0'), id="zero"),
+            pytest.param(lambda text: text.replace('"n_texts": 40', '"n_texts": "40"'), id="text"),
+            pytest.param(lambda text: text.replace('"n_texts": 40', '"n_texts": true'), id="bool"),
+            pytest.param(lambda text: text.replace('"n_texts"', '"texts"'), id="name"),
+            pytest.param(lambda text: text.replace('"layer": 3', '"layer": 4'), id="layer"),
+            pytest.param(
+                lambda text: text.replace(
+                    '"bytes_per_parameter": 4.0', '"bytes_per_parameter": NaN'
+                ),
+                id="nan",
+            ),
+            pytest.param(
+                lambda text: text.replace('"format_version": 1', '"format_version": 2'), id="newer"
+            ),
+        ],
+    )
+    def test_a_damaged_record_is_ignored_and_rewritten(
+        self,
+        tiny: TinyModels,
+        encoder: FrozenEncoder,
+        store: EmbeddingStore,
+        change: Callable[[str], str],
+    ):
+        extract(TEXTS, encoder, store=store)
+        path = self.path(store)
+        before = path.read_text()
+        path.write_text(change(before))
+        assert path.read_text() != before
+        assert read_cost(path.parent, "cpu") is None
+        notes, again = Notes(), fresh(tiny("bert"))
+        found = extract(TEXTS, again, store=store, reporter=notes)
+        assert not again.is_loaded, "measured when it is asked for"
+        cost = found.cost
+        assert notes.about("tiny: measuring its cost on 32 texts")
+        assert notes.advanced == []
+        assert again.is_loaded
+        assert cost is not None
+        assert cost.n_texts == 32
+        record = read_cost(path.parent, "cpu")
+        assert record is not None
+        assert record.cost("tiny") == cost
+
+    def test_a_store_that_has_no_record_yet(
+        self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        """Embeddings that were stored before records were kept."""
+        extract(TEXTS[:5], encoder, store=store)
+        self.path(store).unlink()
+        measured = extract(TEXTS[:5], fresh(tiny("bert")), store=store).cost
+        assert measured is not None
+        assert (measured.n_texts, measured.measured_layer) == (5, 3)
+        again = fresh(tiny("bert"))
+        assert extract(TEXTS[:5], again, store=store).cost == measured
+        assert not again.is_loaded
+
+    def test_each_kind_of_device_has_its_own(self, encoder: FrozenEncoder, store: EmbeddingStore):
+        extract(TEXTS, encoder, store=store)
+        folder = self.path(store).parent
+        record = read_cost(folder, "cpu")
+        assert record is not None
+        other = dataclasses.replace(record, device="cuda:1", n_texts=5, forward_s=1.0)
+        assert keep_cost(folder, other) == other
+        assert read_cost(folder, "cuda:0") == other
+        assert read_cost(folder, "cpu") == record
+        assert read_cost(folder, "mps") is None
+
+    def test_a_record_that_cannot_be_written_is_used_all_the_same(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        def refuse(path: Path, value: Any) -> None:
+            raise StorageError("read-only")
+
+        monkeypatch.setattr(costs, "write_json", refuse)
+        cost = extract(TEXTS, encoder, store=store).cost
+        assert cost is not None
+        assert cost.n_texts == len(TEXTS)
+        assert list(store.root.glob("*/cost-*")) == []
+
+    def test_stored_embeddings_and_manifests_are_as_before(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        extract(TEXTS, encoder, store=store)
+        manifest = json.loads((self.path(store).parent / "manifest.json").read_text())
+        assert set(manifest) == {"format", "format_version", "encoder", "identity"}
 
 
 class TestKilled:
@@ -313,7 +452,7 @@ class TestKilled:
             os.utime(leftover, (0, 0))
         found.prune(lambda info: False)
         assert all(
-            path.name == "manifest.json" or path.suffix == ".safetensors"
+            path.name in ("manifest.json", "cost-cpu.json") or path.suffix == ".safetensors"
             for path in folder.iterdir()
         )
         assert [path.name for path in shards(found)] == [path.name for path in shards(expected)]
@@ -322,6 +461,8 @@ class TestKilled:
         assert len(shards(found)) == self.N_TEXTS / self.SHARD
         encoder = fresh(model)
         assert_same(extract(texts, encoder, store=found), extract(texts, encoder, store=expected))
+        for place in (found, expected):
+            assert read_cost(next(place.root.iterdir()), "cpu") is not None
 
     def test_two_processes_at_once_leave_a_whole_store(self, tiny: TinyModels, tmp_path: Path):
         model, texts = tiny("bert"), sentences(600)
@@ -343,6 +484,9 @@ class TestKilled:
         encoder = fresh(model)
         found = extract(texts, encoder, store=store)
         assert found.n_computed == 0
+        record = read_cost(store.sections()[0].folder, "cpu")
+        assert record is not None
+        assert 0 < record.n_texts <= 450
         for ref, array in extract(texts, encoder).items():
             np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
 

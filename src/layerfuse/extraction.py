@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,9 @@ from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import DataError, StorageError
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import human_bytes
-from layerfuse.store import EmbeddingStore, Key, Section, text_hashes
+from layerfuse.metering import CostRecord, Meter
+from layerfuse.resources import EncoderCost
+from layerfuse.store import EmbeddingStore, Key, Section, keep_cost, read_cost, text_hashes
 from layerfuse.store.shard import CorruptShardError
 
 __all__ = ["Embeddings", "check_texts", "extract"]
@@ -23,6 +27,7 @@ __all__ = ["Embeddings", "check_texts", "extract"]
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 _SHARD_ROWS = 2048
 _SHARD_BYTES = 192 << 20
+_SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
 _MENDS = 20  # damaged shards that one look-up will compute again
 
 
@@ -50,6 +55,18 @@ class Embeddings(Mapping[BlockRef, npt.NDArray[np.float32]]):
         if ref not in self._refs:
             raise KeyError(f"{ref} was not extracted")
         return self._source.block((ref.layer, ref.pooling))
+
+    @cached_property
+    def cost(self) -> EncoderCost | None:
+        """What the encoder costs, measured while texts were computed.
+
+        ``ms_per_text`` is for the texts recorded: with a store those of the run, this one or an
+        earlier one on the same kind of device, that computed the most. Where there is no record,
+        the encoder is loaded and up to 32 of the texts are read. None for an encoder that was
+        truncated at layer 0: it has no block to measure.
+        """
+        record = self._source.record()
+        return None if record is None else record.cost(self._refs[0].encoder)
 
     def __iter__(self) -> Iterator[BlockRef]:
         return iter(self._refs)
@@ -146,6 +163,7 @@ class _Runner:
     encoder: FrozenEncoder
     budget: int
     reporter: Reporter
+    meter: Meter = field(default_factory=Meter)
 
     def shards(
         self, rows: npt.NDArray[np.intp], keys: Sequence[Key]
@@ -165,8 +183,12 @@ class _Runner:
     def _read(
         self, part: npt.NDArray[np.intp], keys: Sequence[Key], advance: Any
     ) -> tuple[npt.NDArray[np.bool_], dict[Key, npt.NDArray[np.float32]]]:
-        tokens = self.encoder.tokenize([self.texts[row] for row in part])
         layers = sorted({layer for layer, _ in keys})
+        self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
+        started = time.perf_counter()
+        tokens = self.encoder.tokenize([self.texts[row] for row in part])
+        seconds = time.perf_counter() - started
+        self.meter.tokenized(layers[-1], len(part), sum(map(len, tokens.ids)), seconds)
         poolings = list(dict.fromkeys(pooling for _, pooling in keys))
         blocks: dict[Key, npt.NDArray[np.float32]] = {}
         for batch in self._batches(tokens.ids):
@@ -194,11 +216,15 @@ class _Runner:
         """Read a batch; out of memory is answered by halving the batch and the budget."""
         import torch
 
+        started = time.perf_counter()
         try:
-            return self.encoder.read(ids, layers, poolings)
+            read = self.encoder.read(ids, layers, poolings)
         except torch.OutOfMemoryError:
             if len(ids) == 1:
                 raise
+        else:
+            self.meter.ran(layers[-1], sum(map(len, ids)), time.perf_counter() - started)
+            return read
         torch.cuda.empty_cache()
         self.budget = max(1, self.budget // 2)
         self.reporter.note(
@@ -208,11 +234,41 @@ class _Runner:
         low, high = (self._read_batch(part, layers, poolings) for part in (ids[:half], ids[half:]))
         return {layer: np.concatenate([low[layer], high[layer]]) for layer in layers}
 
+    def record(self) -> CostRecord | None:
+        """What the texts read so far took; None when no block ran."""
+        import torch
+
+        return self.meter.record(
+            parameters=self.encoder.layer_parameters,
+            bytes_per_parameter=self.encoder.bytes_per_parameter,
+            dim=self.encoder.dim,
+            stops_early=self.encoder.stops_early,
+            device=self.encoder.device,
+            dtype=self.encoder.dtype,
+            threads=torch.get_num_threads(),
+        )
+
+    def sample(self) -> CostRecord | None:
+        """Read a few of the texts as deep as it goes, for the sake of the times alone."""
+        if self.encoder.highest_layer == 0:
+            return None
+        texts = self.texts[:_SAMPLED]  # they are in the order of their hashes, so a fair draw
+        self.reporter.note(f"{self.encoder.name}: measuring its cost on {len(texts)} texts")
+        runner = _Runner(texts, self.encoder, self.budget, SILENT)
+        keys = [(self.encoder.highest_layer, "mean")]
+        for rows in (np.arange(1), np.arange(len(texts))):  # the first is to warm up
+            runner.meter = Meter(warm=True)
+            for _ in runner.shards(rows, keys):
+                pass
+        return runner.record()
+
 
 class _Source(Protocol):
     """Where the arrays come from."""
 
     def block(self, key: Key) -> npt.NDArray[np.float32]: ...
+
+    def record(self) -> CostRecord | None: ...
 
 
 @dataclass
@@ -220,6 +276,7 @@ class _InMemory:
     blocks: dict[Key, npt.NDArray[np.float32]]
     truncated: npt.NDArray[np.bool_]
     back: npt.NDArray[np.intp]
+    runner: _Runner
 
     @classmethod
     def compute(cls, runner: _Runner, keys: Sequence[Key], back: npt.NDArray[np.intp]) -> _InMemory:
@@ -232,10 +289,13 @@ class _InMemory:
                 if key not in blocks:
                     blocks[key] = np.empty((n_rows, array.shape[1]), np.float32)
                 blocks[key][rows] = array
-        return cls(blocks, truncated, back)
+        return cls(blocks, truncated, back, runner)
 
     def block(self, key: Key) -> npt.NDArray[np.float32]:
         return self.blocks[key][self.back]
+
+    def record(self) -> CostRecord | None:
+        return self.runner.record() or self.runner.sample()
 
 
 @dataclass
@@ -245,6 +305,7 @@ class _Stored:
     hashes: npt.NDArray[np.bytes_]
     back: npt.NDArray[np.intp]
     keys: Sequence[Key]
+    recorded: CostRecord | None = None
 
     def complete(self) -> int:
         """Compute and store what is missing; return how many texts that were."""
@@ -255,11 +316,25 @@ class _Stored:
             f"{name}: {total - n_rows} of {total} distinct texts are in the store"
             + (f", {n_rows} to compute" if n_rows else "")
         )
+        self.runner.meter = Meter()
         self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
         for rows, keys in plan:
             for part, truncated, blocks in self.runner.shards(rows, keys):
                 self.section.write(self.hashes[part], truncated, blocks)
+        if n_rows:
+            self._keep(self.runner.record())
         return n_rows
+
+    def record(self) -> CostRecord | None:
+        if self.recorded is None:
+            self.recorded = read_cost(self.section.folder, self.runner.encoder.device)
+        if self.recorded is None:
+            self._keep(self.runner.sample())
+        return self.recorded
+
+    def _keep(self, record: CostRecord | None) -> None:
+        if record is not None:
+            self.recorded = keep_cost(self.section.folder, record)
 
     def _check_room(self, n_vectors: int) -> None:
         if not n_vectors:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Architecture", "find_architecture", "position_limit"]
 
+# A final norm that is called otherwise is counted at layer 0: some hundred parameters too early.
+_AFTER_BLOCKS = frozenset(
+    {"norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "project_out"}
+)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -20,7 +25,8 @@ class Architecture:
 
     ``blocks`` is the list of transformer blocks, or None when it cannot be found; ``accepts`` is
     the set of the forward method's parameter names; ``own_positions`` says that the model derives
-    position numbers from the padding itself (RoBERTa's way).
+    position numbers from the padding itself (RoBERTa's way). ``layer_parameters``, of length
+    ``n_layers + 1``, and ``bytes_per_parameter`` are those of the whole stack, before any cut.
     """
 
     stack: torch.nn.Module
@@ -29,6 +35,8 @@ class Architecture:
     dim: int
     accepts: frozenset[str]
     own_positions: bool
+    layer_parameters: tuple[int, ...]
+    bytes_per_parameter: float
 
 
 def find_architecture(model: Any, name: str) -> Architecture:
@@ -55,9 +63,12 @@ def find_architecture(model: Any, name: str) -> Architecture:
         )
     if getattr(stack, "pooler", None) is not None:
         stack.pooler = None  # the pooled output of BERT-like models is never read
+    blocks = _find_blocks(stack, n_layers)
+    weights = list(stack.parameters())
+    n_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
     return Architecture(
         stack=stack,
-        blocks=_find_blocks(stack, n_layers),
+        blocks=blocks,
         n_layers=n_layers,
         dim=dim,
         accepts=frozenset(inspect.signature(stack.forward).parameters),
@@ -65,6 +76,8 @@ def find_architecture(model: Any, name: str) -> Architecture:
             hasattr(module, "padding_idx") and hasattr(module, "position_embeddings")
             for module in stack.children()
         ),
+        layer_parameters=_count_parameters(stack, blocks, n_layers),
+        bytes_per_parameter=n_bytes / max(1, sum(weight.numel() for weight in weights)),
     )
 
 
@@ -84,6 +97,34 @@ def _find_blocks(stack: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList |
     depth = min(depth for depth, _ in found)
     shallowest = [module for at, module in found if at == depth]
     return shallowest[0] if len(shallowest) == 1 else None
+
+
+def _count_parameters(
+    stack: torch.nn.Module, blocks: torch.nn.ModuleList | None, n_layers: int
+) -> tuple[int, ...]:
+    """Parameters needed up to each layer, (n_layers + 1,); shared ones count where they come first.
+
+    What stands outside the blocks is needed from layer 0 on, but for what follows the last block.
+    Where the blocks are not found, every layer needs all.
+    """
+    if blocks is None:
+        return (sum(weight.numel() for weight in stack.parameters()),) * (n_layers + 1)
+    parent = next(module for module in stack.modules() if blocks in list(module.children()))
+    after = [module for name, module in parent.named_children() if name in _AFTER_BLOCKS]
+    steps = [[block] for block in blocks]
+    steps[-1] += after
+    sizes = [
+        {id(weight): weight.numel() for module in step for weight in module.parameters()}
+        for step in steps
+    ]
+    inside = set().union(*sizes)
+    counted = {id(weight): weight.numel() for weight in stack.parameters()}
+    counted = {weight: size for weight, size in counted.items() if weight not in inside}
+    totals = [sum(counted.values())]
+    for step_sizes in sizes:
+        counted |= step_sizes
+        totals.append(sum(counted.values()))
+    return tuple(totals)
 
 
 def position_limit(config: Any, own_positions: bool) -> int | None:

@@ -154,6 +154,25 @@ class FrozenEncoder:
         return self.n_layers if self._highest is None else self._highest
 
     @property
+    def layer_parameters(self) -> tuple[int, ...]:
+        """Parameters of the embeddings and blocks up to each layer, (n_layers + 1,).
+
+        Shared weights count once, a final norm at ``n_layers``; `truncate` changes nothing here.
+        Loads the weights.
+        """
+        return self._load().layer_parameters
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes of an average parameter as loaded. Loads the weights."""
+        return self._load().bytes_per_parameter
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether reading a low layer spares the blocks above it. Loads the weights."""
+        return self._load().blocks is not None
+
+    @property
     def is_loaded(self) -> bool:
         return self._architecture is not None
 

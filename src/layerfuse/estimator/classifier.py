@@ -94,6 +94,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     encoders_ : tuple of the FrozenEncoder objects
     cv_ : Evaluation of nested out-of-fold predictions, choosing included
     truncated_share_ : the largest share of training texts that an encoder cut to ``max_length``
+    costs_ : EncoderCost of each encoder, by its name
     timings_ : seconds of each stage
     """
 
@@ -158,6 +159,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.open()
         extracting = time.perf_counter()
         embeddings = self.extract(texts)
+        self.costs_ = embeddings.costs
         scoring = time.perf_counter()
         rows = stratified_rows(encoded, MEASURED_ROWS, self.random_state)
         if len(rows) < len(texts):

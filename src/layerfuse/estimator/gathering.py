@@ -12,6 +12,7 @@ from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import Embeddings, extract
+from layerfuse.resources import EncoderCost
 from layerfuse.store import EmbeddingStore
 
 __all__ = ["Gathered", "Rows", "gather"]
@@ -22,11 +23,18 @@ class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def __init__(self, parts: Sequence[Embeddings]) -> None:
         self._parts = {ref: part for part in parts for ref in part}
+        self._encoders = tuple(parts)
         self.n_computed = sum(part.n_computed for part in parts)
         self.truncated_share = max((part.truncated_share for part in parts), default=0.0)
 
     def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
         return self._parts[ref][ref]
+
+    @property
+    def costs(self) -> dict[str, EncoderCost]:
+        """What each encoder costs, by its name; see `Embeddings.cost`."""
+        costs = (part.cost for part in self._encoders)
+        return {cost.encoder: cost for cost in costs if cost is not None}
 
     def __iter__(self) -> Iterator[BlockRef]:
         return iter(self._parts)

@@ -1,0 +1,277 @@
+"""What an encoder and a pipeline of blocks cost: parameters, memory, milliseconds, dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+from layerfuse.blocks import BlockRef
+from layerfuse.errors import ConfigError, did_you_mean
+
+__all__ = [
+    "Budget",
+    "EncoderCost",
+    "PipelineCost",
+    "Point",
+    "pareto_front",
+    "pipeline_cost",
+    "resolve_budget",
+]
+
+_MB = 1e6
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """What one encoder costs, in full and cut at a layer.
+
+    Times hold for the texts, the device and the batches they were measured with: they tell
+    encoders and layers of one run apart, and are no promise for other texts.
+
+    Attributes
+    ----------
+    encoder : str
+        The encoder's name.
+    parameters : tuple of int, (n_layers + 1,)
+        ``parameters[i]`` counts the embeddings and blocks 1 to i, which is what a model cut at
+        layer i has to hold; shared weights count once, a final norm at ``n_layers``.
+    bytes_per_parameter : float
+        As loaded: 4 in float32, 2 in bfloat16 and float16, between them where dtypes are mixed.
+    ms_per_text : float
+        Milliseconds for one text of average length at full depth: tokenisation, forward pass and
+        pooling, in batches. Taken from ``measured_layer`` by depth when the run stopped below.
+    dims : int
+        The size of one embedding.
+    tokenize_ms_per_text : float
+        The part of ``ms_per_text`` that is tokenisation.
+    tokens_per_text : float
+        Average number of tokens of the texts measured.
+    n_texts : int
+        How many texts were measured.
+    measured_layer : int
+        The highest layer that ran in the measurement.
+    device, dtype : str
+    threads : int
+        Threads that the CPU's operators could use.
+    stops_early : bool
+        Whether reading a low layer spares the blocks above it.
+    """
+
+    encoder: str
+    parameters: tuple[int, ...]
+    bytes_per_parameter: float
+    ms_per_text: float
+    dims: int
+    tokenize_ms_per_text: float = 0.0
+    tokens_per_text: float = 0.0
+    n_texts: int = 0
+    measured_layer: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    stops_early: bool = True
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.parameters) - 1
+
+    def parameters_at(self, layer: int) -> int:
+        """Parameters of a model cut at ``layer``, from 0 to ``n_layers``.
+
+        Raises
+        ------
+        ConfigError
+            For a layer that the encoder does not have.
+        """
+        if not 0 <= layer <= self.n_layers:
+            raise ConfigError(
+                f"{self.encoder} has no layer {layer}: its layers are 0 to {self.n_layers}."
+            )
+        return self.parameters[layer]
+
+    def memory_mb_at(self, layer: int) -> float:
+        """Weights of a model cut at ``layer``, in MB (10^6 bytes); activations come on top.
+
+        A `FrozenEncoder` that was truncated in place keeps one block and the final norm more.
+        """
+        return self.parameters_at(layer) * self.bytes_per_parameter / _MB
+
+    def ms_at(self, layer: int) -> float:
+        """Milliseconds for one text when reading stops at ``layer``.
+
+        An estimate by depth: blocks take equal shares of the time measured for the full depth, the
+        embedding output takes none, and tokenisation is paid whatever the layer.
+        """
+        self.parameters_at(layer)
+        share = layer / self.n_layers if self.stops_early and self.n_layers else 1.0
+        return self.tokenize_ms_per_text + share * (self.ms_per_text - self.tokenize_ms_per_text)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "parameters": list(self.parameters)}
+
+
+@dataclass(frozen=True)
+class PipelineCost:
+    """What it takes to compute some blocks for one text.
+
+    ``blocks`` and ``encoders`` are counts, ``dims`` the length of the blocks' concatenation,
+    ``parameters`` those of the encoders cut at the highest layer used, ``memory_mb`` their weights
+    in MB (10^6 bytes) and ``ms_per_text`` the sum over encoders of `EncoderCost.ms_at`.
+    """
+
+    blocks: int
+    encoders: int
+    dims: int
+    parameters: int
+    memory_mb: float
+    ms_per_text: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pipeline_cost(blocks: Sequence[BlockRef], costs: Mapping[str, EncoderCost]) -> PipelineCost:
+    """The cost of some blocks; each encoder counts once, at the highest of its layers.
+
+    Raises
+    ------
+    ConfigError
+        For a block of an encoder whose cost is not given, or a layer that it does not have.
+    """
+    highest: dict[str, int] = {}
+    for block in blocks:
+        if block.encoder not in costs:
+            raise ConfigError(
+                f"The cost of {block.encoder!r} is not known; known are {', '.join(costs)}."
+                + did_you_mean(block.encoder, costs)
+            )
+        highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
+    cut = [(costs[name], layer) for name, layer in highest.items()]
+    return PipelineCost(
+        blocks=len(blocks),
+        encoders=len(cut),
+        dims=sum(costs[block.encoder].dims for block in blocks),
+        parameters=sum(cost.parameters_at(layer) for cost, layer in cut),
+        memory_mb=math.fsum(cost.memory_mb_at(layer) for cost, layer in cut),
+        ms_per_text=math.fsum(cost.ms_at(layer) for cost, layer in cut),
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a pipeline may cost; None sets no limit. Units are those of `PipelineCost`.
+
+    Raises
+    ------
+    ConfigError
+        For a limit that is not a positive number, or not a whole one where things are counted.
+    """
+
+    blocks: int | None = None
+    dims: int | None = None
+    ms_per_text: float | None = None
+    parameters: int | None = None
+    memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        limit: Any
+        for name, limit in self.limits.items():
+            is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+            if not is_number or not 0 < limit < math.inf:
+                raise ConfigError(
+                    f"The budget's {name} is {limit!r}; give a positive number, or leave it out "
+                    "for no limit."
+                )
+            if name in ("blocks", "dims", "parameters") and limit != int(limit):
+                raise ConfigError(f"The budget's {name} is {limit!r}; give a whole number.")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def allows(self, cost: PipelineCost) -> bool:
+        """Whether no limit is exceeded; a cost that equals its limit is allowed."""
+        return all(getattr(cost, name) <= limit for name, limit in self.limits.items())
+
+    def exceeded(self, cost: PipelineCost) -> list[str]:
+        """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20"``;
+        empty where the cost is allowed."""
+        return [
+            f"{_number(getattr(cost, name))} {_UNITS[name]} of at most {_number(limit)}"
+            for name, limit in self.limits.items()
+            if getattr(cost, name) > limit
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_UNITS = {
+    "blocks": "blocks",
+    "dims": "dimensions",
+    "ms_per_text": "ms per text",
+    "parameters": "parameters",
+    "memory_mb": "MB of weights",
+}
+
+
+def _number(value: float) -> str:
+    """A count in full, anything else to four digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def resolve_budget(budget: Budget | Mapping[str, Any] | None) -> Budget:
+    """A budget from a mapping of limits by name, such as ``{"ms_per_text": 20}``; None has none.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown limit or a value that cannot be used.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if budget is None:
+        return Budget()
+    if not isinstance(budget, Mapping):
+        raise ConfigError(f"budget={budget!r} is not a Budget, a mapping of limits or None.")
+    for name in budget:
+        if name not in _UNITS:
+            raise ConfigError(
+                f"A budget has no limit {name!r}. Choose from {', '.join(_UNITS)}."
+                + did_you_mean(str(name), _UNITS)
+            )
+    return Budget(**budget)
+
+
+class Point(NamedTuple):
+    """A pipeline with its accuracy (a share) and its cost."""
+
+    name: str
+    accuracy: float
+    cost: PipelineCost
+
+
+def pareto_front(points: Iterable[tuple[str, float, PipelineCost]]) -> list[Point]:
+    """The points that no other dominates, in the order given.
+
+    A point dominates another when it is nowhere worse in accuracy, milliseconds per text, memory
+    and dimensions, and better in at least one of them. Points that are equal in all four don't
+    dominate each other.
+    """
+    given = [Point(*point) for point in points]
+    goods = [
+        (point.accuracy, -point.cost.ms_per_text, -point.cost.memory_mb, -point.cost.dims)
+        for point in given
+    ]
+    return [
+        point
+        for point, good in zip(given, goods, strict=True)
+        if not any(
+            other != good and all(a >= b for a, b in zip(other, good, strict=True))
+            for other in goods
+        )
+    ]
