@@ -17,7 +17,7 @@ from layerfuse.scoring import (
     leave_one_out,
     one_hot,
     probe_blocks,
-    probe_coordinates,
+    probe_rows,
     spectrum,
     standardisation,
     stratified_folds,
@@ -227,7 +227,7 @@ def test_principal_coordinates_score_as_the_blocks_do() -> None:
     X, y = problem(80, 12, 3)
     blocks = named([X, np.random.default_rng(5).normal(size=X.shape)])
     probed = probe_blocks(blocks, y)
-    again = probe_coordinates(probed.coordinates, y).scores
+    again = probe_rows(probed, np.arange(len(y)), y).scores
     for score, expected in zip(again, probed.scores, strict=True):
         assert score.loss == pytest.approx(expected.loss, rel=1e-3)
         assert score.accuracy == pytest.approx(expected.accuracy, abs=0.02)

@@ -14,7 +14,7 @@ from layerfuse.events import SILENT, Reporter
 from layerfuse.fusion import Concat
 from layerfuse.heads import LinearHead, fit_head, search_penalty
 from layerfuse.parallel import spread
-from layerfuse.scoring import Probed, probe_coordinates, stratified_folds
+from layerfuse.scoring import Probed, probe_rows, stratified_folds
 from layerfuse.selection import choose
 
 __all__ = ["Blocks", "FusedModel", "Recipe", "Training"]
@@ -125,8 +125,7 @@ class Training:
     def _choose(self, measured: Labels) -> tuple[BlockRef, ...]:
         """Choose blocks from some of the measured rows."""
         y = self.y[self.rows[measured]]
-        coordinates = {b: Z[measured] for b, Z in self._probed.coordinates.items()}
-        probed = probe_coordinates(coordinates, y)
+        probed = probe_rows(self._probed, measured, y)
         return choose(probed, y, self.recipe.selection, self.recipe.max_blocks).blocks
 
     def _penalty(self, blocks: Sequence[BlockRef], measured: Labels) -> float:

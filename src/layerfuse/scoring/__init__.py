@@ -1,12 +1,13 @@
 """How good each block is for the labels."""
 
+from layerfuse.scoring.axes import PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds, stratified_rows
 from layerfuse.scoring.probe import (
     SCORERS,
     Probed,
     check_scorer,
     probe_blocks,
-    probe_coordinates,
+    probe_rows,
     score_blocks,
 )
 from layerfuse.scoring.ridge import (
@@ -22,6 +23,7 @@ from layerfuse.scoring.ridge import (
 __all__ = [
     "SCORERS",
     "LeaveOneOut",
+    "PrincipalAxes",
     "Probed",
     "Spectrum",
     "check_scorer",
@@ -29,7 +31,7 @@ __all__ = [
     "leave_one_out",
     "one_hot",
     "probe_blocks",
-    "probe_coordinates",
+    "probe_rows",
     "score_blocks",
     "spectrum",
     "standardisation",

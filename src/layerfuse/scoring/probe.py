@@ -13,15 +13,19 @@ from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import spread
+from layerfuse.scoring.axes import N_COMPONENTS, PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds
-from layerfuse.scoring.ridge import Spectrum, decompose, leave_one_out, one_hot, spectrum
+from layerfuse.scoring.ridge import (
+    Spectrum,
+    decompose,
+    leave_one_out,
+    one_hot,
+    standardisation,
+)
 
-__all__ = ["SCORERS", "Probed", "check_scorer", "probe_blocks", "probe_coordinates", "score_blocks"]
+__all__ = ["SCORERS", "Probed", "check_scorer", "probe_blocks", "probe_rows", "score_blocks"]
 
 Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
-
-N_COMPONENTS = 200
-"""Principal coordinates that are kept of each block for selection."""
 
 _FOLDS = 5
 _LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
@@ -29,10 +33,11 @@ _LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
 
 @dataclass(frozen=True)
 class Probed:
-    """Scores, and each block's leading principal coordinates (n, at most ``N_COMPONENTS``)."""
+    """Scores, each block's leading principal coordinates (n, rank), and the axes that gave them."""
 
     scores: BlockScores
-    coordinates: dict[BlockRef, npt.NDArray[np.float32]]
+    coordinates: Mapping[BlockRef, npt.NDArray[np.float32]]
+    axes: Mapping[BlockRef, PrincipalAxes]
 
 
 def score_blocks(
@@ -74,24 +79,26 @@ def probe_blocks(
     if len(classes) < 2:
         raise DataError("All labels are the same; there is nothing to tell apart.")
 
-    def probe(block: BlockRef) -> tuple[BlockScore, npt.NDArray[np.float32]]:
+    def probe(block: BlockRef) -> tuple[BlockScore, PrincipalAxes, npt.NDArray[np.float32]]:
         features = embeddings[block]
         if len(features) != len(encoded):
             raise DataError(
                 f"{block} has {len(features)} rows, but there are {len(encoded)} labels."
             )
-        space = spectrum(features)
+        mean, scale = standardisation(features)
+        Z = (features - mean) * scale
+        space = decompose(Z)
         score = SCORERS[scorer](block, space, encoded, len(classes))
-        return score, np.ascontiguousarray(space.rotated[:, :n_components], dtype=np.float32)
+        axes = PrincipalAxes.of(mean, scale, Z, space, n_components)
+        return score, axes, np.ascontiguousarray(space.rotated[:, : axes.rank], dtype=np.float32)
 
-    scores, coordinates = [], {}
+    scores, coordinates, axes = [], {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
-        for score, leading in spread(probe, embeddings):
+        for score, own, leading in spread(probe, embeddings):
             scores.append(score)
-            if n_components:
-                coordinates[score.block] = leading
+            axes[score.block], coordinates[score.block] = own, leading
             advance(1)
-    return Probed(BlockScores(tuple(scores), scorer), coordinates)
+    return Probed(BlockScores(tuple(scores), scorer), coordinates, axes)
 
 
 def check_scorer(scorer: str) -> None:
@@ -103,22 +110,21 @@ def check_scorer(scorer: str) -> None:
         )
 
 
-def probe_coordinates(
-    coordinates: Mapping[BlockRef, npt.NDArray[np.float32]], y: npt.NDArray[np.intp]
-) -> Probed:
-    """Score blocks by the ridge probe from principal coordinates of (some of) their rows.
+def probe_rows(probed: Probed, rows: npt.NDArray[np.intp], y: npt.NDArray[np.intp]) -> Probed:
+    """Score blocks by the ridge probe from the principal coordinates of some of their rows.
 
-    For choosing only: the scores come without macro-F1 (NaN), which takes longer than the probe.
+    For choosing only: the scores are of the coordinates alone, and come without macro-F1 (NaN),
+    which takes longer than the probe. ``y`` are the class indices of those rows. The axes stay:
+    they come from the embeddings of all rows and from no label.
     """
-    n_classes = int(y.max()) + 1
-    targets = one_hot(y, n_classes)
-    centred = {block: Z - Z.mean(axis=0) for block, Z in coordinates.items()}
-    scores = []
-    for block, Z in centred.items():
-        result = leave_one_out(decompose(Z), targets)
+    targets = one_hot(y, int(y.max()) + 1)
+    centred, scores = {}, []
+    for block, Z in probed.coordinates.items():
+        centred[block] = Z[rows] - Z[rows].mean(axis=0)
+        result = leave_one_out(decompose(centred[block]), targets)
         correct = result.predictions.argmax(axis=1) == y
         scores.append(_score(block, correct, result.errors, result.penalty))
-    return Probed(BlockScores(tuple(scores), "ridge"), centred)
+    return Probed(BlockScores(tuple(scores), "ridge"), centred, probed.axes)
 
 
 def _ridge(block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int) -> BlockScore:
