@@ -28,6 +28,7 @@ ORDER = (
     "metrics",
     "scoring",
     "selection",
+    "complementarity",
     "fusion",
     "heads",
     "calibration",
@@ -38,6 +39,7 @@ ORDER = (
     "commands",
     "terminal",
     "report",
+    "report_pairs",
     "cli",
     "__main__",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +11,14 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
-from layerfuse.scoring import Probed, decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.scoring import (
+    Probed,
+    RidgeState,
+    decompose,
+    leave_one_out,
+    one_hot,
+    probe_blocks,
+)
 
 __all__ = ["SELECTIONS", "check_selection", "choose", "select_blocks"]
 
@@ -115,7 +121,7 @@ def _greedy(
     hopes = {b: np.inf for b in _candidates(probed.scores) if b != chosen[0]}
     with reporter.task("selecting", max_blocks - 1, "blocks") as advance:
         while len(chosen) < max_blocks:
-            state = _State.of([probed.coordinates[block] for block in chosen], targets)
+            state = RidgeState.of([probed.coordinates[block] for block in chosen], targets)
             best, gains = _most_helpful(state, probed, hopes, targets)
             if best is None or gains.mean() < gains.std() / np.sqrt(len(gains)):
                 break
@@ -126,7 +132,7 @@ def _greedy(
 
 
 def _most_helpful(
-    state: _State,
+    state: RidgeState,
     probed: Probed,
     hopes: dict[BlockRef, float],
     targets: npt.NDArray[np.float32],
@@ -146,57 +152,6 @@ def _most_helpful(
         if hopes[block] > best_gains.mean():
             best, best_gains = block, gains
     return best, best_gains
-
-
-@dataclass(frozen=True)
-class _State:
-    """The ridge regression on the blocks chosen so far.
-
-    Its hat matrix is ``U U^T`` with ``basis`` U (n, columns); ``leverages`` (n,) is the diagonal
-    with the intercept's share, ``fitted`` (n, n_classes) the fitted values, ``errors`` (n,) the
-    squared leave-one-out errors.
-    """
-
-    penalty: float
-    basis: npt.NDArray[np.float32]
-    leverages: npt.NDArray[np.float32]
-    fitted: npt.NDArray[np.float32]
-    errors: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(
-        cls, blocks: Sequence[npt.NDArray[np.float32]], targets: npt.NDArray[np.float32]
-    ) -> _State:
-        """Fit at the penalty with the lowest leave-one-out loss."""
-        space = decompose(np.concatenate(blocks, axis=1))
-        result = leave_one_out(space, targets)
-        basis = space.rotated / np.sqrt(space.eigenvalues + np.float32(result.penalty))
-        centre = targets.mean(axis=0)
-        return cls(
-            penalty=result.penalty,
-            basis=basis,
-            leverages=1.0 / np.float32(len(targets)) + np.einsum("nd,nd->n", basis, basis),
-            fitted=centre + basis @ (basis.T @ (targets - centre)),
-            errors=result.errors.astype(np.float32),
-        )
-
-    def errors_with(
-        self, block: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """Exact squared leave-one-out errors (n,) once ``block`` (n, columns) is added.
-
-        By block inversion: with W the block less its part in the chosen blocks' hat matrix, the new
-        hat matrix is the old one plus ``W (Z^T W + penalty)^-1 W^T``.
-        """
-        rest = block - self.basis @ (self.basis.T @ block)
-        inner = block.T @ rest
-        inner[np.diag_indices_from(inner)] += np.float32(self.penalty)
-        root = np.linalg.cholesky((inner + inner.T) / 2)
-        added = rest @ np.linalg.inv(root).T  # its product with itself is the new part
-        fitted = self.fitted + added @ (added.T @ targets)
-        spare = np.maximum(1.0 - self.leverages - np.einsum("nd,nd->n", added, added), 1e-6)
-        residuals = (targets - fitted) / spare[:, None]
-        return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 
 
 def _gains(

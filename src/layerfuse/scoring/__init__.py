@@ -1,6 +1,8 @@
 """How good each block is for the labels."""
 
+from layerfuse.scoring.agreement import Agreement, measure_agreement
 from layerfuse.scoring.folds import stratified_folds, stratified_rows
+from layerfuse.scoring.forward import RidgeState
 from layerfuse.scoring.probe import (
     SCORERS,
     Probed,
@@ -18,15 +20,20 @@ from layerfuse.scoring.ridge import (
     spectrum,
     standardisation,
 )
+from layerfuse.scoring.similarity import linear_cka
 
 __all__ = [
     "SCORERS",
+    "Agreement",
     "LeaveOneOut",
     "Probed",
+    "RidgeState",
     "Spectrum",
     "check_scorer",
     "decompose",
     "leave_one_out",
+    "linear_cka",
+    "measure_agreement",
     "one_hot",
     "probe_blocks",
     "probe_coordinates",
