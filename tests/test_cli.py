@@ -386,7 +386,7 @@ class TestProfile:
 
 
 class TestCompare:
-    """Layers 1 to 3, because layer 0 of the tiny models finds every word that gives a label away."""
+    """Layers 1 to 3, because layer 0 of the tiny models sees every word that tells the label."""
 
     def encoders(self, models: Path) -> tuple[object, ...]:
         return ("-e", f"tiny={models / 'bert'}", "-e", models / "llama", "--layers", "1,2,3")
