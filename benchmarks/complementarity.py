@@ -6,15 +6,18 @@ is trained on A for each pair and each block, and the gain of fusing is read off
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from benchmarks.common import RESULTS
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, load_dataset
@@ -157,21 +160,29 @@ def measure_predictors(
     if max_pairs is not None and max_pairs < len(members):
         part = np.random.default_rng(seed).choice(len(members), max_pairs, replace=False)
         members = members[np.sort(part)]
-    predictors: dict[str, list[float]] = {name: [] for name in MEASURES}
-    realised: dict[str, list[float]] = {name: [] for name in OUTCOMES}
     couples = [(blocks[a], blocks[b]) for a, b in members]
-    for pair in measure_pairs(data, couples, seed):
-        for name, measure in MEASURES.items():
-            predictors[name].append(measure(pair))
-        fused = _Head.fit(data, [pair.a, pair.b], pair.penalty).measure(held, y[second])
-        accuracy, loss = alone[pair.better]
-        realised["accuracy_gain"].append(fused[0] - accuracy)
-        realised["loss_gain"].append(loss - fused[1])
+
+    def measured(part: list[tuple[BlockRef, BlockRef]]) -> list[tuple[list[float], list[float]]]:
+        found = []
+        for pair in measure_pairs(data, part, seed):
+            fused = _Head.fit(data, [pair.a, pair.b], pair.penalty).measure(held, y[second])
+            accuracy, loss = alone[pair.better]
+            gains = [fused[0] - accuracy, loss - fused[1]]
+            found.append(([measure(pair) for measure in MEASURES.values()], gains))
+        return found
+
+    # One thread for each part: on matrices this small, several for one product only wait.
+    n_parts = os.cpu_count() or 1
+    cuts = np.linspace(0, len(couples), n_parts + 1).astype(int)
+    with threadpool_limits(1), ThreadPoolExecutor(n_parts) as pool:
+        parts = [couples[start:end] for start, end in pairwise(cuts)]
+        rows = [row for part in pool.map(measured, parts) for row in part]
+    predicted, realised = (np.array(table) for table in zip(*rows, strict=True))
     return Pairs(
         blocks=blocks,
         members=members,
-        predictors={name: np.array(values) for name, values in predictors.items()},
-        realised={name: np.array(values) for name, values in realised.items()},
+        predictors=dict(zip(MEASURES, predicted.T, strict=True)),
+        realised=dict(zip(OUTCOMES, realised.T, strict=True)),
         best=blocks.index(min(losses, key=lambda block: losses[block])),
     )
 
