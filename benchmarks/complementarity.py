@@ -124,6 +124,8 @@ def training_rows(name: str) -> tuple[list[str], npt.NDArray[np.intp]]:
     return [train.texts[row] for row in rows], encoded[rows]
 
 
+# On matrices this small, several threads for one product only wait for each other.
+@threadpool_limits.wrap(limits=1)
 def measure_predictors(
     embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
     y: npt.NDArray[np.intp],
@@ -171,10 +173,9 @@ def measure_predictors(
             found.append(([measure(pair) for measure in MEASURES.values()], gains))
         return found
 
-    # One thread for each part: on matrices this small, several for one product only wait.
     n_parts = os.cpu_count() or 1
     cuts = np.linspace(0, len(couples), n_parts + 1).astype(int)
-    with threadpool_limits(1), ThreadPoolExecutor(n_parts) as pool:
+    with ThreadPoolExecutor(n_parts) as pool:
         parts = [couples[start:end] for start, end in pairwise(cuts)]
         rows = [row for part in pool.map(measured, parts) for row in part]
     predicted, realised = (np.array(table) for table in zip(*rows, strict=True))
