@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import extraction, memory, scoring, warm
+from benchmarks import complementarity, extraction, memory, scoring, warm
 from benchmarks.common import save
 
 BENCHMARKS = {
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "scoring": scoring.run,
     "memory": memory.run,
     "warm": warm.run,
+    "complementarity": complementarity.run,
 }
 
 

@@ -35,9 +35,9 @@ def table(data: Sequence[Sequence[str]], header: Sequence[str] = ("text", "label
 class Mistake:
     """Arguments that are wrong in one way, the files they need, and parts of what is said.
 
-    ``{models}`` in an argument is the folder of tiny models and ``{run}`` a run folder. ``fit`` and
-    ``profile`` read ``train.csv``, which is there, with a tiny BERT called ``tiny`` unless told
-    otherwise.
+    ``{models}`` in an argument is the folder of tiny models and ``{run}`` a run folder. ``fit``,
+    ``profile`` and ``compare`` read ``train.csv``, which is there, with a tiny BERT called ``tiny``
+    unless told otherwise.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Mistake:
 
     def command(self, models: Path, trained: Path) -> list[str]:
         words = self.arguments.split(" ")
-        if words[0] in ("fit", "profile"):
+        if words[0] in ("fit", "profile", "compare"):
             if len(words) == 1 or words[1].startswith("-"):
                 words.insert(1, "train.csv")
             if "-e" not in words and "fit.toml" not in words:
@@ -189,6 +189,28 @@ MISTAKES = [
         ("'temprature'", "Did you mean 'temperature'?"),
     ),
     Mistake("unknown scorer", "profile --scorer ridgy", ("'ridgy'", "Did you mean 'ridge'?")),
+    Mistake(
+        "one encoder to compare", "compare", ("takes two, and there is only tiny", "--pairs blocks")
+    ),
+    Mistake("unknown pairs", "compare --pairs block", ("'block'", "Did you mean 'blocks'?")),
+    Mistake(
+        "unknown block to add to", "compare --pairs blocks --to tiny:9:mean",
+        ("--to names tiny:9:mean", "4 blocks", "Did you mean 'tiny:"),
+    ),
+    Mistake(
+        "unknown encoder to add to", "compare --pairs blocks --to tiny:1:mean,bert:1:mean",
+        ("--to names bert:1:mean", "encoders: tiny"),
+    ),
+    Mistake(
+        "no block to add to", "compare --to mpnet", ("'mpnet' is not a block", "as encoder:layer")
+    ),
+    Mistake(
+        "unknown pooling to add to", "compare --to tiny:1:meen",
+        ("'meen'", "Did you mean 'mean'?"),
+    ),
+    Mistake(
+        "one block to compare", "compare --pairs blocks --layers 1", ("only one block", "at least")
+    ),
     Mistake("unknown dtype", "fit --dtype float23", ("'float23'", "Did you mean 'float32'?")),
     Mistake("unknown device", "fit --device cpuu", ("'cpuu'", "Did you mean 'cpu'?")),
     Mistake("unknown class weight", "fit --class-weight equal", ("'equal'", "'balanced'")),

@@ -385,6 +385,80 @@ class TestProfile:
         assert "[b]tiny:3:mean" in done.out
 
 
+class TestCompare:
+    """Layers 1 to 3, because layer 0 of the tiny models sees every word that tells the label."""
+
+    def encoders(self, models: Path) -> tuple[object, ...]:
+        return ("-e", f"tiny={models / 'bert'}", "-e", models / "llama", "--layers", "1,2,3")
+
+    def test_json_has_pairs_additions_and_examples(self, models: Path):
+        data = rows(N_TRAIN)
+        write_csv(Path("train.csv"), data)
+        report = succeed("compare", "train.csv", *self.encoders(models), "--json", "-q").json
+        assert report["data"] == {"name": "train", "train_rows": N_TRAIN}
+        assert (report["n"], report["pairing"]) == (N_TRAIN, "encoders")
+        (pair,) = report["pairs"]
+        assert {pair["a"].split(":")[0], pair["b"].split(":")[0]} == {"tiny", "llama"}
+        assert report["headline"]["value"] == pair[report["headline"]["measure"]]
+        assert 0 <= pair["cka"] <= 1
+        assert -1 <= pair["yules_q"] <= 1
+        both = pair["accuracy_a"] + pair["accuracy_b"] - pair["oracle_accuracy"]
+        assert both + pair["disagreement"] == pytest.approx(pair["oracle_accuracy"])
+        assert pair["double_fault"] == pytest.approx(1 - pair["oracle_accuracy"])
+        assert pair["gain"]["low"] <= pair["gain"]["difference"] <= pair["gain"]["high"]
+        (used,) = report["pipeline"]
+        assert used in (pair["a"], pair["b"])
+        assert len(report["additions"]) == 5
+        for example in report["examples"]:
+            side = "only_a" if example["right"] == pair["a"] else "only_b"
+            assert example["row"] in pair[side]["rows"]
+            assert (example["text"], example["label"]) == data[example["row"]]
+        assert report["verdict"]["sentence"].endswith(".")
+
+    def test_blocks_are_added_to_those_in_use(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        used = ("--to", "tiny:1:mean, llama:3:mean", "--pairs", "blocks")
+        report = succeed("compare", "train.csv", *self.encoders(models), *used, "--json").json
+        assert report["pipeline"] == ["tiny:1:mean", "llama:3:mean"]
+        added = {addition["block"] for addition in report["additions"]}
+        assert added == {"tiny:2:mean", "tiny:3:mean", "llama:1:mean", "llama:2:mean"}
+        assert len(report["pairs"]) == 15
+
+    def test_the_layers_of_one_encoder_can_be_compared(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        one = ("-e", models / "bert", "--pairs", "blocks")
+        assert len(succeed("compare", "train.csv", *one, "--json").json["pairs"]) == 6
+
+    def test_people_get_tables_of_80_columns_at_most(self, models: Path):
+        data = [(f"{text} \x1b[31m{'and so on ' * 20}", label) for text, label in rows(N_TRAIN)]
+        write_csv(Path("train.csv"), data)
+        done = succeed("compare", "train.csv", *self.encoders(models), "--pairs", "blocks")
+        first, verdict, *tables = done.out.splitlines()
+        assert first.startswith("Loss gain ")
+        assert verdict.startswith("Verdict: ")
+        assert verdict.endswith(".")
+        assert max(len(line) for line in tables) <= 80
+        for part in ("Pairs (leave-one-out on 60 training rows)", "and 5 more", "What to add next"):
+            assert part in done.out
+        assert " alone, for example:" in done.out
+        assert any(line.endswith("…") for line in tables)  # a long text is cut
+        assert not any(sign in done.out + done.err for sign in CONTROL)
+
+    def test_many_rows_are_compared_on_a_part_of_them(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("layerfuse.commands.comparing.MEASURED_ROWS", 45)
+        data = rows(N_TRAIN)
+        write_csv(Path("train.csv"), data)
+        done = succeed("compare", "train.csv", *self.encoders(models), "--json")
+        assert "· blocks are compared on 45 of 60 rows\n" in done.err
+        assert done.json["n"] == 45
+        assert done.json["data"]["train_rows"] == N_TRAIN
+        examples = done.json["examples"]
+        assert examples
+        assert all((e["text"], e["label"]) == data[e["row"]] for e in examples)
+
+
 class TestModels:
     def test_list_names_the_catalog(self):
         listed = succeed("models", "list", "--json").json["models"]

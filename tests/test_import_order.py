@@ -31,6 +31,7 @@ ORDER = (
     "metrics",
     "scoring",
     "selection",
+    "complementarity",
     "fusion",
     "heads",
     "calibration",
@@ -41,6 +42,7 @@ ORDER = (
     "commands",
     "terminal",
     "report",
+    "report_pairs",
     "cli",
     "__main__",
 )

@@ -11,8 +11,8 @@ import pytest
 from layerfuse import select_blocks
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks
-from layerfuse.selection import SELECTIONS, _State, choose
+from layerfuse.scoring import RidgeState, decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.selection import SELECTIONS, choose
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -84,7 +84,7 @@ def test_errors_with_another_block_equal_those_of_the_concatenation(
     blocks = [(Z - Z.mean(axis=0)) / np.float32(np.sqrt(dim)) for Z in blocks]
     blocks[0][:, 0] += y - y.mean()
     targets = one_hot(y, 3)
-    state = _State.of(blocks[:-1], targets)
+    state = RidgeState.of(blocks[:-1], targets)
     together = decompose(np.concatenate(blocks, axis=1).astype(np.float64))
     expected = leave_one_out(together, targets.astype(np.float64), [state.penalty / n])
     np.testing.assert_allclose(
@@ -100,7 +100,7 @@ def test_a_block_added_twice_brings_next_to_nothing() -> None:
     blocks, y = several_signals(0)
     probed, targets = probe_blocks(blocks, y), one_hot(y, 3)
     best = probed.coordinates[probed.scores.best.block]
-    state = _State.of([best], targets)
+    state = RidgeState.of([best], targets)
     assert abs(float((state.errors - state.errors_with(best, targets)).mean())) < 0.01
     assert layers(select_blocks(named([best, best.copy(), best.copy()]), y)) == [0]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerfuse.blocks import BlockRef, BlockScores, Selection
     from layerfuse.catalog import load_dataset
+    from layerfuse.complementarity import compare
     from layerfuse.corpus import TextDataset
     from layerfuse.encoder import FrozenEncoder
     from layerfuse.errors import LayerfuseError
@@ -31,6 +32,7 @@ __all__ = [
     "LayerfuseError",
     "Selection",
     "TextDataset",
+    "compare",
     "extract",
     "load",
     "load_dataset",
@@ -48,6 +50,7 @@ _HOME = {
     "LayerfuseError": "errors",
     "Selection": "blocks",
     "TextDataset": "corpus",
+    "compare": "complementarity",
     "extract": "extraction",
     "load": "estimator",
     "load_dataset": "catalog",

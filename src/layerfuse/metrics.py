@@ -19,6 +19,7 @@ __all__ = [
     "Evaluation",
     "PairedDifference",
     "check_class_rows",
+    "check_correct_pair",
     "evaluate_predictions",
     "expected_calibration_error",
     "paired_difference",
@@ -242,6 +243,27 @@ def paired_difference(
     from scipy.stats import binomtest
 
     _check_at_least_one(n_resamples, "n_resamples")
+    a, b = check_correct_pair(correct_a, correct_b)
+    n, only_a, only_b = a.size, int((a & ~b).sum()), int((b & ~a).sum())
+    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
+    draws = np.random.default_rng(seed).multinomial(n, shares, size=n_resamples)
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, _QUANTILES)
+    discordant = only_a + only_b
+    p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    interval = _enclosing((only_a - only_b) / n, low, high)
+    return PairedDifference(interval.value, interval.low, interval.high, p_value)
+
+
+def check_correct_pair(
+    correct_a: npt.ArrayLike, correct_b: npt.ArrayLike
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Check that both say for the same rows (n,) whether a prediction is right.
+
+    Raises
+    ------
+    DataError
+        For arrays that are not bool, not of one shape (n,), or empty.
+    """
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.ndim != 1 or a.shape != b.shape or not a.size:
         raise DataError(
@@ -253,14 +275,7 @@ def paired_difference(
             f"Got correct_a of {a.dtype} and correct_b of {b.dtype}. Expected bool: whether "
             f"each prediction is right, as in (predicted == y_true)."
         )
-    n, only_a, only_b = a.size, int((a & ~b).sum()), int((b & ~a).sum())
-    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
-    draws = np.random.default_rng(seed).multinomial(n, shares, size=n_resamples)
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, _QUANTILES)
-    discordant = only_a + only_b
-    p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
-    interval = _enclosing((only_a - only_b) / n, low, high)
-    return PairedDifference(interval.value, interval.low, interval.high, p_value)
+    return a, b
 
 
 def _enclosing(value: float, low: float, high: float) -> Estimate:

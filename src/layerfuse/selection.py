@@ -13,9 +13,10 @@ from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import n_cores, spread
-from layerfuse.scoring import Probed, decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.resources import Budget, EncoderCost, pipeline_cost
+from layerfuse.scoring import Probed, RidgeState, one_hot, probe_blocks
 
-__all__ = ["SELECTIONS", "check_selection", "choose", "select_blocks"]
+__all__ = ["SELECTIONS", "Allowance", "check_selection", "choose", "select_blocks"]
 
 SELECTIONS = ("last", "best", "top_k", "greedy")
 
@@ -55,44 +56,87 @@ def select_blocks(
     ConfigError
         For an unknown method or a number of blocks below 1.
     """
-    return choose(probe_blocks(embeddings, y, reporter=reporter), y, method, max_blocks, reporter)
+    check_selection(method)
+    allowance = Allowance(Budget(blocks=max_blocks), {})
+    return choose(probe_blocks(embeddings, y, reporter=reporter), y, method, allowance, reporter)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """A budget, and by each encoder's name what reading it costs.
+
+    The costs may be left out where the budget limits nothing but the number of blocks.
+    """
+
+    budget: Budget
+    costs: Mapping[str, EncoderCost]
+
+    def allows(self, blocks: Sequence[BlockRef]) -> bool:
+        """Whether a pipeline on these blocks keeps the budget."""
+        return not self.exceeded(blocks)
+
+    def exceeded(self, blocks: Sequence[BlockRef]) -> list[str]:
+        """The limits that these blocks break, as a person would say them."""
+        limits = set(self.budget.limits)
+        if limits <= {"blocks"}:
+            most = self.budget.blocks
+            over = most is not None and len(blocks) > most
+            return [f"{len(blocks)} blocks of at most {most}"] if over else []
+        return self.budget.exceeded(pipeline_cost(blocks, self.costs))
 
 
 def choose(
     probed: Probed,
     y: npt.ArrayLike,
     method: str,
-    max_blocks: int,
+    allowance: Allowance,
     reporter: Reporter = SILENT,
 ) -> Selection:
-    """`select_blocks` on blocks that have been probed already."""
-    check_selection(method, max_blocks)
+    """`select_blocks` on blocks that have been probed already, within a budget.
+
+    Raises
+    ------
+    ConfigError
+        When no block alone keeps the budget, or the last layers do not.
+    """
+    check_selection(method)
     classes, encoded = np.unique(np.asarray(y), return_inverse=True)
     targets = one_hot(encoded, len(classes))
-    scores = probed.scores
+    ranked = [s.block for s in probed.scores.ranking if allowance.allows([s.block])]
+    if not ranked:
+        nearest = min(probed.scores.ranking, key=lambda score: score.block.layer).block
+        raise ConfigError(
+            f"The budget leaves no block: {nearest} alone takes "
+            f"{', '.join(allowance.exceeded([nearest]))}. Give a larger budget or smaller encoders."
+        )
     if method == "greedy":
-        return _greedy(probed, targets, max_blocks, reporter)
+        return _greedy(probed, ranked, targets, allowance, reporter)
     if method == "last":
-        chosen = _last_layers(scores)
+        chosen = _last_layers(probed.scores)
+        if over := allowance.exceeded(chosen):
+            raise ConfigError(
+                f"The last layers break the budget ({', '.join(over)}). Give a larger budget, "
+                "fewer encoders or selection='greedy'."
+            )
     else:
-        count = 1 if method == "best" else max_blocks
-        chosen = [score.block for score in scores.ranking[:count]]
+        chosen = []
+        for block in ranked[:1] if method == "best" else ranked:
+            if allowance.allows([*chosen, block]):
+                chosen.append(block)
     path = [
-        _State.of([probed.coordinates[block] for block in chosen[: count + 1]], targets)
+        RidgeState.of([probed.coordinates[block] for block in chosen[: count + 1]], targets)
         for count in range(len(chosen))
     ]
-    return _selection(chosen, method, scores, targets, [state.loss for state in path])
+    return _selection(chosen, method, probed.scores, targets, [state.loss for state in path])
 
 
-def check_selection(method: str, max_blocks: int) -> None:
-    """Raise a ConfigError for an unknown method or a number of blocks below 1."""
+def check_selection(method: str) -> None:
+    """Raise a ConfigError for an unknown method."""
     if method not in SELECTIONS:
         raise ConfigError(
             f"Unknown selection {method!r}. Choose from {', '.join(SELECTIONS)}."
             + did_you_mean(method, SELECTIONS)
         )
-    if max_blocks < 1:
-        raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
 
 
 def _last_layers(scores: BlockScores) -> list[BlockRef]:
@@ -104,37 +148,42 @@ def _last_layers(scores: BlockScores) -> list[BlockRef]:
     return chosen
 
 
-def _candidates(scores: BlockScores) -> list[BlockRef]:
+def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
     """The best blocks overall, and the best of every encoder."""
-    kept = [score.block for score in scores.ranking[:_CANDIDATES]]
-    for encoder in dict.fromkeys(score.block.encoder for score in scores):
-        kept += [score.block for score in scores.of(encoder).ranking[:_PER_ENCODER]]
+    kept = list(ranked[:_CANDIDATES])
+    for encoder in dict.fromkeys(block.encoder for block in ranked):
+        kept += [block for block in ranked if block.encoder == encoder][:_PER_ENCODER]
     return list(dict.fromkeys(kept))
 
 
 def _greedy(
-    probed: Probed, targets: npt.NDArray[np.float32], max_blocks: int, reporter: Reporter
+    probed: Probed,
+    ranked: Sequence[BlockRef],
+    targets: npt.NDArray[np.float32],
+    allowance: Allowance,
+    reporter: Reporter,
 ) -> Selection:
-    chosen, losses = [probed.scores.best.block], []
+    chosen, losses = [ranked[0]], []
     # What each candidate brought when it was last tried, at first an unreachable hope.
-    hopes = {b: np.inf for b in _candidates(probed.scores) if b != chosen[0]}
-    with reporter.task("selecting", max_blocks - 1, "blocks") as advance:
+    hopes = {b: np.inf for b in _candidates(ranked) if b != chosen[0]}
+    most = min(allowance.budget.blocks or len(ranked), len(ranked))
+    with reporter.task("selecting", most, "blocks") as advance:
         while True:
-            state = _State.of([probed.coordinates[block] for block in chosen], targets)
+            advance(1)
+            state = RidgeState.of([probed.coordinates[block] for block in chosen], targets)
             losses.append(state.loss)
-            if len(chosen) == max_blocks:
-                break
+            # A candidate that breaks the budget now will break it later: costs only grow.
+            hopes = {b: hope for b, hope in hopes.items() if allowance.allows([*chosen, b])}
             best, gains = _most_helpful(state, probed, hopes, targets)
             if best is None or gains.mean() < gains.std() / np.sqrt(len(gains)):
                 break
             chosen.append(best)
             del hopes[best]
-            advance(1)
     return _selection(chosen, "greedy", probed.scores, targets, losses)
 
 
 def _most_helpful(
-    state: _State,
+    state: RidgeState,
     probed: Probed,
     hopes: dict[BlockRef, float],
     targets: npt.NDArray[np.float32],
@@ -159,61 +208,6 @@ def _most_helpful(
             if hopes[block] > best_gains.mean():
                 best, best_gains = block, gains
     return best, best_gains
-
-
-@dataclass(frozen=True)
-class _State:
-    """The ridge regression on the blocks chosen so far.
-
-    Its hat matrix is ``U U^T`` with ``basis`` U (n, columns); ``leverages`` (n,) is the diagonal
-    with the intercept's share, ``fitted`` (n, n_classes) the fitted values, ``errors`` (n,) the
-    squared leave-one-out errors.
-    """
-
-    penalty: float
-    basis: npt.NDArray[np.float32]
-    leverages: npt.NDArray[np.float32]
-    fitted: npt.NDArray[np.float32]
-    errors: npt.NDArray[np.float32]
-
-    @property
-    def loss(self) -> float:
-        return float(self.errors.mean())
-
-    @classmethod
-    def of(
-        cls, blocks: Sequence[npt.NDArray[np.float32]], targets: npt.NDArray[np.float32]
-    ) -> _State:
-        """Fit at the penalty with the lowest leave-one-out loss."""
-        space = decompose(np.concatenate(blocks, axis=1))
-        result = leave_one_out(space, targets)
-        basis = space.rotated / np.sqrt(space.eigenvalues + np.float32(result.penalty))
-        centre = targets.mean(axis=0)
-        return cls(
-            penalty=result.penalty,
-            basis=basis,
-            leverages=1.0 / np.float32(len(targets)) + np.einsum("nd,nd->n", basis, basis),
-            fitted=centre + basis @ (basis.T @ (targets - centre)),
-            errors=result.errors.astype(np.float32),
-        )
-
-    def errors_with(
-        self, block: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """Exact squared leave-one-out errors (n,) once ``block`` (n, columns) is added.
-
-        By block inversion: with W the block less its part in the chosen blocks' hat matrix, the new
-        hat matrix is the old one plus ``W (Z^T W + penalty)^-1 W^T``.
-        """
-        rest = block - self.basis @ (self.basis.T @ block)
-        inner = block.T @ rest
-        inner[np.diag_indices_from(inner)] += np.float32(self.penalty)
-        root = np.linalg.cholesky((inner + inner.T) / 2)
-        added = rest @ np.linalg.inv(root).T  # its product with itself is the new part
-        fitted = self.fitted + added @ (added.T @ targets)
-        spare = np.maximum(1.0 - self.leverages - np.einsum("nd,nd->n", added, added), 1e-6)
-        residuals = (targets - fitted) / spare[:, None]
-        return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 
 
 def _selection(

@@ -21,7 +21,14 @@ _app = typer.Typer(
     help="Find, fuse and ship the layers of frozen language models that classify your texts best.",
     **PLAIN,
 )
-for _command in (running.fit, running.profile, running.predict, running.evaluate, running.demo):
+for _command in (
+    running.fit,
+    running.profile,
+    running.compare,
+    running.predict,
+    running.evaluate,
+    running.demo,
+):
     _app.command()(_command)
 _app.add_typer(keeping.models, name="models")
 _app.add_typer(keeping.datasets, name="datasets")

@@ -1,4 +1,4 @@
-"""Measuring, training and using: ``fit``, ``profile``, ``predict``, ``evaluate``, ``demo``."""
+"""Measuring, training and using: ``fit``, ``profile``, ``compare``, ``predict`` and others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from layerfuse.cli.options import (
 )
 from layerfuse.cli.output import finish, print_json, reporter
 
-__all__ = ["demo", "evaluate", "fit", "predict", "profile"]
+__all__ = ["compare", "demo", "evaluate", "fit", "predict", "profile"]
 
 _Bundle = Annotated[Path, typer.Argument(metavar="RUN", help="A bundle or run folder.")]
 
@@ -102,6 +102,42 @@ def profile(
     from layerfuse.report import render_scores
 
     finish(commands.profile(chosen, scorer, reporter(quiet)), as_json, render_scores)
+
+
+def compare(
+    data: Data,
+    pairs: Annotated[
+        str, typer.Option(help="encoders, each at its best block; or blocks.")
+    ] = "encoders",
+    to: Annotated[
+        str | None,
+        typer.Option(help="Blocks in use, with commas, such as mpnet:8:mean (the best block)."),
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoder: Encoder = None,
+    template: Template = None,
+    chat: Chat = None,
+    layers: Layers = None,
+    pooling: Pooling = None,
+    max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of samples and intervals (0).")] = None,
+    sample: Sample = None,
+    store: StoreFolder = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure which encoders or layers are worth combining, and what to add next."""
+    chosen = settings(locals())
+    used = None if to is None else tuple(part.strip() for part in to.split(","))
+    from layerfuse import commands
+    from layerfuse.report_pairs import render_comparison
+
+    result = commands.compare(chosen, pairs, used, reporter(quiet))
+    finish(result, as_json, render_comparison)
 
 
 def predict(

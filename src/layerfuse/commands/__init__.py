@@ -1,5 +1,6 @@
 """One plain function for each command; they return data and print nothing."""
 
+from layerfuse.commands.comparing import compare
 from layerfuse.commands.demo import demo
 from layerfuse.commands.fitting import fit, profile
 from layerfuse.commands.keeping import (
@@ -18,6 +19,7 @@ from layerfuse.commands.using import evaluate, predict, write_predictions
 __all__ = [
     "audit_data",
     "check_model",
+    "compare",
     "demo",
     "evaluate",
     "fit",

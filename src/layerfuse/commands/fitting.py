@@ -25,7 +25,7 @@ from layerfuse.files import atomic_folder, write_json
 from layerfuse.metrics import evaluate_predictions, paired_difference
 from layerfuse.scoring import check_scorer, score_blocks
 
-__all__ = ["fit", "profile"]
+__all__ = ["check_numbers", "fit", "make_classifier", "profile", "read_data"]
 
 Labels = npt.NDArray[np.intp]
 
@@ -33,15 +33,15 @@ Labels = npt.NDArray[np.intp]
 def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
     started = time.perf_counter()
-    _check_numbers(config)
+    check_numbers(config)
     run = _run_folder(config)
-    dataset = _read(config, reporter)
+    dataset = read_data(config, reporter)
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
     check_trainable(labels)
     if test is not None:  # before the work: labels that training does not have
         encode_labels(np.unique(np.asarray(labels)), test.labels or ())
-    classifier = _classifier(config, reporter)
+    classifier = make_classifier(config, reporter)
     classifier.fit(texts, labels)
     result: dict[str, Any] = {
         "layerfuse_version": __version__,
@@ -113,11 +113,11 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
 
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:
     """Score every block on the training rows; nothing is trained or saved."""
-    _check_numbers(config)
+    check_numbers(config)
     check_scorer(scorer)
-    dataset = _read(config, reporter)
+    dataset = read_data(config, reporter)
     check_trainable(dataset.train.labels)
-    classifier = _classifier(config, reporter).open()
+    classifier = make_classifier(config, reporter).open()
     embeddings = classifier.extract(dataset.train.texts)
     scores = score_blocks(embeddings, np.asarray(dataset.train.labels), scorer, reporter=reporter)
     return {
@@ -128,14 +128,16 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any
     }
 
 
-def _check_numbers(config: FitConfig) -> None:
+def check_numbers(config: FitConfig) -> None:
+    """Raise a ConfigError for a seed or a number of tokens that cannot be used."""
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
     if config.batch_tokens is not None and config.batch_tokens < 1:
         raise ConfigError(f"batch_tokens={config.batch_tokens} is too few; give at least 1.")
 
 
-def _classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
+def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
+    """The classifier of the settings, not fitted; its store is made when it is written to."""
     return LayerFusionClassifier(
         encoders=config.encoders,
         layers=config.layers,  # type: ignore[arg-type]  # checked where layers are resolved
@@ -158,7 +160,8 @@ def _classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
     )
 
 
-def _read(config: FitConfig, reporter: Reporter) -> TextDataset:
+def read_data(config: FitConfig, reporter: Reporter) -> TextDataset:
+    """The dataset of the settings, or the stratified part of it that they ask for."""
     dataset = load_dataset(
         config.data,
         text_column=config.text_column,

@@ -1,7 +1,9 @@
 """How good each block is for the labels."""
 
+from layerfuse.scoring.agreement import Agreement, measure_agreement
 from layerfuse.scoring.axes import PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds, stratified_rows
+from layerfuse.scoring.forward import RidgeState
 from layerfuse.scoring.probe import (
     SCORERS,
     Probed,
@@ -19,16 +21,21 @@ from layerfuse.scoring.ridge import (
     spectrum,
     standardisation,
 )
+from layerfuse.scoring.similarity import linear_cka
 
 __all__ = [
     "SCORERS",
+    "Agreement",
     "LeaveOneOut",
     "PrincipalAxes",
     "Probed",
+    "RidgeState",
     "Spectrum",
     "check_scorer",
     "decompose",
     "leave_one_out",
+    "linear_cka",
+    "measure_agreement",
     "one_hot",
     "probe_blocks",
     "probe_rows",

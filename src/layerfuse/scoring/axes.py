@@ -35,7 +35,14 @@ class PrincipalAxes:
     axes: Floats
 
     @classmethod
-    def of(cls, mean: Floats, scale: Floats, Z: Floats, space: Spectrum, n: int) -> PrincipalAxes:
+    def of(
+        cls,
+        mean: npt.NDArray[np.floating],
+        scale: npt.NDArray[np.floating],
+        Z: npt.NDArray[np.floating],
+        space: Spectrum,
+        n: int,
+    ) -> PrincipalAxes:
         """The ``n`` leading axes of standardised features ``Z`` (n_rows, dim), decomposed."""
         turned = space.rotated[:, :n] / space.eigenvalues[:n]
         return cls(

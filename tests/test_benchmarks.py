@@ -1,0 +1,166 @@
+"""The benchmark of predictors on planted blocks: what it measures, not what it finds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.stats import spearmanr
+from sklearn.linear_model import Ridge
+
+from commandline import rows, write_jsonl
+from families import save_model
+from layerfuse.blocks import BlockRef
+from layerfuse.complementarity import MEASURES, compare
+from layerfuse.scoring import standardisation
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from benchmarks import complementarity
+
+    return complementarity
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_model("bert", folder / "bert")
+    save_model("llama", folder / "llama", seed=1)
+    return folder
+
+
+def planted(n: int = 400) -> tuple[dict[BlockRef, Array], Array]:
+    """Blocks that know the first, the second or no half of the signal, more or less well."""
+    rng = np.random.default_rng(0)
+    halves = rng.normal(size=(2, n))
+    y = (halves.sum(axis=0) > 0).astype(np.intp)
+    blocks = {}
+    for number in range(9):
+        array = rng.normal(size=(n, 6)).astype(np.float32)
+        if number % 3 < 2:
+            array[:, 0] = halves[number % 3] + (0.2 + 0.1 * number) * rng.normal(size=n)
+        blocks[BlockRef("xyz"[number // 3], number % 3, "mean")] = array
+    return blocks, y
+
+
+def test_halves_are_of_equal_classes(benchmark: ModuleType) -> None:
+    y = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 3, 2]))
+    first, second = benchmark.halves(y, seed=0)
+    assert sorted([*first, *second]) == list(range(len(y)))
+    assert list(np.bincount(y[first])) == [25, 2, 1]
+    assert list(np.bincount(y[second])) == [25, 1, 1]
+
+
+def test_predictors_see_one_half_and_gains_come_from_the_other(benchmark: ModuleType) -> None:
+    blocks, y = planted()
+    found = benchmark.measure_predictors(blocks, y)
+    first, second = benchmark.halves(y, seed=0)
+    on_first = compare(
+        {b: X[first] for b, X in blocks.items()}, y[first], pairs="blocks", blocks=list(blocks)
+    )
+    pairs = {frozenset((pair.a, pair.b)): pair for pair in on_first.pairs}
+    assert len(found.members) == len(pairs) == 36
+
+    def head(names: list[BlockRef], penalty: float) -> Array:
+        """Predictions on the second half by scikit-learn's ridge on whole blocks."""
+        train, test = [], []
+        for name in names:
+            mean, scale = standardisation(blocks[name][first])
+            train.append((blocks[name][first] - mean) * scale)
+            test.append((blocks[name][second] - mean) * scale)
+        model = Ridge(alpha=penalty).fit(np.concatenate(train, 1), np.eye(2)[y[first]])
+        return np.asarray(model.predict(np.concatenate(test, 1)))
+
+    alone = {
+        score.block: score.penalty
+        for score in benchmark.Labelled.probe(
+            {b: X[first] for b, X in blocks.items()}, y[first], benchmark.SILENT
+        ).scores
+    }
+    for row, (a, b) in enumerate(found.members):
+        pair = pairs[frozenset((found.blocks[a], found.blocks[b]))]
+        for name, measure in MEASURES.items():
+            assert found.predictors[name][row] == pytest.approx(measure(pair), abs=1e-5)
+        fused = head([pair.a, pair.b], pair.penalty)
+        rival = head([pair.better], alone[pair.better])
+        right, before = (
+            (predicted.argmax(axis=1) == y[second]).mean() for predicted in (fused, rival)
+        )
+        assert found.realised["accuracy_gain"][row] == pytest.approx(right - before, abs=0.006)
+        loss, loss_before = (
+            ((np.eye(2)[y[second]] - predicted) ** 2).sum(axis=1).mean()
+            for predicted in (fused, rival)
+        )
+        assert found.realised["loss_gain"][row] == pytest.approx(loss_before - loss, abs=1e-4)
+
+
+def test_correlations_are_spearmans_with_intervals(benchmark: ModuleType) -> None:
+    found = benchmark.measure_predictors(*planted())
+    correlations = benchmark.correlate(found, n_resamples=50)
+    summary = benchmark.summarise([correlations, correlations])
+    assert list(summary) == ["all", "two encoders", "with the best block"]
+    for group, mask in found.groups().items():
+        for outcome in benchmark.OUTCOMES:
+            for name in MEASURES:
+                entry = summary[group][outcome][name]
+                expected = spearmanr(found.predictors[name][mask], found.realised[outcome][mask])
+                assert entry["value"] == pytest.approx(expected.statistic)
+                assert -1 <= entry["low"] <= entry["high"] <= 1
+    assert [mask.sum() for mask in found.groups().values()] == [36, 27, 8]
+    assert summary["all"]["loss_gain"]["loss_gain"]["value"] > 0.5
+    assert benchmark.spearman(np.ones(5), np.arange(5)) == 0
+    picks = benchmark.top_picks(found)
+    assert picks["all"]["loss_gain"]["most"] == found.realised["loss_gain"].max()
+    assert picks["all"]["loss_gain"]["loss_gain"] <= picks["all"]["loss_gain"]["most"]
+    json.dumps([summary, picks], allow_nan=False)
+
+
+def test_a_whole_run_writes_its_raw_numbers(
+    benchmark: ModuleType, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "data" / "mr" / "train.jsonl.gz", rows(60))
+    monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    monkeypatch.setattr(benchmark, "ENCODERS", (models / "bert", models / "llama"))
+    monkeypatch.setattr(benchmark, "POOLINGS", ("mean",))
+    monkeypatch.setattr(benchmark, "DATASETS", ("mr", "nowhere"))
+    results = benchmark.run()
+    assert [result["dataset"] for result in results] == ["mr", "median"]
+    assert (results[0]["rows"], results[0]["blocks"], results[0]["pairs"]) == (60, 8, 28)
+    assert results[1]["correlations"] == results[0]["correlations"]
+    json.dumps(results, allow_nan=False)
+    with np.load(tmp_path / "raw" / "complementarity-mr.npz") as raw:
+        assert raw["members"].shape == (28, 2)
+        assert {f"predictor_{name}" for name in MEASURES} < set(raw.files)
+
+
+def test_a_part_of_the_pairs(benchmark: ModuleType) -> None:
+    found = benchmark.measure_predictors(*planted(), max_pairs=5)
+    assert found.members.shape == (5, 2)
+    assert {len(values) for values in found.predictors.values()} == {5}
+
+
+def test_rows_of_a_class_with_one_row_are_left_out(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path))
+    lines = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(8)]
+    lines.append({"text": "alone", "label": "once"})
+    path = tmp_path / "r52" / "train.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    texts, y = benchmark.training_rows("r52")
+    assert texts == [f"t{i}" for i in range(8)]
+    assert list(y) == [0, 1] * 4
+    monkeypatch.setattr(benchmark, "MOST_ROWS", 4)
+    assert list(np.bincount(benchmark.training_rows("r52")[1])) == [2, 2]
