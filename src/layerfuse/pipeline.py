@@ -1,0 +1,133 @@
+"""A plan made into a classifier: principal coordinates, fusion, head and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef
+from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.fusion import Fusion, fit_fusion
+from layerfuse.heads import Head, fit_head, search_penalty
+from layerfuse.scoring import PrincipalAxes
+
+__all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "train"]
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.intp]
+Blocks = Mapping[BlockRef, Floats]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained: which blocks, how they are fused, which head reads them."""
+
+    blocks: tuple[BlockRef, ...]
+    fusion: str = "concat"
+    head: str = "ridge"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every model of a dataset shares.
+
+    ``class_weight`` holds a weight for each class (n_classes,), or is None.
+    """
+
+    n_classes: int
+    class_weight: npt.NDArray[np.floating] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CoordinateModel:
+    """Fusion and head over the principal coordinates of ``blocks``."""
+
+    blocks: tuple[BlockRef, ...]
+    fusion: Fusion
+    head: Head
+
+    def logits(self, coordinates: Blocks) -> Floats:
+        """Coordinates of n texts, each (n, rank), to logits (n, n_classes)."""
+        return self.head.logits(self.fusion.transform([coordinates[b] for b in self.blocks]))
+
+
+def train(
+    plan: Plan, coordinates: Blocks, y: Labels, task: Task, searched: Labels | None = None
+) -> CoordinateModel:
+    """Fit fusion and head.
+
+    Parameters
+    ----------
+    plan
+        What to fit.
+    coordinates
+        For each block of the plan its principal coordinates (n, rank), centred.
+    y
+        Class indices (n,).
+    task
+        Classes, their weights, seed.
+    searched
+        Numbers of the rows on which the head's penalty is searched; all by default.
+    """
+    fitted = fit_fusion(
+        plan.fusion,
+        [coordinates[block] for block in plan.blocks],
+        y,
+        task.n_classes,
+        seed=task.seed,
+        class_weight=task.class_weight,
+    )
+    head: Head | None = fitted.head
+    if head is None:
+        some = slice(None) if searched is None else searched
+        features = fitted.features[some]
+        penalty = search_penalty(
+            plan.head,
+            features - features.mean(axis=0),
+            y[some],
+            class_weight=task.class_weight,
+            seed=task.seed,
+        )
+        head = fit_head(
+            plan.head,
+            fitted.features,
+            y,
+            task.n_classes,
+            penalty,
+            class_weight=task.class_weight,
+            seed=task.seed,
+        )
+    return CoordinateModel(plan.blocks, fitted.fusion, head)
+
+
+@dataclass(frozen=True)
+class FusedModel:
+    """From blocks to probabilities, numpy only; ``axes`` holds one for each block."""
+
+    axes: tuple[PrincipalAxes, ...]
+    model: CoordinateModel
+    calibrator: TemperatureCalibrator
+
+    @property
+    def blocks(self) -> tuple[BlockRef, ...]:
+        return self.model.blocks
+
+    def logits(self, embeddings: Blocks) -> Floats:
+        """Blocks of n texts, each (n, dim), to logits (n, n_classes)."""
+        pairs = zip(self.blocks, self.axes, strict=True)
+        return self.model.logits({block: axes.transform(embeddings[block]) for block, axes in pairs})
+
+    def predict_proba(self, embeddings: Blocks) -> npt.NDArray[np.float64]:
+        """Blocks of n texts to calibrated probabilities (n, n_classes)."""
+        return self.calibrator.predict_proba(self.logits(embeddings))
+
+    def with_temperature(self, calibrator: TemperatureCalibrator) -> FusedModel:
+        return replace(self, calibrator=calibrator)
