@@ -78,7 +78,7 @@ def run_baselines(
     Parameters
     ----------
     training
-        The training rows' blocks.
+        The training rows' blocks; baselines concatenate them, whatever the recipe's fusion.
     texts, y
         Training texts and class indices (n,).
     scores
@@ -86,6 +86,7 @@ def run_baselines(
     test
         Test texts and their blocks.
     """
+    training = training.plain()
     plan = baseline_blocks(scores)
     found = []
     with reporter.task("baselines", len(plan) + 1, "baselines") as advance:

@@ -15,8 +15,8 @@ from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
-from layerfuse.fusion import Concat
-from layerfuse.heads import HEADS, LinearHead
+from layerfuse.fusion import BlockScaler, load_fusion
+from layerfuse.heads import load_head
 from layerfuse.model import FusedModel
 
 __all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle"]
@@ -65,10 +65,13 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         When the folder exists or cannot be written.
     """
     model = bundle.model
-    tensors: dict[str, npt.NDArray[Any]] = {
-        **model.fusion.arrays(),
-        "coef": model.head.coef,
-        "intercept": model.head.intercept,
+    parts = {
+        "scaler": model.scaler.arrays(),
+        "fusion": model.fusion.arrays(),
+        "head": model.head.arrays(),
+    }
+    tensors = {
+        f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
     }
     kind, labels = _labels_to_json(bundle.classes)
     value = {
@@ -78,7 +81,7 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         "classes": {"kind": kind, "values": labels},
         "encoders": [asdict(encoder) for encoder in bundle.encoders],
         "blocks": [asdict(block) for block in model.blocks],
-        "fusion": {"kind": "concat"},
+        "fusion": {"name": model.fusion.name},
         "head": {"kind": model.head.kind, "penalty": model.head.penalty},
         "calibration": {"temperature": model.calibrator.temperature},
         "tensors": {
@@ -119,26 +122,34 @@ def _from_json(path: Path, value: dict[str, Any]) -> Bundle:
     classes = _labels_from_json(value["classes"])
     blocks = tuple(BlockRef(**block) for block in value["blocks"])
     encoders = tuple(EncoderSpec(**encoder) for encoder in value["encoders"])
-    if value["head"]["kind"] not in HEADS or value["fusion"]["kind"] != "concat":
-        raise FormatError(f"{path / _JSON} names a head or fusion that this layerfuse lacks.")
     expected = {
         name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in value["tensors"].items()
     }
     tensors = read_tensors(path / _TENSORS, expected)
-    fusion = Concat.from_arrays(tensors, len(blocks))
-    shape = (sum(fusion.dims), len(classes))
-    if tensors["coef"].shape != shape or tensors["intercept"].shape != shape[1:]:
+    scaler = BlockScaler.from_arrays(_part(tensors, "scaler"), len(blocks))
+    fusion = load_fusion(value["fusion"]["name"], _part(tensors, "fusion"), len(blocks))
+    kind, penalty = value["head"]["kind"], value["head"]["penalty"]
+    head = load_head(kind, _part(tensors, "head"), penalty)
+    row = [np.zeros((1, dim), dtype=np.float32) for dim in scaler.dims]
+    shape = (fusion.transform(row).shape[1], len(classes))
+    if head.shape != shape:
         raise FormatError(
-            f"{path}: the head has shape {list(tensors['coef'].shape)}, but blocks and classes "
-            f"need {list(shape)}. The bundle was changed after it was saved."
+            f"{path}: the head has shape {list(head.shape)}, but blocks and classes need "
+            f"{list(shape)}. The bundle was changed after it was saved."
         )
     if missing := {block.encoder for block in blocks} - {encoder.name for encoder in encoders}:
         raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
-    head = LinearHead(
-        value["head"]["kind"], tensors["coef"], tensors["intercept"], value["head"]["penalty"]
-    )
     calibrator = TemperatureCalibrator(value["calibration"]["temperature"])
-    return Bundle(FusedModel(blocks, fusion, head, calibrator), classes, encoders, value["facts"])
+    model = FusedModel(blocks, scaler, fusion, head, calibrator)
+    return Bundle(model, classes, encoders, value["facts"])
+
+
+def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:
+    """The tensors whose names start with the part's, without it."""
+    start = f"{part}."
+    return {
+        name.removeprefix(start): array for name, array in tensors.items() if name.startswith(start)
+    }
 
 
 def _labels_to_json(classes: npt.NDArray[Any]) -> tuple[str, list[Any]]:

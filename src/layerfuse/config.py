@@ -33,6 +33,7 @@ class FitConfig:
     pooling: Poolings = ("mean",)
     selection: str = "greedy"
     max_blocks: int = 5
+    fusion: str = "auto"
     head: str = "ridge"
     class_weight: str | None = None
     calibration: str = "temperature"

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.events import SILENT, Reporter
-from layerfuse.fusion import Concat
-from layerfuse.heads import LinearHead, fit_head, search_penalty
+from layerfuse.fusion import BlockScaler, Fusion, fit_fusion
+from layerfuse.heads import Head, fit_head, search_penalty
 from layerfuse.scoring import Probed, probe_coordinates, stratified_folds
 from layerfuse.selection import choose
 
@@ -25,16 +25,18 @@ Blocks = Mapping[BlockRef, Floats]
 
 @dataclass(frozen=True)
 class FusedModel:
-    """Named blocks, how they are fused, and the head on top."""
+    """Named blocks, how they are scaled and fused, and the head on top."""
 
     blocks: tuple[BlockRef, ...]
-    fusion: Concat
-    head: LinearHead
+    scaler: BlockScaler
+    fusion: Fusion
+    head: Head
     calibrator: TemperatureCalibrator
 
     def logits(self, embeddings: Blocks) -> Floats:
         """Blocks of n texts, each (n, dim), to logits (n, n_classes)."""
-        return self.head.logits(self.fusion.transform([embeddings[b] for b in self.blocks]))
+        scaled = self.scaler.transform([embeddings[b] for b in self.blocks])
+        return self.head.logits(self.fusion.transform(scaled))
 
     def predict_proba(self, embeddings: Blocks) -> npt.NDArray[np.float64]:
         """Blocks of n texts to calibrated probabilities (n, n_classes)."""
@@ -58,6 +60,7 @@ class Recipe:
     class_weight: npt.NDArray[np.floating] | None
     n_folds: int
     seed: int
+    fusion: str = "concat"
 
 
 class Training:
@@ -92,8 +95,7 @@ class Training:
 
     def fit(self, blocks: Sequence[BlockRef]) -> FusedModel:
         """Fit fusion and head of given blocks on all rows."""
-        penalty = self._penalty(blocks, np.arange(len(self.rows)))
-        return self._fit(blocks, np.arange(len(self.y)), penalty)
+        return self._fit(blocks, np.arange(len(self.y)), np.arange(len(self.rows)))
 
     def out_of_fold(
         self, blocks: Sequence[BlockRef] | None = None, reporter: Reporter = SILENT
@@ -110,11 +112,19 @@ class Training:
         with reporter.task("nested resampling", len(folds), "folds") as advance:
             for train, held in folds:
                 chosen = blocks or self._choose(train)
-                model = self._fit(chosen, self.rows[train], self._penalty(chosen, train))
+                model = self._fit(chosen, self.rows[train], train)
                 held_rows = self.rows[held]
                 logits[held] = model.logits({b: self._features(b)[held_rows] for b in chosen})
                 advance(1)
         return logits
+
+    def plain(self) -> Training:
+        """The same rows for models that concatenate their blocks."""
+        other = Training(
+            self._embeddings, self.y, self.rows, self._probed, replace(self.recipe, fusion="concat")
+        )
+        other._kept = self._kept
+        return other
 
     def _choose(self, measured: Labels) -> tuple[BlockRef, ...]:
         """Choose blocks from some of the measured rows."""
@@ -125,28 +135,42 @@ class Training:
 
     def _penalty(self, blocks: Sequence[BlockRef], measured: Labels) -> float:
         """The head's penalty, from the principal coordinates of some of the measured rows."""
-        Z = np.concatenate([self._probed.coordinates[b][measured] for b in blocks], axis=1)
+        recipe, y = self.recipe, self.y[self.rows[measured]]
+        coordinates = [self._probed.coordinates[block][measured] for block in blocks]
+        fitted = fit_fusion(
+            recipe.fusion, [Z - Z.mean(axis=0) for Z in coordinates], y, recipe.n_classes
+        )
         return search_penalty(
-            self.recipe.head,
-            Z - Z.mean(axis=0),
-            self.y[self.rows[measured]],
-            class_weight=self.recipe.class_weight,
-            seed=self.recipe.seed,
+            recipe.head, fitted.features, y, class_weight=recipe.class_weight, seed=recipe.seed
         )
 
-    def _fit(self, blocks: Sequence[BlockRef], rows: Labels, penalty: float) -> FusedModel:
+    def _fit(self, blocks: Sequence[BlockRef], rows: Labels, measured: Labels) -> FusedModel:
+        """Fit on some rows; ``measured`` are those of the measured rows that give the penalty."""
+        recipe, y = self.recipe, self.y[rows]
         arrays = [self._features(block)[rows] for block in blocks]
-        fusion = Concat.fit(arrays)
-        recipe = self.recipe
-        head = fit_head(
-            recipe.head,
-            fusion.transform(arrays),
-            self.y[rows],
+        scaler = BlockScaler.fit(arrays)
+        scaled = scaler.transform(arrays)
+        del arrays  # as large as what is made of it
+        fitted = fit_fusion(
+            recipe.fusion,
+            scaled,
+            y,
             recipe.n_classes,
-            penalty,
+            seed=recipe.seed,
             class_weight=recipe.class_weight,
         )
-        return FusedModel(tuple(blocks), fusion, head, TemperatureCalibrator())
+        head: Head | None = fitted.head
+        if head is None:
+            head = fit_head(
+                recipe.head,
+                fitted.features,
+                y,
+                recipe.n_classes,
+                self._penalty(blocks, measured),
+                class_weight=recipe.class_weight,
+                seed=recipe.seed,
+            )
+        return FusedModel(tuple(blocks), scaler, fitted.fusion, head, TemperatureCalibrator())
 
     def _features(self, block: BlockRef) -> Floats:
         if block not in self._kept:

@@ -48,7 +48,16 @@ def fit(
         str | None, typer.Option(help="greedy, top_k, best or last (greedy).")
     ] = None,
     max_blocks: Annotated[int | None, typer.Option(help="The most blocks to fuse (5).")] = None,
-    head: Annotated[str | None, typer.Option(help="ridge or logistic (ridge).")] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, concat, sum, mean, hadamard, matmul, quaternion, cooccurrence, scalar_mix, "
+            "gated, bilinear, voting or stacking; most also as NAME+residual (auto)."
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="ridge, logistic, kernel or mlp (ridge).")
+    ] = None,
     class_weight: Annotated[
         str | None, typer.Option(help="balanced weighs rare classes up.")
     ] = None,

@@ -142,6 +142,7 @@ def _classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
         pooling=config.pooling,
         selection=config.selection,
         max_blocks=config.max_blocks,
+        fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
         calibration=config.calibration,

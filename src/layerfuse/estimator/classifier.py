@@ -27,6 +27,7 @@ from layerfuse.estimator.inputs import (
 )
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
+from layerfuse.fusion import check_fusion
 from layerfuse.heads import check_head
 from layerfuse.metrics import evaluate_predictions
 from layerfuse.model import Recipe, Training
@@ -44,7 +45,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     """A text classifier on fused layers of frozen language models.
 
     ``fit`` reads every layer of every encoder in one pass, scores each block by a leave-one-out
-    ridge probe, chooses blocks, fuses them and trains a linear head on top. The method follows
+    ridge probe, chooses blocks, fuses them and trains a light head on top. The method follows
     Gwak and Jung, "Layer-Aware Embedding Fusion for LLMs in Text Classifications" (2025).
 
     Parameters
@@ -61,9 +62,14 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     max_blocks
         The most blocks to fuse.
     fusion
-        ``"concat"`` (block-scaled concatenation); ``"auto"`` means the same.
+        ``"concat"`` (block-scaled concatenation), ``"sum"``, ``"mean"``, ``"hadamard"``,
+        ``"matmul"``, ``"quaternion"``, ``"cooccurrence"``, ``"scalar_mix"``, ``"gated"``,
+        ``"bilinear"``, each but the first also with ``"+residual"``; ``"voting"`` or
+        ``"stacking"``. ``"auto"`` means ``"concat"``.
     head
-        ``"ridge"`` or ``"logistic"``; the penalty is found by cross-validation.
+        ``"ridge"`` or ``"logistic"``, ``"kernel"`` or ``"mlp"``; the penalty is found by
+        cross-validation. ``"scalar_mix"``, ``"gated"``, ``"bilinear"`` and ``"voting"`` bring a
+        head of their own.
     class_weight
         None, ``"balanced"``, or a mapping from label to weight.
     calibration
@@ -177,6 +183,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             class_weight=class_weights(self.class_weight, self.classes_, encoded),
             n_folds=self.cv,
             seed=self.random_state,
+            fusion="concat" if self.fusion == "auto" else self.fusion,
         )
         training = Training(embeddings, encoded, rows, probed, recipe)
         self.selection_ = training.select()
@@ -320,8 +327,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         return self._training
 
     def _check_parameters(self) -> None:
-        if self.fusion not in ("auto", "concat"):
-            raise ConfigError(f"Unknown fusion {self.fusion!r}. Choose from auto, concat.")
+        if self.fusion != "auto":
+            check_fusion(self.fusion)
         check_selection(self.selection, self.max_blocks)
         check_head(self.head)
         check_calibration(self.calibration)

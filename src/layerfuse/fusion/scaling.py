@@ -1,4 +1,4 @@
-"""Combining the embeddings of several blocks into one feature matrix."""
+"""The first stage of every fusion: blocks of one scale."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import DataError
+from layerfuse.files import take_tensor
 from layerfuse.scoring import standardisation
 
-__all__ = ["Concat"]
+__all__ = ["BlockScaler"]
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Concat:
-    """Block-scaled concatenation.
+class BlockScaler:
+    """Standardisation of each block.
 
     Each column is standardised on the training rows and each block scaled by 1/sqrt(dim), so that
     all blocks have the same total variance and a wide one does not drown a narrow one.
@@ -30,7 +31,7 @@ class Concat:
     scales: tuple[Floats, ...]
 
     @classmethod
-    def fit(cls, blocks: Sequence[Floats]) -> Concat:
+    def fit(cls, blocks: Sequence[Floats]) -> BlockScaler:
         """Learn means and scales from training rows, one array (n, dim) for each block."""
         learned = [standardisation(block) for block in blocks]
         return cls(
@@ -42,8 +43,8 @@ class Concat:
     def dims(self) -> tuple[int, ...]:
         return tuple(len(mean) for mean in self.means)
 
-    def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to one array (n, sum of dims).
+    def transform(self, blocks: Sequence[Floats]) -> list[Floats]:
+        """Arrays (n, dim), one for each block, to scaled float32 arrays of the same shapes.
 
         Raises
         ------
@@ -53,13 +54,12 @@ class Concat:
         if tuple(block.shape[1] for block in blocks) != self.dims:
             found = tuple(block.shape[1] for block in blocks)
             raise DataError(f"Blocks have sizes {found}, expected {self.dims} as in training.")
-        fused = np.empty((len(blocks[0]), sum(self.dims)), dtype=np.float32)
-        ends = np.cumsum(self.dims)
-        for block, mean, scale, end in zip(blocks, self.means, self.scales, ends, strict=True):
-            part = fused[:, end - len(mean) : end]
-            np.subtract(block, mean, out=part)
+        scaled = []
+        for block, mean, scale in zip(blocks, self.means, self.scales, strict=True):
+            part = np.subtract(block, mean, dtype=np.float32)
             part *= scale
-        return fused
+            scaled.append(part)
+        return scaled
 
     def arrays(self) -> dict[str, Floats]:
         """What must be saved: per block its mean and scale."""
@@ -70,9 +70,10 @@ class Concat:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Floats], n_blocks: int) -> Concat:
-        """The inverse of `arrays`."""
-        return cls(
-            tuple(arrays[f"mean.{index}"] for index in range(n_blocks)),
-            tuple(arrays[f"scale.{index}"] for index in range(n_blocks)),
+    def from_arrays(cls, arrays: Mapping[str, Floats], n_blocks: int) -> BlockScaler:
+        """The inverse of `arrays`; a FormatError when they do not fit together."""
+        means = tuple(take_tensor(arrays, f"mean.{index}", None) for index in range(n_blocks))
+        scales = (
+            take_tensor(arrays, f"scale.{index}", len(mean)) for index, mean in enumerate(means)
         )
+        return cls(means, tuple(scales))
