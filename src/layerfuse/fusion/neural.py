@@ -22,7 +22,8 @@ __all__ = ["NEURAL", "Neural", "fit_neural", "load_neural"]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
 
-_RATE, _DECAY, _EPOCHS, _PATIENCE = 1e-3, 1e-2, 50, 5
+_RATES = {"scalar_mix": 3e-3, "gated": 1e-3, "bilinear": 1e-3}
+_DECAY, _EPOCHS, _PATIENCE = 1e-2, 50, 5
 _BATCH, _SMALLEST_BATCH, _STEPS = 256, 8, 16
 
 
@@ -86,20 +87,24 @@ def _gated(weights: Mapping[str, Any], blocks: Sequence[Any], of: _Functions) ->
 
 
 def _bilinear(weights: Mapping[str, Any], blocks: Sequence[Any], of: _Functions) -> Any:
-    """``sum_{a<b} tanh(z_a U_a) * tanh(z_b V_b)``; of one block, ``tanh(z U) * tanh(z V)``.
+    """``sum_{a<b} tanh(z_a U_a + u_a) * tanh(z_b V_b + v_b)``; of one block, the pair (1, 1).
 
     (n, dim) each to (n, size). Kim et al., "Hadamard Product for Low-rank Bilinear Pooling" (ICLR
-    2017). Weights: ``left.a`` (dim, size) of all blocks but the last, ``right.b`` (dim, size) of
-    all but the first.
+    2017), the form with biases: without them, z and -z would be the same. Weights: ``left.a`` (dim,
+    size) and ``left_bias.a`` (size,) of all blocks but the last, ``right.b`` and ``right_bias.b``
+    of all but the first.
     """
+
+    def side(name: str, j: int) -> Any:
+        return of.tanh(blocks[j] @ weights[f"{name}.{j}"] + weights[f"{name}_bias.{j}"])
+
     if len(blocks) == 1:
-        return of.tanh(blocks[0] @ weights["left.0"]) * of.tanh(blocks[0] @ weights["right.0"])
-    fused, lefts = 0.0, 0.0
-    for j, block in enumerate(blocks):  # the sum over a < b is one over b of running sums over a
-        if j:
-            fused = fused + lefts * of.tanh(block @ weights[f"right.{j}"])
+        return side("left", 0) * side("right", 0)
+    fused, lefts = 0.0, side("left", 0)
+    for j in range(1, len(blocks)):  # the sum over a < b is one over b of running sums over a
+        fused = fused + lefts * side("right", j)
         if j < len(blocks) - 1:
-            lefts = lefts + of.tanh(block @ weights[f"left.{j}"])
+            lefts = lefts + side("left", j)
     return fused
 
 
@@ -164,7 +169,7 @@ def fit_neural(
         return logits + weights["intercept"]
 
     batch = min(_BATCH, max(_SMALLEST_BATCH, len(y) // _STEPS))
-    schedule = Schedule(_RATE, _DECAY, batch, _EPOCHS, _PATIENCE)
+    schedule = Schedule(_RATES[name], _DECAY, batch, _EPOCHS, _PATIENCE)
     found = descend(
         forward, start, fixed, blocks, y, schedule, generator,
         weights=row_weights(class_weight, y), seed=seed,
@@ -209,8 +214,10 @@ def _shapes(name: str, dims: Sequence[int], size: int) -> Iterator[tuple[str, tu
         else:
             if j < k - 1 or k == 1:
                 yield f"left.{j}", (dim, size)
+                yield f"left_bias.{j}", (size,)
             if j > 0 or k == 1:
                 yield f"right.{j}", (dim, size)
+                yield f"right_bias.{j}", (size,)
 
 
 def _start(
@@ -229,8 +236,12 @@ def _start(
             "mix": np.zeros(k, dtype=np.float32),
             "gamma": np.ones(1, dtype=np.float32),
         }
-    dims = [block.shape[1] for block in blocks]
-    return {
-        key: uniform(generator, *shape) if len(shape) == 2 else np.zeros(shape, np.float32)
-        for key, shape in _shapes(name, dims, size)
-    }
+    start = {}
+    for key, shape in _shapes(name, [block.shape[1] for block in blocks], size):
+        if len(shape) == 2:
+            start[key] = uniform(generator, *shape)
+        elif name == "bilinear":  # biases of any sign and size, so that linear terms come in
+            start[key] = uniform(generator, *shape, fan_in=1)
+        else:
+            start[key] = np.zeros(shape, dtype=np.float32)
+    return start

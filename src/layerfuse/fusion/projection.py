@@ -40,17 +40,14 @@ def principal_directions(Z: Floats, size: int) -> Floats:
 
     By the smaller of the two Gram matrices; the largest entry of each direction is positive.
     """
-    from scipy.linalg import eigh
-
     wide = Z.shape[1] > Z.shape[0]
-    gram = (Z @ Z.T if wide else Z.T @ Z).astype(np.float64)
-    count = len(gram)
-    values, vectors = eigh(gram, subset_by_index=(max(0, count - size), count - 1))
+    values, vectors = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
+    values, vectors = values[-size:], vectors[:, -size:]
     # Directions below the precision of the Gram matrix carry only rounding errors.
     kept = values > values[-1] * max(Z.shape) * np.finfo(np.float32).eps
     vectors = vectors[:, kept & (values > 0)][:, ::-1]
     if wide:
-        vectors = Z.T @ vectors.astype(np.float32)
+        vectors = Z.T @ vectors
         vectors /= np.linalg.norm(vectors, axis=0)
     largest = np.abs(vectors).argmax(axis=0)
     signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
