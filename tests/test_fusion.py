@@ -289,6 +289,12 @@ class TestProjected:
         blocks, y = problem()
         assert fit(name, blocks, y, size=size).features.shape == (120, d_out)
 
+    def test_a_constant_block_does_not_cut_the_others(self) -> None:
+        blocks, y = problem()
+        constant = np.zeros((len(y), 4), np.float32)
+        alone, beside = fit("sum", blocks, y), fit("sum", [*blocks, constant], y)
+        np.testing.assert_allclose(beside.features, alone.features, atol=1e-6)
+
     def test_fewer_rows_than_columns(self) -> None:
         blocks, y = problem(n=8, k=2)
         assert fit("sum", blocks, y).features.shape == (8, 7)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 from layerfuse.errors import ConfigError, FormatError
 from layerfuse.heads import HEADS, KernelHead, LinearHead, fit_head, load_head, search_penalty
-from layerfuse.heads.descent import FEW_ROWS, held_out
+from layerfuse.heads.descent import FEW_ROWS, as_tensor, held_out
 from layerfuse.scoring import decompose, leave_one_out, one_hot
 
 Array = npt.NDArray[Any]
@@ -254,6 +254,13 @@ def test_held_out_rows_are_stratified() -> None:
     for seed in range(20):
         assert not np.isin(np.flatnonzero(y == 3), held_out(y, seed)).any()
     assert not len(held_out(y[: FEW_ROWS - 1], seed=0))
+
+
+def test_training_rows_are_not_copied() -> None:
+    X, _ = problem(2)
+    assert np.shares_memory(as_tensor(X).numpy(), X)
+    X.flags.writeable = False
+    np.testing.assert_array_equal(as_tensor(X).numpy(), X)
 
 
 def test_a_head_is_float32_and_its_logits_are_linear() -> None:

@@ -17,11 +17,12 @@ def fit_projections(blocks: Sequence[Floats], size: int) -> list[Floats]:
 
     Its columns are the leading principal directions, times one number with which the projected
     training rows have a mean square of 1, so that products of many vectors neither vanish nor
-    explode. The width is ``size``, or the smallest rank of any block (0 counts as 1) if that is
-    less: all blocks have one width.
+    explode. The width is ``size``, or the smallest rank of any block if that is less, so that all
+    blocks have one width; blocks of constants do not count, and their maps are 0.
     """
     found = [principal_directions(block, size) for block in blocks]
-    width = max(1, min(directions.shape[1] for directions in found))
+    ranks = [directions.shape[1] for directions in found if directions.shape[1]]
+    width = min(ranks, default=1)
     projections = []
     for block, directions in zip(blocks, found, strict=True):
         kept = _padded(directions[:, :width], width)
