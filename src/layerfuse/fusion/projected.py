@@ -136,7 +136,7 @@ def _cooccurrence(vectors: Sequence[Doubles]) -> Doubles:
     """``[2 sigmoid(s H H^T) - 1, mean_j h_j]`` with H the (k, size) matrix of a text's vectors.
 
     (n, size) each to (n, k^2 + size). Power-normalised co-occurrence pooling of LLMEmbed (Liu et
-    al., ACL 2024, section 3.2). Projected training rows have a mean square of 1, so that the
+    al., ACL 2024). Projected training rows have a mean square of 1, so that the
     diagonal of H H^T is ``size`` on average: s = 1/size keeps the sigmoid from saturating.
     """
     H = np.stack(vectors, axis=1)
