@@ -183,6 +183,10 @@ MISTAKES = [
     Mistake("no layer", "fit --layers ,", ("--layers ','", "such as 0,6,-1")),
     Mistake("unknown pooling", "fit --pooling meen", ("'meen'", "Did you mean 'mean'?")),
     Mistake("unknown selection", "fit --selection gredy", ("'gredy'", "Did you mean 'greedy'?")),
+    Mistake(
+        "unknown fusion", "fit --fusion hadamart", ("'hadamart'", "Did you mean 'hadamard'?")
+    ),
+    Mistake("no residual form", "fit --fusion voting+residual", ("no residual form", "voting")),
     Mistake("unknown head", "fit --head logstic", ("'logstic'", "Did you mean 'logistic'?")),
     Mistake(
         "unknown calibration", "fit --calibration temprature",
@@ -403,16 +407,16 @@ class TestChangedBundles:
 
     def test_a_tensor_of_another_shape(self, bundle: Path):
         tensors = load_file(bundle / "tensors.safetensors")
-        tensors["coef"] = np.ascontiguousarray(tensors["coef"][:-1])
+        tensors["head.coef"] = np.ascontiguousarray(tensors["head.coef"][:-1])
         save_file(tensors, bundle / "tensors.safetensors")
-        self.check(bundle, "tensor 'coef' is float32[", "expected float32[", "changed after")
+        self.check(bundle, "tensor 'head.coef' is float32[", "expected float32[", "changed after")
 
     def test_a_tensor_of_another_shape_that_the_description_knows_of(self, bundle: Path):
         tensors = load_file(bundle / "tensors.safetensors")
-        tensors["coef"] = np.ascontiguousarray(tensors["coef"][:-1])
+        tensors["head.coef"] = np.ascontiguousarray(tensors["head.coef"][:-1])
         save_file(tensors, bundle / "tensors.safetensors")
-        shape = list(tensors["coef"].shape)
-        self.change(bundle, lambda value: value["tensors"]["coef"].update(shape=shape))
+        shape = list(tensors["head.coef"].shape)
+        self.change(bundle, lambda value: value["tensors"]["head.coef"].update(shape=shape))
         self.check(bundle, "the head has shape", "changed after it was saved")
 
     def test_tensors_cut_short(self, bundle: Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layerfuse.model import Recipe, Training
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
@@ -22,7 +23,8 @@ from conftest import TinyModels
 from families import save_model
 from helpers import planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier
-from layerfuse.bundle import Bundle, load_bundle, save_bundle
+from layerfuse.blocks import BlockRef
+from layerfuse.bundle import Bundle, EncoderSpec, load_bundle, save_bundle
 from layerfuse.errors import (
     ConfigError,
     FormatError,
@@ -31,6 +33,9 @@ from layerfuse.errors import (
     StorageError,
     UnsupportedModelError,
 )
+from layerfuse.fusion import FUSIONS
+from layerfuse.heads import HEADS
+from layerfuse.scoring import probe_blocks
 
 TEXTS, LABELS = planted(120)
 OTHERS, _ = planted(60, seed=1)
@@ -189,6 +194,52 @@ class TestThereAndBack:
         np.testing.assert_array_equal(again.predict_proba(OTHERS), model.predict_proba(OTHERS))
 
 
+class TestEveryFusion:
+    """Each with a head, from arrays: saved, loaded, used."""
+
+    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("fusion", [*FUSIONS, "hadamard+residual", "gated+residual"])
+    def test_there_and_back(self, tmp_path: Path, fusion: str, head: str):
+        rng = np.random.default_rng(0)
+        y = np.arange(60) % 3
+        blocks = [BlockRef("bert", layer, "mean") for layer in range(3)]
+        embeddings = {
+            block: (rng.normal(size=(60, 8 + block.layer)) + y[:, None]).astype(np.float32)
+            for block in blocks
+        }
+        recipe = Recipe("top_k", 3, head, 3, None, 2, 0, fusion)
+        training = Training(embeddings, y, np.arange(60), probe_blocks(embeddings, y), recipe)
+        model = training.fit(blocks)
+        assert model.fusion.name == fusion
+        brought = {"voting": "voting", "scalar_mix": "softmax", "gated": "softmax"}
+        brought["bilinear"] = "softmax"
+        assert model.head.kind == brought.get(fusion.removesuffix("+residual"), head)
+        spec = EncoderSpec("bert", "bert", None, {}, None, None, 8, "float32")
+        save_bundle(Bundle(model, np.array(["a", "b", "c"]), (spec,), {}), tmp_path / "bundle")
+        again = load_bundle(tmp_path / "bundle").model
+        assert (again.fusion.name, again.head.kind) == (fusion, model.head.kind)
+        assert again.head.penalty == model.head.penalty
+        np.testing.assert_array_equal(again.logits(embeddings), model.logits(embeddings))
+        change_json(tmp_path / "bundle", lambda value: value["blocks"].pop())
+        with pytest.raises(FormatError):
+            load_bundle(tmp_path / "bundle")
+
+    @pytest.mark.parametrize(
+        ("fusion", "head"),
+        [("hadamard+residual", "ridge"), ("gated", "ridge"), ("voting", "ridge"),
+         ("stacking", "logistic"), ("concat", "mlp"), ("cooccurrence", "kernel")],
+    )  # fmt: skip
+    def test_whole_classifiers(self, tiny: TinyModels, tmp_path: Path, fusion: str, head: str):
+        model = build(f"bert={tiny('bert')}", fusion=fusion, head=head, max_blocks=2)
+        model.fit(TEXTS, LABELS).save(tmp_path / "bundle")
+        again = layerfuse.load(tmp_path / "bundle", device="cpu")
+        np.testing.assert_array_equal(again.predict_proba(OTHERS), model.predict_proba(OTHERS))
+        assert again.fusion == fusion
+        assert model.score(TEXTS, LABELS) > 0.8
+        baselines = {baseline.name for baseline in model.run_baselines()}
+        assert baselines == {"majority", "tfidf", "last_layer", "last_four", "best_block"}
+
+
 class TestTheFolder:
     def test_nothing_in_it_can_run(self, saved: Path):
         assert {path.name for path in saved.iterdir()} == FILES
@@ -288,14 +339,14 @@ class TestRefused:
         ("change", "message"),
         [
             (
-                lambda t: t.update(coef=t["coef"][:, :1].copy()),
-                r"tensor 'coef' is float32\[64, 1\], expected float32\[64, 2\].*changed after",
+                lambda t: t.update({"head.coef": t["head.coef"][:, :1].copy()}),
+                r"tensor 'head.coef' is float32\[64, 1\], expected float32\[64, 2\].*changed after",
             ),
             (
-                lambda t: t.update({"mean.1": t["mean.1"].astype(np.float64)}),
-                r"tensor 'mean.1' is float64\[32\], expected float32\[32\]",
+                lambda t: t.update({"scaler.mean.1": t["scaler.mean.1"].astype(np.float64)}),
+                r"tensor 'scaler.mean.1' is float64\[32\], expected float32\[32\]",
             ),
-            (lambda t: t.pop("intercept"), r"these names differ: \['intercept'\]"),
+            (lambda t: t.pop("head.intercept"), r"these names differ: \['head.intercept'\]"),
             (lambda t: t.update(more=np.zeros(2)), r"these names differ: \['more'\]"),
         ],
         ids=["shape", "dtype", "missing", "more"],
@@ -351,8 +402,13 @@ class TestRefused:
             (lambda v: v["classes"].update(kind="int"), "labels are not all of type int"),
             (lambda v: v["blocks"].pop(), r"blocks and classes need \[32, 2\]"),
             (lambda v: v["encoders"].pop(), r"does not describe the encoders \['llama'\]"),
-            (lambda v: v["head"].update(kind="neural"), "names a head or fusion that this"),
-            (lambda v: v["fusion"].update(kind="mean"), "names a head or fusion that this"),
+            (
+                lambda v: v["head"].update(kind="neural"),
+                "a head 'neural', which this layerfuse lacks",
+            ),
+            (lambda v: v["head"].update(kind="mlp"), "no tensor 'weight.0'"),
+            (lambda v: v["fusion"].update(name="x"), "a fusion 'x', which this layerfuse lacks"),
+            (lambda v: v["fusion"].update(name="mean"), "no tensor 'projection.0'"),
             (lambda v: v["encoders"][0].update(new=1), "TypeError: .*'new'"),
             (lambda v: v["blocks"][0].pop("layer"), "TypeError: .*'layer'"),
             (lambda v: v["calibration"].update(temperature="warm"), "TypeError"),

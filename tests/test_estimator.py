@@ -461,7 +461,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"fusion": "mean"}, "Unknown fusion 'mean'. Choose from auto, concat"),
+            (
+                {"fusion": "meen"},
+                "Unknown fusion 'meen'. Choose from concat, .*Did you mean 'mean'",
+            ),
             ({"selection": "bset"}, "'bset'.*Did you mean 'best'"),
             ({"max_blocks": 0}, "max_blocks=0 chooses nothing"),
             ({"head": "ridgee"}, "'ridgee'.*Did you mean 'ridge'"),

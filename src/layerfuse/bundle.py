@@ -15,9 +15,10 @@ from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
-from layerfuse.fusion import Concat
-from layerfuse.heads import HEADS, LinearHead
-from layerfuse.model import FusedModel
+from layerfuse.fusion import load_fusion
+from layerfuse.heads import load_head
+from layerfuse.pipeline import CoordinateModel, FusedModel
+from layerfuse.scoring import PrincipalAxes
 
 __all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle"]
 
@@ -64,11 +65,14 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     StorageError
         When the folder exists or cannot be written.
     """
-    model = bundle.model
-    tensors: dict[str, npt.NDArray[Any]] = {
-        **model.fusion.arrays(),
-        "coef": model.head.coef,
-        "intercept": model.head.intercept,
+    fusion, head = bundle.model.model.fusion, bundle.model.model.head
+    parts = {
+        **{f"axes.{index}": axes.arrays() for index, axes in enumerate(bundle.model.axes)},
+        "fusion": fusion.arrays(),
+        "head": head.arrays(),
+    }
+    tensors = {
+        f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
     }
     kind, labels = _labels_to_json(bundle.classes)
     value = {
@@ -77,10 +81,10 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         "layerfuse_version": __version__,
         "classes": {"kind": kind, "values": labels},
         "encoders": [asdict(encoder) for encoder in bundle.encoders],
-        "blocks": [asdict(block) for block in model.blocks],
-        "fusion": {"kind": "concat"},
-        "head": {"kind": model.head.kind, "penalty": model.head.penalty},
-        "calibration": {"temperature": model.calibrator.temperature},
+        "blocks": [asdict(block) for block in bundle.model.blocks],
+        "fusion": {"name": fusion.name},
+        "head": {"kind": head.kind, "penalty": head.penalty},
+        "calibration": {"temperature": bundle.model.calibrator.temperature},
         "tensors": {
             name: {"shape": list(array.shape), "dtype": str(array.dtype)}
             for name, array in tensors.items()
@@ -119,26 +123,36 @@ def _from_json(path: Path, value: dict[str, Any]) -> Bundle:
     classes = _labels_from_json(value["classes"])
     blocks = tuple(BlockRef(**block) for block in value["blocks"])
     encoders = tuple(EncoderSpec(**encoder) for encoder in value["encoders"])
-    if value["head"]["kind"] not in HEADS or value["fusion"]["kind"] != "concat":
-        raise FormatError(f"{path / _JSON} names a head or fusion that this layerfuse lacks.")
     expected = {
         name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in value["tensors"].items()
     }
     tensors = read_tensors(path / _TENSORS, expected)
-    fusion = Concat.from_arrays(tensors, len(blocks))
-    shape = (sum(fusion.dims), len(classes))
-    if tensors["coef"].shape != shape or tensors["intercept"].shape != shape[1:]:
+    axes = tuple(
+        PrincipalAxes.from_arrays(_part(tensors, f"axes.{index}")) for index in range(len(blocks))
+    )
+    fusion = load_fusion(value["fusion"]["name"], _part(tensors, "fusion"), len(blocks))
+    kind, penalty = value["head"]["kind"], value["head"]["penalty"]
+    head = load_head(kind, _part(tensors, "head"), penalty)
+    row = [np.zeros((1, dim), dtype=np.float32) for dim in (own.rank for own in axes)]
+    shape = (fusion.transform(row).shape[1], len(classes))
+    if head.shape != shape:
         raise FormatError(
-            f"{path}: the head has shape {list(tensors['coef'].shape)}, but blocks and classes "
-            f"need {list(shape)}. The bundle was changed after it was saved."
+            f"{path}: the head has shape {list(head.shape)}, but blocks and classes need "
+            f"{list(shape)}. The bundle was changed after it was saved."
         )
     if missing := {block.encoder for block in blocks} - {encoder.name for encoder in encoders}:
         raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
-    head = LinearHead(
-        value["head"]["kind"], tensors["coef"], tensors["intercept"], value["head"]["penalty"]
-    )
     calibrator = TemperatureCalibrator(value["calibration"]["temperature"])
-    return Bundle(FusedModel(blocks, fusion, head, calibrator), classes, encoders, value["facts"])
+    model = FusedModel(axes, CoordinateModel(blocks, fusion, head), calibrator)
+    return Bundle(model, classes, encoders, value["facts"])
+
+
+def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:
+    """The tensors whose names start with the part's, without it."""
+    start = f"{part}."
+    return {
+        name.removeprefix(start): array for name, array in tensors.items() if name.startswith(start)
+    }
 
 
 def _labels_to_json(classes: npt.NDArray[Any]) -> tuple[str, list[Any]]:

@@ -13,7 +13,17 @@ from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
 
 __all__ = ["FitConfig", "read_toml"]
 
-_WHOLE_NUMBERS = ("sample", "max_blocks", "max_length", "cv", "seed", "batch_tokens")
+_WHOLE_NUMBERS = (
+    "sample",
+    "max_blocks",
+    "max_dims",
+    "max_parameters",
+    "max_length",
+    "cv",
+    "seed",
+    "batch_tokens",
+)
+_NUMBERS = ("max_ms", "max_memory_mb")
 _TABLES = ("templates", "chat_questions")
 
 
@@ -33,7 +43,12 @@ class FitConfig:
     pooling: Poolings = ("mean",)
     selection: str = "greedy"
     max_blocks: int = 5
-    head: str = "ridge"
+    max_dims: int | None = None
+    max_ms: float | None = None
+    max_parameters: int | None = None
+    max_memory_mb: float | None = None
+    fusion: str = "auto"
+    head: str = "auto"
     class_weight: str | None = None
     calibration: str = "temperature"
     max_length: int = 512
@@ -78,6 +93,8 @@ def _unlike(key: str, value: Any) -> str | None:
     """What the setting's value should be, when it is of another type; else None."""
     if key in _WHOLE_NUMBERS:
         return None if type(value) is int else "a whole number"
+    if key in _NUMBERS:
+        return None if type(value) in (int, float) else "a number"
     if key == "layers":
         one = type(value) is int or value == "all"
         return None if one or _all(int, value) else '"all", or numbers such as [0, 6, -1]'

@@ -28,6 +28,7 @@ __all__ = [
     "human_bytes",
     "read_json",
     "read_tensors",
+    "take_tensor",
     "write_json",
     "write_tensors",
 ]
@@ -199,6 +200,32 @@ def read_tensors(
                 f"expected {dtype}{list(shape)}. The file was changed after it was saved."
             )
     return tensors
+
+
+def take_tensor(
+    tensors: Mapping[str, npt.NDArray[Any]], name: str, *shape: int | None
+) -> npt.NDArray[np.float32]:
+    """Take a float32 tensor by name; None in ``shape`` stands for any length above 0.
+
+    Raises
+    ------
+    FormatError
+        When it is not there, or of another shape or dtype.
+    """
+    if name not in tensors:
+        raise FormatError(f"There is no tensor {name!r}; there are {sorted(tensors)}.")
+    array = tensors[name]
+    fits = array.ndim == len(shape) and all(
+        size > 0 if length is None else size == length
+        for size, length in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype != np.float32:
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise FormatError(
+            f"Tensor {name!r} is {array.dtype}{list(array.shape)}, expected float32[{wanted}]. "
+            "The file was changed after it was saved."
+        )
+    return array
 
 
 def digest(*parts: str | bytes) -> str:

@@ -123,7 +123,9 @@ class FusedModel:
     def logits(self, embeddings: Blocks) -> Floats:
         """Blocks of n texts, each (n, dim), to logits (n, n_classes)."""
         pairs = zip(self.blocks, self.axes, strict=True)
-        return self.model.logits({block: axes.transform(embeddings[block]) for block, axes in pairs})
+        return self.model.logits(
+            {block: axes.transform(embeddings[block]) for block, axes in pairs}
+        )
 
     def predict_proba(self, embeddings: Blocks) -> npt.NDArray[np.float64]:
         """Blocks of n texts to calibrated probabilities (n, n_classes)."""

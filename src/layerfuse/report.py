@@ -111,7 +111,11 @@ def render_fit(result: Mapping[str, Any], out: Console) -> None:
     ):
         steps.add_row(f"{block['encoder']}:{block['layer']}:{block['pooling']}", f"{gain:.4f}")
     out.print(steps)
+    out.print(f"fused by {result['selection']['fusion']}, head {_head_of(result)}")
     out.print(_accuracy_table(result))
+    measured = result["test"] or result["cv"]
+    out.print(f"Its probabilities: log loss {measured['log_loss']:.3f}, ECE {measured['ece']:.3f}")
+    out.print(_cost_table(result))
     verdict = Text.assemble(("Verdict: ", "bold"), result["verdict"]["sentence"])
     out.print(verdict, soft_wrap=True)
     times = result["timings"]
@@ -124,41 +128,58 @@ def render_fit(result: Mapping[str, Any], out: Console) -> None:
     out.print(f"Saved: {result['run']}", soft_wrap=True)
 
 
+def _head_of(result: Mapping[str, Any]) -> str:
+    """The head, and how many alternatives it and the fusion were compared with."""
+    tried = {(trial["fusion"], trial["head"]) for trial in result["selection"]["trials"]}
+    others = f"; compared with {len(tried)} others" if tried else ""
+    return f"{result['selection']['head']}{others}"
+
+
 def _accuracy_table(result: Mapping[str, Any]) -> Table:
+    """Baselines, and what the pipeline gains over each on the same rows."""
     where = "test" if result["test"] else "cv"
     n_rows, n_blocks = result[where]["n"], len(result["selection"]["blocks"])
     rows = f"{n_rows} test rows" if where == "test" else f"{n_rows} rows out of fold"
     table = Table(title=f"Accuracy on {rows}", title_justify="left")
-    for name in ("pipeline", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE"):
+    for name in ("pipeline", "accuracy", "95 % interval", "macro-F1", "gain over it"):
         table.add_column(name, justify="left" if name == "pipeline" else "right")
     for baseline in result["baselines"]:
+        if baseline["name"].startswith("first_"):
+            continue
         name = baseline["name"].replace("_", " ")
         own = f"{name} ({baseline['encoder']})" if baseline.get("encoder") else name
-        low, high = baseline[where]["ci95"]
-        interval = f"{_percent(low)} to {_percent(high)}"
-        macro_f1 = _percent(baseline[where]["macro_f1"])
-        table.add_row(own, _percent(baseline[where]["accuracy"]), interval, macro_f1, "", "")
-    own = result[where]
-    low, high = own["ci95"]
-    table.add_row(
-        f"layerfuse ({n_blocks} block{'s' if n_blocks > 1 else ''})",
-        _percent(own["accuracy"]),
-        f"{_percent(low)} to {_percent(high)}",
-        _percent(own["macro_f1"]),
-        f"{own['log_loss']:.3f}",
-        f"{own['ece']:.3f}",
-        style="bold",
-    )
-    if where == "test":
-        nested = result["cv"]
-        low, high = nested["ci95"]
+        gain = baseline["pipeline_minus_baseline"][where]
+        points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
         table.add_row(
-            "  nested, training rows",
-            _percent(nested["accuracy"]),
-            f"{_percent(low)} to {_percent(high)}",
-            _percent(nested["macro_f1"]),
-            f"{nested['log_loss']:.3f}",
-            f"{nested['ece']:.3f}",
+            own, *_accuracy_cells(baseline[where]), f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+        )
+    own = f"layerfuse ({n_blocks} block{'s' if n_blocks > 1 else ''})"
+    table.add_row(own, *_accuracy_cells(result[where]), "", style="bold")
+    if where == "test":
+        table.add_row("  nested, training rows", *_accuracy_cells(result["cv"]), "")
+    return table
+
+
+def _accuracy_cells(measured: Mapping[str, Any]) -> tuple[str, str, str]:
+    low, high = measured["ci95"]
+    interval = f"{_percent(low)} to {_percent(high)}"
+    return _percent(measured["accuracy"]), interval, _percent(measured["macro_f1"])
+
+
+def _cost_table(result: Mapping[str, Any]) -> Table:
+    """Accuracy against cost, the most accurate first."""
+    table = Table(title="Accuracy (nested, training rows) and cost", title_justify="left")
+    for name in ("pipeline", "accuracy", "ms a text", "MB", "dims", "front"):
+        table.add_column(name, justify="left" if name in ("pipeline", "front") else "right")
+    for row in result["pareto"]:
+        table.add_row(
+            row["name"].replace("_", " "),
+            _percent(row["accuracy"]),
+            f"{row['ms_per_text']:.1f}",
+            f"{row['memory_mb']:.0f}",
+            str(row["dims"]),
+            "*" if row["on_front"] else "",
+            style="bold" if row["name"] == "pipeline" else "",
         )
     return table
 

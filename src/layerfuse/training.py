@@ -3,26 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.calibration import TemperatureCalibrator, fit_calibration
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Blocks, FusedModel, Plan, train
 from layerfuse.scoring import Probed, probe_rows, stratified_folds
 from layerfuse.search import Found, Recipe, search
 
-__all__ = ["Procedure", "Training", "pipeline"]
+__all__ = ["OutOfFold", "Procedure", "Training", "pipeline"]
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
 
 Procedure: TypeAlias = Callable[[Found, BlockScores], Plan]
 """A way to arrive at a plan from what the rows of a fold say."""
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What models said of rows that they had not seen.
+
+    ``logits`` (n, n_classes) of a row come from the plan with the number ``plan_of`` (n,) in
+    ``plans``; two plans need not have logits of one scale.
+    """
+
+    logits: Floats
+    plan_of: Labels
+    plans: list[Plan]
+
+    @classmethod
+    def empty(cls, n: int, n_classes: int) -> OutOfFold:
+        return cls(np.zeros((n, n_classes), dtype=np.float32), np.zeros(n, dtype=np.intp), [])
+
+    def add(self, rows: Labels, plan: Plan, logits: Floats) -> None:
+        """Fill in the rows of one fold."""
+        self.logits[rows] = logits
+        self.plan_of[rows] = len(self.plans)
+        self.plans.append(plan)
+
+    def calibrated(self, calibration: str, y: Labels) -> npt.NDArray[np.float64]:
+        """Probabilities (n, n_classes), with one temperature for each kind of model."""
+        proba = np.zeros(self.logits.shape)
+        kinds = [(plan.fusion, plan.head) for plan in self.plans]
+        for kind in dict.fromkeys(kinds):
+            numbers = [number for number, other in enumerate(kinds) if other == kind]
+            rows = np.isin(self.plan_of, numbers)
+            calibrator = fit_calibration(calibration, self.logits[rows], y[rows])
+            proba[rows] = calibrator.predict_proba(self.logits[rows])
+        return proba
 
 
 def pipeline(found: Found, scores: BlockScores) -> Plan:
@@ -70,9 +105,8 @@ class Training:
 
     def out_of_fold(
         self, procedures: Mapping[str, Procedure], n_folds: int, reporter: Reporter = SILENT
-    ) -> dict[str, Floats]:
-        """Logits (n_measured, n_classes) of each procedure, by models that never saw the row's
-        label.
+    ) -> dict[str, OutOfFold]:
+        """Predict each measured row by models that never saw its label.
 
         The search runs anew inside each fold, so that what is measured is the whole procedure,
         choosing included (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are
@@ -81,38 +115,34 @@ class Training:
         y = self.y[self.rows]
         task = self.recipe.task
         folds = stratified_folds(y, n_folds, task.seed)
-        logits = {
-            name: np.zeros((len(y), task.n_classes), dtype=np.float32) for name in procedures
-        }
 
-        def one_fold(fold: tuple[Labels, Labels]) -> tuple[Labels, dict[str, Floats]]:
+        def one_fold(fold: tuple[Labels, Labels]) -> dict[str, tuple[Plan, Floats]]:
             rows, held = fold
             probed = probe_rows(self.probed, rows, y[rows])
             found = search(probed, y[rows], self.recipe)
-            done: dict[Plan, Floats] = {}
-            plans = {name: procedure(found, probed.scores) for name, procedure in procedures.items()}
-            for plan in plans.values():
-                if plan not in done:
-                    others = {b: self._held(b, rows, held) for b in plan.blocks}
-                    done[plan] = train(plan, probed.coordinates, y[rows], task).logits(others)
-            return held, {name: done[plan] for name, plan in plans.items()}
+            plans = {name: choose(found, probed.scores) for name, choose in procedures.items()}
+            logits = {plan: self._predict(plan, rows, held) for plan in set(plans.values())}
+            return {name: (plan, logits[plan]) for name, plan in plans.items()}
 
+        results = {name: OutOfFold.empty(len(y), task.n_classes) for name in procedures}
         with reporter.task("nested resampling", len(folds), "folds") as advance:
-            for held, predicted in spread(one_fold, folds):
-                for name, values in predicted.items():
-                    logits[name][held] = values
+            for (_, held), fold in zip(folds, spread(one_fold, folds), strict=True):
+                for name, (plan, logits) in fold.items():
+                    results[name].add(held, plan, logits)
                 advance(1)
-        return logits
+        return results
 
-    def _held(self, block: BlockRef, rows: Labels, held: Labels) -> Floats:
-        """Coordinates of held-out rows, centred as those of the other rows are."""
-        Z = self.probed.coordinates[block]
-        return np.asarray(Z[held] - Z[rows].mean(axis=0))
+    def _predict(self, plan: Plan, rows: Labels, held: Labels) -> Floats:
+        """Train on some of the measured rows, predict the logits of others."""
+        known, others = {}, {}
+        for block in plan.blocks:
+            Z = self._coordinates(block)
+            mean = Z[self.rows[rows]].mean(axis=0)
+            known[block], others[block] = Z[self.rows[rows]] - mean, Z[self.rows[held]] - mean
+        return train(plan, known, self.y[self.rows[rows]], self.recipe.task).logits(others)
 
     def _coordinates(self, block: BlockRef) -> Floats:
-        """Coordinates of all rows."""
-        if len(self.rows) == len(self.y):
-            return self.probed.coordinates[block]
+        """Principal coordinates of all rows, (n, rank)."""
         if block not in self._kept:
             self._kept[block] = self.probed.axes[block].transform(self._embeddings[block])
         return self._kept[block]

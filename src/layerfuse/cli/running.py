@@ -48,7 +48,26 @@ def fit(
         str | None, typer.Option(help="greedy, top_k, best or last (greedy).")
     ] = None,
     max_blocks: Annotated[int | None, typer.Option(help="The most blocks to fuse (5).")] = None,
-    head: Annotated[str | None, typer.Option(help="ridge or logistic (ridge).")] = None,
+    max_dims: Annotated[int | None, typer.Option(help="The most dimensions to fuse.")] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(help="The most milliseconds that a text may take.")
+    ] = None,
+    max_parameters: Annotated[
+        int | None, typer.Option(help="The most parameters of the layers that are run.")
+    ] = None,
+    max_memory_mb: Annotated[
+        float | None, typer.Option(help="The most MB of weights of the layers that are run.")
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, concat, sum, mean, hadamard, matmul, quaternion, cooccurrence, tensor, "
+            "scalar_mix, gated, bilinear, voting or stacking; most also as NAME+residual (auto)."
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="auto, ridge, logistic, kernel or mlp (auto).")
+    ] = None,
     class_weight: Annotated[
         str | None, typer.Option(help="balanced weighs rare classes up.")
     ] = None,

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse import __version__
-from layerfuse.blocks import BlockRef
 from layerfuse.catalog import load_dataset
 from layerfuse.commands.places import check_new_folder, open_store
 from layerfuse.commands.using import encode_labels
@@ -22,8 +21,10 @@ from layerfuse.errors import ConfigError
 from layerfuse.estimator import LayerFusionClassifier
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_folder, write_json
-from layerfuse.metrics import evaluate_predictions, paired_difference
+from layerfuse.metrics import evaluate_predictions
+from layerfuse.resources import Budget, pipeline_cost
 from layerfuse.scoring import check_scorer, score_blocks
+from layerfuse.verdict import Rows, compare_baselines, decide, tradeoffs
 
 __all__ = ["check_numbers", "fit", "make_classifier", "profile", "read_data"]
 
@@ -63,6 +64,9 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
             "method": classifier.selection_.method,
             "blocks": [asdict(block) for block in classifier.selection_.blocks],
             "gains": list(classifier.selection_.gains_),
+            "fusion": classifier.plan_.fusion,
+            "head": classifier.plan_.head,
+            "trials": [trial.to_dict() for trial in classifier.trials_],
         },
         "profile": _profile_rows(classifier.profile_),
         "cv": classifier.cv_.to_dict(),
@@ -70,32 +74,30 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         "truncated_share": classifier.truncated_share_,
     }
     measuring = time.perf_counter()
-    embeddings = None
-    if test is None:
-        truth, proba = classifier.out_of_fold()
-    else:
+    truth, nested = classifier.out_of_fold()
+    n_classes = len(classifier.classes_)
+    cv_rows = Rows(truth, nested.argmax(axis=1), n_classes, config.seed)
+    embeddings, test_rows = None, None
+    if test is not None:
         truth = encode_labels(classifier.classes_, test.labels or ())
         embeddings = classifier.extract(test.texts)
         proba = classifier.model_.predict_proba(embeddings)
         result["test"] = evaluate_predictions(truth, proba, seed=config.seed).to_dict()
+        test_rows = Rows(truth, proba.argmax(axis=1), n_classes, config.seed)
     reading_test = time.perf_counter()
-    where = "cv" if test is None else "test"
     baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
-    predicted = proba.argmax(axis=1)
-    n_classes = len(classifier.classes_)
-    result["baselines"] = [
-        {
-            "name": baseline.name,
-            **({"encoder": baseline.encoder} if baseline.encoder else {}),
-            "blocks": [str(block) for block in baseline.blocks],
-            where: _accuracy(truth, baseline.predicted, n_classes, config.seed),
-            "pipeline_minus_baseline": paired_difference(
-                predicted == truth, baseline.predicted == truth, seed=config.seed
-            ).to_dict(),
-        }
-        for baseline in baselines
-    ]
-    result["verdict"] = _verdict(result, where)
+    comparisons = compare_baselines(baselines, cv_rows, test_rows, classifier.costs_)
+    cost = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
+    result["cost"] = cost.to_dict()
+    result["baselines"] = [comparison.to_dict() for comparison in comparisons]
+    result["verdict"] = decide(
+        comparisons,
+        classifier.plan_,
+        cost,
+        classifier.profile_,
+        {encoder.name: encoder.n_layers for encoder in classifier.encoders_},
+    ).to_dict()
+    result["pareto"] = tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy.value)
     ended = time.perf_counter()
     result["timings"] = {
         **classifier.timings_,
@@ -144,6 +146,13 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         pooling=config.pooling,
         selection=config.selection,
         max_blocks=config.max_blocks,
+        budget=Budget(
+            dims=config.max_dims,
+            ms_per_text=config.max_ms,
+            parameters=config.max_parameters,
+            memory_mb=config.max_memory_mb,
+        ),
+        fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
         calibration=config.calibration,
@@ -187,48 +196,8 @@ def _run_folder(config: FitConfig) -> Path:
     return run
 
 
-def _accuracy(truth: Labels, predicted: Labels, n_classes: int, seed: int) -> dict[str, Any]:
-    """Accuracy and macro-F1 of class indices, with the accuracy's interval."""
-    certain = np.eye(n_classes)[predicted]
-    measured = evaluate_predictions(truth, certain, seed=seed)
-    return {
-        "accuracy": measured.accuracy.value,
-        "macro_f1": measured.macro_f1.value,
-        "ci95": [measured.accuracy.low, measured.accuracy.high],
-    }
-
-
 def _profile_rows(scores: Any) -> list[dict[str, Any]]:
     return [
         {**asdict(score.block), **{k: v for k, v in score.to_dict().items() if k != "block"}}
         for score in scores
     ]
-
-
-def _verdict(result: dict[str, Any], where: str) -> dict[str, Any]:
-    """The pipeline against the last layer that is the most accurate one on training rows."""
-    accuracy = {
-        f"{row['encoder']}:{row['layer']}:{row['pooling']}": row["accuracy"]
-        for row in result["profile"]
-    }
-    rivals = [entry for entry in result["baselines"] if entry["name"] == "last_layer"]
-    rival = max(rivals, key=lambda entry: accuracy[entry["blocks"][0]])
-    gain = rival["pipeline_minus_baseline"]
-    points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
-    rows = "test rows" if where == "test" else "training rows, out of fold"
-    n_layers = {encoder["name"]: encoder["layers"] for encoder in result["encoders"]}
-    layer = BlockRef.parse(rival["blocks"][0]).layer
-    is_last = layer == n_layers[rival["encoder"]]
-    name = "last layer" if is_last else f"layer {layer}, the highest that was read"
-    against = f"{rival['encoder']}'s {name} ({100 * rival[where]['accuracy']:.1f} %)"
-    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
-    if low > 0:
-        sentence = f"fusion adds {points:.1f} points ({interval}) over {against} on {rows}."
-    elif high < 0:
-        sentence = f"fusion loses {-points:.1f} points ({interval}) against {against} on {rows}."
-    else:
-        sentence = (
-            f"no clear gain over {against} on {rows}: {points:+.1f} points ({interval}); "
-            "that layer alone is simpler."
-        )
-    return {"against": rival["blocks"], "gain": gain, "rows": where, "sentence": sentence}

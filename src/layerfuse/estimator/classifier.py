@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.baselines import Baseline, run_baselines
+from layerfuse.baselines import Baseline, rivals, run_baselines
 from layerfuse.blocks import BlockRef, Layers, Poolings
 from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
 from layerfuse.calibration import check_calibration, fit_calibration
@@ -27,12 +28,14 @@ from layerfuse.estimator.inputs import (
 )
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
-from layerfuse.heads import check_head
 from layerfuse.metrics import evaluate_predictions
-from layerfuse.model import Recipe, Training
+from layerfuse.pipeline import Task
+from layerfuse.resources import Budget, resolve_budget
 from layerfuse.scoring import probe_blocks, stratified_rows
-from layerfuse.selection import check_selection
+from layerfuse.search import Found, Recipe, check_recipe
+from layerfuse.selection import Allowance, check_selection
 from layerfuse.store import EmbeddingStore
+from layerfuse.training import OutOfFold, Training, pipeline
 
 __all__ = ["MEASURED_ROWS", "LayerFusionClassifier"]
 
@@ -40,11 +43,26 @@ MEASURED_ROWS = 10_000
 """Measuring and choosing use at most this many training rows, each class in its share."""
 
 
+_PIPELINE = "pipeline"  # the whole procedure, its search run anew in each fold
+_FIXED = "plan"  # what the search on all rows found, for the calibration of what ships
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What the last ``fit`` leaves for reports: ``proba`` and ``nested`` are out of fold."""
+
+    training: Training
+    found: Found
+    texts: list[str]
+    proba: npt.NDArray[np.float64]
+    nested: dict[str, OutOfFold]
+
+
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A text classifier on fused layers of frozen language models.
 
     ``fit`` reads every layer of every encoder in one pass, scores each block by a leave-one-out
-    ridge probe, chooses blocks, fuses them and trains a linear head on top. The method follows
+    ridge probe, chooses blocks, fuses them and trains a light head on top. The method follows
     Gwak and Jung, "Layer-Aware Embedding Fusion for LLMs in Text Classifications" (2025).
 
     Parameters
@@ -60,10 +78,19 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ``"greedy"``, ``"top_k"``, ``"best"`` or ``"last"``; see `select_blocks`.
     max_blocks
         The most blocks to fuse.
+    budget
+        More limits that the pipeline keeps: a `Budget` or a mapping with any of ``dims``,
+        ``ms_per_text``, ``parameters``, ``memory_mb`` (and ``blocks``).
     fusion
-        ``"concat"`` (block-scaled concatenation); ``"auto"`` means the same.
+        ``"concat"`` (block-scaled concatenation), ``"sum"``, ``"mean"``, ``"hadamard"``,
+        ``"matmul"``, ``"quaternion"``, ``"cooccurrence"``, ``"tensor"``, ``"scalar_mix"``,
+        ``"gated"``, ``"bilinear"``, each but the first also with ``"+residual"``; ``"voting"`` or
+        ``"stacking"``. ``"auto"`` takes what beats concatenation on training rows by more than one
+        standard error, else concatenation.
     head
-        ``"ridge"`` or ``"logistic"``; the penalty is found by cross-validation.
+        ``"ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``; the penalty is found by
+        cross-validation. ``"auto"`` takes ``"ridge"`` unless another beats it likewise.
+        ``"scalar_mix"``, ``"gated"``, ``"bilinear"`` and ``"voting"`` bring a head of their own.
     class_weight
         None, ``"balanced"``, or a mapping from label to weight.
     calibration
@@ -90,6 +117,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     classes_ : (n_classes,) the labels, sorted
     profile_ : BlockScores, how good each block is on the training rows
     selection_ : Selection, the blocks chosen and their gains
+    plan_ : Plan, the blocks, fusion and head that were trained
+    trials_ : tuple of Trial, the fusions and heads that were compared
     model_ : FusedModel, from blocks to probabilities
     encoders_ : tuple of the FrozenEncoder objects
     cv_ : Evaluation of nested out-of-fold predictions, choosing included
@@ -106,8 +135,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         pooling: Poolings = ("mean",),
         selection: str = "greedy",
         max_blocks: int = 5,
+        budget: Budget | Mapping[str, float] | None = None,
         fusion: str = "auto",
-        head: str = "ridge",
+        head: str = "auto",
         class_weight: str | Mapping[Any, float] | None = None,
         calibration: str = "temperature",
         templates: Mapping[str, str] | None = None,
@@ -126,6 +156,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.pooling = pooling
         self.selection = selection
         self.max_blocks = max_blocks
+        self.budget = budget
         self.fusion = fusion
         self.head = head
         self.class_weight = class_weight
@@ -171,24 +202,19 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         )
         self.profile_ = probed.scores
         selecting = time.perf_counter()
-        recipe = Recipe(
-            selection=self.selection,
-            max_blocks=self.max_blocks,
-            head=self.head,
-            n_classes=len(self.classes_),
-            class_weight=class_weights(self.class_weight, self.classes_, encoded),
-            n_folds=self.cv,
-            seed=self.random_state,
-        )
-        training = Training(embeddings, encoded, rows, probed, recipe)
-        self.selection_ = training.select()
+        training = Training(embeddings, encoded, rows, probed, self._recipe(encoded))
+        found = training.search(self._reporter)
+        self.selection_, self.plan_, self.trials_ = found.selection, found.plan, found.trials
         training_head = time.perf_counter()
-        model = training.fit(self.selection_.blocks)
+        model = training.fit(found.plan)
         resampling = time.perf_counter()
-        logits = training.out_of_fold(reporter=self._reporter)
-        calibrator = fit_calibration(self.calibration, logits, encoded[rows])
+        names = [encoder.name for encoder in self.encoders_]
+        procedures = {rival.key: rival.procedure for rival in rivals(names, self.max_blocks)}
+        procedures |= {_PIPELINE: pipeline, _FIXED: lambda *_: found.plan}
+        nested = training.out_of_fold(procedures, self.cv, reporter=self._reporter)
+        calibrator = fit_calibration(self.calibration, nested[_FIXED].logits, encoded[rows])
         self.model_ = model.with_temperature(calibrator)
-        proba = calibrator.predict_proba(logits)
+        proba = nested[_PIPELINE].calibrated(self.calibration, encoded[rows])
         self.cv_ = evaluate_predictions(encoded[rows], proba, seed=self.random_state)
         self.truncated_share_ = embeddings.truncated_share
         ended = time.perf_counter()
@@ -200,8 +226,23 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             "cv_s": ended - resampling,
             "total_s": ended - started,
         }
-        self._training = (training, texts, encoded, proba)
+        self._fitted = _Fitted(training, found, texts, proba, nested)
         return self
+
+    def _recipe(self, y: npt.NDArray[np.intp]) -> Recipe:
+        budget = resolve_budget(self.budget)
+        budget = replace(budget, blocks=min(self.max_blocks, budget.blocks or self.max_blocks))
+        return Recipe(
+            selection=self.selection,
+            allowance=Allowance(budget, self.costs_),
+            fusion=self.fusion,
+            head=self.head,
+            task=Task(
+                n_classes=len(self.classes_),
+                class_weight=class_weights(self.class_weight, self.classes_, y),
+                seed=self.random_state,
+            ),
+        )
 
     def predict_proba(self, X: Sequence[str]) -> npt.NDArray[np.float64]:
         """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
@@ -265,17 +306,25 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     ) -> list[Baseline]:
         """Predictions of the baselines, each trained on the rows of the last ``fit``.
 
-        On test texts and their blocks (from `extract`) when they are given, else out of fold on
-        the measured training rows. Only right after ``fit``: a loaded classifier has no rows.
+        Out of fold for the measured training rows, and for test texts and their blocks (from
+        `extract`) when they are given. Only right after ``fit``: a loaded classifier has no rows.
         """
-        training, texts, y, _ = self._rows_of_fit()
-        test = None if X_test is None or embeddings is None else (X_test, embeddings)
-        return run_baselines(training, texts, y, self.profile_, test, self._reporter)
+        fitted = self._rows_of_fit()
+        return run_baselines(
+            fitted.training,
+            fitted.found,
+            lambda rival: fitted.nested[rival.key].logits,
+            fitted.texts,
+            None if X_test is None or embeddings is None else (X_test, embeddings),
+            n_folds=self.cv,
+            max_blocks=self.max_blocks,
+            reporter=self._reporter,
+        )
 
     def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
-        training, _, y, proba = self._rows_of_fit()
-        return y[training.rows], proba
+        fitted = self._rows_of_fit()
+        return fitted.training.y[fitted.training.rows], fitted.proba
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, card); see `load`."""
@@ -301,7 +350,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_training", None)
+        state.pop("_fitted", None)
         state["reporter"] = None
         return state
 
@@ -316,16 +365,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _reporter(self) -> Reporter:
         return self.reporter or SILENT
 
-    def _rows_of_fit(self) -> tuple[Training, list[str], Any, Any]:
-        if not hasattr(self, "_training"):
+    def _rows_of_fit(self) -> _Fitted:
+        if not hasattr(self, "_fitted"):
             raise ConfigError("The training rows are gone (loaded or unpickled); call fit first.")
-        return self._training
+        return self._fitted
 
     def _check_parameters(self) -> None:
-        if self.fusion not in ("auto", "concat"):
-            raise ConfigError(f"Unknown fusion {self.fusion!r}. Choose from auto, concat.")
-        check_selection(self.selection, self.max_blocks)
-        check_head(self.head)
+        check_recipe(self.fusion, self.head)
+        check_selection(self.selection)
+        resolve_budget(self.budget)
+        if self.max_blocks < 1:
+            raise ConfigError(f"max_blocks={self.max_blocks} chooses nothing; give at least 1.")
         check_calibration(self.calibration)
         check_class_weight(self.class_weight)
         if self.cv < 2:

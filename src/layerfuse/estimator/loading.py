@@ -9,6 +9,7 @@ from layerfuse.bundle import load_bundle
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import FormatError
 from layerfuse.estimator.classifier import LayerFusionClassifier
+from layerfuse.heads import HEADS
 
 __all__ = ["load"]
 
@@ -57,9 +58,12 @@ def load(
             )
         top = max(block.layer for block in bundle.model.blocks if block.encoder == spec.name)
         opened.append(encoder.truncate(top))
+    model = bundle.model
     classifier = LayerFusionClassifier(
-        encoders=tuple(opened), head=bundle.model.head.kind, max_blocks=len(bundle.model.blocks)
+        encoders=tuple(opened), max_blocks=len(model.blocks), fusion=model.model.fusion.name
     )
+    if model.model.head.kind in HEADS:  # else it came with the fusion
+        classifier.head = model.model.head.kind
     classifier.encoders_ = tuple(opened)
     classifier.classes_ = bundle.classes
     classifier.model_ = bundle.model

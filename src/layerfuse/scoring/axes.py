@@ -9,14 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import DataError
+from layerfuse.files import take_tensor
 from layerfuse.scoring.ridge import Spectrum
 
-__all__ = ["N_COMPONENTS", "PrincipalAxes"]
+__all__ = ["N_AXES", "N_SEARCHED", "PrincipalAxes"]
 
 Floats = npt.NDArray[np.float32]
 
-N_COMPONENTS = 200
-"""The most axes that are kept of each block."""
+N_AXES = 512
+"""The most axes of a block that heads see."""
+
+N_SEARCHED = 200
+"""The most leading axes of a block that choosing looks at."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class PrincipalAxes:
         scale: npt.NDArray[np.floating],
         Z: npt.NDArray[np.floating],
         space: Spectrum,
-        n: int,
     ) -> PrincipalAxes:
-        """The ``n`` leading axes of standardised features ``Z`` (n_rows, dim), decomposed."""
-        turned = space.rotated[:, :n] / space.eigenvalues[:n]
-        return cls(
-            mean.astype(np.float32), scale.astype(np.float32), (Z.T @ turned).astype(np.float32)
-        )
+        """The leading axes of standardised features ``Z`` (n_rows, dim), decomposed.
+
+        A constant block has no axis; it gets one of zeros, so that it stays a block.
+        """
+        turned = space.rotated[:, :N_AXES] / space.eigenvalues[:N_AXES]
+        axes = Z.T @ turned if turned.shape[1] else np.zeros((Z.shape[1], 1))
+        return cls(mean.astype(np.float32), scale.astype(np.float32), axes.astype(np.float32))
 
     @property
     def dim(self) -> int:
@@ -77,5 +82,7 @@ class PrincipalAxes:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Floats]) -> PrincipalAxes:
-        """The inverse of `arrays`."""
-        return cls(arrays["mean"], arrays["scale"], arrays["axes"])
+        """The inverse of `arrays`; a FormatError when they are missing or do not fit together."""
+        axes = take_tensor(arrays, "axes", None, None)
+        dim = len(axes)
+        return cls(take_tensor(arrays, "mean", dim), take_tensor(arrays, "scale", dim), axes)

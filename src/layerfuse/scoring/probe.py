@@ -13,7 +13,7 @@ from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import spread
-from layerfuse.scoring.axes import N_COMPONENTS, PrincipalAxes
+from layerfuse.scoring.axes import N_SEARCHED, PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds
 from layerfuse.scoring.ridge import (
     Spectrum,
@@ -33,7 +33,10 @@ _LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
 
 @dataclass(frozen=True)
 class Probed:
-    """Scores, each block's leading principal coordinates (n, rank), and the axes that gave them."""
+    """Scores, each block's leading principal coordinates (n, columns), and its principal axes.
+
+    There are fewer coordinates than axes: they are for choosing, where many blocks are compared.
+    """
 
     scores: BlockScores
     coordinates: Mapping[BlockRef, npt.NDArray[np.float32]]
@@ -62,7 +65,7 @@ def score_blocks(
     DataError
         When rows and labels differ in number, or there is only one class.
     """
-    return probe_blocks(embeddings, y, scorer, n_components=0, reporter=reporter).scores
+    return probe_blocks(embeddings, y, scorer, reporter=reporter).scores
 
 
 def probe_blocks(
@@ -70,10 +73,9 @@ def probe_blocks(
     y: npt.ArrayLike,
     scorer: str = "ridge",
     *,
-    n_components: int = N_COMPONENTS,
     reporter: Reporter = SILENT,
 ) -> Probed:
-    """`score_blocks`, keeping each block's leading ``n_components`` principal coordinates."""
+    """`score_blocks`, keeping each block's leading principal coordinates and its axes."""
     check_scorer(scorer)
     classes, encoded = np.unique(np.asarray(y), return_inverse=True)
     if len(classes) < 2:
@@ -89,8 +91,9 @@ def probe_blocks(
         Z = (features - mean) * scale
         space = decompose(Z)
         score = SCORERS[scorer](block, space, encoded, len(classes))
-        axes = PrincipalAxes.of(mean, scale, Z, space, n_components)
-        return score, axes, np.ascontiguousarray(space.rotated[:, : axes.rank], dtype=np.float32)
+        axes = PrincipalAxes.of(mean, scale, Z, space)
+        leading = space.rotated[:, :N_SEARCHED] if space.rotated.shape[1] else Z[:, :1]
+        return score, axes, np.ascontiguousarray(leading, dtype=np.float32)
 
     scores, coordinates, axes = [], {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:

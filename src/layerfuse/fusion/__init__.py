@@ -1,0 +1,13 @@
+"""Combining the embeddings of several blocks into one feature matrix."""
+
+from layerfuse.fusion.base import FittedFusion, Fusion
+from layerfuse.fusion.fitting import FUSIONS, check_fusion, fit_fusion, load_fusion
+
+__all__ = [
+    "FUSIONS",
+    "FittedFusion",
+    "Fusion",
+    "check_fusion",
+    "fit_fusion",
+    "load_fusion",
+]

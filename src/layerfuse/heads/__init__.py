@@ -1,0 +1,29 @@
+"""The classifier that ships, over fused features."""
+
+from layerfuse.heads.fitting import (
+    HEADS,
+    Head,
+    check_head,
+    fit_head,
+    load_head,
+    row_weights,
+    search_penalty,
+)
+from layerfuse.heads.kernel import KernelHead
+from layerfuse.heads.linear import NEVER, LinearHead, fit_ridge
+from layerfuse.heads.neural import MlpHead
+
+__all__ = [
+    "HEADS",
+    "NEVER",
+    "Head",
+    "KernelHead",
+    "LinearHead",
+    "MlpHead",
+    "check_head",
+    "fit_head",
+    "fit_ridge",
+    "load_head",
+    "row_weights",
+    "search_penalty",
+]

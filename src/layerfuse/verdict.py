@@ -1,0 +1,253 @@
+"""Whether the pipeline was worth it: against each baseline, on the same rows, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.baselines import Baseline
+from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.metrics import PairedDifference, evaluate_predictions, paired_difference
+from layerfuse.pipeline import Plan
+from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
+
+__all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "tradeoffs"]
+
+Labels = npt.NDArray[np.intp]
+
+_SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Class indices (n,) of some rows, and the pipeline's predictions for them."""
+
+    truth: Labels
+    predicted: Labels
+    n_classes: int
+    seed: int
+
+    def measure(self, predicted: Labels) -> dict[str, Any]:
+        """Accuracy with its 95 % interval and macro-F1 of class indices (n,)."""
+        measured = evaluate_predictions(
+            self.truth, np.eye(self.n_classes)[predicted], seed=self.seed
+        )
+        return {
+            "accuracy": measured.accuracy.value,
+            "macro_f1": measured.macro_f1.value,
+            "ci95": [measured.accuracy.low, measured.accuracy.high],
+        }
+
+    def minus(self, predicted: Labels) -> PairedDifference:
+        """The pipeline's accuracy minus that of other predictions (n,)."""
+        return paired_difference(
+            self.predicted == self.truth, predicted == self.truth, seed=self.seed
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The pipeline against one baseline.
+
+    ``measured`` and ``gain`` (the pipeline's accuracy minus the baseline's) go by ``"cv"`` (nested
+    out-of-fold predictions of training rows) and ``"test"``; ``cost`` is None where no encoder is
+    read.
+    """
+
+    baseline: Baseline
+    measured: Mapping[str, Mapping[str, Any]]
+    gain: Mapping[str, PairedDifference]
+    cost: PipelineCost | None
+
+    def to_dict(self) -> dict[str, Any]:
+        plan = self.baseline.plan
+        return {
+            "name": self.baseline.name,
+            **({"encoder": self.baseline.encoder} if self.baseline.encoder else {}),
+            "blocks": [] if plan is None else [str(block) for block in plan.blocks],
+            **self.measured,
+            "pipeline_minus_baseline": {name: gain.to_dict() for name, gain in self.gain.items()},
+            "cost": None if self.cost is None else self.cost.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence, and what it rests on.
+
+    ``gained`` says whether the pipeline beats the last layer of the best single encoder with the
+    95 % interval above 0, on ``rows``; ``recommended`` names the cheapest way that the pipeline
+    does not beat by nested resampling (``"pipeline"`` when it beats all); ``time_ratio`` is its
+    time per text over the last layer's.
+    """
+
+    sentence: str
+    gained: bool
+    against: tuple[str, ...]
+    gain: PairedDifference
+    rows: str
+    recommended: str
+    time_ratio: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "gain": self.gain.to_dict(), "against": list(self.against)}
+
+
+def compare_baselines(
+    baselines: Sequence[Baseline],
+    cv: Rows,
+    test: Rows | None,
+    costs: Mapping[str, EncoderCost],
+) -> list[Comparison]:
+    """Measure the pipeline against each baseline on the same rows.
+
+    Parameters
+    ----------
+    baselines
+        From `run_baselines`.
+    cv, test
+        Measured training rows with nested predictions, and test rows if there are any.
+    costs
+        What reading each encoder costs, by its name.
+    """
+    found = []
+    for baseline in baselines:
+        guesses = {"cv": (cv, baseline.out_of_fold)}
+        if test is not None and baseline.predicted is not None:
+            guesses["test"] = (test, baseline.predicted)
+        found.append(
+            Comparison(
+                baseline,
+                {name: rows.measure(guess) for name, (rows, guess) in guesses.items()},
+                {name: rows.minus(guess) for name, (rows, guess) in guesses.items()},
+                None if baseline.plan is None else pipeline_cost(baseline.plan.blocks, costs),
+            )
+        )
+    return found
+
+
+def decide(
+    comparisons: Sequence[Comparison],
+    plan: Plan,
+    cost: PipelineCost,
+    scores: BlockScores,
+    n_layers: Mapping[str, int],
+) -> Verdict:
+    """Put the comparisons into one sentence that a person can act on.
+
+    The rival is the last layer that scores best on training rows; what is recommended follows from
+    training rows too, so that the test set decides nothing.
+    """
+    where = "test" if "test" in comparisons[0].gain else "cv"
+    by_name: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_name.setdefault(comparison.baseline.name, []).append(comparison)
+    accuracy = {score.block: score.accuracy for score in scores}
+    rival = max(by_name["last_layer"], key=lambda item: accuracy[_blocks(item)[0]])
+    gain = rival.gain[where]
+    ratio = _ratio(cost, rival.cost)
+    simpler = [item for name in _SIMPLER for item in by_name.get(name, []) if item.cost != cost]
+    enough = [item for item in simpler if item.gain["cv"].low <= 0]
+    cheapest = min(enough, key=_price, default=None)
+    return Verdict(
+        sentence=_sentence(rival, gain, where, ratio, cheapest, plan, n_layers),
+        gained=gain.low > 0,
+        against=tuple(str(block) for block in _blocks(rival)),
+        gain=gain,
+        rows=where,
+        recommended="pipeline" if cheapest is None else cheapest.baseline.name,
+        time_ratio=ratio,
+    )
+
+
+def tradeoffs(
+    comparisons: Sequence[Comparison], plan: Plan, cost: PipelineCost, accuracy: float
+) -> list[dict[str, Any]]:
+    """Pipelines by falling accuracy (nested, on training rows), each with its cost.
+
+    ``on_front`` marks those that no other beats in accuracy, time, memory and dimensions at once
+    (the Pareto front). Pipelines on the same blocks appear once.
+    """
+    points = {plan.blocks: ("pipeline", accuracy, cost)}
+    for item in comparisons:
+        if item.cost is not None and item.baseline.plan is not None:
+            name = item.baseline.name + (
+                f" ({item.baseline.encoder})" if item.baseline.name.startswith("last") else ""
+            )
+            found = (name, float(item.measured["cv"]["accuracy"]), item.cost)
+            points.setdefault(item.baseline.plan.blocks, found)
+    front = {point.name for point in pareto_front(points.values())}
+    rows = [
+        {
+            "name": name,
+            "blocks": [str(block) for block in blocks],
+            "accuracy": share,
+            **own.to_dict(),
+            "on_front": name in front,
+        }
+        for blocks, (name, share, own) in points.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["accuracy"], row["ms_per_text"]))
+
+
+def _blocks(item: Comparison) -> tuple[BlockRef, ...]:
+    return () if item.baseline.plan is None else item.baseline.plan.blocks
+
+
+def _price(item: Comparison) -> tuple[float, float]:
+    return (0.0, 0.0) if item.cost is None else (item.cost.ms_per_text, item.cost.dims)
+
+
+def _ratio(cost: PipelineCost, other: PipelineCost | None) -> float | None:
+    return cost.ms_per_text / other.ms_per_text if other and other.ms_per_text > 0 else None
+
+
+def _sentence(
+    rival: Comparison,
+    gain: PairedDifference,
+    where: str,
+    ratio: float | None,
+    simpler: Comparison | None,
+    plan: Plan,
+    n_layers: Mapping[str, int],
+) -> str:
+    points, low, high = (100 * value for value in (gain.difference, gain.low, gain.high))
+    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+    rows = "test rows" if where == "test" else "training rows, out of fold"
+    (block,) = _blocks(rival)
+    name = (
+        "last layer"
+        if block.layer == n_layers[block.encoder]
+        else f"layer {block.layer}, the highest that was read"
+    )
+    over = f"{block.encoder}'s {name} ({100 * rival.measured[where]['accuracy']:.1f} %)"
+    price = "" if ratio is None else f", at {ratio:.1f}x its time"
+    what = "fusion" if len(plan.blocks) > 1 else f"block {plan.blocks[0]}"
+    if gain.low > 0:
+        sentence = f"{what} adds {points:.1f} points ({interval}) over {over} on {rows}{price}."
+    elif gain.high < 0:
+        sentence = (
+            f"{what} loses {-points:.1f} points ({interval}) against {over} on {rows}{price}."
+        )
+    else:
+        sentence = f"no clear gain over {over} on {rows}: {points:+.1f} points ({interval}){price}."
+    if simpler is None:
+        return sentence
+    return f"{sentence} Simpler and not clearly worse by cross-validation: {_advice(simpler)}."
+
+
+def _advice(item: Comparison) -> str:
+    """A baseline, and how to have it."""
+    accuracy = f"{100 * item.measured['cv']['accuracy']:.1f} %"
+    blocks = ", ".join(str(block) for block in _blocks(item))
+    return {
+        "majority": f"always the most frequent label ({accuracy}); nothing predicts the labels",
+        "tfidf": f"TF-IDF with logistic regression ({accuracy})",
+        "last_layer": f"{blocks} alone ({accuracy}; selection='last')",
+        "best_block": f"{blocks} alone ({accuracy}; selection='best')",
+        "last_matched": f"the last layers {blocks} ({accuracy})",
+    }[item.baseline.name]
