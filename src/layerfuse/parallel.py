@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 __all__ = ["n_cores", "spread"]
 
@@ -20,13 +21,19 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     few hundred that is faster than many threads on one call, and on a machine that is busy with
     other work it is many times faster: threads of one call wait for each other.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
     with (
-        threadpool_limits(limits=1, user_api="blas"),
+        _controller().limit(limits=1, user_api="blas"),
         ThreadPoolExecutor(n_cores()) as executor,
     ):
         yield from executor.map(function, items)
+
+
+@cache
+def _controller() -> Any:
+    """Finding the libraries takes longer than many a call."""
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()
 
 
 def n_cores() -> int:

@@ -16,8 +16,14 @@ from layerfuse.fusion import check_fusion
 from layerfuse.heads import check_head
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task, train
-from layerfuse.scoring import Probed, one_hot, stratified_folds, stratified_rows
-from layerfuse.selection import Allowance, choose
+from layerfuse.scoring import (
+    Probed,
+    find_interaction,
+    one_hot,
+    stratified_folds,
+    stratified_rows,
+)
+from layerfuse.selection import Allowance, choose, is_informative, selection_of
 
 __all__ = ["AUTO", "Found", "Recipe", "Trial", "check_recipe", "search"]
 
@@ -45,6 +51,7 @@ _FUSIONS = (
     "bilinear+residual",
 )
 _HEADS = ("logistic", "kernel")
+_PRODUCTS = "tensor+residual"  # for two blocks that say something only through their products
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,9 @@ class Trial:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the gain is above one standard error, and not bought with accuracy."""
-        return self.gain > self.gain_se and self.accuracy_gain >= 0
+        """Whether the gain is above two standard errors (the best of many is above one by chance),
+        and not bought with accuracy."""
+        return self.gain > 2 * self.gain_se and self.accuracy_gain >= 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,7 +113,8 @@ def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILEN
     Fusions and heads are compared by successive halving (Jamieson and Talwalkar, AISTATS 2016):
     all on a few rows, the few that beat concatenation with a ridge head on more. A rival is taken
     only when its gain is above one standard error; otherwise the plain one, which is cheaper,
-    stays.
+    stays. Where the chosen blocks say nothing, pairs of blocks are searched for products of their
+    coordinates that do.
 
     Parameters
     ----------
@@ -117,6 +126,14 @@ def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILEN
         What may be chosen.
     """
     selection = choose(probed, y, recipe.selection, recipe.allowance, reporter)
+    if recipe.fusion == AUTO and recipe.selection == "greedy":
+        targets = one_hot(y, recipe.task.n_classes)
+        if not is_informative(probed, selection.blocks, targets):
+            ranked = [score.block for score in probed.scores.ranking]
+            pair = find_interaction(probed.coordinates, ranked, targets)
+            if pair and recipe.allowance.allows(pair):
+                head = "ridge" if recipe.head == AUTO else recipe.head
+                return Found(selection_of(pair, probed, y), Plan(pair, _PRODUCTS, head), ())
     plain = Plan(
         selection.blocks,
         "concat" if recipe.fusion == AUTO else recipe.fusion,

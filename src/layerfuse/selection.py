@@ -14,9 +14,24 @@ from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import n_cores, spread
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.scoring import Probed, RidgeState, one_hot, probe_blocks
+from layerfuse.scoring import (
+    Probed,
+    RidgeState,
+    find_pair,
+    one_hot,
+    prior_errors,
+    probe_blocks,
+)
 
-__all__ = ["SELECTIONS", "Allowance", "check_selection", "choose", "select_blocks"]
+__all__ = [
+    "SELECTIONS",
+    "Allowance",
+    "check_selection",
+    "choose",
+    "is_informative",
+    "select_blocks",
+    "selection_of",
+]
 
 SELECTIONS = ("last", "best", "top_k", "greedy")
 
@@ -123,11 +138,19 @@ def choose(
         for block in ranked[:1] if method == "best" else ranked:
             if allowance.allows([*chosen, block]):
                 chosen.append(block)
+    return selection_of(chosen, probed, encoded, method)
+
+
+def selection_of(
+    blocks: Sequence[BlockRef], probed: Probed, y: npt.NDArray[np.intp], method: str = "greedy"
+) -> Selection:
+    """The selection of given blocks, in their order; ``y`` are class indices (n,)."""
+    targets = one_hot(y, int(y.max()) + 1)
     path = [
-        RidgeState.of([probed.coordinates[block] for block in chosen[: count + 1]], targets)
-        for count in range(len(chosen))
+        RidgeState.of([probed.coordinates[block] for block in blocks[: count + 1]], targets)
+        for count in range(len(blocks))
     ]
-    return _selection(chosen, method, probed.scores, targets, [state.loss for state in path])
+    return _selection(blocks, method, probed.scores, targets, [state.loss for state in path])
 
 
 def check_selection(method: str) -> None:
@@ -163,10 +186,12 @@ def _greedy(
     allowance: Allowance,
     reporter: Reporter,
 ) -> Selection:
-    chosen, losses = [ranked[0]], []
+    chosen, losses = _start(probed, ranked, targets, allowance), []
     # What each candidate brought when it was last tried, at first an unreachable hope.
-    hopes = {b: np.inf for b in _candidates(ranked) if b != chosen[0]}
+    hopes = {b: np.inf for b in _candidates(ranked) if b not in chosen}
     most = min(allowance.budget.blocks or len(ranked), len(ranked))
+    if len(chosen) > 1:  # a pair: the loss on the way to it
+        losses.append(RidgeState.of([probed.coordinates[chosen[0]]], targets).loss)
     with reporter.task("selecting", most, "blocks") as advance:
         while True:
             advance(1)
@@ -180,6 +205,29 @@ def _greedy(
             chosen.append(best)
             del hopes[best]
     return _selection(chosen, "greedy", probed.scores, targets, losses)
+
+
+def _start(
+    probed: Probed,
+    ranked: Sequence[BlockRef],
+    targets: npt.NDArray[np.float32],
+    allowance: Allowance,
+) -> list[BlockRef]:
+    """The best block, or the best pair where no block says anything for itself."""
+    best = [ranked[0]]
+    if is_informative(probed, best, targets):
+        return best
+    pair = find_pair(probed.coordinates, ranked, targets)
+    return list(pair) if pair and allowance.allows(pair) else best
+
+
+def is_informative(
+    probed: Probed, blocks: Sequence[BlockRef], targets: npt.NDArray[np.float32]
+) -> bool:
+    """Whether blocks, concatenated, beat the class frequencies by three standard errors."""
+    errors = RidgeState.of([probed.coordinates[block] for block in blocks], targets).errors
+    gains = prior_errors(targets) - errors
+    return bool(gains.mean() > 3 * gains.std() / np.sqrt(len(gains)))
 
 
 def _most_helpful(
@@ -218,9 +266,7 @@ def _selection(
     losses: Sequence[float],
 ) -> Selection:
     """``losses`` are those of the first block, the first two, and so on."""
-    n = len(targets)
-    alone = ((targets - targets.mean(axis=0)) * (n / max(n - 1, 1))) ** 2
-    gains = pairwise([float(alone.sum(axis=1).mean()), *losses])
+    gains = pairwise([float(prior_errors(targets).mean()), *losses])
     others = [s.block for s in scores.ranking if s.block not in chosen]
     ranking = dict.fromkeys(chosen, 1) | {b: 2 + i for i, b in enumerate(others)}
     blocks = [score.block for score in scores]

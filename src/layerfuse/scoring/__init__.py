@@ -21,6 +21,7 @@ from layerfuse.scoring.ridge import (
     spectrum,
     standardisation,
 )
+from layerfuse.scoring.screening import find_interaction, find_pair, prior_errors
 from layerfuse.scoring.similarity import linear_cka
 
 __all__ = [
@@ -33,10 +34,13 @@ __all__ = [
     "Spectrum",
     "check_scorer",
     "decompose",
+    "find_interaction",
+    "find_pair",
     "leave_one_out",
     "linear_cka",
     "measure_agreement",
     "one_hot",
+    "prior_errors",
     "probe_blocks",
     "probe_rows",
     "score_blocks",
