@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import complementarity, extraction, memory, scoring, warm
+from benchmarks import complementarity, extraction, fusions, memory, scoring, search, warm
 from benchmarks.common import save
 
 BENCHMARKS = {
@@ -13,6 +13,8 @@ BENCHMARKS = {
     "memory": memory.run,
     "warm": warm.run,
     "complementarity": complementarity.run,
+    "fusions": fusions.run,
+    "search": search.run,
 }
 
 

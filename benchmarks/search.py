@@ -1,0 +1,90 @@
+"""The search over all blocks of three encoders on MR, against exhaustive greedy search.
+
+The exhaustive search tries every block at every step, at its own best penalty, and stops at the
+same number of blocks. Both use the same principal coordinates; accuracy is that of the same head.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.fusions import MAX_BLOCKS, Data
+from layerfuse.blocks import BlockRef
+from layerfuse.errors import LayerfuseError
+from layerfuse.parallel import spread
+from layerfuse.pipeline import Plan, Task
+from layerfuse.resources import Budget
+from layerfuse.scoring import Probed, decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.search import Recipe
+from layerfuse.selection import Allowance
+from layerfuse.training import Training
+
+
+def run() -> list[dict[str, Any]]:
+    try:
+        data = Data.read("mr")
+    except LayerfuseError as error:
+        print(f"mr is left out: {error}")
+        return []
+    y = data.y
+    start = time.perf_counter()
+    probed = probe_blocks(data.train, y)
+    allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
+    recipe = Recipe("greedy", allowance, "auto", "auto", Task(int(y.max()) + 1))
+    training = Training(data.train, y, np.arange(len(y)), probed, recipe)
+    probing = time.perf_counter() - start
+    found = training.search()
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    chosen = exhaustive(probed, y, len(found.selection.blocks))
+    theirs = time.perf_counter() - start
+    targets = one_hot(y, int(y.max()) + 1)
+    measured = {}
+    for name, blocks in (("ours", found.selection.blocks), ("exhaustive", tuple(chosen))):
+        result = leave_one_out(decompose(_joined(probed, blocks)), targets)
+        test = training.fit(Plan(blocks)).logits(data.test).argmax(axis=1) == data.y_test
+        measured[name] = {
+            "blocks": [str(block) for block in blocks],
+            "loss": result.loss,
+            "leave_one_out_accuracy": float((result.predictions.argmax(axis=1) == y).mean()),
+            "test_accuracy": float(test.mean()),
+        }
+        print(name, measured[name])
+    print(f"{len(data.train)} blocks: {ours:.1f} s with probing ({probing:.1f} s)")
+    print(f"exhaustive greedy search: {theirs:.0f} s after probing")
+    return [
+        {
+            "dataset": "mr",
+            "blocks": len(data.train),
+            "rows": len(y),
+            "ours_s": ours,
+            "probing_s": probing,
+            "exhaustive_s": theirs,
+            "fusion": found.plan.fusion,
+            "head": found.plan.head,
+            **measured,
+        }
+    ]
+
+
+def exhaustive(probed: Probed, y: npt.NDArray[np.intp], n_blocks: int) -> list[BlockRef]:
+    """Forward selection that tries every block at every step, each at its best penalty."""
+    targets = one_hot(y, int(y.max()) + 1)
+    chosen: list[BlockRef] = []
+    for _ in range(n_blocks):
+        rest = [block for block in probed.coordinates if block not in chosen]
+
+        def loss(block: BlockRef) -> float:
+            return leave_one_out(decompose(_joined(probed, [*chosen, block])), targets).loss
+
+        losses = dict(zip(rest, spread(loss, rest), strict=True))
+        chosen.append(min(losses, key=lambda block: losses[block]))
+    return chosen
+
+
+def _joined(probed: Probed, blocks: Any) -> npt.NDArray[Any]:
+    return np.concatenate([probed.coordinates[block] for block in blocks], axis=1)
