@@ -38,6 +38,7 @@ ORDER = (
     "pipeline",
     "search",
     "training",
+    "learning_curve",
     "baselines",
     "verdict",
     "bundle",
