@@ -47,6 +47,7 @@ ORDER = (
     "terminal",
     "report",
     "report_pairs",
+    "report_curve",
     "cli",
     "__main__",
 )

@@ -83,7 +83,7 @@ class CurvePoint:
             "share": self.share,
             "n_rows": self.n_rows,
             "repeats": len(self.draws),
-            **{name: asdict(getattr(self, name)) for name in (*WAYS, "gain")},
+            **{name: getattr(self, name).to_dict() for name in (*WAYS, "gain")},
             "draws": [draw.to_dict() for draw in self.draws],
         }
 
