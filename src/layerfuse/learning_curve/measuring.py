@@ -110,6 +110,9 @@ def learning_curve(
         others = [draw_rows(encoded, share, repeat, seed) for repeat in range(1, count)]
         drawn[len(first)] = (share, [first, *others])
     jobs = [rows for _, draws in drawn.values() for rows in draws]
+    there = set(test_embeddings)  # `in` would read a block
+    if missing := [block for block in train_embeddings if block not in there]:
+        raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
     axes, plans = _choose(train_embeddings, encoded, jobs, recipe, reporter)
     used = {block for found in plans for plan in found.values() for block in plan.blocks}
     known = _coordinates(train_embeddings, used, axes, len(encoded))
@@ -141,8 +144,11 @@ def _encode(classes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Labels:
         raise DataError("There are no test rows to measure on. Give at least one.")
     known = np.isin(labels, classes)
     if not known.all():
-        unknown = labels[~known][0]
-        raise DataError(f"Test rows hold the label {unknown!r}, which training rows lack.")
+        unknown = labels[~known].tolist()[0]
+        raise DataError(
+            f"Test rows hold the label {unknown!r}, which training rows lack. Add training rows of "
+            "this class, or leave it out."
+        )
     return np.searchsorted(classes, labels)
 
 
