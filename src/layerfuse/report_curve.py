@@ -38,9 +38,12 @@ def render_curve(result: Mapping[str, Any], out: Console) -> None:
             f"{value:+.1f} ({low:+.1f} to {high:+.1f})",
         )
     out.print(table, width=_WIDTH)
-    most = max(point["repeats"] for point in result["points"])
+    counts = [point["repeats"] for point in result["points"]]
+    draws = f"{max(counts)} draw{'s' if max(counts) > 1 else ''}"
+    if counts[-1] < max(counts):
+        draws += " (one of all labels)"
     out.print(
-        f"Means over {most} draws (one of all labels); in brackets 95 % intervals over test rows "
-        "and draws. Blocks, fusion and penalties are chosen anew from the labels of each draw.",
+        f"Means over {draws}; in brackets 95 % intervals over test rows and draws. Blocks, fusion "
+        "and penalties are chosen anew from the labels of each draw.",
         width=_WIDTH,
     )
