@@ -38,6 +38,7 @@ ORDER = (
     "pipeline",
     "search",
     "training",
+    "learning_curve",
     "baselines",
     "verdict",
     "bundle",
@@ -46,6 +47,7 @@ ORDER = (
     "terminal",
     "report",
     "report_pairs",
+    "report_curve",
     "cli",
     "__main__",
 )

@@ -25,6 +25,7 @@ for _command in (
     running.fit,
     running.profile,
     running.compare,
+    running.curve,
     running.predict,
     running.evaluate,
     running.demo,

@@ -34,6 +34,7 @@ __all__ = [
     "Template",
     "TextColumn",
     "settings",
+    "shares",
 ]
 
 # rich's help pages would triple the time of --help.
@@ -88,8 +89,10 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file w
 _FIELDS = {"encoder": "encoders", "template": "templates", "chat": "chat_questions"}
 
 
-def settings(options: dict[str, Any]) -> FitConfig:
+def settings(options: dict[str, Any], **defaults: Any) -> FitConfig:
     """Options that were given go over the settings file's, and those over the defaults.
+
+    ``defaults`` are those of a command that has others than `FitConfig`.
 
     Raises
     ------
@@ -108,13 +111,33 @@ def settings(options: dict[str, Any]) -> FitConfig:
         "pooling": _poolings,
     }
     file = options.get("config")
-    given: dict[str, Any] = {} if file is None else read_toml(file)
+    given: dict[str, Any] = defaults | ({} if file is None else read_toml(file))
     known = set(FitConfig.__dataclass_fields__)
     for name, value in options.items():
         field = _FIELDS.get(name, name)
         if value is not None and field in known:
             given[field] = parsers.get(name, lambda value: value)(value)
     return FitConfig(**given)
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Percentages with commas, such as ``1,10,100``, to shares from 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        For what is not a number above 0 and at most 100.
+    """
+    found = []
+    for part in _parts(text):
+        try:
+            percent = float(part.removesuffix("%"))
+        except ValueError as error:
+            raise ConfigError(f"--shares {part!r} is not a percentage such as 10.") from error
+        if not 0 < percent <= 100:
+            raise ConfigError(f"--shares {part!r} should be above 0 and at most 100 percent.")
+        found.append(percent / 100)
+    return tuple(found)
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Measuring, training and using: ``fit``, ``profile``, ``compare``, ``predict`` and others."""
+"""Measuring, training and using: ``fit``, ``profile``, ``compare``, ``curve`` and others."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from layerfuse.cli.options import (
     TextColumn,
     settings,
 )
+from layerfuse.cli.options import shares as read_shares
 from layerfuse.cli.output import finish, print_json, reporter
 
-__all__ = ["compare", "demo", "evaluate", "fit", "predict", "profile"]
+__all__ = ["compare", "curve", "demo", "evaluate", "fit", "predict", "profile"]
 
 _Bundle = Annotated[Path, typer.Argument(metavar="RUN", help="A bundle or run folder.")]
 
@@ -157,6 +158,48 @@ def compare(
 
     result = commands.compare(chosen, pairs, used, reporter(quiet))
     finish(result, as_json, render_comparison)
+
+
+def curve(
+    data: Data,
+    test: Annotated[str | None, typer.Option(help="A file with test rows.")] = None,
+    shares: Annotated[
+        str, typer.Option(help="Percentages of the labels, with commas.")
+    ] = "1,2,5,10,25,50,100",
+    repeats: Annotated[int, typer.Option(help="Draws for each share.")] = 5,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoder: Encoder = None,
+    template: Template = None,
+    chat: Chat = None,
+    layers: Layers = None,
+    pooling: Pooling = None,
+    selection: Annotated[
+        str | None, typer.Option(help="greedy, top_k, best or last (greedy).")
+    ] = None,
+    max_blocks: Annotated[int | None, typer.Option(help="The most blocks to fuse (5).")] = None,
+    fusion: Annotated[
+        str | None, typer.Option(help="As of fit; auto searches in each draw, slowly (concat).")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="As of fit (ridge).")] = None,
+    max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of draws and intervals (0).")] = None,
+    sample: Sample = None,
+    store: StoreFolder = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how many labels it takes: last layer, best block and fusion with few and many."""
+    chosen = settings(locals(), fusion="concat", head="ridge")
+    percentages = read_shares(shares)
+    from layerfuse import commands
+    from layerfuse.report_curve import render_curve
+
+    result = commands.curve(chosen, reporter(quiet), percentages, repeats)
+    finish(result, as_json, render_curve)
 
 
 def predict(

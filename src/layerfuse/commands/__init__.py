@@ -14,12 +14,14 @@ from layerfuse.commands.keeping import (
     pull_model,
     verify_store,
 )
+from layerfuse.commands.labelling import curve
 from layerfuse.commands.using import evaluate, predict, write_predictions
 
 __all__ = [
     "audit_data",
     "check_model",
     "compare",
+    "curve",
     "demo",
     "evaluate",
     "fit",

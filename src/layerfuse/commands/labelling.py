@@ -1,0 +1,142 @@
+"""How many labels it takes: ``curve``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.commands.fitting import check_numbers, make_classifier, read_data
+from layerfuse.commands.using import encode_labels
+from layerfuse.config import FitConfig
+from layerfuse.corpus import check_trainable
+from layerfuse.errors import DataError
+from layerfuse.estimator.classifier import MEASURED_ROWS
+from layerfuse.estimator.gathering import Rows
+from layerfuse.events import Reporter
+from layerfuse.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.resources import resolve_budget
+from layerfuse.scoring import stratified_rows
+from layerfuse.search import check_recipe
+from layerfuse.selection import Allowance, check_selection
+
+__all__ = ["curve"]
+
+Labels = npt.NDArray[np.intp]
+
+_HELD_OUT = 4  # one row in so many, where there is no test split
+
+
+def curve(
+    config: FitConfig,
+    reporter: Reporter,
+    shares: Sequence[float] = SHARES,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Accuracy of the last layer, the best block and fusion with more and more of the labels.
+
+    Measured on the test split, or where there is none on a quarter of the training rows, class by
+    class, that is held out throughout; at most 10,000 rows of either are used. Nothing is saved.
+    ``shares`` (above 0, at most 1) and ``repeats`` are those of `learning_curve`; class weights and
+    calibration play no part.
+
+    Raises
+    ------
+    ConfigError
+        For settings, shares or repeats that cannot be used.
+    DataError
+        For data that cannot be trained on, or too few rows to hold any out.
+    """
+    check_numbers(config)
+    check_draws(shares, repeats)
+    check_recipe(config.fusion, config.head)
+    check_selection(config.selection)
+    classifier = make_classifier(config, reporter)
+    budget = replace(resolve_budget(classifier.budget), blocks=config.max_blocks)
+    dataset = read_data(config, reporter)
+    train, test = dataset.train, dataset.test
+    check_trainable(train.labels)
+    classes, encoded = np.unique(np.asarray(train.labels), return_inverse=True)
+    if test is None:
+        known, others = _hold_out(encoded, config.seed)
+        truth = encoded[others]
+        reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
+    else:
+        known, truth = np.arange(len(train)), encode_labels(classes, test.labels or ())
+        others = np.arange(len(test))
+    known = known[stratified_rows(encoded[known], MEASURED_ROWS, config.seed)]
+    measured = stratified_rows(truth, MEASURED_ROWS, config.seed)
+    n_known = len(train) if test is not None else len(train) - len(others)
+    for used, there, name in ((known, n_known, "training"), (measured, len(others), "test")):
+        if len(used) < there:
+            reporter.note(f"{len(used)} of {there} {name} rows are used")
+    classifier.open()
+    embeddings = classifier.extract(train.texts)
+    test_embeddings = embeddings if test is None else classifier.extract(test.texts)
+    only_blocks = set(budget.limits) <= {"blocks"}
+    found = learning_curve(
+        Rows(embeddings, known),
+        encoded[known],
+        Rows(test_embeddings, others[measured]),
+        truth[measured],
+        shares=shares,
+        repeats=repeats,
+        selection=config.selection,
+        allowance=Allowance(budget, {} if only_blocks else embeddings.costs),
+        fusion=config.fusion,
+        head=config.head,
+        seed=config.seed,
+        reporter=reporter,
+    )
+    return {
+        "data": {"name": dataset.name, "train_rows": len(train), "test_split": dataset.test_name},
+        "measured_on": "test" if test is not None else "held-out training rows",
+        "selection": config.selection,
+        "fusion": config.fusion,
+        "head": config.head,
+        **found.to_dict(),
+        "verdict": {"sentence": _sentence(found)},
+        "truncated_share": embeddings.truncated_share,
+    }
+
+
+def _hold_out(y: Labels, seed: int) -> tuple[Labels, Labels]:
+    """Rows to train on and rows that are held out, of each class its share; two stay of each."""
+    order = np.random.default_rng(seed).permutation(len(y))
+    held = []
+    for label in np.unique(y):
+        own = order[y[order] == label]
+        held.append(own[: max(0, min(round(len(own) / _HELD_OUT), len(own) - 2))])
+    others = np.sort(np.concatenate(held))
+    if not len(others):
+        raise DataError(
+            f"There is no test split, and {len(y)} training rows are too few to hold any out. Give "
+            "rows to measure on with --test, or more training rows."
+        )
+    return np.setdiff1d(np.arange(len(y)), others), others
+
+
+def _sentence(found: LearningCurve) -> str:
+    """Where fusion gains most, and how many labels it saves."""
+    at, last = found.largest_gain, found.points[-1]
+    points, low, high = (100 * value for value in (at.gain.value, at.gain.low, at.gain.high))
+    numbers = f"{points:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+    if at.gain.low > 0:
+        gain = f"fusion gains most over the last layer with {at.n_rows:,} labels: {numbers}."
+    else:
+        gain = (
+            "no clear gain over the last layer with any number of labels; the largest is that "
+            f"with {at.n_rows:,}: {numbers}."
+        )
+    accuracy = (
+        f"what the last layer reaches with {last.n_rows:,} ({100 * last.last_layer.value:.1f} %)"
+    )
+    needed = found.rows_to_match
+    if needed is None:
+        return f"{gain} Fusion does not reach {accuracy}."
+    first = found.points[0].n_rows
+    labels = f"{first:,} or fewer" if needed <= first else f"about {float(f'{needed:.2g}'):,.0f}"
+    return f"{gain} With {labels} labels it reaches {accuracy}."

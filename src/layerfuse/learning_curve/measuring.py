@@ -1,0 +1,253 @@
+"""Choosing and training on each draw of labelled rows, from the same embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.errors import DataError
+from layerfuse.events import SILENT, Reporter
+from layerfuse.learning_curve.draws import SHARES, check_draws, draw_rows
+from layerfuse.learning_curve.results import (
+    LearningCurve,
+    Plans,
+    Result,
+    measure_point,
+    weigh_test_rows,
+)
+from layerfuse.parallel import spread
+from layerfuse.pipeline import Blocks, Plan, Task, train
+from layerfuse.resources import Budget
+from layerfuse.scoring import PrincipalAxes, Probed, decompose, probe_rows, standardisation
+from layerfuse.scoring.axes import N_SEARCHED
+from layerfuse.search import Recipe, check_recipe, search
+from layerfuse.selection import Allowance, check_selection
+
+__all__ = ["learning_curve"]
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.intp]
+
+_FIVE_BLOCKS = Allowance(Budget(blocks=5), {})
+
+
+def learning_curve(
+    train_embeddings: Blocks,
+    y: npt.ArrayLike,
+    test_embeddings: Blocks,
+    y_test: npt.ArrayLike,
+    *,
+    shares: Sequence[float] = SHARES,
+    repeats: int = 5,
+    selection: str = "greedy",
+    allowance: Allowance = _FIVE_BLOCKS,
+    fusion: str = "concat",
+    head: str = "ridge",
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> LearningCurve:
+    """Measure three ways to a classifier with more and more of the labels.
+
+    For each share, rows are drawn class by class; on these rows alone blocks are probed and chosen,
+    and heads with their penalties are fitted: (a) the last layer of the encoder whose last layer
+    has the lowest leave-one-out loss, (b) the block with the lowest, each with a ridge head, and
+    (c) fusion by the given selection, fusion and head. Test labels are compared with predictions
+    and read for nothing else.
+
+    Texts without labels are there for everyone: blocks are brought to principal axes that come from
+    all training embeddings and no label. As in a fit, choosing looks at the 200 leading ones, and
+    heads see 512. Blocks are read once for all draws, those that some draw uses once more.
+
+    The draws of one repeat are nested: a larger share holds the rows of a smaller one. There is one
+    draw only where all rows are drawn.
+
+    The 95 % intervals are percentiles of resampled test rows and, independently, resampled repeats
+    (the pigeonhole bootstrap; Owen, Annals of Applied Statistics, 2007), the same ones for every
+    way. They cover which test rows there were and which training rows were drawn from these ones.
+    With few repeats they know little of the latter, and where all rows are drawn nothing: they are
+    for this training set then. Another corpus or encoder they never cover.
+
+    Parameters
+    ----------
+    train_embeddings, test_embeddings
+        Mappings from the same blocks to arrays (n, dim) and (n_test, dim).
+    y, y_test
+        Labels (n,) and (n_test,), of any kind.
+    shares
+        Shares of the n rows, above 0 and at most 1. At least 4 rows of each class are drawn (all of
+        a class with fewer); a share that would draw as many rows as a smaller one is left out.
+    repeats
+        Draws for each share.
+    selection, allowance, fusion, head
+        How (c) is made; see `Recipe`. The allowance does not limit (a) and (b).
+    seed
+        Of draws, intervals and models.
+    reporter
+        Receives progress.
+
+    Raises
+    ------
+    ConfigError
+        For shares, repeats or a recipe that cannot be used.
+    DataError
+        For one class only, no test rows, test labels that training lacks, or arrays that do not
+        fit together.
+    """
+    shares = check_draws(shares, repeats)
+    check_recipe(fusion, head)
+    check_selection(selection)
+    classes, encoded = np.unique(np.asarray(y), return_inverse=True)
+    truth = _encode(classes, np.asarray(y_test))
+    recipe = Recipe(selection, allowance, fusion, head, Task(len(classes), None, seed))
+    drawn: dict[int, tuple[float, list[Labels]]] = {}
+    for share in reversed(shares):  # the largest first, so that no core waits for one at the end
+        first = draw_rows(encoded, share, 0, seed)
+        count = 1 if len(first) == len(encoded) else repeats
+        others = [draw_rows(encoded, share, repeat, seed) for repeat in range(1, count)]
+        drawn[len(first)] = (share, [first, *others])
+    jobs = [rows for _, draws in drawn.values() for rows in draws]
+    there = set(test_embeddings)  # `in` would read a block
+    if missing := [block for block in train_embeddings if block not in there]:
+        raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
+    axes, plans = _choose(train_embeddings, encoded, jobs, recipe, reporter)
+    used = {block for found in plans for plan in found.values() for block in plan.blocks}
+    known = _coordinates(train_embeddings, used, axes, len(encoded))
+    other = _coordinates(test_embeddings, used, axes, len(truth))
+
+    def guess(job: tuple[Labels, Plans]) -> Result:
+        rows, plans = job
+        return plans, _predict(plans, known, other, rows, encoded[rows], recipe.task)
+
+    results: list[Result] = []
+    with reporter.task("training", len(jobs), "draws") as advance:
+        for result in spread(guess, zip(jobs, plans, strict=True)):
+            results.append(result)
+            advance(1)
+    weights = list(weigh_test_rows(len(truth), seed))
+    by_draw = iter(results)
+    points = []
+    for n_rows, (share, draws) in drawn.items():
+        own = [next(by_draw) for _ in draws]
+        points.append(measure_point(share, n_rows, own, truth, weights, seed))
+    return LearningCurve(tuple(reversed(points)), len(encoded), len(truth))
+
+
+def _encode(classes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Labels:
+    """Test labels (n_test,) to class indices."""
+    if len(classes) < 2:
+        raise DataError("All labels are the same; there is nothing to tell apart.")
+    if not len(labels):
+        raise DataError("There are no test rows to measure on. Give at least one.")
+    known = np.isin(labels, classes)
+    if not known.all():
+        unknown = labels[~known].tolist()[0]
+        raise DataError(
+            f"Test rows hold the label {unknown!r}, which training rows lack. Add training rows of "
+            "this class, or leave it out."
+        )
+    return np.searchsorted(classes, labels)
+
+
+def _choose(
+    embeddings: Blocks, y: Labels, jobs: Sequence[Labels], recipe: Recipe, reporter: Reporter
+) -> tuple[dict[BlockRef, PrincipalAxes], list[Plans]]:
+    """Each block's axes, and the plans of each draw of rows.
+
+    The coordinates that choosing looks at are gone afterwards: heads see more of fewer blocks.
+    """
+    axes, leading = _turn(embeddings, len(y), reporter)
+    plans: list[Plans] = []
+    with reporter.task("choosing", len(jobs), "draws") as advance:
+        for found in spread(lambda rows: _plans(leading, rows, y[rows], recipe), jobs):
+            plans.append(found)
+            advance(1)
+    return axes, plans
+
+
+def _turn(
+    embeddings: Blocks, n: int, reporter: Reporter
+) -> tuple[dict[BlockRef, PrincipalAxes], dict[BlockRef, Floats]]:
+    """Each block's axes, and the coordinates (n, rank) that choosing looks at."""
+    if not len(embeddings):
+        raise DataError("There are no blocks. Give at least one.")
+
+    def turn(block: BlockRef) -> tuple[BlockRef, PrincipalAxes, Floats]:
+        X = _rows_of(embeddings, block, n)
+        mean, scale = standardisation(X)
+        Z = (X - mean) * scale
+        space = decompose(Z)
+        leading = space.rotated[:, :N_SEARCHED] if space.rotated.shape[1] else Z[:, :1]
+        return block, PrincipalAxes.of(mean, scale, Z, space), np.array(leading, np.float32)
+
+    axes, coordinates = {}, {}
+    with reporter.task("principal axes", len(embeddings), "blocks") as advance:
+        for block, own, leading in spread(turn, embeddings):
+            axes[block], coordinates[block] = own, leading
+            advance(1)
+    return axes, coordinates
+
+
+def _coordinates(
+    embeddings: Blocks, used: Iterable[BlockRef], axes: Mapping[BlockRef, PrincipalAxes], n: int
+) -> dict[BlockRef, Floats]:
+    """The coordinates (n, rank) that heads see."""
+    return {block: axes[block].transform(_rows_of(embeddings, block, n)) for block in used}
+
+
+def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
+    X = embeddings[block]
+    if len(X) != n:
+        raise DataError(f"{block} has {len(X)} rows, but there are {n} labels.")
+    return X
+
+
+def _plans(coordinates: Blocks, rows: Labels, y: Labels, recipe: Recipe) -> Plans:
+    """What each way comes to on some rows and their classes."""
+    scores: list[BlockScore] = []
+    for block, Z in coordinates.items():  # one by one: all blocks of all draws are too many
+        alone = Probed(BlockScores((), "ridge"), {block: Z}, {})
+        scores += probe_rows(alone, rows, y).scores
+    probed = Probed(BlockScores(tuple(scores), "ridge"), _Centred(coordinates, rows), {})
+    ranking = [score.block for score in probed.scores.ranking]
+    last = {block.encoder: block.layer for block in sorted(ranking)}
+    at_last = next(block for block in ranking if block.layer == last[block.encoder])
+    return {
+        "last_layer": Plan((at_last,)),
+        "best_block": Plan((ranking[0],)),
+        "fusion": search(probed, y, recipe).plan,
+    }
+
+
+def _predict(
+    plans: Plans, known: Blocks, other: Blocks, rows: Labels, y: Labels, task: Task
+) -> dict[str, Labels]:
+    """Train each way's plan on some rows and their classes; class indices (n_test,) of others."""
+    predicted: dict[Plan, Labels] = {}
+    for plan in dict.fromkeys(plans.values()):
+        means = {block: known[block][rows].mean(axis=0) for block in plan.blocks}
+        own = {block: known[block][rows] - mean for block, mean in means.items()}
+        others = {block: other[block] - mean for block, mean in means.items()}
+        predicted[plan] = train(plan, own, y, task).logits(others).argmax(axis=1)
+    return {way: predicted[plan] for way, plan in plans.items()}
+
+
+class _Centred(Mapping[BlockRef, Floats]):
+    """Some rows of each block, centred, made when they are asked for."""
+
+    def __init__(self, coordinates: Blocks, rows: Labels) -> None:
+        self._coordinates = coordinates
+        self._rows = rows
+
+    def __getitem__(self, block: BlockRef) -> Floats:
+        Z = self._coordinates[block][self._rows]
+        return np.asarray(Z - Z.mean(axis=0))
+
+    def __iter__(self) -> Iterator[BlockRef]:
+        return iter(self._coordinates)
+
+    def __len__(self) -> int:
+        return len(self._coordinates)
