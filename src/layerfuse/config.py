@@ -50,6 +50,7 @@ class FitConfig:
     fusion: str = "auto"
     head: str = "auto"
     class_weight: str | None = None
+    parts: str = "auto"
     calibration: str = "temperature"
     max_length: int = 512
     device: str = "auto"

@@ -72,6 +72,12 @@ def fit(
     class_weight: Annotated[
         str | None, typer.Option(help="balanced weighs rare classes up.")
     ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows that are parts of longer rows, where most are: auto or keep (auto)."
+        ),
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="temperature or none (temperature).")
     ] = None,

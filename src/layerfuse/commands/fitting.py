@@ -46,7 +46,12 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     classifier.fit(texts, labels)
     result: dict[str, Any] = {
         "layerfuse_version": __version__,
-        "data": {"name": dataset.name, "train_rows": len(texts), "test_split": dataset.test_name},
+        "data": {
+            "name": dataset.name,
+            "train_rows": len(texts),
+            "learned_rows": classifier.n_rows_,
+            "test_split": dataset.test_name,
+        },
         "encoders": [
             {
                 "name": encoder.name,
@@ -155,6 +160,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
+        parts=config.parts,
         calibration=config.calibration,
         templates=config.templates,
         chat_questions=config.chat_questions,

@@ -3,6 +3,7 @@
 from layerfuse.corpus.audit import Audit, audit
 from layerfuse.corpus.dataset import Split, TextDataset, check_trainable
 from layerfuse.corpus.hub import read_hub
+from layerfuse.corpus.overlap import contained_rows
 from layerfuse.corpus.readers import read_dataset
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "TextDataset",
     "audit",
     "check_trainable",
+    "contained_rows",
     "read_dataset",
     "read_hub",
 ]

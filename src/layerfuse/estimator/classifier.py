@@ -23,8 +23,10 @@ from layerfuse.estimator.gathering import Gathered, Rows, gather
 from layerfuse.estimator.inputs import (
     check_class_weight,
     check_labels,
+    check_parts,
     class_weights,
     open_encoders,
+    training_rows,
 )
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
@@ -85,14 +87,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ``"concat"`` (block-scaled concatenation), ``"sum"``, ``"mean"``, ``"hadamard"``,
         ``"matmul"``, ``"quaternion"``, ``"cooccurrence"``, ``"tensor"``, ``"scalar_mix"``,
         ``"gated"``, ``"bilinear"``, each but the first also with ``"+residual"``; ``"voting"`` or
-        ``"stacking"``. ``"auto"`` takes what beats concatenation on training rows by more than one
-        standard error, else concatenation.
+        ``"stacking"``. ``"auto"`` takes what beats concatenation on training rows by more than two
+        standard errors, else concatenation.
     head
         ``"ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``; the penalty is found by
         cross-validation. ``"auto"`` takes ``"ridge"`` unless another beats it likewise.
         ``"scalar_mix"``, ``"gated"``, ``"bilinear"`` and ``"voting"`` bring a head of their own.
     class_weight
         None, ``"balanced"``, or a mapping from label to weight.
+    parts
+        ``"auto"`` leaves out training rows that are parts of longer rows where most rows are, such
+        as the phrases of a treebank; ``"keep"`` keeps them.
     calibration
         ``"temperature"`` (on out-of-fold logits) or ``"none"``.
     templates, chat_questions
@@ -122,6 +127,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     model_ : FusedModel, from blocks to probabilities
     encoders_ : tuple of the FrozenEncoder objects
     cv_ : Evaluation of nested out-of-fold predictions, choosing included
+    n_rows_ : training rows that were learned from
     truncated_share_ : the largest share of training texts that an encoder cut to ``max_length``
     costs_ : EncoderCost of each encoder, by its name
     timings_ : seconds of each stage
@@ -139,6 +145,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         fusion: str = "auto",
         head: str = "auto",
         class_weight: str | Mapping[Any, float] | None = None,
+        parts: str = "auto",
         calibration: str = "temperature",
         templates: Mapping[str, str] | None = None,
         chat_questions: Mapping[str, str] | None = None,
@@ -160,6 +167,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.fusion = fusion
         self.head = head
         self.class_weight = class_weight
+        self.parts = parts
         self.calibration = calibration
         self.templates = templates
         self.chat_questions = chat_questions
@@ -187,6 +195,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         texts = check_texts(X)
         labels = check_labels(y, len(texts))
         self.classes_, encoded = np.unique(labels, return_inverse=True)
+        whole = training_rows(texts, encoded, self.parts, self._reporter)
+        texts, encoded = [texts[row] for row in whole], encoded[whole]
         self.open()
         extracting = time.perf_counter()
         embeddings = self.extract(texts)
@@ -216,6 +226,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.model_ = model.with_temperature(calibrator)
         proba = nested[_PIPELINE].calibrated(self.calibration, encoded[rows])
         self.cv_ = evaluate_predictions(encoded[rows], proba, seed=self.random_state)
+        self.n_rows_ = len(texts)
         self.truncated_share_ = embeddings.truncated_share
         ended = time.perf_counter()
         self.timings_ = {
@@ -378,5 +389,6 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             raise ConfigError(f"max_blocks={self.max_blocks} chooses nothing; give at least 1.")
         check_calibration(self.calibration)
         check_class_weight(self.class_weight)
+        check_parts(self.parts)
         if self.cv < 2:
             raise ConfigError(f"cv={self.cv} is not enough; give at least 2 folds.")

@@ -10,12 +10,24 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
-from layerfuse.corpus import check_trainable
+from layerfuse.corpus import check_trainable, contained_rows
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import Reporter
 
-__all__ = ["check_class_weight", "check_labels", "class_weights", "open_encoders"]
+__all__ = [
+    "PARTS",
+    "check_class_weight",
+    "check_labels",
+    "check_parts",
+    "class_weights",
+    "open_encoders",
+    "training_rows",
+]
+
+PARTS = ("auto", "keep")
+
+_MOSTLY_PARTS = 0.5
 
 
 def check_labels(y: Sequence[Any] | None, n_texts: int) -> npt.NDArray[Any]:
@@ -44,6 +56,41 @@ def check_labels(y: Sequence[Any] | None, n_texts: int) -> npt.NDArray[Any]:
         raise DataError(f"The labels are of several kinds ({names}). Give labels of one kind.")
     check_trainable(labels)
     return np.asarray(labels)
+
+
+def training_rows(
+    texts: Sequence[str], y: npt.NDArray[np.intp], parts: str, reporter: Reporter
+) -> npt.NDArray[np.intp]:
+    """Numbers of the rows to learn from: all, or only those that are no part of a longer row.
+
+    Where most rows are phrases of other rows, they repeat what those say: held-out rows would not
+    be new, and many short rows outweigh the whole texts. ``"keep"`` keeps them all the same;
+    ``"auto"`` also does where a class would be left with fewer than two rows. ``y`` are class
+    indices (n,).
+    """
+    every = np.arange(len(texts))
+    if parts == "keep":
+        return every
+    contained = contained_rows(texts)
+    if contained.mean() <= _MOSTLY_PARTS:
+        return every
+    left = np.bincount(y[~contained], minlength=int(y.max()) + 1)
+    if left.min() < 2:
+        return every
+    reporter.note(
+        f"{contained.sum()} of {len(texts)} rows are parts of longer rows and left out, so that "
+        f"{left.sum()} whole texts are learned from; parts='keep' keeps them"
+    )
+    return every[~contained]
+
+
+def check_parts(parts: str) -> None:
+    """Raise a ConfigError for an unknown way to treat rows that are part of others."""
+    if parts not in PARTS:
+        raise ConfigError(
+            f"Unknown parts={parts!r}. Choose from {', '.join(PARTS)}."
+            + did_you_mean(str(parts), PARTS)
+        )
 
 
 def _is_numpy(label: Any) -> bool:
