@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.fusion import Fusion, fit_fusion
+from layerfuse.fusion import FittedFusion, Fusion, fit_fusion
 from layerfuse.heads import Head, fit_head, search_penalty
-from layerfuse.scoring import PrincipalAxes
+from layerfuse.scoring import N_SEARCHED, PrincipalAxes
 
 __all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "train"]
 
@@ -77,25 +77,11 @@ def train(
     searched
         Numbers of the rows on which the head's penalty is searched; all by default.
     """
-    fitted = fit_fusion(
-        plan.fusion,
-        [coordinates[block] for block in plan.blocks],
-        y,
-        task.n_classes,
-        seed=task.seed,
-        class_weight=task.class_weight,
-    )
+    blocks = [coordinates[block] for block in plan.blocks]
+    fitted = _fuse(plan, blocks, y, task)
     head: Head | None = fitted.head
     if head is None:
-        some = slice(None) if searched is None else searched
-        features = fitted.features[some]
-        penalty = search_penalty(
-            plan.head,
-            features - features.mean(axis=0),
-            y[some],
-            class_weight=task.class_weight,
-            seed=task.seed,
-        )
+        penalty = _penalty(plan, blocks, y, task, searched)
         head = fit_head(
             plan.head,
             fitted.features,
@@ -106,6 +92,34 @@ def train(
             seed=task.seed,
         )
     return CoordinateModel(plan.blocks, fitted.fusion, head)
+
+
+def _fuse(plan: Plan, blocks: Sequence[Floats], y: Labels, task: Task) -> FittedFusion:
+    return fit_fusion(
+        plan.fusion,
+        blocks,
+        y,
+        task.n_classes,
+        seed=task.seed,
+        class_weight=task.class_weight,
+    )
+
+
+def _penalty(
+    plan: Plan, blocks: Sequence[Floats], y: Labels, task: Task, searched: Labels | None
+) -> float:
+    """The head's penalty, from the leading coordinates: the others hardly change it, and take most
+    of the time."""
+    if searched is not None:
+        blocks, y = [block[searched] for block in blocks], y[searched]
+    features = _fuse(plan, [block[:, :N_SEARCHED] for block in blocks], y, task).features
+    return search_penalty(
+        plan.head,
+        features - features.mean(axis=0),
+        y,
+        class_weight=task.class_weight,
+        seed=task.seed,
+    )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ Parts = Sequence[tuple[Labels, Labels]]
 AUTO = "auto"
 
 _RUNGS = (900, 2700, 8100)  # rows of successive halving
+_WIDTHS = (64, 200, 200)  # leading coordinates of each block that they look at
 _KEPT = (4, 2)  # rivals that go on to the second and third rung
 _FOLDS = 3
 _FEWEST_ROWS = 300  # below, a trial could tell nothing
@@ -171,8 +172,15 @@ def _halving(
         folds = stratified_folds(y[rows], _FOLDS, task.seed)[: 1 if rung == 0 else _FOLDS]
         parts = [(rows[train_rows], rows[held]) for train_rows, held in folds]
 
-        def measure(plan: Plan, parts: Parts = parts) -> Floats:
-            return held_out_errors(plan, probed.coordinates, y, task, parts)
+        width = _WIDTHS[rung]
+        coordinates = {block: probed.coordinates[block][:, :width] for block in plain.blocks}
+
+        def measure(
+            plan: Plan,
+            coordinates: Mapping[BlockRef, Floats] = coordinates,
+            parts: Parts = parts,
+        ) -> Floats:
+            return held_out_errors(plan, coordinates, y, task, parts)
 
         plans = [plain, *rivals]
         with reporter.task(f"comparing fusions on {len(rows)} rows", len(plans), "fits") as advance:
