@@ -11,8 +11,9 @@ import pytest
 from layerfuse import select_blocks
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.resources import Budget
 from layerfuse.scoring import RidgeState, decompose, leave_one_out, one_hot, probe_blocks
-from layerfuse.selection import SELECTIONS, choose
+from layerfuse.selection import SELECTIONS, Allowance, choose
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -178,7 +179,10 @@ def test_last_best_and_top_k() -> None:
     ranked = [score.block for score in probe_blocks(every, y).scores.ranking]
     last = select_blocks(every, y, "last")
     assert last.blocks == (BlockRef("e", 9, "mean"), BlockRef("f", 9, "max"))
-    assert select_blocks(every, y, "last", max_blocks=1).blocks == last.blocks
+    with pytest.raises(
+        ConfigError, match=r"last layers break the budget \(2 blocks of at most 1\)"
+    ):
+        select_blocks(every, y, "last", max_blocks=1)
     assert select_blocks(every, y, "best").blocks == (BlockRef("f", 9, "max"),)
     assert list(select_blocks(every, y, "top_k", max_blocks=4).blocks) == ranked[:4]
     assert list(select_blocks(every, y, "top_k", max_blocks=99).blocks) == ranked
@@ -206,7 +210,7 @@ def test_what_a_selection_says_fits_together(method: str) -> None:
     alone = (((targets - targets.mean(axis=0)) * n / (n - 1)) ** 2).sum(axis=1).mean()
     end = leave_one_out(decompose(chosen), targets).loss
     assert sum(found.gains_) == pytest.approx(alone - end, rel=1e-4)
-    assert found == choose(probed, y, method, 3)
+    assert found == choose(probed, y, method, Allowance(Budget(blocks=3), {}))
 
 
 def test_the_order_of_the_blocks_changes_nothing() -> None:
