@@ -67,8 +67,9 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(models: Path, *args: object) -> dict[str, Any]:
     """The report of a quick fit with the tiny BERT."""
-    quick = ("--head", "ridge", "--cv", 2, "--out", "run", "--json")
-    return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick).json
+    quick = ("--head", "ridge", "--cv", 2, "--json")
+    place = () if "--out" in args else ("--out", "run")
+    return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick, *place).json
 
 
 class TestFit:
@@ -130,11 +131,13 @@ class TestFit:
 
     @pytest.mark.parametrize(
         ("limit", "name", "most"),
-        [("--max-dims", "dims", 40), ("--max-parameters", "parameters", 9000)],
+        [("--max-dims", "dims", 40), ("--max-parameters", "parameters", 12_000)],
     )
     def test_limits_are_kept(self, models: Path, limit: str, name: str, most: int):
         write_csv(Path("train.csv"), rows(N_TRAIN))
-        assert fit(models, "train.csv", limit, most)["cost"][name] <= most
+        upper = ("--layers", "1,2,3", "--selection", "top_k")
+        assert fit(models, "train.csv", limit, most, *upper)["cost"][name] <= most
+        assert fit(models, "train.csv", *upper, "--out", "free")["cost"][name] > most
 
     def test_report_accounts_for_the_time(self, trained: tuple[Path, Done]):
         timings = trained[1].json["timings"]
