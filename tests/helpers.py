@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from families import VOCABULARY
 from layerfuse import EmbeddingStore, FrozenEncoder, extract, extraction
 from layerfuse.events import Advance
+from layerfuse.scoring import standardisation
 
 _PRELOADED = ["torch", "layerfuse.extraction", "layerfuse.encoder.loading"]
 _PRELOADED += ["transformers.models.bert.modeling_bert", "transformers.models.auto"]
@@ -57,6 +59,15 @@ def planted(n: int, n_classes: int = 2, *, seed: int = 0) -> tuple[list[str], li
         texts.append(" ".join(words))
         labels.append(telling[0])
     return texts, labels
+
+
+def scaled(arrays: Sequence[npt.NDArray[Any]], n: int | None = None) -> list[npt.NDArray[Any]]:
+    """Blocks with centred columns and a total variance of one, by their first ``n`` rows."""
+    found = []
+    for array in arrays:
+        mean, scale = standardisation(array[:n])
+        found.append(((array - mean) * scale).astype(np.float32))
+    return found
 
 
 class Notes:

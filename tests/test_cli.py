@@ -67,8 +67,9 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(models: Path, *args: object) -> dict[str, Any]:
     """The report of a quick fit with the tiny BERT."""
-    quick = ("--head", "ridge", "--cv", 2, "--out", "run", "--json")
-    return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick).json
+    quick = ("--head", "ridge", "--cv", 2, "--json")
+    place = () if "--out" in args else ("--out", "run")
+    return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick, *place).json
 
 
 class TestFit:
@@ -105,11 +106,38 @@ class TestFit:
         assert {("last_four", name) for name in ("tiny", "llama")} < set(names)
         assert [name for name, _ in names].count("best_block") == 1
         for entry in baselines:
-            assert 0 <= entry["test"]["accuracy"] <= 1
-            gain = entry["pipeline_minus_baseline"]
-            difference = trained[1].json["test"]["accuracy"] - entry["test"]["accuracy"]
-            assert gain["difference"] == pytest.approx(difference)
-            assert gain["low"] <= gain["difference"] <= gain["high"]
+            for rows_of in ("cv", "test"):
+                gain = entry["pipeline_minus_baseline"][rows_of]
+                own = trained[1].json[rows_of]["accuracy"]
+                assert 0 <= entry[rows_of]["accuracy"] <= 1
+                assert gain["difference"] == pytest.approx(own - entry[rows_of]["accuracy"])
+                assert gain["low"] <= gain["difference"] <= gain["high"]
+            assert (entry["cost"] is None) == (entry["name"] in ("majority", "tfidf"))
+
+    def test_report_says_what_each_way_costs(self, trained: tuple[Path, Done]):
+        report = trained[1].json
+        cost, chosen = report["cost"], report["selection"]["blocks"]
+        assert cost["blocks"] == len(chosen)
+        assert cost["dims"] == 32 * len(chosen)
+        assert min(cost["ms_per_text"], cost["memory_mb"], cost["parameters"]) > 0
+        front = {entry["name"]: entry for entry in report["pareto"]}
+        assert front["pipeline"]["accuracy"] == report["cv"]["accuracy"]
+        assert front["pipeline"]["dims"] == cost["dims"]
+        assert any(entry["on_front"] for entry in front.values())
+        accuracies = [entry["accuracy"] for entry in report["pareto"]]
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert report["selection"]["trials"] == []  # too few rows to compare fusions
+        assert (report["selection"]["fusion"], report["selection"]["head"]) == ("concat", "ridge")
+
+    @pytest.mark.parametrize(
+        ("limit", "name", "most"),
+        [("--max-dims", "dims", 40), ("--max-parameters", "parameters", 12_000)],
+    )
+    def test_limits_are_kept(self, models: Path, limit: str, name: str, most: int):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        upper = ("--layers", "1,2,3", "--selection", "top_k")
+        assert fit(models, "train.csv", limit, most, *upper)["cost"][name] <= most
+        assert fit(models, "train.csv", *upper, "--out", "free")["cost"][name] > most
 
     def test_report_accounts_for_the_time(self, trained: tuple[Path, Done]):
         timings = trained[1].json["timings"]

@@ -128,7 +128,9 @@ class TestFitAndPredict:
         model = build(tiny, "bert", head=head, cv=cv).fit(texts, labels)
         assert set(model.predict(texts)) <= set(labels)
         assert model.cv_.n == len(labels)
-        assert len(model.run_baselines()) == 5
+        found = model.run_baselines()
+        assert len(found) == 6 + len(model.plan_.blocks) - 1
+        assert all(len(one.out_of_fold) == len(labels) for one in found)
 
     def test_a_rare_class_beside_frequent_ones(self, tiny: TinyModels):
         """Two rows of a class: it is missing from some folds."""
@@ -331,7 +333,7 @@ class TestWhatIsMeasured:
         assert np.bincount(y).tolist() == [30, 30]
         assert notes.about("blocks are measured on 60 of 160 rows")
         # Labels of rows that are not measured play no part in scores and choice …
-        rows = set(model._training[0].rows.tolist())
+        rows = set(model._fitted.training.rows.tolist())
         flipped = {"good": "bad", "bad": "good"}
         labels = [label if row in rows else flipped[label] for row, label in enumerate(LABELS)]
         assert np.unique(labels, return_counts=True)[1].tolist() == [80, 80]
@@ -339,7 +341,9 @@ class TestWhatIsMeasured:
         other = build(tiny, "bert").fit(TEXTS, labels)
         assert (other.profile_, other.selection_) == (model.profile_, model.selection_)
         # … but the head is trained on all rows.
-        assert np.abs(other.model_.head.coef - model.model_.head.coef).max() > 0.01
+        assert other.plan_ == model.plan_
+        one, two = (found.model_.model.head.arrays()["coef"] for found in (model, other))
+        assert np.abs(one - two).max() > 0.01
 
     def test_out_of_fold_covers_all_rows(self, fitted: LayerFusionClassifier):
         y, proba = fitted.out_of_fold()
@@ -373,24 +377,40 @@ class TestBaselines:
         "last_four",
         "last_layer",
         "last_four",
+        "last_matched",
         "best_block",
     )
 
+    def names(self, fitted: LayerFusionClassifier) -> tuple[str, ...]:
+        steps = range(1, len(fitted.plan_.blocks))
+        return (*self.NAMES, *(f"first_{count}" for count in steps))
+
     def test_out_of_fold(self, fitted: LayerFusionClassifier):
         found = fitted.run_baselines()
-        assert tuple(one.name for one in found) == self.NAMES
+        assert tuple(one.name for one in found) == self.names(fitted)
         y, _ = fitted.out_of_fold()
-        accuracy = {one.name: (one.predicted == y).mean() for one in found}
-        assert all(len(one.predicted) == 160 for one in found)
+        accuracy = {one.name: (one.out_of_fold == y).mean() for one in found}
+        assert all(len(one.out_of_fold) == 160 and one.predicted is None for one in found)
         assert accuracy["majority"] == 0.5
         assert accuracy["tfidf"] > 0.9  # single words give the labels away
-        assert found[2].blocks[0].layer == 3
-        assert [block.layer for block in found[3].blocks] == [0, 1, 2, 3]
-        assert found[-1].blocks == (fitted.profile_.best.block,)
+        blocks = {(one.name, one.encoder): one.plan.blocks for one in found if one.plan}
+        assert {one.name for one in found if one.plan is None} == {"majority", "tfidf"}
+        for encoder in ("bert", "llama"):
+            assert [block.layer for block in blocks["last_layer", encoder]] == [3]
+            assert [block.layer for block in blocks["last_four", encoder]] == [0, 1, 2, 3]
+        (matched,) = (one.plan for one in found if one.name == "last_matched")
+        assert len({(block.encoder, block.pooling) for block in matched.blocks}) == 1
+        top = range(4 - len(fitted.plan_.blocks), 4)
+        assert [block.layer for block in matched.blocks] == [layer for layer in top if layer >= 0]
+        best = fitted.profile_.best.block
+        assert blocks["best_block", best.encoder] == (best,)
+        for count in range(1, len(fitted.plan_.blocks)):
+            (step,) = (one.plan for one in found if one.name == f"first_{count}")
+            assert step.blocks == fitted.plan_.blocks[:count]
 
     def test_on_test_texts(self, fitted: LayerFusionClassifier):
         found = fitted.run_baselines(TEST_TEXTS, fitted.extract(TEST_TEXTS))
-        assert tuple(one.name for one in found) == self.NAMES
+        assert tuple(one.name for one in found) == self.names(fitted)
         y = np.array(TEST_LABELS) == "good"
         assert all((one.predicted == y).mean() > 0.75 for one in found[1:])
 
@@ -415,7 +435,7 @@ class TestBaselines:
         texts = ["", " "] * 12
         model = build(tiny, "bert").fit(texts, ["a", "b", "a"] * 8)
         (tfidf,) = (one for one in model.run_baselines() if one.name == "tfidf")
-        assert set(tfidf.predicted) == {0}
+        assert set(tfidf.out_of_fold) == {0}
 
 
 class TestRefusals:

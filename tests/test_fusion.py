@@ -13,22 +13,16 @@ import torch
 from scipy.special import expit, log_softmax, softmax
 from sklearn.linear_model import Ridge
 
+from helpers import scaled
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import ConfigError, FormatError
-from layerfuse.fusion import (
-    FUSIONS,
-    BlockScaler,
-    FittedFusion,
-    check_fusion,
-    fit_fusion,
-    load_fusion,
-)
+from layerfuse.fusion import FUSIONS, FittedFusion, check_fusion, fit_fusion, load_fusion
 from layerfuse.heads import fit_head, search_penalty
 from layerfuse.scoring import decompose, leave_one_out, one_hot
 
 Array = npt.NDArray[Any]
 
-PROJECTED = ("sum", "mean", "hadamard", "matmul", "quaternion", "cooccurrence")
+PROJECTED = ("sum", "mean", "hadamard", "matmul", "quaternion", "cooccurrence", "tensor")
 NEURAL = ("scalar_mix", "gated", "bilinear")
 RESIDUALS = tuple(f"{name}+residual" for name in PROJECTED + NEURAL)
 CLOSED = ("concat", *PROJECTED, *(f"{name}+residual" for name in PROJECTED))
@@ -45,7 +39,7 @@ def problem(n: int = 120, k: int = 3, n_classes: int = 2, seed: int = 0) -> tupl
         (shared @ rng.normal(size=(6, dim)) + rng.normal(size=(n, dim))).astype(np.float32)
         for dim in DIMS[:k]
     ]
-    return BlockScaler.fit(arrays).transform(arrays), y
+    return scaled(arrays), y
 
 
 def fit(name: str, blocks: Any, y: Array, **options: Any) -> FittedFusion:
@@ -164,7 +158,9 @@ class TestLaws:
         np.testing.assert_array_equal(one.features, other.features)
         assert one.head is None
 
-    @pytest.mark.parametrize("name", ["sum", "hadamard", "matmul", "quaternion", "cooccurrence"])
+    @pytest.mark.parametrize(
+        "name", ["sum", "hadamard", "matmul", "quaternion", "cooccurrence", "tensor"]
+    )
     def test_the_output_is_scaled_like_a_block(self, name: str) -> None:
         blocks, y = problem()
         features = fit(name, blocks, y).features.astype(np.float64)
@@ -189,7 +185,7 @@ class TestLaws:
         rng = np.random.default_rng(0)
         arrays = [rng.normal(size=(len(y), dim)).astype(np.float32) for dim in (5, 40)]
         arrays.append(np.ones((len(y), 3), np.float32))
-        blocks = BlockScaler.fit(arrays).transform(arrays)
+        blocks = scaled(arrays)
         fitted = fit(name, blocks, y)
         assert np.isfinite(fitted.features).all()
         assert np.isfinite(fitted.fusion.transform(blocks)).all()
@@ -228,6 +224,10 @@ class TestProjected:
             H, size = np.array(vectors), len(vectors[0])
             pooled = [[2 * expit(a @ b / size) - 1 for b in H] for a in H]
             return np.concatenate([np.ravel(pooled), H.mean(axis=0)])
+        if name == "tensor":
+            k = len(vectors)
+            pairs = [(a, b) for a in range(k) for b in range(a + 1, k)] or [(0, 0)]
+            return np.array([x * y for a, b in pairs for x in vectors[a] for y in vectors[b]])
         # A quaternion is the complex matrix [[a + bi, c + di], [-c + di, a - bi]].
         quarters = len(vectors[0]) // 4
         found = np.zeros((4, quarters))
@@ -239,7 +239,7 @@ class TestProjected:
             found[:, q] = whole[0, 0].real, whole[0, 0].imag, whole[0, 1].real, whole[0, 1].imag
         return found.ravel()
 
-    @pytest.mark.parametrize("k", [1, 2, 4])
+    @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
     @pytest.mark.parametrize("name", PROJECTED)
     def test_the_formula(self, name: str, k: int) -> None:
         blocks, y = problem(k=k)
@@ -283,6 +283,7 @@ class TestProjected:
             ("sum", 256, 9), ("sum", 5, 5), ("matmul", 256, 9), ("matmul", 8, 4), ("matmul", 3, 1),
             ("quaternion", 256, 8), ("quaternion", 7, 4), ("quaternion", 2, 4),
             ("cooccurrence", 5, 14), ("hadamard", 1, 1),
+            ("tensor", 256, 3 * 9**2), ("tensor", 2, 3 * 2**2),
         ],
     )  # fmt: skip
     def test_sizes(self, name: str, size: int, d_out: int) -> None:
@@ -369,7 +370,7 @@ class TestNeural:
         rng = np.random.default_rng(0)
         y = rng.integers(0, 2, 200)
         arrays = [(rng.normal(size=(200, 6)) + 0.3 * y[:, None]).astype(np.float32)] * 2
-        blocks = BlockScaler.fit(arrays).transform(arrays)
+        blocks = scaled(arrays)
         counts = []
         for weight in (0.1, 1.0, 10.0):
             fitted = fit(name, blocks, y, class_weight=np.array([1.0, weight]))
@@ -388,7 +389,7 @@ class TestNeural:
         y = rng.integers(0, 2, 600)
         arrays = [rng.normal(size=(600, 10)).astype(np.float32) for _ in range(3)]
         arrays[1] += 1.5 * (2 * y[:, None] - 1).astype(np.float32)
-        blocks = BlockScaler.fit(arrays).transform(arrays)
+        blocks = scaled(arrays)
         mix = fit("scalar_mix", blocks, y).fusion.arrays()["mix"]
         assert mix.argmax() == 1
 
@@ -400,8 +401,7 @@ class TestNeural:
 )  # fmt: skip
 def test_what_two_blocks_say_only_together(name: str, learns: bool) -> None:
     arrays, y = xor(1500, seed=0)
-    scaler = BlockScaler.fit([array[:1000] for array in arrays])
-    blocks = scaler.transform(arrays)
+    blocks = scaled(arrays, 1000)
     train, test = [block[:1000] for block in blocks], [block[1000:] for block in blocks]
     fitted = fit(name, train, y[:1000])
     accuracy = learned(fitted, train, y[:1000], test, y[1000:])

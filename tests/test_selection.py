@@ -11,8 +11,9 @@ import pytest
 from layerfuse import select_blocks
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.scoring import RidgeState, decompose, leave_one_out, one_hot, probe_blocks
-from layerfuse.selection import SELECTIONS, choose
+from layerfuse.selection import SELECTIONS, Allowance, choose
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -178,7 +179,10 @@ def test_last_best_and_top_k() -> None:
     ranked = [score.block for score in probe_blocks(every, y).scores.ranking]
     last = select_blocks(every, y, "last")
     assert last.blocks == (BlockRef("e", 9, "mean"), BlockRef("f", 9, "max"))
-    assert select_blocks(every, y, "last", max_blocks=1).blocks == last.blocks
+    with pytest.raises(
+        ConfigError, match=r"last layers break the budget \(2 blocks of at most 1\)"
+    ):
+        select_blocks(every, y, "last", max_blocks=1)
     assert select_blocks(every, y, "best").blocks == (BlockRef("f", 9, "max"),)
     assert list(select_blocks(every, y, "top_k", max_blocks=4).blocks) == ranked[:4]
     assert list(select_blocks(every, y, "top_k", max_blocks=99).blocks) == ranked
@@ -206,7 +210,7 @@ def test_what_a_selection_says_fits_together(method: str) -> None:
     alone = (((targets - targets.mean(axis=0)) * n / (n - 1)) ** 2).sum(axis=1).mean()
     end = leave_one_out(decompose(chosen), targets).loss
     assert sum(found.gains_) == pytest.approx(alone - end, rel=1e-4)
-    assert found == choose(probed, y, method, 3)
+    assert found == choose(probed, y, method, Allowance(Budget(blocks=3), {}))
 
 
 def test_the_order_of_the_blocks_changes_nothing() -> None:
@@ -242,3 +246,115 @@ def test_unusable_settings_are_refused() -> None:
         select_blocks(blocks, y, max_blocks=0)
     with pytest.raises(DataError, match="120 rows, but there are 119 labels"):
         select_blocks(blocks, y[1:])
+
+
+COSTS = {
+    "a": EncoderCost("a", (10, 25, 45, 60, 80), 1e6, ms_per_text=8.0, dims=6),
+    "b": EncoderCost(
+        "b", (40, 90, 95, 130, 170), 1e6, ms_per_text=20.0, dims=9, tokenize_ms_per_text=2.0
+    ),
+    "c": EncoderCost("c", (5, 6, 7, 8, 9), 1e6, ms_per_text=3.0, dims=3, stops_early=False),
+}
+
+
+def three_encoders(seed: int) -> tuple[Blocks, Array]:
+    """Five layers of each of `COSTS`; all know something of their own, dear ones more."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(2, size=150)
+    embeddings = {}
+    for encoder, cost in COSTS.items():
+        for layer in range(5):
+            X = rng.normal(size=(150, cost.dims))
+            X[:, 0] += (0.1 + 0.1 * layer + cost.dims / 20) * (2 * y - 1)
+            embeddings[BlockRef(encoder, layer, "mean")] = X.astype(np.float32)
+    return embeddings, y
+
+
+class TestBudgets:
+    @pytest.mark.parametrize("method", ["greedy", "top_k", "best"])
+    def test_no_limit_is_ever_exceeded(self, method: str) -> None:
+        rng = np.random.default_rng(0)
+        bound = 0
+        for seed in range(3):
+            embeddings, y = three_encoders(seed)
+            probed = probe_blocks(embeddings, y)
+            free = choose(probed, y, method, Allowance(Budget(), COSTS))
+            for _ in range(25):
+                limits = {
+                    "blocks": int(rng.integers(1, 7)),
+                    "dims": int(rng.integers(3, 40)),
+                    "ms_per_text": float(rng.uniform(3, 30)),
+                    "parameters": int(rng.integers(9, 260)),
+                    "memory_mb": float(rng.uniform(9, 260)),
+                }
+                kept = rng.permutation(list(limits))[: rng.integers(1, 6)]
+                budget = Budget(**{name: limits[name] for name in kept})
+                found = choose(probed, y, method, Allowance(budget, COSTS))
+                assert len(found.blocks) >= 1
+                assert budget.allows(pipeline_cost(found.blocks, COSTS))
+                bound += not budget.allows(pipeline_cost(free.blocks, COSTS))
+        assert bound > 20  # otherwise nothing was tested
+
+    def test_top_k_fills_what_the_budget_leaves(self) -> None:
+        """No block that was left out would still have fitted."""
+        embeddings, y = three_encoders(0)
+        probed = probe_blocks(embeddings, y)
+        for dims in (3, 8, 14, 27):
+            allowance = Allowance(Budget(dims=dims), COSTS)
+            found = choose(probed, y, "top_k", allowance)
+            for block in set(embeddings) - set(found.blocks):
+                assert not allowance.allows([*found.blocks, block])
+
+    @pytest.mark.parametrize("method", ["greedy", "top_k", "best"])
+    def test_the_best_that_can_be_paid_for_comes_first(self, method: str) -> None:
+        embeddings, y = three_encoders(1)
+        probed = probe_blocks(embeddings, y)
+        allowance = Allowance(Budget(ms_per_text=7.9), COSTS)
+        assert not allowance.allows([probed.scores.best.block])
+        paid = [s.block for s in probed.scores.ranking if allowance.allows([s.block])]
+        assert {block.encoder for block in paid} == {"a", "b", "c"}
+        assert choose(probed, y, method, allowance).blocks[0] == paid[0]
+
+    def test_a_budget_that_binds_nothing_changes_nothing(self) -> None:
+        embeddings, y = three_encoders(2)
+        probed = probe_blocks(embeddings, y)
+        wide = Budget(blocks=5, dims=10**6, ms_per_text=1e6, parameters=10**9, memory_mb=1e9)
+        for method in SELECTIONS:
+            expected = choose(probed, y, method, Allowance(Budget(blocks=5), {}))
+            assert choose(probed, y, method, Allowance(wide, COSTS)) == expected
+
+    @pytest.mark.parametrize(
+        ("limits", "says"),
+        [
+            ({"dims": 2}, "alone takes 6 dimensions of at most 2"),
+            ({"ms_per_text": 0.0001}, "ms per text of at most 0.0001"),
+            ({"parameters": 4}, "alone takes 10 parameters of at most 4"),
+            ({"memory_mb": 4.5}, "alone takes 10 MB of weights of at most 4.5"),
+            ({"dims": 2, "parameters": 4}, "6 dimensions of at most 2, 10 parameters of at most 4"),
+        ],
+    )
+    @pytest.mark.parametrize("method", SELECTIONS)
+    def test_an_impossible_budget_is_named(
+        self, method: str, limits: dict[str, float], says: str
+    ) -> None:
+        embeddings, y = three_encoders(0)
+        costs = {**COSTS, "a": EncoderCost("a", (10, 25, 45, 60, 80), 1e6, 8.0, 6, 1.0)}
+        only = {block: X for block, X in embeddings.items() if block.encoder == "a"}
+        allowance = Allowance(Budget(**limits), costs)
+        with pytest.raises(ConfigError, match="budget leaves no block: a:0:mean alone") as caught:
+            choose(probe_blocks(only, y), y, method, allowance)
+        assert says in str(caught.value)
+        assert "Give a larger budget or smaller encoders" in str(caught.value)
+
+    def test_last_layers_over_the_budget_are_refused(self) -> None:
+        embeddings, y = three_encoders(0)
+        probed = probe_blocks(embeddings, y)
+        for limits, says in (
+            ({"ms_per_text": 30.0}, r"31 ms per text of at most 30"),
+            ({"blocks": 2}, r"3 blocks of at most 2"),
+            ({"dims": 17}, r"18 dimensions of at most 17"),
+        ):
+            with pytest.raises(ConfigError, match=rf"last layers break the budget \({says}\)"):
+                choose(probed, y, "last", Allowance(Budget(**limits), COSTS))
+        enough = Allowance(Budget(blocks=3, dims=18, ms_per_text=31), COSTS)
+        assert [block.layer for block in choose(probed, y, "last", enough).blocks] == [4, 4, 4]

@@ -72,6 +72,8 @@ def select_blocks(
         For an unknown method or a number of blocks below 1.
     """
     check_selection(method)
+    if max_blocks < 1:
+        raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
     allowance = Allowance(Budget(blocks=max_blocks), {})
     return choose(probe_blocks(embeddings, y, reporter=reporter), y, method, allowance, reporter)
 

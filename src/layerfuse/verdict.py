@@ -80,9 +80,9 @@ class Verdict:
     """One sentence, and what it rests on.
 
     ``gained`` says whether the pipeline beats the last layer of the best single encoder with the
-    95 % interval above 0, on ``rows``; ``recommended`` names the cheapest way that the pipeline
-    does not beat by nested resampling (``"pipeline"`` when it beats all); ``time_ratio`` is its
-    time per text over the last layer's.
+    95 % interval above 0, on ``rows``; ``recommended`` names the cheapest way that costs less than
+    the pipeline and is not beaten by it in nested resampling (``"pipeline"`` where there is none);
+    ``time_ratio`` is its time per text over the last layer's.
     """
 
     sentence: str
@@ -150,7 +150,8 @@ def decide(
     rival = max(by_name["last_layer"], key=lambda item: accuracy[_blocks(item)[0]])
     gain = rival.gain[where]
     ratio = _ratio(cost, rival.cost)
-    simpler = [item for name in _SIMPLER for item in by_name.get(name, []) if item.cost != cost]
+    most = (cost.ms_per_text, cost.dims)
+    simpler = [item for name in _SIMPLER for item in by_name.get(name, []) if _price(item) < most]
     enough = [item for item in simpler if item.gain["cv"].low <= 0]
     cheapest = min(enough, key=_price, default=None)
     return Verdict(
@@ -183,10 +184,10 @@ def tradeoffs(
     front = {point.name for point in pareto_front(points.values())}
     rows = [
         {
+            **own.to_dict(),
             "name": name,
             "blocks": [str(block) for block in blocks],
             "accuracy": share,
-            **own.to_dict(),
             "on_front": name in front,
         }
         for blocks, (name, share, own) in points.items()

@@ -165,9 +165,9 @@ def _tensor(vectors: Sequence[Doubles]) -> Doubles:
 
     Zadeh et al., "Tensor Fusion Network" (EMNLP 2017), whose interactions of order two these are.
     """
-    n = len(vectors[0])
+    n, size = vectors[0].shape
     products = [
-        (vectors[a][:, :, None] * vectors[b][:, None, :]).reshape(n, -1)
+        (vectors[a][:, :, None] * vectors[b][:, None, :]).reshape(n, size**2)
         for a, b in _pairs(len(vectors))
     ]
     return np.concatenate(products, axis=1)

@@ -1,0 +1,335 @@
+"""The verdict from predictions made by hand: what is said, and what it may rest on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from layerfuse.baselines import Baseline
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.metrics import paired_difference
+from layerfuse.pipeline import Plan
+from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
+from layerfuse.verdict import Comparison, Rows, Verdict, compare_baselines, decide, tradeoffs
+
+Labels = npt.NDArray[np.intp]
+
+N = 400
+COSTS = {
+    "small": EncoderCost("small", (1_000_000, 2_000_000, 3_000_000), 4, ms_per_text=4.0, dims=10),
+    "large": EncoderCost("large", (5_000_000, 9_000_000, 13_000_000), 4, ms_per_text=12.0, dims=40),
+}
+N_LAYERS = {"small": 2, "large": 2}
+FUSED = ("small:2:mean", "large:1:mean")
+
+
+def refs(*texts: str) -> tuple[BlockRef, ...]:
+    return tuple(BlockRef.parse(text) for text in texts)
+
+
+def truth(n: int = N) -> Labels:
+    return np.arange(n) % 2
+
+
+def right(share: float, n: int = N, *, start: float = 0.0) -> Labels:
+    """Predictions of which the given share is right: those from ``start`` on, in a circle."""
+    place = (np.arange(n) / n - start) % 1.0
+    return np.where(place < share, truth(n), 1 - truth(n))
+
+
+def rows(share: float, n: int = N) -> Rows:
+    return Rows(truth(n), right(share, n), n_classes=2, seed=0)
+
+
+def scores(**accuracies: float) -> BlockScores:
+    """Of blocks such as small_2."""
+    return BlockScores(
+        tuple(
+            BlockScore(
+                BlockRef(name[:-2], int(name[-1]), "mean"), accuracy, 0.01, accuracy,
+                1 - accuracy, 0.01, 1.0,
+            )
+            for name, accuracy in accuracies.items()
+        ),
+        "ridge",
+    )  # fmt: skip
+
+
+SCORES = scores(small_1=0.6, small_2=0.7, large_1=0.8, large_2=0.65)
+
+
+def baseline(name: str, *blocks: str, cv: float, test: float | None = None) -> Baseline:
+    return Baseline(
+        name,
+        refs(*blocks)[0].encoder if blocks else None,
+        Plan(refs(*blocks)) if blocks else None,
+        right(cv),
+        None if test is None else right(test),
+    )
+
+
+def usual(
+    *, majority: float = 0.5, tfidf: float = 0.5, last: float = 0.6, best: float = 0.6,
+    test: float | None = None,
+) -> list[Baseline]:  # fmt: skip
+    """What a run has; the better last layer is small's."""
+    return [
+        baseline("majority", cv=majority, test=test),
+        baseline("tfidf", cv=tfidf, test=test),
+        baseline("last_layer", "small:2:mean", cv=last, test=test),
+        baseline("last_four", "small:0:mean", "small:1:mean", "small:2:mean", cv=last, test=test),
+        baseline("last_layer", "large:2:mean", cv=0.5, test=test),
+        baseline("last_matched", "small:1:mean", "small:2:mean", cv=last, test=test),
+        baseline("best_block", "large:1:mean", cv=best, test=test),
+    ]
+
+
+def verdict(
+    baselines: list[Baseline],
+    own: float = 0.8,
+    test: float | None = None,
+    plan: tuple[str, ...] = FUSED,
+) -> Verdict:
+    compared = compare_baselines(baselines, rows(own), None if test is None else rows(test), COSTS)
+    chosen = Plan(refs(*plan))
+    return decide(compared, chosen, pipeline_cost(chosen.blocks, COSTS), SCORES, N_LAYERS)
+
+
+class TestComparison:
+    def test_numbers_are_those_of_the_rows(self) -> None:
+        (one,) = compare_baselines(
+            [baseline("last_layer", "small:2:mean", cv=0.7, test=0.65)], rows(0.8), rows(0.9), COSTS
+        )
+        assert one.measured["cv"]["accuracy"] == pytest.approx(0.7)
+        assert one.measured["test"]["accuracy"] == pytest.approx(0.65)
+        assert one.measured["cv"]["ci95"][0] < 0.7 < one.measured["cv"]["ci95"][1]
+        assert one.gain["cv"].difference == pytest.approx(0.1)
+        assert one.gain["test"].difference == pytest.approx(0.25)
+        correct = [right(share) == truth() for share in (0.8, 0.7)]
+        assert one.gain["cv"] == paired_difference(*correct, seed=0)
+        assert one.cost == pipeline_cost(refs("small:2:mean"), COSTS)
+
+    def test_rows_are_paired(self) -> None:
+        """Two baselines as good as each other, one of which errs on other rows."""
+        same = baseline("tfidf", cv=0.7)
+        other = replace(same, out_of_fold=right(0.7, start=0.4))
+        near, far = compare_baselines([same, other], rows(0.7), None, COSTS)
+        assert near.gain["cv"].difference == far.gain["cv"].difference == 0
+        assert (near.gain["cv"].low, near.gain["cv"].high) == (0, 0)
+        assert far.gain["cv"].high - far.gain["cv"].low > 0.1
+
+    @pytest.mark.parametrize("test", [None, 0.7])
+    def test_what_is_written(self, test: float | None) -> None:
+        kinds = ["cv"] if test is None else ["cv", "test"]
+        written = [
+            one.to_dict()
+            for one in compare_baselines(
+                usual(test=test), rows(0.8), None if test is None else rows(0.8), COSTS
+            )
+        ]
+        assert json.loads(json.dumps(written)) == written
+        for entry in written:
+            assert list(entry["pipeline_minus_baseline"]) == kinds
+            assert [name for name in ("cv", "test") if name in entry] == kinds
+            assert (entry["cost"] is None) == (entry["blocks"] == []) == ("encoder" not in entry)
+        assert written[3]["blocks"] == ["small:0:mean", "small:1:mean", "small:2:mean"]
+        assert written[3]["cost"]["dims"] == 30
+
+
+class TestSentence:
+    def test_a_gain(self) -> None:
+        found = verdict(usual())
+        assert found.gained
+        assert (found.rows, found.against) == ("cv", ("small:2:mean",))
+        assert found.gain.difference == pytest.approx(0.2)
+        low, high = 100 * found.gain.low, 100 * found.gain.high
+        assert found.sentence == (
+            f"fusion adds 20.0 points (95 % interval {low:+.1f} to {high:+.1f}) over small's last "
+            "layer (60.0 %) on training rows, out of fold, at 2.5x its time."
+        )
+
+    def test_a_loss(self) -> None:
+        found = verdict(usual(last=0.8), own=0.6)
+        assert not found.gained
+        assert "fusion loses 20.0 points (95 % interval -" in found.sentence
+        assert "against small's last layer (80.0 %)" in found.sentence
+
+    def test_no_clear_gain(self) -> None:
+        found = verdict(usual(last=0.795))
+        assert not found.gained
+        assert found.sentence.startswith("no clear gain over small's last layer (79.5 %)")
+        assert "+0.5 points (95 % interval +0.0 to +1.2), at 2.5x its time." in found.sentence
+
+    def test_one_block_is_called_by_its_name(self) -> None:
+        found = verdict(usual(), plan=("large:1:mean",))
+        assert found.sentence.startswith("block large:1:mean adds 20.0 points")
+
+    def test_the_highest_layer_that_was_read_need_not_be_the_last(self) -> None:
+        compared = compare_baselines(usual(), rows(0.8), None, COSTS)
+        plan = Plan(refs(*FUSED))
+        cost = pipeline_cost(plan.blocks, COSTS)
+        found = decide(compared, plan, cost, SCORES, {"small": 9, "large": 9})
+        assert "over small's layer 2, the highest that was read (60.0 %)" in found.sentence
+
+    def test_on_test_rows_where_there_are_any(self) -> None:
+        found = verdict(usual(test=0.75), test=0.85)
+        assert (found.rows, found.gained) == ("test", True)
+        assert found.gain.difference == pytest.approx(0.1)
+        assert "over small's last layer (75.0 %) on test rows, at" in found.sentence
+
+    def test_the_rival_is_chosen_by_training_scores(self) -> None:
+        """Not by whose last layer does better on the rows of the comparison."""
+        baselines = usual(test=0.6)
+        baselines[4] = baseline("last_layer", "large:2:mean", cv=0.9, test=0.9)
+        assert verdict(baselines, test=0.8).against == ("small:2:mean",)
+
+    def test_time_is_that_of_the_pipeline_over_the_last_layers(self) -> None:
+        assert verdict(usual()).time_ratio == pytest.approx((4 + 6) / 4)
+        assert verdict(usual(), plan=("small:1:mean",)).time_ratio == pytest.approx(2 / 4)
+
+    def test_no_ratio_without_times(self) -> None:
+        costs = {name: replace(cost, ms_per_text=0.0) for name, cost in COSTS.items()}
+        compared = compare_baselines(usual(), rows(0.8), None, costs)
+        plan = Plan(refs(*FUSED))
+        cost = pipeline_cost(plan.blocks, costs)
+        found = decide(compared, plan, cost, SCORES, N_LAYERS)
+        assert found.time_ratio is None
+        assert found.sentence.endswith("out of fold.")
+
+    def test_it_can_be_written_as_json(self) -> None:
+        written = verdict(usual(test=0.6), test=0.8).to_dict()
+        assert json.loads(json.dumps(written)) == written
+        assert written["gain"]["difference"] == pytest.approx(0.2)
+
+
+class TestRecommended:
+    def test_the_pipeline_where_it_beats_all(self) -> None:
+        found = verdict(usual())
+        assert found.recommended == "pipeline"
+        assert "Simpler" not in found.sentence
+
+    @pytest.mark.parametrize(
+        ("options", "name", "advice"),
+        [
+            (
+                {"majority": 0.8, "tfidf": 0.8, "last": 0.8, "best": 0.8}, "majority",
+                "always the most frequent label (80.0 %); nothing predicts the labels.",
+            ),
+            ({"tfidf": 0.8, "last": 0.8}, "tfidf", "TF-IDF with logistic regression (80.0 %)."),
+            ({"last": 0.8, "best": 0.8}, "last_layer", "small:2:mean alone (80.0 %; selection='la"),
+            ({"best": 0.8}, "best_block", "large:1:mean alone (80.0 %; selection='best')."),
+        ],
+    )  # fmt: skip
+    def test_the_cheapest_that_is_not_clearly_worse(
+        self, options: dict[str, float], name: str, advice: str
+    ) -> None:
+        found = verdict(usual(**options))
+        assert found.recommended == name
+        said = f"Simpler and not clearly worse by cross-validation: {advice}"
+        assert said in found.sentence
+
+    def test_the_last_layers_of_one_encoder(self) -> None:
+        baselines = usual()
+        baselines[5] = baseline("last_matched", "small:1:mean", "small:2:mean", cv=0.8)
+        found = verdict(baselines)
+        assert found.recommended == "last_matched"
+        assert found.sentence.endswith("the last layers small:1:mean, small:2:mean (80.0 %).")
+
+    def test_what_costs_more_than_the_pipeline_is_not_recommended(self) -> None:
+        """A lower layer is chosen; the last layer does as well, but takes more time."""
+        found = verdict(usual(last=0.8, best=0.8), plan=("small:1:mean",))
+        assert found.recommended == "pipeline"
+        assert "Simpler" not in found.sentence
+
+    def test_the_pipeline_itself_is_no_simpler_way(self) -> None:
+        found = verdict(usual(best=0.8), plan=("large:1:mean",))
+        assert found.recommended == "pipeline"
+
+    @pytest.mark.parametrize("options", [{}, {"best": 0.8}, {"tfidf": 0.8}, {"majority": 0.8}])
+    def test_test_rows_decide_nothing(self, options: dict[str, Any]) -> None:
+        expected = verdict(usual(**options)).recommended
+        for test, own in ((0.2, 0.9), (0.9, 0.2)):
+            found = verdict(usual(**options, test=test), test=own)
+            assert found.recommended == expected
+            assert found.against == ("small:2:mean",)
+            assert found.rows == "test"
+
+    def test_majority_where_nothing_predicts(self) -> None:
+        rng = np.random.default_rng(0)
+        y = rng.permutation(truth())
+        guesses = [rng.integers(2, size=N) for _ in range(7)]
+        baselines = [
+            replace(one, out_of_fold=guess) for one, guess in zip(usual(), guesses, strict=True)
+        ]
+        baselines[0] = replace(baselines[0], out_of_fold=np.zeros(N, dtype=np.intp))
+        own = Rows(y, rng.integers(2, size=N), 2, 0)
+        plan = Plan(refs(*FUSED))
+        compared = compare_baselines(baselines, own, None, COSTS)
+        found = decide(compared, plan, pipeline_cost(plan.blocks, COSTS), SCORES, N_LAYERS)
+        assert found.recommended == "majority"
+        assert not found.gained
+        assert found.sentence.endswith("nothing predicts the labels.")
+
+
+class TestTradeoffs:
+    def points(self, own: float = 0.8, plan: tuple[str, ...] = FUSED) -> list[dict[str, Any]]:
+        compared = compare_baselines(usual(best=0.75), rows(own), None, COSTS)
+        chosen = Plan(refs(*plan))
+        return tradeoffs(compared, chosen, pipeline_cost(chosen.blocks, COSTS), own)
+
+    def test_they_fall_in_accuracy_and_name_their_cost(self) -> None:
+        points = self.points()
+        assert [point["name"] for point in points] == [
+            "pipeline", "best_block", "last_layer (small)", "last_four (small)",
+            "last_matched (small)", "last_layer (large)",
+        ]  # fmt: skip
+        assert points[0]["accuracy"] == 0.8
+        assert points[0]["blocks"] == list(FUSED)
+        cost = pipeline_cost(refs(*FUSED), COSTS).to_dict()
+        assert {name: points[0][name] for name in cost if name != "blocks"} == {
+            name: value for name, value in cost.items() if name != "blocks"
+        }
+        assert json.loads(json.dumps(points)) == points
+
+    def test_the_front_is_what_no_other_beats(self) -> None:
+        """Against the definition: nowhere worse, somewhere better."""
+        points = self.points()
+
+        def goods(point: dict[str, Any]) -> tuple[float, ...]:
+            costs = ("ms_per_text", "memory_mb", "dims")
+            return (point["accuracy"], *(-point[name] for name in costs))
+
+        for point in points:
+            mine = goods(point)
+            beaten = any(
+                goods(other) != mine
+                and all(a >= b for a, b in zip(goods(other), mine, strict=True))
+                for other in points
+            )
+            assert point["on_front"] == (not beaten)
+        front = {point["name"] for point in points if point["on_front"]}
+        assert front == {"pipeline", "best_block", "last_layer (small)"}
+
+    def test_a_pipeline_that_is_a_baseline_appears_once(self) -> None:
+        points = self.points(0.75, ("large:1:mean",))
+        names = [point["name"] for point in points]
+        assert "best_block" not in names
+        assert names.count("pipeline") == 1
+        assert len({tuple(point["blocks"]) for point in points}) == len(points)
+
+    def test_a_bad_pipeline_is_not_on_the_front(self) -> None:
+        points = {point["name"]: point for point in self.points(0.3)}
+        assert not points["pipeline"]["on_front"]
+        assert points["pipeline"]["accuracy"] == min(p["accuracy"] for p in points.values())
+
+
+def test_a_comparison_without_an_encoder_has_no_cost() -> None:
+    (one,) = compare_baselines([baseline("tfidf", cv=0.7)], rows(0.8), None, COSTS)
+    assert isinstance(one, Comparison)
+    assert one.cost is None
+    assert isinstance(pipeline_cost(refs("small:0:mean"), COSTS), PipelineCost)
