@@ -127,6 +127,17 @@ class TestWhatIsTaken:
             assert max(trial.gain for trial in found.trials) < 0.05
         assert kept >= 4
 
+    @pytest.mark.parametrize("seed", [0, 2])
+    def test_a_rival_that_is_better_but_not_surely_so_is_left(self, seed: int) -> None:
+        """What is taken is the largest sure gain of the last comparison, if there is one."""
+        embeddings, y = linear(450, seed)
+        found = search(probe_blocks(embeddings, y), y, recipe())
+        assert any(trial.gain > 0 and not trial.is_sure for trial in found.trials)
+        sure = [trial for trial in found.trials if trial.is_sure]
+        winner = max(sure, key=lambda trial: trial.gain, default=None)
+        expected = ("concat", "ridge") if winner is None else (winner.fusion, winner.head)
+        assert (found.plan.fusion, found.plan.head) == expected
+
     def test_rivals_drop_out_from_rung_to_rung(self) -> None:
         embeddings, y = product(1000, seed=0)
         found = search(probe_blocks(embeddings, y), y, recipe())
