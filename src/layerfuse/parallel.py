@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -22,10 +24,26 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     other work it is many times faster: threads of one call wait for each other.
     """
     with (
+        _one_torch_thread(),
         _controller().limit(limits=1, user_api="blas"),
         ThreadPoolExecutor(n_cores()) as executor,
     ):
         yield from executor.map(function, items)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Where torch is in use, its calls take one thread as well."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache

@@ -33,9 +33,9 @@ Parts = Sequence[tuple[Labels, Labels]]
 
 AUTO = "auto"
 
-_RUNGS = (900, 2700, 8100)  # rows of successive halving
-_WIDTHS = (64, 200, 200)  # leading coordinates of each block that they look at
-_KEPT = (4, 2)  # rivals that go on to the second and third rung
+_RUNGS = (900, 3600)  # rows of successive halving
+_WIDTHS = (64, 200)  # leading coordinates of each block that they look at
+_KEPT = (3,)  # rivals that go on to the second rung
 _FOLDS = 3
 _FEWEST_ROWS = 300  # below, a trial could tell nothing
 

@@ -16,7 +16,7 @@ __all__ = ["N_AXES", "N_SEARCHED", "PrincipalAxes"]
 
 Floats = npt.NDArray[np.float32]
 
-N_AXES = 512
+N_AXES = 384
 """The most axes of a block that heads see."""
 
 N_SEARCHED = 200
