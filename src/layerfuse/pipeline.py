@@ -13,13 +13,15 @@ from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.fusion import FittedFusion, Fusion, fit_fusion
 from layerfuse.heads import Head, fit_head, search_penalty
-from layerfuse.scoring import N_SEARCHED, PrincipalAxes
+from layerfuse.scoring import PrincipalAxes
 
 __all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "train"]
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
 Blocks = Mapping[BlockRef, Floats]
+
+_LEADING = 100  # coordinates of each block by which a head's penalty is found
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _penalty(
     of the time."""
     if searched is not None:
         blocks, y = [block[searched] for block in blocks], y[searched]
-    features = _fuse(plan, [block[:, :N_SEARCHED] for block in blocks], y, task).features
+    features = _fuse(plan, [block[:, :_LEADING] for block in blocks], y, task).features
     return search_penalty(
         plan.head,
         features - features.mean(axis=0),

@@ -1,7 +1,7 @@
 """How good each block is for the labels."""
 
 from layerfuse.scoring.agreement import Agreement, measure_agreement
-from layerfuse.scoring.axes import N_SEARCHED, PrincipalAxes
+from layerfuse.scoring.axes import PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds, stratified_rows
 from layerfuse.scoring.forward import RidgeState
 from layerfuse.scoring.probe import (
@@ -25,7 +25,6 @@ from layerfuse.scoring.screening import find_interaction, find_pair, prior_error
 from layerfuse.scoring.similarity import linear_cka
 
 __all__ = [
-    "N_SEARCHED",
     "SCORERS",
     "Agreement",
     "LeaveOneOut",
