@@ -1,7 +1,8 @@
 """Every fusion and head on the four sets, and the automatic choice against what it must beat.
 
-Each seed draws four fifths of the training rows, 5,000 at most. Blocks are those that the greedy search
-chooses, from all layers of three encoders in three poolings. Test labels are used once, to measure.
+Each seed draws four fifths of the training rows, 5,000 at most. Blocks are those that the greedy
+search chooses, from all layers of three encoders in three poolings. Test labels are used once, to
+measure.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from families import VOCABULARY
 from helpers import Notes, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
-from layerfuse.estimator import classifier as classifier_module
+from layerfuse.estimator import analysis as analysis_module
 from layerfuse.resources import Budget, pipeline_cost
 
 TEXTS, LABELS = planted(160)
@@ -325,7 +325,7 @@ class TestWhatIsMeasured:
     def test_measuring_uses_at_most_so_many_rows(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(classifier_module, "MEASURED_ROWS", 60)
+        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
         notes = Notes()
         model = build(tiny, "bert", reporter=notes).fit(TEXTS, LABELS)
         y, proba = model.out_of_fold()
@@ -337,7 +337,7 @@ class TestWhatIsMeasured:
         flipped = {"good": "bad", "bad": "good"}
         labels = [label if row in rows else flipped[label] for row, label in enumerate(LABELS)]
         assert np.unique(labels, return_counts=True)[1].tolist() == [80, 80]
-        monkeypatch.setattr(classifier_module, "stratified_rows", lambda *_: np.array(sorted(rows)))
+        monkeypatch.setattr(analysis_module, "stratified_rows", lambda *_: np.array(sorted(rows)))
         other = build(tiny, "bert").fit(TEXTS, labels)
         assert (other.profile_, other.selection_) == (model.profile_, model.selection_)
         # … but the head is trained on all rows.

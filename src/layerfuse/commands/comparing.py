@@ -15,7 +15,7 @@ from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import FitConfig
 from layerfuse.corpus import Split, check_trainable
 from layerfuse.estimator import LayerFusionClassifier
-from layerfuse.estimator.classifier import MEASURED_ROWS
+from layerfuse.estimator.analysis import MEASURED_ROWS
 from layerfuse.estimator.gathering import Rows
 from layerfuse.events import Reporter
 from layerfuse.scoring import stratified_rows

@@ -14,7 +14,7 @@ from layerfuse.commands.using import encode_labels
 from layerfuse.config import FitConfig
 from layerfuse.corpus import check_trainable
 from layerfuse.errors import DataError
-from layerfuse.estimator.classifier import MEASURED_ROWS
+from layerfuse.estimator.analysis import MEASURED_ROWS
 from layerfuse.estimator.gathering import Rows
 from layerfuse.events import Reporter
 from layerfuse.learning_curve import SHARES, LearningCurve, check_draws, learning_curve

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.baselines import Baseline, rivals, run_baselines
+from layerfuse.baselines import Baseline, run_baselines
 from layerfuse.blocks import BlockRef, Layers, Poolings
 from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
 from layerfuse.calibration import check_calibration, fit_calibration
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError
-from layerfuse.estimator.gathering import Gathered, Rows, gather
+from layerfuse.estimator.analysis import FIXED, PIPELINE, Analysis, analyse
+from layerfuse.estimator.gathering import Gathered, gather
 from layerfuse.estimator.inputs import (
     check_class_weight,
     check_labels,
@@ -33,31 +34,20 @@ from layerfuse.extraction import check_texts
 from layerfuse.metrics import evaluate_predictions
 from layerfuse.pipeline import Task
 from layerfuse.resources import Budget, resolve_budget
-from layerfuse.scoring import probe_blocks, stratified_rows
-from layerfuse.search import Found, Recipe, check_recipe
+from layerfuse.search import Recipe, check_recipe
 from layerfuse.selection import Allowance, check_selection
 from layerfuse.store import EmbeddingStore
-from layerfuse.training import OutOfFold, Training, pipeline
 
-__all__ = ["MEASURED_ROWS", "LayerFusionClassifier"]
-
-MEASURED_ROWS = 10_000
-"""Measuring and choosing use at most this many training rows, each class in its share."""
-
-
-_PIPELINE = "pipeline"  # the whole procedure, its search run anew in each fold
-_FIXED = "plan"  # what the search on all rows found, for the calibration of what ships
+__all__ = ["LayerFusionClassifier"]
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What the last ``fit`` leaves for reports: ``proba`` and ``nested`` are out of fold."""
+    """What the last ``fit`` leaves for reports; ``proba`` are out of fold."""
 
-    training: Training
-    found: Found
+    analysis: Analysis
     texts: list[str]
     proba: npt.NDArray[np.float64]
-    nested: dict[str, OutOfFold]
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -201,43 +191,37 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         extracting = time.perf_counter()
         embeddings = self.extract(texts)
         self.costs_ = embeddings.costs
-        scoring = time.perf_counter()
-        rows = stratified_rows(encoded, MEASURED_ROWS, self.random_state)
-        if len(rows) < len(texts):
-            self._reporter.note(f"blocks are measured on {len(rows)} of {len(texts)} rows")
-        probed = probe_blocks(
-            embeddings if len(rows) == len(texts) else Rows(embeddings, rows),
-            encoded[rows],
-            reporter=self._reporter,
+        extracted = time.perf_counter()
+        analysis = analyse(
+            texts,
+            encoded,
+            embeddings,
+            self.encoders_,
+            self._recipe(encoded),
+            self.cv,
+            self._store(),
+            self._reporter,
         )
-        self.profile_ = probed.scores
-        selecting = time.perf_counter()
-        training = Training(embeddings, encoded, rows, probed, self._recipe(encoded))
-        found = training.search(self._reporter)
+        found, nested, training = analysis.found, analysis.nested, analysis.training
+        self.profile_ = training.probed.scores
         self.selection_, self.plan_, self.trials_ = found.selection, found.plan, found.trials
         training_head = time.perf_counter()
-        model = training.fit(found.plan)
-        resampling = time.perf_counter()
-        names = [encoder.name for encoder in self.encoders_]
-        procedures = {rival.key: rival.procedure for rival in rivals(names, self.max_blocks)}
-        procedures |= {_PIPELINE: pipeline, _FIXED: lambda *_: found.plan}
-        nested = training.out_of_fold(procedures, self.cv, reporter=self._reporter)
-        calibrator = fit_calibration(self.calibration, nested[_FIXED].logits, encoded[rows])
-        self.model_ = model.with_temperature(calibrator)
-        proba = nested[_PIPELINE].calibrated(self.calibration, encoded[rows])
-        self.cv_ = evaluate_predictions(encoded[rows], proba, seed=self.random_state)
+        y_measured = encoded[training.rows]
+        calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
+        self.model_ = training.fit(found.plan).with_temperature(calibrator)
+        measuring = time.perf_counter()
+        proba = nested[PIPELINE].calibrated(self.calibration, y_measured)
+        self.cv_ = evaluate_predictions(y_measured, proba, seed=self.random_state)
         self.n_rows_ = len(texts)
         self.truncated_share_ = embeddings.truncated_share
         ended = time.perf_counter()
         self.timings_ = {
-            "extract_s": scoring - extracting,
-            "score_s": selecting - scoring,
-            "select_s": training_head - selecting,
-            "head_s": resampling - training_head,
-            "cv_s": ended - resampling,
+            "extract_s": extracted - extracting,
+            **analysis.timings,
+            "head_s": measuring - training_head,
             "total_s": ended - started,
         }
-        self._fitted = _Fitted(training, found, texts, proba, nested)
+        self._fitted = _Fitted(analysis, texts, proba)
         return self
 
     def _recipe(self, y: npt.NDArray[np.intp]) -> Recipe:
@@ -299,15 +283,12 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def extract(self, X: Sequence[str]) -> Gathered:
         """All candidate blocks of some texts, through the store."""
-        store = EmbeddingStore() if self.store == "auto" else self.store
-        if isinstance(store, (str, Path)):
-            store = EmbeddingStore(store)
         return gather(
             check_texts(X),
             self.encoders_,
             self.layers,
             self.pooling,
-            store,
+            self._store(),
             batch_tokens=self.batch_tokens,
             reporter=self._reporter,
         )
@@ -322,9 +303,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """
         fitted = self._rows_of_fit()
         return run_baselines(
-            fitted.training,
-            fitted.found,
-            lambda rival: fitted.nested[rival.key].logits,
+            fitted.analysis.training,
+            fitted.analysis.found,
+            lambda rival: fitted.analysis.nested[rival.key].logits,
             fitted.texts,
             None if X_test is None or embeddings is None else (X_test, embeddings),
             n_folds=self.cv,
@@ -335,7 +316,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
         fitted = self._rows_of_fit()
-        return fitted.training.y[fitted.training.rows], fitted.proba
+        training = fitted.analysis.training
+        return training.y[training.rows], fitted.proba
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, card); see `load`."""
@@ -375,6 +357,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     @property
     def _reporter(self) -> Reporter:
         return self.reporter or SILENT
+
+    def _store(self) -> EmbeddingStore | None:
+        if isinstance(self.store, EmbeddingStore) or self.store is None:
+            return self.store
+        return EmbeddingStore() if self.store == "auto" else EmbeddingStore(self.store)
 
     def _rows_of_fit(self) -> _Fitted:
         if not hasattr(self, "_fitted"):

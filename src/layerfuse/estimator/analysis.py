@@ -1,0 +1,105 @@
+"""Measuring, choosing and resampling on training rows: the part of a fit that labels decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.baselines import rivals
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.estimator.gathering import Gathered, Rows
+from layerfuse.estimator.remembering import Remembered, analysis_key, recall, remember
+from layerfuse.events import Reporter
+from layerfuse.scoring import probe_blocks, stratified_rows
+from layerfuse.search import Found, Recipe
+from layerfuse.store import EmbeddingStore
+from layerfuse.training import OutOfFold, Training, pipeline
+
+__all__ = ["FIXED", "MEASURED_ROWS", "PIPELINE", "Analysis", "analyse"]
+
+MEASURED_ROWS = 10_000
+"""Measuring and choosing use at most this many training rows, each class in its share."""
+
+PIPELINE = "pipeline"  # the whole procedure, its search run anew in each fold
+FIXED = "plan"  # what the search on all rows found, for the calibration of what ships
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Training rows, what the search found on them, and out-of-fold logits by procedure.
+
+    ``timings`` holds seconds: ``score_s``, ``select_s`` and ``cv_s``.
+    """
+
+    training: Training
+    found: Found
+    nested: dict[str, OutOfFold]
+    timings: dict[str, float]
+
+
+def analyse(
+    texts: Sequence[str],
+    y: npt.NDArray[np.intp],
+    embeddings: Gathered,
+    encoders: Sequence[FrozenEncoder],
+    recipe: Recipe,
+    n_folds: int,
+    store: EmbeddingStore | None,
+    reporter: Reporter,
+) -> Analysis:
+    """Score all blocks, search, and predict out of fold, or recall from the store what came of it.
+
+    Parameters
+    ----------
+    texts, y
+        Training texts and class indices (n,).
+    embeddings
+        Their candidate blocks.
+    encoders
+        Where the blocks come from.
+    recipe, n_folds
+        What is searched, and the folds of the nested resampling.
+    store
+        Keeps the outcome; None keeps nothing.
+    """
+    rows = stratified_rows(y, MEASURED_ROWS, recipe.task.seed)
+    if len(rows) < len(texts):
+        reporter.note(f"blocks are measured on {len(rows)} of {len(texts)} rows")
+    started = time.perf_counter()
+    key = analysis_key(texts, y, rows, embeddings, encoders, recipe, n_folds)
+    known = None if store is None else recall(store.root, key)
+    if known is not None:
+        reporter.note("these rows were analysed before with the same settings; that is used again")
+        training = Training(embeddings, y, rows, known.probed, recipe)
+        spent = {"score_s": time.perf_counter() - started, "select_s": 0.0, "cv_s": 0.0}
+        return Analysis(training, known.found, dict(known.nested), spent)
+    measured = embeddings if len(rows) == len(texts) else Rows(embeddings, rows)
+    probed = probe_blocks(measured, y[rows], reporter=reporter)
+    selecting = time.perf_counter()
+    training = Training(embeddings, y, rows, probed, recipe)
+    found = training.search(reporter)
+    resampling = time.perf_counter()
+    names = [encoder.name for encoder in encoders]
+    most = recipe.allowance.budget.blocks or len(probed.scores)
+    procedures = {rival.key: rival.procedure for rival in rivals(names, most)}
+    procedures |= {PIPELINE: pipeline, FIXED: lambda *_: found.plan}
+    nested = training.out_of_fold(procedures, n_folds, reporter=reporter)
+    ended = time.perf_counter()
+    if store is not None:
+        used = {
+            block
+            for procedure in procedures.values()
+            for block in procedure(found, probed.scores).blocks
+        }
+        axes = {block: probed.axes[block] for block in used}
+        remember(store.root, key, Remembered(probed.scores, axes, found, nested))
+    timings = {
+        "score_s": selecting - started,
+        "select_s": resampling - selecting,
+        "cv_s": ended - resampling,
+    }
+    return Analysis(training, found, nested, timings)
