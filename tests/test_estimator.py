@@ -333,7 +333,7 @@ class TestWhatIsMeasured:
         assert np.bincount(y).tolist() == [30, 30]
         assert notes.about("blocks are measured on 60 of 160 rows")
         # Labels of rows that are not measured play no part in scores and choice …
-        rows = set(model._fitted.training.rows.tolist())
+        rows = set(model._fitted.analysis.training.rows.tolist())
         flipped = {"good": "bad", "bad": "good"}
         labels = [label if row in rows else flipped[label] for row, label in enumerate(LABELS)]
         assert np.unique(labels, return_counts=True)[1].tolist() == [80, 80]
