@@ -324,7 +324,12 @@ class TestFiles:
         write_jsonl(Path("data/train.jsonl.gz"), rows(N_TRAIN))
         write_jsonl(Path("data/test.jsonl.gz"), rows(N_TEST, seed=1))
         report = fit(models, "data")
-        assert report["data"] == {"name": "data", "train_rows": N_TRAIN, "test_split": "test"}
+        assert report["data"] == {
+            "name": "data",
+            "train_rows": N_TRAIN,
+            "learned_rows": N_TRAIN,
+            "test_split": "test",
+        }
         evaluated = succeed("evaluate", "run", "data", "--json").json
         assert evaluated["split"] == "test"
         assert evaluated["accuracy"] == report["test"]["accuracy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -59,7 +60,7 @@ def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: in
         encoder: max(row["layer"] for row in profile if row["encoder"] == encoder)
         for encoder in dict.fromkeys(row["encoder"] for row in profile)
     }
-    table = Table(title="Blocks (leave-one-out on training rows)", title_justify="left")
+    table = _table("Blocks (leave-one-out on training rows)")
     for name in ("block", "accuracy", "macro-F1", "loss", ""):
         table.add_column(name, justify="left" if name in ("block", "") else "right")
     for place, row in enumerate(ranked):
@@ -103,7 +104,7 @@ def render_fit(result: Mapping[str, Any], out: Console) -> None:
     render_profile(result["profile"], chosen, out)
     out.print()
     out.print(layer_table(result["profile"], chosen))
-    steps = Table(title=f"Chosen ({result['selection']['method']})", title_justify="left")
+    steps = _table(f"Chosen ({result['selection']['method']})")
     steps.add_column("block")
     steps.add_column("gain in loss", justify="right")
     for block, gain in zip(
@@ -140,7 +141,7 @@ def _accuracy_table(result: Mapping[str, Any]) -> Table:
     where = "test" if result["test"] else "cv"
     n_rows, n_blocks = result[where]["n"], len(result["selection"]["blocks"])
     rows = f"{n_rows} test rows" if where == "test" else f"{n_rows} rows out of fold"
-    table = Table(title=f"Accuracy on {rows}", title_justify="left")
+    table = _table(f"Accuracy on {rows}")
     for name in ("pipeline", "accuracy", "95 % interval", "macro-F1", "gain over it"):
         table.add_column(name, justify="left" if name == "pipeline" else "right")
     for baseline in result["baselines"]:
@@ -151,7 +152,7 @@ def _accuracy_table(result: Mapping[str, Any]) -> Table:
         gain = baseline["pipeline_minus_baseline"][where]
         points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
         table.add_row(
-            own, *_accuracy_cells(baseline[where]), f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+            own, *_accuracy_cells(baseline[where]), f"{points:+.1f} ({low:+.1f}, {high:+.1f})"
         )
     own = f"layerfuse ({n_blocks} block{'s' if n_blocks > 1 else ''})"
     table.add_row(own, *_accuracy_cells(result[where]), "", style="bold")
@@ -168,7 +169,7 @@ def _accuracy_cells(measured: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _cost_table(result: Mapping[str, Any]) -> Table:
     """Accuracy against cost, the most accurate first."""
-    table = Table(title="Accuracy (nested, training rows) and cost", title_justify="left")
+    table = _table("Accuracy (nested, training rows) and cost")
     for name in ("pipeline", "accuracy", "ms a text", "MB", "dims", "front"):
         table.add_column(name, justify="left" if name in ("pipeline", "front") else "right")
     for row in result["pareto"]:
@@ -182,6 +183,11 @@ def _cost_table(result: Mapping[str, Any]) -> Table:
             style="bold" if row["name"] == "pipeline" else "",
         )
     return table
+
+
+def _table(title: str) -> Table:
+    """A table without vertical lines: with them, five columns do not fit 80 characters."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 def _percent(share: float) -> str:

@@ -33,9 +33,9 @@ Parts = Sequence[tuple[Labels, Labels]]
 
 AUTO = "auto"
 
-_RUNGS = (900, 3600)  # rows of successive halving
-_WIDTHS = (64, 100)  # leading coordinates of each block that they look at
-_KEPT = (2,)  # rivals that go on to the second rung
+_RUNGS = (900, 3600, 10_000)  # rows of successive halving
+_WIDTHS = (64, 100, 200)  # leading coordinates of each block that they look at
+_KEPT = (2, 1)  # rivals that go on to the second and third rung
 _FOLDS = 3
 _FEWEST_ROWS = 300  # below, a trial could tell nothing
 
@@ -112,7 +112,8 @@ def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILEN
     """Choose blocks, then fusion and head for them.
 
     Fusions and heads are compared by successive halving (Jamieson and Talwalkar, AISTATS 2016):
-    all on a few rows, the few that beat concatenation with a ridge head on more. A rival is taken
+    all on a few rows, the few that beat concatenation with a ridge head on more, the best of them
+    on all: what wins with few rows and dimensions need not win with many. A rival is taken
     only when its gain is above one standard error; otherwise the plain one, which is cheaper,
     stays. Where the chosen blocks say nothing, pairs of blocks are searched for products of their
     coordinates that do.

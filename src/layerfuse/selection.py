@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
@@ -130,10 +130,7 @@ def choose(
         return _greedy(probed, ranked, targets, allowance, reporter)
     if method == "last":
         chosen = _last_layers(probed.scores)
-        # One block for each encoder, however many those are.
-        if over := replace(allowance, budget=replace(allowance.budget, blocks=None)).exceeded(
-            chosen
-        ):
+        if over := allowance.exceeded(chosen):
             raise ConfigError(
                 f"The last layers break the budget ({', '.join(over)}). Give a larger budget, "
                 "fewer encoders or selection='greedy'."

@@ -79,10 +79,10 @@ class Comparison:
 class Verdict:
     """One sentence, and what it rests on.
 
-    ``gained`` says whether the pipeline beats the last layer of the best single encoder with the
-    95 % interval above 0, on ``rows``; ``recommended`` names the cheapest way that costs less than
-    the pipeline and is not beaten by it in nested resampling (``"pipeline"`` where there is none);
-    ``time_ratio`` is its time per text over the last layer's.
+    ``gained`` says whether the pipeline beats both the last layer of the best single encoder and
+    the most frequent label with the 95 % interval above 0, on ``rows``; ``recommended`` names the
+    cheapest way that costs less than the pipeline and is not beaten by it in nested resampling
+    (``"pipeline"`` where there is none); ``time_ratio`` is its time per text over the last layer's.
     """
 
     sentence: str
@@ -154,9 +154,12 @@ def decide(
     simpler = [item for name in _SIMPLER for item in by_name.get(name, []) if _price(item) < most]
     enough = [item for item in simpler if item.gain["cv"].low <= 0]
     cheapest = min(enough, key=_price, default=None)
+    # Where nothing can be known, cross-validated models err more often than they guess, each in its
+    # own way: beating one of them says nothing there.
+    knows = by_name["majority"][0].gain[where].low > 0
     return Verdict(
-        sentence=_sentence(rival, gain, where, ratio, cheapest, plan, n_layers),
-        gained=gain.low > 0,
+        sentence=_sentence(rival, gain, where, knows, ratio, cheapest, plan, n_layers),
+        gained=knows and gain.low > 0,
         against=tuple(str(block) for block in _blocks(rival)),
         gain=gain,
         rows=where,
@@ -211,6 +214,7 @@ def _sentence(
     rival: Comparison,
     gain: PairedDifference,
     where: str,
+    knows: bool,
     ratio: float | None,
     simpler: Comparison | None,
     plan: Plan,
@@ -228,7 +232,11 @@ def _sentence(
     over = f"{block.encoder}'s {name} ({100 * rival.measured[where]['accuracy']:.1f} %)"
     price = "" if ratio is None else f", at {ratio:.1f}x its time"
     what = "fusion" if len(plan.blocks) > 1 else f"block {plan.blocks[0]}"
-    if gain.low > 0:
+    if not knows:
+        sentence = (
+            f"no gain: on {rows} {what} is no better than always giving the most frequent label."
+        )
+    elif gain.low > 0:
         sentence = f"{what} adds {points:.1f} points ({interval}) over {over} on {rows}{price}."
     elif gain.high < 0:
         sentence = (

@@ -1,0 +1,53 @@
+"""Spreading work over cores: order, errors, and the libraries' threads before and after."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from layerfuse.parallel import n_cores, spread
+
+
+def blas_threads() -> list[int]:
+    return [entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"]
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    first = threading.Event()
+
+    def late(item: int) -> int:
+        if item == 0 and n_cores() > 1:
+            assert first.wait(10)
+        first.set() if item == 1 else None
+        return item * item
+
+    assert list(spread(late, range(20))) == [item * item for item in range(20)]
+
+
+def test_no_items() -> None:
+    assert list(spread(abs, [])) == []
+
+
+def test_an_error_reaches_the_caller() -> None:
+    def fail(item: int) -> int:
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 3"):
+        list(spread(fail, [3]))
+
+
+def test_libraries_have_one_thread_meanwhile_and_theirs_again_after() -> None:
+    np.ones((4, 4)) @ np.ones((4, 4))
+    before = blas_threads(), torch.get_num_threads()
+    seen = list(spread(lambda _: (blas_threads(), torch.get_num_threads()), range(4)))
+    assert all(set(blas) == {1} and of_torch == 1 for blas, of_torch in seen)
+    assert (blas_threads(), torch.get_num_threads()) == before
+
+
+def test_it_can_be_used_within_itself() -> None:
+    found = spread(lambda item: sum(spread(abs, range(item))), range(5))
+    assert list(found) == [0, 0, 1, 3, 6]
