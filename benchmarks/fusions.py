@@ -44,13 +44,14 @@ Labels = npt.NDArray[np.intp]
 
 def run() -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
+    sets = []
     for name in DATASETS:
         try:
-            data = Data.read(name)
+            sets.append(Data.read(name))
         except LayerfuseError as error:
             print(f"{name} is left out: {error}")
-            continue
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for data in sets:
             results.append(measure(data, seed))
             save("fusions", results)  # what is measured is kept if the rest is interrupted
     show(results)
