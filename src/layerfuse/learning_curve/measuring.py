@@ -60,7 +60,7 @@ def learning_curve(
 
     Texts without labels are there for everyone: blocks are brought to principal axes that come from
     all training embeddings and no label. As in a fit, choosing looks at the 200 leading ones, and
-    heads see 512. Blocks are read once for all draws, those that some draw uses once more.
+    heads see 384. Blocks are read once for all draws, those that some draw uses once more.
 
     The draws of one repeat are nested: a larger share holds the rows of a smaller one. There is one
     draw only where all rows are drawn.
