@@ -15,7 +15,7 @@ from layerfuse.fusion import FittedFusion, Fusion, fit_fusion
 from layerfuse.heads import Head, fit_head, search_penalty
 from layerfuse.scoring import PrincipalAxes
 
-__all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "train"]
+__all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "predict_held", "train"]
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
@@ -122,6 +122,20 @@ def _penalty(
         class_weight=task.class_weight,
         seed=task.seed,
     )
+
+
+def predict_held(
+    plan: Plan, coordinates: Blocks, y: Labels, rows: Labels, held: Labels, task: Task
+) -> Floats:
+    """Train on some rows and predict others: logits (n_held, n_classes).
+
+    ``coordinates`` are those of all n rows; they are centred on the rows that are trained on. ``y``
+    are class indices (n,), of which those of ``held`` are not read.
+    """
+    means = {block: coordinates[block][rows].mean(axis=0) for block in plan.blocks}
+    known = {block: coordinates[block][rows] - mean for block, mean in means.items()}
+    others = {block: coordinates[block][held] - mean for block, mean in means.items()}
+    return train(plan, known, y[rows], task).logits(others)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from layerfuse.events import SILENT, Reporter
 from layerfuse.fusion import check_fusion
 from layerfuse.heads import check_head
 from layerfuse.parallel import spread
-from layerfuse.pipeline import Plan, Task, train
+from layerfuse.pipeline import Plan, Task, predict_held
 from layerfuse.scoring import (
     Probed,
     find_interaction,
@@ -208,12 +208,7 @@ def held_out_errors(
 
     ``parts`` holds rows to train on and rows that are held out; ``y`` are all rows' class indices.
     """
-    logits = []
-    for rows, held in parts:
-        means = {block: coordinates[block][rows].mean(axis=0) for block in plan.blocks}
-        known = {block: coordinates[block][rows] - mean for block, mean in means.items()}
-        other = {block: coordinates[block][held] - mean for block, mean in means.items()}
-        logits.append(train(plan, known, y[rows], task).logits(other))
+    logits = [predict_held(plan, coordinates, y, rows, held, task) for rows, held in parts]
     labels = np.concatenate([y[held] for _, held in parts])
     joined = np.concatenate(logits)
     proba = TemperatureCalibrator.fit(joined, labels).predict_proba(joined)

@@ -13,7 +13,7 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import spread
-from layerfuse.pipeline import Blocks, FusedModel, Plan, train
+from layerfuse.pipeline import Blocks, FusedModel, Plan, predict_held, train
 from layerfuse.scoring import Probed, probe_rows, stratified_folds
 from layerfuse.search import Found, Recipe, search
 
@@ -134,12 +134,9 @@ class Training:
 
     def _predict(self, plan: Plan, rows: Labels, held: Labels) -> Floats:
         """Train on some of the measured rows, predict the logits of others."""
-        known, others = {}, {}
-        for block in plan.blocks:
-            Z = self._coordinates(block)
-            mean = Z[self.rows[rows]].mean(axis=0)
-            known[block], others[block] = Z[self.rows[rows]] - mean, Z[self.rows[held]] - mean
-        return train(plan, known, self.y[self.rows[rows]], self.recipe.task).logits(others)
+        coordinates = {block: self._coordinates(block) for block in plan.blocks}
+        task = self.recipe.task
+        return predict_held(plan, coordinates, self.y, self.rows[rows], self.rows[held], task)
 
     def _coordinates(self, block: BlockRef) -> Floats:
         """Principal coordinates of all rows, (n, rank)."""

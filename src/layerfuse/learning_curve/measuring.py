@@ -22,8 +22,7 @@ from layerfuse.learning_curve.results import (
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Blocks, Plan, Task, train
 from layerfuse.resources import Budget
-from layerfuse.scoring import PrincipalAxes, Probed, decompose, probe_rows, standardisation
-from layerfuse.scoring.axes import N_SEARCHED
+from layerfuse.scoring import PrincipalAxes, Probed, probe_rows
 from layerfuse.search import Recipe, check_recipe, search
 from layerfuse.selection import Allowance, check_selection
 
@@ -176,12 +175,8 @@ def _turn(
         raise DataError("There are no blocks. Give at least one.")
 
     def turn(block: BlockRef) -> tuple[BlockRef, PrincipalAxes, Floats]:
-        X = _rows_of(embeddings, block, n)
-        mean, scale = standardisation(X)
-        Z = (X - mean) * scale
-        space = decompose(Z)
-        leading = space.rotated[:, :N_SEARCHED] if space.rotated.shape[1] else Z[:, :1]
-        return block, PrincipalAxes.of(mean, scale, Z, space), np.array(leading, np.float32)
+        own, _, leading = PrincipalAxes.fit(_rows_of(embeddings, block, n))
+        return block, own, leading
 
     axes, coordinates = {}, {}
     with reporter.task("principal axes", len(embeddings), "blocks") as advance:

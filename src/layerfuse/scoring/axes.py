@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from layerfuse.errors import DataError
 from layerfuse.files import take_tensor
-from layerfuse.scoring.ridge import Spectrum
+from layerfuse.scoring.ridge import Spectrum, decompose, standardisation
 
 __all__ = ["N_AXES", "N_SEARCHED", "PrincipalAxes"]
 
@@ -39,20 +39,23 @@ class PrincipalAxes:
     axes: Floats
 
     @classmethod
-    def of(
-        cls,
-        mean: npt.NDArray[np.floating],
-        scale: npt.NDArray[np.floating],
-        Z: npt.NDArray[np.floating],
-        space: Spectrum,
-    ) -> PrincipalAxes:
-        """The leading axes of standardised features ``Z`` (n_rows, dim), decomposed.
+    def fit(cls, X: npt.NDArray[np.floating]) -> tuple[PrincipalAxes, Spectrum, Floats]:
+        """Find the axes of training rows (n, dim).
 
-        A constant block has no axis; it gets one of zeros, so that it stays a block.
+        Returns
+        -------
+        The axes; the whole spectrum, on which a probe can be measured; and the leading coordinates
+        (n, at most `N_SEARCHED`), by which blocks are chosen. A constant block has no axis; it gets
+        one of zeros, so that it stays a block.
         """
+        mean, scale = standardisation(X)
+        Z = (X - mean) * scale
+        space = decompose(Z)
         turned = space.rotated[:, :N_AXES] / space.eigenvalues[:N_AXES]
         axes = Z.T @ turned if turned.shape[1] else np.zeros((Z.shape[1], 1))
-        return cls(mean.astype(np.float32), scale.astype(np.float32), axes.astype(np.float32))
+        leading = space.rotated[:, :N_SEARCHED] if turned.shape[1] else Z[:, :1]
+        own = cls(mean.astype(np.float32), scale.astype(np.float32), axes.astype(np.float32))
+        return own, space, np.array(leading, dtype=np.float32, order="C")
 
     @property
     def dim(self) -> int:

@@ -13,14 +13,13 @@ from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.parallel import spread
-from layerfuse.scoring.axes import N_SEARCHED, PrincipalAxes
+from layerfuse.scoring.axes import PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds
 from layerfuse.scoring.ridge import (
     Spectrum,
     decompose,
     leave_one_out,
     one_hot,
-    standardisation,
 )
 
 __all__ = ["SCORERS", "Probed", "check_scorer", "probe_blocks", "probe_rows", "score_blocks"]
@@ -87,13 +86,8 @@ def probe_blocks(
             raise DataError(
                 f"{block} has {len(features)} rows, but there are {len(encoded)} labels."
             )
-        mean, scale = standardisation(features)
-        Z = (features - mean) * scale
-        space = decompose(Z)
-        score = SCORERS[scorer](block, space, encoded, len(classes))
-        axes = PrincipalAxes.of(mean, scale, Z, space)
-        leading = space.rotated[:, :N_SEARCHED] if space.rotated.shape[1] else Z[:, :1]
-        return score, axes, np.ascontiguousarray(leading, dtype=np.float32)
+        axes, space, leading = PrincipalAxes.fit(features)
+        return SCORERS[scorer](block, space, encoded, len(classes)), axes, leading
 
     scores, coordinates, axes = [], {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
