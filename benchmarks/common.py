@@ -52,6 +52,12 @@ def alternate(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = 5
     }
 
 
+def measured(name: str) -> list[dict[str, Any]]:
+    """The results that are saved already, none where there are none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+
+
 def save(name: str, results: list[dict[str, Any]]) -> None:
     """Write results with the machine and versions."""
     RESULTS.mkdir(exist_ok=True)
@@ -60,7 +66,7 @@ def save(name: str, results: list[dict[str, Any]]) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": {
             "machine": platform.machine(),
-            "cpu": _cpu(),
+            "cpu": cpu(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -74,7 +80,7 @@ def save(name: str, results: list[dict[str, Any]]) -> None:
     print(f"wrote {path.name}")
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The CPU's own name for itself, with the bf16 units it has."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     units = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]

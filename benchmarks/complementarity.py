@@ -7,32 +7,23 @@ fusing is read off the other half (B).
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from benchmarks.common import RESULTS
-from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, load_dataset
+from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets
+from layerfuse import BlockRef
 from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
-from layerfuse.errors import LayerfuseError
-from layerfuse.estimator import gather
 from layerfuse.estimator.gathering import Rows
-from layerfuse.events import SILENT
-from layerfuse.scoring import decompose, leave_one_out, standardisation, stratified_rows
+from layerfuse.parallel import n_cores, spread
+from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks, stratified_rows
 
-DATASETS = ("mr", "r8", "r52", "sst2")
-ENCODERS = ("minilm", "mpnet", "smollm2-135m")
-POOLINGS = ("mean", "last", "max")
-MOST_ROWS = 5000
 MAX_PAIRS = 1500
 OUTCOMES = ("accuracy_gain", "loss_gain")
 
@@ -67,16 +58,12 @@ class Pairs:
 
 def run() -> list[dict[str, Any]]:
     results, correlations = [], []
-    for name in DATASETS:
+    for texts in read_sets(DATASETS):
+        name = texts.name
+        rows = stratified_rows(texts.y, MOST_ROWS, seed=0)
         start = time.perf_counter()
-        try:
-            texts, y = training_rows(name)
-        except LayerfuseError as error:
-            print(f"{name} is left out: {error}")
-            continue
-        encoders = [FrozenEncoder.from_pretrained(encoder) for encoder in ENCODERS]
-        embeddings = gather(texts, encoders, "all", POOLINGS, EmbeddingStore())
-        pairs = measure_predictors(embeddings, y, max_pairs=MAX_PAIRS)
+        embeddings = Rows(embed(texts.train, ENCODERS, POOLINGS), rows)
+        pairs = measure_predictors(embeddings, texts.y[rows], max_pairs=MAX_PAIRS)
         # Not for the repository, but a new predictor can be tried on it in seconds.
         raw = RESULTS / "raw" / f"complementarity-{name}.npz"
         raw.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +78,8 @@ def run() -> list[dict[str, Any]]:
         results.append(
             {
                 "dataset": name,
-                "rows": len(y),
-                "classes": int(y.max()) + 1,
+                "rows": len(rows),
+                "classes": int(texts.y.max()) + 1,
                 "blocks": len(pairs.blocks),
                 "pairs": len(pairs.members),
                 "seconds": time.perf_counter() - start,
@@ -112,22 +99,6 @@ def run() -> list[dict[str, Any]]:
     return results
 
 
-def training_rows(name: str) -> tuple[list[str], npt.NDArray[np.intp]]:
-    """At most `MOST_ROWS` training texts, each class in its share, and class indices (n,).
-
-    Classes of one row are left out, because A and B both need one.
-    """
-    train = load_dataset(name).train
-    counts = Counter(train.labels or ())
-    kept = [row for row, label in enumerate(train.labels or ()) if counts[label] > 1]
-    train = train.take(kept)
-    encoded = np.unique(np.asarray(train.labels), return_inverse=True)[1]
-    rows = stratified_rows(encoded, MOST_ROWS, seed=0)
-    return [train.texts[row] for row in rows], encoded[rows]
-
-
-# On matrices this small, several threads for one product only wait for each other.
-@threadpool_limits.wrap(limits=1)
 def measure_predictors(
     embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
     y: npt.NDArray[np.intp],
@@ -152,8 +123,13 @@ def measure_predictors(
         For the halves and the part.
     """
     first, second = halves(y, seed)
-    data = Labelled.probe(Rows(embeddings, first), y[first], SILENT)  # type: ignore[arg-type]
-    held = {b: _projected(embeddings[b], first, second, data.coordinates[b]) for b in embeddings}
+    probed = probe_blocks(Rows(embeddings, first), y[first])
+    targets = one_hot(y[first], int(y.max()) + 1)
+    data = Labelled(probed.scores, probed.coordinates, y[first], targets)
+    held = {
+        block: probed.axes[block].transform(embeddings[block][second])[:, : Z.shape[1]]
+        for block, Z in probed.coordinates.items()
+    }
     alone = {block: _Head.fit(data, [block]).measure(held, y[second]) for block in embeddings}
     losses = {
         block: leave_one_out(decompose(Z), data.targets).loss
@@ -175,11 +151,10 @@ def measure_predictors(
             found.append(([measure(pair) for measure in MEASURES.values()], gains))
         return found
 
-    n_parts = os.cpu_count() or 1
-    cuts = np.linspace(0, len(couples), n_parts + 1).astype(int)
-    with ThreadPoolExecutor(n_parts) as pool:
-        parts = [couples[start:end] for start, end in pairwise(cuts)]
-        rows = [row for part in pool.map(measured, parts) for row in part]
+    # One slice a core: within a slice, what a block does alone is worked out once.
+    cuts = np.linspace(0, len(couples), n_cores() + 1).astype(int)
+    slices = [couples[start:end] for start, end in pairwise(cuts)]
+    rows = [row for part in spread(measured, slices) for row in part]
     predicted, realised = (np.array(table) for table in zip(*rows, strict=True))
     return Pairs(
         blocks=blocks,
@@ -197,15 +172,6 @@ def halves(y: npt.NDArray[np.intp], seed: int) -> tuple[npt.NDArray[np.intp], ..
     order = order[np.argsort(y[order], kind="stable")]
     place = np.arange(len(y)) - np.searchsorted(y[order], y[order])
     return np.sort(order[place % 2 == 0]), np.sort(order[place % 2 == 1])
-
-
-def _projected(
-    X: Floats, first: npt.NDArray[np.intp], second: npt.NDArray[np.intp], coordinates: Floats
-) -> Floats:
-    """Rows of B on A's principal axes: (n_second, columns)."""
-    mean, scale = standardisation(X[first])
-    axes = ((X[first] - mean) * scale).T @ (coordinates / (coordinates**2).sum(axis=0))
-    return np.asarray(((X[second] - mean) * scale) @ axes)
 
 
 @dataclass(frozen=True)

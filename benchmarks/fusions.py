@@ -2,26 +2,24 @@
 
 Each seed draws four fifths of the training rows, 5,000 at most. Blocks are those that the greedy
 search chooses, from all layers of three encoders in three poolings. Test labels are used once, to
-measure.
+measure. A run goes on where an interrupted one was; without results/fusions.json it starts anew.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import save
-from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
+from benchmarks.common import cpu, measured, save
+from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
 from layerfuse.baselines import rivals
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator import gather
-from layerfuse.estimator.gathering import Rows
-from layerfuse.estimator.inputs import training_rows
-from layerfuse.events import SILENT
+from layerfuse.estimator.gathering import Gathered, Rows
 from layerfuse.fusion import FUSIONS, check_fusion
 from layerfuse.metrics import evaluate_predictions, paired_difference
 from layerfuse.pipeline import Plan, Task
@@ -31,11 +29,7 @@ from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
 from layerfuse.training import Training, pipeline
 
-DATASETS = ("mr", "sst2", "r8", "r52")
-ENCODERS = ("minilm", "mpnet", "smollm2-135m")
-POOLINGS = ("mean", "last", "max")
 SEEDS = (0, 1, 2)
-MOST_ROWS = 5_000
 MAX_BLOCKS = 5
 SHARE = 0.8
 
@@ -43,51 +37,33 @@ Labels = npt.NDArray[np.intp]
 
 
 def run() -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
-    sets = []
-    for name in DATASETS:
-        try:
-            sets.append(Data.read(name))
-        except LayerfuseError as error:
-            print(f"{name} is left out: {error}")
-    for seed in SEEDS:
-        for data in sets:
-            results.append(measure(data, seed))
+    results = measured("fusions")
+    done = {(result["dataset"], result["seed"]) for result in results}
+    sets = {}
+    for texts in read_sets(DATASETS):
+        if any((texts.name, seed) not in done for seed in SEEDS):
+            sets[texts.name] = Data.embed(texts)
+    for seed, name in product(SEEDS, sets):
+        if (name, seed) not in done:
+            results.append({**measure(sets[name], seed), "cpu": cpu()})
             save("fusions", results)  # what is measured is kept if the rest is interrupted
     show(results)
     return results
 
 
+@dataclass(frozen=True)
 class Data:
-    """A set's embeddings, with class indices.
+    """A set's embeddings, with class indices."""
 
-    Training rows of classes with one row are dropped, and so are those that `training_rows` leaves
-    out (the phrases of SST-2).
-    """
-
-    def __init__(self, name: str, train: Any, y: Labels, test: Any, y_test: Labels) -> None:
-        self.name = name
-        self.train, self.y = train, y
-        self.test, self.y_test = test, y_test
+    name: str
+    train: Gathered
+    y: Labels
+    test: Gathered
+    y_test: Labels
 
     @classmethod
-    def read(cls, name: str) -> Data:
-        dataset = load_dataset(name)
-        test = dataset.test
-        if test is None:
-            raise LayerfuseError(f"{name} has no test rows.")
-        counts = Counter(dataset.train.labels or ())
-        kept = [row for row, label in enumerate(dataset.train.labels or ()) if counts[label] > 1]
-        train = dataset.train.take(kept)
-        classes, y = np.unique(np.asarray(train.labels), return_inverse=True)
-        index = {label: number for number, label in enumerate(classes.tolist())}
-        y_test = np.array([index.get(label, -1) for label in test.labels or ()])
-        whole = training_rows(train.texts, y, "auto", SILENT)
-        train, y = train.take(whole.tolist()), y[whole]
-        encoders = [FrozenEncoder.from_pretrained(encoder) for encoder in ENCODERS]
-        store = EmbeddingStore()
-        parts = [gather(part.texts, encoders, "all", POOLINGS, store) for part in (train, test)]
-        return cls(name, parts[0], y, parts[1], y_test)
+    def embed(cls, texts: Texts) -> Data:
+        return cls(texts.name, embed(texts.train), texts.y, embed(texts.test), texts.y_test)
 
 
 def measure(data: Data, seed: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.fusions import MAX_BLOCKS, Data
+from benchmarks.packaged import read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.errors import LayerfuseError
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task
 from layerfuse.resources import Budget
@@ -25,11 +25,10 @@ from layerfuse.training import Training
 
 
 def run() -> list[dict[str, Any]]:
-    try:
-        data = Data.read("mr")
-    except LayerfuseError as error:
-        print(f"mr is left out: {error}")
+    sets = read_sets(["mr"])
+    if not sets:
         return []
+    data = Data.embed(sets[0])
     y = data.y
     start = time.perf_counter()
     probed = probe_blocks(data.train, y)

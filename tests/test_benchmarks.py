@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from types import ModuleType
@@ -83,8 +82,8 @@ def test_predictors_see_one_half_and_gains_come_from_the_other(benchmark: Module
 
     alone = {
         score.block: score.penalty
-        for score in benchmark.Labelled.probe(
-            {b: X[first] for b, X in blocks.items()}, y[first], benchmark.SILENT
+        for score in benchmark.probe_blocks(
+            {b: X[first] for b, X in blocks.items()}, y[first]
         ).scores
     }
     for row, (a, b) in enumerate(found.members):
@@ -128,7 +127,8 @@ def test_correlations_are_spearmans_with_intervals(benchmark: ModuleType) -> Non
 def test_a_whole_run_writes_its_raw_numbers(
     benchmark: ModuleType, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_jsonl(tmp_path / "data" / "mr" / "train.jsonl.gz", rows(60))
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / "data" / "mr" / f"{split}.jsonl.gz", rows(60))
     monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
     monkeypatch.setattr(benchmark, "ENCODERS", (models / "bert", models / "llama"))
@@ -154,13 +154,10 @@ def test_rows_of_a_class_with_one_row_are_left_out(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path))
-    lines = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(8)]
-    lines.append({"text": "alone", "label": "once"})
-    path = tmp_path / "r52" / "train.jsonl.gz"
-    path.parent.mkdir()
-    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
-    texts, y = benchmark.training_rows("r52")
-    assert texts == [f"t{i}" for i in range(8)]
-    assert list(y) == [0, 1] * 4
-    monkeypatch.setattr(benchmark, "MOST_ROWS", 4)
-    assert list(np.bincount(benchmark.training_rows("r52")[1])) == [2, 2]
+    lines = [(f"t{i}", "ab"[i % 2]) for i in range(8)]
+    write_jsonl(tmp_path / "r52" / "train.jsonl.gz", [*lines, ("alone", "once")])
+    write_jsonl(tmp_path / "r52" / "test.jsonl.gz", [("new", "once"), lines[1]])
+    [texts] = benchmark.read_sets(["r52"])
+    assert list(texts.train) == [f"t{i}" for i in range(8)]
+    assert list(texts.y) == [0, 1] * 4
+    assert list(texts.y_test) == [-1, 1]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from layerfuse.files import human_bytes
+from layerfuse.terminal import percent, plain_table
 
 __all__ = ["layer_chart", "render_fit", "render_profile"]
 
@@ -38,9 +38,9 @@ def render_profile(profile: Sequence[Mapping[str, Any]], chosen: set[str], out: 
         out.print(chart, soft_wrap=True)
         best = max(range(len(rows)), key=lambda index: accuracies[index])
         out.print(
-            f"layers {rows[0]['layer']} to {rows[-1]['layer']}: {_percent(min(accuracies))} to "
-            f"{_percent(accuracies[best])}; best {rows[best]['layer']}, last "
-            f"{_percent(accuracies[-1])}" + ("; ^ chosen" if any(marks) else ""),
+            f"layers {rows[0]['layer']} to {rows[-1]['layer']}: {percent(min(accuracies))} to "
+            f"{percent(accuracies[best])}; best {rows[best]['layer']}, last "
+            f"{percent(accuracies[-1])}" + ("; ^ chosen" if any(marks) else ""),
         )
 
 
@@ -60,7 +60,7 @@ def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: in
         encoder: max(row["layer"] for row in profile if row["encoder"] == encoder)
         for encoder in dict.fromkeys(row["encoder"] for row in profile)
     }
-    table = _table("Blocks (leave-one-out on training rows)")
+    table = plain_table("Blocks (leave-one-out on training rows)")
     for name in ("block", "accuracy", "macro-F1", "loss", ""):
         table.add_column(name, justify="left" if name in ("block", "") else "right")
     for place, row in enumerate(ranked):
@@ -70,8 +70,8 @@ def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: in
             notes = [*(["chosen"] if block in chosen else []), *(["last layer"] if is_last else [])]
             table.add_row(
                 block,
-                f"{_percent(row['accuracy'])} ±{100 * row['accuracy_se']:.1f}",
-                _percent(row["macro_f1"]),
+                f"{percent(row['accuracy'])} ±{100 * row['accuracy_se']:.1f}",
+                percent(row["macro_f1"]),
                 f"{row['loss']:.4f}",
                 ", ".join(notes),
             )
@@ -104,7 +104,7 @@ def render_fit(result: Mapping[str, Any], out: Console) -> None:
     render_profile(result["profile"], chosen, out)
     out.print()
     out.print(layer_table(result["profile"], chosen))
-    steps = _table(f"Chosen ({result['selection']['method']})")
+    steps = plain_table(f"Chosen ({result['selection']['method']})")
     steps.add_column("block")
     steps.add_column("gain in loss", justify="right")
     for block, gain in zip(
@@ -141,7 +141,7 @@ def _accuracy_table(result: Mapping[str, Any]) -> Table:
     where = "test" if result["test"] else "cv"
     n_rows, n_blocks = result[where]["n"], len(result["selection"]["blocks"])
     rows = f"{n_rows} test rows" if where == "test" else f"{n_rows} rows out of fold"
-    table = _table(f"Accuracy on {rows}")
+    table = plain_table(f"Accuracy on {rows}")
     for name in ("pipeline", "accuracy", "95 % interval", "macro-F1", "gain over it"):
         table.add_column(name, justify="left" if name == "pipeline" else "right")
     for baseline in result["baselines"]:
@@ -163,19 +163,19 @@ def _accuracy_table(result: Mapping[str, Any]) -> Table:
 
 def _accuracy_cells(measured: Mapping[str, Any]) -> tuple[str, str, str]:
     low, high = measured["ci95"]
-    interval = f"{_percent(low)} to {_percent(high)}"
-    return _percent(measured["accuracy"]), interval, _percent(measured["macro_f1"])
+    interval = f"{percent(low)} to {percent(high)}"
+    return percent(measured["accuracy"]), interval, percent(measured["macro_f1"])
 
 
 def _cost_table(result: Mapping[str, Any]) -> Table:
     """Accuracy against cost, the most accurate first."""
-    table = _table("Accuracy (nested, training rows) and cost")
+    table = plain_table("Accuracy (nested, training rows) and cost")
     for name in ("pipeline", "accuracy", "ms a text", "MB", "dims", "front"):
         table.add_column(name, justify="left" if name in ("pipeline", "front") else "right")
     for row in result["pareto"]:
         table.add_row(
             row["name"].replace("_", " "),
-            _percent(row["accuracy"]),
+            percent(row["accuracy"]),
             f"{row['ms_per_text']:.1f}",
             f"{row['memory_mb']:.0f}",
             str(row["dims"]),
@@ -183,15 +183,6 @@ def _cost_table(result: Mapping[str, Any]) -> Table:
             style="bold" if row["name"] == "pipeline" else "",
         )
     return table
-
-
-def _table(title: str) -> Table:
-    """A table without vertical lines: with them, five columns do not fit 80 characters."""
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def render_demo(result: Mapping[str, Any], out: Console) -> None:

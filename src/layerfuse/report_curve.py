@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from layerfuse.terminal import percent, plain_table
 
 __all__ = ["render_curve"]
 
@@ -20,12 +20,7 @@ def render_curve(result: Mapping[str, Any], out: Console) -> None:
     out.print(Text.assemble(("Verdict: ", "bold"), result["verdict"]["sentence"]), width=_WIDTH)
     out.print()
     rows = "test rows" if result["measured_on"] == "test" else result["measured_on"]
-    table = Table(
-        title=f"Accuracy on {result['n_test']:,} {rows}, in %",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table(f"Accuracy on {result['n_test']:,} {rows}, in %")
     for name in ("labels", "share", "last layer", "best block", "fusion", "fusion minus last"):
         table.add_column(name, justify="right")
     for point in result["points"]:
@@ -34,7 +29,7 @@ def render_curve(result: Mapping[str, Any], out: Console) -> None:
         table.add_row(
             f"{point['n_rows']:,}",
             f"{100 * point['share']:g} %",
-            *(f"{100 * point[way]['value']:.1f}" for way in ("last_layer", "best_block", "fusion")),
+            *(percent(point[way]["value"]) for way in ("last_layer", "best_block", "fusion")),
             f"{value:+.1f} ({low:+.1f} to {high:+.1f})",
         )
     out.print(table, width=_WIDTH)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from layerfuse.terminal import percent, plain_table
 
 __all__ = ["render_comparison"]
 
@@ -47,13 +48,13 @@ def _pair_table(pairs: Sequence[Mapping[str, Any]], n_rows: int) -> Table:
     for pair in pairs:
         table.add_row(
             f"{pair['a']}\n{pair['b']}",
-            f"{_percent(pair['accuracy_a'])}\n{_percent(pair['accuracy_b'])}",
-            _percent(pair["accuracy"]),
+            f"{percent(pair['accuracy_a'])}\n{percent(pair['accuracy_b'])}",
+            percent(pair["accuracy"]),
             _points(pair["gain"], "\n"),
             f"{pair['loss_gain']:+.4f}\n± {pair['loss_gain_se']:.4f}",
             f"{pair['cka']:.2f}",
             f"{pair['yules_q']:.2f}",
-            _percent(pair["oracle_accuracy"]),
+            percent(pair["oracle_accuracy"]),
         )
     return table
 
@@ -71,7 +72,7 @@ def _addition_table(result: Mapping[str, Any]) -> Table:
         if place < _ADDITIONS or first:
             table.add_row(
                 addition["block"],
-                _percent(addition["accuracy"]),
+                percent(addition["accuracy"]),
                 _points(addition["gain"], " "),
                 f"{addition['loss_gain']:+.4f} ± {addition['loss_gain_se']:.4f}",
                 "new encoder" if addition["new_encoder"] else "",
@@ -80,7 +81,7 @@ def _addition_table(result: Mapping[str, Any]) -> Table:
 
 
 def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table(title)
     table.add_column(first, overflow="fold")
     return table
 
@@ -97,7 +98,3 @@ def _example(example: Mapping[str, Any]) -> Text:
 def _points(gain: Mapping[str, float], separator: str) -> str:
     value, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
     return f"{value:+.1f}{separator}({low:+.1f} to {high:+.1f})"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from layerfuse.events import Advance
 
-__all__ = ["TerminalReporter", "console"]
+__all__ = ["TerminalReporter", "console", "percent", "plain_table"]
 
 # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
 _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
@@ -21,6 +23,16 @@ _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False
 def console() -> Console:
     """Standard output; piped output is plain and at least as wide as the tables need."""
     return Console(width=None if sys.stdout.isatty() else 100, **_AS_IT_IS)
+
+
+def plain_table(title: str) -> Table:
+    """A table without vertical lines: with them, five columns do not fit 80 characters."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in percent, with one decimal."""
+    return f"{100 * share:.1f}"
 
 
 class _Notes(Console):

@@ -46,7 +46,11 @@ class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
 class Rows(Mapping[BlockRef, npt.NDArray[np.float32]]):
     """Some rows of each block."""
 
-    def __init__(self, embeddings: Gathered, rows: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self,
+        embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
+        rows: npt.NDArray[np.intp],
+    ) -> None:
         self._embeddings = embeddings
         self._rows = rows
 
