@@ -1,7 +1,7 @@
 """Which number, taken from training rows, says best what fusing two blocks will bring on others.
 
-Pairs of blocks of the packaged encoders, 1,500 drawn at random for each set, are measured on one
-half of the rows (A). Then a head is trained on A for each pair and each block, and the gain of
+Pairs of blocks of the packaged encoders, 500 drawn at random for each set and all that hold the best
+block, are measured on one half of the rows (A). Then a head is trained on A for each pair and each block, and the gain of
 fusing is read off the other half (B).
 """
 
@@ -24,7 +24,7 @@ from layerfuse.estimator.gathering import Rows
 from layerfuse.parallel import n_cores, spread
 from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks, stratified_rows
 
-MAX_PAIRS = 1500
+MAX_PAIRS = 500
 OUTCOMES = ("accuracy_gain", "loss_gain")
 
 Floats = npt.NDArray[Any]
@@ -37,7 +37,8 @@ class Pairs:
     ``members`` (n_pairs, 2) are the numbers of its blocks in ``blocks``. ``predictors`` and
     ``realised`` hold arrays (n_pairs,) by name. The realised gains are against the block of the
     pair that had the lower leave-one-out loss on A. ``best`` is the number of the block with the
-    lowest leave-one-out loss on A of all.
+    lowest leave-one-out loss on A of all; ``drawn`` (n_pairs,) says which pairs are there by chance
+    and not for holding it.
     """
 
     blocks: tuple[BlockRef, ...]
@@ -45,13 +46,14 @@ class Pairs:
     predictors: dict[str, Floats]
     realised: dict[str, Floats]
     best: int
+    drawn: npt.NDArray[np.bool_]
 
     def groups(self) -> dict[str, npt.NDArray[np.bool_]]:
         """Which pairs (n_pairs,) each question is about."""
         encoders = np.array([block.encoder for block in self.blocks])[self.members]
         return {
-            "all": np.ones(len(self.members), dtype=bool),
-            "two encoders": encoders[:, 0] != encoders[:, 1],
+            "all": self.drawn,
+            "two encoders": self.drawn & (encoders[:, 0] != encoders[:, 1]),
             "with the best block": (self.members == self.best).any(axis=1),
         }
 
@@ -71,6 +73,7 @@ def run() -> list[dict[str, Any]]:
             raw,
             blocks=np.array([str(block) for block in pairs.blocks]),
             members=pairs.members,
+            drawn=pairs.drawn,
             **{f"predictor_{key}": values for key, values in pairs.predictors.items()},
             **{f"realised_{key}": values for key, values in pairs.realised.items()},
         )
@@ -118,7 +121,7 @@ def measure_predictors(
     y
         Class indices (n,), each class with two rows or more.
     max_pairs
-        Measure a random part of the pairs; None for all.
+        Measure a random part of the pairs, and those that hold the best block; None for all.
     seed
         For the halves and the part.
     """
@@ -136,10 +139,14 @@ def measure_predictors(
         for block, Z in data.coordinates.items()
     }
     blocks = tuple(embeddings)
+    best = blocks.index(min(losses, key=lambda block: losses[block]))
     members = np.array(list(combinations(range(len(blocks)), 2)))
+    drawn = np.ones(len(members), dtype=bool)
     if max_pairs is not None and max_pairs < len(members):
         part = np.random.default_rng(seed).choice(len(members), max_pairs, replace=False)
-        members = members[np.sort(part)]
+        drawn = np.isin(np.arange(len(members)), part)
+        kept = drawn | (members == best).any(axis=1)
+        members, drawn = members[kept], drawn[kept]
     couples = [(blocks[a], blocks[b]) for a, b in members]
 
     def measured(part: list[tuple[BlockRef, BlockRef]]) -> list[tuple[list[float], list[float]]]:
@@ -161,7 +168,8 @@ def measure_predictors(
         members=members,
         predictors=dict(zip(MEASURES, predicted.T, strict=True)),
         realised=dict(zip(OUTCOMES, realised.T, strict=True)),
-        best=blocks.index(min(losses, key=lambda block: losses[block])),
+        best=best,
+        drawn=drawn,
     )
 
 

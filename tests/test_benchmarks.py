@@ -146,8 +146,11 @@ def test_a_whole_run_writes_its_raw_numbers(
 
 def test_a_part_of_the_pairs(benchmark: ModuleType) -> None:
     found = benchmark.measure_predictors(*planted(), max_pairs=5)
-    assert found.members.shape == (5, 2)
-    assert {len(values) for values in found.predictors.values()} == {5}
+    with_best = (found.members == found.best).any(axis=1)
+    assert (found.drawn.sum(), with_best.sum()) == (5, 8)  # of 36 pairs of 9 blocks
+    assert (found.drawn | with_best).all()
+    assert [mask.sum() for mask in found.groups().values()][::2] == [5, 8]
+    assert {len(values) for values in found.predictors.values()} == {len(found.members)}
 
 
 def test_rows_of_a_class_with_one_row_are_left_out(
