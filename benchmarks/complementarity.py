@@ -1,8 +1,8 @@
 """Which number, taken from training rows, says best what fusing two blocks will bring on others.
 
-Pairs of blocks of the packaged encoders, 500 drawn at random for each set and all that hold the best
-block, are measured on one half of the rows (A). Then a head is trained on A for each pair and each block, and the gain of
-fusing is read off the other half (B).
+Pairs of blocks of the packaged encoders, 500 drawn at random for each set and all that hold the
+best block, are measured on one half of the rows (A). Then a head is trained on A for each pair and
+each block, and the gain of fusing is read off the other half (B).
 """
 
 from __future__ import annotations
