@@ -15,7 +15,7 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format bench clean
+.PHONY: help demo test check lint format bench tables clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,9 +26,11 @@ demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 test: $(DEV) ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
 	@$(BIN)/python -m pytest --durations=5 $(PYTEST_ARGS)
 
-check: lint ## lint, formatting and types
+check: lint ## lint, formatting, types, and that tables are those of the results
 	@echo "mypy"
 	@$(BIN)/mypy
+	@echo "tables"
+	@$(BIN)/python -m benchmarks.tables --check
 
 lint: $(DEV) ## lint and formatting only
 	@echo "ruff check"
@@ -42,6 +44,9 @@ format: $(DEV) ## rewrite the code as the formatter wants it
 
 bench: $(DEV) ## the benchmarks; results go where benchmarks/README.md says
 	@$(BIN)/python -m benchmarks
+
+tables: $(DEV) ## write the READMEs' tables from benchmarks/results
+	@$(BIN)/python -m benchmarks.tables
 
 clean: ## remove the environment, caches and builds (not the models in the user's cache)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

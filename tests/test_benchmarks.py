@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
-from commandline import rows, write_jsonl
+from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
@@ -164,3 +164,26 @@ def test_rows_of_a_class_with_one_row_are_left_out(
     assert list(texts.train) == [f"t{i}" for i in range(8)]
     assert list(texts.y) == [0, 1] * 4
     assert list(texts.y_test) == [-1, 1]
+
+
+def test_tables_follow_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from benchmarks import tables
+
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- table accuracy -->\nold\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(tables, "_HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr(tables, "_PAGES", (page,))
+    write_text(
+        tmp_path / "benchmarks" / "results" / "accuracy.json",
+        json.dumps({"results": [], "date": "2020-01-02", "hardware": {"cpu": "x", "cores": 3}}),
+    )
+    assert tables.main(["--check"]) == 1
+    assert "old" in page.read_text()
+    assert "python -m benchmarks.tables" in capsys.readouterr().err
+    assert tables.main([]) == 0
+    assert page.read_text().startswith("before\n<!-- table accuracy -->\n| data |")
+    assert page.read_text().endswith("(x, 3 cores, 2020-01-02)\n<!-- end -->\nafter\n")
+    assert tables.main(["--check"]) == 0

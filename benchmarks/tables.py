@@ -1,0 +1,196 @@
+"""``python -m benchmarks.tables``: write the tables of the READMEs from ``results/``.
+
+Each stands between ``<!-- table NAME -->`` and ``<!-- end -->``. With ``--check`` nothing is
+written, and the exit status says whether something would change.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).parent
+_PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
+_MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SETS = {"mr": "MR", "sst2": "SST-2", "r8": "R8", "r52": "R52"}
+
+Result = dict[str, Any]
+
+
+def main(arguments: Sequence[str]) -> int:
+    stale = []
+    for page in _PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = _MARKED.sub(lambda found: found[1] + _table(found[2]) + found[3], before)
+        if before != after:
+            stale.append(str(page.relative_to(_HERE.parent)))
+            if "--check" not in arguments:
+                page.write_text(after, encoding="utf-8")
+    print("\n".join(stale) or "the tables are those of the results")
+    if stale and "--check" in arguments:
+        print("differ from benchmarks/results; run: python -m benchmarks.tables", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _table(name: str) -> str:
+    source, make = TABLES[name]
+    value = json.loads((_HERE / "results" / f"{source}.json").read_text(encoding="utf-8"))
+    hardware = value["hardware"]
+    place = f"{hardware['cpu']}, {hardware['cores']} cores"
+    return "\n".join([*make(value["results"]), "", f"({place}, {value['date']})", ""])
+
+
+def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, its first column to the left and the others to the right."""
+    rule = ["---", *("---:" for _ in heads[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _between(low: float, high: float, digits: int = 1, times: float = 100) -> str:
+    return f"{times * low:+.{digits}f} to {times * high:+.{digits}f}"
+
+
+def accuracy(results: list[Result]) -> list[str]:
+    """The product's own runs beside the baselines."""
+
+    def row(run: Result) -> list[str]:
+        settings, test = run["settings"], run["test"]
+        encoders = " + ".join(settings["encoders"])
+        if any(settings.get("templates", {}).values()) or settings.get("chat_questions"):
+            encoders += ", asked"
+        low, high = test["ci95"]
+        return [
+            _SETS[run["data"]["name"]],
+            encoders,
+            *(_baseline(run, name) for name in ("tfidf", "last_layer", "last_four", "best_block")),
+            f"**{_percent(test['accuracy'])}** ({_percent(low)} to {_percent(high)})",
+            _percent(run["cv"]["accuracy"]),
+        ]
+
+    heads = ["data", "encoders", "TF-IDF", "last layer", "last four", "best block"]
+    return _rows([*heads, "layerfuse (95 %)", "nested"], map(row, results))
+
+
+def _baseline(run: Result, name: str) -> str:
+    """Of several encoders the one that is better on training rows."""
+    own = [b for b in run["baselines"] if b["name"].startswith(name)]
+    return _percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
+
+
+def extraction(results: list[Result]) -> list[str]:
+    """Seconds of both, and the ratio."""
+
+    def row(case: Result) -> list[str]:
+        low, high = case["ratio_min"], case["ratio_max"]
+        return [
+            f"{case['encoder']}, {case['texts']} texts of {_SETS[case['dataset']]}",
+            f"{case['layers']} x {len(case['poolings'])}",
+            f"{case['ours_median_s']:.2f}",
+            case["peer"],
+            f"{case['peer_median_s']:.2f}",
+            f"{case['ratio_median']:.2f} ({low:.2f} to {high:.2f})",
+        ]
+
+    heads = ["texts", "layers x poolings", "s", "peer", "its s", "ours / peer"]
+    return _rows(heads, map(row, results))
+
+
+def fusions(results: list[Result]) -> list[str]:
+    """Mean test accuracy over seeds: fusions down, sets across."""
+
+    def row(number: int) -> list[str]:
+        ways = [[case["fusions"][number]["test"] for case in own] for own in sets.values()]
+        first = results[0]["fusions"][number]
+        return [f"{first['fusion']}, {first['head']}", *(_mean(own) for own in ways)]
+
+    sets = _by_set(results)
+    chosen = ["chosen by the search"]
+    chosen += [_mean([case["test"]["value"] for case in own]) for own in sets.values()]
+    heads = ["fusion, head"]
+    heads += [f"{_SETS[name]} ({_seeds(len(own))})" for name, own in sets.items()]
+    return _rows(heads, [chosen, *map(row, range(len(results[0]["fusions"])))])
+
+
+def verdicts(results: list[Result]) -> list[str]:
+    """The search's pipeline: nested against test, and its gains on test rows."""
+
+    def row(case: Result) -> list[str]:
+        best = min(
+            (found for name, found in case["against"].items() if name.startswith("last_layer")),
+            key=lambda found: found["difference"],
+        )
+        block = case["against"]["best_block"]
+        gap, width = case["nested_minus_test"], case["joint_half_width"]
+        return [
+            f"{_SETS[case['dataset']]}, seed {case['seed']}",
+            _percent(case["nested"]["value"]),
+            _percent(case["test"]["value"]),
+            f"{100 * gap:+.1f} (± {100 * width:.1f})",
+            *(
+                f"{100 * found['difference']:+.1f} ({_between(found['low'], found['high'])})"
+                for found in (best, block)
+            ),
+        ]
+
+    heads = ["", "nested", "test", "gap (joint interval)", "over the best last layer"]
+    return _rows([*heads, "over the best block"], map(row, results))
+
+
+def complementarity(results: list[Result]) -> list[str]:
+    """Rank correlation of each number with the gain in accuracy on rows it never saw."""
+    last = results[-1]["correlations"]
+    groups = ("all", "two encoders", "with the best block")
+    sets = [result for result in results if result["dataset"] in _SETS]
+
+    def row(name: str) -> list[str]:
+        cells = []
+        for group in groups:
+            found = last[group]["accuracy_gain"][name]
+            interval = _between(found["low"], found["high"], digits=2, times=1)
+            cells.append(f"{found['value']:+.2f} ({interval})")
+        ways = [case["correlations"]["two encoders"]["accuracy_gain"][name] for case in sets]
+        own = (f"{found['value']:+.2f}" for found in ways)
+        return [name.replace("_", " "), *cells, *own]
+
+    names = sorted(
+        last["all"]["accuracy_gain"],
+        key=lambda name: -last["two encoders"]["accuracy_gain"][name]["value"],
+    )
+    heads = ["number on half A", *(f"{group}" for group in groups)]
+    return _rows([*heads, *(_SETS[case["dataset"]] for case in sets)], map(row, names))
+
+
+def _by_set(results: list[Result]) -> dict[str, list[Result]]:
+    names = dict.fromkeys(case["dataset"] for case in results)
+    return {name: [case for case in results if case["dataset"] == name] for name in names}
+
+
+def _mean(shares: Sequence[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.fmean(shares):.1f}{spread}"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
+    "accuracy": ("accuracy", accuracy),
+    "extraction": ("extraction", extraction),
+    "fusions": ("fusions", fusions),
+    "verdicts": ("fusions", verdicts),
+    "complementarity": ("complementarity", complementarity),
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
