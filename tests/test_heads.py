@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.special import softmax
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 from layerfuse.errors import ConfigError, FormatError
@@ -176,28 +177,32 @@ def test_a_circle_is_learned_by_heads_that_are_not_linear(kind: str) -> None:
     assert accuracy < 0.65 if kind in LINEAR else accuracy > 0.85
 
 
-def test_kernel_equals_ridge_on_the_features_that_it_names() -> None:
+def test_kernel_equals_kernel_ridge_in_closed_form() -> None:
+    """With all rows as landmarks nothing is approximated: ``K (K + alpha)^-1 Y``, both centred."""
     X, y = problem(3)
     penalty = search_penalty("kernel", X, y)
     head = fit_head("kernel", X, y, 3, penalty)
-    assert isinstance(head, KernelHead)
-    m = head.frequencies.shape[1]
-    features = np.sqrt(2 / m) * np.cos(X @ head.frequencies + head.phases)
-    oracle = Ridge(alpha=penalty).fit(features, np.eye(3)[y])
-    np.testing.assert_allclose(head.logits(X), oracle.predict(features), atol=1e-4)
-
-
-def test_kernel_features_approximate_a_gaussian_kernel_at_the_median_distance() -> None:
-    X, y = problem(2)
-    head = fit_head("kernel", X, y, 2, 1.0)
-    assert isinstance(head, KernelHead)
-    m = head.frequencies.shape[1]
-    features = np.sqrt(2 / m) * np.cos(X @ head.frequencies + head.phases)
-    distances = np.linalg.norm(X[:, None] - X[None], axis=2)
+    distances = np.linalg.norm(X[:, None].astype(float) - X[None], axis=2)
     median = np.median(distances[np.triu_indices(len(X), 1)])
-    exact = np.exp(-(distances**2) / (2 * median**2))
-    assert np.abs(features @ features.T - exact).max() < 0.15
-    assert np.abs(features @ features.T - exact).mean() < 0.02
+    centre = np.eye(len(X)) - 1 / len(X)
+    K = centre @ np.exp(-(distances**2) / (2 * median**2)) @ centre
+    Y = np.eye(3)[y]
+    expected = Y.mean(axis=0) + K @ np.linalg.solve(K + penalty * np.eye(len(X)), centre @ Y)
+    np.testing.assert_allclose(head.logits(X), expected, atol=2e-3)
+
+
+def test_kernel_with_fewer_landmarks_than_rows_is_near_the_exact_one() -> None:
+    X, y = problem(3, n=2400, dim=6)
+    head = fit_head("kernel", X, y, 3, 1.0)
+    assert isinstance(head, KernelHead)
+    assert head.landmarks.shape == (6, 2048)
+    drawn = head.landmarks.T / head.scale
+    assert (np.abs(drawn[:5, None] - X[None]).max(axis=2).min(axis=1) < 1e-5).all()
+    oracle = KernelRidge(alpha=1.0, kernel="rbf", gamma=float(head.scale[0]) ** 2 / 2)
+    Y = np.eye(3)[y] - np.eye(3)[y].mean(axis=0)
+    expected = oracle.fit(X, Y).predict(X)
+    difference = head.logits(X) - head.logits(X).mean(axis=0) - expected
+    assert np.abs(difference).mean() < 0.01
 
 
 def test_mlp_is_two_hidden_layers() -> None:
@@ -215,7 +220,7 @@ def test_mlp_is_two_hidden_layers() -> None:
 def test_the_seed_decides_and_the_users_random_state_stays(kind: str) -> None:
     import torch
 
-    X, y = problem(2, n=60)
+    X, y = problem(2, n=2100 if kind == "kernel" else 60)  # kernel draws only where rows are many
     torch.manual_seed(5)
     before = torch.get_rng_state()
     known = np.random.get_state()[1].copy()  # noqa: NPY002  # the state that must stay

@@ -85,7 +85,7 @@ class Training:
     def __init__(
         self, embeddings: Blocks, y: Labels, rows: Labels, probed: Probed, recipe: Recipe
     ) -> None:
-        self._embeddings = embeddings
+        self.embeddings = embeddings
         self.y = y
         self.rows = rows
         self.probed = probed
@@ -141,5 +141,5 @@ class Training:
     def _coordinates(self, block: BlockRef) -> Floats:
         """Principal coordinates of all rows, (n, rank)."""
         if block not in self._kept:
-            self._kept[block] = self.probed.axes[block].transform(self._embeddings[block])
+            self._kept[block] = self.probed.axes[block].transform(self.embeddings[block])
         return self._kept[block]

@@ -11,17 +11,19 @@ from layerfuse.heads.fitting import (
 )
 from layerfuse.heads.kernel import KernelHead
 from layerfuse.heads.linear import NEVER, LinearHead, fit_ridge
-from layerfuse.heads.neural import MlpHead
+from layerfuse.heads.neural import PUBLISHED, MlpHead, fit_mlp
 
 __all__ = [
     "HEADS",
     "NEVER",
+    "PUBLISHED",
     "Head",
     "KernelHead",
     "LinearHead",
     "MlpHead",
     "check_head",
     "fit_head",
+    "fit_mlp",
     "fit_ridge",
     "load_head",
     "row_weights",

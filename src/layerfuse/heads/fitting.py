@@ -112,7 +112,7 @@ def fit_head(
     ----------
     kind
         ``"ridge"``: ridge regression on one-hot labels; ``"logistic"``: multinomial logistic
-        regression; ``"kernel"``: ridge regression on random Fourier features of a Gaussian kernel;
+        regression; ``"kernel"``: ridge regression with a Gaussian kernel over landmarks;
         ``"mlp"``: the neural head of the papers, trained by torch.
     X, y
         Block-scaled features (n, dim) and class indices (n,).

@@ -1,4 +1,4 @@
-"""A kernel classifier by random Fourier features, with ridge regression on top."""
+"""A Gaussian kernel classifier over a few training rows, with ridge regression on top."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ __all__ = ["KernelHead", "fit_kernel", "search_kernel"]
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
 
-_N_FEATURES = 2048
+_LANDMARKS = 2048
 _SAMPLE = 1000  # rows whose distances give the bandwidth
+_SMALLEST = 1e-6  # of the largest eigenvalue: below, directions are rounding errors
+_CHUNK = 4096  # rows whose kernel values are in memory at a time
 
 
 @dataclass(frozen=True)
 class KernelHead:
-    """Logits that are linear in ``sqrt(2/m) cos(X @ frequencies + phases)``.
+    """Logits that are linear in ``exp(-|x - l|^2 / (2 s^2))`` over landmarks l.
 
-    Random Fourier features of the Gaussian kernel (Rahimi and Recht, NeurIPS 2007):
-    ``frequencies`` (dim, m), ``phases`` (m,) in radians, m = 2,048; ``linear`` is the ridge head
-    over them.
+    The Nyström method (Williams and Seeger, NeurIPS 2000): ridge regression with a Gaussian kernel
+    whose solution is a sum over ``landmarks`` (dim, m), training rows drawn at random, all of them
+    up to 2,048, and divided by the bandwidth s; ``scale`` (1,) is 1/s. ``linear`` has a weight for
+    each landmark and class.
     """
 
-    frequencies: Floats
-    phases: Floats
+    landmarks: Floats
+    scale: Floats
     linear: LinearHead
     kind: str = "kernel"
 
@@ -41,24 +44,25 @@ class KernelHead:
     @property
     def shape(self) -> tuple[int, int]:
         """(dim, n_classes)."""
-        return len(self.frequencies), self.linear.shape[1]
+        return len(self.landmarks), self.linear.shape[1]
 
     def logits(self, X: Floats) -> Floats:
         """Features (n, dim) to logits (n, n_classes)."""
-        return self.linear.logits(_features(X, self.frequencies, self.phases))
+        parts = [X[start : start + _CHUNK] for start in range(0, len(X), _CHUNK)] or [X]
+        return np.concatenate(
+            [self.linear.logits(_kernel(part * self.scale, self.landmarks)) for part in parts]
+        )
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``frequencies``, ``phases``, ``coef`` and ``intercept``."""
-        own = {"frequencies": self.frequencies, "phases": self.phases}
-        return {**own, **self.linear.arrays()}
+        """What must be saved: ``landmarks``, ``scale``, ``coef`` and ``intercept``."""
+        return {"landmarks": self.landmarks, "scale": self.scale, **self.linear.arrays()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Floats], penalty: float) -> KernelHead:
         """The inverse of `arrays`; a FormatError when they do not fit together."""
         linear = LinearHead.from_arrays("ridge", arrays, penalty)
-        m = linear.shape[0]
-        frequencies = take_tensor(arrays, "frequencies", None, m)
-        return cls(frequencies, take_tensor(arrays, "phases", m), linear)
+        landmarks = take_tensor(arrays, "landmarks", None, linear.shape[0])
+        return cls(landmarks, take_tensor(arrays, "scale", 1), linear)
 
 
 def search_kernel(Z: Floats, y: Labels, seed: int) -> float:
@@ -66,37 +70,54 @@ def search_kernel(Z: Floats, y: Labels, seed: int) -> float:
 
     The kernel depends on distances only, so that principal coordinates give the same one.
     """
-    features = _features(Z, *_draw(Z, seed))
+    features, _ = _Nystroem.draw(Z, seed).features(Z)
     return search_linear("ridge", features - features.mean(axis=0), y, None, seed)
 
 
 def fit_kernel(
     X: Floats, y: Labels, n_classes: int, penalty: float, weights: Floats | None, seed: int
 ) -> KernelHead:
-    """Draw the features, with the median distance of training rows as bandwidth, and fit ridge."""
-    frequencies, phases = _draw(X, seed)
-    features = _features(X, frequencies, phases)
+    """Draw landmarks, with the median distance of training rows as bandwidth, and fit ridge."""
+    drawn = _Nystroem.draw(X, seed)
+    features, roots = drawn.features(X)
     linear = fit_linear("ridge", features, y, n_classes, penalty, weights)
-    return KernelHead(frequencies, phases, linear)
+    coef = np.asarray(roots @ linear.coef, dtype=np.float32)
+    folded = LinearHead("ridge", coef, linear.intercept, penalty)
+    return KernelHead(drawn.landmarks, drawn.scale, folded)
 
 
-def _draw(X: Floats, seed: int) -> tuple[Floats, Floats]:
-    """Frequencies (dim, m) of exp(-|x - x'|^2 / (2 s^2)), s the median distance; phases (m,)."""
-    from scipy.spatial.distance import pdist
+@dataclass(frozen=True)
+class _Nystroem:
+    """Landmarks (dim, m), divided by the bandwidth; ``scale`` (1,) divides by it."""
 
-    random = np.random.default_rng(seed)
-    distances = pdist(X[random.permutation(len(X))[:_SAMPLE]])
-    distances = distances[distances > 0]  # equal texts say nothing about the scale
-    bandwidth = float(np.median(distances)) if len(distances) else 1.0
-    frequencies = random.standard_normal((X.shape[1], _N_FEATURES), dtype=np.float32)
-    frequencies /= np.float32(bandwidth)
-    phases = random.uniform(0.0, 2.0 * np.pi, _N_FEATURES).astype(np.float32)
-    return frequencies, phases
+    landmarks: Floats
+    scale: Floats
+
+    @classmethod
+    def draw(cls, X: Floats, seed: int) -> _Nystroem:
+        """Landmarks of ``exp(-|x - x'|^2 / (2 s^2))``, s the median distance."""
+        from scipy.spatial.distance import pdist
+
+        order = np.random.default_rng(seed).permutation(len(X))
+        distances = pdist(X[order[:_SAMPLE]])
+        distances = distances[distances > 0]  # equal texts say nothing about the scale
+        bandwidth = float(np.median(distances)) if len(distances) else 1.0
+        scale = np.array([1.0 / bandwidth], dtype=np.float32)
+        return cls(np.ascontiguousarray(X[np.sort(order[:_LANDMARKS])].T) * scale, scale)
+
+    def features(self, X: Floats) -> tuple[Floats, Floats]:
+        """Features (n, rank) whose inner products approximate the kernel, and the map from kernel
+        values (n, m) to them, (m, rank)."""
+        own = _kernel(self.landmarks.T, self.landmarks).astype(np.float64)
+        values, vectors = np.linalg.eigh(own)
+        kept = values > _SMALLEST * values[-1]
+        roots = (vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
+        return _kernel(X * self.scale, self.landmarks) @ roots, roots
 
 
-def _features(X: Floats, frequencies: Floats, phases: Floats) -> Floats:
-    turned = X @ frequencies
-    turned += phases
-    np.cos(turned, out=turned)
-    turned *= np.float32(np.sqrt(2.0 / len(phases)))
-    return np.asarray(turned)
+def _kernel(X: Floats, landmarks: Floats) -> Floats:
+    """``exp(-|x - l|^2 / 2)``: rows (n, dim) and landmarks (dim, m) to (n, m)."""
+    values = X @ landmarks
+    values -= np.square(X).sum(axis=1, keepdims=True) / 2
+    values -= np.square(landmarks).sum(axis=0) / 2
+    return np.asarray(np.exp(np.minimum(values, 0.0, out=values), out=values))

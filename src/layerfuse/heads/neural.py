@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,17 @@ from layerfuse.heads.linear import NEVER
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MlpHead", "fit_mlp"]
+__all__ = ["PUBLISHED", "MlpHead", "fit_mlp"]
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
 
 _HIDDEN = (1024, 256)
 _DROPOUT = 0.5
-_RATE, _BATCH, _SMALLEST_BATCH, _EPOCHS = 1e-4, 1024, 32, 100
-_PATIENCE = 10
+_SMALLEST_BATCH, _PATIENCE = 32, 10
+
+PUBLISHED = Schedule(rate=1e-4, decay=0.0, batch=1024, epochs=100, patience=100)
+"""As in both papers, but for the rows by which the best epoch is chosen: theirs were test rows."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,20 @@ class MlpHead:
         return cls(weights, (b0, b1, b2))
 
 
-def fit_mlp(X: Floats, y: Labels, n_classes: int, weights: Floats | None, seed: int) -> MlpHead:
+def fit_mlp(
+    X: Floats,
+    y: Labels,
+    n_classes: int,
+    weights: Floats | None,
+    seed: int,
+    schedule: Schedule | None = None,
+) -> MlpHead:
     """Train as published: dropout 0.5, Adam at 1e-4, batches of 1024, at most 100 epochs.
 
     Departures: the best epoch is that of the lowest log loss on a stratified part of the training
-    rows, training ends 10 epochs after it, batches are smaller for fewer than 8,192 rows, and the
-    inputs are brought to a mean square of 1. ``weights`` (n,) are those of rows, or None.
+    rows, and the inputs are brought to a mean square of 1; without a ``schedule`` training also
+    ends 10 epochs after the best one, and batches are smaller for fewer than 8,192 rows.
+    ``weights`` (n,) are those of rows, or None.
     """
     import torch
 
@@ -97,8 +107,9 @@ def fit_mlp(X: Floats, y: Labels, n_classes: int, weights: Floats | None, seed: 
                 hidden = hidden * kept / (1.0 - _DROPOUT)
         return hidden @ parameters["weight.2"] + parameters["bias.2"]
 
-    batch = min(_BATCH, max(_SMALLEST_BATCH, len(X) // 8))
-    schedule = Schedule(_RATE, 0.0, batch, _EPOCHS, _PATIENCE)
+    if schedule is None:
+        batch = min(PUBLISHED.batch, max(_SMALLEST_BATCH, len(X) // 8))
+        schedule = replace(PUBLISHED, batch=batch, patience=_PATIENCE)
     found = descend(forward, start, (), [X], y, schedule, generator, weights=weights, seed=seed)
     unseen = np.bincount(y, minlength=n_classes) == 0
     found["weight.2"][:, unseen], found["bias.2"][unseen] = 0.0, NEVER
