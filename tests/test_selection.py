@@ -52,7 +52,7 @@ def loo_errors(blocks: list[Array], targets: Array, penalty: float) -> Array:
 
 
 def plain_greedy(blocks: Blocks, y: Array, max_blocks: int) -> list[BlockRef]:
-    """Forward selection that tries every block at every step."""
+    """Forward selection that tries every block at every step; of ties it takes the lowest layer."""
     probed = probe_blocks(blocks, y)
     targets = one_hot(y, int(y.max()) + 1).astype(np.float64)
     coordinates = {block: Z.astype(np.float64) for block, Z in probed.coordinates.items()}
@@ -67,11 +67,18 @@ def plain_greedy(blocks: Blocks, y: Array, max_blocks: int) -> list[BlockRef]:
             for block, Z in coordinates.items()
             if block not in chosen
         }
-        best = max(gains, key=lambda block: gains[block].mean())
-        if gains[best].mean() < gains[best].std() / np.sqrt(len(y)):
+        sure = [b for b, gain in gains.items() if gain.mean() > standard_error(gain)]
+        if not sure:
             break
-        chosen.append(best)
+        most = gains[max(sure, key=lambda block: gains[block].mean())]
+        ties = [b for b in sure if (most - gains[b]).mean() <= standard_error(most - gains[b])]
+        highest = max(block.layer for block in chosen)
+        chosen.append(min(ties, key=lambda b: (max(b.layer, highest), -gains[b].mean())))
     return chosen
+
+
+def standard_error(values: Array) -> float:
+    return float(values.std() / np.sqrt(len(values)))
 
 
 @pytest.mark.parametrize(("n", "dim"), [(80, 10), (30, 40)])
@@ -112,6 +119,31 @@ def test_greedy_equals_the_plain_search(seed: int) -> None:
     for max_blocks in (2, 5):
         found = select_blocks(blocks, y, max_blocks=max_blocks)
         assert list(found.blocks) == plain_greedy(blocks, y, max_blocks)
+
+
+def test_of_blocks_that_bring_the_same_the_cheapest_is_added() -> None:
+    """Layers 2 and 7 of one encoder and layer 1 of another know the same of what layer 4 lacks."""
+    rng = np.random.default_rng(3)
+    y, n = rng.integers(4, size=600), 600
+    first, second = (y % 2)[:, None], (y // 2)[:, None]
+
+    def knows(what: Array) -> Array:
+        return np.concatenate([what + 0.3 * rng.normal(size=(n, 1)), rng.normal(size=(n, 3))], 1)
+
+    own = noise(rng, n, 4, 9)
+    own[4] = knows(2.5 * first + 0.0 * second)
+    own[2], own[7] = knows(2 * second), knows(2 * second)
+    blocks = named([block.astype(np.float32) for block in own])
+    blocks[BlockRef("f", 1, "mean")] = knows(2 * second).astype(np.float32)
+    chosen = select_blocks(blocks, y, max_blocks=2).blocks
+    assert chosen == (BlockRef("e", 4, "mean"), BlockRef("e", 2, "mean"))
+    # Reading a little of the other encoder is cheaper where its parameters are few.
+    parameters = {"e": tuple(1000 * (1 + layer) for layer in range(9)), "f": (1, 2)}
+    costs = {name: EncoderCost(name, run, 4.0, 1.0, 4) for name, run in parameters.items()}
+    del blocks[BlockRef("e", 2, "mean")]
+    allowance = Allowance(Budget(blocks=2), costs)
+    found = choose(probe_blocks(blocks, y), y, "greedy", allowance)
+    assert set(found.blocks) == {BlockRef("e", 4, "mean"), BlockRef("f", 1, "mean")}
 
 
 def test_one_informative_block_among_noise_comes_first() -> None:

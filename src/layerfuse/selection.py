@@ -38,7 +38,7 @@ SELECTIONS = ("last", "best", "top_k", "greedy")
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
 
-Coordinates = Mapping[BlockRef, npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
 
 
 def select_blocks(
@@ -61,8 +61,10 @@ def select_blocks(
         ``"last"``: the last layer of each encoder, at its best pooling. ``"best"``: the single
         block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
         ``"greedy"``: forward selection (Efroymson, 1960) on the leave-one-out loss of a ridge
-        regression over the block-scaled concatenation; stops at ``max_blocks`` or when the best
-        gain is under one standard error.
+        regression over the block-scaled concatenation; stops at ``max_blocks`` or when no gain is
+        above one standard error. Of blocks whose gains are within one standard error of the largest
+        the one that costs least is taken: an encoder in use before a new one, a low layer before a
+        high one.
     max_blocks
         The most blocks to choose.
 
@@ -91,6 +93,17 @@ class Allowance:
     def allows(self, blocks: Sequence[BlockRef]) -> bool:
         """Whether a pipeline on these blocks keeps the budget."""
         return not self.exceeded(blocks)
+
+    def price(self, blocks: Sequence[BlockRef]) -> tuple[float, ...]:
+        """What ties are decided by, the less the better: the parameters that these blocks run;
+        where costs are not known the encoders read, then the layers."""
+        highest: dict[str, int] = {}
+        for block in blocks:
+            highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
+        if not set(highest) <= set(self.costs):
+            return float(len(highest)), float(sum(highest.values()))
+        run = (self.costs[encoder].parameters_at(layer) for encoder, layer in highest.items())
+        return (float(sum(run)),)
 
     def exceeded(self, blocks: Sequence[BlockRef]) -> list[str]:
         """The limits that these blocks break, as a person would say them."""
@@ -201,9 +214,12 @@ def _greedy(
             losses.append(state.loss)
             # A candidate that breaks the budget now will break it later: costs only grow.
             hopes = {b: hope for b, hope in hopes.items() if allowance.allows([*chosen, b])}
-            best, gains = _most_helpful(state, probed, hopes, targets)
-            if best is None or gains.mean() < gains.std() / np.sqrt(len(gains)):
+            found = _most_helpful(state, probed, hopes, targets)
+            ties = _tied(found)
+            if not ties:
                 break
+            price = {block: allowance.price([*chosen, block]) for block in ties}
+            best = min(ties, key=lambda block: (price[block], -hopes[block]))
             chosen.append(best)
             del hopes[best]
     return _selection(chosen, "greedy", probed.scores, targets, losses)
@@ -237,27 +253,47 @@ def _most_helpful(
     probed: Probed,
     hopes: dict[BlockRef, float],
     targets: npt.NDArray[np.float32],
-) -> tuple[BlockRef | None, npt.NDArray[np.float32]]:
-    """The candidate with the largest gain, and its gain in squared error for each row (n,).
+) -> dict[BlockRef, Floats]:
+    """What the most helpful candidates bring: squared error that each row is spared, (n,).
 
     A candidate seldom brings more than it did before another block was added (the gain has
-    diminishing returns), so candidates are tried by falling hope, and those that could not win even
-    if they brought all they hoped for are not tried (accelerated greedy; Minoux, 1978).
+    diminishing returns), so candidates are tried by falling hope, and those that could not come
+    within a standard error of the best even if they brought all they hoped for are not tried
+    (accelerated greedy; Minoux, 1978).
     """
 
-    def gains_of(block: BlockRef) -> npt.NDArray[np.float32]:
+    def gains_of(block: BlockRef) -> Floats:
         return state.errors - state.errors_with(probed.coordinates[block], targets)
 
-    best, best_gains = None, np.zeros(len(targets), dtype=np.float32)
+    found: dict[BlockRef, Floats] = {}
+    enough = 0.0
     by_hope = iter(sorted(hopes, key=lambda block: -hopes[block]))
     while blocks := list(islice(by_hope, n_cores())):
-        if hopes[blocks[0]] < best_gains.mean():
+        if hopes[blocks[0]] < enough:
             break
         for block, gains in zip(blocks, spread(gains_of, blocks), strict=True):
             hopes[block] = float(gains.mean())
-            if hopes[block] > best_gains.mean():
-                best, best_gains = block, gains
-    return best, best_gains
+            found[block] = gains
+            enough = max(enough, hopes[block] - _standard_error(gains))
+    return found
+
+
+def _tied(found: Mapping[BlockRef, Floats]) -> list[BlockRef]:
+    """The candidate with the largest gain and those within one standard error of it, each with a
+    gain above one standard error of its own."""
+    sure = [block for block, gains in found.items() if gains.mean() > _standard_error(gains)]
+    if not sure:
+        return []
+    most = found[max(sure, key=lambda block: float(found[block].mean()))]
+    return [
+        block
+        for block in sure
+        if (most - found[block]).mean() <= _standard_error(most - found[block])
+    ]
+
+
+def _standard_error(values: Floats) -> float:
+    return float(values.std() / np.sqrt(len(values)))
 
 
 def _selection(
