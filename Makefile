@@ -22,6 +22,7 @@ help: ## show this list
 
 demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 	@$(BIN)/layerfuse demo
+	@echo "Once in each shell, so that it is found: . $(BIN)/activate"
 
 test: $(DEV) ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
 	@$(BIN)/python -m pytest --durations=5 $(PYTEST_ARGS)
