@@ -15,22 +15,25 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format bench tables clean
+.PHONY: help demo test check lint format bench tables docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 	@$(BIN)/layerfuse demo
+	@echo "Once in each shell, so that it is found: . $(BIN)/activate"
 
 test: $(DEV) ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
 	@$(BIN)/python -m pytest --durations=5 $(PYTEST_ARGS)
 
-check: lint ## lint, formatting, types, and that tables are those of the results
+check: lint ## lint, formatting, types, and that tables and reference are up to date
 	@echo "mypy"
 	@$(BIN)/mypy
 	@echo "tables"
 	@$(BIN)/python -m benchmarks.tables --check
+	@echo "command-line reference"
+	@$(BIN)/python docs/reference.py --check
 
 lint: $(DEV) ## lint and formatting only
 	@echo "ruff check"
@@ -48,8 +51,13 @@ bench: $(DEV) ## the benchmarks; results go where benchmarks/README.md says
 tables: $(DEV) ## write the READMEs' tables from benchmarks/results
 	@$(BIN)/python -m benchmarks.tables
 
+docs: $(DEV) ## the documentation, in docs/_build/html; a warning ends the build
+	@$(BIN)/python docs/reference.py
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean: ## remove the environment, caches and builds (not the models in the user's cache)
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -6,18 +6,26 @@ written, and the exit status says whether something would change.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from layerfuse.report import render_fit
 
 _HERE = Path(__file__).parent
 _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SETS = {"mr": "MR", "sst2": "SST-2", "r8": "R8", "r52": "R52"}
+
+_COLUMNS = 88  # of the demo's output
 
 Result = dict[str, Any]
 
@@ -170,6 +178,21 @@ def complementarity(results: list[Result]) -> list[str]:
     return _rows([*heads, *(_SETS[case["dataset"]] for case in sets)], map(row, names))
 
 
+def demo(results: list[Result]) -> list[str]:
+    """What the demo printed: charts, accuracies and verdict; tables in between are left out."""
+    printed = Console(file=io.StringIO(), width=_COLUMNS, markup=False, highlight=False)
+    render_fit(results[0], printed)
+    lines = [line.rstrip() for line in printed.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+    def place(start: str) -> int:
+        return next(number for number, line in enumerate(lines) if line.startswith(start))
+
+    charts = lines[1 : place("Blocks ")]
+    table = lines[place("Accuracy on") : place("Its probabilities")]
+    verdict = textwrap.wrap(lines[place("Verdict:")], _COLUMNS)
+    return ["```text", *charts, "...", *filter(None, table), "...", *verdict, "```"]
+
+
 def _by_set(results: list[Result]) -> dict[str, list[Result]]:
     names = dict.fromkeys(case["dataset"] for case in results)
     return {name: [case for case in results if case["dataset"] == name] for name in names}
@@ -186,6 +209,7 @@ def _seeds(count: int) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
+    "demo": ("demo", demo),
     "extraction": ("extraction", extraction),
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),

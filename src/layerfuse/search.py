@@ -114,7 +114,7 @@ def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILEN
     Fusions and heads are compared by successive halving (Jamieson and Talwalkar, AISTATS 2016):
     all on a few rows, the few that beat concatenation with a ridge head on more, the best of them
     on all: what wins with few rows and dimensions need not win with many. A rival is taken
-    only when its gain is above one standard error; otherwise the plain one, which is cheaper,
+    only when its gain is above two standard errors; otherwise the plain one, which is cheaper,
     stays. Where the chosen blocks say nothing, pairs of blocks are searched for products of their
     coordinates that do.
 
