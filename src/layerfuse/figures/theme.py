@@ -64,6 +64,7 @@ def _theme(
             "interval": {"color": soft, "strokeWidth": 2},
             "plain": {"color": plain, "stroke": plain},
             "chosen": {"color": chosen, "stroke": chosen},
+            "chosen-fill": {"fill": chosen, "color": chosen},
             "read-fill": {"fill": plain, "fillOpacity": 0.3},
             "idle-fill": {"fill": grid, "fillOpacity": 0.7},
             "ring": {"filled": False, "color": ink, "stroke": ink, "strokeWidth": 2},

@@ -10,7 +10,13 @@ from layerfuse.report.terminal_fit import (
     render_scores,
 )
 from layerfuse.report.terminal_pairs import render_comparison
-from layerfuse.report.terminal_rows import render_audit, render_check, render_rows, render_verify
+from layerfuse.report.terminal_rows import (
+    render_audit,
+    render_check,
+    render_rows,
+    render_verify,
+    render_written,
+)
 
 __all__ = [
     "layer_chart",
@@ -25,4 +31,5 @@ __all__ = [
     "render_rows",
     "render_scores",
     "render_verify",
+    "render_written",
 ]

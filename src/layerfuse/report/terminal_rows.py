@@ -10,7 +10,7 @@ from rich.table import Table
 
 from layerfuse.files import human_bytes
 
-__all__ = ["render_audit", "render_check", "render_rows", "render_verify"]
+__all__ = ["render_audit", "render_check", "render_rows", "render_verify", "render_written"]
 
 
 def render_rows(result: Mapping[str, Any], out: Console) -> None:
@@ -21,6 +21,13 @@ def render_rows(result: Mapping[str, Any], out: Console) -> None:
             return
     for name, value in result.items():
         out.print(f"{name}: {value}", soft_wrap=True)
+
+
+def render_written(result: Mapping[str, Any], out: Console) -> None:
+    """The outcome of ``report``."""
+    out.print(f"{result['report']} ({human_bytes(result['n_bytes'])})", soft_wrap=True)
+    if result["figures"]:
+        out.print(f"{len(result['figures'])} figures beside {result['figures'][0]}", soft_wrap=True)
 
 
 def _render_records(records: Sequence[Mapping[str, Any]], out: Console) -> None:
