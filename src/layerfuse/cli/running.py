@@ -196,6 +196,9 @@ def curve(
     seed: Annotated[int | None, typer.Option(help="Seed of draws and intervals (0).")] = None,
     sample: Sample = None,
     store: StoreFolder = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the result here; RUN/curve.json is for RUN's report.")
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -206,7 +209,7 @@ def curve(
     from layerfuse import commands
     from layerfuse.report import render_curve
 
-    result = commands.curve(chosen, reporter(quiet), percentages, repeats)
+    result = commands.curve(chosen, reporter(quiet), percentages, repeats, out)
     finish(result, as_json, render_curve)
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from layerfuse import __version__
 from layerfuse.complementarity.inputs import Labelled
 from layerfuse.complementarity.pairs import measure_pairs
-from layerfuse.corpus import TextDataset, audit
-from layerfuse.corpus.near import NEAR, near_duplicates
+from layerfuse.corpus import NEAR, TextDataset, audit, near_duplicates
 from layerfuse.estimator import LayerFusionClassifier
 from layerfuse.events import SILENT, Reporter
 from layerfuse.report.details import Predicted

@@ -16,7 +16,7 @@ NEAR = 0.8
 
 _BANDS, _ROWS = 16, 4  # a pair at 0.8 shares a band with a probability of 0.9998
 _PRIME = (1 << 31) - 1
-_BITS = 20
+_BITS = 26
 
 Ints = npt.NDArray[np.int64]
 

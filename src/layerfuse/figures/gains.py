@@ -29,9 +29,9 @@ def gain_intervals(rows: Sequence[Row], *, row_height: int = 30) -> Chart:
             alt.Tooltip("high:Q", title="high", format="+.1f"),
         ],
     )
-    x = alt.X("value:Q").title("gain in accuracy, percentage points (95 % interval)")
-    x = x.axis(grid=True).scale(domain=[min(ends), max(ends)], nice=True)
-    zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(style="rule").encode(x="at:Q")
+    x = alt.X("value:Q").title("gain, points of accuracy")
+    x = x.axis(grid=True, tickCount=8).scale(domain=[min(ends), max(ends)], nice=True)
+    zero = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(style="reference").encode(x="at:Q")
     layered: Chart = alt.layer(
         zero,
         base.mark_rule(style="plain", strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q"),

@@ -57,7 +57,6 @@ def layer_curves(
     base = alt.Chart(alt.Data(values=own)).encode(x=x)
     lines = base.encode(
         color=alt.Color("series:N", sort=names, legend=legend),
-        strokeDash=alt.StrokeDash("series:N", sort=names, legend=None),
     )
     points = base.encode(
         y=y,
@@ -78,7 +77,9 @@ def layer_curves(
     chosen_ones = points.transform_filter("datum.chosen")
     layered: Chart = alt.layer(
         band,
-        lines.mark_line().encode(y=y),
+        lines.mark_line().encode(
+            y=y, strokeDash=alt.StrokeDash("series:N", sort=names, legend=None)
+        ),
         points.mark_point(filled=True, size=30, opacity=1).encode(
             color=alt.Color("series:N", sort=names, legend=legend)
         ),

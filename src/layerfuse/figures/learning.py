@@ -24,7 +24,6 @@ def learning_curves(rows: Sequence[Row], *, height: int = 280) -> Chart:
     base = alt.Chart(alt.Data(values=own)).encode(
         x=alt.X("n_rows:Q").title("labelled rows (logarithmic)").scale(type="log", nice=False),
         color=alt.Color("way:N", sort=ways, title=None),
-        strokeDash=alt.StrokeDash("way:N", sort=ways, legend=None),
     )
     tooltip = [
         alt.Tooltip("way:N", title="way"),
@@ -36,7 +35,7 @@ def learning_curves(rows: Sequence[Row], *, height: int = 280) -> Chart:
     y = alt.Y("value:Q").title(title).scale(domain=[low, high], zero=False, nice=True)
     layered: Chart = alt.layer(
         base.mark_area(style="band").encode(y=alt.Y("low:Q").title(title), y2="high:Q"),
-        base.mark_line().encode(y=y),
+        base.mark_line().encode(y=y, strokeDash=alt.StrokeDash("way:N", sort=ways, legend=None)),
         base.mark_point(filled=True, size=44, opacity=1).encode(y=y, tooltip=tooltip),
     ).properties(width="container", height=height)
     return layered

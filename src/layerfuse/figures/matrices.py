@@ -37,7 +37,7 @@ def heat_map(
         ],
     )
     colour = alt.Color("value:Q", title=measure, legend=alt.Legend(gradientLength=160))
-    layers = [base.mark_rect(style="cell").encode(color=colour), *_numbers(own, base, text_format)]
+    layers = [base.mark_rect(style="tile").encode(color=colour), *_numbers(own, base, text_format)]
     layered: Chart = alt.layer(*layers).properties(width="container", height=46 * len(names) + 10)
     return layered
 
@@ -79,9 +79,9 @@ def confusion(rows: Sequence[Row], names: Sequence[str], *, numbers: bool = True
         scale=alt.Scale(domain=[0, 1]),
         legend=alt.Legend(format=".0%", gradientLength=160),
     )
-    layers = [base.mark_rect(style="cell").encode(color=colour)]
+    layers = [base.mark_rect(style="tile").encode(color=colour)]
     if numbers:
-        layers += _numbers(own, base, "d", "count")
+        layers += _numbers(own, base.transform_filter("datum.count > 0"), "d", "count")
     layered: Chart = alt.layer(*layers).properties(
         width="container", height=max(size * len(names), 120)
     )

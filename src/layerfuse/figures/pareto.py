@@ -12,18 +12,22 @@ __all__ = ["pareto"]
 
 
 def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
-    """Pipelines by time and accuracy, the front joined, details on hover.
+    """Pipelines by time and accuracy, the best for each time joined, details on hover.
 
     ``rows`` have ``name``, ``blocks`` (a text), ``value``, ``low`` and ``high`` (shares from 0 to
-    1, the interval possibly None), ``ms`` (for one text), ``memory_mb``, ``dims``, ``front`` and
-    ``ships``, true for the pipeline that was trained.
+    1, the interval possibly None), ``ms`` (for one text), ``memory_mb``, ``dims``, ``front`` (drawn
+    filled) and ``ships``, true for the pipeline that was trained.
     """
     own = percentages(list(rows), "value", "low", "high")
     values = [
         row[name] for row in own for name in ("value", "low", "high") if row[name] is not None
     ]
+    times = [row["ms"] for row in own]
     base = alt.Chart(alt.Data(values=own)).encode(
-        x=alt.X("ms:Q").title("time for one text, ms").scale(zero=False, nice=True, padding=24),
+        x=alt.X("ms:Q")
+        .title("time for one text, ms")
+        .axis(tickCount=6)
+        .scale(domain=[min(times), max(times)], zero=False, nice=True, padding=24),
         tooltip=[
             alt.Tooltip("name:N", title="pipeline"),
             alt.Tooltip("blocks:N", title="blocks"),
@@ -38,21 +42,24 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
     title = "nested accuracy, % of rows"
     scale = alt.Scale(domain=[min(values), max(values)], zero=False, nice=True)
     points = base.encode(y=alt.Y("value:Q").title(title).scale(scale))
-    # what has the same time as a better one is labelled by that one only
-    best: dict[float, float] = {}
+    best = -1.0
+    for row in sorted(own, key=lambda row: (row["ms"], -row["value"])):
+        row["leads"] = row["value"] > best  # than all that take no longer
+        best = max(best, row["value"])
     for row in own:
-        best[round(row["ms"], 3)] = max(best.get(round(row["ms"], 3), 0.0), row["value"])
-    for row in own:
-        row["labelled"] = row["value"] == best[round(row["ms"], 3)] or row["ships"]
+        row["labelled"] = row["leads"] or row["ships"]
     layered: Chart = alt.layer(
         base.mark_rule(style="interval", strokeWidth=1.5, opacity=0.5).encode(
             y=alt.Y("low:Q").title(title).scale(scale), y2="high:Q"
         ),
-        points.transform_filter("datum.front").mark_line(
+        points.transform_filter("datum.leads").mark_line(
             style="plain", interpolate="step-after", strokeDash=[5, 3]
         ),
-        points.transform_filter("!datum.ships").mark_point(
+        points.transform_filter("!datum.ships && datum.front").mark_point(
             style="plain", filled=True, size=80, opacity=1
+        ),
+        points.transform_filter("!datum.ships && !datum.front").mark_point(
+            style="plain", filled=False, size=70, opacity=1, strokeWidth=2
         ),
         points.transform_filter("datum.ships").mark_point(
             style="chosen", filled=True, shape="diamond", size=200, opacity=1

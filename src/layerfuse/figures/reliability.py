@@ -21,7 +21,10 @@ def reliability(rows: Sequence[Row], *, height: int = 300) -> Chart:
     title = "accuracy of the bin, %"
     scale = alt.Scale(domain=[0, 100])
     base = alt.Chart(alt.Data(values=own)).encode(
-        x=alt.X("confidence:Q").title("confidence (largest probability), %").scale(scale),
+        x=alt.X("confidence:Q")
+        .title("confidence (largest probability), %")
+        .axis(tickCount=10)
+        .scale(scale),
         tooltip=[
             alt.Tooltip("confidence:Q", title="confidence, %", format=".1f"),
             alt.Tooltip("value:Q", title="accuracy, %", format=".1f"),
@@ -31,12 +34,15 @@ def reliability(rows: Sequence[Row], *, height: int = 300) -> Chart:
         ],
     )
     ends = [{"from": 0, "to": 0}, {"from": 100, "to": 100}]
-    perfect = alt.Chart(alt.Data(values=ends)).mark_line(style="rule", strokeWidth=1.5)
-    size = alt.Size("count:Q", title="rows in the bin", scale=alt.Scale(range=[30, 500]))
+    perfect = alt.Chart(alt.Data(values=ends)).mark_line(style="reference", strokeWidth=1.5)
+    most = max(row["count"] for row in own)
+    legend = alt.Legend(values=[max(1, most // 100), max(1, most // 10), most], format=",d")
+    size = alt.Size("count:Q", title="rows in the bin", legend=legend)
+    size = size.scale(range=[30, 400], domain=[0, most])
     layered: Chart = alt.layer(
         perfect.encode(x="from:Q", y=alt.Y("to:Q").title(title)),
         base.mark_rule(style="interval").encode(
-            y=alt.Y("low:Q").title(title).scale(scale), y2="high:Q"
+            y=alt.Y("low:Q").title(title).axis(tickCount=5).scale(scale), y2="high:Q"
         ),
         base.mark_point(style="plain", filled=True, opacity=0.9).encode(
             y=alt.Y("value:Q").title(title), size=size

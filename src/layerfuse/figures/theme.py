@@ -68,11 +68,11 @@ def _theme(
             "read-fill": {"fill": plain, "fillOpacity": 0.3},
             "idle-fill": {"fill": grid, "fillOpacity": 0.7},
             "ring": {"filled": False, "color": ink, "stroke": ink, "strokeWidth": 2},
-            "rule": {"color": soft, "strokeDash": [4, 3]},
+            "reference": {"color": soft, "strokeDash": [4, 3]},
             "label": {"color": ink, "fill": ink, "fontSize": 12},
             "soft": {"color": soft, "fill": soft, "fontSize": 11},
             "on-mark": {"color": ground, "fill": ground, "fontSize": 12, "fontWeight": 600},
-            "cell": {"stroke": ground, "strokeWidth": 1},
+            "tile": {"stroke": ground, "strokeWidth": 1},
         },
     }
 
@@ -115,7 +115,7 @@ def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) 
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("config", None)
     if width is not None and spec.get("width") == "container":
-        spec["width"] = width
+        spec |= {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
     return spec if theme is None else {**spec, "config": THEMES[theme]}
 
 

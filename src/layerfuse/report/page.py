@@ -17,11 +17,13 @@ from markupsafe import Markup
 
 from layerfuse import __version__, figures
 from layerfuse.files import atomic_write
-from layerfuse.report import choosing, facts, mistakes
+from layerfuse.report import choosing, facts, mistakes, weighing
 from layerfuse.report.parts import Figure, Section, percent, points
 from layerfuse.report.reading import Run
 
 __all__ = ["save_figures", "sections_of", "write_page"]
+
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 
 
 def sections_of(run: Run) -> list[Section]:
@@ -31,11 +33,11 @@ def sections_of(run: Run) -> list[Section]:
         choosing.choice(run),
         choosing.curves(run),
         choosing.path(run),
-        choosing.pairs(run),
-        choosing.cost(run),
+        weighing.pairs(run),
+        weighing.cost(run),
         mistakes.classes(run),
         mistakes.calibration(run),
-        choosing.labels(run),
+        weighing.labels(run),
         mistakes.hardest(run),
         facts.duplicates(run),
         facts.data(run),
@@ -158,5 +160,5 @@ def _asset(name: str) -> str:
 @cache
 def _bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script; none of it may end the script element."""
-    script: str = vl_convert.javascript_bundle(None, vl_version=figures.vega_lite_version())
+    script: str = vl_convert.javascript_bundle(_SNIPPET, vl_version=figures.vega_lite_version())
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
