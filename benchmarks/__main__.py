@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import complementarity, extraction, fusions, memory, scoring, search, warm
+from benchmarks import complementarity, extraction, fusions, memory, report, scoring, search, warm
 from benchmarks.common import save
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "complementarity": complementarity.run,
     "fusions": fusions.run,
     "search": search.run,
+    "report": report.run,
 }
 
 

@@ -60,7 +60,9 @@ CHARTS: dict[str, Callable[[], figures.Chart]] = {
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_every_figure_is_drawn_as_svg(name: str, tmp_path: Path):
-    path = figures.save_chart(CHARTS[name](), tmp_path / "figure.svg", width=500)
+    chart = CHARTS[name]()
+    chart.to_dict(validate=True)
+    path = figures.save_chart(chart, tmp_path / "figure.svg", width=500)
     root = ET.fromstring(path.read_text(encoding="utf-8"))  # noqa: S314  # ours
     assert float(root.attrib["width"]) == pytest.approx(500, abs=30)
     marks = [e for e in root.iter() if e.attrib.get("aria-roledescription", "").endswith("mark")]

@@ -83,8 +83,10 @@ def layer_curves(
         points.mark_point(filled=True, size=30, opacity=1).encode(
             color=alt.Color("series:N", sort=names, legend=legend)
         ),
-        last_ones.mark_point(style="ring", shape="square", size=140),
-        chosen_ones.mark_point(style="chosen", shape="diamond", size=150, filled=True, opacity=1),
+        last_ones.mark_point(style="ring", shape="square", size=140, aria=False),
+        chosen_ones.mark_point(
+            style="chosen", shape="diamond", size=150, filled=True, opacity=1, aria=False
+        ),
     ).properties(width="container", height=height)
     return layered
 

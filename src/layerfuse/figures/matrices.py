@@ -97,6 +97,10 @@ def _numbers(
     middle = low + _MIDDLE * (high - low)
     text = alt.Text(f"{name}:Q", format=text_format)
     return [
-        base.transform_filter(f"datum.value <= {middle}").mark_text(style="label").encode(text),
-        base.transform_filter(f"datum.value > {middle}").mark_text(style="on-mark").encode(text),
+        base.transform_filter(f"datum.value <= {middle}")
+        .mark_text(style="label", aria=False)
+        .encode(text),
+        base.transform_filter(f"datum.value > {middle}")
+        .mark_text(style="on-mark", aria=False)
+        .encode(text),
     ]

@@ -48,6 +48,13 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
         best = max(best, row["value"])
     for row in own:
         row["labelled"] = row["leads"] or row["ships"]
+    others = [
+        points.transform_filter(f"!datum.ships && {kind}datum.front").mark_point(
+            style="plain", filled=filled, size=80, opacity=1, strokeWidth=2
+        )
+        for kind, filled in (("", True), ("!", False))
+        if any(row["front"] == filled and not row["ships"] for row in own)
+    ]
     layered: Chart = alt.layer(
         base.mark_rule(style="interval", strokeWidth=1.5, opacity=0.5).encode(
             y=alt.Y("low:Q").title(title).scale(scale), y2="high:Q"
@@ -55,17 +62,12 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
         points.transform_filter("datum.leads").mark_line(
             style="plain", interpolate="step-after", strokeDash=[5, 3]
         ),
-        points.transform_filter("!datum.ships && datum.front").mark_point(
-            style="plain", filled=True, size=80, opacity=1
-        ),
-        points.transform_filter("!datum.ships && !datum.front").mark_point(
-            style="plain", filled=False, size=70, opacity=1, strokeWidth=2
-        ),
+        *others,
         points.transform_filter("datum.ships").mark_point(
             style="chosen", filled=True, shape="diamond", size=200, opacity=1
         ),
         points.transform_filter("datum.labelled")
-        .mark_text(style="label", align="right", dx=-12, dy=-9)
+        .mark_text(style="label", align="right", dx=-12, dy=-9, aria=False)
         .encode(text="name:N"),
     ).properties(width="container", height=height)
     return layered

@@ -45,8 +45,11 @@ def layer_stacks(rows: Sequence[Row], *, row_height: int = 46) -> Chart:
     cells = [
         base.transform_filter(alt.datum.state == state).mark_rect(style=style, cornerRadius=4)
         for state, style in zip(_STATES, ("chosen-fill", "read-fill", "idle-fill"), strict=True)
+        if any(row["state"] == state for row in own)
     ]
-    marks = base.transform_filter(alt.datum.state == _STATES[0]).mark_text(style="on-mark")
+    marks = base.transform_filter(alt.datum.state == _STATES[0]).mark_text(
+        style="on-mark", aria=False
+    )
     layered: Chart = alt.layer(*cells, marks.encode(text="place:N")).properties(
         width="container", height=row_height * len(ordered(own, "encoder"))
     )
