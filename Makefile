@@ -15,7 +15,7 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format bench tables docs clean
+.PHONY: help demo test browser check lint format bench tables docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,18 @@ demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 	@$(BIN)/layerfuse demo
 	@echo "Once in each shell, so that it is found: . $(BIN)/activate"
 
-test: $(DEV) ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
+test: $(DEV) browser ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
 	@$(BIN)/python -m pytest --durations=5 $(PYTEST_ARGS)
+
+# Tests open reports in a browser. Where there is none it is installed if that can be done; else they
+# are skipped, and under CI they fail.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    echo "installing chromium" && apt-get update -qq >/dev/null && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	      chromium fonts-dejavu-core >/dev/null; } || \
+	  echo "no browser: install chromium to test reports in it" >&2
 
 check: lint ## lint, formatting, types, and that tables and reference are up to date
 	@echo "mypy"
@@ -69,7 +79,7 @@ $(BIN)/python:
 
 $(BASE): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing layerfuse into $(VENV) (minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[gguf]'
+	@$(PIP) install -c constraints.txt -e '.[gguf,report]'
 	@touch $@
 
 $(DEV): $(BASE)

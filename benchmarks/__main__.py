@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import complementarity, demo, extraction, fusions, memory, scoring, search, warm
+from benchmarks import (
+    complementarity,
+    demo,
+    extraction,
+    fusions,
+    memory,
+    report,
+    scoring,
+    search,
+    warm,
+)
 from benchmarks.common import save
 
 BENCHMARKS = {
@@ -16,6 +26,7 @@ BENCHMARKS = {
     "fusions": fusions.run,
     "search": search.run,
     "demo": demo.run,
+    "report": report.run,
 }
 
 

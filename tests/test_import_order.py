@@ -43,11 +43,10 @@ ORDER = (
     "verdict",
     "bundle",
     "estimator",
-    "commands",
     "terminal",
+    "figures",
     "report",
-    "report_pairs",
-    "report_curve",
+    "commands",
     "cli",
     "__main__",
 )

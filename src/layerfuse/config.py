@@ -23,6 +23,7 @@ _WHOLE_NUMBERS = (
     "seed",
     "batch_tokens",
 )
+_SWITCHES = ("report",)
 _NUMBERS = ("max_ms", "max_memory_mb")
 _TABLES = ("templates", "chat_questions")
 
@@ -60,6 +61,7 @@ class FitConfig:
     store: str | None = None
     batch_tokens: int | None = None
     out: str | None = None
+    report: bool = True
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -94,6 +96,8 @@ def _unlike(key: str, value: Any) -> str | None:
     """What the setting's value should be, when it is of another type; else None."""
     if key in _WHOLE_NUMBERS:
         return None if type(value) is int else "a whole number"
+    if key in _SWITCHES:
+        return None if type(value) is bool else "true or false"
     if key in _NUMBERS:
         return None if type(value) in (int, float) else "a number"
     if key == "layers":

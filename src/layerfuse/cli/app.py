@@ -28,6 +28,7 @@ for _command in (
     running.curve,
     running.predict,
     running.evaluate,
+    running.report,
     running.demo,
 ):
     _app.command()(_command)

@@ -29,6 +29,7 @@ __all__ = [
     "MaxLength",
     "Pooling",
     "Quiet",
+    "Report",
     "Sample",
     "StoreFolder",
     "Template",
@@ -81,6 +82,10 @@ DeviceOrAuto = Annotated[str, typer.Option(help=_DEVICE)]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
 StoreFolder = Annotated[
     str | None, typer.Option("--store", help="The folder that keeps embeddings.")
+]
+Report = Annotated[
+    bool | None,
+    typer.Option("--report/--no-report", help="Write report.html into the run folder (yes)."),
 ]
 Sample = Annotated[int | None, typer.Option(help="Use a stratified part of this many rows.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")]

@@ -21,6 +21,7 @@ from layerfuse.cli.options import (
     MaxLength,
     Pooling,
     Quiet,
+    Report,
     Sample,
     StoreFolder,
     Template,
@@ -30,7 +31,7 @@ from layerfuse.cli.options import (
 from layerfuse.cli.options import shares as read_shares
 from layerfuse.cli.output import finish, print_json, reporter
 
-__all__ = ["compare", "curve", "demo", "evaluate", "fit", "predict", "profile"]
+__all__ = ["compare", "curve", "demo", "evaluate", "fit", "predict", "profile", "report"]
 
 _Bundle = Annotated[Path, typer.Argument(metavar="RUN", help="A bundle or run folder.")]
 
@@ -90,6 +91,7 @@ def fit(
     store: StoreFolder = None,
     batch_tokens: Annotated[int | None, typer.Option(help="The most tokens of a batch.")] = None,
     out: Annotated[str | None, typer.Option(help="The run folder (runs/NAME-TIME).")] = None,
+    report: Report = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -160,7 +162,7 @@ def compare(
     chosen = settings(locals())
     used = None if to is None else tuple(part.strip() for part in to.split(","))
     from layerfuse import commands
-    from layerfuse.report_pairs import render_comparison
+    from layerfuse.report import render_comparison
 
     result = commands.compare(chosen, pairs, used, reporter(quiet))
     finish(result, as_json, render_comparison)
@@ -194,6 +196,9 @@ def curve(
     seed: Annotated[int | None, typer.Option(help="Seed of draws and intervals (0).")] = None,
     sample: Sample = None,
     store: StoreFolder = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the result here; RUN/curve.json is for RUN's report.")
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -202,9 +207,9 @@ def curve(
     chosen = settings(locals(), fusion="concat", head="ridge")
     percentages = read_shares(shares)
     from layerfuse import commands
-    from layerfuse.report_curve import render_curve
+    from layerfuse.report import render_curve
 
-    result = commands.curve(chosen, reporter(quiet), percentages, repeats)
+    result = commands.curve(chosen, reporter(quiet), percentages, repeats, out)
     finish(result, as_json, render_curve)
 
 
@@ -251,11 +256,29 @@ def evaluate(
     finish(result, as_json, render_evaluation)
 
 
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder of fit or demo.")],
+    out: Annotated[Path | None, typer.Option(help="The page (RUN/report.html).")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write each figure as SVG and PNG into this folder too.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a run into one HTML page that can be sent to a colleague."""
+    from layerfuse import commands
+    from layerfuse.report import render_written
+
+    result = commands.report(run, out, figures, reporter(quiet))
+    finish(result, as_json, render_written)
+
+
 def demo(
     out: Annotated[str, typer.Option(help="The run folder; an older demo there is replaced.")] = (
         "runs/demo"
     ),
     sample: Annotated[int, typer.Option(help="Training rows, stratified.")] = 1200,
+    report: Report = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -263,4 +286,6 @@ def demo(
     from layerfuse import commands
     from layerfuse.report import render_demo
 
-    finish(commands.demo(Path(out), sample, reporter(quiet)), as_json, render_demo)
+    wanted = report is not False
+    result = commands.demo(Path(out), sample, reporter(quiet), report=wanted)
+    finish(result, as_json, render_demo)

@@ -19,14 +19,19 @@ _ENCODERS = ("minilm", "smollm2-135m")
 _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 
 
-def demo(out: Path, sample: int, reporter: Reporter) -> dict[str, Any]:
+def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> dict[str, Any]:
     """Fit two small encoders on a stratified part of R8; replaces the folder of an older demo."""
     if out.exists():
         if not _is_demo(out):
             raise StorageError(f"{out} exists and is not a demo's folder. Choose another --out.")
         shutil.rmtree(out)
     config = FitConfig(
-        data=_DATA, encoders=_ENCODERS, sample=sample, max_length=_MAX_LENGTH, out=str(out)
+        data=_DATA,
+        encoders=_ENCODERS,
+        sample=sample,
+        max_length=_MAX_LENGTH,
+        out=str(out),
+        report=report,
     )
     return fit(config, reporter)
 

@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from layerfuse import __version__
 from layerfuse.catalog import load_dataset
+from layerfuse.commands.diagnosing import diagnose
 from layerfuse.commands.places import check_new_folder, open_store
+from layerfuse.commands.reporting import try_report
 from layerfuse.commands.using import encode_labels
 from layerfuse.config import FitConfig
 from layerfuse.corpus import TextDataset, check_trainable
@@ -22,6 +24,7 @@ from layerfuse.estimator import LayerFusionClassifier
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_folder, write_json
 from layerfuse.metrics import evaluate_predictions
+from layerfuse.report.details import Predicted, write_details
 from layerfuse.resources import Budget, pipeline_cost
 from layerfuse.scoring import check_scorer, score_blocks
 from layerfuse.verdict import Rows, compare_baselines, decide, tradeoffs
@@ -81,6 +84,7 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     measuring = time.perf_counter()
     truth, nested = classifier.out_of_fold()
     n_classes = len(classifier.classes_)
+    predicted = {"cv": Predicted.of(truth, nested, classifier.measured_rows())}
     cv_rows = Rows(truth, nested.argmax(axis=1), n_classes, config.seed)
     embeddings, test_rows = None, None
     if test is not None:
@@ -88,6 +92,7 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         embeddings = classifier.extract(test.texts)
         proba = classifier.model_.predict_proba(embeddings)
         result["test"] = evaluate_predictions(truth, proba, seed=config.seed).to_dict()
+        predicted["test"] = Predicted.of(truth, proba)
         test_rows = Rows(truth, proba.argmax(axis=1), n_classes, config.seed)
     reading_test = time.perf_counter()
     baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
@@ -112,9 +117,13 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     }
     result["run"] = str(run)
     result["settings"] = asdict(config)
+    details = diagnose(classifier, dataset, predicted, reporter)
     with atomic_folder(run) as folder:
         classifier.save(folder / "bundle")
         write_json(folder / "report.json", result)
+        write_details(folder, details, predicted)
+    if config.report:
+        try_report(run, reporter)
     return result
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.commands.fitting import check_numbers, make_classifier, read_data
+from layerfuse.commands.places import check_new_file
 from layerfuse.commands.using import encode_labels
 from layerfuse.config import FitConfig
 from layerfuse.corpus import check_trainable
@@ -17,6 +19,7 @@ from layerfuse.errors import DataError
 from layerfuse.estimator.analysis import MEASURED_ROWS
 from layerfuse.estimator.gathering import Rows
 from layerfuse.events import Reporter
+from layerfuse.files import write_json
 from layerfuse.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.resources import resolve_budget
 from layerfuse.scoring import stratified_rows
@@ -35,11 +38,13 @@ def curve(
     reporter: Reporter,
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Accuracy of the last layer, the best block and fusion with more and more of the labels.
 
     Measured on the test split, or where there is none on a quarter of the training rows, class by
-    class, that is held out throughout; at most 10,000 rows of either are used. Nothing is saved.
+    class, that is held out throughout; at most 10,000 rows of either are used. No model is saved;
+    ``out`` is where the result will be written as JSON.
     ``shares`` (above 0, at most 1) and ``repeats`` are those of `learning_curve`; class weights and
     calibration play no part.
 
@@ -50,6 +55,8 @@ def curve(
     DataError
         For data that cannot be trained on, or too few rows to hold any out.
     """
+    if out is not None:
+        check_new_file(out)
     check_numbers(config)
     check_draws(shares, repeats)
     check_recipe(config.fusion, config.head)
@@ -91,7 +98,7 @@ def curve(
         seed=config.seed,
         reporter=reporter,
     )
-    return {
+    result = {
         "data": {"name": dataset.name, "train_rows": len(train), "test_split": dataset.test_name},
         "measured_on": "test" if test is not None else "held-out training rows",
         "selection": config.selection,
@@ -101,6 +108,9 @@ def curve(
         "verdict": {"sentence": _sentence(found)},
         "truncated_share": embeddings.truncated_share,
     }
+    if out is not None:
+        write_json(out, result)
+    return result
 
 
 def _hold_out(y: Labels, seed: int) -> tuple[Labels, Labels]:

@@ -32,7 +32,7 @@ from layerfuse.estimator.inputs import (
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
 from layerfuse.metrics import evaluate_predictions
-from layerfuse.pipeline import Task
+from layerfuse.pipeline import Blocks, Task
 from layerfuse.resources import Budget, resolve_budget
 from layerfuse.search import Recipe, check_recipe
 from layerfuse.selection import Allowance, check_selection
@@ -43,10 +43,15 @@ __all__ = ["LayerFusionClassifier"]
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What the last ``fit`` leaves for reports; ``proba`` are out of fold."""
+    """What the last ``fit`` leaves for reports.
+
+    ``rows`` are the numbers of ``texts`` among those that were given; ``proba`` are out of fold.
+    """
 
     analysis: Analysis
     texts: list[str]
+    rows: npt.NDArray[np.intp]
+    embeddings: Gathered
     proba: npt.NDArray[np.float64]
 
 
@@ -221,7 +226,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             "head_s": measuring - training_head,
             "total_s": ended - started,
         }
-        self._fitted = _Fitted(analysis, texts, proba)
+        self._fitted = _Fitted(analysis, texts, whole, embeddings, proba)
         return self
 
     def _recipe(self, y: npt.NDArray[np.intp]) -> Recipe:
@@ -318,6 +323,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         fitted = self._rows_of_fit()
         training = fitted.analysis.training
         return training.y[training.rows], fitted.proba
+
+    def measured_rows(self) -> npt.NDArray[np.intp]:
+        """Numbers (n_measured,) of the rows of `out_of_fold` among those given to ``fit``."""
+        fitted = self._rows_of_fit()
+        return fitted.rows[fitted.analysis.training.rows]
+
+    def measured_blocks(self, blocks: Sequence[BlockRef], rows: npt.NDArray[np.intp]) -> Blocks:
+        """Embeddings (n_rows, dim) of some of the measured rows of the last ``fit``."""
+        fitted = self._rows_of_fit()
+        numbers = fitted.analysis.training.rows[rows]
+        return {block: fitted.embeddings[block][numbers] for block in blocks}
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, card); see `load`."""

@@ -1,0 +1,92 @@
+"""A headless browser that may reach nothing but the page it was given."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
+
+_NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
+_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_COUNT = """async (data) => {
+  const image = new Image();
+  image.src = "data:image/png;base64," + data;
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const pixels = new Uint32Array(
+    context.getImageData(0, 0, image.width, image.height).data.buffer);
+  return new Set(pixels).size;
+}"""
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """The browser that is installed; without one the test is skipped, but never under CI."""
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        reason = f"no browser: none of {', '.join(_NAMES)} is installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """A page, what its console said, and what it asked for beside itself."""
+
+    page: Page
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+def open_page(
+    browser: Browser, path: Path, *, scheme: str = "light", width: int = 1280, drawn: bool = True
+) -> Opened:
+    """Open a file; all other requests are refused and noted."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if scheme == "dark" else "light",
+    )
+    opened = Opened(context.new_page())
+    page, own = opened.page, path.resolve().as_uri()
+
+    def route(request: Route) -> None:
+        if request.request.url.partition("#")[0] == own:
+            request.continue_()
+        else:
+            opened.asked.append(request.request.url)
+            request.abort()
+
+    context.route("**/*", route)
+    page.on("console", lambda message: opened.said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: opened.said.append(f"error: {error}"))
+    page.goto(own)
+    if drawn:
+        page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+    return opened
+
+
+def colours(place: Locator) -> int:
+    """Distinct colours of what an element shows, by its pixels."""
+    return int(place.page.evaluate(_COUNT, base64.b64encode(place.screenshot()).decode()))
