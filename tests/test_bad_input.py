@@ -139,12 +139,14 @@ MISTAKES = [
         {"x.csv": table([(text, "a") for text, _ in DATA])},
     ),
     Mistake(
-        "a class with one row", "fit x.csv", ("at least two rows", "'rare'", "Add rows"),
-        {"x.csv": table([*DATA, ("the only one", "rare")])},
+        "a label for each row", "fit x.csv",
+        ("At least two classes need two rows", "30 of 30 have only one", "another label column"),
+        {"x.csv": table([(text, f"id {i}") for i, (text, _) in enumerate(DATA)])},
     ),
     Mistake(
-        "a class with one row, profile", "profile x.csv", ("at least two rows", "'rare'"),
-        {"x.csv": table([*DATA, ("the only one", "rare")])},
+        "a label for nearly each row, profile", "profile x.csv",
+        ("At least two classes need two rows", "28 of 29 have only one", "Add rows"),
+        {"x.csv": table([(text, str(max(i, 1))) for i, (text, _) in enumerate(DATA)])},
     ),
     Mistake(
         "unseen label in the test file", "fit --test x.csv",

@@ -444,7 +444,7 @@ class TestRefusals:
         [
             (TEXTS, LABELS[1:], "There are 160 texts but 159 labels"),
             (TEXTS, ["a"] * 160, "All 160 rows have the same label 'a'"),
-            (TEXTS, ["a"] * 159 + ["b"], r"at least two rows .* 1 of 2 have only one: 'b'"),
+            (TEXTS, ["a"] * 159 + ["b"], r"two classes need two rows .* 1 of 2 have only one: 'b'"),
             ([], [], "There are no texts"),
             ("good", ["a"], "Got one string"),
             ([None, *TEXTS[1:]], LABELS, "Text number 0 is None"),

@@ -16,6 +16,7 @@ SOURCE = Path(layerfuse.__file__).parent
 ORDER = (
     "errors",
     "events",
+    "labels",
     "blocks",
     "resources",
     "metering",

@@ -27,10 +27,12 @@ from layerfuse.estimator.inputs import (
     check_parts,
     class_weights,
     open_encoders,
+    rename_labels,
     training_rows,
 )
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
+from layerfuse.labels import Column
 from layerfuse.metrics import evaluate_predictions
 from layerfuse.pipeline import Task
 from layerfuse.resources import Budget, resolve_budget
@@ -109,7 +111,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     Attributes
     ----------
-    classes_ : (n_classes,) the labels, sorted
+    classes_ : (n_classes,) the labels, sorted where they can be compared
     profile_ : BlockScores, how good each block is on the training rows
     selection_ : Selection, the blocks chosen and their gains
     plan_ : Plan, the blocks, fusion and head that were trained
@@ -170,21 +172,23 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.random_state = random_state
         self.reporter = reporter
 
-    def fit(self, X: Sequence[str], y: Sequence[Any]) -> LayerFusionClassifier:
+    def fit(self, X: Column, y: Column) -> LayerFusionClassifier:
         """Measure, choose, fuse and train on n texts and their labels.
+
+        Both may be lists, tuples, pandas or polars Series, numpy or Arrow arrays. Labels may be of
+        any hashable kind; `predict` gives them back as they are.
 
         Raises
         ------
         DataError
-            For texts that are not strings, one class only, or a class with one row.
+            For texts that are not strings, missing labels, or fewer than two classes with two rows.
         ConfigError, NotFoundError, UnsupportedModelError
             For parameters and encoders that cannot be used.
         """
         started = time.perf_counter()
         self._check_parameters()
         texts = check_texts(X)
-        labels = check_labels(y, len(texts))
-        self.classes_, encoded = np.unique(labels, return_inverse=True)
+        self.classes_, encoded = check_labels(y, len(texts), self._reporter)
         whole = training_rows(texts, encoded, self.parts, self._reporter)
         texts, encoded = [texts[row] for row in whole], encoded[whole]
         self.open()
@@ -239,7 +243,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             ),
         )
 
-    def predict_proba(self, X: Sequence[str]) -> npt.NDArray[np.float64]:
+    def predict_proba(self, X: Column) -> npt.NDArray[np.float64]:
         """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
         check_is_fitted(self, "model_")
         texts = check_texts(X)
@@ -263,7 +267,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             )
         return self.model_.predict_proba(embeddings)
 
-    def predict(self, X: Sequence[str]) -> npt.NDArray[Any]:
+    def predict(self, X: Column) -> npt.NDArray[Any]:
         """Labels (n_texts,), as they were given to ``fit``."""
         proba = self.predict_proba(X)
         return np.asarray(self.classes_[proba.argmax(axis=1)])
@@ -281,7 +285,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         )
         return self
 
-    def extract(self, X: Sequence[str]) -> Gathered:
+    def extract(self, X: Column) -> Gathered:
         """All candidate blocks of some texts, through the store."""
         return gather(
             check_texts(X),
@@ -319,9 +323,27 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         training = fitted.analysis.training
         return training.y[training.rows], fitted.proba
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the classifier as a bundle folder (tensors, JSON, card); see `load`."""
+    def save(
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        labels: Mapping[Any, str | int | float | bool] | None = None,
+    ) -> None:
+        """Write the classifier as a bundle folder (tensors, JSON, card); see `load`.
+
+        A bundle holds labels that are strings, finite numbers or booleans, and gives them back as
+        they are. ``labels`` maps others to what the loaded classifier shall predict instead.
+
+        Raises
+        ------
+        ConfigError
+            For labels of other kinds, or two that would be saved as one.
+        StorageError
+            When the folder exists or cannot be written.
+        """
         check_is_fitted(self, "model_")
+        classes = rename_labels(self.classes_, labels or {})
         used = {block.encoder for block in self.model_.blocks}
         encoders = tuple(
             EncoderSpec(
@@ -338,7 +360,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             if encoder.name in used
         )
         facts = {} if not hasattr(self, "cv_") else {"nested cross-validation": self.cv_.to_dict()}
-        bundle = Bundle(self.model_, self.classes_, encoders, facts)
+        bundle = Bundle(self.model_, classes, encoders, facts)
         save_bundle(bundle, Path(path), overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
+from layerfuse.bundle import unsaved_kinds
 from layerfuse.corpus import check_trainable, contained_rows
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import Reporter
+from layerfuse.labels import Column, find_classes, label_array
 
 __all__ = [
     "PARTS",
@@ -22,6 +24,7 @@ __all__ = [
     "check_parts",
     "class_weights",
     "open_encoders",
+    "rename_labels",
     "training_rows",
 ]
 
@@ -30,32 +33,30 @@ PARTS = ("auto", "keep")
 _MOSTLY_PARTS = 0.5
 
 
-def check_labels(y: Sequence[Any] | None, n_texts: int) -> npt.NDArray[Any]:
-    """Labels as an array (n_texts,).
+def check_labels(
+    y: Column | None, n_texts: int, reporter: Reporter
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """Classes (n_classes,) and class indices (n_texts,); see `find_classes`.
 
     Raises
     ------
     DataError
-        When they are not as many as the texts, one is missing or of another kind, or there are
+        When labels are not as many as the texts, one is missing or cannot be hashed, or there are
         not two rows of two classes.
     """
-    labels = [] if y is None else [label.item() if _is_numpy(label) else label for label in y]
-    if len(labels) != n_texts:
-        raise DataError(f"There are {n_texts} texts but {len(labels)} labels.")
-    for row, label in enumerate(labels):
-        if label is None or label != label:
-            raise DataError(f"Row {row} has no label ({label!r}). Drop such rows, or label them.")
-        if not isinstance(label, (str, bool, int, float)):
-            raise DataError(
-                f"The label of row {row} is {label!r} ({type(label).__name__}); expected a string, "
-                "a number or a boolean for each text."
-            )
-    kinds = {type(label) for label in labels}
-    if len(kinds) > 1 and kinds != {int, float}:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise DataError(f"The labels are of several kinds ({names}). Give labels of one kind.")
-    check_trainable(labels)
-    return np.asarray(labels)
+    classes, codes = find_classes(y)
+    if len(codes) != n_texts:
+        raise DataError(
+            f"There are {n_texts} texts but {len(codes)} labels. Give one label for each text."
+        )
+    values = classes.tolist()
+    check_trainable([values[code] for code in codes], reporter)
+    if odd := unsaved_kinds(values):
+        reporter.note(
+            f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=…) "
+            "takes other names for them"
+        )
+    return classes, codes
 
 
 def training_rows(
@@ -65,8 +66,8 @@ def training_rows(
 
     Where most rows are phrases of other rows, they repeat what those say: held-out rows would not
     be new, and many short rows outweigh the whole texts. ``"keep"`` keeps them all the same;
-    ``"auto"`` also does where a class would be left with fewer than two rows. ``y`` are class
-    indices (n,).
+    ``"auto"`` also does where a class of two rows or more would be left with fewer than two. ``y``
+    are class indices (n,).
     """
     every = np.arange(len(texts))
     if parts == "keep":
@@ -75,13 +76,30 @@ def training_rows(
     if contained.mean() <= _MOSTLY_PARTS:
         return every
     left = np.bincount(y[~contained], minlength=int(y.max()) + 1)
-    if left.min() < 2:
+    if (left < np.minimum(2, np.bincount(y))).any():
         return every
     reporter.note(
         f"{contained.sum()} of {len(texts)} rows are parts of longer rows and left out, so that "
         f"{left.sum()} whole texts are learned from; parts='keep' keeps them"
     )
     return every[~contained]
+
+
+def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
+    """Classes (n_classes,) under other names; those that ``names`` leaves out keep theirs.
+
+    Raises
+    ------
+    ConfigError
+        For a name of no class, or one name for two classes.
+    """
+    labels = classes.tolist()
+    if unknown := [label for label in names if label not in labels]:
+        raise ConfigError(f"labels names {unknown[0]!r}, which is not a label: {labels[:10]}.")
+    renamed = [names.get(label, label) for label in labels]
+    if len(set(renamed)) < len(renamed):
+        raise ConfigError(f"labels gives two classes one name: {renamed[:10]}. Give each its own.")
+    return label_array(renamed)
 
 
 def check_parts(parts: str) -> None:
@@ -91,11 +109,6 @@ def check_parts(parts: str) -> None:
             f"Unknown parts={parts!r}. Choose from {', '.join(PARTS)}."
             + did_you_mean(str(parts), PARTS)
         )
-
-
-def _is_numpy(label: Any) -> bool:
-    """Whether the label is numpy's wrapping of one Python value."""
-    return isinstance(label, np.generic)
 
 
 def class_weights(
