@@ -17,6 +17,7 @@ ORDER = (
     "errors",
     "events",
     "labels",
+    "tabular",
     "blocks",
     "resources",
     "metering",

@@ -12,7 +12,7 @@ from layerfuse.errors import DataError
 
 __all__ = ["Column", "as_list", "find_classes", "is_missing", "label_array"]
 
-Column: TypeAlias = Iterable[Any] | npt.ArrayLike
+Column: TypeAlias = Iterable[Any]
 """A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
 
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
@@ -31,8 +31,7 @@ def as_list(values: Column | None, what: str) -> list[Any]:
         raise DataError(f"Got {got} where {what} are expected. Give a list of them, even of one.")
     names = getattr(values, "column_names", getattr(values, "columns", None))
     if names is not None or isinstance(values, (Mapping, Set)):
-        held: Iterable[Any] = values if names is None else names  # type: ignore[assignment]
-        columns = ", ".join(map(str, list(held)[:10]))
+        columns = ", ".join(map(str, list(values if names is None else names)[:10]))
         raise DataError(
             f"Got a {type(values).__name__} where a column of {what} is expected. Give one column "
             f"of it, such as data['text'], or a list; it holds: {columns}."
@@ -46,10 +45,10 @@ def as_list(values: Column | None, what: str) -> list[Any]:
     for name in _TO_LIST:
         if hasattr(values, name) and getattr(values, "dtype", None) not in _TIMES:
             return [_plain(value) for value in getattr(values, name)()]
-    if not isinstance(values, Iterable) and hasattr(values, "__array__"):
-        return as_list(np.asarray(values), what)
     try:
-        return [_plain(value) for value in values]  # type: ignore[union-attr]
+        if hasattr(values, "__array__") and not hasattr(values, "__iter__"):
+            return as_list(np.asarray(values), what)
+        return [_plain(value) for value in values]
     except TypeError as error:
         raise DataError(
             f"Got {values!r} ({type(values).__name__}) where {what} are expected. Give a list."

@@ -24,7 +24,7 @@ from layerfuse.files import atomic_folder, write_json
 from layerfuse.metrics import evaluate_predictions
 from layerfuse.resources import Budget, pipeline_cost
 from layerfuse.scoring import check_scorer, score_blocks
-from layerfuse.verdict import Rows, compare_baselines, decide, tradeoffs
+from layerfuse.verdict import Rows, tradeoffs
 
 __all__ = ["check_numbers", "fit", "make_classifier", "profile", "read_data"]
 
@@ -79,9 +79,7 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         "truncated_share": classifier.truncated_share_,
     }
     measuring = time.perf_counter()
-    truth, nested = classifier.out_of_fold()
     n_classes = len(classifier.classes_)
-    cv_rows = Rows(truth, nested.argmax(axis=1), n_classes, config.seed)
     embeddings, test_rows = None, None
     if test is not None:
         truth = encode_labels(classifier.classes_, test.labels or ())
@@ -91,17 +89,14 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         test_rows = Rows(truth, proba.argmax(axis=1), n_classes, config.seed)
     reading_test = time.perf_counter()
     baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
-    comparisons = compare_baselines(baselines, cv_rows, test_rows, classifier.costs_)
-    cost = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
+    verdict = classifier.judge(baselines, test_rows)
+    comparisons, cost = (
+        verdict.comparisons,
+        pipeline_cost(classifier.plan_.blocks, classifier.costs_),
+    )
     result["cost"] = cost.to_dict()
     result["baselines"] = [comparison.to_dict() for comparison in comparisons]
-    result["verdict"] = decide(
-        comparisons,
-        classifier.plan_,
-        cost,
-        classifier.profile_,
-        {encoder.name: encoder.n_layers for encoder in classifier.encoders_},
-    ).to_dict()
+    result["verdict"] = verdict.to_dict()
     result["pareto"] = tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy.value)
     ended = time.perf_counter()
     result["timings"] = {
@@ -203,7 +198,4 @@ def _run_folder(config: FitConfig) -> Path:
 
 
 def _profile_rows(scores: Any) -> list[dict[str, Any]]:
-    return [
-        {**asdict(score.block), **{k: v for k, v in score.to_dict().items() if k != "block"}}
-        for score in scores
-    ]
+    return [score.to_row() for score in scores]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,26 @@ import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
 from layerfuse.bundle import unsaved_kinds
+from layerfuse.calibration import check_calibration
 from layerfuse.corpus import check_trainable, contained_rows
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import Reporter
-from layerfuse.labels import Column, find_classes, label_array
+from layerfuse.labels import Column, find_classes
+from layerfuse.pipeline import Task
+from layerfuse.resources import resolve_budget
+from layerfuse.search import Recipe, check_recipe
+from layerfuse.selection import Allowance, check_selection
 
 __all__ = [
     "PARTS",
     "check_class_weight",
     "check_labels",
+    "check_parameters",
     "check_parts",
     "class_weights",
     "open_encoders",
-    "rename_labels",
+    "recipe_of",
     "training_rows",
 ]
 
@@ -85,21 +92,38 @@ def training_rows(
     return every[~contained]
 
 
-def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
-    """Classes (n_classes,) under other names; those that ``names`` leaves out keep theirs.
+def check_parameters(model: Any) -> None:
+    """Raise a ConfigError for a parameter of the classifier that cannot be used."""
+    check_recipe(model.fusion, model.head)
+    check_selection(model.selection)
+    resolve_budget(model.budget)
+    if model.max_blocks < 1:
+        raise ConfigError(f"max_blocks={model.max_blocks} chooses nothing; give at least 1.")
+    check_calibration(model.calibration)
+    check_class_weight(model.class_weight)
+    check_parts(model.parts)
+    if model.cv < 2:
+        raise ConfigError(f"cv={model.cv} is not enough; give at least 2 folds.")
 
-    Raises
-    ------
-    ConfigError
-        For a name of no class, or one name for two classes.
+
+def recipe_of(model: Any, y: npt.NDArray[np.intp]) -> Recipe:
+    """What the fitted classes, the costs and the classifier's parameters make of a search.
+
+    ``y`` are class indices (n,).
     """
-    labels = classes.tolist()
-    if unknown := [label for label in names if label not in labels]:
-        raise ConfigError(f"labels names {unknown[0]!r}, which is not a label: {labels[:10]}.")
-    renamed = [names.get(label, label) for label in labels]
-    if len(set(renamed)) < len(renamed):
-        raise ConfigError(f"labels gives two classes one name: {renamed[:10]}. Give each its own.")
-    return label_array(renamed)
+    budget = resolve_budget(model.budget)
+    budget = replace(budget, blocks=min(model.max_blocks, budget.blocks or model.max_blocks))
+    return Recipe(
+        selection=model.selection,
+        allowance=Allowance(budget, model.costs_),
+        fusion=model.fusion,
+        head=model.head,
+        task=Task(
+            n_classes=len(model.classes_),
+            class_weight=class_weights(model.class_weight, model.classes_, y),
+            seed=model.random_state,
+        ),
+    )
 
 
 def check_parts(parts: str) -> None:
