@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import DataError, StorageError
+from layerfuse.errors import DataError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import human_bytes
 from layerfuse.labels import Column, as_list
@@ -218,9 +218,15 @@ class _Runner:
         started = time.perf_counter()
         try:
             read = self.encoder.read(ids, layers, poolings)
-        except torch.OutOfMemoryError:
-            if len(ids) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
+            if len(ids) == 1:
+                raise NoMemoryError(
+                    f"{self.encoder.name} has no memory left to read one text of {len(ids[0]):,} "
+                    "tokens. Cut texts earlier with --max-length (max_length=), or use a smaller "
+                    "model, --device cpu or --dtype bfloat16. Finished embeddings are kept."
+                ) from error
         else:
             self.meter.ran(layers[-1], sum(map(len, ids)), time.perf_counter() - started)
             return read

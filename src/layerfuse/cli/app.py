@@ -10,7 +10,7 @@ import typer
 from layerfuse import __version__
 from layerfuse.cli import keeping, running
 from layerfuse.cli.options import PLAIN
-from layerfuse.errors import LayerfuseError
+from layerfuse.errors import LayerfuseError, is_out_of_memory
 
 __all__ = ["main"]
 
@@ -61,6 +61,14 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
+        if is_out_of_memory(error):
+            typer.echo(
+                "layerfuse: there is no memory left. Read fewer --layers, poolings or encoders, "
+                "use part of the rows with --sample, or a machine with more memory.\n"
+                "Finished embeddings are kept.",
+                err=True,
+            )
+            return 2
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own errors
             error.show()
             return 2

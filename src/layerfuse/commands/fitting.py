@@ -131,7 +131,9 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any
 
 
 def check_numbers(config: FitConfig) -> None:
-    """Raise a ConfigError for a seed or a number of tokens that cannot be used."""
+    """Raise a ConfigError for a seed, a sample or a number of tokens that cannot be used."""
+    if config.sample is not None and config.sample < 1:
+        raise ConfigError(f"A sample of {config.sample} rows was asked for; ask for at least 1.")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
     if config.batch_tokens is not None and config.batch_tokens < 1:
@@ -183,6 +185,13 @@ def read_data(config: FitConfig, reporter: Reporter) -> TextDataset:
         dataset = dataset.subsample(config.sample, config.seed)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
     reporter.note(f"{dataset.name}: {sizes}")
+    if dataset.test is not None:
+        seen = set(dataset.splits["train"].texts) if "train" in dataset.splits else set()
+        if leaks := sum(text in seen for text in dataset.test.texts):
+            reporter.note(
+                f"{leaks} of {len(dataset.test)} test texts are training texts too, which flatters "
+                "the figures; see layerfuse datasets audit"
+            )
     return dataset
 
 

@@ -99,6 +99,14 @@ def check_parameters(model: Any) -> None:
     resolve_budget(model.budget)
     if model.max_blocks < 1:
         raise ConfigError(f"max_blocks={model.max_blocks} chooses nothing; give at least 1.")
+    given = model.encoders
+    n_encoders = 1 if isinstance(given, (str, Path)) else len(given)
+    if model.selection == "last" and n_encoders > model.max_blocks:
+        raise ConfigError(
+            f"selection='last' takes a block of each of the {n_encoders} encoders, and "
+            f"max_blocks={model.max_blocks} allows fewer. Raise it (--max-blocks {n_encoders}), "
+            "name fewer encoders, or use selection='greedy'."
+        )
     check_calibration(model.calibration)
     check_class_weight(model.class_weight)
     check_parts(model.parts)
@@ -189,6 +197,8 @@ def open_encoders(
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
     for item in given:
+        if not isinstance(item, FrozenEncoder) and not str(item).strip():
+            raise ConfigError("An encoder's name is empty. Name one, such as minilm.")
         if isinstance(item, FrozenEncoder):
             opened.append(item)
             continue
