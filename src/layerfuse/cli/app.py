@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -15,6 +17,8 @@ from layerfuse.errors import LayerfuseError, is_out_of_memory
 __all__ = ["main"]
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+_RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go to the store
 
 _app = typer.Typer(
     add_completion=False,
@@ -72,17 +76,19 @@ def main() -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own errors
             error.show()
             return 2
-        if os.environ.get("LAYERFUSE_TRACEBACK"):
+        if os.environ.get("LAYERFUSE_TRACEBACK") or {"--verbose", "-v"} & set(sys.argv):
             raise
         typer.echo(
             f"layerfuse: internal fault, {type(error).__name__}: {error}\n"
-            "This should not happen. LAYERFUSE_TRACEBACK=1 shows where it did.",
+            "This should not happen. --verbose (or LAYERFUSE_TRACEBACK=1) shows where it did.",
             err=True,
         )
         return 1
     if code == _INTERRUPTED:
+        arguments = sys.argv[1:]
+        resumes = bool(_RESUMED & set(arguments[:1]))
+        kept = "Finished embeddings are kept. To go on:" if resumes else "To start again:"
         typer.echo(
-            "layerfuse: interrupted. Finished embeddings are kept; run the same command to go on.",
-            err=True,
+            f"layerfuse: interrupted. {kept}\n  {shlex.join(['layerfuse', *arguments])}", err=True
         )
     return code

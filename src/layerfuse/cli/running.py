@@ -25,6 +25,7 @@ from layerfuse.cli.options import (
     StoreFolder,
     Template,
     TextColumn,
+    Verbose,
     settings,
 )
 from layerfuse.cli.options import shares as read_shares
@@ -93,13 +94,14 @@ def fit(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure every layer, choose, fuse, train, evaluate and save."""
     chosen = settings(locals())
     from layerfuse import commands
     from layerfuse.report import render_fit
 
-    finish(commands.fit(chosen, reporter(quiet)), as_json, render_fit)
+    finish(commands.fit(chosen, reporter(quiet, verbose)), as_json, render_fit)
 
 
 def profile(
@@ -121,13 +123,14 @@ def profile(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score every layer for a dataset, without training anything."""
     chosen = settings(locals())
     from layerfuse import commands
     from layerfuse.report import render_scores
 
-    finish(commands.profile(chosen, scorer, reporter(quiet)), as_json, render_scores)
+    finish(commands.profile(chosen, scorer, reporter(quiet, verbose)), as_json, render_scores)
 
 
 def compare(
@@ -155,6 +158,7 @@ def compare(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure which encoders or layers are worth combining, and what to add next."""
     chosen = settings(locals())
@@ -162,7 +166,7 @@ def compare(
     from layerfuse import commands
     from layerfuse.report_pairs import render_comparison
 
-    result = commands.compare(chosen, pairs, used, reporter(quiet))
+    result = commands.compare(chosen, pairs, used, reporter(quiet, verbose))
     finish(result, as_json, render_comparison)
 
 
@@ -197,6 +201,7 @@ def curve(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure how many labels it takes: last layer, best block and fusion with few and many."""
     chosen = settings(locals(), fusion="concat", head="ridge")
@@ -204,7 +209,7 @@ def curve(
     from layerfuse import commands
     from layerfuse.report_curve import render_curve
 
-    result = commands.curve(chosen, reporter(quiet), percentages, repeats)
+    result = commands.curve(chosen, reporter(quiet, verbose), percentages, repeats)
     finish(result, as_json, render_curve)
 
 
@@ -216,11 +221,12 @@ def predict(
     device: DeviceOrAuto = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Label texts with a saved classifier; prints CSV."""
     from layerfuse import commands
 
-    notes = reporter(quiet)
+    notes = reporter(quiet, verbose)
     result = commands.predict(bundle, data, text_column, device, out, notes)
     text = commands.write_predictions(result, out)
     if as_json:
@@ -240,13 +246,14 @@ def evaluate(
     device: DeviceOrAuto = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure a saved classifier on labelled rows, with intervals."""
     from layerfuse import commands
     from layerfuse.report import render_evaluation
 
     result = commands.evaluate(
-        bundle, data, split, text_column, label_column, device, reporter(quiet)
+        bundle, data, split, text_column, label_column, device, reporter(quiet, verbose)
     )
     finish(result, as_json, render_evaluation)
 
@@ -258,9 +265,10 @@ def demo(
     sample: Annotated[int, typer.Option(help="Training rows, stratified.")] = 1200,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """The whole way on a part of R8 with two small encoders, in minutes."""
     from layerfuse import commands
     from layerfuse.report import render_demo
 
-    finish(commands.demo(Path(out), sample, reporter(quiet)), as_json, render_demo)
+    finish(commands.demo(Path(out), sample, reporter(quiet, verbose)), as_json, render_demo)

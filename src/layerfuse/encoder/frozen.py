@@ -277,12 +277,13 @@ class FrozenEncoder:
     def _load(self) -> Architecture:
         if self._architecture is not None:
             return self._architecture
-        model = load_model(
-            self.source,
-            self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-        )
+        with self._reporter.task(f"loading {self.name}", 1, "model"):
+            model = load_model(
+                self.source,
+                self.dtype,
+                trust_remote_code=self.trust_remote_code,
+                allow_pickle=self.allow_pickle,
+            )
         self._architecture = find_architecture(model, self.name)
         if self._architecture.blocks is None:
             self._reporter.note(

@@ -29,6 +29,7 @@ from layerfuse.estimator.inputs import (
     training_rows,
 )
 from layerfuse.estimator.saving import describe, rename_labels
+from layerfuse.estimator.telling import tell_candidates, tell_choice
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
 from layerfuse.labels import Column
@@ -123,7 +124,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     model_ : FusedModel, from blocks to probabilities
     encoders_ : tuple of the FrozenEncoder objects
     cv_ : Evaluation of nested out-of-fold predictions, choosing included
-    verdict_ : Verdict, whether it was worth it; made when it is first asked for
+    verdict_ : Verdict, whether it was worth it; made when first asked for
     n_rows_ : training rows that were learned from
     truncated_share_ : the largest share of training texts that an encoder cut to ``max_length``
     costs_ : EncoderCost of each encoder, by its name
@@ -182,8 +183,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def fit(self, X: Column, y: Column) -> LayerFusionClassifier:
         """Measure, choose, fuse and train on n texts and their labels.
 
-        Both may be lists, tuples, pandas or polars Series, numpy or Arrow arrays. Labels may be of
-        any hashable kind; `predict` gives them back as they are.
+        Both may be lists, tuples, Series, numpy or Arrow arrays; labels of any hashable kind.
 
         Raises
         ------
@@ -201,14 +201,16 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.open()
         extracting = time.perf_counter()
         embeddings = self.extract(texts)
+        tell_candidates(embeddings, self.encoders_, self._reporter)
         self.costs_ = embeddings.costs
+        recipe = recipe_of(self, encoded)
         extracted = time.perf_counter()
         analysis = analyse(
             texts,
             encoded,
             embeddings,
             self.encoders_,
-            recipe_of(self, encoded),
+            recipe,
             self.cv,
             self._store(),
             self._reporter,
@@ -219,7 +221,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         training_head = time.perf_counter()
         y_measured = encoded[training.rows]
         calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
-        self.model_ = training.fit(found.plan).with_temperature(calibrator)
+        with self._reporter.task("training", 1, "model"):
+            self.model_ = training.fit(found.plan).with_temperature(calibrator)
+        tell_choice(found, recipe, self.model_, self._reporter)
         measuring = time.perf_counter()
         proba = nested[PIPELINE].calibrated(self.calibration, y_measured)
         self.cv_ = evaluate_predictions(y_measured, proba, seed=self.random_state)
@@ -329,11 +333,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             For a classifier that was loaded or unpickled before it was asked.
         """
         check_is_fitted(self, "model_")
-        if self._verdict is not None:
-            return self._verdict
-        if not hasattr(self, "_fitted"):
-            raise _NoVerdictError(_ROWS_GONE)
-        self._verdict = self.judge(self.run_baselines())
+        if self._verdict is None:
+            if not hasattr(self, "_fitted"):
+                raise _NoVerdictError(_ROWS_GONE)
+            self._verdict = self.judge(self.run_baselines())
         return self._verdict
 
     def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
@@ -351,8 +354,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     ) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, card); see `load`.
 
-        A bundle holds labels that are strings, finite numbers or booleans, and gives them back as
-        they are. ``labels`` maps others to what the loaded classifier shall predict instead.
+        It holds strings, finite numbers and booleans as labels, exactly; ``labels`` maps others to
+        what shall be predicted instead.
 
         Raises
         ------
@@ -365,7 +368,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         classes = rename_labels(self.classes_, labels or {})
         used = {block.encoder for block in self.model_.blocks}
         encoders = [encoder for encoder in self.encoders_ if encoder.name in used]
-        facts = {} if not hasattr(self, "cv_") else {"nested cross-validation": self.cv_.to_dict()}
+        facts = {"nested cross-validation": self.cv_.to_dict()} if hasattr(self, "cv_") else {}
         bundle = Bundle(self.model_, classes, tuple(map(describe, encoders)), facts)
         save_bundle(bundle, Path(path), overwrite=overwrite)
 
