@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers as hf
@@ -29,6 +33,13 @@ def table(data: Sequence[Sequence[str]], header: Sequence[str] = ("text", "label
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *data])
     return text.getvalue()
+
+
+def parquet(columns: Sequence[Sequence[Any]], names: Sequence[str]) -> bytes:
+    sink = io.BytesIO()
+    arrays = [pa.array(values, None if values else pa.string()) for values in columns]
+    pq.write_table(pa.Table.from_arrays(arrays, list(names)), sink)
+    return sink.getvalue()
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,51 @@ MISTAKES = [
         "folder without train", "fit data", ("no train split", "train.csv"),
         {"data/test.csv": table(DATA)},
     ),
+    Mistake(
+        "gzip cut short", "fit x.csv.gz", ("cannot be unpacked as gzip", "ended before"),
+        {"x.csv.gz": gzip.compress(table(DATA).encode())[:-30]},
+    ),
+    Mistake(
+        "gzip by name only", "fit x.csv.gz", ("cannot be unpacked as gzip", "Not a gzipped file"),
+        {"x.csv.gz": table(DATA)},
+    ),
+    Mistake(
+        "too few fields", "fit x.csv", ("line 3: 1 field, where the header has 2", "double quotes"),
+        {"x.csv": "text,label\na,b\nc\n"},
+    ),
+    Mistake(
+        "open quote", "fit x.csv", ("line 2: the quotes do not close", "twice"),
+        {"x.csv": 'text,label\n"abc,d\n'},
+    ),
+    Mistake(
+        "UTF-16", "fit x.csv", ("not UTF-8", "It may be UTF-16", "iconv -f UTF-16"),
+        {"x.csv": "text,label\nä,b\n".encode("utf-16")},
+    ),
+    Mistake(
+        "two columns of one name", "fit x.csv", ("two columns named 'text'", "Rename"),
+        {"x.csv": "text,text,label\na,b,c\n"},
+    ),
+    Mistake(
+        "two columns of one name, parquet", "fit x.parquet", ("two columns named 'text'", "Rename"),
+        {"x.parquet": parquet([["a"], ["b"], ["c"]], ["text", "text", "label"])},
+    ),
+    Mistake(
+        "no rows, parquet", "fit x.parquet", ("has no rows", "at least one text"),
+        {"x.parquet": parquet([[], []], ["text", "label"])},
+    ),
+    Mistake(
+        "dates as labels", "fit x.parquet", ("holds date in row 0", "Convert", "--label-column"),
+        {"x.parquet": parquet([["a", "b"], [date(2020, 1, 1)] * 2], ["text", "label"])},
+    ),
+    Mistake(
+        "lists as labels", "fit x.jsonl", ("holds a list in row 0", "one class for each text"),
+        {"x.jsonl": '{"text": "a", "label": ["b"]}\n'},
+    ),
+    Mistake(
+        "NaN as a label", "fit x.jsonl", ("'label' has no value in 1 of 2", "row 0", "remove"),
+        {"x.jsonl": '{"text": "a", "label": NaN}\n{"text": "b", "label": 1.0}\n'},
+    ),
+    Mistake("standard input", "evaluate {run} -", ("no dataset or file '-'", "the path of a csv")),
     # columns, texts and labels
     Mistake(
         "wrong text column", "fit --text-column txet",
@@ -139,12 +195,14 @@ MISTAKES = [
         {"x.csv": table([(text, "a") for text, _ in DATA])},
     ),
     Mistake(
-        "a class with one row", "fit x.csv", ("at least two rows", "'rare'", "Add rows"),
-        {"x.csv": table([*DATA, ("the only one", "rare")])},
+        "a label for each row", "fit x.csv",
+        ("At least two classes need two rows", "30 of 30 have only one", "another label column"),
+        {"x.csv": table([(text, f"id {i}") for i, (text, _) in enumerate(DATA)])},
     ),
     Mistake(
-        "a class with one row, profile", "profile x.csv", ("at least two rows", "'rare'"),
-        {"x.csv": table([*DATA, ("the only one", "rare")])},
+        "a label for nearly each row, profile", "profile x.csv",
+        ("At least two classes need two rows", "28 of 29 have only one", "Add rows"),
+        {"x.csv": table([(text, str(max(i, 1))) for i, (text, _) in enumerate(DATA)])},
     ),
     Mistake(
         "unseen label in the test file", "fit --test x.csv",
@@ -168,6 +226,12 @@ MISTAKES = [
         ("no .safetensors weights", "can run code", "Convert it"),
     ),
     Mistake("image model", "fit -e {models}/vit", ("vit", "not a text model")),
+    Mistake("encoder without a name", "fit -e _␣", ("name is empty", "such as minilm")),
+    Mistake(
+        "a model that does not fit", "fit -e tiny={models}/huge",
+        ("tiny does not fit into memory", "smaller one", "--dtype bfloat16"),
+    ),
+    Mistake("misspelt command of models", "models chek x", ("'chek'", "Did you mean 'check'?")),
     Mistake("model file", "fit -e train.csv", ("not a .gguf file", "folder")),
     Mistake(
         "two encoders of one name", "fit -e {models}/bert -e bert={models}/llama",
@@ -220,15 +284,15 @@ MISTAKES = [
     Mistake("unknown class weight", "fit --class-weight equal", ("'equal'", "'balanced'")),
     Mistake("cv of 1", "fit --cv 1", ("cv=1", "at least 2")),
     Mistake("no blocks", "fit --max-blocks 0", ("0", "at least 1")),
-    Mistake("no dimensions", "fit --max-dims 0", ("dims is 0", "positive number")),
-    Mistake("negative time", "fit --max-ms -1", ("ms_per_text is -1", "positive number")),
-    Mistake("no parameters", "fit --max-parameters 0", ("parameters is 0", "positive number")),
-    Mistake("endless memory", "fit --max-memory-mb inf", ("memory_mb is inf", "positive number")),
+    Mistake("no dimensions", "fit --max-dims 0", ("dims is 0", "positive number", "--max-dims")),
+    Mistake("negative time", "fit --max-ms -1", ("ms_per_text is -1", "--max-ms")),
+    Mistake("no parameters", "fit --max-parameters 0", ("parameters is 0", "--max-parameters")),
+    Mistake("endless memory", "fit --max-memory-mb inf", ("memory_mb is inf", "--max-memory-mb")),
     Mistake("memory that is no number", "fit --max-memory-mb nan", ("is nan", "positive number")),
     Mistake("half a dimension", "fit --max-dims 1.5", ("'--max-dims'", "a valid integer")),
     Mistake(
         "fewer dimensions than a block has", "fit --max-dims 31",
-        ("tiny:0:mean alone takes 32 dimensions of at most 31", "larger budget"),
+        ("tiny:0:mean alone takes 32 dimensions of at most 31 (--max-dims)", "larger budget"),
     ),
     Mistake(
         "less memory than an embedding takes", "fit --max-memory-mb 0.001",
@@ -238,6 +302,15 @@ MISTAKES = [
         "last layers over the budget", "fit --selection last --max-parameters 9000",
         ("The last layers break the budget", "parameters of at most 9,000", "selection='greedy'"),
     ),
+    Mistake(
+        "more last layers than blocks",
+        "fit --selection last --max-blocks 1 -e {models}/bert -e {models}/llama",
+        ("each of the 2 encoders", "max_blocks=1", "--max-blocks 2"),
+    ),
+    Mistake("demo of nothing", "demo --sample -1 --out d", ("-1 rows", "at least 1")),
+    Mistake("no share", "curve train.csv --shares 0", ("--shares '0'", "above 0")),
+    Mistake("a share in words", "curve train.csv --shares ten", ("'ten'", "such as 10")),
+    Mistake("no draws", "curve train.csv --repeats 0", ("repeats=0", "at least 1")),
     Mistake("sample of nothing", "fit --sample 0", ("0 rows", "at least 1")),
     Mistake("negative sample", "fit --sample -5", ("-5 rows", "at least 1")),
     Mistake("negative seed", "fit --seed -1", ("-1", "0 or more")),
@@ -278,7 +351,17 @@ MISTAKES = [
         "unknown setting", "fit --config fit.toml",
         ("unknown setting 'poling'", "Did you mean 'pooling'?"), {"fit.toml": 'poling = "mean"\n'},
     ),
+    Mistake(
+        "settings that are a folder", "fit --config cfg", ("cfg cannot be read", "a TOML file"),
+        {"cfg/x": ""},
+    ),
     # folders
+    Mistake("out where nothing can be made", "fit --out /proc/x/run", ("/proc may not", "--out")),
+    Mistake("store where nothing can be made", "fit --store /proc/x", ("/proc may not", "--store")),
+    Mistake(
+        "predictions onto a device", "predict {run} train.csv --out /dev/null",
+        ("a device or a pipe", "name of a file"),
+    ),
     Mistake(
         "run folder exists", "fit --out full", ("full exists already", "--out"), {"full/x": ""}
     ),
@@ -324,13 +407,21 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model folders, two good and three bad."""
+    """Model folders, two good and four bad; ``huge`` asks for 256 TB."""
     folder = tmp_path_factory.mktemp("models")
     save_model("bert", folder / "bert")
     save_model("llama", folder / "llama")
     pickled = save_model("bert", folder / "pickled")
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
+    huge = save_model("bert", folder / "huge")
+    weights = load_file(huge / "model.safetensors")
+    gone = next(name for name in weights if "word_embeddings" in name)  # so that they are made
+    weights.pop(gone)
+    save_file(weights, huge / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((huge / "config.json").read_text(encoding="utf-8"))
+    settings["vocab_size"] = 2_000_000_000_000
+    (huge / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     mute = save_model("bert", folder / "mute")
     for path in mute.glob("*token*"):
         path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import signal
 import sys
 import time
@@ -686,9 +687,11 @@ class TestTheShell:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert err.splitlines()[-1] == (
-            "layerfuse: interrupted. Finished embeddings are kept; run the same command to go on."
-        )
+        again = shlex.join(["layerfuse", "fit", "many.csv", *map(str, arguments)])
+        assert err.splitlines()[-2:] == [
+            "layerfuse: interrupted. Finished embeddings are kept. To go on:",
+            f"  {again}",
+        ]
         assert "Traceback" not in err
         assert out == ""
         assert sorted(path.name for path in Path.cwd().iterdir()) == ["kept", "many.csv"]
@@ -709,3 +712,6 @@ class TestTheShell:
         monkeypatch.setenv("LAYERFUSE_TRACEBACK", "1")
         with pytest.raises(RuntimeError):
             run("models", "list")
+        monkeypatch.delenv("LAYERFUSE_TRACEBACK")
+        with pytest.raises(RuntimeError):
+            run("models", "list", "--verbose")

@@ -241,7 +241,7 @@ def test_wrong_columns(tmp_path: Path) -> None:
         (None, "no labelled rows"),
         ((), "no labelled rows"),
         (("x",) * 3, "All 3 rows have the same label 'x'"),
-        (("x", "x", "y", "y", "z"), "1 of 3 have only one: 'z'"),
+        (("x", "x", "y", "z"), "2 of 3 have only one: 'y', 'z'"),
         (tuple(range(9)), "0, 1, 2, 3, 4 and 4 more"),
     ],
 )

@@ -16,6 +16,8 @@ SOURCE = Path(layerfuse.__file__).parent
 ORDER = (
     "errors",
     "events",
+    "labels",
+    "tabular",
     "blocks",
     "resources",
     "metering",

@@ -112,11 +112,15 @@ class TestBudget:
     @pytest.mark.parametrize(
         ("name", "enough", "told"),
         [
-            ("blocks", 3, "3 blocks of at most 2"),
-            ("dims", 1792, "1,792 dimensions of at most 1,791"),
-            ("parameters", 32_600_000, "32,600,000 parameters of at most 32,599,999"),
-            ("ms_per_text", 28.04, "28.04 ms per text of at most 27.04"),
-            ("memory_mb", 70.4, "70.4 MB of weights of at most 69.4"),
+            ("blocks", 3, "3 blocks of at most 2 (--max-blocks)"),
+            ("dims", 1792, "1,792 dimensions of at most 1,791 (--max-dims)"),
+            (
+                "parameters",
+                32_600_000,
+                "32,600,000 parameters of at most 32,599,999 (--max-parameters)",
+            ),
+            ("ms_per_text", 28.04, "28.04 ms per text of at most 27.04 (--max-ms)"),
+            ("memory_mb", 70.4, "70.4 MB of weights of at most 69.4 (--max-memory-mb)"),
         ],
     )
     def test_each_limit_holds(self, name: str, enough: float, told: str):
@@ -128,8 +132,8 @@ class TestBudget:
 
     def test_all_that_is_exceeded_is_told(self):
         assert Budget(blocks=2, dims=5000, ms_per_text=20).exceeded(self.COST) == [
-            "3 blocks of at most 2",
-            "28.04 ms per text of at most 20",
+            "3 blocks of at most 2 (--max-blocks)",
+            "28.04 ms per text of at most 20 (--max-ms)",
         ]
 
     @pytest.mark.parametrize("name", ["blocks", "dims", "ms_per_text", "parameters", "memory_mb"])

@@ -138,7 +138,8 @@ def run_baselines(
             None if test is None else np.full(len(test[0]), majority),
         )
     ]
-    with reporter.task("baselines", len(plans) + 1, "baselines") as advance:
+    distinct = list(dict.fromkeys(plan for _, plan in plans))
+    with reporter.task("baselines", len(distinct) + 1, "baselines") as advance:
         words = _tfidf_out_of_fold(training, texts, n_folds)
         words_test = None if test is None else _tfidf(texts, y, test[0])
         baselines.append(Baseline("tfidf", None, None, words, words_test))
@@ -147,14 +148,13 @@ def run_baselines(
         def predict(plan: Plan) -> Labels | None:
             return None if test is None else training.fit(plan).logits(test[1]).argmax(axis=1)
 
-        distinct = dict.fromkeys(plan for _, plan in plans)
-        predicted = dict(zip(distinct, spread(predict, distinct), strict=True))
-        for rival, plan in plans:
-            guessed = out_of_fold(rival).argmax(axis=1)
-            baselines.append(
-                Baseline(rival.name, plan.blocks[0].encoder, plan, guessed, predicted[plan])
-            )
+        predicted = {}
+        for plan, guessed in zip(distinct, spread(predict, distinct), strict=True):
+            predicted[plan] = guessed
             advance(1)
+    for rival, plan in plans:
+        known = out_of_fold(rival).argmax(axis=1)
+        baselines.append(Baseline(rival.name, plan.blocks[0].encoder, plan, known, predicted[plan]))
     return baselines
 
 

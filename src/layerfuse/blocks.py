@@ -5,9 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from layerfuse.errors import ConfigError, did_you_mean
+from layerfuse.tabular import to_frame, to_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "POOLINGS",
@@ -20,6 +24,8 @@ __all__ = [
     "resolve_layers",
     "resolve_poolings",
 ]
+
+_SHOWN = 12  # blocks in a notebook's table
 
 POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 
@@ -74,8 +80,14 @@ class BlockScore:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def to_row(self) -> dict[str, Any]:
+        """The same on one level: the block's encoder, layer and pooling, then the numbers."""
+        values = self.to_dict()
+        block: dict[str, Any] = values.pop("block")
+        return {**block, **values}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class BlockScores:
     """The scores of all blocks, in the order they were given."""
 
@@ -96,6 +108,33 @@ class BlockScores:
     @property
     def best(self) -> BlockScore:
         return self.ranking[0]
+
+    def __repr__(self) -> str:
+        if not self.scores:
+            return f"BlockScores(no blocks, by {self.scorer})"
+        best = self.best
+        return (
+            f"BlockScores({len(self)} block{'s' if len(self) > 1 else ''} by {self.scorer}; best "
+            f"{best.block}: accuracy {best.accuracy:.3f} ± {best.accuracy_se:.3f}, loss "
+            f"{best.loss:.4f})"
+        )
+
+    def _repr_html_(self) -> str:
+        shown = self.ranking[:_SHOWN]
+        which = f"the best {len(shown)} of " if len(shown) < len(self) else ""
+        way = "leave-one-out" if self.scorer == "ridge" else "cross-validated"
+        caption = f"{which}{len(self)} blocks by {way} {self.scorer}"
+        return to_html(caption, [score.to_row() for score in shown])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A DataFrame with a row for each block, in the order they were given.
+
+        Raises
+        ------
+        MissingExtraError
+            Without the package ``pandas``.
+        """
+        return to_frame([score.to_row() for score in self.scores], "block scores")
 
     def of(self, encoder: str, pooling: str | None = None) -> BlockScores:
         """Only the blocks of one encoder (and one pooling)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
+from layerfuse.labels import label_array
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.scoring import PrincipalAxes
 
-__all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle"]
+__all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle", "unsaved_kinds"]
 
 _KIND, _VERSION = "layerfuse-bundle", 1
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
 _LABEL_KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+_MIXED = "mixed"  # labels of several of these kinds
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     ConfigError
-        When the labels are neither strings, numbers nor booleans.
+        When a label is not a string, a finite number or a boolean.
     StorageError
         When the folder exists or cannot be written.
     """
@@ -155,23 +158,38 @@ def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.N
     }
 
 
-def _labels_to_json(classes: npt.NDArray[Any]) -> tuple[str, list[Any]]:
-    values = classes.tolist()
-    for kind, python in _LABEL_KINDS.items():
-        if all(type(value) is python for value in values):
-            return kind, values
-    kinds = sorted({type(value).__name__ for value in values})
-    raise ConfigError(
-        f"Labels of type {', '.join(kinds)} cannot be saved. Use strings, numbers or booleans, all "
-        "of one type."
+def unsaved_kinds(labels: Iterable[Any]) -> list[str]:
+    """The kinds among the labels that a bundle cannot hold; it holds str, int, float and bool."""
+    return sorted(
+        {
+            type(label).__name__ if type(label) is not float else repr(label)
+            for label in labels
+            if type(label) not in _LABEL_KINDS.values()
+            or (type(label) is float and not math.isfinite(label))
+        }
     )
 
 
+def _labels_to_json(classes: npt.NDArray[Any]) -> tuple[str, list[Any]]:
+    values = classes.tolist()
+    if odd := unsaved_kinds(values):
+        raise ConfigError(
+            f"Labels of type {', '.join(odd)} cannot be saved: a bundle holds strings, finite "
+            "numbers and booleans. Nothing is lost; give names to save them by: "
+            f"save(path, labels={{{values[0]!r}: 'name', …}})."
+        )
+    for kind, python in _LABEL_KINDS.items():
+        if all(type(value) is python for value in values):
+            return kind, values
+    return _MIXED, values
+
+
 def _labels_from_json(value: Mapping[str, Any]) -> npt.NDArray[Any]:
-    python = _LABEL_KINDS[value["kind"]]
-    if not all(type(label) is python for label in value["values"]):
-        raise FormatError(f"The bundle's labels are not all of type {value['kind']}.")
-    return np.array(value["values"])
+    kind = value["kind"]
+    known = tuple(_LABEL_KINDS.values()) if kind == _MIXED else (_LABEL_KINDS[kind],)
+    if not all(type(label) in known for label in value["values"]):
+        raise FormatError(f"The bundle's labels are not all of type {kind}.")
+    return label_array(value["values"])
 
 
 def _card(bundle: Bundle, labels: Sequence[Any]) -> str:

@@ -77,7 +77,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise NotFoundError(f"There is no settings file {path}.") from error
+        raise NotFoundError(f"There is no settings file {path}. Correct --config.") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read as a settings file: {error.strerror}. Give a TOML file."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
     known = [setting.name for setting in fields(FitConfig)]

@@ -9,6 +9,7 @@
     ├── UnsupportedModelError (ValueError)  the model cannot be read layer by layer
     ├── FormatError (ValueError)      a saved thing is damaged or from a newer version
     ├── StorageError (OSError)        the disk refused a write
+    ├── NoMemoryError (MemoryError)   a model or its embeddings do not fit into memory
     └── MissingExtraError (ImportError)     an optional package is not installed
 
     LayerfuseWarning (UserWarning)    something was decided that the user should know
@@ -31,10 +32,12 @@ __all__ = [
     "LayerfuseError",
     "LayerfuseWarning",
     "MissingExtraError",
+    "NoMemoryError",
     "NotFoundError",
     "StorageError",
     "UnsupportedModelError",
     "did_you_mean",
+    "is_out_of_memory",
     "require",
 ]
 
@@ -70,12 +73,27 @@ class StorageError(LayerfuseError, OSError):
     """A write that the disk refused; what was complete before is kept."""
 
 
+class NoMemoryError(LayerfuseError, MemoryError):
+    """A model, a batch or an array that does not fit into memory."""
+
+
 class MissingExtraError(LayerfuseError, ImportError):
     """An optional package that is not installed."""
 
 
 class LayerfuseWarning(UserWarning):
     """Something was decided that the user should know."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether numpy, torch or the system says that there is no memory left."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            type(error).__name__ == "OutOfMemoryError"  # torch's own, for which torch is not loaded
+            or "can't allocate memory" in str(error)
+        )
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

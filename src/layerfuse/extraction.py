@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import DataError, StorageError
+from layerfuse.errors import DataError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import human_bytes
+from layerfuse.labels import Column, as_list
 from layerfuse.metering import CostRecord, Meter
 from layerfuse.resources import EncoderCost
 from layerfuse.store import EmbeddingStore, Key, Section, keep_cost, read_cost, text_hashes
@@ -75,17 +76,15 @@ class Embeddings(Mapping[BlockRef, npt.NDArray[np.float32]]):
         return len(self._refs)
 
 
-def check_texts(texts: Sequence[str]) -> list[str]:
-    """The texts as a list of str.
+def check_texts(texts: Column) -> list[str]:
+    """The texts as a list of str, from a list, tuple, Series, numpy or Arrow array.
 
     Raises
     ------
     DataError
-        For a single string, no text at all, or a value that is not a string.
+        For a single string, a table, no text at all, or a value that is not a string.
     """
-    if isinstance(texts, (str, bytes)):
-        raise DataError("Got one string; give a list of texts, for example [text].")
-    rows = list(texts)
+    rows = as_list(texts, "texts")
     for number, text in enumerate(rows):
         if not isinstance(text, str):
             raise DataError(
@@ -98,7 +97,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 
 
 def extract(
-    texts: Sequence[str],
+    texts: Column,
     encoder: FrozenEncoder,
     layers: Layers = "all",
     pooling: str | Sequence[str] = ("mean",),
@@ -115,7 +114,7 @@ def extract(
     Parameters
     ----------
     texts
-        n_texts strings; empty ones are allowed.
+        n_texts strings as a list, tuple, Series, numpy or Arrow array; empty ones are allowed.
     encoder
         The frozen encoder.
     layers, pooling
@@ -219,9 +218,15 @@ class _Runner:
         started = time.perf_counter()
         try:
             read = self.encoder.read(ids, layers, poolings)
-        except torch.OutOfMemoryError:
-            if len(ids) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
+            if len(ids) == 1:
+                raise NoMemoryError(
+                    f"{self.encoder.name} has no memory left to read one text of {len(ids[0]):,} "
+                    "tokens. Cut texts earlier with --max-length (max_length=), or use a smaller "
+                    "model, --device cpu or --dtype bfloat16. Finished embeddings are kept."
+                ) from error
         else:
             self.meter.ran(layers[-1], sum(map(len, ids)), time.perf_counter() - started)
             return read

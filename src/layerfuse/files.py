@@ -70,7 +70,9 @@ def _storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"Writing {path} is not allowed. Choose a folder that you may write to."
             ) from error
-        raise
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}. Choose another place."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -147,7 +149,9 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no {path.name} in {path.parent}. Is it a {kind}?") from error
     except (ValueError, OSError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {error}") from error
+        raise FormatError(
+            f"{path} cannot be read as JSON: {error}. It is damaged; save or copy it again."
+        ) from error
     if not isinstance(value, dict) or value.get("format") != kind:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise FormatError(f"{path} should be a {kind}, but says {found!r}.")

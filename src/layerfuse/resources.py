@@ -181,11 +181,13 @@ class Budget:
             is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
             if not is_number or not 0 < limit < math.inf:
                 raise ConfigError(
-                    f"The budget's {name} is {limit!r}; give a positive number, or leave it out "
-                    "for no limit."
+                    f"The budget's {name} is {limit!r}; give a positive number with "
+                    f"{_OPTIONS[name]} ({name} in Python), or leave it out for no limit."
                 )
             if name in ("blocks", "dims", "parameters") and limit != int(limit):
-                raise ConfigError(f"The budget's {name} is {limit!r}; give a whole number.")
+                raise ConfigError(
+                    f"The budget's {name} is {limit!r}; give a whole number with {_OPTIONS[name]}."
+                )
 
     @property
     def limits(self) -> dict[str, float]:
@@ -198,10 +200,11 @@ class Budget:
         return all(getattr(cost, name) <= limit for name, limit in self.limits.items())
 
     def exceeded(self, cost: PipelineCost) -> list[str]:
-        """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20"``;
-        empty where the cost is allowed."""
+        """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20
+        (--max-ms)"``; empty where the cost is allowed."""
         return [
-            f"{_number(getattr(cost, name))} {_UNITS[name]} of at most {_number(limit)}"
+            f"{_number(getattr(cost, name))} {_UNITS[name]} of at most {_number(limit)} "
+            f"({_OPTIONS[name]})"
             for name, limit in self.limits.items()
             if getattr(cost, name) > limit
         ]
@@ -210,6 +213,13 @@ class Budget:
         return asdict(self)
 
 
+_OPTIONS = {
+    "blocks": "--max-blocks",
+    "dims": "--max-dims",
+    "ms_per_text": "--max-ms",
+    "parameters": "--max-parameters",
+    "memory_mb": "--max-memory-mb",
+}
 _UNITS = {
     "blocks": "blocks",
     "dims": "dimensions",

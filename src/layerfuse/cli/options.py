@@ -34,6 +34,7 @@ __all__ = [
     "StoreFolder",
     "Template",
     "TextColumn",
+    "Verbose",
     "settings",
     "shares",
 ]
@@ -49,6 +50,9 @@ _DEVICE = "auto, cpu, cuda, cuda:N or mps."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also what each step took, and where a fault arose.")
+]
 Data = Annotated[
     str, typer.Argument(help="A file, a folder of splits, a dataset's name, or hub:owner/name.")
 ]

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 __all__ = ["finish", "print_json", "reporter"]
 
 
-def reporter(quiet: bool) -> Reporter:
-    """Says everything on standard error, or nothing."""
+def reporter(quiet: bool, verbose: bool) -> Reporter:
+    """Says everything on standard error, or nothing, or also what each step took.
+
+    Raises
+    ------
+    ConfigError
+        When both are asked for.
+    """
+    from layerfuse.errors import ConfigError
     from layerfuse.events import SILENT
     from layerfuse.terminal import TerminalReporter
 
-    return SILENT if quiet else TerminalReporter()
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose go against each other. Give one of them.")
+    return SILENT if quiet else TerminalReporter(verbose=verbose)
 
 
 def finish(

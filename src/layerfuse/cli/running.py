@@ -26,6 +26,7 @@ from layerfuse.cli.options import (
     StoreFolder,
     Template,
     TextColumn,
+    Verbose,
     settings,
 )
 from layerfuse.cli.options import shares as read_shares
@@ -95,13 +96,14 @@ def fit(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure every layer, choose, fuse, train, evaluate and save."""
     chosen = settings(locals())
     from layerfuse import commands
     from layerfuse.report import render_fit
 
-    finish(commands.fit(chosen, reporter(quiet)), as_json, render_fit)
+    finish(commands.fit(chosen, reporter(quiet, verbose)), as_json, render_fit)
 
 
 def profile(
@@ -123,13 +125,14 @@ def profile(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score every layer for a dataset, without training anything."""
     chosen = settings(locals())
     from layerfuse import commands
     from layerfuse.report import render_scores
 
-    finish(commands.profile(chosen, scorer, reporter(quiet)), as_json, render_scores)
+    finish(commands.profile(chosen, scorer, reporter(quiet, verbose)), as_json, render_scores)
 
 
 def compare(
@@ -157,6 +160,7 @@ def compare(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure which encoders or layers are worth combining, and what to add next."""
     chosen = settings(locals())
@@ -164,7 +168,7 @@ def compare(
     from layerfuse import commands
     from layerfuse.report import render_comparison
 
-    result = commands.compare(chosen, pairs, used, reporter(quiet))
+    result = commands.compare(chosen, pairs, used, reporter(quiet, verbose))
     finish(result, as_json, render_comparison)
 
 
@@ -202,6 +206,7 @@ def curve(
     config: ConfigFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure how many labels it takes: last layer, best block and fusion with few and many."""
     chosen = settings(locals(), fusion="concat", head="ridge")
@@ -209,7 +214,7 @@ def curve(
     from layerfuse import commands
     from layerfuse.report import render_curve
 
-    result = commands.curve(chosen, reporter(quiet), percentages, repeats, out)
+    result = commands.curve(chosen, reporter(quiet, verbose), percentages, repeats, out)
     finish(result, as_json, render_curve)
 
 
@@ -221,11 +226,12 @@ def predict(
     device: DeviceOrAuto = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Label texts with a saved classifier; prints CSV."""
     from layerfuse import commands
 
-    notes = reporter(quiet)
+    notes = reporter(quiet, verbose)
     result = commands.predict(bundle, data, text_column, device, out, notes)
     text = commands.write_predictions(result, out)
     if as_json:
@@ -245,13 +251,14 @@ def evaluate(
     device: DeviceOrAuto = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure a saved classifier on labelled rows, with intervals."""
     from layerfuse import commands
     from layerfuse.report import render_evaluation
 
     result = commands.evaluate(
-        bundle, data, split, text_column, label_column, device, reporter(quiet)
+        bundle, data, split, text_column, label_column, device, reporter(quiet, verbose)
     )
     finish(result, as_json, render_evaluation)
 
@@ -264,12 +271,13 @@ def report(
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make a run into one HTML page that can be sent to a colleague."""
     from layerfuse import commands
     from layerfuse.report import render_written
 
-    result = commands.report(run, out, figures, reporter(quiet))
+    result = commands.report(run, out, figures, reporter(quiet, verbose))
     finish(result, as_json, render_written)
 
 
@@ -281,11 +289,12 @@ def demo(
     report: Report = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """The whole way on a part of R8 with two small encoders, in minutes."""
     from layerfuse import commands
     from layerfuse.report import render_demo
 
     wanted = report is not False
-    result = commands.demo(Path(out), sample, reporter(quiet), report=wanted)
+    result = commands.demo(Path(out), sample, reporter(quiet, verbose), report=wanted)
     finish(result, as_json, render_demo)

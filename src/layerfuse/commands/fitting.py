@@ -27,7 +27,7 @@ from layerfuse.metrics import evaluate_predictions
 from layerfuse.report.details import Predicted, write_details
 from layerfuse.resources import Budget, pipeline_cost
 from layerfuse.scoring import check_scorer, score_blocks
-from layerfuse.verdict import Rows, compare_baselines, decide, tradeoffs
+from layerfuse.verdict import Rows, tradeoffs
 
 __all__ = ["check_numbers", "fit", "make_classifier", "profile", "read_data"]
 
@@ -82,10 +82,9 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         "truncated_share": classifier.truncated_share_,
     }
     measuring = time.perf_counter()
-    truth, nested = classifier.out_of_fold()
     n_classes = len(classifier.classes_)
+    truth, nested = classifier.out_of_fold()
     predicted = {"cv": Predicted.of(truth, nested, classifier.measured_rows())}
-    cv_rows = Rows(truth, nested.argmax(axis=1), n_classes, config.seed)
     embeddings, test_rows = None, None
     if test is not None:
         truth = encode_labels(classifier.classes_, test.labels or ())
@@ -96,17 +95,12 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         test_rows = Rows(truth, proba.argmax(axis=1), n_classes, config.seed)
     reading_test = time.perf_counter()
     baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
-    comparisons = compare_baselines(baselines, cv_rows, test_rows, classifier.costs_)
+    verdict = classifier.judge(baselines, test_rows)
+    comparisons = verdict.comparisons
     cost = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
     result["cost"] = cost.to_dict()
     result["baselines"] = [comparison.to_dict() for comparison in comparisons]
-    result["verdict"] = decide(
-        comparisons,
-        classifier.plan_,
-        cost,
-        classifier.profile_,
-        {encoder.name: encoder.n_layers for encoder in classifier.encoders_},
-    ).to_dict()
+    result["verdict"] = verdict.to_dict()
     result["pareto"] = tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy.value)
     ended = time.perf_counter()
     result["timings"] = {
@@ -145,7 +139,9 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any
 
 
 def check_numbers(config: FitConfig) -> None:
-    """Raise a ConfigError for a seed or a number of tokens that cannot be used."""
+    """Raise a ConfigError for a seed, a sample or a number of tokens that cannot be used."""
+    if config.sample is not None and config.sample < 1:
+        raise ConfigError(f"A sample of {config.sample} rows was asked for; ask for at least 1.")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
     if config.batch_tokens is not None and config.batch_tokens < 1:
@@ -197,6 +193,13 @@ def read_data(config: FitConfig, reporter: Reporter) -> TextDataset:
         dataset = dataset.subsample(config.sample, config.seed)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
     reporter.note(f"{dataset.name}: {sizes}")
+    if dataset.test is not None:
+        seen = set(dataset.splits["train"].texts) if "train" in dataset.splits else set()
+        if leaks := sum(text in seen for text in dataset.test.texts):
+            reporter.note(
+                f"{leaks} of {len(dataset.test)} test texts are training texts too, which flatters "
+                "the figures; see layerfuse datasets audit"
+            )
     return dataset
 
 
@@ -212,7 +215,4 @@ def _run_folder(config: FitConfig) -> Path:
 
 
 def _profile_rows(scores: Any) -> list[dict[str, Any]]:
-    return [
-        {**asdict(score.block), **{k: v for k, v in score.to_dict().items() if k != "block"}}
-        for score in scores
-    ]
+    return [score.to_row() for score in scores]

@@ -134,7 +134,14 @@ def prune_store(
         raise ConfigError("--all deletes everything; leave it out to delete only some.")
     if older_than_days is not None and not older_than_days >= 0:
         raise ConfigError(f"--older-than {older_than_days:g} should be 0 days or more.")
-    removed = open_store(root).prune(
+    store = open_store(root)
+    names = dict.fromkeys(info.encoder for info in store.sections())
+    if encoder is not None and names and encoder not in names:
+        raise NotFoundError(
+            f"The store holds no embeddings of {encoder!r}.{did_you_mean(encoder, names)} It holds "
+            f"those of {', '.join(names)}."
+        )
+    removed = store.prune(
         lambda info: (
             everything
             or (

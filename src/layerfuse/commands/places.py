@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
@@ -19,9 +19,10 @@ def check_new_folder(path: Path) -> None:
 
 
 def check_new_file(path: Path) -> None:
-    """Raise StorageError when ``path`` is a folder or cannot be made; a file is replaced."""
-    if path.is_dir():
-        raise StorageError(f"{path} is a folder. Give the name of a file with --out.")
+    """Raise StorageError when ``path`` is no file or cannot be made; a file is replaced."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
     _check_parents(path, "--out")
 
 
@@ -51,8 +52,12 @@ def _check_parents(path: Path, option: str) -> None:
         raise StorageError(
             f"{path} cannot be made: {nearest} is not a folder. Choose another place with {option}."
         )
-    if not path.exists() and not os.access(nearest, os.W_OK | os.X_OK):
+    if path.exists():
+        return
+    try:  # to ask for permission is not enough: root has it where nothing can be made
+        Path(tempfile.mkdtemp(prefix=".layerfuse", dir=nearest)).rmdir()
+    except OSError as error:
         raise StorageError(
             f"{path} cannot be made: {nearest} may not be written to. Choose another place with "
             f"{option}."
-        )
+        ) from error

@@ -104,10 +104,16 @@ def encode_labels(classes: npt.NDArray[Any], labels: Sequence[Any]) -> npt.NDArr
         For a label that training never saw.
     """
     places = {label: place for place, label in enumerate(classes.tolist())}
+    # A CSV file knows only strings: its "1" is the 1 that another file, or Python, trained with.
+    by_text = {str(label): place for label, place in places.items()}
+    if len(by_text) == len(places):
+        for label in set(labels) - set(places):
+            if str(label) in by_text:
+                places[label] = by_text[str(label)]
     if unknown := sorted({str(label) for label in labels if label not in places}):
         raise DataError(
             f"The rows to evaluate hold labels that training never saw: {', '.join(unknown[:5])}. "
-            f"Known labels: {', '.join(map(str, list(places)[:10]))}. Add training rows of these "
-            "classes or leave them out."
+            f"Known labels: {', '.join(map(str, classes.tolist()[:10]))}. Add training rows of "
+            "these classes or leave them out."
         )
     return np.array([places[label] for label in labels], dtype=np.intp)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity.inputs import Labelled, find_blocks
 from layerfuse.events import SILENT, Reporter
+from layerfuse.labels import Column
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.scoring import RidgeState
 
@@ -48,7 +49,7 @@ class Addition:
 
 def rank_additions(
     embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
-    y: npt.ArrayLike,
+    y: Column,
     to: Sequence[BlockRef | str] | None = None,
     *,
     candidates: Sequence[BlockRef | str] | None = None,

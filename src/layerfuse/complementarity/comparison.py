@@ -16,6 +16,7 @@ from layerfuse.complementarity.inputs import Labelled, find_blocks
 from layerfuse.complementarity.pairs import HEADLINE, Pair, measure_pairs
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
+from layerfuse.labels import Column
 
 __all__ = ["PAIRINGS", "Comparison", "check_pairing", "compare"]
 
@@ -78,7 +79,7 @@ class Comparison:
 
 def compare(
     embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
-    y: npt.ArrayLike,
+    y: Column,
     *,
     pairs: str = "encoders",
     blocks: Sequence[BlockRef | str] | None = None,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import Reporter
+from layerfuse.labels import Column, find_classes
 from layerfuse.scoring import one_hot, probe_blocks
 
 __all__ = ["Labelled", "find_blocks"]
@@ -33,11 +34,11 @@ class Labelled:
 
     @classmethod
     def probe(
-        cls, embeddings: Mapping[BlockRef, Floats], y: npt.ArrayLike, reporter: Reporter
+        cls, embeddings: Mapping[BlockRef, Floats], y: Column, reporter: Reporter
     ) -> Labelled:
         """Probe each block (n, dim) once; ``y`` (n,) may be labels of any kind."""
-        probed = probe_blocks(embeddings, y, reporter=reporter)
-        classes, encoded = np.unique(np.asarray(y), return_inverse=True)
+        classes, encoded = find_classes(y)
+        probed = probe_blocks(embeddings, encoded, reporter=reporter)
         return cls(probed.scores, probed.coordinates, encoded, one_hot(encoded, len(classes)))
 
     def correct(self, residuals: Floats) -> npt.NDArray[np.bool_]:

@@ -106,7 +106,8 @@ def to_split(table: Table, text: str, label: str | None) -> Split:
         found = ", ".join(f"{_kind(labels[row])} in row {row}" for row in sorted(kinds.values()))
         raise DataError(
             f"{table.where}: column {label!r} holds {found} (counted from 0). Labels must all be "
-            "strings, or all be integers, booleans or numbers: one class for each text."
+            "strings, or all be integers, booleans or numbers: one class for each text. Convert "
+            "them, or choose another --label-column (label_column= in Python)."
         )
     return Split(texts, labels)
 

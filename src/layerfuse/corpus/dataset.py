@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.events import SILENT, Reporter
 
 __all__ = ["Split", "TextDataset", "check_trainable"]
 
@@ -81,8 +82,11 @@ class TextDataset:
         return replace(self, splits=splits)
 
 
-def check_trainable(labels: Sequence[Any] | None) -> None:
-    """Raise DataError unless there are two classes or more, each with two rows or more."""
+def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -> None:
+    """Raise DataError unless there are two classes or more with two rows or more each.
+
+    A class with a single row is learned from like any other; that it cannot be measured is noted.
+    """
     if labels is None or len(labels) == 0:
         raise DataError("There are no labelled rows to train on. Give texts with their labels.")
     counts = Counter(labels)
@@ -91,12 +95,18 @@ def check_trainable(labels: Sequence[Any] | None) -> None:
             f"All {len(labels)} rows have the same label {labels[0]!r}. A classifier needs rows "
             "of at least two classes: add some, or choose another label column."
         )
-    if single := [label for label, count in counts.items() if count == 1]:
-        more = f" and {len(single) - 5} more" if len(single) > 5 else ""
+    single = [label for label, count in counts.items() if count == 1]
+    more = f" and {len(single) - 5} more" if len(single) > 5 else ""
+    names = f"{', '.join(map(repr, single[:5]))}{more}"
+    if len(counts) - len(single) < 2:
         raise DataError(
-            f"A class needs at least two rows to be measured, and {len(single)} of {len(counts)} "
-            f"have only one: {', '.join(map(repr, single[:5]))}{more}. Add rows, merge such a "
-            "class with another, or remove it."
+            f"At least two classes need two rows or more, and {len(single)} of {len(counts)} have "
+            f"only one: {names}. Add rows, or choose another label column."
+        )
+    if single:
+        reporter.note(
+            f"{len(single)} of {len(counts)} classes have only one row ({names}): learned from, "
+            "but wrong whenever it is held out, and so in all cross-validated figures"
         )
 
 

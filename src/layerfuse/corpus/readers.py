@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,9 @@ def _rows(path: Path, text: str, delimiter: str, *, quoted: bool = True) -> list
         for row in reader:
             if row and rows and len(row) != len(rows[0]):
                 raise DataError(
-                    f"{path}, line {line}: {len(row)} fields, where the header has "
-                    f"{len(rows[0])} ({', '.join(rows[0][:10])}).\nPut a text that holds "
-                    f"{delimiter!r} or a line break between double quotes."
+                    f"{path}, line {line}: {len(row)} field{'s' * (len(row) > 1)}, where the "
+                    f"header has {len(rows[0])} ({', '.join(rows[0][:10])}).\nPut a text that "
+                    f"holds {delimiter!r} or a line break between double quotes."
                 )
             if row:
                 rows.append(row)
@@ -200,9 +200,7 @@ def _tsv(path: Path, text: str) -> Table:
 
 def _rows_table(path: Path, rows: list[list[str]]) -> Table:
     header = [name.strip() for name in rows[0]]
-    repeated = [name for name in header if name and header.count(name) > 1]
-    if repeated:
-        raise DataError(f"{path} has two columns named {repeated[0]!r}. Rename one of them.")
+    _refuse_repeated(path, header)
     if len(rows) == 1:
         raise DataError(f"{path} has a header line but no rows. Is the first line a text?")
 
@@ -211,6 +209,12 @@ def _rows_table(path: Path, rows: list[list[str]]) -> Table:
         return [row[index] for row in rows[1:]]
 
     return Table(str(path), tuple(header), column)
+
+
+def _refuse_repeated(path: Path, header: Sequence[str]) -> None:
+    repeated = [name for name in header if name and header.count(name) > 1]
+    if repeated:
+        raise DataError(f"{path} has two columns named {repeated[0]!r}. Rename one of them.")
 
 
 def _jsonl(path: Path, text: str) -> Table:
@@ -243,7 +247,12 @@ def _parquet(path: Path) -> Table:
     import pyarrow.parquet
 
     try:
+        names = pyarrow.parquet.read_schema(path).names
+        _refuse_repeated(path, names)
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{path} cannot be read as parquet: {reason}\nDownload or write it again."
+        ) from error
     return Table(str(path), tuple(table.column_names), lambda name: table.column(name).to_pylist())

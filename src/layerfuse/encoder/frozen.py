@@ -14,10 +14,16 @@ import numpy.typing as npt
 from layerfuse.blocks import Layers, resolve_layers
 from layerfuse.encoder.architecture import Architecture, find_architecture, position_limit
 from layerfuse.encoder.capability import choose_device, choose_dtype
-from layerfuse.encoder.loading import load_model, load_tokenizer
+from layerfuse.encoder.loading import load_model, load_tokenizer, too_large
 from layerfuse.encoder.source import EncoderSource, find_source
 from layerfuse.encoder.tokenizing import TextTokenizer, Tokens, check_template
-from layerfuse.errors import ConfigError, StorageError, UnsupportedModelError
+from layerfuse.errors import (
+    ConfigError,
+    NoMemoryError,
+    StorageError,
+    UnsupportedModelError,
+    is_out_of_memory,
+)
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import cache_dir, digest, write_json
 from layerfuse.pooling import Pooler
@@ -271,12 +277,13 @@ class FrozenEncoder:
     def _load(self) -> Architecture:
         if self._architecture is not None:
             return self._architecture
-        model = load_model(
-            self.source,
-            self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-        )
+        with self._reporter.task(f"loading {self.name}", 1, "model"):
+            model = load_model(
+                self.source,
+                self.dtype,
+                trust_remote_code=self.trust_remote_code,
+                allow_pickle=self.allow_pickle,
+            )
         self._architecture = find_architecture(model, self.name)
         if self._architecture.blocks is None:
             self._reporter.note(
@@ -284,7 +291,13 @@ class FrozenEncoder:
                 "memory and no layer is saved by stopping early"
             )
         self._cut()
-        self._architecture.stack.to(self.device)
+        try:
+            self._architecture.stack.to(self.device)
+        except Exception as error:
+            self._architecture = None
+            if is_out_of_memory(error):
+                raise NoMemoryError(too_large(self.name)) from error
+            raise
         self._reporter.note(
             f"{self.name}: {self._architecture.n_layers} layers of {self._architecture.dim}, "
             f"{self.dtype} on {self.device}"

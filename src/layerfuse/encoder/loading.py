@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from layerfuse.encoder.source import EncoderSource
-from layerfuse.errors import UnsupportedModelError, require
+from layerfuse.errors import NoMemoryError, UnsupportedModelError, is_out_of_memory, require
 
-__all__ = ["load_model", "load_tokenizer"]
+__all__ = ["load_model", "load_tokenizer", "too_large"]
 
 
 def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
@@ -68,7 +68,10 @@ def load_model(
             AttributeError,
             RuntimeError,
             SafetensorError,
+            MemoryError,
         ) as error:
+            if is_out_of_memory(error):
+                raise NoMemoryError(too_large(source.name)) from error
             raise UnsupportedModelError(
                 f"{source.path} cannot be loaded as a text encoder: {_first_line(error)}"
             ) from error
@@ -81,6 +84,14 @@ def load_model(
             "again."
         )
     return model.eval().requires_grad_(False)
+
+
+def too_large(name: str) -> str:
+    """What to do about a model that does not fit."""
+    return (
+        f"The model {name} does not fit into memory. Use a smaller one, half the bytes with "
+        "--dtype bfloat16 (dtype='bfloat16'), another --device, or a machine with more memory."
+    )
 
 
 def _is_unread(name: str) -> bool:

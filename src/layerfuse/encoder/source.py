@@ -133,6 +133,6 @@ def _download(repository: str, revision: str | None, reporter: Reporter) -> Path
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise NotFoundError(
             f"{repository!r} is not a folder here, and it could not be had from the Hub: "
-            f"{str(error).splitlines()[0]} Check the name and the connection, log in if the model "
-            "is gated, or give a local folder."
+            f"{str(error).strip().splitlines()[0].rstrip('.')}.\nCheck the name and the "
+            "connection, log in if the model is gated, or give a local folder."
         ) from error

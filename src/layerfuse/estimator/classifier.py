@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,29 @@ from sklearn.utils.validation import check_is_fitted
 
 from layerfuse.baselines import Baseline, run_baselines
 from layerfuse.blocks import BlockRef, Layers, Poolings
-from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
-from layerfuse.calibration import check_calibration, fit_calibration
+from layerfuse.bundle import Bundle, save_bundle
+from layerfuse.calibration import fit_calibration
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError
 from layerfuse.estimator.analysis import FIXED, PIPELINE, Analysis, analyse
-from layerfuse.estimator.gathering import Gathered, gather
+from layerfuse.estimator.gathering import Gathered, gather, gather_blocks
 from layerfuse.estimator.inputs import (
-    check_class_weight,
     check_labels,
-    check_parts,
-    class_weights,
+    check_parameters,
     open_encoders,
+    recipe_of,
     training_rows,
 )
+from layerfuse.estimator.saving import describe, rename_labels
+from layerfuse.estimator.telling import tell_candidates, tell_choice
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
+from layerfuse.labels import Column
 from layerfuse.metrics import evaluate_predictions
-from layerfuse.pipeline import Blocks, Task
-from layerfuse.resources import Budget, resolve_budget
-from layerfuse.search import Recipe, check_recipe
-from layerfuse.selection import Allowance, check_selection
+from layerfuse.pipeline import Blocks
+from layerfuse.resources import Budget
 from layerfuse.store import EmbeddingStore
+from layerfuse.verdict import Rows, Verdict, judge
 
 __all__ = ["LayerFusionClassifier"]
 
@@ -53,6 +54,13 @@ class _Fitted:
     rows: npt.NDArray[np.intp]
     embeddings: Gathered
     proba: npt.NDArray[np.float64]
+
+
+_ROWS_GONE = "The training rows are gone (loaded or unpickled); call fit first."
+
+
+class _NoVerdictError(ConfigError, AttributeError):
+    """So that `hasattr` says no, as it should of a learned attribute that is not there."""
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -114,7 +122,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     Attributes
     ----------
-    classes_ : (n_classes,) the labels, sorted
+    classes_ : (n_classes,) the labels, sorted where they can be compared
     profile_ : BlockScores, how good each block is on the training rows
     selection_ : Selection, the blocks chosen and their gains
     plan_ : Plan, the blocks, fusion and head that were trained
@@ -122,11 +130,14 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     model_ : FusedModel, from blocks to probabilities
     encoders_ : tuple of the FrozenEncoder objects
     cv_ : Evaluation of nested out-of-fold predictions, choosing included
+    verdict_ : Verdict, whether it was worth it; made when first asked for
     n_rows_ : training rows that were learned from
     truncated_share_ : the largest share of training texts that an encoder cut to ``max_length``
     costs_ : EncoderCost of each encoder, by its name
     timings_ : seconds of each stage
     """
+
+    _verdict: Verdict | None = None
 
     def __init__(
         self,
@@ -175,34 +186,37 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.random_state = random_state
         self.reporter = reporter
 
-    def fit(self, X: Sequence[str], y: Sequence[Any]) -> LayerFusionClassifier:
+    def fit(self, X: Column, y: Column) -> LayerFusionClassifier:
         """Measure, choose, fuse and train on n texts and their labels.
+
+        Both may be lists, tuples, Series, numpy or Arrow arrays; labels of any hashable kind.
 
         Raises
         ------
         DataError
-            For texts that are not strings, one class only, or a class with one row.
+            For texts that are not strings, missing labels, or fewer than two classes with two rows.
         ConfigError, NotFoundError, UnsupportedModelError
             For parameters and encoders that cannot be used.
         """
         started = time.perf_counter()
-        self._check_parameters()
+        check_parameters(self)
         texts = check_texts(X)
-        labels = check_labels(y, len(texts))
-        self.classes_, encoded = np.unique(labels, return_inverse=True)
+        self.classes_, encoded = check_labels(y, len(texts), self._reporter)
         whole = training_rows(texts, encoded, self.parts, self._reporter)
         texts, encoded = [texts[row] for row in whole], encoded[whole]
         self.open()
         extracting = time.perf_counter()
         embeddings = self.extract(texts)
+        tell_candidates(embeddings, self.encoders_, self._reporter)
         self.costs_ = embeddings.costs
+        recipe = recipe_of(self, encoded)
         extracted = time.perf_counter()
         analysis = analyse(
             texts,
             encoded,
             embeddings,
             self.encoders_,
-            self._recipe(encoded),
+            recipe,
             self.cv,
             self._store(),
             self._reporter,
@@ -213,7 +227,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         training_head = time.perf_counter()
         y_measured = encoded[training.rows]
         calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
-        self.model_ = training.fit(found.plan).with_temperature(calibrator)
+        with self._reporter.task("training", 1, "model"):
+            self.model_ = training.fit(found.plan).with_temperature(calibrator)
+        tell_choice(found, recipe, self.model_, self._reporter)
         measuring = time.perf_counter()
         proba = nested[PIPELINE].calibrated(self.calibration, y_measured)
         self.cv_ = evaluate_predictions(y_measured, proba, seed=self.random_state)
@@ -227,48 +243,23 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             "total_s": ended - started,
         }
         self._fitted = _Fitted(analysis, texts, whole, embeddings, proba)
+        self._verdict = None
         return self
 
-    def _recipe(self, y: npt.NDArray[np.intp]) -> Recipe:
-        budget = resolve_budget(self.budget)
-        budget = replace(budget, blocks=min(self.max_blocks, budget.blocks or self.max_blocks))
-        return Recipe(
-            selection=self.selection,
-            allowance=Allowance(budget, self.costs_),
-            fusion=self.fusion,
-            head=self.head,
-            task=Task(
-                n_classes=len(self.classes_),
-                class_weight=class_weights(self.class_weight, self.classes_, y),
-                seed=self.random_state,
-            ),
-        )
-
-    def predict_proba(self, X: Sequence[str]) -> npt.NDArray[np.float64]:
+    def predict_proba(self, X: Column) -> npt.NDArray[np.float64]:
         """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
         check_is_fitted(self, "model_")
         texts = check_texts(X)
-        parts = []
-        for encoder in self.encoders_:
-            own = [block for block in self.model_.blocks if block.encoder == encoder.name]
-            if own:
-                layers = sorted({block.layer for block in own})
-                poolings = tuple(dict.fromkeys(block.pooling for block in own))
-                parts.append((encoder, layers, poolings))
-        embeddings: dict[BlockRef, npt.NDArray[np.float32]] = {}
-        for encoder, layers, poolings in parts:
-            embeddings |= gather(
-                texts,
-                [encoder],
-                layers,
-                poolings,
-                None,
-                batch_tokens=self.batch_tokens,
-                reporter=self._reporter,
-            )
+        embeddings = gather_blocks(
+            texts,
+            self.encoders_,
+            self.model_.blocks,
+            batch_tokens=self.batch_tokens,
+            reporter=self._reporter,
+        )
         return self.model_.predict_proba(embeddings)
 
-    def predict(self, X: Sequence[str]) -> npt.NDArray[Any]:
+    def predict(self, X: Column) -> npt.NDArray[Any]:
         """Labels (n_texts,), as they were given to ``fit``."""
         proba = self.predict_proba(X)
         return np.asarray(self.classes_[proba.argmax(axis=1)])
@@ -286,7 +277,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         )
         return self
 
-    def extract(self, X: Sequence[str]) -> Gathered:
+    def extract(self, X: Column) -> Gathered:
         """All candidate blocks of some texts, through the store."""
         return gather(
             check_texts(X),
@@ -318,6 +309,42 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter=self._reporter,
         )
 
+    def judge(self, baselines: Sequence[Baseline], test: Rows | None = None) -> Verdict:
+        """What the pipeline gains over the baselines (of `run_baselines`), in a sentence.
+
+        On nested out-of-fold predictions, and on the test rows whose predictions are given.
+        """
+        truth, proba = self.out_of_fold()
+        return judge(
+            baselines,
+            Rows(truth, proba.argmax(axis=1), len(self.classes_), self.random_state),
+            test,
+            self.plan_,
+            self.profile_,
+            self.costs_,
+            {encoder.name: encoder.n_layers for encoder in self.encoders_},
+        )
+
+    @property
+    def verdict_(self) -> Verdict:
+        """Whether it was worth it, by nested out-of-fold predictions of the training rows.
+
+        The baselines run when it is first asked for after ``fit``.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        ConfigError
+            For a classifier that was loaded or unpickled before it was asked.
+        """
+        check_is_fitted(self, "model_")
+        if self._verdict is None:
+            if not hasattr(self, "_fitted"):
+                raise _NoVerdictError(_ROWS_GONE)
+            self._verdict = self.judge(self.run_baselines())
+        return self._verdict
+
     def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
         fitted = self._rows_of_fit()
@@ -335,26 +362,31 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         numbers = fitted.analysis.training.rows[rows]
         return {block: fitted.embeddings[block][numbers] for block in blocks}
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the classifier as a bundle folder (tensors, JSON, card); see `load`."""
+    def save(
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        labels: Mapping[Any, str | int | float | bool] | None = None,
+    ) -> None:
+        """Write the classifier as a bundle folder (tensors, JSON, card); see `load`.
+
+        It holds strings, finite numbers and booleans as labels, exactly; ``labels`` maps others to
+        what shall be predicted instead.
+
+        Raises
+        ------
+        ConfigError
+            For labels of other kinds, or two that would be saved as one.
+        StorageError
+            When the folder exists or cannot be written.
+        """
         check_is_fitted(self, "model_")
+        classes = rename_labels(self.classes_, labels or {})
         used = {block.encoder for block in self.model_.blocks}
-        encoders = tuple(
-            EncoderSpec(
-                name=encoder.name,
-                source=encoder.source.origin,
-                revision=encoder.source.revision,
-                fingerprints=encoder.fingerprints,
-                template=encoder.template,
-                chat_question=encoder.chat_question,
-                max_length=encoder.max_length,
-                dtype=encoder.dtype,
-            )
-            for encoder in self.encoders_
-            if encoder.name in used
-        )
-        facts = {} if not hasattr(self, "cv_") else {"nested cross-validation": self.cv_.to_dict()}
-        bundle = Bundle(self.model_, self.classes_, encoders, facts)
+        encoders = [encoder for encoder in self.encoders_ if encoder.name in used]
+        facts = {"nested cross-validation": self.cv_.to_dict()} if hasattr(self, "cv_") else {}
+        bundle = Bundle(self.model_, classes, tuple(map(describe, encoders)), facts)
         save_bundle(bundle, Path(path), overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -381,17 +413,5 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def _rows_of_fit(self) -> _Fitted:
         if not hasattr(self, "_fitted"):
-            raise ConfigError("The training rows are gone (loaded or unpickled); call fit first.")
+            raise ConfigError(_ROWS_GONE)
         return self._fitted
-
-    def _check_parameters(self) -> None:
-        check_recipe(self.fusion, self.head)
-        check_selection(self.selection)
-        resolve_budget(self.budget)
-        if self.max_blocks < 1:
-            raise ConfigError(f"max_blocks={self.max_blocks} chooses nothing; give at least 1.")
-        check_calibration(self.calibration)
-        check_class_weight(self.class_weight)
-        check_parts(self.parts)
-        if self.cv < 2:
-            raise ConfigError(f"cv={self.cv} is not enough; give at least 2 folds.")

@@ -15,7 +15,7 @@ from layerfuse.extraction import Embeddings, extract
 from layerfuse.resources import EncoderCost
 from layerfuse.store import EmbeddingStore
 
-__all__ = ["Gathered", "Rows", "gather"]
+__all__ = ["Gathered", "Rows", "gather", "gather_blocks"]
 
 
 class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
@@ -102,3 +102,24 @@ def gather(
             for encoder in encoders
         ]
     )
+
+
+def gather_blocks(
+    texts: Sequence[str],
+    encoders: Sequence[FrozenEncoder],
+    blocks: Sequence[BlockRef],
+    *,
+    batch_tokens: int | None,
+    reporter: Reporter,
+) -> dict[BlockRef, npt.NDArray[np.float32]]:
+    """The given blocks and little else, in memory; an encoder of none is not run."""
+    embeddings: dict[BlockRef, npt.NDArray[np.float32]] = {}
+    for encoder in encoders:
+        own = [block for block in blocks if block.encoder == encoder.name]
+        if own:
+            layers = sorted({block.layer for block in own})
+            poolings = tuple(dict.fromkeys(block.pooling for block in own))
+            embeddings |= extract(
+                texts, encoder, layers, poolings, batch_tokens=batch_tokens, reporter=reporter
+            )
+    return embeddings

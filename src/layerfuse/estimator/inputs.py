@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,27 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
+from layerfuse.bundle import unsaved_kinds
+from layerfuse.calibration import check_calibration
 from layerfuse.corpus import check_trainable, contained_rows
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import Reporter
+from layerfuse.labels import Column, find_classes
+from layerfuse.pipeline import Task
+from layerfuse.resources import resolve_budget
+from layerfuse.search import Recipe, check_recipe
+from layerfuse.selection import Allowance, check_selection
 
 __all__ = [
     "PARTS",
     "check_class_weight",
     "check_labels",
+    "check_parameters",
     "check_parts",
     "class_weights",
     "open_encoders",
+    "recipe_of",
     "training_rows",
 ]
 
@@ -30,32 +40,30 @@ PARTS = ("auto", "keep")
 _MOSTLY_PARTS = 0.5
 
 
-def check_labels(y: Sequence[Any] | None, n_texts: int) -> npt.NDArray[Any]:
-    """Labels as an array (n_texts,).
+def check_labels(
+    y: Column | None, n_texts: int, reporter: Reporter
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """Classes (n_classes,) and class indices (n_texts,); see `find_classes`.
 
     Raises
     ------
     DataError
-        When they are not as many as the texts, one is missing or of another kind, or there are
+        When labels are not as many as the texts, one is missing or cannot be hashed, or there are
         not two rows of two classes.
     """
-    labels = [] if y is None else [label.item() if _is_numpy(label) else label for label in y]
-    if len(labels) != n_texts:
-        raise DataError(f"There are {n_texts} texts but {len(labels)} labels.")
-    for row, label in enumerate(labels):
-        if label is None or label != label:
-            raise DataError(f"Row {row} has no label ({label!r}). Drop such rows, or label them.")
-        if not isinstance(label, (str, bool, int, float)):
-            raise DataError(
-                f"The label of row {row} is {label!r} ({type(label).__name__}); expected a string, "
-                "a number or a boolean for each text."
-            )
-    kinds = {type(label) for label in labels}
-    if len(kinds) > 1 and kinds != {int, float}:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise DataError(f"The labels are of several kinds ({names}). Give labels of one kind.")
-    check_trainable(labels)
-    return np.asarray(labels)
+    classes, codes = find_classes(y)
+    if len(codes) != n_texts:
+        raise DataError(
+            f"There are {n_texts} texts but {len(codes)} labels. Give one label for each text."
+        )
+    values = classes.tolist()
+    check_trainable([values[code] for code in codes], reporter)
+    if odd := unsaved_kinds(values):
+        reporter.note(
+            f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=…) "
+            "takes other names for them"
+        )
+    return classes, codes
 
 
 def training_rows(
@@ -65,8 +73,8 @@ def training_rows(
 
     Where most rows are phrases of other rows, they repeat what those say: held-out rows would not
     be new, and many short rows outweigh the whole texts. ``"keep"`` keeps them all the same;
-    ``"auto"`` also does where a class would be left with fewer than two rows. ``y`` are class
-    indices (n,).
+    ``"auto"`` also does where a class of two rows or more would be left with fewer than two. ``y``
+    are class indices (n,).
     """
     every = np.arange(len(texts))
     if parts == "keep":
@@ -75,13 +83,55 @@ def training_rows(
     if contained.mean() <= _MOSTLY_PARTS:
         return every
     left = np.bincount(y[~contained], minlength=int(y.max()) + 1)
-    if left.min() < 2:
+    if (left < np.minimum(2, np.bincount(y))).any():
         return every
     reporter.note(
         f"{contained.sum()} of {len(texts)} rows are parts of longer rows and left out, so that "
         f"{left.sum()} whole texts are learned from; parts='keep' keeps them"
     )
     return every[~contained]
+
+
+def check_parameters(model: Any) -> None:
+    """Raise a ConfigError for a parameter of the classifier that cannot be used."""
+    check_recipe(model.fusion, model.head)
+    check_selection(model.selection)
+    resolve_budget(model.budget)
+    if model.max_blocks < 1:
+        raise ConfigError(f"max_blocks={model.max_blocks} chooses nothing; give at least 1.")
+    given = model.encoders
+    n_encoders = 1 if isinstance(given, (str, Path)) else len(given)
+    if model.selection == "last" and n_encoders > model.max_blocks:
+        raise ConfigError(
+            f"selection='last' takes a block of each of the {n_encoders} encoders, and "
+            f"max_blocks={model.max_blocks} allows fewer. Raise it (--max-blocks {n_encoders}), "
+            "name fewer encoders, or use selection='greedy'."
+        )
+    check_calibration(model.calibration)
+    check_class_weight(model.class_weight)
+    check_parts(model.parts)
+    if model.cv < 2:
+        raise ConfigError(f"cv={model.cv} is not enough; give at least 2 folds.")
+
+
+def recipe_of(model: Any, y: npt.NDArray[np.intp]) -> Recipe:
+    """What the fitted classes, the costs and the classifier's parameters make of a search.
+
+    ``y`` are class indices (n,).
+    """
+    budget = resolve_budget(model.budget)
+    budget = replace(budget, blocks=min(model.max_blocks, budget.blocks or model.max_blocks))
+    return Recipe(
+        selection=model.selection,
+        allowance=Allowance(budget, model.costs_),
+        fusion=model.fusion,
+        head=model.head,
+        task=Task(
+            n_classes=len(model.classes_),
+            class_weight=class_weights(model.class_weight, model.classes_, y),
+            seed=model.random_state,
+        ),
+    )
 
 
 def check_parts(parts: str) -> None:
@@ -91,11 +141,6 @@ def check_parts(parts: str) -> None:
             f"Unknown parts={parts!r}. Choose from {', '.join(PARTS)}."
             + did_you_mean(str(parts), PARTS)
         )
-
-
-def _is_numpy(label: Any) -> bool:
-    """Whether the label is numpy's wrapping of one Python value."""
-    return isinstance(label, np.generic)
 
 
 def class_weights(
@@ -152,6 +197,8 @@ def open_encoders(
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
     for item in given:
+        if not isinstance(item, FrozenEncoder) and not str(item).strip():
+            raise ConfigError("An encoder's name is empty. Name one, such as minilm.")
         if isinstance(item, FrozenEncoder):
             opened.append(item)
             continue

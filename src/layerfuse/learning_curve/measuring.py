@@ -11,6 +11,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import DataError
 from layerfuse.events import SILENT, Reporter
+from layerfuse.labels import Column, as_list, find_classes
 from layerfuse.learning_curve.draws import SHARES, check_draws, draw_rows
 from layerfuse.learning_curve.results import (
     LearningCurve,
@@ -36,9 +37,9 @@ _FIVE_BLOCKS = Allowance(Budget(blocks=5), {})
 
 def learning_curve(
     train_embeddings: Blocks,
-    y: npt.ArrayLike,
+    y: Column,
     test_embeddings: Blocks,
-    y_test: npt.ArrayLike,
+    y_test: Column,
     *,
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
@@ -99,8 +100,8 @@ def learning_curve(
     shares = check_draws(shares, repeats)
     check_recipe(fusion, head)
     check_selection(selection)
-    classes, encoded = np.unique(np.asarray(y), return_inverse=True)
-    truth = _encode(classes, np.asarray(y_test))
+    classes, encoded = find_classes(y)
+    truth = _encode(classes.tolist(), as_list(y_test, "labels"))
     recipe = Recipe(selection, allowance, fusion, head, Task(len(classes), None, seed))
     drawn: dict[int, tuple[float, list[Labels]]] = {}
     for share in reversed(shares):  # the largest first, so that no core waits for one at the end
@@ -135,20 +136,19 @@ def learning_curve(
     return LearningCurve(tuple(reversed(points)), len(encoded), len(truth))
 
 
-def _encode(classes: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Labels:
+def _encode(classes: list[Any], labels: list[Any]) -> Labels:
     """Test labels (n_test,) to class indices."""
     if len(classes) < 2:
         raise DataError("All labels are the same; there is nothing to tell apart.")
     if not len(labels):
         raise DataError("There are no test rows to measure on. Give at least one.")
-    known = np.isin(labels, classes)
-    if not known.all():
-        unknown = labels[~known].tolist()[0]
+    places = {label: place for place, label in enumerate(classes)}
+    if unknown := [label for label in labels if label not in places]:
         raise DataError(
-            f"Test rows hold the label {unknown!r}, which training rows lack. Add training rows of "
-            "this class, or leave it out."
+            f"Test rows hold the label {unknown[0]!r}, which training rows lack. Add training rows "
+            "of this class, or leave it out."
         )
-    return np.searchsorted(classes, labels)
+    return np.array([places[label] for label in labels], dtype=np.intp)
 
 
 def _choose(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError, did_you_mean
 from layerfuse.events import SILENT, Reporter
+from layerfuse.labels import Column, find_classes
 from layerfuse.parallel import spread
 from layerfuse.scoring.axes import PrincipalAxes
 from layerfuse.scoring.folds import stratified_folds
@@ -43,7 +44,7 @@ class Probed:
 
 
 def score_blocks(
-    embeddings: Blocks, y: npt.ArrayLike, scorer: str = "ridge", *, reporter: Reporter = SILENT
+    embeddings: Blocks, y: Column, scorer: str = "ridge", *, reporter: Reporter = SILENT
 ) -> BlockScores:
     """Score each block by how well a linear probe predicts the labels from it alone.
 
@@ -69,14 +70,14 @@ def score_blocks(
 
 def probe_blocks(
     embeddings: Blocks,
-    y: npt.ArrayLike,
+    y: Column,
     scorer: str = "ridge",
     *,
     reporter: Reporter = SILENT,
 ) -> Probed:
     """`score_blocks`, keeping each block's leading principal coordinates and its axes."""
     check_scorer(scorer)
-    classes, encoded = np.unique(np.asarray(y), return_inverse=True)
+    classes, encoded = find_classes(y)
     if len(classes) < 2:
         raise DataError("All labels are the same; there is nothing to tell apart.")
 
@@ -136,21 +137,15 @@ def _logistic(
 ) -> BlockScore:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
 
-    smallest = int(np.bincount(y, minlength=n_classes).min())
-    if smallest < 2:
-        raise DataError("The logistic scorer needs two rows of every class; use scorer='ridge'.")
-    folds = stratified_folds(y, min(_FOLDS, smallest), seed=0)
+    folds = stratified_folds(y, _FOLDS, seed=0)
     best: tuple[npt.NDArray[np.floating], npt.NDArray[np.intp], float] | None = None
     for C in _LOGISTIC_C:
-        proba = cross_val_predict(
-            LogisticRegression(C=C, max_iter=1000),
-            space.rotated,
-            y,
-            cv=folds,
-            method="predict_proba",
-        )
+        proba = np.zeros((len(y), n_classes))
+        for rows, held in folds:
+            model = LogisticRegression(C=C, max_iter=1000).fit(space.rotated[rows], y[rows])
+            # a class of which all rows are held out is not one of the model's
+            proba[np.ix_(held, model.classes_)] = model.predict_proba(space.rotated[held])
         losses = -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-12))
         if best is None or losses.mean() < best[0].mean():
             best = (losses, proba.argmax(axis=1), 1.0 / C)
