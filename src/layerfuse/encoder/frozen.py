@@ -192,6 +192,10 @@ class FrozenEncoder:
             self._cut()
         return self
 
+    def release(self) -> None:
+        """Let go of the weights and the tokenizer; they are loaded again when they are needed."""
+        self._tokenizer = self._architecture = None
+
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
         self._load_tokenizer()
