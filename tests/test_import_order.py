@@ -43,6 +43,7 @@ ORDER = (
     "verdict",
     "bundle",
     "estimator",
+    "study",
     "commands",
     "terminal",
     "report",

@@ -93,9 +93,7 @@ def prepare(source: str, sample: int | None, reporter: Reporter) -> StudyData:
         "largest_class_share": max(counts.values()) / len(dataset.train),
         **_defects(dataset, found),
     }
-    return StudyData(
-        name, learned.texts, y[whole], test.texts, y_test, int(len(classes)), facts
-    )
+    return StudyData(name, learned.texts, y[whole], test.texts, y_test, int(len(classes)), facts)
 
 
 def _defects(dataset: TextDataset, found: Any) -> dict[str, Any]:

@@ -139,9 +139,7 @@ def _plans(
     return list(dict.fromkeys(plans))
 
 
-def _fused(
-    every: Sequence[Choice], groups: Sequence[tuple[str, ...]]
-) -> list[tuple[Choice, bool]]:
+def _fused(every: Sequence[Choice], groups: Sequence[tuple[str, ...]]) -> list[tuple[Choice, bool]]:
     """The choices of which all fusions are measured; True where all heads are, too."""
     kept = [(c, False) for c in every if c.way == "best" and len(c.encoders) > 1]
     return kept + [(c, True) for c in every if c.way == "greedy" and c.encoders == groups[-1]]

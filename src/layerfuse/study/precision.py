@@ -60,11 +60,7 @@ def fit_precision(
     """
     candidates = (dtype, *_QUANTISED) if quantised else (dtype,)
     return next(
-        (
-            name
-            for name in candidates
-            if free is None or parameters * _BYTES[name] * _ROOM <= free
-        ),
+        (name for name in candidates if free is None or parameters * _BYTES[name] * _ROOM <= free),
         None,
     )
 
