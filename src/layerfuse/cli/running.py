@@ -160,7 +160,7 @@ def compare(
     chosen = settings(locals())
     used = None if to is None else tuple(part.strip() for part in to.split(","))
     from layerfuse import commands
-    from layerfuse.report_pairs import render_comparison
+    from layerfuse.report import render_comparison
 
     result = commands.compare(chosen, pairs, used, reporter(quiet))
     finish(result, as_json, render_comparison)
@@ -202,7 +202,7 @@ def curve(
     chosen = settings(locals(), fusion="concat", head="ridge")
     percentages = read_shares(shares)
     from layerfuse import commands
-    from layerfuse.report_curve import render_curve
+    from layerfuse.report import render_curve
 
     result = commands.curve(chosen, reporter(quiet), percentages, repeats)
     finish(result, as_json, render_curve)

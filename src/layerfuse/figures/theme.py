@@ -1,0 +1,131 @@
+"""How every figure looks, in light and in dark; figures themselves name styles, never colours."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import altair as alt
+
+__all__ = ["THEMES", "Chart", "Row", "ordered", "percentages", "vega_spec"]
+
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart
+Row: TypeAlias = dict[str, Any]
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+
+# Okabe and Ito, "Color Universal Design" (2008), the yellow left out; on dark ground its lighter
+# relatives. Vermilion is kept for what was chosen.
+_LIGHT = ("#0072b2", "#00825f", "#a8507f", "#b07a00", "#5b5b5b", "#2f93c9")
+_DARK = ("#6cb8e6", "#3fcf9f", "#e69ac3", "#f0c04a", "#b4b4b4", "#a5d8f3")
+
+
+def _theme(
+    colours: tuple[str, ...],
+    chosen: str,
+    ink: str,
+    soft: str,
+    grid: str,
+    ground: str,
+    ramp: list[str],
+) -> dict[str, Any]:
+    plain = colours[0]
+    return {
+        "background": "transparent",
+        "font": _FONT,
+        "view": {"stroke": None, "continuousWidth": 560, "continuousHeight": 240},
+        "axis": {
+            "labelColor": soft,
+            "titleColor": ink,
+            "domainColor": grid,
+            "tickColor": grid,
+            "gridColor": grid,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": 500,
+            "titlePadding": 8,
+            "labelLimit": 220,
+        },
+        "axisX": {"grid": False},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": 500,
+            "orient": "top",
+            "labelLimit": 260,
+        },
+        "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
+        "range": {"category": list(colours), "heatmap": ramp, "ramp": ramp},
+        "mark": {"color": plain},
+        "line": {"strokeWidth": 2},
+        "style": {
+            "band": {"opacity": 0.16},
+            "interval": {"color": soft, "strokeWidth": 2},
+            "plain": {"color": plain, "stroke": plain},
+            "chosen": {"color": chosen, "stroke": chosen},
+            "read-fill": {"fill": plain, "fillOpacity": 0.3},
+            "idle-fill": {"fill": grid, "fillOpacity": 0.7},
+            "ring": {"filled": False, "color": ink, "stroke": ink, "strokeWidth": 2},
+            "rule": {"color": soft, "strokeDash": [4, 3]},
+            "label": {"color": ink, "fill": ink, "fontSize": 12},
+            "soft": {"color": soft, "fill": soft, "fontSize": 11},
+            "on-mark": {"color": ground, "fill": ground, "fontSize": 12, "fontWeight": 600},
+            "cell": {"stroke": ground, "strokeWidth": 1},
+        },
+    }
+
+
+THEMES: dict[str, dict[str, Any]] = {
+    "light": _theme(
+        _LIGHT,
+        chosen="#c4540a",
+        ink="#1c2126",
+        soft="#59626b",
+        grid="#dde1e5",
+        ground="#ffffff",
+        ramp=["#f3f6f9", "#b5d3ea", "#5c9fd0", "#1f6aa5", "#083a66"],
+    ),
+    "dark": _theme(
+        _DARK,
+        chosen="#ff9d5c",
+        ink="#e8eaed",
+        soft="#a3abb3",
+        grid="#363d44",
+        ground="#15181b",
+        ramp=["#1d2329", "#1c4466", "#2a73a8", "#64aedd", "#d4ecfb"],
+    ),
+}
+"""Vega-Lite configurations by name."""
+
+
+def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) -> dict[str, Any]:
+    """A figure as a Vega-Lite object.
+
+    Parameters
+    ----------
+    chart
+        From a function of this package.
+    theme
+        A name of `THEMES` to write into it; None leaves the choice to whoever draws it.
+    width
+        Pixels; None keeps what the figure says, most often the width of its container.
+    """
+    spec: dict[str, Any] = chart.to_dict()
+    spec.pop("config", None)
+    if width is not None and spec.get("width") == "container":
+        spec["width"] = width
+    return spec if theme is None else {**spec, "config": THEMES[theme]}
+
+
+def percentages(rows: list[Row], *names: str) -> list[Row]:
+    """Rows with the named shares (0 to 1, or None) in percent."""
+    return [
+        row | {name: None if row[name] is None else 100 * row[name] for name in names}
+        for row in rows
+    ]
+
+
+def ordered(rows: list[Row], name: str) -> list[Any]:
+    """The distinct values of a column, in the order in which they come."""
+    return list(dict.fromkeys(row[name] for row in rows))
