@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from layerfuse import __version__
-from layerfuse.cli import keeping, running
+from layerfuse.cli import keeping, running, studying
 from layerfuse.cli.options import PLAIN
 from layerfuse.errors import LayerfuseError
 
@@ -29,6 +29,7 @@ for _command in (
     running.predict,
     running.evaluate,
     running.demo,
+    studying.reproduce,
 ):
     _app.command()(_command)
 _app.add_typer(keeping.models, name="models")

@@ -15,6 +15,7 @@ from layerfuse.commands.keeping import (
     verify_store,
 )
 from layerfuse.commands.labelling import curve
+from layerfuse.commands.reproducing import reproduce
 from layerfuse.commands.using import evaluate, predict, write_predictions
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "prune_store",
     "pull_data",
     "pull_model",
+    "reproduce",
     "verify_store",
     "write_predictions",
 ]

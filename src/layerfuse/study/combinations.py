@@ -91,7 +91,7 @@ def fusion_names() -> Iterator[str]:
 
 
 def all_fusions(blocks: Sequence[BlockRef], *, heads: bool) -> list[Plan]:
-    """Each fusion of some blocks with a ridge head, and with ``heads`` concatenation with others."""
+    """Each fusion of some blocks with a ridge head; with ``heads``, concatenation with others."""
     chosen = tuple(blocks)
     plans = [Plan(chosen, name) for name in fusion_names()]
     return plans + ([Plan(chosen, "concat", head) for head in _HEADS] if heads else [])

@@ -93,7 +93,7 @@ def prepare(source: str, sample: int | None, reporter: Reporter) -> StudyData:
         "largest_class_share": max(counts.values()) / len(dataset.train),
         **_defects(dataset, found),
     }
-    return StudyData(name, learned.texts, y[whole], test.texts, y_test, int(len(classes)), facts)
+    return StudyData(name, learned.texts, y[whole], test.texts, y_test, len(classes), facts)
 
 
 def _defects(dataset: TextDataset, found: Any) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def _defects(dataset: TextDataset, found: Any) -> dict[str, Any]:
 def count_shared(sets: Sequence[StudyData]) -> list[dict[str, Any]]:
     """For each ordered pair of sets the test texts of one that are training texts of the other.
 
-    Texts count as equal when their letters and digits are. ``fraction`` is a share of the test rows;
-    pairs that share nothing are left out.
+    Texts count as equal when their letters and digits are. ``fraction`` is a share of the test
+    rows; pairs that share nothing are left out.
     """
     trains = [{_letters(text) for text in data.train} for data in sets]
     found = []

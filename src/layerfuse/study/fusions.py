@@ -1,4 +1,4 @@
-"""Selections and fusions of one dataset and seed: chosen on training rows, measured on test rows."""
+"""Selections and fusions of a dataset: chosen on training rows, measured on test rows."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def choose_precision(encoder: FrozenEncoder, reporter: Reporter) -> str:
 def fit_precision(
     parameters: float, free: float | None, dtype: str, *, quantised: bool
 ) -> str | None:
-    """``dtype``, else ``int8`` or ``nf4`` where ``quantised`` weights can run; None where none fits.
+    """``dtype``, else ``int8`` or ``nf4`` if ``quantised`` weights can run; None where none fits.
 
     ``free`` are bytes, None where nobody knows.
     """

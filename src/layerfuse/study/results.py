@@ -1,4 +1,4 @@
-"""The results folder: each unit of work is a file, written when it is whole, and never made twice."""
+"""The results folder: each unit of work is a file, written when it is whole, made only once."""
 
 from __future__ import annotations
 
