@@ -40,14 +40,21 @@ class Timed:
 
 
 def timed_choices(every: Sequence[Choice]) -> list[Timed]:
-    """Each encoder's last layer and its best block, and greedy selections of pairs and the triple,
-    with whole encoders and with cut ones where a layer below the last is the highest in use."""
+    """Pipelines whose cost is measured.
+
+    Each encoder whole with its last layer, and cut at its best block; the greedy selection of each
+    pair, cut, and that of the largest group, cut and whole.
+    """
+    largest = max((choice.encoders for choice in every), key=len)
     found = []
     for choice in every:
         alone = len(choice.encoders) == 1
-        if choice.way in (("last", "best") if alone else ("greedy",)):
-            cuts = (False,) if choice.way == "last" else (False, True)
-            found += [Timed(choice, cut) for cut in cuts]
+        if alone and choice.way == "last":
+            found.append(Timed(choice, cut=False))
+        elif choice.way == ("best" if alone else "greedy"):
+            found.append(Timed(choice, cut=True))
+            if not alone and choice.encoders == largest:
+                found.append(Timed(choice, cut=False))
     return found
 
 

@@ -17,6 +17,8 @@ from layerfuse.study.settings import StudySettings
 
 __all__ = ["measure_pairs_of"]
 
+_RESAMPLES = 200
+
 
 def measure_pairs_of(
     embedded: EmbeddedData, probed: Probed, settings: StudySettings
@@ -27,7 +29,7 @@ def measure_pairs_of(
     y, n_classes = embedded.data.y, embedded.data.n_classes
     rows = stratified_rows(y, settings.pair_rows, seed=0)
     pairs = measure_predictors(Rows(embedded.train, rows), y[rows], max_pairs=settings.pairs)
-    correlations = summarise([correlate(pairs)])
+    correlations = summarise([correlate(pairs, n_resamples=_RESAMPLES)])
     return {
         "rows": len(rows),
         "pairs": len(pairs.members),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, LayerfuseError
@@ -12,6 +12,7 @@ from layerfuse.estimator.gathering import Gathered
 from layerfuse.estimator.inputs import open_encoders
 from layerfuse.events import Reporter
 from layerfuse.extraction import Embeddings, extract
+from layerfuse.files import digest
 from layerfuse.store import EmbeddingStore
 from layerfuse.study.data import StudyData
 from layerfuse.study.precision import choose_precision
@@ -114,6 +115,9 @@ def _read(
     return train, test
 
 
-def identities(encoders: Mapping[str, FrozenEncoder]) -> dict[str, Any]:
-    """What makes each encoder's embeddings what they are, for the keys of results."""
-    return {name: encoder.identity for name, encoder in encoders.items()}
+def identities(encoders: Mapping[str, FrozenEncoder]) -> dict[str, str]:
+    """A digest of what makes each encoder's embeddings what they are, for the keys of results."""
+    return {
+        name: digest(json.dumps(encoder.identity, sort_keys=True))
+        for name, encoder in encoders.items()
+    }

@@ -69,12 +69,18 @@ def reproduce(
         "settings": _plain(settings),
         "datasets": [data.name for data in sets],
         "encoders": {
-            name: {"layers": encoder.n_layers, "dim": encoder.dim, "dtype": encoder.dtype}
+            name: {
+                "layers": encoder.n_layers,
+                "dim": encoder.dim,
+                "dtype": encoder.dtype,
+                "fingerprints": encoder.fingerprints,
+            }
             for name, encoder in encoders.items()
         },
         "skipped": skipped,
         "shared_texts": shared,
         "machine": machine(),
+        "units": results.names,
     }
     write_compact(settings.out / "study.json", index)
     seconds = {"reading": read - started, **results.seconds}

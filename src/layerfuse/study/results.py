@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Results:
         self._reporter = reporter
         self.seconds: dict[str, float] = {}
         self.reused = 0
+        self.names: list[str] = []
 
     def unit(
         self, name: str, settings: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
@@ -38,6 +39,7 @@ class Results:
         ``settings`` name everything that changes the result. What is returned has been through the
         file, so that a run that goes on and one that was never stopped see the same numbers.
         """
+        self.names.append(name)
         path = self._path(name)
         key = digest(json.dumps(settings, sort_keys=True))
         known = self._read(path, key)
@@ -66,11 +68,6 @@ class Results:
         assert known is not None
         return known
 
-    def has(self, name: str, settings: Mapping[str, Any]) -> bool:
-        """Whether `unit` would only read."""
-        key = digest(json.dumps(settings, sort_keys=True))
-        return self._read(self._path(name), key) is not None
-
     def _path(self, name: str) -> Path:
         return self.folder / _UNITS / f"{name}.json"
 
@@ -84,16 +81,16 @@ class Results:
         return found if value.get("key") == key and isinstance(found, dict) else None
 
 
-def read_units(folder: Path) -> dict[str, dict[str, Any]]:
-    """All units of a folder by name, each the whole file.
+def read_units(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Units of a folder by name, each the whole file.
 
     Raises
     ------
-    FormatError
-        For a file in ``raw/`` that is no unit.
+    NotFoundError, FormatError
+        When one is missing or damaged.
     """
-    paths = sorted((folder / _UNITS).glob("*.json"))
-    return {path.stem: read_json(path, kind=_KIND, version=_VERSION) for path in paths}
+    paths = {name: folder / _UNITS / f"{name}.json" for name in names}
+    return {name: read_json(path, kind=_KIND, version=_VERSION) for name, path in paths.items()}
 
 
 def write_compact(path: Path, value: Mapping[str, Any]) -> None:
