@@ -10,7 +10,7 @@ from layerfuse.commands.places import check_results_folder, open_store
 from layerfuse.events import Reporter
 from layerfuse.study import make_settings
 from layerfuse.study import reproduce as run_study
-from layerfuse.study.publishing import publish
+from layerfuse.study.publishing import check_figures, publish
 
 __all__ = ["reproduce"]
 
@@ -56,6 +56,8 @@ def reproduce(
         parts=parts,
     )
     check_results_folder(out)
+    if figures:
+        check_figures()
     result = run_study(settings, open_store(store, new=True), reporter)
     written = publish(out, figures=figures, reporter=reporter)
     return {**result, "out": str(out), "claims": written}

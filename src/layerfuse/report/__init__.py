@@ -11,6 +11,7 @@ from layerfuse.report.terminal_fit import (
 )
 from layerfuse.report.terminal_pairs import render_comparison
 from layerfuse.report.terminal_rows import render_audit, render_check, render_rows, render_verify
+from layerfuse.report.terminal_study import render_study
 
 __all__ = [
     "layer_chart",
@@ -24,5 +25,6 @@ __all__ = [
     "render_profile",
     "render_rows",
     "render_scores",
+    "render_study",
     "render_verify",
 ]

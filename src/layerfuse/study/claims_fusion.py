@@ -61,10 +61,12 @@ def fusion_helps(evidence: Evidence) -> Claim:
     gains = [100 * row["difference"] for row in table]
     top = max(table, key=lambda row: row["difference"])
     sentences = [
-        "With as many blocks at most, several encoders beat the best one of them in "
-        f"{count(len(better), len(table), 'cases (group and set)')} and are worse in {len(worse)} "
-        f"(McNemar, Holm over the cases); {median(gains):+.1f} points in the median, at most "
-        f"{points(top)} ({top['group']} on {set_name(top['dataset'])}).",
+        (
+            "With as many blocks at most, several encoders beat the best one of them in "
+            f"{count(len(better), len(table), 'cases (group and set)')} and are worse in "
+            f"{len(worse)} (McNemar, Holm over the cases); {median(gains):+.1f} points in the median, at most "
+            f"{points(top)} ({top['group']} on {set_name(top['dataset'])})."
+        ),
     ]
     told = [row for row in ranks if row["low"] > 0]
     if ranks:
@@ -79,19 +81,18 @@ def fusion_helps(evidence: Evidence) -> Claim:
         )
         if not told:
             sentences.append("So complementarity does not tell on which pairs fusion pays.")
-    if not better or (ranks and not told):
-        outcome = REFUTED if not better and not (ranks and told) else REFINED
-    elif worse or len(told) < len(ranks) or not ranks or len(better) < len(table):
-        outcome = REFINED
-    else:
+    if not better:
+        outcome = REFUTED
+        sentences.append("No group of encoders clearly gains.")
+    elif not worse and ranks and len(told) == len(ranks):
         outcome = CONFIRMED
-    if outcome == REFINED and len(better) < len(table):
-        sentences.append(
-            f"Where it is not clear ({len(table) - len(better)} cases), a single encoder does "
-            "about as well."
-            if not worse
-            else "It can also harm."
-        )
+    else:
+        outcome = REFINED
+    if worse:
+        sentences.append("It can also harm.")
+    elif better and len(better) < len(table):
+        unclear = len(table) - len(better)
+        sentences.append(f"In the other {unclear} a single encoder may do as well.")
     return Claim(3, statement, outcome, tuple(sentences))
 
 
@@ -108,11 +109,14 @@ def fusion_costs(evidence: Evidence) -> Claim:
     time, memory = times("latency_ms"), _model_mb(fused) / _model_mb(reference)
     slower = reference["texts_per_s"] / fused["texts_per_s"]
     sentences = [
-        f"Against {reference['group']}'s last layer, the greedy blocks of {fused['group']} take "
-        f"{time:.1f} times as long for a single text ({fused['latency_ms']:.1f} against "
-        f"{reference['latency_ms']:.1f} ms), {slower:.1f} times as long for full batches, "
-        f"{memory:.1f} times the memory beyond Python's own, and {times('parameters'):.1f} times "
-        "the parameters.",
+        (
+            f"Against {reference['group']}'s last layer, the greedy blocks of {fused['group']} "
+            "take "
+            f"{time:.1f} times as long for a single text ({fused['latency_ms']:.1f} against "
+            f"{reference['latency_ms']:.1f} ms), {slower:.1f} times as long for full batches, "
+            f"{memory:.1f} times the memory beyond Python's own, and "
+            f"{times('parameters'):.1f} times the parameters."
+        ),
     ]
     if fused["cut"] and whole is not fused:
         saved = 1 - fused["parameters"] / whole["parameters"]

@@ -76,12 +76,16 @@ def layers_differ(evidence: Evidence) -> Claim:
     differ = [case for case in cases if case["clear"]]
     widest = max(cases, key=lambda case: case["spread"])
     sentences = [
-        f"In {count(len(differ), len(cases), 'cases (encoder and set)')} at least one layer "
-        "differs from the last one at the same pooling on test rows (McNemar, Holm over the "
-        f"layers and poolings of the encoder, level {ALPHA:g}).",
-        f"From the worst to the best layer lie {percent(min(c['spread'] for c in cases))} to "
-        f"{percent(widest['spread'])} points (most: {widest['encoder']} on "
-        f"{set_name(widest['dataset'])}).",
+        (
+            f"In {count(len(differ), len(cases), 'cases (encoder and set)')} at least one layer "
+            "differs from the last one at the same pooling on test rows (McNemar, Holm over the "
+            f"layers and poolings of the encoder, level {ALPHA:g})."
+        ),
+        (
+            f"From the worst to the best layer lie {percent(min(c['spread'] for c in cases))} to "
+            f"{percent(widest['spread'])} points (most: {widest['encoder']} on "
+            f"{set_name(widest['dataset'])})."
+        ),
     ]
     depends: bool | None = None
     partly = False
@@ -133,12 +137,16 @@ def middle_beats_last(evidence: Evidence) -> Claim:
     bands = [case["band"] for case in _cases(evidence) if case["band"] is not None]
     top = max(table, key=lambda row: row["difference"])
     sentences = [
-        f"The block that is best on training rows beats the last layer on test rows in "
-        f"{count(len(better), len(table), 'cases')} and is worse in {len(worse)} (McNemar, Holm "
-        f"over the cases); in {count(len(inside), len(better), 'of those it wins')} it lies in "
-        "the upper half below the last layer.",
-        f"The difference is {median(gains):+.1f} points in the median, at most "
-        f"{points(top)} ({top['encoder']} on {set_name(top['dataset'])}).",
+        (
+            f"The block that is best on training rows beats the last layer on test rows in "
+            f"{count(len(better), len(table), 'cases')} and is worse in {len(worse)} (McNemar, "
+            f"Holm over the cases); in {count(len(inside), len(better), 'of those it wins')} it lies in "
+            "the upper half below the last layer."
+        ),
+        (
+            f"The difference is {median(gains):+.1f} points in the median, at most "
+            f"{points(top)} ({top['encoder']} on {set_name(top['dataset'])})."
+        ),
     ]
     if last:
         sentences.append(f"In {count(last, len(table), 'cases')} the last layer itself is chosen.")
