@@ -15,7 +15,7 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format bench tables clean
+.PHONY: help demo test check lint format bench tables study clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(DEV) ## the benchmarks; results go where benchmarks/README.md says
 	@$(BIN)/python -m benchmarks
 
 tables: $(DEV) ## write the READMEs' tables from benchmarks/results
+	@$(BIN)/python -m benchmarks.tables
+
+study: $(DEV) ## write docs/study.md from results/packaged (measured by layerfuse reproduce)
 	@$(BIN)/python -m benchmarks.tables
 
 clean: ## remove the environment, caches and builds (not the models in the user's cache)

@@ -12,6 +12,7 @@ from layerfuse.figures.theme import Chart, Row, ordered, percentages
 __all__ = ["accuracy_curves", "cost_dots", "differences", "layer_depths", "promise_scatter"]
 
 _WIDE, _TALL = 290, 170  # pixels of one of two columns
+_HEADER: dict[str, Any] = {"labelFontSize": 13, "labelFontWeight": 600}
 _ROW = 22  # pixels of a line in a figure of intervals
 
 
@@ -25,7 +26,9 @@ def layer_depths(rows: Sequence[Row]) -> Chart:
     colour = alt.Color("encoder:N", sort=names, title="encoder")
     dash = alt.StrokeDash("encoder:N", sort=names, legend=None)
     base = alt.Chart().encode(
-        x=alt.X("depth:Q", title="depth (0 embedding output, 1 last layer)").axis(format=".1f")
+        x=alt.X("depth:Q", title="depth (0 embedding output, 1 last layer)").axis(
+            format=".1f", tickCount=5
+        )
     )
     y = alt.Y("value:Q", title="test accuracy, %").scale(zero=False)
     band = base.mark_area(style="band").encode(
@@ -45,7 +48,11 @@ def accuracy_curves(rows: Sequence[Row]) -> Chart:
     own = percentages(list(rows), "value", "low", "high")
     names = ordered(own, "way")
     colour = alt.Color("way:N", sort=names, title=None)
-    x = alt.X("labels:Q", title="labels (logarithmic)").scale(type="log").axis(tickCount=4)
+    x = (
+        alt.X("labels:Q", title="labels (logarithmic)")
+        .scale(type="log", nice=False)
+        .axis(tickCount=4)
+    )
     base = alt.Chart().encode(x=x)
     y = alt.Y("value:Q", title="test accuracy, %").scale(zero=False)
     band = base.mark_area(style="band").encode(
@@ -68,7 +75,7 @@ def differences(rows: Sequence[Row], title: str) -> Chart:
     base = alt.Chart().encode(
         y=alt.Y("name:N", sort=ordered(own, "name"), title=None).axis(grid=False)
     )
-    bar = base.mark_rule(style="interval").encode(
+    bar = base.mark_rule(style="interval", strokeDash=[1, 0]).encode(
         x=alt.X("low:Q", title=f"{title} (95 % interval)"), x2="high:Q"
     )
     dot = base.mark_point(filled=True, size=70, opacity=1).encode(
@@ -84,7 +91,12 @@ def differences(rows: Sequence[Row], title: str) -> Chart:
     layered = alt.layer(zero, bar, dot, data=alt.Data(values=own))
     layered = layered.properties(width=430, height={"step": _ROW})
     chart: Chart = layered.facet(
-        row=alt.Row("set:N", sort=ordered(own, "set"), title=None, header=alt.Header(labelAngle=0)),
+        row=alt.Row(
+            "set:N",
+            sort=ordered(own, "set"),
+            title=None,
+            header=alt.Header(labelAngle=0, **_HEADER),
+        ),
         spacing=8,
     ).resolve_scale(y="independent")
     return chart
@@ -113,8 +125,8 @@ def promise_scatter(rows: Sequence[Row]) -> Chart:
 def cost_dots(rows: Sequence[Row]) -> Chart:
     """Time, memory and rate of pipelines, side by side, whole encoders and cut ones.
 
-    ``rows`` have ``name``, ``reading``, ``latency`` (ms), ``memory`` (MB) and ``throughput`` (texts a
-    second).
+    ``rows`` have ``name``, ``reading``, ``latency`` (ms), ``memory`` (MB) and ``throughput``
+    (texts a second).
     """
     own = list(rows)
     measures = (
@@ -144,7 +156,12 @@ def _panels(layered: Any, rows: list[Row], x: Literal["shared", "independent"] =
     """Two columns; axes of accuracy are each panel's own, for sets differ more than layers do."""
     chart: Chart = (
         layered.properties(width=_WIDE, height=_TALL, data=alt.Data(values=rows))
-        .facet(facet=alt.Facet("set:N", sort=ordered(rows, "set"), title=None), columns=2)
+        .facet(
+            facet=alt.Facet(
+                "set:N", sort=ordered(rows, "set"), title=None, header=alt.Header(**_HEADER)
+            ),
+            columns=2,
+        )
         .resolve_scale(y="independent", x=x)
         .resolve_axis(x="independent")
     )

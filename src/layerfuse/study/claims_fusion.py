@@ -64,8 +64,8 @@ def fusion_helps(evidence: Evidence) -> Claim:
         (
             "With as many blocks at most, several encoders beat the best one of them in "
             f"{count(len(better), len(table), 'cases (group and set)')} and are worse in "
-            f"{len(worse)} (McNemar, Holm over the cases); {median(gains):+.1f} points in the median, at most "
-            f"{points(top)} ({top['group']} on {set_name(top['dataset'])})."
+            f"{len(worse)} (McNemar, Holm over the cases); {median(gains):+.1f} points in the "
+            f"median, at most {points(top)} ({top['group']} on {set_name(top['dataset'])})."
         ),
     ]
     told = [row for row in ranks if row["low"] > 0]

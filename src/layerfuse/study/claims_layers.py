@@ -140,8 +140,8 @@ def middle_beats_last(evidence: Evidence) -> Claim:
         (
             f"The block that is best on training rows beats the last layer on test rows in "
             f"{count(len(better), len(table), 'cases')} and is worse in {len(worse)} (McNemar, "
-            f"Holm over the cases); in {count(len(inside), len(better), 'of those it wins')} it lies in "
-            "the upper half below the last layer."
+            f"Holm over the cases). Of the {len(better)} where it wins, {len(inside)} lie in the "
+            "upper half below the last layer."
         ),
         (
             f"The difference is {median(gains):+.1f} points in the median, at most "
@@ -160,7 +160,7 @@ def middle_beats_last(evidence: Evidence) -> Claim:
         )
     if len(inside) == len(table):
         outcome = CONFIRMED
-    elif not better:
+    elif not inside:
         outcome = REFUTED
         sentences.append("No case shows a middle-to-late layer that is clearly better.")
     else:

@@ -52,7 +52,7 @@ def _top(evidence: Evidence) -> Iterator[str]:
     yield "# The study"
     yield ""
     yield (
-        "<!-- Written from the results by `layerfuse reproduce` and `make study`; edits are lost. -->"
+        "<!-- Written from results by `layerfuse reproduce` and `make study`; edits are lost. -->"
     )
     yield ""
     yield (
@@ -148,8 +148,8 @@ _CURVES = (
 )
 _RESOURCES = (
     "Each pipeline in a process of its own: loaded from its bundle, {timed} test texts. Peak "
-    "memory includes Python and torch. Whole: every encoder runs to its last layer; cut: to the highest "
-    "layer in use."
+    "memory includes Python and torch. Whole: every encoder runs to its last layer; cut: to the "
+    "highest layer in use."
 )
 _STATISTICS = (
     "All choices (layers, blocks, penalties, fusions, heads) look at training rows alone; test "

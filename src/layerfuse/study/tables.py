@@ -13,7 +13,7 @@ from layerfuse.study.claims_fusion import group_gains
 from layerfuse.study.claims_layers import best_against_last, borrowed_layers
 from layerfuse.study.evidence import Evidence, Row
 
-__all__ = ["tables_of", "write_tables"]
+__all__ = ["table_texts", "tables_of", "write_tables"]
 
 
 def tables_of(evidence: Evidence) -> dict[str, list[Row]]:
@@ -47,16 +47,24 @@ def tables_of(evidence: Evidence) -> dict[str, list[Row]]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def write_tables(evidence: Evidence, folder: Path) -> None:
-    """Write each table as ``folder/NAME.csv``."""
+def table_texts(evidence: Evidence) -> dict[str, str]:
+    """The same as CSV, by file name."""
+    found = {}
     for name, rows in tables_of(evidence).items():
         heads = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(heads)
         writer.writerows([_cell(row.get(head)) for head in heads] for row in rows)
-        with atomic_write(folder / f"{name}.csv") as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        found[f"{name}.csv"] = text.getvalue()
+    return found
+
+
+def write_tables(evidence: Evidence, folder: Path) -> None:
+    """Write each table into a folder."""
+    for name, text in table_texts(evidence).items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _flat(row: Row) -> Row:
