@@ -6,12 +6,15 @@ import copy
 import csv
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Ridge
 
 from commandline import Row, rows, run, start, succeed, write_jsonl, write_text
@@ -19,7 +22,8 @@ from families import save_model
 from helpers import Notes
 from layerfuse.blocks import BlockRef
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import ConfigError, DataError, LayerfuseError
+from layerfuse.encoder.quantising import count_weights, quantisation
+from layerfuse.errors import ConfigError, DataError, LayerfuseError, MissingExtraError
 from layerfuse.scoring import standardisation
 from layerfuse.store import EmbeddingStore
 from layerfuse.study import PARTS, PRESETS, make_settings
@@ -107,6 +111,21 @@ class TestPrecision:
             for free in (None, 80e9, 12e9, 6e9, 2e9)
         ]
         assert found == ["bfloat16", "bfloat16", "int8", "nf4", None]
+
+    def test_quantised_weights_need_cuda_and_their_package(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with pytest.raises(ConfigError, match="'nf4' needs a CUDA device"):
+            FrozenEncoder.from_pretrained(place / "bert", dtype="nf4", device="cpu")
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        with pytest.raises(MissingExtraError, match=r"layerfuse\[quantised\]"):
+            quantisation("int8", "cuda")
+
+    def test_packed_weights_count_as_what_they_stand_for(self):
+        packed = torch.nn.Parameter(torch.zeros(8, 1), requires_grad=False)
+        assert count_weights(packed) == 8
+        packed.quant_state = SimpleNamespace(shape=torch.Size([4, 4]))
+        assert count_weights(packed) == 16
 
     def test_without_a_gpu_nothing_is_quantised(self):
         assert fit_precision(7e9, 12e9, "float32", quantised=False) is None

@@ -15,6 +15,7 @@ from layerfuse.blocks import Layers, resolve_layers
 from layerfuse.encoder.architecture import Architecture, find_architecture, position_limit
 from layerfuse.encoder.capability import choose_device, choose_dtype
 from layerfuse.encoder.loading import load_model, load_tokenizer
+from layerfuse.encoder.quantising import QUANTISED
 from layerfuse.encoder.source import EncoderSource, find_source
 from layerfuse.encoder.tokenizing import TextTokenizer, Tokens, check_template
 from layerfuse.errors import ConfigError, StorageError, UnsupportedModelError
@@ -278,6 +279,7 @@ class FrozenEncoder:
         model = load_model(
             self.source,
             self.dtype,
+            device=self.device,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
         )
@@ -288,7 +290,8 @@ class FrozenEncoder:
                 "memory and no layer is saved by stopping early"
             )
         self._cut()
-        self._architecture.stack.to(self.device)
+        if self.dtype not in QUANTISED:  # those lie on the device already
+            self._architecture.stack.to(self.device)
         self._reporter.note(
             f"{self.name}: {self._architecture.n_layers} layers of {self._architecture.dim}, "
             f"{self.dtype} on {self.device}"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from layerfuse.encoder import FrozenEncoder
+from layerfuse.encoder.quantising import QUANTISED
 from layerfuse.errors import LayerfuseError
 from layerfuse.events import Reporter
 from layerfuse.files import human_bytes
@@ -13,7 +14,6 @@ from layerfuse.files import human_bytes
 __all__ = ["choose_precision", "fit_precision", "free_memory"]
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "nf4": 0.65}
-_QUANTISED = ("int8", "nf4")
 _ROOM = 1.15  # weights and a batch's activations, over the weights alone
 
 
@@ -58,7 +58,7 @@ def fit_precision(
 
     ``free`` are bytes, None where nobody knows.
     """
-    candidates = (dtype, *_QUANTISED) if quantised else (dtype,)
+    candidates = (dtype, *QUANTISED) if quantised else (dtype,)
     return next(
         (name for name in candidates if free is None or parameters * _BYTES[name] * _ROOM <= free),
         None,
