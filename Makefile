@@ -15,7 +15,7 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test browser check lint format bench tables docs clean
+.PHONY: help demo test browser check lint format bench tables study docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(DEV) ## the benchmarks; results go where benchmarks/README.md says
 	@$(BIN)/python -m benchmarks
 
 tables: $(DEV) ## write the READMEs' tables from benchmarks/results
+	@$(BIN)/python -m benchmarks.tables
+
+study: $(DEV) ## write docs/study.md from results/packaged (measured by layerfuse reproduce)
 	@$(BIN)/python -m benchmarks.tables
 
 docs: $(DEV) ## the documentation, in docs/_build/html; a warning ends the build

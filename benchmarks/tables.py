@@ -1,7 +1,8 @@
-"""``python -m benchmarks.tables``: write the tables of the READMEs from ``results/``.
+"""``python -m benchmarks.tables``: write the READMEs' tables and the study from the results.
 
-Each stands between ``<!-- table NAME -->`` and ``<!-- end -->``. With ``--check`` nothing is
-written, and the exit status says whether something would change.
+Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; ``docs/study.md`` is written
+as a whole, from the study's own results. With ``--check`` nothing is written, and the exit status
+says whether something would change.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from layerfuse.report import render_fit
+from layerfuse.study.evidence import Evidence
+from layerfuse.study.publishing import page_of
+from layerfuse.study.tables import table_texts
 
 _HERE = Path(__file__).parent
 _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
+_STUDY = Path("results", "packaged")
+_STUDY_PAGE = Path("docs", "study.md")
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SETS = {"mr": "MR", "sst2": "SST-2", "r8": "R8", "r52": "R52"}
 
@@ -32,18 +38,30 @@ Result = dict[str, Any]
 
 def main(arguments: Sequence[str]) -> int:
     stale = []
-    for page in _PAGES:
-        before = page.read_text(encoding="utf-8")
-        after = _MARKED.sub(lambda found: found[1] + _table(found[2]) + found[3], before)
+    for page, after in _pages():
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
         if before != after:
             stale.append(str(page.relative_to(_HERE.parent)))
             if "--check" not in arguments:
+                page.parent.mkdir(parents=True, exist_ok=True)
                 page.write_text(after, encoding="utf-8")
     print("\n".join(stale) or "the tables are those of the results")
     if stale and "--check" in arguments:
-        print("differ from benchmarks/results; run: python -m benchmarks.tables", file=sys.stderr)
+        print("differ from the results; run: python -m benchmarks.tables", file=sys.stderr)
         return 1
     return 0
+
+
+def _pages() -> Iterator[tuple[Path, str]]:
+    """Each page with the text that it should have."""
+    for page in _PAGES:
+        before = page.read_text(encoding="utf-8")
+        yield page, _MARKED.sub(lambda found: found[1] + _table(found[2]) + found[3], before)
+    study, page = _HERE.parent / _STUDY, _HERE.parent / _STUDY_PAGE
+    if study.exists() or page.exists():
+        yield page, page_of(study, f"../{_STUDY.as_posix()}")
+        for name, text in table_texts(Evidence.read(study)).items():
+            yield study / "tables" / name, text
 
 
 def _table(name: str) -> str:

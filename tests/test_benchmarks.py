@@ -17,7 +17,9 @@ from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
-from layerfuse.scoring import standardisation
+from layerfuse.scoring import probe_blocks, standardisation
+from layerfuse.study.correlating import correlate, spearman, summarise, top_picks
+from layerfuse.study.predictors import OUTCOMES, halves, measure_predictors
 
 Array = npt.NDArray[Any]
 
@@ -52,18 +54,18 @@ def planted(n: int = 400) -> tuple[dict[BlockRef, Array], Array]:
     return blocks, y
 
 
-def test_halves_are_of_equal_classes(benchmark: ModuleType) -> None:
+def test_halves_are_of_equal_classes() -> None:
     y = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 3, 2]))
-    first, second = benchmark.halves(y, seed=0)
+    first, second = halves(y, seed=0)
     assert sorted([*first, *second]) == list(range(len(y)))
     assert list(np.bincount(y[first])) == [25, 2, 1]
     assert list(np.bincount(y[second])) == [25, 1, 1]
 
 
-def test_predictors_see_one_half_and_gains_come_from_the_other(benchmark: ModuleType) -> None:
+def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
     blocks, y = planted()
-    found = benchmark.measure_predictors(blocks, y)
-    first, second = benchmark.halves(y, seed=0)
+    found = measure_predictors(blocks, y)
+    first, second = halves(y, seed=0)
     on_first = compare(
         {b: X[first] for b, X in blocks.items()}, y[first], pairs="blocks", blocks=list(blocks)
     )
@@ -82,9 +84,7 @@ def test_predictors_see_one_half_and_gains_come_from_the_other(benchmark: Module
 
     alone = {
         score.block: score.penalty
-        for score in benchmark.probe_blocks(
-            {b: X[first] for b, X in blocks.items()}, y[first]
-        ).scores
+        for score in probe_blocks({b: X[first] for b, X in blocks.items()}, y[first]).scores
     }
     for row, (a, b) in enumerate(found.members):
         pair = pairs[frozenset((found.blocks[a], found.blocks[b]))]
@@ -103,13 +103,13 @@ def test_predictors_see_one_half_and_gains_come_from_the_other(benchmark: Module
         assert found.realised["loss_gain"][row] == pytest.approx(loss_before - loss, abs=1e-4)
 
 
-def test_correlations_are_spearmans_with_intervals(benchmark: ModuleType) -> None:
-    found = benchmark.measure_predictors(*planted())
-    correlations = benchmark.correlate(found, n_resamples=50)
-    summary = benchmark.summarise([correlations, correlations])
+def test_correlations_are_spearmans_with_intervals() -> None:
+    found = measure_predictors(*planted())
+    correlations = correlate(found, n_resamples=50)
+    summary = summarise([correlations, correlations])
     assert list(summary) == ["all", "two encoders", "with the best block"]
     for group, mask in found.groups().items():
-        for outcome in benchmark.OUTCOMES:
+        for outcome in OUTCOMES:
             for name in MEASURES:
                 entry = summary[group][outcome][name]
                 expected = spearmanr(found.predictors[name][mask], found.realised[outcome][mask])
@@ -117,8 +117,8 @@ def test_correlations_are_spearmans_with_intervals(benchmark: ModuleType) -> Non
                 assert -1 <= entry["low"] <= entry["high"] <= 1
     assert [mask.sum() for mask in found.groups().values()] == [36, 27, 8]
     assert summary["all"]["loss_gain"]["loss_gain"]["value"] > 0.5
-    assert benchmark.spearman(np.ones(5), np.arange(5)) == 0
-    picks = benchmark.top_picks(found)
+    assert spearman(np.ones(5), np.arange(5)) == 0
+    picks = top_picks(found)
     assert picks["all"]["loss_gain"]["most"] == found.realised["loss_gain"].max()
     assert picks["all"]["loss_gain"]["loss_gain"] <= picks["all"]["loss_gain"]["most"]
     json.dumps([summary, picks], allow_nan=False)
@@ -144,8 +144,8 @@ def test_a_whole_run_writes_its_raw_numbers(
         assert {f"predictor_{name}" for name in MEASURES} < set(raw.files)
 
 
-def test_a_part_of_the_pairs(benchmark: ModuleType) -> None:
-    found = benchmark.measure_predictors(*planted(), max_pairs=5)
+def test_a_part_of_the_pairs() -> None:
+    found = measure_predictors(*planted(), max_pairs=5)
     with_best = (found.members == found.best).any(axis=1)
     assert (found.drawn.sum(), with_best.sum()) == (5, 8)  # of 36 pairs of 9 blocks
     assert (found.drawn | with_best).all()

@@ -47,6 +47,7 @@ ORDER = (
     "estimator",
     "terminal",
     "figures",
+    "study",
     "report",
     "commands",
     "cli",

@@ -23,6 +23,7 @@ __all__ = [
     "evaluate_predictions",
     "expected_calibration_error",
     "paired_difference",
+    "share_interval",
 ]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -162,15 +163,12 @@ def evaluate_predictions(
     ConfigError
         For ``n_resamples`` below 1.
     """
-    from scipy.stats import binomtest
     from sklearn.metrics import f1_score, log_loss
 
     _check_at_least_one(n_resamples, "n_resamples")
     labels, table = _check_probabilities(y_true, proba)
     n, n_classes = table.shape
     predicted = table.argmax(axis=1)
-    hits = int((predicted == labels).sum())
-    wilson = binomtest(hits, n).proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
 
     draws = _resample(labels, table, n_resamples, seed)
     f1 = float(f1_score(labels, predicted, average="macro", zero_division=0))
@@ -179,11 +177,19 @@ def evaluate_predictions(
     ece_low, ece_high = np.clip(2 * ece - np.quantile(draws[:, 2], _QUANTILES)[::-1], 0, 1)
     return Evaluation(
         n=n,
-        accuracy=_enclosing(hits / n, wilson.low, wilson.high),
+        accuracy=share_interval(int((predicted == labels).sum()), n),
         macro_f1=_enclosing(f1, *np.quantile(draws[:, 0], _QUANTILES)),
         log_loss=_enclosing(loss, *np.quantile(draws[:, 1], _QUANTILES)),
         ece=_enclosing(ece, ece_low, ece_high),
     )
+
+
+def share_interval(hits: int, n: int) -> Estimate:
+    """``hits`` of ``n`` as a share, with Wilson's 95 % score interval (1927)."""
+    from scipy.stats import binomtest
+
+    wilson = binomtest(hits, n).proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
+    return _enclosing(hits / n, wilson.low, wilson.high)
 
 
 def expected_calibration_error(

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from layerfuse.encoder.quantising import count_weights
 from layerfuse.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def find_architecture(model: Any, name: str) -> Architecture:
             for module in stack.children()
         ),
         layer_parameters=_count_parameters(stack, blocks, n_layers),
-        bytes_per_parameter=n_bytes / max(1, sum(weight.numel() for weight in weights)),
+        bytes_per_parameter=n_bytes / max(1, sum(map(count_weights, weights))),
     )
 
 
@@ -108,17 +109,17 @@ def _count_parameters(
     Where the blocks are not found, every layer needs all.
     """
     if blocks is None:
-        return (sum(weight.numel() for weight in stack.parameters()),) * (n_layers + 1)
+        return (sum(map(count_weights, stack.parameters())),) * (n_layers + 1)
     parent = next(module for module in stack.modules() if blocks in list(module.children()))
     after = [module for name, module in parent.named_children() if name in _AFTER_BLOCKS]
     steps = [[block] for block in blocks]
     steps[-1] += after
     sizes = [
-        {id(weight): weight.numel() for module in step for weight in module.parameters()}
+        {id(weight): count_weights(weight) for module in step for weight in module.parameters()}
         for step in steps
     ]
     inside = set().union(*sizes)
-    counted = {id(weight): weight.numel() for weight in stack.parameters()}
+    counted = {id(weight): count_weights(weight) for weight in stack.parameters()}
     counted = {weight: size for weight, size in counted.items() if weight not in inside}
     totals = [sum(counted.values())]
     for step_sizes in sizes:

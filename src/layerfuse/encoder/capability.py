@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layerfuse.encoder.quantising import QUANTISED
 from layerfuse.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "choose_device", "choose_dtype"]
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", *QUANTISED)
 
 
 def choose_device(device: str) -> str:
@@ -50,13 +51,18 @@ def choose_dtype(dtype: str, device: str) -> str:
     Raises
     ------
     ConfigError
-        For an unknown dtype.
+        For an unknown dtype, or a quantised one without a CUDA device.
     """
     if dtype == "auto":
         return "bfloat16" if _has_fast_bfloat16(device.partition(":")[0]) else "float32"
     if dtype not in DTYPES:
         raise ConfigError(
             f"Unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}." + did_you_mean(dtype, DTYPES)
+        )
+    if dtype in QUANTISED and device.partition(":")[0] != "cuda":
+        raise ConfigError(
+            f"dtype {dtype!r} needs a CUDA device, and this is {device}. Use auto, float32, "
+            "bfloat16 or float16."
         )
     return dtype
 

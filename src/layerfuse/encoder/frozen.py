@@ -15,6 +15,7 @@ from layerfuse.blocks import Layers, resolve_layers
 from layerfuse.encoder.architecture import Architecture, find_architecture, position_limit
 from layerfuse.encoder.capability import choose_device, choose_dtype
 from layerfuse.encoder.loading import load_model, load_tokenizer, too_large
+from layerfuse.encoder.quantising import QUANTISED
 from layerfuse.encoder.source import EncoderSource, find_source
 from layerfuse.encoder.tokenizing import TextTokenizer, Tokens, check_template
 from layerfuse.errors import (
@@ -198,6 +199,10 @@ class FrozenEncoder:
             self._cut()
         return self
 
+    def release(self) -> None:
+        """Let go of the weights and the tokenizer; they are loaded again when they are needed."""
+        self._tokenizer = self._architecture = None
+
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
         self._load_tokenizer()
@@ -281,6 +286,7 @@ class FrozenEncoder:
             model = load_model(
                 self.source,
                 self.dtype,
+                device=self.device,
                 trust_remote_code=self.trust_remote_code,
                 allow_pickle=self.allow_pickle,
             )
@@ -292,7 +298,8 @@ class FrozenEncoder:
             )
         self._cut()
         try:
-            self._architecture.stack.to(self.device)
+            if self.dtype not in QUANTISED:  # those lie on the device already
+                self._architecture.stack.to(self.device)
         except Exception as error:
             self._architecture = None
             if is_out_of_memory(error):

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from layerfuse.encoder.quantising import quantisation
 from layerfuse.encoder.source import EncoderSource
 from layerfuse.errors import NoMemoryError, UnsupportedModelError, is_out_of_memory, require
 
@@ -38,25 +39,31 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
 
 
 def load_model(
-    source: EncoderSource, dtype: str, *, trust_remote_code: bool, allow_pickle: bool
+    source: EncoderSource,
+    dtype: str,
+    *,
+    device: str = "cpu",
+    trust_remote_code: bool,
+    allow_pickle: bool,
 ) -> Any:
-    """The model without a language-model head, in evaluation mode on the CPU.
+    """The model without a language-model head, in evaluation mode on the CPU; quantised weights go
+    straight to the device.
 
     Raises
     ------
     UnsupportedModelError
         When transformers cannot build a model from the files.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModel
 
+    packing = quantisation(dtype, device)
     with _quiet():
         try:
             model, outcome = AutoModel.from_pretrained(
                 source.folder,
                 output_loading_info=True,
-                dtype=getattr(torch, dtype),
+                **packing,
                 trust_remote_code=trust_remote_code,
                 **({} if source.gguf_file else {"use_safetensors": None if allow_pickle else True}),
                 **_gguf(source),

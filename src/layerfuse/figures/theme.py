@@ -8,7 +8,7 @@ import altair as alt
 
 __all__ = ["THEMES", "Chart", "Row", "ordered", "percentages", "vega_spec"]
 
-Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
 Row: TypeAlias = dict[str, Any]
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"

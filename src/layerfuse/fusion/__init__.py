@@ -1,10 +1,11 @@
 """Combining the embeddings of several blocks into one feature matrix."""
 
-from layerfuse.fusion.base import FittedFusion, Fusion
+from layerfuse.fusion.base import RESIDUAL, FittedFusion, Fusion
 from layerfuse.fusion.fitting import FUSIONS, check_fusion, fit_fusion, load_fusion
 
 __all__ = [
     "FUSIONS",
+    "RESIDUAL",
     "FittedFusion",
     "Fusion",
     "check_fusion",

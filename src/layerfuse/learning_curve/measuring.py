@@ -48,6 +48,7 @@ def learning_curve(
     fusion: str = "concat",
     head: str = "ridge",
     seed: int = 0,
+    probed: Probed | None = None,
     reporter: Reporter = SILENT,
 ) -> LearningCurve:
     """Measure three ways to a classifier with more and more of the labels.
@@ -86,6 +87,9 @@ def learning_curve(
         How (c) is made; see `Recipe`. The allowance does not limit (a) and (b).
     seed
         Of draws, intervals and models.
+    probed
+        What `probe_blocks` made of all training rows; its axes and coordinates are used and its
+        scores are not. Found anew where it is not given.
     reporter
         Receives progress.
 
@@ -113,7 +117,7 @@ def learning_curve(
     there = set(test_embeddings)  # `in` would read a block
     if missing := [block for block in train_embeddings if block not in there]:
         raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
-    axes, plans = _choose(train_embeddings, encoded, jobs, recipe, reporter)
+    axes, plans = _choose(train_embeddings, encoded, jobs, recipe, probed, reporter)
     used = {block for found in plans for plan in found.values() for block in plan.blocks}
     known = _coordinates(train_embeddings, used, axes, len(encoded))
     other = _coordinates(test_embeddings, used, axes, len(truth))
@@ -152,13 +156,21 @@ def _encode(classes: list[Any], labels: list[Any]) -> Labels:
 
 
 def _choose(
-    embeddings: Blocks, y: Labels, jobs: Sequence[Labels], recipe: Recipe, reporter: Reporter
+    embeddings: Blocks,
+    y: Labels,
+    jobs: Sequence[Labels],
+    recipe: Recipe,
+    probed: Probed | None,
+    reporter: Reporter,
 ) -> tuple[dict[BlockRef, PrincipalAxes], list[Plans]]:
     """Each block's axes, and the plans of each draw of rows.
 
     The coordinates that choosing looks at are gone afterwards: heads see more of fewer blocks.
     """
-    axes, leading = _turn(embeddings, len(y), reporter)
+    if probed is None:
+        axes, leading = _turn(embeddings, len(y), reporter)
+    else:
+        axes, leading = dict(probed.axes), dict(probed.coordinates)
     plans: list[Plans] = []
     with reporter.task("choosing", len(jobs), "draws") as advance:
         for found in spread(lambda rows: _plans(leading, rows, y[rows], recipe), jobs):

@@ -10,6 +10,7 @@ from layerfuse.scoring.probe import (
     check_scorer,
     probe_blocks,
     probe_rows,
+    probe_space,
     score_blocks,
 )
 from layerfuse.scoring.ridge import (
@@ -43,6 +44,7 @@ __all__ = [
     "prior_errors",
     "probe_blocks",
     "probe_rows",
+    "probe_space",
     "score_blocks",
     "spectrum",
     "standardisation",

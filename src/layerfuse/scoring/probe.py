@@ -23,7 +23,15 @@ from layerfuse.scoring.ridge import (
     one_hot,
 )
 
-__all__ = ["SCORERS", "Probed", "check_scorer", "probe_blocks", "probe_rows", "score_blocks"]
+__all__ = [
+    "SCORERS",
+    "Probed",
+    "check_scorer",
+    "probe_blocks",
+    "probe_rows",
+    "probe_space",
+    "score_blocks",
+]
 
 Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
 
@@ -125,7 +133,10 @@ def probe_rows(probed: Probed, rows: npt.NDArray[np.intp], y: npt.NDArray[np.int
     return Probed(BlockScores(tuple(scores), "ridge"), centred, probed.axes)
 
 
-def _ridge(block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int) -> BlockScore:
+def probe_space(
+    block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int
+) -> BlockScore:
+    """The ridge score of a block from its whole spectrum; ``y`` are class indices (n,)."""
     result = leave_one_out(space, one_hot(y, n_classes))
     predicted = result.predictions.argmax(axis=1)
     score = _score(block, predicted == y, result.errors, result.penalty)
@@ -179,6 +190,6 @@ def _macro_f1(y: npt.NDArray[np.intp], predicted: npt.NDArray[np.intp]) -> float
 
 
 SCORERS: dict[str, Callable[[BlockRef, Spectrum, npt.NDArray[np.intp], int], BlockScore]] = {
-    "ridge": _ridge,
+    "ridge": probe_space,
     "logistic": _logistic,
 }
