@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from layerfuse.cli.options import AsJson, DeviceOrAuto, Quiet, Sample, StoreFolder
+from layerfuse.cli.options import AsJson, DeviceOrAuto, Quiet, Sample, StoreFolder, Verbose
 from layerfuse.cli.output import finish, reporter
 
 __all__ = ["reproduce"]
