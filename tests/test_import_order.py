@@ -20,6 +20,7 @@ ORDER = (
     "resources",
     "metering",
     "parallel",
+    "batching",
     "config",
     "files",
     "corpus",
