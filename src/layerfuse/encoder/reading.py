@@ -45,7 +45,7 @@ class Pending:
             for layer, tensor in pooled.items()
         }
         with torch.cuda.device(next(iter(pooled.values())).device):
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def result(self) -> dict[int, npt.NDArray[np.float32]]:

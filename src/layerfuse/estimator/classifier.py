@@ -19,8 +19,8 @@ from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
 from layerfuse.calibration import check_calibration, fit_calibration
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError
-from layerfuse.estimator.analysis import FIXED, PIPELINE, Analysis, analyse
-from layerfuse.estimator.gathering import Gathered, gather
+from layerfuse.estimator.analysis import FIXED, PIPELINE, Analysis, analyse, measured_rows
+from layerfuse.estimator.gathering import Gathered, gather, gather_blocks, most_missing
 from layerfuse.estimator.inputs import (
     check_class_weight,
     check_labels,
@@ -29,6 +29,7 @@ from layerfuse.estimator.inputs import (
     open_encoders,
     training_rows,
 )
+from layerfuse.estimator.scouting import SCOUT_ABOVE, Scouted, read_training
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import check_texts
 from layerfuse.metrics import evaluate_predictions
@@ -100,6 +101,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     store
         ``"auto"`` keeps training embeddings in the user's cache; None in memory; or a folder.
+    scout
+        Above so many distinct training texts that are not in the store, 10,000 stratified rows are
+        read through all layers, and the others only up to the layers chosen; None reads all.
     batch_tokens
         The most tokens of a batch.
     random_state
@@ -144,6 +148,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         dtype: str = "auto",
         cv: int = 5,
         store: str | Path | EmbeddingStore | None = "auto",
+        scout: int | None = SCOUT_ABOVE,
         batch_tokens: int | None = None,
         random_state: int = 0,
         reporter: Reporter | None = None,
@@ -166,6 +171,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.dtype = dtype
         self.cv = cv
         self.store = store
+        self.scout = scout
         self.batch_tokens = batch_tokens
         self.random_state = random_state
         self.reporter = reporter
@@ -189,7 +195,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         texts, encoded = [texts[row] for row in whole], encoded[whole]
         self.open()
         extracting = time.perf_counter()
-        embeddings = self.extract(texts)
+        embeddings = self._read_training(texts, encoded)
         self.costs_ = embeddings.costs
         extracted = time.perf_counter()
         analysis = analyse(
@@ -205,6 +211,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         found, nested, training = analysis.found, analysis.nested, analysis.training
         self.profile_ = training.probed.scores
         self.selection_, self.plan_, self.trials_ = found.selection, found.plan, found.trials
+        committing = time.perf_counter()
+        if isinstance(embeddings, Scouted):
+            embeddings.commit(found.plan.blocks, self._reporter)
         training_head = time.perf_counter()
         y_measured = encoded[training.rows]
         calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
@@ -216,7 +225,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.truncated_share_ = embeddings.truncated_share
         ended = time.perf_counter()
         self.timings_ = {
-            "extract_s": extracted - extracting,
+            "extract_s": extracted - extracting + training_head - committing,
             **analysis.timings,
             "head_s": measuring - training_head,
             "total_s": ended - started,
@@ -243,24 +252,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
         check_is_fitted(self, "model_")
         texts = check_texts(X)
-        parts = []
-        for encoder in self.encoders_:
-            own = [block for block in self.model_.blocks if block.encoder == encoder.name]
-            if own:
-                layers = sorted({block.layer for block in own})
-                poolings = tuple(dict.fromkeys(block.pooling for block in own))
-                parts.append((encoder, layers, poolings))
-        embeddings: dict[BlockRef, npt.NDArray[np.float32]] = {}
-        for encoder, layers, poolings in parts:
-            embeddings |= gather(
-                texts,
-                [encoder],
-                layers,
-                poolings,
-                None,
-                batch_tokens=self.batch_tokens,
-                reporter=self._reporter,
-            )
+        embeddings = self._gather_blocks(texts, self.model_.blocks, None)
         return self.model_.predict_proba(embeddings)
 
     def predict(self, X: Sequence[str]) -> npt.NDArray[Any]:
@@ -291,6 +283,31 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             self._store(),
             batch_tokens=self.batch_tokens,
             reporter=self._reporter,
+        )
+
+    def _gather_blocks(
+        self, texts: Sequence[str], blocks: Sequence[BlockRef], store: EmbeddingStore | None
+    ) -> Gathered:
+        return gather_blocks(
+            texts,
+            self.encoders_,
+            blocks,
+            store,
+            batch_tokens=self.batch_tokens,
+            reporter=self._reporter,
+        )
+
+    def _read_training(self, texts: Sequence[str], y: npt.NDArray[np.intp]) -> Gathered | Scouted:
+        """All candidate blocks; where too many texts are new, those of the measured rows alone."""
+        store = self._store()
+        return read_training(
+            texts,
+            measured_rows(y, self.random_state),
+            self.scout,
+            lambda: most_missing(texts, self.encoders_, self.layers, self.pooling, store),
+            self.extract,
+            lambda blocks: self._gather_blocks(texts, blocks, store),
+            self._reporter,
         )
 
     def run_baselines(
