@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassi
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
 from layerfuse.estimator import analysis as analysis_module
 from layerfuse.resources import Budget, pipeline_cost
+from layerfuse.store import text_hashes
 
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
@@ -344,6 +346,55 @@ class TestWhatIsMeasured:
         assert other.plan_ == model.plan_
         one, two = (found.model_.model.head.arrays()["coef"] for found in (model, other))
         assert np.abs(one - two).max() > 0.01
+
+    def test_scouting_ends_where_reading_everything_does(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        """The sample is the one that measuring takes in any case."""
+        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
+        whole = build(tiny, "bert", "llama", store=None).fit(TEXTS, LABELS)
+        notes = Notes()
+        store = EmbeddingStore(tmp_path)
+        scouted = build(tiny, "bert", "llama", store=store, scout=100, reporter=notes)
+        scouted.fit(TEXTS, LABELS)
+        assert notes.about("160 texts are new: 60 rows are scouted through all layers")
+        assert notes.about("all rows were read up to")
+        assert scouted.selection_.blocks == whole.selection_.blocks
+        assert scouted.plan_ == whole.plan_
+        assert scouted.n_rows_ == 160
+        for ours, theirs in zip(scouted.out_of_fold(), whole.out_of_fold(), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=5e-3)
+        proba = scouted.predict_proba(TEST_TEXTS)
+        np.testing.assert_allclose(proba, whole.predict_proba(TEST_TEXTS), atol=5e-3)
+        # What was read of the rows that were not scouted: the chosen blocks' layers alone.
+        for encoder in scouted.encoders_:
+            section = store.section(encoder.name, encoder.identity)
+            own = [block for block in scouted.plan_.blocks if block.encoder == encoder.name]
+            for layer in range(encoder.n_layers + 1):
+                lacking = section.missing(text_hashes(sorted(set(TEXTS))), [(layer, "mean")])
+                chosen = any(block.layer == layer for block in own)
+                assert sum(len(rows) for rows, _ in lacking) == (0 if chosen else 100)
+        test = scouted.extract(TEST_TEXTS)
+        baselines = {b.name: b for b in scouted.run_baselines(TEST_TEXTS, test)}
+        assert baselines["best_block"].predicted is not None
+
+    @pytest.mark.parametrize("scout", [None, 160])
+    def test_few_new_texts_are_all_read(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, scout: int | None
+    ):
+        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
+        notes = Notes()
+        build(tiny, "bert", store=None, scout=scout, reporter=notes).fit(TEXTS, LABELS)
+        assert not notes.about("scouted")
+
+    def test_stored_texts_are_not_scouted(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
+        build(tiny, "bert", store=tmp_path, scout=None).open().extract(TEXTS)
+        notes = Notes()
+        build(tiny, "bert", store=tmp_path, scout=100, reporter=notes).fit(TEXTS, LABELS)
+        assert not notes.about("scouted")
 
     def test_out_of_fold_covers_all_rows(self, fitted: LayerFusionClassifier):
         y, proba = fitted.out_of_fold()

@@ -86,10 +86,10 @@ class TestOrderAndBatches:
         if budget == 1:
             assert len(shapes) == 100
         if budget == 100_000:
-            assert len(shapes) == n_shards
+            assert n_shards <= len(shapes) < 15, "no more batches than the padding is worth"
         real = sum(len(row) for row in encoder.tokenize(texts).ids)
         padded = sum(rows * width for rows, width in shapes)
-        assert budget == 100_000 or padded < 1.3 * real, "texts of like length go together"
+        assert padded < 1.3 * real, "texts of like length go together"
 
     def test_batches_and_shards_change_only_roundings(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
@@ -550,18 +550,18 @@ class TestCost:
         clock = [0.0]
         monkeypatch.setattr(extraction.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
-        read, tokenize = encoder.read, encoder.tokenize
+        launch, tokenize = encoder.launch, encoder.tokenize
 
-        def slow_read(ids: list[list[int]], layers: list[int], *rest: Any) -> Any:
+        def slow_launch(ids: list[list[int]], layers: list[int], *rest: Any) -> Any:
             clock[0] += 0.001 * sum(map(len, ids)) * layers[-1] + (100 if cold else 0)
             cold.clear()
-            return read(ids, layers, *rest)
+            return launch(ids, layers, *rest)
 
         def slow_tokenize(rows: list[str]) -> Any:
             clock[0] += 0.5 if rows else 100
             return tokenize(rows)
 
-        monkeypatch.setattr(encoder, "read", slow_read)
+        monkeypatch.setattr(encoder, "launch", slow_launch)
         monkeypatch.setattr(encoder, "tokenize", slow_tokenize)
         tokens_per_text = np.mean([len(row) for row in tokenize(texts).ids])
         for layers in ("all", [1], [0, 2]):
@@ -592,15 +592,15 @@ class TestCost:
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
         monkeypatch.setattr(extraction.time, "perf_counter", lambda: clock[0])
-        read = encoder.read
+        launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:
             clock[0] += 50 if len(ids) > 4 else 0.001 * sum(map(len, ids))
             if len(ids) > 4:
                 raise torch.OutOfMemoryError("too many")
-            return read(ids, *rest)
+            return launch(ids, *rest)
 
-        monkeypatch.setattr(encoder, "read", tight)
+        monkeypatch.setattr(encoder, "launch", tight)
         cost = extract(sentences(40), encoder, batch_tokens=400).cost
         assert cost is not None
         assert cost.ms_per_text == pytest.approx(cost.tokens_per_text)

@@ -22,6 +22,7 @@ ORDER = (
     "resources",
     "metering",
     "parallel",
+    "batching",
     "config",
     "files",
     "corpus",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from layerfuse.parallel import n_cores, spread
+from layerfuse.parallel import Behind, ahead, n_cores, spread
 
 
 def blas_threads() -> list[int]:
@@ -51,3 +52,50 @@ def test_libraries_have_one_thread_meanwhile_and_theirs_again_after() -> None:
 def test_it_can_be_used_within_itself() -> None:
     found = spread(lambda item: sum(spread(abs, range(item))), range(5))
     assert list(found) == [0, 0, 1, 3, 6]
+
+
+class TestBehind:
+    def test_calls_run_in_order_behind_the_caller(self):
+        done: list[int] = []
+        gate = threading.Event()
+        with Behind() as behind:
+            behind(gate.wait, 10)
+            assert done == []  # the caller went on
+            gate.set()
+            for number in range(3):
+                behind(done.append, number)
+        assert done == [0, 1, 2]
+
+    def test_an_error_comes_out_of_the_next_call_or_the_end(self):
+        def fail() -> None:
+            raise OSError("the disk is full")
+
+        with pytest.raises(OSError, match="full"), Behind() as behind:
+            behind(fail)
+        with Behind() as behind:
+            behind(fail)
+            with pytest.raises(OSError, match="full"):
+                behind(fail)
+
+    def test_what_runs_is_finished_when_the_caller_fails(self):
+        done: list[int] = []
+
+        def slow() -> None:
+            time.sleep(0.2)
+            done.append(1)
+
+        def caller() -> None:
+            with Behind() as behind:
+                behind(slow)
+                raise ValueError("stop")
+
+        with pytest.raises(ValueError, match="stop"):
+            caller()
+        assert done == [1]
+
+
+def test_ahead_keeps_the_order_and_hands_on_errors():
+    assert list(ahead(lambda number: number * 2, range(5))) == [0, 2, 4, 6, 8]
+    assert list(ahead(str, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda number: 1 // number, [1, 0]))

@@ -8,8 +8,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +27,7 @@ from layerfuse.errors import FormatError, StorageError
 from layerfuse.extraction import Embeddings
 from layerfuse.files import read_json
 from layerfuse.store import costs, keep_cost, read_cost, text_hashes
+from layerfuse.store.section import Section
 
 TEXTS = sentences(40)
 
@@ -595,20 +595,19 @@ class TestDamaged:
         assert sum(notes.advanced) == 10
 
     def test_a_disk_that_never_gives_back_what_was_written(
-        self, encoder: FrozenEncoder, store: EmbeddingStore
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
         """Each time the shard is computed again, it is damaged again."""
         shard, _ = self.filled(encoder, store)
+        write = Section.write
 
-        class Spoiler(Notes):
-            @contextmanager
-            def task(self, name: str, total: int, unit: str) -> Iterator[Any]:
-                with super().task(name, total, unit) as advance:
-                    yield advance
-                flip(shard, data_range(shard, "1:mean")[0])
+        def spoil(*arguments: Any) -> None:
+            write(*arguments)
+            flip(shard, data_range(shard, "1:mean")[0])
 
+        monkeypatch.setattr(Section, "write", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
-        notes = Spoiler()
+        notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)
         with pytest.raises(StorageError, match="other bytes than were written, again and again"):
             _ = found[BlockRef("tiny", 1, "mean")]

@@ -21,6 +21,7 @@ _WHOLE_NUMBERS = (
     "max_length",
     "cv",
     "seed",
+    "scout",
     "batch_tokens",
 )
 _SWITCHES = ("report",)
@@ -59,6 +60,7 @@ class FitConfig:
     cv: int = 5
     seed: int = 0
     store: str | None = None
+    scout: int = 20_000  # 0 never scouts
     batch_tokens: int | None = None
     out: str | None = None
     report: bool = True

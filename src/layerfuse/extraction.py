@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,13 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.batching import plan_batches
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
-from layerfuse.encoder import FrozenEncoder
+from layerfuse.encoder import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import DataError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import human_bytes
 from layerfuse.labels import Column, as_list
 from layerfuse.metering import CostRecord, Meter
+from layerfuse.parallel import Behind, ahead
 from layerfuse.resources import EncoderCost
 from layerfuse.store import EmbeddingStore, Key, Section, keep_cost, read_cost, text_hashes
 from layerfuse.store.shard import CorruptShardError
@@ -26,6 +29,7 @@ from layerfuse.store.shard import CorruptShardError
 __all__ = ["Embeddings", "check_texts", "extract"]
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+_BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside them, in tokens
 _SHARD_ROWS = 2048
 _SHARD_BYTES = 192 << 20
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
@@ -143,7 +147,7 @@ def extract(
     refs = [BlockRef(encoder.name, layer, name) for layer, name in keys]
     hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
     distinct = [rows[index] for index in first]
-    budget = batch_tokens or _BATCH_TOKENS[encoder.device.partition(":")[0]]
+    budget = batch_tokens or _BATCH_TOKENS[encoder.kind]
     runner = _Runner(distinct, encoder, budget, reporter)
     if store is None:
         computed = _InMemory.compute(runner, keys, back)
@@ -163,6 +167,7 @@ class _Runner:
     budget: int
     reporter: Reporter
     meter: Meter = field(default_factory=Meter)
+    padding: list[tuple[int, int]] = field(default_factory=list)  # tokens, and with padding
 
     def shards(
         self, rows: npt.NDArray[np.intp], keys: Sequence[Key]
@@ -173,25 +178,29 @@ class _Runner:
         stopped and goes on yields the same bytes as one that was not.
         """
         size = max(1, min(_SHARD_ROWS, _SHARD_BYTES // (4 * self.encoder.dim * len(keys))))
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        highest = max(layer for layer, _ in keys)
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                truncated, blocks = self._read(part, keys, advance)
+            self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
+            # Not ahead on a CPU: its cores are busy, and the clock of either would be wrong.
+            in_turn = map if self.encoder.kind == "cpu" else ahead
+            for part, (tokens, seconds) in zip(parts, in_turn(self._tokenize, parts), strict=True):
+                self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
+                truncated, blocks = self._read(part, tokens, keys, advance)
                 yield part, truncated, blocks
 
-    def _read(
-        self, part: npt.NDArray[np.intp], keys: Sequence[Key], advance: Any
-    ) -> tuple[npt.NDArray[np.bool_], dict[Key, npt.NDArray[np.float32]]]:
-        layers = sorted({layer for layer, _ in keys})
-        self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
+    def _tokenize(self, part: npt.NDArray[np.intp]) -> tuple[Tokens, float]:
         started = time.perf_counter()
         tokens = self.encoder.tokenize([self.texts[row] for row in part])
-        seconds = time.perf_counter() - started
-        self.meter.tokenized(layers[-1], len(part), sum(map(len, tokens.ids)), seconds)
+        return tokens, time.perf_counter() - started
+
+    def _read(
+        self, part: npt.NDArray[np.intp], tokens: Tokens, keys: Sequence[Key], advance: Any
+    ) -> tuple[npt.NDArray[np.bool_], dict[Key, npt.NDArray[np.float32]]]:
+        layers = sorted({layer for layer, _ in keys})
         poolings = list(dict.fromkeys(pooling for _, pooling in keys))
         blocks: dict[Key, npt.NDArray[np.float32]] = {}
-        for batch in self._batches(tokens.ids):
-            read = self._read_batch([tokens.ids[row] for row in batch], layers, poolings)
+        for batch, read in self._read_batches(tokens.ids, layers, poolings):
             for layer, pooling in keys:
                 values = read[layer][:, poolings.index(pooling)]
                 if (layer, pooling) not in blocks:
@@ -200,44 +209,63 @@ class _Runner:
             advance(len(batch))
         return np.array(tokens.truncated, dtype=bool), blocks
 
-    def _batches(self, ids: list[list[int]]) -> Iterator[list[int]]:
-        """Rows by falling length, as many to a batch as fit the token budget."""
-        order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
-        start = 0
-        while start < len(order):
-            size = max(1, self.budget // len(ids[order[start]]))
-            yield order[start : start + size]
-            start += size
+    def _read_batches(
+        self,
+        ids: list[list[int]],
+        layers: list[int],
+        poolings: list[str],
+    ) -> Iterator[tuple[list[int], dict[int, npt.NDArray[np.float32]]]]:
+        """Each batch and its pooled states; a GPU gets the next batch before this one is fetched.
 
-    def _read_batch(
-        self, ids: list[list[int]], layers: list[int], poolings: list[str]
-    ) -> dict[int, npt.NDArray[np.float32]]:
-        """Read a batch; out of memory is answered by halving the batch and the budget."""
+        Out of memory is answered by halving the budget and parting anew what is left.
+        """
+
+        waiting: deque[tuple[list[int], float, Pending]] = deque()
+        queue = self._plan(ids, range(len(ids)))
+        self.padding.append((sum(map(len, ids)), sum(len(b) * len(ids[b[0]]) for b in queue)))
+        depth = 0 if self.encoder.kind == "cpu" else 1
+        done = 0.0
+        while queue or waiting:
+            if queue and len(waiting) <= depth:
+                batch = queue.popleft()
+                started = time.perf_counter()
+                try:
+                    rows = [ids[row] for row in batch]
+                    waiting.append((batch, started, self.encoder.launch(rows, layers, poolings)))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1:
+                        raise NoMemoryError(
+                            f"{self.encoder.name} has no memory left to read one text of "
+                            f"{len(rows[0]):,} tokens. Cut texts earlier with --max-length "
+                            "(max_length=), or use a smaller model, --device cpu or --dtype "
+                            "bfloat16. Finished embeddings are kept."
+                        ) from error
+                    self._shrink()
+                    queue = self._plan(ids, [row for rows in (batch, *queue) for row in rows])
+                    continue
+                if queue and len(waiting) <= depth:
+                    continue
+            batch, started, pending = waiting.popleft()
+            read = pending.result()
+            started, done = max(started, done), time.perf_counter()
+            self.meter.ran(layers[-1], sum(len(ids[row]) for row in batch), done - started)
+            yield batch, read
+
+    def _plan(self, ids: list[list[int]], rows: Sequence[int]) -> deque[list[int]]:
+        lengths = [len(ids[row]) for row in rows]
+        plan = plan_batches(lengths, self.budget, _BATCH_OVERHEAD[self.encoder.kind])
+        return deque([rows[index] for index in batch] for batch in plan)
+
+    def _shrink(self) -> None:
         import torch
 
-        started = time.perf_counter()
-        try:
-            read = self.encoder.read(ids, layers, poolings)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(ids) == 1:
-                raise NoMemoryError(
-                    f"{self.encoder.name} has no memory left to read one text of {len(ids[0]):,} "
-                    "tokens. Cut texts earlier with --max-length (max_length=), or use a smaller "
-                    "model, --device cpu or --dtype bfloat16. Finished embeddings are kept."
-                ) from error
-        else:
-            self.meter.ran(layers[-1], sum(map(len, ids)), time.perf_counter() - started)
-            return read
         torch.cuda.empty_cache()
         self.budget = max(1, self.budget // 2)
         self.reporter.note(
             f"{self.encoder.name}: out of memory; batches are cut to {self.budget} tokens"
         )
-        half = len(ids) // 2
-        low, high = (self._read_batch(part, layers, poolings) for part in (ids[:half], ids[half:]))
-        return {layer: np.concatenate([low[layer], high[layer]]) for layer in layers}
 
     def record(self) -> CostRecord | None:
         """What the texts read so far took; None when no block ran."""
@@ -323,9 +351,10 @@ class _Stored:
         )
         self.runner.meter = Meter()
         self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
-        for rows, keys in plan:
-            for part, truncated, blocks in self.runner.shards(rows, keys):
-                self.section.write(self.hashes[part], truncated, blocks)
+        with Behind() as behind:  # a shard is written while the next one is read
+            for rows, keys in plan:
+                for part, truncated, blocks in self.runner.shards(rows, keys):
+                    behind(self.section.write, self.hashes[part], truncated, blocks)
         if n_rows:
             self._keep(self.runner.record())
         return n_rows

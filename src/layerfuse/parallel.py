@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
-__all__ = ["n_cores", "spread"]
+__all__ = ["Behind", "ahead", "n_cores", "spread"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,6 +29,18 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         ThreadPoolExecutor(n_cores()) as executor,
     ):
         yield from executor.map(function, items)
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of ``function`` for each item, in order; one is worked out ahead, in a thread."""
+    with ThreadPoolExecutor(1) as executor:
+        running: Future[Result] | None = None
+        for item in items:
+            before, running = running, executor.submit(function, item)
+            if before is not None:
+                yield before.result()
+        if running is not None:
+            yield running.result()
 
 
 @contextmanager
@@ -59,3 +71,35 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Behind:
+    """Runs calls one after another in a thread behind the caller, at most one at a time.
+
+    A call waits for the one before it, so that no more than one call's data is kept. An error
+    comes out of the next call, or at the end of the ``with`` block, whichever is first.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1)
+        self._running: Future[Any] | None = None
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.wait()
+        self._running = self._executor.submit(function, *arguments)
+
+    def wait(self) -> None:
+        """Until nothing runs; raises what the last call raised."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._executor.shutdown()  # what runs is finished: it may be a shard

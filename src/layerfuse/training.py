@@ -80,26 +80,40 @@ class Training:
         Scores, principal coordinates and axes from those rows.
     recipe
         What is searched.
+    measured
+        All blocks of ``rows`` (n_measured, dim), where ``embeddings`` hold but some blocks.
     """
 
     def __init__(
-        self, embeddings: Blocks, y: Labels, rows: Labels, probed: Probed, recipe: Recipe
+        self,
+        embeddings: Blocks,
+        y: Labels,
+        rows: Labels,
+        probed: Probed,
+        recipe: Recipe,
+        measured: Blocks | None = None,
     ) -> None:
         self.embeddings = embeddings
+        self._measured = measured
         self.y = y
         self.rows = rows
         self.probed = probed
         self.recipe = recipe
         self._kept: dict[BlockRef, Floats] = {}
+        self._kept_measured: dict[BlockRef, Floats] = {}
 
     def search(self, reporter: Reporter = SILENT) -> Found:
         """Choose blocks, fusion and head by the recipe, from all measured rows."""
         return search(self.probed, self.y[self.rows], self.recipe, reporter)
 
     def fit(self, plan: Plan) -> FusedModel:
-        """Fit a plan on all rows."""
-        coordinates = {block: self._coordinates(block) for block in plan.blocks}
-        model = train(plan, coordinates, self.y, self.recipe.task, self.rows)
+        """Fit a plan on all rows, or on the measured ones where others lack a block of it."""
+        if set(plan.blocks) <= set(self.embeddings):
+            coordinates = {block: self._coordinates(block) for block in plan.blocks}
+            model = train(plan, coordinates, self.y, self.recipe.task, self.rows)
+        else:
+            coordinates = {block: self._coordinates_measured(block) for block in plan.blocks}
+            model = train(plan, coordinates, self.y[self.rows], self.recipe.task)
         axes = tuple(self.probed.axes[block] for block in plan.blocks)
         return FusedModel(axes, model, TemperatureCalibrator())
 
@@ -134,12 +148,29 @@ class Training:
 
     def _predict(self, plan: Plan, rows: Labels, held: Labels) -> Floats:
         """Train on some of the measured rows, predict the logits of others."""
-        coordinates = {block: self._coordinates(block) for block in plan.blocks}
-        task = self.recipe.task
-        return predict_held(plan, coordinates, self.y, self.rows[rows], self.rows[held], task)
+        coordinates = {block: self._coordinates_measured(block) for block in plan.blocks}
+        y, task = self.y[self.rows], self.recipe.task
+        return predict_held(plan, coordinates, y, rows, held, task)
 
     def _coordinates(self, block: BlockRef) -> Floats:
         """Principal coordinates of all rows, (n, rank)."""
         if block not in self._kept:
             self._kept[block] = self.probed.axes[block].transform(self.embeddings[block])
         return self._kept[block]
+
+    def measured(self, block: BlockRef) -> Floats:
+        """A block of the measured rows, (n_measured, dim)."""
+        if self._measured is not None:
+            return self._measured[block]
+        whole = self.embeddings[block]
+        return whole if len(self.rows) == len(self.y) else whole[self.rows]
+
+    def _coordinates_measured(self, block: BlockRef) -> Floats:
+        """Principal coordinates of the measured rows, (n_measured, rank)."""
+        if self._measured is None:
+            whole = self._coordinates(block)
+            return whole if len(self.rows) == len(self.y) else whole[self.rows]
+        if block not in self._kept_measured:
+            axes = self.probed.axes[block]
+            self._kept_measured[block] = axes.transform(self._measured[block])
+        return self._kept_measured[block]

@@ -118,6 +118,7 @@ def settings(options: dict[str, Any], **defaults: Any) -> FitConfig:
         "chat": lambda pairs: _pairs("--chat", pairs),
         "layers": _layers,
         "pooling": _poolings,
+        "scout": _scout,
     }
     file = options.get("config")
     given: dict[str, Any] = defaults | ({} if file is None else read_toml(file))
@@ -127,6 +128,15 @@ def settings(options: dict[str, Any], **defaults: Any) -> FitConfig:
         if value is not None and field in known:
             given[field] = parsers.get(name, lambda value: value)(value)
     return FitConfig(**given)
+
+
+def _scout(text: str) -> int:
+    if text == "off":
+        return 0
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"--scout {text!r} is neither a number of rows nor off.") from error
 
 
 def shares(text: str) -> tuple[float, ...]:

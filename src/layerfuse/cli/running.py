@@ -90,6 +90,14 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Seed of folds and samples (0).")] = None,
     sample: Sample = None,
     store: StoreFolder = None,
+    scout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWS",
+            help="Above so many new texts, choose on a sample and read the others only up to the "
+            "layers chosen; or off (20000).",
+        ),
+    ] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="The most tokens of a batch.")] = None,
     out: Annotated[str | None, typer.Option(help="The run folder (runs/NAME-TIME).")] = None,
     report: Report = None,

@@ -2,6 +2,7 @@
 
 from layerfuse.encoder.checking import Check, check_encoder
 from layerfuse.encoder.frozen import FrozenEncoder
+from layerfuse.encoder.reading import Pending
 from layerfuse.encoder.tokenizing import Tokens
 
-__all__ = ["Check", "FrozenEncoder", "Tokens", "check_encoder"]
+__all__ = ["Check", "FrozenEncoder", "Pending", "Tokens", "check_encoder"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,15 @@ import numpy.typing as npt
 
 from layerfuse.blocks import Layers, resolve_layers
 from layerfuse.encoder.architecture import Architecture, find_architecture, position_limit
+from layerfuse.encoder.attention import use_plain_attention
 from layerfuse.encoder.capability import choose_device, choose_dtype
 from layerfuse.encoder.loading import load_model, load_tokenizer, too_large
+from layerfuse.encoder.packing import pack_linears
 from layerfuse.encoder.quantising import QUANTISED
+from layerfuse.encoder.reading import Pending, pad, run_pass
 from layerfuse.encoder.source import EncoderSource, find_source
 from layerfuse.encoder.tokenizing import TextTokenizer, Tokens, check_template
-from layerfuse.errors import (
-    ConfigError,
-    NoMemoryError,
-    StorageError,
-    UnsupportedModelError,
-    is_out_of_memory,
-)
+from layerfuse.errors import ConfigError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import cache_dir, digest, write_json
 from layerfuse.pooling import Pooler
@@ -35,10 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
 
 DEFAULT_MAX_LENGTH = 512
-
-
-class _EnoughError(Exception):
-    """Ends a forward pass once the highest layer asked for has been read."""
 
 
 class FrozenEncoder:
@@ -127,6 +120,11 @@ class FrozenEncoder:
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def kind(self) -> str:
+        """The kind of device: cpu, cuda or mps."""
+        return self.device.partition(":")[0]
 
     @property
     def path(self) -> Path:
@@ -238,6 +236,17 @@ class FrozenEncoder:
         UnsupportedModelError
             When the model yields values that are not finite.
         """
+        return self.launch(ids, layers, poolings, padding_side=padding_side).result()
+
+    def launch(
+        self,
+        ids: Sequence[Sequence[int]],
+        layers: Layers,
+        poolings: Sequence[str],
+        *,
+        padding_side: str = "right",
+    ) -> Pending:
+        """`read` without waiting for a GPU: its ``result()`` is what `read` returns."""
         import torch
 
         architecture = self._load()
@@ -247,16 +256,10 @@ class FrozenEncoder:
                 f"{self.name} was truncated at layer {self._highest}; layer {wanted[-1]} is gone."
             )
         with torch.inference_mode():
-            inputs, mask = self._pad(ids, architecture, padding_side)
-            pooled = self._pass(architecture, inputs, Pooler(mask, poolings), wanted)
-            arrays = {layer: tensor.cpu().numpy() for layer, tensor in pooled.items()}
-        for layer, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise UnsupportedModelError(
-                    f"{self.name} gives values that are not finite at layer {layer} in "
-                    f"{self.dtype}. Use --dtype float32 (dtype='float32')."
-                )
-        return arrays
+            inputs, mask = pad(ids, self._pad_id, self.device, architecture, padding_side)
+            pooler = Pooler(mask, poolings, self.device)
+            pooled = run_pass(architecture, inputs, pooler, wanted)
+            return Pending(pooled, self.name, self.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -305,6 +308,10 @@ class FrozenEncoder:
             if is_out_of_memory(error):
                 raise NoMemoryError(too_large(self.name)) from error
             raise
+        if self.kind == "cpu":
+            pack_linears(self._architecture.stack)
+            if self.dtype == "bfloat16":
+                use_plain_attention(self._architecture.stack)
         self._reporter.note(
             f"{self.name}: {self._architecture.n_layers} layers of {self._architecture.dim}, "
             f"{self.dtype} on {self.device}"
@@ -331,75 +338,3 @@ class FrozenEncoder:
             max_length=int(limit),
         )
         self._pad_id = tokenizer.pad_token_id or 0
-
-    def _pad(
-        self, ids: Sequence[Sequence[int]], architecture: Architecture, side: str
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The forward method's arguments, and the (batch, tokens) bool mask."""
-        import torch
-
-        width = max(len(row) for row in ids)
-        tokens = np.full((len(ids), width), self._pad_id, dtype=np.int64)
-        real = np.zeros((len(ids), width), dtype=bool)
-        for index, row in enumerate(ids):
-            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-            tokens[index, place] = row
-            real[index, place] = True
-        mask = torch.from_numpy(real).to(self.device, non_blocking=True)
-        inputs = {
-            "input_ids": torch.from_numpy(tokens).to(self.device, non_blocking=True),
-            "attention_mask": mask.long(),
-        }
-        if "use_cache" in architecture.accepts:
-            inputs["use_cache"] = False  # type: ignore[assignment]
-        takes_positions = "position_ids" in architecture.accepts and not architecture.own_positions
-        if side == "left" and takes_positions:
-            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return inputs, mask
-
-    def _pass(
-        self,
-        architecture: Architecture,
-        inputs: dict[str, torch.Tensor],
-        pooler: Pooler,
-        layers: tuple[int, ...],
-    ) -> dict[int, torch.Tensor]:
-        """Pool each wanted layer while the forward pass goes by, and stop after the highest."""
-        pooled: dict[int, torch.Tensor] = {}
-        blocks = architecture.blocks
-        if blocks is None:
-            states = architecture.stack(**inputs, output_hidden_states=True).hidden_states
-            return {layer: pooler(states[layer]) for layer in layers}
-        with _hooked(blocks, layers, pooler, pooled), contextlib.suppress(_EnoughError):
-            last = architecture.stack(**inputs)[0]
-            pooled[architecture.n_layers] = pooler(last)
-        return pooled
-
-
-@contextlib.contextmanager
-def _hooked(
-    blocks: torch.nn.ModuleList,
-    layers: tuple[int, ...],
-    pooler: Pooler,
-    pooled: dict[int, torch.Tensor],
-) -> Iterator[None]:
-    """Pool what block ``layer + 1`` receives, for each layer below the last."""
-
-    def hook_for(layer: int) -> Any:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pooled[layer] = pooler(args[0] if args else kwargs["hidden_states"])
-            if layer == layers[-1]:
-                raise _EnoughError
-
-        return hook
-
-    handles = [
-        blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
-        for layer in layers
-        if layer < len(blocks)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,13 +13,15 @@ from layerfuse.baselines import rivals
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.estimator.gathering import Gathered, Rows
 from layerfuse.estimator.remembering import Remembered, analysis_key, recall, remember
+from layerfuse.estimator.scouting import Scouted
 from layerfuse.events import Reporter
+from layerfuse.pipeline import Blocks
 from layerfuse.scoring import probe_blocks, stratified_rows
 from layerfuse.search import Found, Recipe
 from layerfuse.store import EmbeddingStore
 from layerfuse.training import OutOfFold, Training, pipeline
 
-__all__ = ["FIXED", "MEASURED_ROWS", "PIPELINE", "Analysis", "analyse"]
+__all__ = ["FIXED", "MEASURED_ROWS", "PIPELINE", "Analysis", "analyse", "measured_rows"]
 
 MEASURED_ROWS = 10_000
 """Measuring and choosing use at most this many training rows, each class in its share."""
@@ -41,10 +43,15 @@ class Analysis:
     timings: dict[str, float]
 
 
+def measured_rows(y: npt.NDArray[np.intp], seed: int) -> npt.NDArray[np.intp]:
+    """Numbers of the rows (of n class indices) that measuring and choosing use, sorted."""
+    return stratified_rows(y, MEASURED_ROWS, seed)
+
+
 def analyse(
     texts: Sequence[str],
     y: npt.NDArray[np.intp],
-    embeddings: Gathered,
+    embeddings: Gathered | Scouted,
     encoders: Sequence[FrozenEncoder],
     recipe: Recipe,
     n_folds: int,
@@ -58,7 +65,7 @@ def analyse(
     texts, y
         Training texts and class indices (n,).
     embeddings
-        Their candidate blocks.
+        Their candidate blocks, or those of the rows that `measured_rows` names.
     encoders
         Where the blocks come from.
     recipe, n_folds
@@ -66,21 +73,24 @@ def analyse(
     store
         Keeps the outcome; None keeps nothing.
     """
-    rows = stratified_rows(y, MEASURED_ROWS, recipe.task.seed)
+    rows = measured_rows(y, recipe.task.seed)
+    sample = embeddings.sample if isinstance(embeddings, Scouted) else None
     if len(rows) < len(texts):
         reporter.note(f"blocks are measured on {len(rows)} of {len(texts)} rows")
     started = time.perf_counter()
-    key = analysis_key(texts, y, rows, embeddings, encoders, recipe, n_folds)
+    key = analysis_key(texts, y, rows, sample or embeddings, encoders, recipe, n_folds)
     known = None if store is None else recall(store.root, key)
     if known is not None:
         reporter.note("these rows were analysed before with the same settings; that is used again")
-        training = Training(embeddings, y, rows, known.probed, recipe)
+        training = Training(embeddings, y, rows, known.probed, recipe, sample)
         spent = {"score_s": time.perf_counter() - started, "select_s": 0.0, "cv_s": 0.0}
         return Analysis(training, known.found, dict(known.nested), spent)
-    measured = embeddings if len(rows) == len(texts) else Rows(embeddings, rows)
+    measured: Blocks | None = sample
+    if measured is None:
+        measured = embeddings if len(rows) == len(texts) else Rows(embeddings, rows)
     probed = probe_blocks(measured, y[rows], reporter=reporter)
     selecting = time.perf_counter()
-    training = Training(embeddings, y, rows, probed, recipe)
+    training = Training(embeddings, y, rows, probed, recipe, sample)
     found = training.search(reporter)
     resampling = time.perf_counter()
     names = [encoder.name for encoder in encoders]

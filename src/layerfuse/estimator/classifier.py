@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.baselines import Baseline, run_baselines
 from layerfuse.blocks import BlockRef, Layers, Poolings
 from layerfuse.bundle import Bundle, save_bundle
 from layerfuse.calibration import fit_calibration
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import ConfigError
-from layerfuse.estimator.analysis import FIXED, PIPELINE, Analysis, analyse
-from layerfuse.estimator.gathering import Gathered, gather, gather_blocks
+from layerfuse.estimator.analysis import FIXED, PIPELINE, analyse, measured_rows
+from layerfuse.estimator.gathering import Gathered, gather, gather_blocks, most_missing
 from layerfuse.estimator.inputs import (
     check_labels,
     check_parameters,
@@ -28,42 +25,21 @@ from layerfuse.estimator.inputs import (
     recipe_of,
     training_rows,
 )
+from layerfuse.estimator.judging import FittedRows, JudgedMixin
 from layerfuse.estimator.saving import describe, rename_labels
+from layerfuse.estimator.scouting import SCOUT_ABOVE, Scouted, read_training
 from layerfuse.estimator.telling import tell_candidates, tell_choice
-from layerfuse.events import SILENT, Reporter
+from layerfuse.events import Reporter
 from layerfuse.extraction import check_texts
 from layerfuse.labels import Column
 from layerfuse.metrics import evaluate_predictions
-from layerfuse.pipeline import Blocks
 from layerfuse.resources import Budget
 from layerfuse.store import EmbeddingStore
-from layerfuse.verdict import Rows, Verdict, judge
 
 __all__ = ["LayerFusionClassifier"]
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """What the last ``fit`` leaves for reports.
-
-    ``rows`` are the numbers of ``texts`` among those that were given; ``proba`` are out of fold.
-    """
-
-    analysis: Analysis
-    texts: list[str]
-    rows: npt.NDArray[np.intp]
-    embeddings: Gathered
-    proba: npt.NDArray[np.float64]
-
-
-_ROWS_GONE = "The training rows are gone (loaded or unpickled); call fit first."
-
-
-class _NoVerdictError(ConfigError, AttributeError):
-    """So that `hasattr` says no, as it should of a learned attribute that is not there."""
-
-
-class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A text classifier on fused layers of frozen language models.
 
     ``fit`` reads every layer of every encoder in one pass, scores each block by a leave-one-out
@@ -113,6 +89,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     store
         ``"auto"`` keeps training embeddings in the user's cache; None in memory; or a folder.
+    scout
+        Above so many distinct training texts that are not in the store, 10,000 stratified rows are
+        read through all layers, and the others only up to the layers chosen; None reads all.
     batch_tokens
         The most tokens of a batch.
     random_state
@@ -137,8 +116,6 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     timings_ : seconds of each stage
     """
 
-    _verdict: Verdict | None = None
-
     def __init__(
         self,
         encoders: Sequence[str | Path | FrozenEncoder] = ("minilm",),
@@ -160,6 +137,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         dtype: str = "auto",
         cv: int = 5,
         store: str | Path | EmbeddingStore | None = "auto",
+        scout: int | None = SCOUT_ABOVE,
         batch_tokens: int | None = None,
         random_state: int = 0,
         reporter: Reporter | None = None,
@@ -182,6 +160,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.dtype = dtype
         self.cv = cv
         self.store = store
+        self.scout = scout
         self.batch_tokens = batch_tokens
         self.random_state = random_state
         self.reporter = reporter
@@ -206,8 +185,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         texts, encoded = [texts[row] for row in whole], encoded[whole]
         self.open()
         extracting = time.perf_counter()
-        embeddings = self.extract(texts)
-        tell_candidates(embeddings, self.encoders_, self._reporter)
+        embeddings = self._read_training(texts, encoded)
+        candidates = embeddings.sample if isinstance(embeddings, Scouted) else embeddings
+        tell_candidates(candidates, self.encoders_, self._reporter)
         self.costs_ = embeddings.costs
         recipe = recipe_of(self, encoded)
         extracted = time.perf_counter()
@@ -224,6 +204,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         found, nested, training = analysis.found, analysis.nested, analysis.training
         self.profile_ = training.probed.scores
         self.selection_, self.plan_, self.trials_ = found.selection, found.plan, found.trials
+        committing = time.perf_counter()
+        if isinstance(embeddings, Scouted):
+            embeddings.commit(found.plan.blocks, self._reporter)
         training_head = time.perf_counter()
         y_measured = encoded[training.rows]
         calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
@@ -237,12 +220,12 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.truncated_share_ = embeddings.truncated_share
         ended = time.perf_counter()
         self.timings_ = {
-            "extract_s": extracted - extracting,
+            "extract_s": extracted - extracting + training_head - committing,
             **analysis.timings,
             "head_s": measuring - training_head,
             "total_s": ended - started,
         }
-        self._fitted = _Fitted(analysis, texts, whole, embeddings, proba)
+        self._fitted = FittedRows(analysis, texts, whole, proba)
         self._verdict = None
         return self
 
@@ -250,13 +233,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
         check_is_fitted(self, "model_")
         texts = check_texts(X)
-        embeddings = gather_blocks(
-            texts,
-            self.encoders_,
-            self.model_.blocks,
-            batch_tokens=self.batch_tokens,
-            reporter=self._reporter,
-        )
+        embeddings = self._gather_blocks(texts, self.model_.blocks, None)
         return self.model_.predict_proba(embeddings)
 
     def predict(self, X: Column) -> npt.NDArray[Any]:
@@ -289,78 +266,30 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter=self._reporter,
         )
 
-    def run_baselines(
-        self, X_test: Sequence[str] | None = None, embeddings: Gathered | None = None
-    ) -> list[Baseline]:
-        """Predictions of the baselines, each trained on the rows of the last ``fit``.
-
-        Out of fold for the measured training rows, and for test texts and their blocks (from
-        `extract`) when they are given. Only right after ``fit``: a loaded classifier has no rows.
-        """
-        fitted = self._rows_of_fit()
-        return run_baselines(
-            fitted.analysis.training,
-            fitted.analysis.found,
-            lambda rival: fitted.analysis.nested[rival.key].logits,
-            fitted.texts,
-            None if X_test is None or embeddings is None else (X_test, embeddings),
-            n_folds=self.cv,
-            max_blocks=self.max_blocks,
+    def _gather_blocks(
+        self, texts: Sequence[str], blocks: Sequence[BlockRef], store: EmbeddingStore | None
+    ) -> Gathered:
+        return gather_blocks(
+            texts,
+            self.encoders_,
+            blocks,
+            store,
+            batch_tokens=self.batch_tokens,
             reporter=self._reporter,
         )
 
-    def judge(self, baselines: Sequence[Baseline], test: Rows | None = None) -> Verdict:
-        """What the pipeline gains over the baselines (of `run_baselines`), in a sentence.
-
-        On nested out-of-fold predictions, and on the test rows whose predictions are given.
-        """
-        truth, proba = self.out_of_fold()
-        return judge(
-            baselines,
-            Rows(truth, proba.argmax(axis=1), len(self.classes_), self.random_state),
-            test,
-            self.plan_,
-            self.profile_,
-            self.costs_,
-            {encoder.name: encoder.n_layers for encoder in self.encoders_},
+    def _read_training(self, texts: Sequence[str], y: npt.NDArray[np.intp]) -> Gathered | Scouted:
+        """All candidate blocks; where too many texts are new, those of the measured rows alone."""
+        store = self._store()
+        return read_training(
+            texts,
+            measured_rows(y, self.random_state),
+            self.scout,
+            lambda: most_missing(texts, self.encoders_, self.layers, self.pooling, store),
+            self.extract,
+            lambda blocks: self._gather_blocks(texts, blocks, store),
+            self._reporter,
         )
-
-    @property
-    def verdict_(self) -> Verdict:
-        """Whether it was worth it, by nested out-of-fold predictions of the training rows.
-
-        The baselines run when it is first asked for after ``fit``.
-
-        Raises
-        ------
-        NotFittedError
-            Before ``fit``.
-        ConfigError
-            For a classifier that was loaded or unpickled before it was asked.
-        """
-        check_is_fitted(self, "model_")
-        if self._verdict is None:
-            if not hasattr(self, "_fitted"):
-                raise _NoVerdictError(_ROWS_GONE)
-            self._verdict = self.judge(self.run_baselines())
-        return self._verdict
-
-    def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-        """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
-        fitted = self._rows_of_fit()
-        training = fitted.analysis.training
-        return training.y[training.rows], fitted.proba
-
-    def measured_rows(self) -> npt.NDArray[np.intp]:
-        """Numbers (n_measured,) of the rows of `out_of_fold` among those given to ``fit``."""
-        fitted = self._rows_of_fit()
-        return fitted.rows[fitted.analysis.training.rows]
-
-    def measured_blocks(self, blocks: Sequence[BlockRef], rows: npt.NDArray[np.intp]) -> Blocks:
-        """Embeddings (n_rows, dim) of some of the measured rows of the last ``fit``."""
-        fitted = self._rows_of_fit()
-        numbers = fitted.analysis.training.rows[rows]
-        return {block: fitted.embeddings[block][numbers] for block in blocks}
 
     def save(
         self,
@@ -402,16 +331,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         tags.input_tags.one_d_array = True
         return tags
 
-    @property
-    def _reporter(self) -> Reporter:
-        return self.reporter or SILENT
-
     def _store(self) -> EmbeddingStore | None:
         if isinstance(self.store, EmbeddingStore) or self.store is None:
             return self.store
         return EmbeddingStore() if self.store == "auto" else EmbeddingStore(self.store)
-
-    def _rows_of_fit(self) -> _Fitted:
-        if not hasattr(self, "_fitted"):
-            raise ConfigError(_ROWS_GONE)
-        return self._fitted

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, Layers, Poolings
+from layerfuse.blocks import BlockRef, Layers, Poolings, resolve_layers, resolve_poolings
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, did_you_mean
 from layerfuse.events import SILENT, Reporter
 from layerfuse.extraction import Embeddings, extract
 from layerfuse.resources import EncoderCost
-from layerfuse.store import EmbeddingStore
+from layerfuse.store import EmbeddingStore, text_hashes
 
-__all__ = ["Gathered", "Rows", "gather", "gather_blocks"]
+__all__ = ["Gathered", "Rows", "gather", "gather_blocks", "most_missing"]
 
 
 class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
@@ -81,20 +81,14 @@ def gather(
     ConfigError
         For poolings of an encoder that is not there.
     """
-    names = [encoder.name for encoder in encoders]
-    by_name = dict(pooling) if isinstance(pooling, Mapping) else dict.fromkeys(names, pooling)
-    if unknown := [name for name in by_name if name not in names]:
-        raise ConfigError(
-            f"A pooling names {unknown[0]!r}, which is not one of the encoders "
-            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
-        )
+    by_name = _by_name(encoders, pooling)
     return Gathered(
         [
             extract(
                 texts,
                 encoder,
                 layers,
-                by_name.get(encoder.name, "mean"),
+                by_name[encoder.name],
                 store,
                 batch_tokens=batch_tokens,
                 reporter=reporter,
@@ -108,18 +102,61 @@ def gather_blocks(
     texts: Sequence[str],
     encoders: Sequence[FrozenEncoder],
     blocks: Sequence[BlockRef],
+    store: EmbeddingStore | None,
     *,
-    batch_tokens: int | None,
-    reporter: Reporter,
-) -> dict[BlockRef, npt.NDArray[np.float32]]:
-    """The given blocks and little else, in memory; an encoder of none is not run."""
-    embeddings: dict[BlockRef, npt.NDArray[np.float32]] = {}
+    batch_tokens: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Gathered:
+    """Given blocks: of each encoder in use its layers in their poolings, and none above."""
+    parts = []
     for encoder in encoders:
         own = [block for block in blocks if block.encoder == encoder.name]
         if own:
             layers = sorted({block.layer for block in own})
             poolings = tuple(dict.fromkeys(block.pooling for block in own))
-            embeddings |= extract(
-                texts, encoder, layers, poolings, batch_tokens=batch_tokens, reporter=reporter
+            parts.append(
+                extract(
+                    texts,
+                    encoder,
+                    layers,
+                    poolings,
+                    store,
+                    batch_tokens=batch_tokens,
+                    reporter=reporter,
+                )
             )
-    return embeddings
+    return Gathered(parts)
+
+
+def most_missing(
+    texts: Sequence[str],
+    encoders: Sequence[FrozenEncoder],
+    layers: Layers,
+    pooling: Poolings,
+    store: EmbeddingStore | None,
+) -> int:
+    """Distinct texts that `gather` would have to read, with the encoder that has most of them."""
+    by_name = _by_name(encoders, pooling)
+    hashes = np.unique(text_hashes(texts))
+    if store is None:
+        return len(hashes)
+    counts = []
+    for encoder in encoders:
+        wanted = resolve_layers(layers, encoder.n_layers, encoder.name)
+        keys = [(at, way) for way in resolve_poolings(by_name[encoder.name]) for at in wanted]
+        plan = store.section(encoder.name, encoder.identity).missing(hashes, keys)
+        counts.append(len({row for rows, _ in plan for row in rows.tolist()}))
+    return max(counts)
+
+
+def _by_name(
+    encoders: Sequence[FrozenEncoder], pooling: Poolings
+) -> dict[str, str | Sequence[str]]:
+    names = [encoder.name for encoder in encoders]
+    given = dict(pooling) if isinstance(pooling, Mapping) else dict.fromkeys(names, pooling)
+    if unknown := [name for name in given if name not in names]:
+        raise ConfigError(
+            f"A pooling names {unknown[0]!r}, which is not one of the encoders "
+            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
+        )
+    return {name: given.get(name, "mean") for name in names}

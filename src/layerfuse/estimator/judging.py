@@ -1,0 +1,144 @@
+"""What a fitted classifier says of its training rows, and whether it was worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted
+
+from layerfuse.baselines import Baseline, run_baselines
+from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.encoder import FrozenEncoder
+from layerfuse.errors import ConfigError
+from layerfuse.estimator.analysis import Analysis
+from layerfuse.estimator.gathering import Gathered
+from layerfuse.events import SILENT, Reporter
+from layerfuse.pipeline import Blocks, Plan
+from layerfuse.resources import EncoderCost
+from layerfuse.verdict import Rows, Verdict, judge
+
+__all__ = ["FittedRows", "JudgedMixin"]
+
+
+@dataclass(frozen=True)
+class FittedRows:
+    """What the last ``fit`` leaves for reports.
+
+    ``rows`` are the numbers of ``texts`` among those that were given; ``proba`` are out of fold.
+    """
+
+    analysis: Analysis
+    texts: list[str]
+    rows: npt.NDArray[np.intp]
+    proba: npt.NDArray[np.float64]
+
+
+_ROWS_GONE = "The training rows are gone (loaded or unpickled); call fit first."
+
+
+class _NoVerdictError(ConfigError, AttributeError):
+    """So that `hasattr` says no, as it should of a learned attribute that is not there."""
+
+
+class JudgedMixin:
+    """The part of the classifier that looks back at the rows of its last ``fit``."""
+
+    # The classifier's own, which a part of it reads.
+    classes_: npt.NDArray[Any]
+    costs_: Mapping[str, EncoderCost]
+    cv: int
+    encoders_: Sequence[FrozenEncoder]
+    max_blocks: int
+    plan_: Plan
+    profile_: BlockScores
+    random_state: int
+
+    _fitted: FittedRows
+    _verdict: Verdict | None = None
+
+    reporter: Reporter | None
+
+    @property
+    def _reporter(self) -> Reporter:
+        return self.reporter or SILENT
+
+    def run_baselines(
+        self, X_test: Sequence[str] | None = None, embeddings: Gathered | None = None
+    ) -> list[Baseline]:
+        """Predictions of the baselines, each trained on the rows of the last ``fit``.
+
+        Out of fold for the measured training rows, and for test texts and their blocks (from
+        `extract`) when they are given. Only right after ``fit``: a loaded classifier has no rows.
+        """
+        fitted = self._rows_of_fit()
+        return run_baselines(
+            fitted.analysis.training,
+            fitted.analysis.found,
+            lambda rival: fitted.analysis.nested[rival.key].logits,
+            fitted.texts,
+            None if X_test is None or embeddings is None else (X_test, embeddings),
+            n_folds=self.cv,
+            max_blocks=self.max_blocks,
+            reporter=self._reporter,
+        )
+
+    def judge(self, baselines: Sequence[Baseline], test: Rows | None = None) -> Verdict:
+        """What the pipeline gains over the baselines (of `run_baselines`), in a sentence.
+
+        On nested out-of-fold predictions, and on the test rows whose predictions are given.
+        """
+        truth, proba = self.out_of_fold()
+        return judge(
+            baselines,
+            Rows(truth, proba.argmax(axis=1), len(self.classes_), self.random_state),
+            test,
+            self.plan_,
+            self.profile_,
+            self.costs_,
+            {encoder.name: encoder.n_layers for encoder in self.encoders_},
+        )
+
+    @property
+    def verdict_(self) -> Verdict:
+        """Whether it was worth it, by nested out-of-fold predictions of the training rows.
+
+        The baselines run when it is first asked for after ``fit``.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        ConfigError
+            For a classifier that was loaded or unpickled before it was asked.
+        """
+        check_is_fitted(self, "model_")
+        if self._verdict is None:
+            if not hasattr(self, "_fitted"):
+                raise _NoVerdictError(_ROWS_GONE)
+            self._verdict = self.judge(self.run_baselines())
+        return self._verdict
+
+    def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
+        fitted = self._rows_of_fit()
+        training = fitted.analysis.training
+        return training.y[training.rows], fitted.proba
+
+    def measured_rows(self) -> npt.NDArray[np.intp]:
+        """Numbers (n_measured,) of the rows of `out_of_fold` among those given to ``fit``."""
+        fitted = self._rows_of_fit()
+        return fitted.rows[fitted.analysis.training.rows]
+
+    def measured_blocks(self, blocks: Sequence[BlockRef], rows: npt.NDArray[np.intp]) -> Blocks:
+        """Embeddings (n_rows, dim) of some of the measured rows of the last ``fit``."""
+        training = self._rows_of_fit().analysis.training
+        return {block: training.measured(block)[rows] for block in blocks}
+
+    def _rows_of_fit(self) -> FittedRows:
+        if not hasattr(self, "_fitted"):
+            raise ConfigError(_ROWS_GONE)
+        return self._fitted

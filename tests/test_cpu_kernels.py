@@ -1,0 +1,75 @@
+"""What replaces PyTorch's own linear layers and attention on a CPU gives the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TinyModels
+from families import FAMILIES
+from helpers import sentences
+from layerfuse import FrozenEncoder
+from layerfuse.blocks import POOLINGS
+from layerfuse.encoder import attention, frozen, packing
+
+NO_TILES = not torch.cpu.get_capabilities().get("amx_bf16")
+
+
+@pytest.fixture
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Opens encoders that run PyTorch's own kernels."""
+
+    def opened(folder: Any, **options: Any) -> FrozenEncoder:
+        with monkeypatch.context() as patch:
+            patch.setattr(frozen, "pack_linears", lambda stack: 0)
+            patch.setattr(frozen, "use_plain_attention", lambda stack: False)
+            encoder = FrozenEncoder.from_pretrained(folder, device="cpu", **options)
+            assert encoder.stack is not None  # loads it
+            return encoder
+
+    return opened
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_are_those_of_torch(tiny: TinyModels, plain_torch: Any, family: str, dtype: str):
+    ours = FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype=dtype)
+    peer = plain_torch(tiny(family), dtype=dtype)
+    exact = plain_torch(tiny(family), dtype="float32")
+    ids = ours.tokenize(sentences(12, longest=30)).ids
+    for rows in (ids, [ids[0]] * 3):  # with and without padding
+        mine, theirs, true = (each.read(rows, "all", POOLINGS) for each in (ours, peer, exact))
+        for layer, array in theirs.items():
+            if dtype == "float32":
+                np.testing.assert_allclose(mine[layer], array, atol=2e-5)
+                continue
+            size = np.abs(true[layer]).max()
+            error, allowed = (np.abs(x[layer] - true[layer]).mean() / size for x in (mine, theirs))
+            assert error < 1.5 * allowed + 1e-3
+
+
+def test_linear_layers_are_packed(tiny: TinyModels):
+    encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype="float32")
+    linears = [m for m in encoder.stack.modules() if type(m) is torch.nn.Linear]
+    assert linears
+    assert all("forward" in module.__dict__ for module in linears)
+
+
+def test_large_models_keep_one_copy(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packing, "_MOST_BYTES", 100)
+    encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype="float32")
+    assert not any("forward" in module.__dict__ for module in encoder.stack.modules())
+
+
+@pytest.mark.skipif(not NO_TILES, reason="the fused kernel is fast where there are tile units")
+def test_plain_attention_is_for_bfloat16_alone(tiny: TinyModels):
+    def chosen(dtype: str) -> str:
+        encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype=dtype)
+        return str(encoder.stack.config._attn_implementation)
+
+    assert chosen("bfloat16") == attention._NAME
+    assert chosen("float32") == "sdpa"
