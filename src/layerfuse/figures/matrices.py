@@ -46,7 +46,8 @@ def confusion(rows: Sequence[Row], names: Sequence[str], *, numbers: bool = True
     """Rows are true classes, columns predicted ones, colour the share of the true class.
 
     ``rows`` have ``truth``, ``predicted``, ``count`` and ``share`` (0 to 1 of the true class) for
-    the cells to draw; an empty cell may be left out. ``numbers`` writes the counts into the cells.
+    the cells to draw; an empty cell may be left out. ``numbers`` writes the counts into the cells;
+    without them cells are small and of one size whatever the space.
     """
     own = [dict(row) | {"value": row["share"]} for row in rows]
     size = 34 if numbers else 13
@@ -83,7 +84,8 @@ def confusion(rows: Sequence[Row], names: Sequence[str], *, numbers: bool = True
     if numbers:
         layers += _numbers(own, base.transform_filter("datum.count > 0"), "d", "count")
     layered: Chart = alt.layer(*layers).properties(
-        width="container", height=max(size * len(names), 120)
+        width="container" if numbers else size * len(names),
+        height=max(size * len(names), 120),
     )
     return layered
 

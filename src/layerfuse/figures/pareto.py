@@ -10,9 +10,11 @@ from layerfuse.figures.theme import Chart, Row, percentages
 
 __all__ = ["pareto"]
 
+_COSTS = {"ms": "time for one text, ms", "dims": "dimensions fused"}
 
-def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
-    """Pipelines by time and accuracy, the best for each time joined, details on hover.
+
+def pareto(rows: Sequence[Row], *, by: str = "ms", height: int = 300) -> Chart:
+    """Pipelines by cost (``ms`` or ``dims``) and accuracy, the best for each cost joined.
 
     ``rows`` have ``name``, ``blocks`` (a text), ``value``, ``low`` and ``high`` (shares from 0 to
     1, the interval possibly None), ``ms`` (for one text), ``memory_mb``, ``dims``, ``front`` (drawn
@@ -22,12 +24,12 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
     values = [
         row[name] for row in own for name in ("value", "low", "high") if row[name] is not None
     ]
-    times = [row["ms"] for row in own]
+    costs = [row[by] for row in own]
     base = alt.Chart(alt.Data(values=own)).encode(
-        x=alt.X("ms:Q")
-        .title("time for one text, ms")
+        x=alt.X(f"{by}:Q")
+        .title(_COSTS[by])
         .axis(tickCount=6)
-        .scale(domain=[min(times), max(times)], zero=False, nice=True, padding=24),
+        .scale(domain=_around(costs), zero=False, nice=True, padding=24),
         tooltip=[
             alt.Tooltip("name:N", title="pipeline"),
             alt.Tooltip("blocks:N", title="blocks"),
@@ -43,8 +45,8 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
     scale = alt.Scale(domain=[min(values), max(values)], zero=False, nice=True)
     points = base.encode(y=alt.Y("value:Q").title(title).scale(scale))
     best = -1.0
-    for row in sorted(own, key=lambda row: (row["ms"], -row["value"])):
-        row["leads"] = row["value"] > best  # than all that take no longer
+    for row in sorted(own, key=lambda row: (row[by], -row["value"])):
+        row["leads"] = row["value"] > best  # than all that cost no more
         best = max(best, row["value"])
     for row in own:
         row["labelled"] = row["leads"] or row["ships"]
@@ -54,6 +56,13 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
         )
         for kind, filled in (("", True), ("!", False))
         if any(row["front"] == filled and not row["ships"] for row in own)
+    ]
+    middle = sum(_around(costs)) / 2
+    labels = [
+        points.transform_filter(f"datum.labelled && datum.{by} {side} {middle}")
+        .mark_text(style="label", align=align, dx=dx, dy=-9, aria=False)
+        .encode(text="name:N")
+        for side, align, dx in ((">=", "right", -12), ("<", "left", 12))
     ]
     layered: Chart = alt.layer(
         base.mark_rule(style="interval", strokeWidth=1.5, opacity=0.5).encode(
@@ -66,8 +75,12 @@ def pareto(rows: Sequence[Row], *, height: int = 300) -> Chart:
         points.transform_filter("datum.ships").mark_point(
             style="chosen", filled=True, shape="diamond", size=200, opacity=1
         ),
-        points.transform_filter("datum.labelled")
-        .mark_text(style="label", align="right", dx=-12, dy=-9, aria=False)
-        .encode(text="name:N"),
+        *labels,
     ).properties(width="container", height=height)
     return layered
+
+
+def _around(costs: Sequence[float]) -> list[float]:
+    """Ends of an axis that holds all of them, even where they are one."""
+    low, high = min(costs), max(costs)
+    return [low, high] if high > low else [0.5 * low, 1.5 * low or 1.0]

@@ -55,10 +55,12 @@ def verdict(run: Run) -> Section:
             "",
         )
     )
-    clear = [row["name"] for row in rows if row["low"] > 0]
+    clear = ", ".join(row["name"] for row in rows if row["low"] > 0) or "none of them"
+    worse = ", ".join(row["name"] for row in rows if row["high"] < 0)
     summary = (
         f"The pipeline's accuracy minus that of {plural(len(rows), 'rival')} on the same "
-        f"{run.rows_in_words}. It is clearly better than {', '.join(clear) or 'none of them'}."
+        f"{run.rows_in_words}. It is clearly better than {clear}"
+        + (f", and clearly worse than {worse}." if worse else ".")
     )
     table = Table(
         f"Accuracy on {own['n']:,} {run.rows_in_words}",

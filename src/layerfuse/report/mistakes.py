@@ -185,7 +185,7 @@ def hardest(run: Run) -> Section:
             str(text["row"]),
             text["label"],
             f"{text['predicted']} ({100 * text['confidence']:.0f} %)",
-            f"{100 * text['own']:.1f} %",
+            percent(text["own"]) if text["own"] >= 0.001 else "< 0.1 %",
             "check the label" if text["suspect"] else "",
             text["text"],
         )
