@@ -315,7 +315,7 @@ class TestTheFolder:
     @pytest.mark.parametrize(
         ("classes", "kinds"),
         [
-            (np.array([1, "a"], dtype=object), "int, str"),
+            (np.array([1j, b"a"], dtype=object), "bytes, complex"),
             (np.array([("a",), ("b",)], dtype=object)[:, 0:1], "list"),
             (np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[D]"), "date"),
         ],

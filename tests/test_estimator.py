@@ -612,7 +612,6 @@ def _as_texts(X: npt.NDArray[np.float64]) -> list[str]:
 
 
 NOT_FOR_US = {
-    "check_classifier_data_not_an_array": "labels are read as a sequence, not by __array__",
     "check_classifiers_regression_target": "numbers such as star ratings are labels; a column of "
     "numbers that are all different is refused because each class has only one row",
     "check_supervised_y_2d": "a table of labels is a mistake more often than it is meant",

@@ -134,7 +134,7 @@ class TestPiped:
             ("nested resampling", "2 folds in"),
             ("baselines", r"\d+ baselines in"),
             ("training", ""),
-            ("loading mpnet", ""),
+            ("loading smollm2-135m", ""),
         ):
             assert re.search(rf"^· {step}: {unit}.*\d s", err, re.MULTILINE), step
 
