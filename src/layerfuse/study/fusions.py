@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.events import Reporter
+from layerfuse.fusion import RESIDUAL
 from layerfuse.metrics import evaluate_predictions, paired_difference, share_interval
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task, train
@@ -30,6 +31,7 @@ SEARCHED = "search"
 """The way of the automatic search, which also chooses fusion and head."""
 
 _RESAMPLES = 500
+_DESCENDED = ("scalar_mix", "gated", "bilinear")  # by gradient descent
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,14 @@ def _plans(
     plans = [Plan(choice.blocks) for choice in every] + [found[1]]
     for choice, heads in _fused(every, groups):
         plans += all_fusions(choice.blocks, heads=heads)
-    return list(dict.fromkeys(plans))
+    # The slowest first, so that no core waits for one at the end.
+    return sorted(dict.fromkeys(plans), key=lambda plan: -_slowness(plan))
+
+
+def _slowness(plan: Plan) -> int:
+    if plan.head == "mlp":
+        return 2
+    return int(plan.head != "ridge" or plan.fusion.removesuffix(RESIDUAL) in _DESCENDED)
 
 
 def _fused(every: Sequence[Choice], groups: Sequence[tuple[str, ...]]) -> list[tuple[Choice, bool]]:
