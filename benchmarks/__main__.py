@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import complementarity, extraction, fusions, memory, scoring, search, warm
+from benchmarks import (
+    complementarity,
+    extraction,
+    fusions,
+    memory,
+    predict,
+    profile,
+    scoring,
+    scout,
+    search,
+    warm,
+)
 from benchmarks.common import save
 
 BENCHMARKS = {
     "extraction": extraction.run,
+    "profile": profile.run,
     "scoring": scoring.run,
+    "predict": predict.run,
+    "scout": scout.run,
     "memory": memory.run,
     "warm": warm.run,
     "complementarity": complementarity.run,

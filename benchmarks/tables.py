@@ -17,6 +17,7 @@ from typing import Any
 _HERE = Path(__file__).parent
 _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_KINDS = ("linear layers", "attention", "activations", "norms", "copies", "the rest")
 _SETS = {"mr": "MR", "sst2": "SST-2", "r8": "R8", "r52": "R52"}
 
 Result = dict[str, Any]
@@ -93,7 +94,8 @@ def extraction(results: list[Result]) -> list[str]:
     def row(case: Result) -> list[str]:
         low, high = case["ratio_min"], case["ratio_max"]
         return [
-            f"{case['encoder']}, {case['texts']} texts of {_SETS[case['dataset']]}",
+            f"{case['encoder']} ({case['dtype']}), {case['texts']} texts of "
+            f"{_SETS[case['dataset']]}",
             f"{case['layers']} x {len(case['poolings'])}",
             f"{case['ours_median_s']:.2f}",
             case["peer"],
@@ -102,6 +104,25 @@ def extraction(results: list[Result]) -> list[str]:
         ]
 
     heads = ["texts", "layers x poolings", "s", "peer", "its s", "ours / peer"]
+    return _rows(heads, map(row, results))
+
+
+def profile(results: list[Result]) -> list[str]:
+    """Useful FLOP/s against the peak, and where the time goes."""
+
+    def row(case: Result) -> list[str]:
+        shares = case["time_shares"]
+        peak = sum(case["gemm_peak_flops_per_s"]) / len(case["gemm_peak_flops_per_s"])
+        return [
+            f"{case['encoder']} ({case['dtype']}), {case['texts']} texts of "
+            f"{_SETS[case['dataset']]}",
+            f"{case['useful_flops_per_s'] / 1e9:.0f}",
+            f"{peak / 1e9:.0f}",
+            f"{100 * case['share_of_peak']:.0f}",
+            *(f"{100 * shares[kind]:.0f}" for kind in _KINDS),
+        ]
+
+    heads = ["texts", "GFLOP/s", "peak", "% of peak", *(f"{kind} %" for kind in _KINDS)]
     return _rows(heads, map(row, results))
 
 
@@ -187,6 +208,7 @@ def _seeds(count: int) -> str:
 TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
     "extraction": ("extraction", extraction),
+    "profile": ("profile", profile),
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),
