@@ -85,8 +85,8 @@ def _rank(texts: Texts, embeddings: Any) -> dict[str, Any]:
     behind = max(slow.values()) - slow[ranking[0]]
     best = max(slow, key=lambda block: slow[block])
     print(
-        f"{texts.name}, {len(rows)} rows: ours ranks {ranking[0]} first, the slow method {best}; by "
-        f"it ours is {100 * behind:.1f} points behind",
+        f"{texts.name}, {len(rows)} rows: ours ranks {ranking[0]} first, the slow method {best}; "
+        f"ours is {100 * behind:.1f} points behind by the slow method",
         flush=True,
     )
     return {

@@ -88,14 +88,18 @@ def _baseline(run: Result, name: str) -> str:
     return _percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
 
 
+def _what(case: Result) -> str:
+    texts = f"{case['texts']} texts of {_SETS[case['dataset']]}"
+    return f"{case['encoder']} ({case['dtype']}), {texts}"
+
+
 def extraction(results: list[Result]) -> list[str]:
     """Seconds of both, and the ratio."""
 
     def row(case: Result) -> list[str]:
         low, high = case["ratio_min"], case["ratio_max"]
         return [
-            f"{case['encoder']} ({case['dtype']}), {case['texts']} texts of "
-            f"{_SETS[case['dataset']]}",
+            _what(case),
             f"{case['layers']} x {len(case['poolings'])}",
             f"{case['ours_median_s']:.2f}",
             case["peer"],
@@ -114,8 +118,7 @@ def profile(results: list[Result]) -> list[str]:
         shares = case["time_shares"]
         peak = sum(case["gemm_peak_flops_per_s"]) / len(case["gemm_peak_flops_per_s"])
         return [
-            f"{case['encoder']} ({case['dtype']}), {case['texts']} texts of "
-            f"{_SETS[case['dataset']]}",
+            _what(case),
             f"{case['useful_flops_per_s'] / 1e9:.0f}",
             f"{peak / 1e9:.0f}",
             f"{100 * case['share_of_peak']:.0f}",
