@@ -10,8 +10,11 @@ from benchmarks import (
     extraction,
     fusions,
     memory,
+    predict,
+    profile,
     report,
     scoring,
+    scout,
     search,
     warm,
 )
@@ -19,7 +22,10 @@ from benchmarks.common import save
 
 BENCHMARKS = {
     "extraction": extraction.run,
+    "profile": profile.run,
     "scoring": scoring.run,
+    "predict": predict.run,
+    "scout": scout.run,
     "memory": memory.run,
     "warm": warm.run,
     "complementarity": complementarity.run,

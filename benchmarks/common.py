@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from layerfuse import load_dataset
+from layerfuse.encoder.packing import pack_linears
 from layerfuse.errors import LayerfuseError
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,24 +33,48 @@ def texts_of(dataset: str, n: int, split: str = "test") -> list[str] | None:
     return list(rows[:: max(1, len(rows) // n)][:n])
 
 
-def alternate(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = 5) -> dict[str, Any]:
-    """Seconds of both in turn, after one run each to warm up; medians and the ratio's spread."""
-    ours(), peer()
-    times: dict[str, list[float]] = {"ours_s": [], "peer_s": []}
+def alternate(ways: Mapping[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:
+    """Seconds of each way, all in turn, after one run each to warm up."""
+    for function in ways.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
-        for name, function in (("ours_s", ours), ("peer_s", peer)):
+        for name, function in ways.items():
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(times["ours_s"], times["peer_s"], strict=True)]
+    return times
+
+
+def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, Any]:
+    """Times of one alternation, their medians, and the ratio ours / peer with its spread."""
+    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     return {
-        **times,
-        "ours_median_s": statistics.median(times["ours_s"]),
-        "peer_median_s": statistics.median(times["peer_s"]),
+        "ours_s": list(ours),
+        "peer_s": list(peer),
+        "ours_median_s": statistics.median(ours),
+        "peer_median_s": statistics.median(peer),
         "ratio_median": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
     }
+
+
+def gemm_peak(dtype: torch.dtype, repeats: int = 9) -> float:
+    """FLOP/s of the fastest large matrix product in a dtype, by the kernels that linear layers use,
+    with the threads in use now. The median of each shape; the best of the shapes."""
+    rates = []
+    for m, k, n in ((1024, 768, 3072), (2048, 768, 768), (2048, 2048, 2048)):
+        x, layer = torch.randn(m, k, dtype=dtype), torch.nn.Linear(k, n, dtype=dtype)
+        ways = {"plain": torch.nn.Sequential(layer)}
+        packed = torch.nn.Sequential(torch.nn.Linear(k, n, dtype=dtype))
+        if pack_linears(packed):
+            ways["packed"] = packed
+        for way in ways.values():
+            with torch.inference_mode():
+                times = alternate({"gemm": lambda: way(x)}, repeats)["gemm"]  # noqa: B023
+            rates.append(2 * m * k * n / statistics.median(times))
+    return max(rates)
 
 
 def measured(name: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Reading texts: all layers by layerfuse against the last layer by sentence-transformers, against
-the plain loop over all layers, and against layerfuse's own last layer. Same model files, texts and
-token limit. The clock covers tokenisation, the forward passes and pooling; models are loaded
-before."""
+"""Reading texts: all layers by layerfuse against the last layer by sentence-transformers and by
+embetter, against the plain loop over all layers, and against layerfuse's own last layer. Same model
+files, texts and token limit. The clock covers tokenisation, the forward passes and pooling; models
+are loaded before."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import alternate, texts_of
-from benchmarks.peers import Reader, plain_loop, sentence_transformers
+from benchmarks.common import alternate, compared, texts_of
+from benchmarks.peers import Reader, embetter, plain_loop, sentence_transformers
 from layerfuse import FrozenEncoder, extract
 
 _SIZES = {"mr": 300, "r8": 60}
@@ -20,13 +20,14 @@ _POOLINGS = ("mean", "last", "max")
 
 @dataclass(frozen=True)
 class Case:
-    """An encoder and a data set, read by us in ``poolings`` and by a peer."""
+    """An encoder and a data set, read by us in ``poolings`` and ``dtypes``, and by a peer."""
 
     encoder: str
     dataset: str
     says: str
-    peer: Callable[[FrozenEncoder], Reader]
+    peer: Callable[[FrozenEncoder], Reader | None]
     poolings: Sequence[str] = ("mean",)
+    dtypes: Sequence[str] = ("auto",)
 
 
 def last_layer(encoder: FrozenEncoder) -> Reader:
@@ -40,8 +41,12 @@ CASES = (
         for encoder in ("minilm", "mpnet")
         for dataset in _SIZES
     ),
+    Case("minilm", "mr", "embetter, last layer", embetter),
     *(
-        Case(encoder, dataset, "plain loop, all layers, float32", plain_loop)
+        Case(
+            *(encoder, dataset, "plain loop, all layers, float32", plain_loop),
+            dtypes=("auto", "float32"),
+        )
         for encoder, dataset in (("mpnet", "mr"), ("smollm2-135m", "mr"), ("smollm2-135m", "r8"))
     ),
     *(
@@ -55,14 +60,29 @@ def run() -> list[dict[str, Any]]:
     results = []
     for case in CASES:
         texts = texts_of(case.dataset, _SIZES[case.dataset])
-        if texts is None:
-            continue
-        encoder = FrozenEncoder.from_pretrained(case.encoder, max_length=_MAX_LENGTH)
-        peer = case.peer(encoder)
-        timed = alternate(
-            lambda: extract(texts, encoder, pooling=case.poolings),  # noqa: B023
-            lambda: peer(texts),  # noqa: B023
-        )
+        if texts is not None:
+            results += _run(case, texts)
+    return results
+
+
+def _run(case: Case, texts: Sequence[str]) -> list[dict[str, Any]]:
+    encoders = {
+        dtype: FrozenEncoder.from_pretrained(case.encoder, max_length=_MAX_LENGTH, dtype=dtype)
+        for dtype in case.dtypes
+    }
+    peer = case.peer(encoders[case.dtypes[0]])
+    if peer is None:
+        print(f"{case.says}: left out, it is not installed")
+        return []
+
+    def reading(encoder: FrozenEncoder) -> Callable[[], Any]:
+        return lambda: extract(texts, encoder, pooling=case.poolings)
+
+    ways = {dtype: reading(encoder) for dtype, encoder in encoders.items()}
+    times = alternate({**ways, "peer": lambda: peer(texts)})
+    results = []
+    for dtype, encoder in encoders.items():
+        timed = compared(times[dtype], times["peer"])
         results.append(
             {
                 "encoder": case.encoder,
@@ -76,9 +96,10 @@ def run() -> list[dict[str, Any]]:
             }
         )
         print(
-            f"{case.encoder} on {len(texts)} texts of {case.dataset}: {encoder.n_layers + 1} "
-            f"layers in {timed['ours_median_s']:.2f} s; {case.says}: "
+            f"{case.encoder} ({encoder.dtype}) on {len(texts)} texts of {case.dataset}: "
+            f"{encoder.n_layers + 1} layers in {timed['ours_median_s']:.2f} s; {case.says}: "
             f"{timed['peer_median_s']:.2f} s; ratio {timed['ratio_median']:.2f} "
-            f"({timed['ratio_min']:.2f} to {timed['ratio_max']:.2f})"
+            f"({timed['ratio_min']:.2f} to {timed['ratio_max']:.2f})",
+            flush=True,
         )
     return results

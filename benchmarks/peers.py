@@ -27,6 +27,18 @@ def sentence_transformers(encoder: FrozenEncoder) -> Reader:
     return lambda texts: model.encode(list(texts), batch_size=_BATCH)
 
 
+def embetter(encoder: FrozenEncoder) -> Reader | None:
+    """The last layer by embetter's ``SentenceEncoder``, or None where it is not installed."""
+    try:
+        from embetter.text import SentenceEncoder
+    except ImportError:
+        return None
+    peer = SentenceEncoder(str(encoder.path), device=encoder.device)
+    peer.tfm.to(getattr(torch, encoder.dtype))
+    peer.tfm.max_seq_length = encoder.max_length
+    return lambda texts: peer.transform(list(texts))
+
+
 def plain_loop(encoder: FrozenEncoder) -> Reader:
     """All layers by ``output_hidden_states=True``: texts in the order given, 32 to a batch, each
     layer's masked mean, in float32."""

@@ -29,6 +29,7 @@ _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
 _STUDY = Path("results", "packaged")
 _STUDY_PAGE = Path("docs", "study.md")
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_KINDS = ("linear layers", "attention", "activations", "norms", "copies", "the rest")
 _SETS = {"mr": "MR", "sst2": "SST-2", "r8": "R8", "r52": "R52"}
 
 _COLUMNS = 88  # of the demo's output
@@ -113,13 +114,18 @@ def _baseline(run: Result, name: str) -> str:
     return _percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
 
 
+def _what(case: Result) -> str:
+    texts = f"{case['texts']} texts of {_SETS[case['dataset']]}"
+    return f"{case['encoder']} ({case['dtype']}), {texts}"
+
+
 def extraction(results: list[Result]) -> list[str]:
     """Seconds of both, and the ratio."""
 
     def row(case: Result) -> list[str]:
         low, high = case["ratio_min"], case["ratio_max"]
         return [
-            f"{case['encoder']}, {case['texts']} texts of {_SETS[case['dataset']]}",
+            _what(case),
             f"{case['layers']} x {len(case['poolings'])}",
             f"{case['ours_median_s']:.2f}",
             case["peer"],
@@ -128,6 +134,24 @@ def extraction(results: list[Result]) -> list[str]:
         ]
 
     heads = ["texts", "layers x poolings", "s", "peer", "its s", "ours / peer"]
+    return _rows(heads, map(row, results))
+
+
+def profile(results: list[Result]) -> list[str]:
+    """Useful FLOP/s against the peak, and where the time goes."""
+
+    def row(case: Result) -> list[str]:
+        shares = case["time_shares"]
+        peak = sum(case["gemm_peak_flops_per_s"]) / len(case["gemm_peak_flops_per_s"])
+        return [
+            _what(case),
+            f"{case['useful_flops_per_s'] / 1e9:.0f}",
+            f"{peak / 1e9:.0f}",
+            f"{100 * case['share_of_peak']:.0f}",
+            *(f"{100 * shares[kind]:.0f}" for kind in _KINDS),
+        ]
+
+    heads = ["texts", "GFLOP/s", "peak", "% of peak", *(f"{kind} %" for kind in _KINDS)]
     return _rows(heads, map(row, results))
 
 
@@ -229,6 +253,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
     "demo": ("demo", demo),
     "extraction": ("extraction", extraction),
+    "profile": ("profile", profile),
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from layerfuse.scoring import (
     stratified_folds,
     stratified_rows,
 )
-from layerfuse.scoring.ridge import PENALTIES
+from layerfuse.scoring.axes import N_SEARCHED
+from layerfuse.scoring.ridge import _CHUNK, PENALTIES
 
 Array = npt.NDArray[Any]
 
@@ -269,3 +271,21 @@ def test_a_sample_keeps_each_class_in_its_share() -> None:
     assert (np.diff(rows) > 0).all()
     np.testing.assert_array_equal(rows, stratified_rows(y, 90, seed=0))
     np.testing.assert_array_equal(stratified_rows(y, 905, seed=0), np.arange(905))
+
+
+@pytest.mark.parametrize(("n", "dim"), [(40_000, 256), (300, 4_096)])
+def test_scoring_needs_little_more_than_one_copy(n: int, dim: int):
+    """Tall blocks (200,000 rows of 4,096 would be 3.3 GB) and wide ones."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, 2, n)
+    X = random.standard_normal((n, dim), dtype=np.float32)
+    X[:, : dim // 8] += y[:, None]
+    blocks = {BlockRef("made", 1, "mean"): X}
+    score_blocks({BlockRef("made", 1, "mean"): X[:200]}, y[:200])  # imports
+    tracemalloc.start()
+    scores = score_blocks(blocks, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.best.accuracy > 0.6
+    leading, gram, working = 4 * N_SEARCHED * n, 4 * min(n, dim) ** 2, 3 * 4 * _CHUNK
+    assert peak < 1.2 * X.nbytes + leading + 6 * gram + min(working, 2 * X.nbytes) + 300 * n

@@ -233,8 +233,10 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
         check_is_fitted(self, "model_")
         texts = check_texts(X)
-        embeddings = self._gather_blocks(texts, self.model_.blocks, None)
-        return self.model_.predict_proba(embeddings)
+        # In an order of their own: a matrix product may round a row by its place.
+        place = {text: row for row, text in enumerate(sorted(set(texts)))}
+        embeddings = self._gather_blocks(list(place), self.model_.blocks, None)
+        return self.model_.predict_proba(embeddings)[[place[text] for text in texts]]
 
     def predict(self, X: Column) -> npt.NDArray[Any]:
         """Labels (n_texts,), as they were given to ``fit``."""

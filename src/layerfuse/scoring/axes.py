@@ -49,11 +49,12 @@ class PrincipalAxes:
         one of zeros, so that it stays a block.
         """
         mean, scale = standardisation(X)
-        Z = (X - mean) * scale
-        space = decompose(Z)
-        turned = space.rotated[:, :N_AXES] / space.eigenvalues[:N_AXES]
-        axes = Z.T @ turned if turned.shape[1] else np.zeros((Z.shape[1], 1))
-        leading = space.rotated[:, :N_SEARCHED] if turned.shape[1] else Z[:, :1]
+        Z = X - mean
+        Z *= scale
+        space = decompose(Z, overwrite=True)
+        varies = len(space.eigenvalues) > 0
+        axes = space.axes[:, :N_AXES] if varies else np.zeros((X.shape[1], 1))
+        leading = space.rotated[:, :N_SEARCHED] if varies else np.zeros((len(X), 1))
         own = cls(mean.astype(np.float32), scale.astype(np.float32), axes.astype(np.float32))
         return own, space, np.array(leading, dtype=np.float32, order="C")
 

@@ -32,15 +32,20 @@ PENALTIES = np.logspace(-5.0, -0.5, 10)
 """Penalties that are tried, per row, for features whose variances add up to one."""
 
 
+_CHUNK = 1 << 23  # values that are worked on at once where a whole copy would double the memory
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Features turned onto their principal axes.
 
-    ``rotated`` (n, rank) is Q, its columns ordered by falling ``eigenvalues`` (rank,).
+    ``rotated`` (n, rank) is Q, its columns ordered by falling ``eigenvalues`` (rank,); ``axes``
+    (dim, rank) is V.
     """
 
     rotated: Floats
     eigenvalues: Floats
+    axes: Floats
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,9 @@ def standardisation(X: Floats) -> tuple[Floats, Floats]:
     """Mean (dim,) and scale (dim,) with which columns get variance 1/dim; constant ones get 0."""
     mean = X.mean(axis=0, dtype=np.float64)
     # In float32 a large common offset (an attention sink) would eat the variance's digits.
-    deviation = np.sqrt(((X - mean.astype(X.dtype)) ** 2).mean(axis=0, dtype=np.float64))
+    centre = mean.astype(X.dtype)
+    squares = sum(((X[rows] - centre) ** 2).sum(axis=0, dtype=np.float64) for rows in chunks(X))
+    deviation = np.sqrt(squares / len(X))
     varies = deviation > 1e-6 * np.maximum(np.abs(mean), 1e-12)
     scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0) / np.sqrt(X.shape[1])
     return mean.astype(X.dtype), scale.astype(X.dtype)
@@ -80,11 +87,16 @@ def standardisation(X: Floats) -> tuple[Floats, Floats]:
 def spectrum(X: Floats) -> Spectrum:
     """Standardise features (n, dim), scale them by 1/sqrt(dim) and turn them onto their axes."""
     mean, scale = standardisation(X)
-    return decompose((X - mean) * scale)
+    Z = X - mean
+    Z *= scale
+    return decompose(Z, overwrite=True)
 
 
-def decompose(Z: Floats) -> Spectrum:
-    """Turn centred features (n, dim) onto their axes, by the smaller of the two Gram matrices."""
+def decompose(Z: Floats, *, overwrite: bool = False) -> Spectrum:
+    """Turn centred features (n, dim) onto their axes, by the smaller of the two Gram matrices.
+
+    With ``overwrite`` the features' own memory may hold the result, so that tall ones need no copy.
+    """
     wide = Z.shape[1] > Z.shape[0]
     gram = Z @ Z.T if wide else Z.T @ Z
     values, vectors = np.linalg.eigh(gram)
@@ -92,7 +104,20 @@ def decompose(Z: Floats) -> Spectrum:
     smallest = values.max(initial=0.0) * max(Z.shape) * np.finfo(values.dtype).eps
     kept = values > smallest
     values, vectors = values[kept][::-1], np.ascontiguousarray(vectors[:, kept][:, ::-1])
-    return Spectrum(vectors * np.sqrt(values) if wide else Z @ vectors, values)
+    if wide:
+        rotated = vectors * np.sqrt(values)
+        return Spectrum(rotated, values, Z.T @ (rotated / values))
+    if not overwrite:
+        return Spectrum(Z @ vectors, values, vectors)
+    for rows in chunks(Z):
+        Z[rows, : len(values)] = Z[rows] @ vectors
+    return Spectrum(Z[:, : len(values)], values, vectors)
+
+
+def chunks(X: Floats) -> list[slice]:
+    """Parts of the rows of (n, dim), of some eight million values each."""
+    size = max(1, _CHUNK // max(1, X.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(X), size)]
 
 
 def leave_one_out(
@@ -114,7 +139,9 @@ def leave_one_out(
     projected = space.rotated.T @ (targets - centre)
     alphas = np.atleast_1d(np.asarray(penalties, dtype=space.rotated.dtype)) * n
     shrink = 1.0 / (space.eigenvalues[:, None] + alphas)  # (rank, penalties)
-    spare = 1.0 - 1.0 / n - (space.rotated**2) @ shrink  # 1 - leverage, (n, penalties)
+    spare = np.empty((n, len(alphas)), dtype=space.rotated.dtype)  # 1 - leverage
+    for rows in chunks(space.rotated):
+        spare[rows] = 1.0 - 1.0 / n - (space.rotated[rows] ** 2) @ shrink
     spare = np.maximum(spare, 1e-6)
     n_classes = targets.shape[1]
     width = max(1, 512 // n_classes)  # penalties whose predictions are made in one product
