@@ -202,7 +202,9 @@ class TestTexts:
 
     def test_one_string_and_no_texts_are_refused(self, tiny: TinyModels):
         encoder = opened(tiny("bert"))
-        with pytest.raises(DataError, match=r"Got one string; give a list of texts"):
+        with pytest.raises(
+            DataError, match=r"Got one string where texts are expected\. Give a list"
+        ):
             extract("good film", encoder)
         with pytest.raises(DataError, match="There are no texts"):
             extract([], encoder)

@@ -247,7 +247,7 @@ def test_unusable_input_is_refused() -> None:
         score_blocks(named([X]), np.zeros(20))
     y[:] = 0
     y[3] = 1
-    with pytest.raises(DataError, match="two rows of every class; use scorer='ridge'"):
+    with pytest.raises(DataError, match="two rows of two classes; use scorer='ridge'"):
         score_blocks(named([X]), y, "logistic")
     assert len(score_blocks(named([X]), y)) == 1  # the ridge scorer manages with one row
 

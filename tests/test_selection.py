@@ -362,7 +362,10 @@ class TestBudgets:
             ({"ms_per_text": 0.0001}, "ms per text of at most 0.0001"),
             ({"parameters": 4}, "alone takes 10 parameters of at most 4"),
             ({"memory_mb": 4.5}, "alone takes 10 MB of weights of at most 4.5"),
-            ({"dims": 2, "parameters": 4}, "6 dimensions of at most 2, 10 parameters of at most 4"),
+            (
+                {"dims": 2, "parameters": 4},
+                "6 dimensions of at most 2 (--max-dims), 10 parameters of at most 4",
+            ),
         ],
     )
     @pytest.mark.parametrize("method", SELECTIONS)
@@ -386,7 +389,7 @@ class TestBudgets:
             ({"blocks": 2}, r"3 blocks of at most 2"),
             ({"dims": 17}, r"18 dimensions of at most 17"),
         ):
-            with pytest.raises(ConfigError, match=rf"last layers break the budget \({says}\)"):
+            with pytest.raises(ConfigError, match=rf"last layers break the budget \({says}"):
                 choose(probed, y, "last", Allowance(Budget(**limits), COSTS))
         enough = Allowance(Budget(blocks=3, dims=18, ms_per_text=31), COSTS)
         assert [block.layer for block in choose(probed, y, "last", enough).blocks] == [4, 4, 4]

@@ -252,6 +252,6 @@ def test_one_text_that_does_not_fit_is_said(model: Path, monkeypatch: pytest.Mon
     def full(*args: Any) -> None:
         torch.empty(1 << 60)
 
-    monkeypatch.setattr(encoder, "read", full)
+    monkeypatch.setattr(encoder, "launch", full)
     with pytest.raises(NoMemoryError, match=r"bert has no memory left to read one text.*--max-len"):
         layerfuse.extract(["a film", "the plot"], encoder)

@@ -12,7 +12,7 @@ import pytest
 
 from layerfuse.baselines import Baseline
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.metrics import paired_difference
+from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
 from layerfuse.verdict import Comparison, Rows, Verdict, compare_baselines, decide, tradeoffs
@@ -280,7 +280,8 @@ class TestTradeoffs:
     def points(self, own: float = 0.8, plan: tuple[str, ...] = FUSED) -> list[dict[str, Any]]:
         compared = compare_baselines(usual(best=0.75), rows(own), None, COSTS)
         chosen = Plan(refs(*plan))
-        return tradeoffs(compared, chosen, pipeline_cost(chosen.blocks, COSTS), own)
+        share = Estimate(own, own - 0.1, own + 0.1)
+        return tradeoffs(compared, chosen, pipeline_cost(chosen.blocks, COSTS), share)
 
     def test_they_fall_in_accuracy_and_name_their_cost(self) -> None:
         points = self.points()
@@ -289,6 +290,8 @@ class TestTradeoffs:
             "last_matched (small)", "last_layer (large)",
         ]  # fmt: skip
         assert points[0]["accuracy"] == 0.8
+        assert points[0]["ci95"] == pytest.approx([0.7, 0.9])
+        assert all(point["ci95"][0] <= point["accuracy"] <= point["ci95"][1] for point in points)
         assert points[0]["blocks"] == list(FUSED)
         cost = pipeline_cost(refs(*FUSED), COSTS).to_dict()
         assert {name: points[0][name] for name in cost if name != "blocks"} == {

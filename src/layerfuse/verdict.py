@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.baselines import Baseline
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.metrics import PairedDifference, evaluate_predictions, paired_difference
+from layerfuse.metrics import Estimate, PairedDifference, evaluate_predictions, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.tabular import to_frame, to_html
@@ -270,14 +270,15 @@ def decide(
 
 
 def tradeoffs(
-    comparisons: Sequence[Comparison], plan: Plan, cost: PipelineCost, accuracy: float
+    comparisons: Sequence[Comparison], plan: Plan, cost: PipelineCost, accuracy: Estimate
 ) -> list[dict[str, Any]]:
-    """Pipelines by falling accuracy (nested, on training rows), each with its cost.
+    """Pipelines by falling accuracy (nested, on training rows, with ``ci95``), each with its cost.
 
     ``on_front`` marks those that no other beats in accuracy, time, memory and dimensions at once
     (the Pareto front). Pipelines on the same blocks appear once.
     """
-    points = {plan.blocks: ("pipeline", accuracy, cost)}
+    points = {plan.blocks: ("pipeline", accuracy.value, cost)}
+    spans = {plan.blocks: [accuracy.low, accuracy.high]}
     for item in comparisons:
         if item.cost is not None and item.baseline.plan is not None:
             name = item.baseline.name + (
@@ -285,6 +286,7 @@ def tradeoffs(
             )
             found = (name, float(item.measured["cv"]["accuracy"]), item.cost)
             points.setdefault(item.baseline.plan.blocks, found)
+            spans.setdefault(item.baseline.plan.blocks, item.measured["cv"]["ci95"])
     front = {point.name for point in pareto_front(points.values())}
     rows = [
         {
@@ -292,6 +294,7 @@ def tradeoffs(
             "name": name,
             "blocks": [str(block) for block in blocks],
             "accuracy": share,
+            "ci95": spans[blocks],
             "on_front": name in front,
         }
         for blocks, (name, share, own) in points.items()

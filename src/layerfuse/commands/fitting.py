@@ -101,7 +101,7 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     result["cost"] = cost.to_dict()
     result["baselines"] = [comparison.to_dict() for comparison in comparisons]
     result["verdict"] = verdict.to_dict()
-    result["pareto"] = tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy.value)
+    result["pareto"] = tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy)
     ended = time.perf_counter()
     result["timings"] = {
         **classifier.timings_,

@@ -81,15 +81,10 @@ def pairs(run: Run) -> Section | None:
 
 def cost(run: Run) -> Section:
     """Accuracy against time, memory and dimensions."""
-    # two ways to the same blocks on all rows may differ in the folds
-    spans = {
-        (*item["blocks"], item["cv"]["accuracy"]): item["cv"]["ci95"]
-        for item in run.result["baselines"]
-    }
     rows, cells = [], []
     for row in run.result["pareto"]:
         ships = row["name"] == "pipeline"
-        low, high = run.result["cv"]["ci95"] if ships else spans[(*row["blocks"], row["accuracy"])]
+        low, high = row["ci95"]
         name = "layerfuse" if ships else readable(row["name"])
         rows.append(
             {

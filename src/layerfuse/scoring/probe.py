@@ -149,6 +149,8 @@ def _logistic(
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
 
+    if (np.bincount(y) > 1).sum() < 2:
+        raise DataError("The logistic scorer needs two rows of two classes; use scorer='ridge'.")
     folds = stratified_folds(y, _FOLDS, seed=0)
     best: tuple[npt.NDArray[np.floating], npt.NDArray[np.intp], float] | None = None
     for C in _LOGISTIC_C:
