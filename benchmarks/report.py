@@ -89,7 +89,7 @@ def _result(measured: dict[str, Any]) -> dict[str, Any]:
     ]
     points = [
         {**cost, "name": item["name"], "blocks": item["blocks"], "ms_per_text": 3.0 + place}
-        | {"accuracy": 0.6, "on_front": place == 0}
+        | {"accuracy": item["cv"]["accuracy"], "on_front": place == 0}
         for place, item in enumerate(baselines[2:])
     ]
     points.append({**cost, "name": "pipeline", "blocks": _blocks()} | {"on_front": True})

@@ -31,12 +31,12 @@ def report(run: Path, out: Path | None, figures: Path | None, reporter: Reporter
     from layerfuse.report.reading import read_run
 
     _require()
+    started = time.perf_counter()
+    found = read_run(run)
     path = run / _NAME if out is None else out
     check_new_file(path)
     if figures is not None and figures.exists() and not figures.is_dir():
         raise ConfigError(f"{figures} is not a folder. Give a folder for the figures.")
-    started = time.perf_counter()
-    found = read_run(run)
     from layerfuse.report.page import save_figures, sections_of, write_page
 
     sections = sections_of(found)
