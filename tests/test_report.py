@@ -92,8 +92,12 @@ def test_rows_are_what_the_saved_classifier_predicts(place: tuple[Path, Done]):
     found = read_rows(root / "run", len(classifier.classes_))["test"]
     assert classifier.classes_[found.predicted].tolist() == classifier.predict(test.texts).tolist()
     assert classifier.classes_[found.truth].tolist() == list(test.labels or ())
-    np.testing.assert_allclose(found.confidence, proba.max(axis=1), atol=0.02)
-    np.testing.assert_allclose(found.own, proba[np.arange(len(proba)), found.truth], atol=0.02)
+    np.testing.assert_allclose(
+        found.confidence, proba.max(axis=1), atol=0.02
+    )  # the store keeps float16
+    np.testing.assert_allclose(
+        found.own, proba[np.arange(len(proba)), found.truth], atol=0.02
+    )  # the store keeps float16
 
 
 def test_rows_agree_with_the_report(place: tuple[Path, Done]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import altair as alt
 
@@ -59,15 +58,14 @@ def pareto(rows: Sequence[Row], *, by: str = "ms", height: int = 300) -> Chart:
         if any(row["front"] == filled and not row["ships"] for row in own)
     ]
     middle = sum(_around(costs)) / 2
-    sides: list[tuple[str, Literal["left", "right"], int]] = [
-        (">=", "right", -12),
-        ("<", "left", 12),
-    ]
+    names = points.transform_filter("datum.labelled").encode(text="name:N")
     labels = [
-        points.transform_filter(f"datum.labelled && datum.{by} {side} {middle}")
-        .mark_text(style="label", align=align, dx=dx, dy=-9, aria=False)
-        .encode(text="name:N")
-        for side, align, dx in sides
+        names.transform_filter(f"datum.{by} >= {middle}").mark_text(
+            style="label", align="right", dx=-12, dy=-9, aria=False
+        ),
+        names.transform_filter(f"datum.{by} < {middle}").mark_text(
+            style="label", align="left", dx=12, dy=-9, aria=False
+        ),
     ]
     layered: Chart = alt.layer(
         base.mark_rule(style="interval", strokeWidth=1.5, opacity=0.5).encode(
