@@ -303,7 +303,7 @@ class TestWhole:
                 assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
             assert ("member" in row) == ("+" in row["group"])
         greedy = [r for r in evidence.fusions if r["way"] == "greedy" and r["dataset"] == "beta"]
-        assert [r["fusion"] for r in greedy] == [*fusion_names(), "concat", "concat", "concat"]
+        assert [r["fusion"] for r in greedy] == [*fusion_names(), "concat", "concat"]
 
     def test_tables_hold_what_the_page_says(self, whole: tuple[Path, dict[str, Any]]):
         out, _ = whole

@@ -142,10 +142,8 @@ def _plans(
     return sorted(dict.fromkeys(plans), key=lambda plan: -_slowness(plan))
 
 
-def _slowness(plan: Plan) -> int:
-    if plan.head == "mlp":
-        return 2
-    return int(plan.head != "ridge" or plan.fusion.removesuffix(RESIDUAL) in _DESCENDED)
+def _slowness(plan: Plan) -> bool:
+    return plan.head != "ridge" or plan.fusion.removesuffix(RESIDUAL) in _DESCENDED
 
 
 def _fused(every: Sequence[Choice], groups: Sequence[tuple[str, ...]]) -> list[tuple[Choice, bool]]:
