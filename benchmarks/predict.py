@@ -20,7 +20,7 @@ from layerfuse.errors import LayerfuseError
 
 _ENCODER = "mpnet"
 _ROWS = {"mr": 400, "r8": 100}
-_TRAIN = 2_000
+_TRAIN = 1_000
 _SINGLE = 30
 
 
@@ -49,8 +49,7 @@ def run() -> list[dict[str, Any]]:
 def _measure(pipeline: LayerFusionClassifier, texts: list[str], train: Any) -> dict[str, Any]:
     full = FrozenEncoder.from_pretrained(_ENCODER, max_length=256)
     encode = sentence_transformers(full)
-    rows = slice(0, len(texts))
-    head = LogisticRegression(max_iter=1000).fit(encode(train.texts[rows]), train.labels[rows])
+    head = LogisticRegression(max_iter=1000).fit(encode(train.texts), train.labels)
     ways = {
         "ours": lambda: pipeline.predict(texts),
         "full": lambda: extract(texts, full, -1),

@@ -45,7 +45,12 @@ def run() -> list[dict[str, Any]]:
 
 def _logistic() -> Any:
     return LogisticRegressionCV(
-        Cs=_PENALTIES, cv=_FOLDS, max_iter=1000, l1_ratios=(0,), use_legacy_attributes=False
+        Cs=_PENALTIES,
+        cv=_FOLDS,
+        max_iter=1000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+        scoring="accuracy",
     )
 
 
