@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    accuracy,
     complementarity,
     demo,
     extraction,
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "scoring": scoring.run,
     "predict": predict.run,
     "scout": scout.run,
+    "accuracy": accuracy.run,
     "memory": memory.run,
     "warm": warm.run,
     "complementarity": complementarity.run,
