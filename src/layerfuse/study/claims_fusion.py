@@ -84,7 +84,7 @@ def fusion_helps(evidence: Evidence) -> Claim:
     if not better:
         outcome = REFUTED
         sentences.append("No group of encoders clearly gains.")
-    elif not worse and ranks and len(told) == len(ranks):
+    elif 2 * len(better) >= len(table) and not worse and ranks and len(told) == len(ranks):
         outcome = CONFIRMED
     else:
         outcome = REFINED
@@ -94,6 +94,9 @@ def fusion_helps(evidence: Evidence) -> Claim:
         unclear = len(table) - len(better)
         sentences.append(f"In the other {unclear} a single encoder may do as well.")
     return Claim(3, statement, outcome, tuple(sentences))
+
+
+_CLEARLY = 1.05  # times as much: below, it may be noise
 
 
 def fusion_costs(evidence: Evidence) -> Claim:
@@ -127,7 +130,7 @@ def fusion_costs(evidence: Evidence) -> Claim:
             f"{-100 * saved:+.0f} % of the parameters, {-100 * faster:+.0f} % of the time and "
             f"{-100 * lighter:+.0f} % of the memory against whole encoders."
         )
-    dearer = (time > 1) + (memory > 1)
+    dearer = (time > _CLEARLY) + (memory > _CLEARLY)
     outcome = (REFUTED, REFINED, CONFIRMED)[dearer]
     if outcome == CONFIRMED and fused["parameters"] < whole["parameters"]:
         sentences.append("The bill is smaller than the sum of whole encoders.")

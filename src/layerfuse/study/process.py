@@ -111,18 +111,24 @@ class _Reading:
 
 def _resident() -> float:
     """MB now; the peak where the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return 1024 * int(line.split()[1]) / 1e6
-    except (OSError, StopIteration):
-        return _peak()
+    return _status("VmRSS") or _peak()
 
 
 def _peak() -> float:
-    """MB; Linux counts in KiB, macOS in bytes."""
+    """MB at most so far. What the system counts for a process (KiB on Linux, bytes on macOS) may
+    begin with the memory of the one that started it, so Linux's own page is asked first."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _status(name: str) -> float | None:
+    """A figure of Linux's page on this process in MB, or None."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
+        return 1024 * int(line.split()[1]) / 1e6
+    except (OSError, StopIteration):
+        return None
 
 
 if __name__ == "__main__":
