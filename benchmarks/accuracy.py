@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.common import save
 from layerfuse.commands import fit
 from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
@@ -18,6 +19,8 @@ _ASKED = (
 _BOTH = ("mpnet", "smollm2-135m")
 RUNS = (
     FitConfig("mr", encoders=_BOTH, pooling=("mean", "last"), report=False),
+    FitConfig("r8", encoders=("mpnet",), report=False),
+    FitConfig("sst2", encoders=_BOTH, report=False),
     FitConfig(
         "mr",
         encoders=_BOTH,
@@ -25,15 +28,13 @@ RUNS = (
         templates={"smollm2-135m": _ASKED},
         report=False,
     ),
-    FitConfig("r8", encoders=("mpnet",), report=False),
-    FitConfig("sst2", encoders=_BOTH, report=False),
 )
 
 _LEFT_OUT = {"profile", "run", "encoders", "pareto"}  # large, or of this machine
 
 
 def run() -> list[dict[str, Any]]:
-    results = []
+    results: list[dict[str, Any]] = []
     for config in RUNS:
         with TemporaryDirectory() as folder:
             own = {**config.__dict__, "out": str(Path(folder) / "run")}
@@ -44,5 +45,6 @@ def run() -> list[dict[str, Any]]:
                 continue
         found["settings"] = {**found["settings"], "out": None}
         results.append({key: value for key, value in found.items() if key not in _LEFT_OUT})
+        save("accuracy", results)  # what is measured is kept if the rest is interrupted
         print(f"{config.data}: {found['test']['accuracy']:.4f}. {found['verdict']['sentence']}")
     return results
