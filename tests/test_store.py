@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -506,6 +507,65 @@ class TestKilled:
         notes = Notes()
         found = extract(texts, fresh(model), store=store, reporter=notes)
         assert (found.n_computed, sum(notes.advanced)) == (300, 300)
+
+
+class TestWorkingAhead:
+    """What runs beside a GPU, on a CPU that calls itself one."""
+
+    def test_it_gives_the_same(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        texts = sentences(150, longest=30)
+        expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
+        monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
+        monkeypatch.setattr(extraction, "_SHARD_ROWS", 40)
+        monkeypatch.setitem(extraction._BATCH_OVERHEAD, "cuda", 10)
+        threads = set()
+        write = Section.write
+
+        def watched(*arguments: Any) -> None:
+            threads.add(threading.current_thread())
+            write(*arguments)
+
+        monkeypatch.setattr(Section, "write", watched)
+        found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
+        assert threads
+        assert threading.current_thread() not in threads
+        assert {len(load_file(path)["hashes"]) for path in shards(store)} <= {20, 10}
+        for ref, array in expected.items():
+            np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
+        assert found.cost is not None
+        assert found.cost.ms_per_text > 0
+
+    def test_out_of_memory_loses_no_batch(
+        self, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+    ):
+        texts = sentences(60, longest=30)
+        expected = extract(texts, encoder)
+        monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
+        launch = encoder.launch
+
+        def tight(ids: list[list[int]], *rest: Any) -> Any:
+            if len(ids) > 4:
+                raise torch.OutOfMemoryError("too many")
+            return launch(ids, *rest)
+
+        monkeypatch.setattr(encoder, "launch", tight)
+        found = extract(texts, encoder, batch_tokens=400)
+        for ref, array in expected.items():
+            np.testing.assert_allclose(found[ref], array, atol=1e-5)
+
+    def test_a_write_that_fails_ends_the_run(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
+
+        def full(*_: Any) -> None:
+            raise StorageError("the disk is full")
+
+        monkeypatch.setattr(Section, "write", full)
+        with pytest.raises(StorageError, match="the disk is full"):
+            extract(TEXTS, encoder, store=store)
 
 
 class TestDamaged:

@@ -169,6 +169,11 @@ class _Runner:
     meter: Meter = field(default_factory=Meter)
     padding: list[tuple[int, int]] = field(default_factory=list)  # tokens, and with padding
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether texts are tokenised and shards written beside the passes: a CPU is busy."""
+        return self.encoder.kind != "cpu"
+
     def shards(
         self, rows: npt.NDArray[np.intp], keys: Sequence[Key]
     ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], dict[Key, Any]]]:
@@ -177,13 +182,13 @@ class _Runner:
         The parts and the batches inside them follow from the order alone, so that a run that was
         stopped and goes on yields the same bytes as one that was not.
         """
-        size = max(1, min(_SHARD_ROWS, _SHARD_BYTES // (4 * self.encoder.dim * len(keys))))
+        most = _SHARD_ROWS // 2 if self.works_ahead else _SHARD_ROWS  # two are in flight
+        size = max(1, min(most, _SHARD_BYTES // (4 * self.encoder.dim * len(keys))))
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         highest = max(layer for layer, _ in keys)
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
             self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
-            # Not ahead on a CPU: its cores are busy, and the clock of either would be wrong.
-            in_turn = map if self.encoder.kind == "cpu" else ahead
+            in_turn = ahead if self.works_ahead else map
             for part, (tokens, seconds) in zip(parts, in_turn(self._tokenize, parts), strict=True):
                 self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
                 truncated, blocks = self._read(part, tokens, keys, advance)
@@ -223,7 +228,7 @@ class _Runner:
         waiting: deque[tuple[list[int], float, Pending]] = deque()
         queue = self._plan(ids, range(len(ids)))
         self.padding.append((sum(map(len, ids)), sum(len(b) * len(ids[b[0]]) for b in queue)))
-        depth = 0 if self.encoder.kind == "cpu" else 1
+        depth = 1 if self.works_ahead else 0
         done = 0.0
         while queue or waiting:
             if queue and len(waiting) <= depth:
@@ -351,11 +356,15 @@ class _Stored:
         )
         self.runner.meter = Meter()
         self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
-        with Behind() as behind:  # a shard is written while the next one is read
+        with Behind() as behind:
             for rows, keys in plan:
                 for part, truncated, blocks in self.runner.shards(rows, keys):
                     behind(self.section.write, self.hashes[part], truncated, blocks)
+                    if not self.runner.works_ahead:
+                        behind.wait()
         if n_rows:
+            real, padded = map(sum, zip(*self.runner.padding, strict=True))
+            self.runner.reporter.note(f"{name}: {1 - real / padded:.1%} of tokens were padding")
             self._keep(self.runner.record())
         return n_rows
 
