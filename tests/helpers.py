@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from families import VOCABULARY
-from layerfuse import EmbeddingStore, FrozenEncoder, extract, extraction
+from layerfuse import EmbeddingStore, FrozenEncoder, extract, running
 from layerfuse.events import Advance
 from layerfuse.scoring import standardisation
 
@@ -124,7 +124,7 @@ def _work(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     os.environ["LAYERFUSE_CACHE"] = str(cache)
-    extraction._SHARD_ROWS = shard_rows
+    running._SHARD_ROWS = shard_rows
     encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
     encoder.tokenize([""])  # the model is loaded
     pipe.send("ready")

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from conftest import TinyModels
 from families import FAMILIES, N_LAYERS, VOCABULARY, build_tokenizer, save_model
 from helpers import Notes, sentences
-from layerfuse import BlockRef, FrozenEncoder, extract, extraction
+from layerfuse import BlockRef, FrozenEncoder, extract, running
 from layerfuse.blocks import POOLINGS
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
 from layerfuse.estimator.gathering import gather
@@ -76,7 +76,7 @@ class TestOrderAndBatches:
         encoder.stack.register_forward_pre_hook(
             lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        monkeypatch.setattr(extraction, "_SHARD_ROWS", 37)
+        monkeypatch.setattr(running, "_SHARD_ROWS", 37)
         texts = sentences(100, longest=30)
         notes = Notes()
         extract(texts, encoder, batch_tokens=budget, reporter=notes)
@@ -96,7 +96,7 @@ class TestOrderAndBatches:
     ):
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
-        monkeypatch.setattr(extraction, "_SHARD_ROWS", 7)
+        monkeypatch.setattr(running, "_SHARD_ROWS", 7)
         parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
@@ -550,7 +550,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(extraction.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(running.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -593,7 +593,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(extraction.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(running.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:

@@ -30,6 +30,7 @@ ORDER = (
     "pooling",
     "encoder",
     "store",
+    "running",
     "extraction",
     "metrics",
     "scoring",

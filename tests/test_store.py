@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from conftest import TinyModels
 from families import VOCABULARY, save_model
 from helpers import Extraction, Notes, sentences
-from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract, extraction
+from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract, running
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.extraction import Embeddings
 from layerfuse.files import read_json
@@ -213,7 +213,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(extraction, "_SHARD_ROWS", 1)
+        monkeypatch.setattr(running, "_SHARD_ROWS", 1)
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -518,8 +518,8 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(extraction, "_SHARD_ROWS", 40)
-        monkeypatch.setitem(extraction._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setattr(running, "_SHARD_ROWS", 40)
+        monkeypatch.setitem(running._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
         write = Section.write
 
@@ -643,7 +643,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(extraction, "_SHARD_ROWS", 10)
+        monkeypatch.setattr(running, "_SHARD_ROWS", 10)
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
+from layerfuse.bundle import Bundle, save_bundle
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import LayerfuseError
+from layerfuse.estimator.saving import describe
 from layerfuse.pipeline import FusedModel, Plan, Task, train
 from layerfuse.scoring import Probed
 from layerfuse.study.combinations import Choice
@@ -79,7 +80,7 @@ def measure_cost(
     model = _train(blocks, embedded, probed, rows)
     used = [encoders[name] for name in dict.fromkeys(block.encoder for block in blocks)]
     classes = np.array([f"c{number}" for number in range(embedded.data.n_classes)])
-    bundle = Bundle(model, classes, tuple(map(_spec, used)), {})
+    bundle = Bundle(model, classes, tuple(map(describe, used)), {})
     with tempfile.TemporaryDirectory(prefix="layerfuse-study") as temporary:
         folder = Path(temporary) / "bundle"
         save_bundle(bundle, folder)
@@ -118,19 +119,6 @@ def _train(
     task = Task(embedded.data.n_classes)
     model = train(Plan(tuple(blocks)), known, embedded.data.y[rows], task)
     return FusedModel(axes, model, TemperatureCalibrator())
-
-
-def _spec(encoder: FrozenEncoder) -> EncoderSpec:
-    return EncoderSpec(
-        name=encoder.name,
-        source=encoder.source.origin,
-        revision=encoder.source.revision,
-        fingerprints=encoder.fingerprints,
-        template=encoder.template,
-        chat_question=encoder.chat_question,
-        max_length=encoder.max_length,
-        dtype=encoder.dtype,
-    )
 
 
 def _in_a_process(asked: Mapping[str, Any]) -> dict[str, Any]:

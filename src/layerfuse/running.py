@@ -1,0 +1,169 @@
+"""Running an encoder over texts: shards of them, in batches, with what that costs on a meter."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.batching import plan_batches
+from layerfuse.encoder import FrozenEncoder, Pending, Tokens
+from layerfuse.errors import NoMemoryError, is_out_of_memory
+from layerfuse.events import SILENT, Reporter
+from layerfuse.metering import CostRecord, Meter
+from layerfuse.parallel import ahead
+from layerfuse.store import Key
+
+__all__ = ["Runner"]
+
+_BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
+_SHARD_ROWS = 2048
+_SHARD_BYTES = 192 << 20
+_SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
+
+
+@dataclass
+class Runner:
+    """Runs an encoder over distinct texts."""
+
+    texts: list[str]
+    encoder: FrozenEncoder
+    budget: int
+    reporter: Reporter
+    meter: Meter = field(default_factory=Meter)
+    padding: list[tuple[int, int]] = field(default_factory=list)  # tokens, and with padding
+
+    @property
+    def works_ahead(self) -> bool:
+        """Whether texts are tokenised and shards written beside the passes: a CPU is busy."""
+        return self.encoder.kind != "cpu"
+
+    def shards(
+        self, rows: npt.NDArray[np.intp], keys: Sequence[Key]
+    ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], dict[Key, Any]]]:
+        """Yield (row numbers, truncated, blocks) for parts of ``rows``, in the order given.
+
+        The parts and the batches inside them follow from the order alone, so that a run that was
+        stopped and goes on yields the same bytes as one that was not.
+        """
+        most = _SHARD_ROWS // 2 if self.works_ahead else _SHARD_ROWS  # two are in flight
+        size = max(1, min(most, _SHARD_BYTES // (4 * self.encoder.dim * len(keys))))
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        highest = max(layer for layer, _ in keys)
+        with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
+            self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
+            in_turn = ahead if self.works_ahead else map
+            for part, (tokens, seconds) in zip(parts, in_turn(self._tokenize, parts), strict=True):
+                self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
+                truncated, blocks = self._read(part, tokens, keys, advance)
+                yield part, truncated, blocks
+
+    def _tokenize(self, part: npt.NDArray[np.intp]) -> tuple[Tokens, float]:
+        started = time.perf_counter()
+        tokens = self.encoder.tokenize([self.texts[row] for row in part])
+        return tokens, time.perf_counter() - started
+
+    def _read(
+        self, part: npt.NDArray[np.intp], tokens: Tokens, keys: Sequence[Key], advance: Any
+    ) -> tuple[npt.NDArray[np.bool_], dict[Key, npt.NDArray[np.float32]]]:
+        layers = sorted({layer for layer, _ in keys})
+        poolings = list(dict.fromkeys(pooling for _, pooling in keys))
+        blocks: dict[Key, npt.NDArray[np.float32]] = {}
+        for batch, read in self._read_batches(tokens.ids, layers, poolings):
+            for layer, pooling in keys:
+                values = read[layer][:, poolings.index(pooling)]
+                if (layer, pooling) not in blocks:
+                    blocks[layer, pooling] = np.empty((len(part), values.shape[1]), np.float32)
+                blocks[layer, pooling][batch] = values
+            advance(len(batch))
+        return np.array(tokens.truncated, dtype=bool), blocks
+
+    def _read_batches(
+        self,
+        ids: list[list[int]],
+        layers: list[int],
+        poolings: list[str],
+    ) -> Iterator[tuple[list[int], dict[int, npt.NDArray[np.float32]]]]:
+        """Each batch and its pooled states; a GPU gets the next batch before this one is fetched.
+
+        Out of memory is answered by halving the budget and parting anew what is left.
+        """
+        waiting: deque[tuple[list[int], float, Pending]] = deque()
+        queue = self._plan(ids, range(len(ids)))
+        self.padding.append((sum(map(len, ids)), sum(len(b) * len(ids[b[0]]) for b in queue)))
+        depth = 1 if self.works_ahead else 0
+        done = 0.0
+        while queue or waiting:
+            if queue and len(waiting) <= depth:
+                batch = queue.popleft()
+                started = time.perf_counter()
+                try:
+                    rows = [ids[row] for row in batch]
+                    waiting.append((batch, started, self.encoder.launch(rows, layers, poolings)))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1:
+                        raise NoMemoryError(
+                            f"{self.encoder.name} has no memory left to read one text of "
+                            f"{len(rows[0]):,} tokens. Cut texts earlier with --max-length "
+                            "(max_length=), or use a smaller model, --device cpu or --dtype "
+                            "bfloat16. Finished embeddings are kept."
+                        ) from error
+                    self._shrink()
+                    queue = self._plan(ids, [row for rows in (batch, *queue) for row in rows])
+                    continue
+                if queue and len(waiting) <= depth:
+                    continue
+            batch, started, pending = waiting.popleft()
+            read = pending.result()
+            started, done = max(started, done), time.perf_counter()
+            self.meter.ran(layers[-1], sum(len(ids[row]) for row in batch), done - started)
+            yield batch, read
+
+    def _plan(self, ids: list[list[int]], rows: Sequence[int]) -> deque[list[int]]:
+        lengths = [len(ids[row]) for row in rows]
+        plan = plan_batches(lengths, self.budget, _BATCH_OVERHEAD[self.encoder.kind])
+        return deque([rows[index] for index in batch] for batch in plan)
+
+    def _shrink(self) -> None:
+        import torch
+
+        torch.cuda.empty_cache()
+        self.budget = max(1, self.budget // 2)
+        self.reporter.note(
+            f"{self.encoder.name}: out of memory; batches are cut to {self.budget} tokens"
+        )
+
+    def record(self) -> CostRecord | None:
+        """What the texts read so far took; None when no block ran."""
+        import torch
+
+        return self.meter.record(
+            parameters=self.encoder.layer_parameters,
+            bytes_per_parameter=self.encoder.bytes_per_parameter,
+            dim=self.encoder.dim,
+            stops_early=self.encoder.stops_early,
+            device=self.encoder.device,
+            dtype=self.encoder.dtype,
+            threads=torch.get_num_threads(),
+        )
+
+    def sample(self) -> CostRecord | None:
+        """Read a few of the texts as deep as it goes, for the sake of the times alone."""
+        if self.encoder.highest_layer == 0:
+            return None
+        texts = self.texts[:_SAMPLED]  # they are in the order of their hashes, so a fair draw
+        self.reporter.note(f"{self.encoder.name}: measuring its cost on {len(texts)} texts")
+        runner = Runner(texts, self.encoder, self.budget, SILENT)
+        keys = [(self.encoder.highest_layer, "mean")]
+        for rows in (np.arange(1), np.arange(len(texts))):  # the first is to warm up
+            runner.meter = Meter(warm=True)
+            for _ in runner.shards(rows, keys):
+                pass
+        return runner.record()
