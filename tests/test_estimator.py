@@ -28,6 +28,7 @@ from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundErr
 from layerfuse.estimator import analysis as analysis_module
 from layerfuse.resources import Budget, pipeline_cost
 from layerfuse.store import text_hashes
+from layerfuse.verdict import Rows
 
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
@@ -377,6 +378,11 @@ class TestWhatIsMeasured:
         test = scouted.extract(TEST_TEXTS)
         baselines = {b.name: b for b in scouted.run_baselines(TEST_TEXTS, test)}
         assert baselines["best_block"].predicted is not None
+        # On test rows the pipeline learned from all rows and they did not, which must be said.
+        rows = Rows(np.zeros(len(TEST_TEXTS), np.intp), proba.argmax(axis=1), 2, 0)
+        said = scouted.judge(list(baselines.values()), rows).sentence
+        assert said.endswith("only scouted learned from 60 of 160 rows.")
+        assert "scouted" not in whole.judge(whole.run_baselines(), rows).sentence
 
     @pytest.mark.parametrize("scout", [None, 160])
     def test_few_new_texts_are_all_read(

@@ -30,13 +30,13 @@ from layerfuse.study import PARTS, PRESETS, make_settings
 from layerfuse.study.combinations import Choice, encoder_groups, fusion_names
 from layerfuse.study.corrections import holm, over_seeds, verdict_of
 from layerfuse.study.costs import Timed, measure_cost, timed_choices
-from layerfuse.study.data import count_shared, prepare
+from layerfuse.study.data import StudyData, count_shared, prepare
 from layerfuse.study.evidence import Evidence
 from layerfuse.study.page import claims_of
 from layerfuse.study.precision import fit_precision
 from layerfuse.study.profiles import profile_blocks
 from layerfuse.study.publishing import page_of, publish
-from layerfuse.study.reading import read_all
+from layerfuse.study.reading import EmbeddedData, read_all
 from layerfuse.study.results import Results, write_compact
 from layerfuse.study.wording import CONFIRMED, REFINED, REFUTED, UNTESTED
 
@@ -385,16 +385,18 @@ def _numbers(path: Path) -> Any:
     return strip(json.loads(path.read_text())["result"])
 
 
+def alpha_read_by_bert(place: Path) -> tuple[StudyData, EmbeddedData, Any]:
+    settings = make_settings(
+        place, datasets=[str(place / "alpha")], encoders=[str(place / "bert")], poolings=["mean"]
+    )
+    data = prepare(settings.datasets[0], None, Notes())
+    [own], encoders, _ = read_all([data], settings, EmbeddingStore(place / "store"), Notes())
+    return data, own, encoders
+
+
 class TestProfiles:
     def test_test_accuracy_is_that_of_a_ridge_regression(self, place: Path):
-        settings = make_settings(
-            place,
-            datasets=[str(place / "alpha")],
-            encoders=[str(place / "bert")],
-            poolings=["mean"],
-        )
-        data = prepare(settings.datasets[0], None, Notes())
-        [own], _, _ = read_all([data], settings, EmbeddingStore(place / "store"), Notes())
+        data, own, _ = alpha_read_by_bert(place)
         found = profile_blocks(own, Notes())
         for score in found.probed.scores:
             mean, scale = standardisation(own.train[score.block])
@@ -408,14 +410,7 @@ class TestProfiles:
 
 class TestCosts:
     def test_a_cut_pipeline_runs_fewer_parameters(self, place: Path):
-        settings = make_settings(
-            place,
-            datasets=[str(place / "alpha")],
-            encoders=[str(place / "bert")],
-            poolings=["mean"],
-        )
-        data = prepare(settings.datasets[0], None, Notes())
-        [own], encoders, _ = read_all([data], settings, EmbeddingStore(place / "store"), Notes())
+        data, own, encoders = alpha_read_by_bert(place)
         probed = profile_blocks(own, Notes()).probed
         choice = Choice(("bert",), "best", (BlockRef("bert", 1, "mean"),))
         whole, cut = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class JudgedMixin:
         On nested out-of-fold predictions, and on the test rows whose predictions are given.
         """
         truth, proba = self.out_of_fold()
-        return judge(
+        verdict = judge(
             baselines,
             Rows(truth, proba.argmax(axis=1), len(self.classes_), self.random_state),
             test,
@@ -100,6 +100,18 @@ class JudgedMixin:
             self.profile_,
             self.costs_,
             {encoder.name: encoder.n_layers for encoder in self.encoders_},
+        )
+        training = self._rows_of_fit().analysis.training
+        read = set(training.embeddings)
+        fewer = any(
+            one.plan is not None and not read.issuperset(one.plan.blocks) for one in baselines
+        )
+        if test is None or not fewer:
+            return verdict
+        return replace(
+            verdict,
+            sentence=f"{verdict.sentence} Baselines on layers that were only scouted learned from "
+            f"{len(training.rows)} of {len(training.y)} rows.",
         )
 
     @property
