@@ -83,7 +83,7 @@ def open_page(
     page.on("pageerror", lambda error: opened.said.append(f"error: {error}"))
     page.goto(own)
     if drawn:
-        page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+        page.locator("html[data-drawn]").wait_for(state="attached", timeout=60_000)
     return opened
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from browser import Opened, colours, open_browser, open_page
 from commandline import rows, succeed, write_csv
@@ -93,10 +93,7 @@ def page_of(runs: dict[str, Path], name: str) -> Path:
 def open_all(opened: Opened) -> None:
     """Unfold everything, and wait for the charts inside."""
     opened.page.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
-    opened.page.wait_for_function(
-        "[...document.querySelectorAll('[data-chart]')].every((e) => e.querySelector('svg'))",
-        timeout=60_000,
-    )
+    expect(opened.page.locator("[data-chart]:not(:has(svg))")).to_have_count(0, timeout=60_000)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -170,13 +167,13 @@ def test_the_keyboard_reaches_everything(browser: Browser, runs: dict[str, Path]
     page.keyboard.press("Enter")
     assert focused("id") == "main"
     page.reload()
-    page.wait_for_function("document.documentElement.dataset.drawn")
+    page.locator("html[data-drawn]").wait_for(state="attached")
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     assert focused("id") == "theme"
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.documentElement.dataset.drawn === 'dark'")
+    page.locator("html[data-drawn=dark]").wait_for(state="attached")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
     assert focused("getAttribute('aria-label')") == "Switch to light colours"
     reached, opened = set(), False
@@ -207,11 +204,7 @@ def test_a_point_tells_what_it_is_when_hovered(browser: Browser, runs: dict[str,
 def test_code_is_copied(browser: Browser, runs: dict[str, Path]):
     page = open_page(browser, page_of(runs, "demo")).page
     page.locator(".copy").first.click()
-    page.wait_for_function("document.getElementById('status').textContent")
-    assert (
-        "opi" in page.locator("#status").inner_text()
-        or "Sel" in page.locator("#status").inner_text()
-    )
+    expect(page.locator("#status")).to_have_text(re.compile("^(Copied|Selected; copy it)"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
