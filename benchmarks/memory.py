@@ -10,14 +10,15 @@ import tempfile
 from typing import Any
 
 _WORKER = """
-import json, resource, sys, time
+import json, sys, time
+from layerfuse.memory import peak_mb
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 count, root = int(sys.argv[1]), sys.argv[2]
 texts = [f"short text number {number} about topic {number % 97}" for number in range(count)]
 start = time.perf_counter()
 extract(texts, FrozenEncoder.from_pretrained("minilm"), store=EmbeddingStore(root))
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = round(1e6 * peak_mb())
 print(json.dumps({"texts": count, "peak_bytes": peak, "seconds": seconds}))
 """
 

@@ -23,14 +23,15 @@ from layerfuse.report.details import Predicted, write_details
 _ROWS, _FOLDED, _CLASSES, _LAYERS = 60_000, 10_000, 52, 24
 _ENCODERS, _POOLINGS = ("one", "two"), ("mean", "last", "max")
 _WORKER = """
-import json, resource, sys, time
+import json, sys, time
+from layerfuse.memory import peak_mb
 start = time.perf_counter()
 from pathlib import Path
 from layerfuse.commands import report
 from layerfuse.events import SILENT
 made = report(Path(sys.argv[1]), None, None, SILENT)
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = round(1e6 * peak_mb())
 found = {"seconds": seconds, "cpu_seconds": time.process_time()}
 print(json.dumps({**found, "peak_bytes": peak, "n_bytes": made["n_bytes"]}))
 """

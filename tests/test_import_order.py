@@ -22,6 +22,7 @@ ORDER = (
     "resources",
     "metering",
     "parallel",
+    "memory",
     "batching",
     "config",
     "files",

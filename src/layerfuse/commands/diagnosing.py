@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from layerfuse.complementarity.pairs import measure_pairs
 from layerfuse.corpus import NEAR, TextDataset, audit, near_duplicates
 from layerfuse.estimator import LayerFusionClassifier
 from layerfuse.events import SILENT, Reporter
+from layerfuse.memory import peak_mb
 from layerfuse.report.details import Predicted
 from layerfuse.scoring import stratified_rows
 
@@ -156,19 +156,9 @@ def _environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_mb(),
         "packages": {"layerfuse": __version__, **{name: version(name) for name in _PACKAGES}},
     }
-
-
-def _peak_memory_mb() -> float | None:
-    """The largest resident set of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _cpu() -> str:

@@ -11,12 +11,12 @@ layerfuse, ``load_s`` for weights and tokenizers. ``latency_ms`` is the median o
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from layerfuse.memory import peak_mb, resident_mb
 
 if TYPE_CHECKING:
     from layerfuse.estimator import LayerFusionClassifier
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     imported = time.perf_counter()
     on_cuda = str(asked["device"]).startswith("cuda")
-    base = _resident()
+    base = resident_mb() or 0.0
     classifier = load(asked["bundle"], device=asked["device"])
     reading = _Reading(classifier, cut=asked["cut"])
     reading.predict(asked["texts"][:1])
@@ -51,7 +51,7 @@ def main() -> None:
     before = time.perf_counter()
     reading.predict(asked["texts"])
     seconds = time.perf_counter() - before
-    peak = torch.cuda.max_memory_allocated() / 1e6 if on_cuda else _peak()
+    peak = torch.cuda.max_memory_allocated() / 1e6 if on_cuda else peak_mb() or 0.0
     print(  # noqa: T201  # this is the process's answer
         json.dumps(
             {
@@ -62,7 +62,7 @@ def main() -> None:
                 "texts_per_s": len(asked["texts"]) / seconds,
                 "texts": len(asked["texts"]),
                 "base_mb": base,
-                "resident_mb": _resident(),
+                "resident_mb": resident_mb() or 0.0,
                 "peak_mb": peak,
                 "device": asked["device"],
                 "threads": torch.get_num_threads(),
@@ -107,28 +107,6 @@ class _Reading:
     @property
     def parameters(self) -> int:
         return sum(own.layer_parameters[own.highest_layer] for own in self._encoders)
-
-
-def _resident() -> float:
-    """MB now; the peak where the system does not tell."""
-    return _status("VmRSS") or _peak()
-
-
-def _peak() -> float:
-    """MB at most so far. What the system counts for a process (KiB on Linux, bytes on macOS) may
-    begin with the memory of the one that started it, so Linux's own page is asked first."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _status(name: str) -> float | None:
-    """A figure of Linux's page on this process in MB, or None."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
-        return 1024 * int(line.split()[1]) / 1e6
-    except (OSError, StopIteration):
-        return None
 
 
 if __name__ == "__main__":
