@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
-from layerfuse.memory import peak_mb, resident_mb
+from layerfuse.memory import keep_few_kernels, peak_mb, resident_mb
 
 _CHILD = """
 import numpy as np
@@ -32,3 +34,39 @@ def test_a_child_does_not_inherit_the_peak_of_its_parent():
 
 def test_now_is_at_most_the_peak():
     assert 0 < (resident_mb() or 0) <= (peak_mb() or 0) + 1
+
+
+_PRODUCTS = """
+import sys
+import torch
+from layerfuse.encoder.packing import pack_linears
+from layerfuse.memory import give_back, keep_few_kernels, resident_mb
+if sys.argv[1] == "few":
+    keep_few_kernels()
+layers = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.Linear(1536, 384)).eval()
+pack_linears(layers)
+with torch.inference_mode():
+    layers(torch.ones(8, 384))
+    before = resident_mb()
+    for rows in range(1, 301):
+        layers(torch.ones(rows, 384))
+give_back()
+print(resident_mb() - before)
+"""
+
+
+def test_shapes_of_batches_do_not_pile_up_as_kernels():
+    def growth(kept: str) -> float:
+        environment = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
+        command = [sys.executable, "-c", _PRODUCTS, kept]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return float(done.stdout)
+
+    assert growth("few") < 0.5 * growth("all")
+
+
+def test_what_the_user_set_for_the_kernels_stays(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    keep_few_kernels()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"

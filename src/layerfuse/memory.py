@@ -1,11 +1,17 @@
-"""How much memory this process takes, in MB (10^6 bytes)."""
+"""How much memory this process takes, in MB (10^6 bytes), and giving back what it need not keep."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import sys
 from pathlib import Path
 
-__all__ = ["peak_mb", "resident_mb"]
+__all__ = ["give_back", "keep_few_kernels", "peak_mb", "resident_mb"]
+
+_KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+_KERNELS_KEPT = 16  # an encoder has about six shapes of product a batch; PyTorch keeps 1024
 
 
 def resident_mb() -> float | None:
@@ -37,3 +43,24 @@ def _status(name: str) -> float | None:
         return 1024 * int(line.split()[1]) / 1e6
     except (OSError, StopIteration):
         return None
+
+
+def keep_few_kernels() -> None:
+    """Limit how many kernels PyTorch and oneDNN keep on the CPU: one for each shape of product.
+
+    A kernel holds about a megabyte, batches of texts have thousands of shapes, and making one anew
+    costs no time that could be measured. The variables are read at the first product of a process;
+    what the user has set stays as it is.
+    """
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, str(_KERNELS_KEPT))
+
+
+def give_back() -> None:
+    """Let the C library return to the system what was freed, where it is glibc.
+
+    Batches of ever other sizes leave holes that it keeps otherwise.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -15,6 +15,7 @@ from layerfuse.batching import plan_batches
 from layerfuse.encoder import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.events import SILENT, Reporter
+from layerfuse.memory import give_back
 from layerfuse.metering import CostRecord, Meter
 from layerfuse.parallel import ahead
 from layerfuse.store import Key
@@ -62,6 +63,8 @@ class Runner:
                 self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
                 truncated, blocks = self._read(part, tokens, keys, advance)
                 yield part, truncated, blocks
+                if len(part) == size:
+                    give_back()
 
     def _tokenize(self, part: npt.NDArray[np.intp]) -> tuple[Tokens, float]:
         started = time.perf_counter()

@@ -24,6 +24,7 @@ from layerfuse.encoder.tokenizing import TextTokenizer, Tokens, check_template
 from layerfuse.errors import ConfigError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.events import SILENT, Reporter
 from layerfuse.files import cache_dir, digest, write_json
+from layerfuse.memory import keep_few_kernels
 from layerfuse.pooling import Pooler
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ class FrozenEncoder:
     def _load(self) -> Architecture:
         if self._architecture is not None:
             return self._architecture
+        keep_few_kernels()
         with self._reporter.task(f"loading {self.name}", 1, "model"):
             model = load_model(
                 self.source,
