@@ -12,9 +12,9 @@ from typing import Any
 from benchmarks.common import alternate, compared, texts_of
 from benchmarks.peers import Reader, embetter, plain_loop, sentence_transformers
 from layerfuse import FrozenEncoder, extract
+from layerfuse.encoder.frozen import DEFAULT_MAX_LENGTH
 
 _SIZES = {"mr": 300, "r8": 60}
-_MAX_LENGTH = 256
 _POOLINGS = ("mean", "last", "max")
 
 
@@ -28,6 +28,7 @@ class Case:
     peer: Callable[[FrozenEncoder], Reader | None]
     poolings: Sequence[str] = ("mean",)
     dtypes: Sequence[str] = ("auto",)
+    max_length: int = 256
 
 
 def last_layer(encoder: FrozenEncoder) -> Reader:
@@ -49,6 +50,10 @@ CASES = (
         )
         for encoder, dataset in (("mpnet", "mr"), ("smollm2-135m", "mr"), ("smollm2-135m", "r8"))
     ),
+    Case(
+        *("smollm2-135m", "r8", "plain loop, all layers, float32", plain_loop),
+        max_length=DEFAULT_MAX_LENGTH,
+    ),
     *(
         Case("smollm2-135m", dataset, "layerfuse, last layer", last_layer, _POOLINGS)
         for dataset in _SIZES
@@ -67,7 +72,7 @@ def run() -> list[dict[str, Any]]:
 
 def _run(case: Case, texts: Sequence[str]) -> list[dict[str, Any]]:
     encoders = {
-        dtype: FrozenEncoder.from_pretrained(case.encoder, max_length=_MAX_LENGTH, dtype=dtype)
+        dtype: FrozenEncoder.from_pretrained(case.encoder, max_length=case.max_length, dtype=dtype)
         for dtype in case.dtypes
     }
     peer = case.peer(encoders[case.dtypes[0]])
@@ -89,6 +94,7 @@ def _run(case: Case, texts: Sequence[str]) -> list[dict[str, Any]]:
                 "dtype": encoder.dtype,
                 "dataset": case.dataset,
                 "texts": len(texts),
+                "max_length": case.max_length,
                 "layers": encoder.n_layers + 1,
                 "poolings": list(case.poolings),
                 "peer": case.says,
@@ -96,7 +102,8 @@ def _run(case: Case, texts: Sequence[str]) -> list[dict[str, Any]]:
             }
         )
         print(
-            f"{case.encoder} ({encoder.dtype}) on {len(texts)} texts of {case.dataset}: "
+            f"{case.encoder} ({encoder.dtype}) on {len(texts)} texts of {case.dataset}, at most "
+            f"{case.max_length} tokens: "
             f"{encoder.n_layers + 1} layers in {timed['ours_median_s']:.2f} s; {case.says}: "
             f"{timed['peer_median_s']:.2f} s; ratio {timed['ratio_median']:.2f} "
             f"({timed['ratio_min']:.2f} to {timed['ratio_max']:.2f})",

@@ -125,7 +125,7 @@ def extraction(results: list[Result]) -> list[str]:
     def row(case: Result) -> list[str]:
         low, high = case["ratio_min"], case["ratio_max"]
         return [
-            _what(case),
+            f"{_what(case)}, {case['max_length']} tokens",
             f"{case['layers']} x {len(case['poolings'])}",
             f"{case['ours_median_s']:.2f}",
             case["peer"],
