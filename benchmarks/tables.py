@@ -114,6 +114,11 @@ def _baseline(run: Result, name: str) -> str:
     return _percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
 
 
+def _ratio(compared: Result) -> str:
+    low, high = compared["ratio_min"], compared["ratio_max"]
+    return f"{compared['ratio_median']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def _what(case: Result) -> str:
     texts = f"{case['texts']} texts of {_SETS[case['dataset']]}"
     return f"{case['encoder']} ({case['dtype']}), {texts}"
@@ -123,14 +128,13 @@ def extraction(results: list[Result]) -> list[str]:
     """Seconds of both, and the ratio."""
 
     def row(case: Result) -> list[str]:
-        low, high = case["ratio_min"], case["ratio_max"]
         return [
             f"{_what(case)}, {case['max_length']} tokens",
             f"{case['layers']} x {len(case['poolings'])}",
             f"{case['ours_median_s']:.2f}",
             case["peer"],
             f"{case['peer_median_s']:.2f}",
-            f"{case['ratio_median']:.2f} ({low:.2f} to {high:.2f})",
+            _ratio(case),
         ]
 
     heads = ["texts", "layers x poolings", "s", "peer", "its s", "ours / peer"]
@@ -153,6 +157,73 @@ def profile(results: list[Result]) -> list[str]:
 
     heads = ["texts", "GFLOP/s", "peak", "% of peak", *(f"{kind} %" for kind in _KINDS)]
     return _rows(heads, map(row, results))
+
+
+def predict(results: list[Result]) -> list[str]:
+    """Bulk and single texts, against the whole encoder and against sentence-transformers."""
+
+    def row(case: Result) -> list[str]:
+        depth = case["highest_layer"] / case["n_layers"]
+        whole, peer = case["against_full_encoder"], case["against_sentence_transformers"]
+        return [
+            f"{case['encoder']}, {case['texts']} texts of {_SETS[case['dataset']]}",
+            f"{case['highest_layer']} of {case['n_layers']} ({depth:.2f})",
+            *(_ratio(compared) for compared in (whole, peer)),
+            f"{1e3 * case['single_text_median_s']:.1f}",
+            f"{1e3 * case['peer_single_text_median_s']:.1f}",
+        ]
+
+    heads = ["texts", "highest layer", "time / whole encoder's", "time / peer's"]
+    return _rows([*heads, "one text, ms", "peer's, ms"], map(row, results))
+
+
+def scoring(results: list[Result]) -> list[str]:
+    """Time against scikit-learn's, and whether the blocks ranked first are as good."""
+
+    def row(case: Result) -> list[str]:
+        timed = {peer["peer"].partition(",")[0]: peer for peer in case.get("peers", ())}
+        times = [
+            f"{timed[name]['peer_over_ours']:.0f}" if name in timed else "–"
+            for name in ("RidgeClassifierCV", "LogisticRegressionCV")
+        ]
+        ours = f"{case['ours_median_s']:.1f}" if timed else "–"
+        ranking = case["ranking"]
+        first = f"{ranking['first']} ({ranking['rows']:,} rows)"
+        name = f"{_SETS[case['dataset']]}, {case['rows']:,} rows"
+        return [name, f"{case['blocks']}", ours, *times, first, f"{ranking['points_behind']:.1f}"]
+
+    heads = ["data", "blocks", "s", "RidgeClassifierCV, times ours", "LogisticRegressionCV, times"]
+    return _rows([*heads, "ranked first", "points behind the slow method's"], map(row, results))
+
+
+def scout(results: list[Result]) -> list[str]:
+    """The two fits, and what scouting saves."""
+
+    def row(case: Result) -> list[str]:
+        total = case["timings"]["total_s"]
+        return [
+            "whole" if case["scout"] is None else "scouted",
+            f"{total:.0f}",
+            f"{case['timings']['extract_s']:.0f}",
+            f"{100 * (1 - total / whole):.0f}",
+            f"{case['highest_layer']} of {case['n_layers']}",
+            _percent(case["test_accuracy"]),
+        ]
+
+    whole = next(case["timings"]["total_s"] for case in results if case["scout"] is None)
+    heads = ["read", "s", "of which reading", "saved, %", "highest layer", "test accuracy"]
+    return _rows(heads, map(row, results))
+
+
+def warm(results: list[Result]) -> list[str]:
+    """A first and a second fit."""
+
+    def row(case: Result) -> list[str]:
+        name = f"{_SETS[case['dataset']]}, {' + '.join(case['encoders'])}"
+        return [name, *(f"{case[key]:.1f}" for key in ("first_s", "second_s", "ratio"))]
+
+    heads = ["fit", "first, s", "second, s", "first / second"]
+    return _rows(heads, map(row, (case for case in results if "dataset" in case)))
 
 
 def fusions(results: list[Result]) -> list[str]:
@@ -253,7 +324,11 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
     "demo": ("demo", demo),
     "extraction": ("extraction", extraction),
+    "predict": ("predict", predict),
     "profile": ("profile", profile),
+    "scoring": ("scoring", scoring),
+    "scout": ("scout", scout),
+    "warm": ("warm", warm),
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,59 @@ class TestVerdict:
         assert not hasattr(loaded, "verdict_")
         with pytest.raises(ConfigError, match="training rows are gone"):
             _ = loaded.verdict_
+
+
+class TestPlots:
+    def test_layers_are_drawn_and_chosen_blocks_marked(
+        self, fitted: LayerFusionClassifier, tmp_path: Path
+    ):
+        chart = fitted.profile_.plot(fitted.plan_.blocks)
+        spec = chart.to_dict(validate=True)
+        assert [panel["title"] for panel in spec["vconcat"]] == ["tiny"]
+        rows = [row for own in _values(spec) for row in own]
+        assert {row["layer"] for row in rows} == {0, 1, 2, 3}
+        marked = {row["layer"] for row in rows if row["chosen"]}
+        assert marked == {block.layer for block in fitted.plan_.blocks}
+        chart.save(str(tmp_path / "layers.png"))
+        assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+        assert "vegaEmbed" in chart._repr_mimebundle_()["text/html"]
+
+    def test_gains_are_drawn(self, fitted: LayerFusionClassifier, tmp_path: Path):
+        chart = fitted.verdict_.plot()
+        spec = chart.to_dict(validate=True)
+        assert "training rows, out of fold" in spec["vconcat"][0]["title"]
+        rows = next(own for own in _values(spec) if "name" in own[0])
+        by_name = {row["name"]: row["value"] for row in rows}
+        assert "majority" not in by_name
+        item = next(i for i in fitted.verdict_.comparisons if i.baseline.name == "tfidf")
+        assert by_name["tfidf"] == pytest.approx(100 * item.gain["cv"].difference)
+        chart.save(str(tmp_path / "gains.svg"))
+        assert "tfidf" in (tmp_path / "gains.svg").read_text(encoding="utf-8")
+
+    def test_nothing_to_draw(self, fitted: LayerFusionClassifier):
+        with pytest.raises(ConfigError, match="no scores"):
+            fitted.profile_.of("none").plot()
+        with pytest.raises(ConfigError, match="no comparisons"):
+            replace(fitted.verdict_, comparisons=()).plot()
+
+    def test_the_extra_is_named(
+        self, fitted: LayerFusionClassifier, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setitem(sys.modules, "altair", None)
+        for result in (fitted.profile_, fitted.verdict_):
+            with pytest.raises(MissingExtraError, match=r"pip install 'layerfuse\[report\]'"):
+                result.plot()
+
+
+def _values(part: Any) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each data set inside a Vega-Lite object."""
+    if isinstance(part, dict):
+        values = part.get("values")
+        if isinstance(values, list) and values and isinstance(values[0], dict):
+            yield values
+        yield from (own for inner in part.values() for own in _values(inner))
+    elif isinstance(part, list):
+        yield from (own for inner in part for own in _values(inner))
 
 
 def test_frames_name_the_extra(fitted: LayerFusionClassifier, monkeypatch: pytest.MonkeyPatch):

@@ -148,6 +148,17 @@ def test_without_labels(tmp_path: Path) -> None:
     assert read_dataset(path, labelled=False, label_column="label").train.labels == ("x",)
 
 
+def test_a_text_is_not_taken_for_the_name_of_the_only_column(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("a great film\na bad one\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no header line: its first line is 'a great film'"):
+        read_dataset(path, labelled=False)
+    named = read_dataset(path, labelled=False, text_column="a great film")
+    assert named.train.texts == ("a bad one",)
+    path.write_text("customer review\na bad one\n", encoding="utf-8")
+    assert read_dataset(path, labelled=False).train.texts == ("a bad one",)
+
+
 @pytest.mark.parametrize("label", [3, True, 0.5])
 def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
     path = write(tmp_path / "d.jsonl", jsonl([{"text": "a", "label": label}]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -100,6 +101,37 @@ class TestOrderAndBatches:
         parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
+
+    def test_copies_of_the_encoder_share_the_shards(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        """As several GPUs would; here each copy is on the CPU."""
+        texts, encoder = sentences(60), opened(tiny("bert"))
+        monkeypatch.setattr(running, "_SHARD_ROWS", 7)
+        alone = extract(texts, encoder, pooling=POOLINGS)
+        others = [copy.copy(encoder), copy.copy(encoder)]
+        monkeypatch.setattr(encoder, "copies", lambda most: others[:most], raising=False)
+        notes = Notes()
+        shared = extract(texts, encoder, pooling=POOLINGS, reporter=notes)
+        assert sum(notes.advanced) == 60
+        assert any("read by 3 GPUs side by side" in note for note in notes.lines)
+        assert sum(other._architecture is not None for other in others) > 0
+        for ref, array in alone.items():
+            np.testing.assert_allclose(shared[ref], array, atol=1e-5)  # threads round
+        assert shared.cost is not None
+        assert shared.cost.n_texts == 60
+
+    def test_a_fault_in_a_copy_is_told(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
+        encoder = opened(tiny("bert"))
+        monkeypatch.setattr(running, "_SHARD_ROWS", 7)
+        other = copy.copy(encoder)
+        monkeypatch.setattr(other, "launch", None, raising=False)
+        monkeypatch.setattr(encoder, "copies", lambda most: [other], raising=False)
+        with pytest.raises(TypeError, match="not callable"):
+            extract(sentences(60), encoder)
+
+    def test_only_the_unnumbered_gpu_has_copies(self, tiny: TinyModels):
+        assert opened(tiny("bert")).copies(8) == []
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
         found = extract(["good"], opened(tiny("bert")), [-1, 0, 3, 1], ("max", "mean", "max"))

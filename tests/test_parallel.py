@@ -97,5 +97,23 @@ class TestBehind:
 def test_ahead_keeps_the_order_and_hands_on_errors():
     assert list(ahead(lambda number: number * 2, range(5))) == [0, 2, 4, 6, 8]
     assert list(ahead(str, [])) == []
+    assert list(ahead(lambda number: number * 2, range(7), threads=3)) == [0, 2, 4, 6, 8, 10, 12]
     with pytest.raises(ZeroDivisionError):
         list(ahead(lambda number: 1 // number, [1, 0]))
+
+
+def test_ahead_keeps_all_threads_busy_and_no_more_than_one_result_a_thread():
+    together = threading.Barrier(3, timeout=10)
+    started: list[int] = []
+
+    def work(number: int) -> int:
+        started.append(number)
+        if number < 3:
+            together.wait()  # three must run at once, or this is an error
+        return number
+
+    results = ahead(work, range(20), threads=3)
+    assert next(results) == 0
+    time.sleep(0.1)
+    assert len(started) <= 4
+    assert list(results) == list(range(1, 20))

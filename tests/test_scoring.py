@@ -24,8 +24,10 @@ from layerfuse.scoring import (
     stratified_folds,
     stratified_rows,
 )
+from layerfuse.scoring import products as products_module
 from layerfuse.scoring.axes import N_SEARCHED
-from layerfuse.scoring.ridge import _CHUNK, PENALTIES
+from layerfuse.scoring.products import _CHUNK, NumpyProducts, TorchProducts, products_for
+from layerfuse.scoring.ridge import PENALTIES
 
 Array = npt.NDArray[Any]
 
@@ -271,6 +273,52 @@ def test_a_sample_keeps_each_class_in_its_share() -> None:
     assert (np.diff(rows) > 0).all()
     np.testing.assert_array_equal(rows, stratified_rows(y, 90, seed=0))
     np.testing.assert_array_equal(stratified_rows(y, 905, seed=0), np.arange(905))
+
+
+class TestProductsOfTorch:
+    """On the CPU, which runs the code that a GPU runs."""
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize(("n", "dim"), [(400, 30), (30, 400), (64, 64)])
+    def test_they_decompose_as_numpy_does(
+        self, n: int, dim: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(products_module, "_CHUNK", 1500)  # so that there are several parts
+        X, y = problem(n, dim, 3)
+        Z = standardised(X).astype(np.float32)
+        found, expected = (
+            decompose(Z.copy(), overwrite=overwrite, products=products)
+            for products in (TorchProducts("cpu"), NumpyProducts())
+        )
+        assert found.rotated.dtype == np.float32
+        np.testing.assert_allclose(
+            found.eigenvalues, expected.eigenvalues, atol=1e-4 * expected.eigenvalues.max()
+        )
+        np.testing.assert_allclose(Z @ found.axes, found.rotated, atol=1e-4)
+        targets = one_hot(y, 3)
+        losses = [leave_one_out(space, targets).loss for space in (found, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+    @pytest.mark.parametrize("fault", ["memory", "convergence", "values"])
+    def test_what_fails_there_is_done_in_numpy(
+        self, fault: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        def eigh(gram: torch.Tensor) -> Any:
+            if fault == "memory":
+                raise torch.OutOfMemoryError("no memory")
+            if fault == "convergence":
+                raise torch.linalg.LinAlgError("did not converge")
+            return torch.full((len(gram),), torch.nan), gram
+
+        Z = standardised(problem(80, 9, 2)[0])
+        monkeypatch.setattr(torch.linalg, "eigh", eigh)
+        values, _ = TorchProducts("cpu").eigh(Z)
+        np.testing.assert_allclose(values, NumpyProducts().eigh(Z)[0])
+
+    def test_small_features_stay(self) -> None:
+        assert isinstance(products_for(5_000, 768), NumpyProducts)
 
 
 @pytest.mark.parametrize(("n", "dim"), [(40_000, 256), (300, 4_096)])

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from sklearn.linear_model import Ridge
 
+from browser import colours, open_browser, open_page
 from commandline import Row, rows, run, start, succeed, write_jsonl, write_text
 from families import save_model
 from helpers import Notes
@@ -281,6 +283,7 @@ class TestWhole:
         figures = {path.name for path in (out / "figures").iterdir()}
         assert {"layers.svg", "layers.png", "group_gains.svg", "curves.png"} <= figures
         assert "resources.svg" not in figures
+        assert (out / "report.html").stat().st_size < 6e6
 
     def test_a_profile_has_every_block_and_corrected_comparisons(self, evidence: Evidence):
         profile = evidence.result("alpha", "profile")
@@ -329,6 +332,28 @@ class TestWhole:
         assert "skipped: nowhere/such" in done.out
         assert "0 units measured and 10 found" in done.out
         assert max(map(len, done.out.splitlines()[:-1])) <= 80
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_the_page_opens_in_a_browser(self, whole: tuple[Path, dict[str, Any]], scheme: str):
+        path = whole[0] / "report.html"
+        with open_browser() as browser:
+            opened = open_page(browser, path, scheme=scheme, drawn=False)
+            page = opened.page
+            titles = page.locator("main h2").all_inner_texts()
+            assert titles == ["Findings", "Details"]
+            links = page.locator("nav a")
+            assert links.count() == page.locator("main h2, main h3").count() > 10
+            for place in links.evaluate_all("all => all.map(one => one.getAttribute('href'))"):
+                assert page.locator(f"main {place}").count() == 1
+            images = page.locator("main img")
+            drawn = "all => all.every(one => one.complete && one.naturalWidth > 300 && one.alt)"
+            assert images.count() == 4
+            assert images.evaluate_all(drawn)
+            assert colours(images.first) > 20
+            assert page.locator(".scroll").count() == page.locator("table").count() > 5
+            assert (opened.said, opened.asked) == ([], [])
+            found = Axe().run(page).response["violations"]
+            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
     def test_the_page_is_made_from_the_raw_results_alone(
         self, whole: tuple[Path, dict[str, Any]], tmp_path: Path

@@ -233,6 +233,11 @@ class TestRecommended:
         said = f"Simpler and not clearly worse by cross-validation: {advice}"
         assert said in found.sentence
 
+    def test_what_is_better_is_called_better(self) -> None:
+        found = verdict(usual(tfidf=0.95))
+        assert found.recommended == "tfidf"
+        assert "Simpler and clearly better by cross-validation: TF-IDF" in found.sentence
+
     def test_the_last_layers_of_one_encoder(self) -> None:
         baselines = usual()
         baselines[5] = baseline("last_matched", "small:1:mean", "small:2:mean", cv=0.8)

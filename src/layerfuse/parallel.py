@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,16 +32,18 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         yield from executor.map(function, items)
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of ``function`` for each item, in order; one is worked out ahead, in a thread."""
-    with ThreadPoolExecutor(1) as executor:
-        running: Future[Result] | None = None
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
+) -> Iterator[Result]:
+    """Results of ``function`` for each item, in order; one a thread is worked out ahead."""
+    with ThreadPoolExecutor(threads) as executor:
+        running: deque[Future[Result]] = deque()
         for item in items:
-            before, running = running, executor.submit(function, item)
-            if before is not None:
-                yield before.result()
-        if running is not None:
-            yield running.result()
+            running.append(executor.submit(function, item))
+            if len(running) > threads:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 @contextmanager

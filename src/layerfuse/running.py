@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,11 @@ _SHARD_ROWS = 2048
 _SHARD_BYTES = 192 << 20
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
 
+Rows: TypeAlias = npt.NDArray[np.intp]
+Read: TypeAlias = tuple[Rows, Tokens, float, npt.NDArray[np.bool_], dict[Key, Any]]
+"""A part's rows, their tokens and the seconds these took, which texts were cut, and the blocks."""
+Parts: TypeAlias = Iterator[Read]
+
 
 @dataclass
 class Runner:
@@ -45,8 +52,8 @@ class Runner:
         return self.encoder.kind != "cpu"
 
     def shards(
-        self, rows: npt.NDArray[np.intp], keys: Sequence[Key]
-    ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], dict[Key, Any]]]:
+        self, rows: Rows, keys: Sequence[Key]
+    ) -> Iterator[tuple[Rows, npt.NDArray[np.bool_], dict[Key, Any]]]:
         """Yield (row numbers, truncated, blocks) for parts of ``rows``, in the order given.
 
         The parts and the batches inside them follow from the order alone, so that a run that was
@@ -58,21 +65,34 @@ class Runner:
         highest = max(layer for layer, _ in keys)
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
             self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
-            in_turn = ahead if self.works_ahead else map
-            for part, (tokens, seconds) in zip(parts, in_turn(self._tokenize, parts), strict=True):
+            crew = [self, *self._helpers(len(parts) - 1)]
+            read = self._read_in_turn if len(crew) == 1 else partial(_share_out, crew)
+            for part, tokens, seconds, truncated, blocks in read(parts, keys, advance):
                 self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
-                truncated, blocks = self._read(part, tokens, keys, advance)
                 yield part, truncated, blocks
                 if len(part) == size:
                     give_back()
 
-    def _tokenize(self, part: npt.NDArray[np.intp]) -> tuple[Tokens, float]:
+    def _helpers(self, most: int) -> list[Runner]:
+        """Runners over the encoder's copies on other GPUs, with meters that nobody reads: what one
+        copy takes is what it costs."""
+        copies = self.encoder.copies(most)
+        if copies:
+            self.reporter.note(f"{self.encoder.name}: read by {len(copies) + 1} GPUs side by side")
+        return [replace(self, encoder=copy, meter=Meter()) for copy in copies]
+
+    def _read_in_turn(self, parts: Sequence[Rows], keys: Sequence[Key], advance: Any) -> Parts:
+        in_turn = ahead if self.works_ahead else map
+        for part, (tokens, seconds) in zip(parts, in_turn(self._tokenize, parts), strict=True):
+            yield part, tokens, seconds, *self._read(part, tokens, keys, advance)
+
+    def _tokenize(self, part: Rows) -> tuple[Tokens, float]:
         started = time.perf_counter()
         tokens = self.encoder.tokenize([self.texts[row] for row in part])
         return tokens, time.perf_counter() - started
 
     def _read(
-        self, part: npt.NDArray[np.intp], tokens: Tokens, keys: Sequence[Key], advance: Any
+        self, part: Rows, tokens: Tokens, keys: Sequence[Key], advance: Any
     ) -> tuple[npt.NDArray[np.bool_], dict[Key, npt.NDArray[np.float32]]]:
         layers = sorted({layer for layer, _ in keys})
         poolings = list(dict.fromkeys(pooling for _, pooling in keys))
@@ -170,3 +190,22 @@ class Runner:
             for _ in runner.shards(rows, keys):
                 pass
         return runner.record()
+
+
+def _share_out(
+    crew: Sequence[Runner], parts: Sequence[Rows], keys: Sequence[Key], advance: Any
+) -> Parts:
+    """Each part is read by the runner that is free first; they come back in order."""
+    idle: SimpleQueue[Runner] = SimpleQueue()
+    for runner in crew:
+        idle.put(runner)
+
+    def read(part: Rows) -> Read:
+        runner = idle.get()
+        try:
+            tokens, seconds = runner._tokenize(part)
+            return part, tokens, seconds, *runner._read(part, tokens, keys, advance)
+        finally:
+            idle.put(runner)
+
+    yield from ahead(read, parts, len(crew))

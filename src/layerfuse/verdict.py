@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from layerfuse.baselines import Baseline
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.errors import ConfigError, require
 from layerfuse.metrics import Estimate, PairedDifference, evaluate_predictions, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
+    import altair as alt
     import pandas as pd
 
 __all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "judge", "tradeoffs"]
@@ -133,6 +135,34 @@ class Verdict:
             Without the package ``pandas``.
         """
         return to_frame(self._rows(), "a verdict")
+
+    def plot(self) -> alt.VConcatChart:
+        """The pipeline's gain over each simpler way to read the texts, with its 95 % interval.
+
+        Returns
+        -------
+        An Altair chart: it shows itself in a notebook, ``save`` writes PNG, SVG or HTML.
+
+        Raises
+        ------
+        ConfigError
+            For a verdict without comparisons.
+        MissingExtraError
+            Without the extra ``report``.
+        """
+        rows = [
+            {"name": _label(item), "value": gain.difference, "low": gain.low, "high": gain.high}
+            for item in self.comparisons
+            if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
+            for gain in (item.gain[self.rows],)
+        ]
+        if not rows:
+            raise ConfigError("This verdict has no comparisons to draw.")
+        require("altair", "report", "A figure of a verdict")
+        from layerfuse.figures import for_notebook, gain_intervals
+
+        where = "test rows" if self.rows == "test" else "training rows, out of fold"
+        return for_notebook({f"Gain over simpler ways, {where}": gain_intervals(rows)})
 
     def _rows(self) -> list[dict[str, Any]]:
         found = []
@@ -281,10 +311,7 @@ def tradeoffs(
     spans = {plan.blocks: [accuracy.low, accuracy.high]}
     for item in comparisons:
         if item.cost is not None and item.baseline.plan is not None:
-            name = item.baseline.name + (
-                f" ({item.baseline.encoder})" if item.baseline.name.startswith("last") else ""
-            )
-            found = (name, float(item.measured["cv"]["accuracy"]), item.cost)
+            found = (_label(item), float(item.measured["cv"]["accuracy"]), item.cost)
             points.setdefault(item.baseline.plan.blocks, found)
             spans.setdefault(item.baseline.plan.blocks, item.measured["cv"]["ci95"])
     front = {point.name for point in pareto_front(points.values())}
@@ -300,6 +327,13 @@ def tradeoffs(
         for blocks, (name, share, own) in points.items()
     ]
     return sorted(rows, key=lambda row: (-row["accuracy"], row["ms_per_text"]))
+
+
+def _label(item: Comparison) -> str:
+    """The baseline's name, with its encoder where each encoder has one of that name."""
+    own = item.baseline
+    several = own.encoder is not None and own.name.startswith("last")
+    return f"{own.name} ({own.encoder})" if several else own.name
 
 
 def _blocks(item: Comparison) -> tuple[BlockRef, ...]:
@@ -350,7 +384,8 @@ def _sentence(
         sentence = f"no clear gain over {over} on {rows}: {points:+.1f} points ({interval}){price}."
     if simpler is None:
         return sentence
-    return f"{sentence} Simpler and not clearly worse by cross-validation: {_advice(simpler)}."
+    found = "clearly better" if simpler.gain["cv"].high < 0 else "not clearly worse"
+    return f"{sentence} Simpler and {found} by cross-validation: {_advice(simpler)}."
 
 
 def _advice(item: Comparison) -> str:

@@ -46,7 +46,7 @@ PLAIN: dict[str, Any] = {
     "no_args_is_help": True,
 }
 
-_DEVICE = "auto, cpu, cuda, cuda:N or mps."
+_DEVICE = "auto, cpu, cuda (every GPU), cuda:N or mps."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
@@ -83,7 +83,9 @@ Pooling = Annotated[
 MaxLength = Annotated[int | None, typer.Option(help="The most tokens read of a text (512).")]
 Device = Annotated[str | None, typer.Option(help=_DEVICE)]
 DeviceOrAuto = Annotated[str, typer.Option(help=_DEVICE)]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="auto, float32, bfloat16, float16; on CUDA int8 or nf4.")
+]
 StoreFolder = Annotated[
     str | None, typer.Option("--store", help="The folder that keeps embeddings.")
 ]

@@ -10,7 +10,7 @@ from layerfuse.commands.places import check_new_file
 from layerfuse.errors import ConfigError, MissingExtraError, require
 from layerfuse.events import Reporter
 
-__all__ = ["report", "try_report"]
+__all__ = ["check_report_extra", "report", "try_report"]
 
 _NAME = "report.html"
 
@@ -30,7 +30,7 @@ def report(run: Path, out: Path | None, figures: Path | None, reporter: Reporter
     """
     from layerfuse.report.reading import read_run
 
-    _require()
+    check_report_extra()
     started = time.perf_counter()
     found = read_run(run)
     path = run / _NAME if out is None else out
@@ -61,6 +61,7 @@ def try_report(run: Path, reporter: Reporter) -> None:
         reporter.note("no report.html; for one: pip install 'layerfuse[report]'")
 
 
-def _require() -> None:
-    for module in ("altair", "jinja2", "vl_convert"):
+def check_report_extra() -> None:
+    """Raise MissingExtraError when pages cannot be written."""
+    for module in ("altair", "jinja2", "markdown_it", "vl_convert"):
         require(module, "report", "The HTML report")

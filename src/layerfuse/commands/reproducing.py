@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from layerfuse.commands.places import check_results_folder, open_store
+from layerfuse.commands.reporting import check_report_extra
 from layerfuse.events import Reporter
 from layerfuse.study import make_settings
 from layerfuse.study import reproduce as run_study
-from layerfuse.study.publishing import check_figures, publish
+from layerfuse.study.publishing import publish
 
 __all__ = ["reproduce"]
 
@@ -31,7 +32,7 @@ def reproduce(
     device: str = "auto",
     figures: bool = True,
 ) -> dict[str, Any]:
-    """Run the study, or go on with it, and write tables, figures and the summary.
+    """Run the study, or go on with it, and write tables, figures, the summary and a page of it.
 
     Raises
     ------
@@ -57,7 +58,12 @@ def reproduce(
     )
     check_results_folder(out)
     if figures:
-        check_figures()
+        check_report_extra()
     result = run_study(settings, open_store(store, new=True), reporter)
     written = publish(out, figures=figures, reporter=reporter)
+    if figures:
+        from layerfuse.report.study_page import write_study_page
+
+        page = write_study_page(out, out / "report.html")
+        reporter.note(f"report: {page}")
     return {**result, "out": str(out), "claims": written}

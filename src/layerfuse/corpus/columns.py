@@ -14,6 +14,7 @@ __all__ = ["Table", "find_columns", "to_split"]
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
+_A_TEXT = 3  # words from which on the name of the only column is taken for a text
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -56,6 +57,12 @@ def find_columns(
             f"{_columns(table)} {_option('text')}"
         )
     if not labelled:
+        if len(table.names) == 1 and text_column is None and len(text.split()) >= _A_TEXT:
+            raise DataError(
+                f"{table.where} seems to have no header line: its first line is {text[:60]!r}.\n"
+                "Add a first line that names the column, such as 'text', or say that it is its "
+                "name with --text-column (text_column= in Python)."
+            )
         return text, label_column
     if label is None:
         label = _repeating(table, text)

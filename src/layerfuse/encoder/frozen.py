@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,6 +262,29 @@ class FrozenEncoder:
             pooler = Pooler(mask, poolings, self.device)
             pooled = run_pass(architecture, inputs, pooler, wanted)
             return Pending(pooled, self.name, self.dtype)
+
+    def copies(self, most: int) -> list[FrozenEncoder]:
+        """Copies on the machine's other GPUs, where the device is ``"cuda"`` and no one of them.
+
+        Parameters
+        ----------
+        most
+            How many copies there is work for.
+
+        Returns
+        -------
+        At most ``most`` encoders; each loads its weights when it first reads.
+        """
+        if self.device != "cuda":
+            return []
+        import torch
+
+        found = []
+        for number in range(1, min(torch.cuda.device_count(), most + 1)):
+            other = copy.copy(self)  # without weights, as in pickles
+            other.device = f"cuda:{number}"
+            found.append(other)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

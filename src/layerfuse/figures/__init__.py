@@ -4,19 +4,21 @@ They need the extra ``report``; `layerfuse.errors.require` says so before this p
 """
 
 from layerfuse.figures.gains import gain_intervals, selection_path
-from layerfuse.figures.layer_curves import layer_curves
+from layerfuse.figures.layer_curves import encoder_curves, layer_curves
 from layerfuse.figures.learning import learning_curves
 from layerfuse.figures.matrices import confusion, heat_map
 from layerfuse.figures.pareto import pareto
 from layerfuse.figures.reliability import reliability
 from layerfuse.figures.saving import save_chart, vega_lite_version
 from layerfuse.figures.stack import layer_stacks
-from layerfuse.figures.theme import THEMES, Chart, vega_spec
+from layerfuse.figures.theme import THEMES, Chart, for_notebook, vega_spec
 
 __all__ = [
     "THEMES",
     "Chart",
     "confusion",
+    "encoder_curves",
+    "for_notebook",
     "gain_intervals",
     "heat_map",
     "layer_curves",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import altair as alt
 
 from layerfuse.figures.theme import Chart, Row, ordered, percentages
 
-__all__ = ["layer_curves"]
+__all__ = ["encoder_curves", "layer_curves"]
+
+_NORMAL = 1.96  # standard errors on either side that hold 95 %
 
 
 def layer_curves(
@@ -89,6 +92,42 @@ def layer_curves(
         ),
     ).properties(width="container", height=height)
     return layered
+
+
+def encoder_curves(
+    rows: Sequence[Row], chosen: Collection[tuple[str, int, str]] = ()
+) -> dict[str, Chart]:
+    """A figure of `layer_curves` for each encoder, all on one scale, with 95 % bands.
+
+    Parameters
+    ----------
+    rows
+        With ``encoder``, ``layer``, ``pooling``, ``accuracy`` and ``accuracy_se`` (shares).
+    chosen
+        Encoder, layer and pooling of the blocks to mark.
+    """
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        spread = _NORMAL * row["accuracy_se"]
+        curves.setdefault(row["encoder"], []).append(
+            {
+                "series": row["pooling"],
+                "layer": row["layer"],
+                "value": row["accuracy"],
+                "low": max(0.0, row["accuracy"] - spread),
+                "high": min(1.0, row["accuracy"] + spread),
+            }
+        )
+    ends = [row[end] for own in curves.values() for row in own for end in ("low", "high")]
+    domain = (100 * min(ends), 100 * max(ends)) if ends else None
+    return {
+        encoder: layer_curves(
+            own,
+            {(pooling, layer) for name, layer, pooling in chosen if name == encoder},
+            domain=domain,
+        )
+        for encoder, own in curves.items()
+    }
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -95,7 +95,7 @@ def differences(rows: Sequence[Row], title: str) -> Chart:
             "set:N",
             sort=ordered(own, "set"),
             title=None,
-            header=alt.Header(labelAngle=0, **_HEADER),
+            header=alt.Header(labelAngle=0, labelAlign="left", **_HEADER),
         ),
         spacing=8,
     ).resolve_scale(y="independent")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import altair as alt
 
-__all__ = ["THEMES", "Chart", "Row", "ordered", "percentages", "vega_spec"]
+__all__ = ["THEMES", "Chart", "Row", "for_notebook", "ordered", "percentages", "vega_spec"]
 
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
 Row: TypeAlias = dict[str, Any]
 
+_WIDTH = 560  # pixels of a figure in a notebook
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
 # Okabe and Ito, "Color Universal Design" (2008), the yellow left out; on dark ground its lighter
@@ -45,7 +47,7 @@ def _theme(
             "titlePadding": 8,
             "labelLimit": 220,
         },
-        "axisX": {"grid": False},
+        "axisX": {"grid": False, "labelFlush": False},
         "legend": {
             "labelColor": ink,
             "titleColor": ink,
@@ -117,6 +119,19 @@ def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) 
     if width is not None and spec.get("width") == "container":
         spec |= {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
     return spec if theme is None else {**spec, "config": THEMES[theme]}
+
+
+def for_notebook(charts: Mapping[str, Chart]) -> alt.VConcatChart:
+    """Figures under each other with their titles, in the light theme and of a width of their own.
+
+    What comes back shows itself in a notebook and has ``save`` for PNG, SVG, HTML and JSON.
+    """
+    panels = [chart.properties(title=title, width=_WIDTH) for title, chart in charts.items()]
+    whole: alt.VConcatChart = alt.vconcat(*panels, background="#ffffff").resolve_scale(
+        color="independent", strokeDash="independent"
+    )
+    whole.config = THEMES["light"] | {"background": "#ffffff"}
+    return whole
 
 
 def percentages(rows: list[Row], *names: str) -> list[Row]:

@@ -19,8 +19,6 @@ from layerfuse.report.reading import Run
 
 __all__ = ["choice", "curves", "path", "verdict"]
 
-_NORMAL = 1.96  # standard errors on either side that hold 95 %
-
 
 def verdict(run: Run) -> Section:
     """Whether it was worth it, against everything simpler."""
@@ -154,31 +152,13 @@ def choice(run: Run) -> Section:
 def curves(run: Run) -> Section:
     """One figure for each encoder, all on one scale."""
     profile = run.result["profile"]
-    spans = [
-        end
-        for row in profile
-        for end in (
-            row["accuracy"] - _NORMAL * row["accuracy_se"],
-            row["accuracy"] + _NORMAL * row["accuracy_se"],
-        )
-    ]
-    domain = (100 * max(0.0, min(spans)), 100 * min(1.0, max(spans)))
+    charts = figures.encoder_curves(profile, run.chosen)
     found = []
-    for number, encoder in enumerate(dict.fromkeys(row["encoder"] for row in profile)):
+    for number, (encoder, chart) in enumerate(charts.items()):
         own = [row for row in profile if row["encoder"] == encoder]
         best = max(own, key=lambda row: row["accuracy"])
         top = max(row["layer"] for row in own)
         last = max((r for r in own if r["layer"] == top), key=lambda row: row["accuracy"])
-        rows = [
-            {
-                "series": row["pooling"],
-                "layer": row["layer"],
-                "value": row["accuracy"],
-                "low": max(0.0, row["accuracy"] - _NORMAL * row["accuracy_se"]),
-                "high": min(1.0, row["accuracy"] + _NORMAL * row["accuracy_se"]),
-            }
-            for row in own
-        ]
         marked = {(pooling, layer) for name, layer, pooling in run.chosen if name == encoder}
         summary = (
             f"Best is layer {best['layer']} with {best['pooling']} pooling, "
@@ -199,7 +179,6 @@ def curves(run: Run) -> Section:
         ]
         head = ("pooling", "layer", "accuracy", "standard error", "macro-F1", "loss", "chosen")
         table = Table(f"Layers of {encoder}", head, cells, frozenset(range(1, 6)), open_rows=400)
-        chart = figures.layer_curves(rows, marked, domain=domain)
         found.append(Figure(f"curve-{number}", encoder, summary, chart, table))
     lead = (
         "Each layer alone: leave-one-out accuracy of a linear probe on training rows, with 95 % "

@@ -21,7 +21,7 @@ from layerfuse.report import choosing, facts, mistakes, weighing
 from layerfuse.report.parts import Figure, Section, percent, points
 from layerfuse.report.reading import Run
 
-__all__ = ["save_figures", "sections_of", "write_page"]
+__all__ = ["asset", "environment", "save_figures", "sections_of", "write_page"]
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 
@@ -57,25 +57,22 @@ def write_page(run: Run, sections: list[Section], path: Path) -> Path:
         When the disk refuses.
     """
     charts = {figure.id: _described(figure) for figure in _figures(sections)}
-    script = _bundle() + _asset("page.js")
-    environment = Environment(
-        loader=PackageLoader("layerfuse.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("page.html").render(
-        title=f"{run.result['data']['name']}: layerfuse report",
-        name=run.result["data"]["name"],
-        created=run.details["created"].partition("T")[0],
-        version=__version__,
-        headline=_headline(run),
-        sections=sections,
-        css=Markup(_asset("page.css")),  # noqa: S704  # from this package
-        script=Markup(script),  # noqa: S704  # from this package and vl-convert
-        policy=_policy(script),
-        data=Markup(_json({"charts": charts, "themes": figures.THEMES})),  # noqa: S704  # escaped
+    script = _bundle() + asset("page.js")
+    html = (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=f"{run.result['data']['name']}: layerfuse report",
+            name=run.result["data"]["name"],
+            created=run.details["created"].partition("T")[0],
+            version=__version__,
+            headline=_headline(run),
+            sections=sections,
+            css=Markup(asset("page.css")),  # noqa: S704  # from this package
+            script=Markup(script),  # noqa: S704  # from this package and vl-convert
+            policy=_policy(script),
+            data=Markup(_json({"charts": charts, "themes": figures.THEMES})),  # noqa: S704  # escaped
+        )
     )
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -104,14 +101,14 @@ def _described(figure: Figure) -> dict[str, Any]:
 def _headline(run: Run) -> dict[str, Any]:
     """What the first screen says."""
     verdict, own, cost = run.result["verdict"], run.result[run.where], run.result["cost"]
-    sentence, _, advice = verdict["sentence"].partition(" Simpler and not clearly worse ")
+    sentence, _, advice = verdict["sentence"].partition(" Simpler and ")
     low, high = own["ci95"]
     won, at_least, at_most = (verdict["gain"][name] for name in ("difference", "low", "high"))
     ratio = verdict["time_ratio"]
     against = ", ".join(verdict["against"])
     return {
         "sentence": sentence[:1].upper() + sentence[1:],
-        "advice": f"Simpler and not clearly worse {advice}" if advice else "",
+        "advice": f"Simpler and {advice}" if advice else "",
         "gained": verdict["gained"],
         "numbers": [
             (
@@ -153,7 +150,19 @@ def _policy(script: str) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def environment() -> Environment:
+    """Where templates come from; what they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("layerfuse.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def asset(name: str) -> str:
+    """A file of the package's own."""
     return (files("layerfuse.report") / "assets" / name).read_text(encoding="utf-8")
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.scoring.products import Products, chunks, products_for
+
 __all__ = [
     "PENALTIES",
     "LeaveOneOut",
@@ -30,9 +32,6 @@ Floats = npt.NDArray[np.floating]
 
 PENALTIES = np.logspace(-5.0, -0.5, 10)
 """Penalties that are tried, per row, for features whose variances add up to one."""
-
-
-_CHUNK = 1 << 23  # values that are worked on at once where a whole copy would double the memory
 
 
 @dataclass(frozen=True)
@@ -92,32 +91,26 @@ def spectrum(X: Floats) -> Spectrum:
     return decompose(Z, overwrite=True)
 
 
-def decompose(Z: Floats, *, overwrite: bool = False) -> Spectrum:
+def decompose(Z: Floats, *, overwrite: bool = False, products: Products | None = None) -> Spectrum:
     """Turn centred features (n, dim) onto their axes, by the smaller of the two Gram matrices.
 
     With ``overwrite`` the features' own memory may hold the result, so that tall ones need no copy.
+    ``products`` says where it is worked out; large features go to a GPU by default.
     """
-    wide = Z.shape[1] > Z.shape[0]
-    gram = Z @ Z.T if wide else Z.T @ Z
-    values, vectors = np.linalg.eigh(gram)
+    products = products or products_for(*Z.shape)
+    values, vectors = products.eigh(Z)
     # Directions below the precision of the decomposition carry only rounding errors.
     smallest = values.max(initial=0.0) * max(Z.shape) * np.finfo(values.dtype).eps
     kept = values > smallest
     values, vectors = values[kept][::-1], np.ascontiguousarray(vectors[:, kept][:, ::-1])
-    if wide:
+    if Z.shape[1] > Z.shape[0]:
         rotated = vectors * np.sqrt(values)
-        return Spectrum(rotated, values, Z.T @ (rotated / values))
+        return Spectrum(rotated, values, products.times(Z.T, rotated / values))
     if not overwrite:
-        return Spectrum(Z @ vectors, values, vectors)
+        return Spectrum(products.times(Z, vectors), values, vectors)
     for rows in chunks(Z):
-        Z[rows, : len(values)] = Z[rows] @ vectors
+        Z[rows, : len(values)] = products.times(Z[rows], vectors)
     return Spectrum(Z[:, : len(values)], values, vectors)
-
-
-def chunks(X: Floats) -> list[slice]:
-    """Parts of the rows of (n, dim), of some eight million values each."""
-    size = max(1, _CHUNK // max(1, X.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(X), size)]
 
 
 def leave_one_out(

@@ -12,12 +12,12 @@ from layerfuse.study.evidence import Evidence
 from layerfuse.study.page import claims_of, write_page
 from layerfuse.study.tables import write_tables
 
-__all__ = ["check_figures", "page_of", "publish"]
+__all__ = ["page_of", "publish"]
 
 _FIGURES = "figures"
 
 
-def check_figures() -> None:
+def _check_figures() -> None:
     """Raise MissingExtraError when figures cannot be drawn."""
     for module in ("altair", "vl_convert"):
         require(module, "report", "Drawing figures")
@@ -39,7 +39,7 @@ def publish(
     evidence = Evidence.read(folder)
     write_tables(evidence, folder / "tables")
     if figures:
-        check_figures()
+        _check_figures()
         from layerfuse.study.drawing import draw_all
 
         draw_all(evidence, folder / _FIGURES)
