@@ -201,7 +201,10 @@ def scout(results: list[Result]) -> list[str]:
 
     def row(case: Result) -> list[str]:
         total = case["timings"]["total_s"]
+        own = (c for c in results if c["selection"] == case["selection"] and c["scout"] is None)
+        whole = next(own)["timings"]["total_s"]
         return [
+            case["selection"],
             "whole" if case["scout"] is None else "scouted",
             f"{total:.0f}",
             f"{case['timings']['extract_s']:.0f}",
@@ -210,8 +213,15 @@ def scout(results: list[Result]) -> list[str]:
             _percent(case["test_accuracy"]),
         ]
 
-    whole = next(case["timings"]["total_s"] for case in results if case["scout"] is None)
-    heads = ["read", "s", "of which reading", "saved, %", "highest layer", "test accuracy"]
+    heads = [
+        "selection",
+        "read",
+        "s",
+        "of which reading",
+        "saved, %",
+        "highest layer",
+        "test accuracy",
+    ]
     return _rows(heads, map(row, results))
 
 

@@ -151,7 +151,7 @@ def test_without_labels(tmp_path: Path) -> None:
 def test_a_text_is_not_taken_for_the_name_of_the_only_column(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("a great film\na bad one\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"no header line: its first line is 'a great film'"):
+    with pytest.raises(DataError, match=r"no header: its only column is named 'a great film'"):
         read_dataset(path, labelled=False)
     named = read_dataset(path, labelled=False, text_column="a great film")
     assert named.train.texts == ("a bad one",)

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,8 +131,28 @@ class TestOrderAndBatches:
         with pytest.raises(TypeError, match="not callable"):
             extract(sentences(60), encoder)
 
-    def test_only_the_unnumbered_gpu_has_copies(self, tiny: TinyModels):
-        assert opened(tiny("bert")).copies(8) == []
+    def test_copies_are_made_for_all_gpus_that_are_alike(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        """No GPU is here: what the driver would say is put in its place, and loading left out."""
+        encoder = opened(tiny("bert"))
+        assert encoder.copies(8) == []
+        cards = ["A", "A", "A", "B", "A"]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda number: SimpleNamespace(name=cards[number])
+        )
+        monkeypatch.setattr(FrozenEncoder, "tokenize", lambda self, texts: None)
+        encoder.device, encoder._all_gpus = "cuda:0", True
+        assert [other.device for other in encoder.copies(1)] == ["cuda:1"]
+        both = encoder.copies(8)
+        assert [other.device for other in both] == ["cuda:1", "cuda:2"]
+        assert encoder.copies(8) == both
+        assert both[0].identity == encoder.identity
+        assert both[0].copies(8) == []
+        assert encoder.copies(0) == []
+        encoder.release()
+        assert encoder._copies == []
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
         found = extract(["good"], opened(tiny("bert")), [-1, 0, 3, 1], ("max", "mean", "max"))

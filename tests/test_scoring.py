@@ -299,7 +299,7 @@ class TestProductsOfTorch:
         losses = [leave_one_out(space, targets).loss for space in (found, expected)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
-    @pytest.mark.parametrize("fault", ["memory", "convergence", "values"])
+    @pytest.mark.parametrize("fault", ["memory", "convergence", "driver", "values"])
     def test_what_fails_there_is_done_in_numpy(
         self, fault: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -310,6 +310,8 @@ class TestProductsOfTorch:
                 raise torch.OutOfMemoryError("no memory")
             if fault == "convergence":
                 raise torch.linalg.LinAlgError("did not converge")
+            if fault == "driver":
+                raise RuntimeError("no kernel image is available")
             return torch.full((len(gram),), torch.nan), gram
 
         Z = standardised(problem(80, 9, 2)[0])
@@ -317,8 +319,14 @@ class TestProductsOfTorch:
         values, _ = TorchProducts("cpu").eigh(Z)
         np.testing.assert_allclose(values, NumpyProducts().eigh(Z)[0])
 
-    def test_small_features_stay(self) -> None:
-        assert isinstance(products_for(5_000, 768), NumpyProducts)
+    def test_only_large_features_go_to_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(products_module, "_has_cuda", lambda: True)
+        for n, dim in ((5_000, 768), (500, 4_096)):
+            assert isinstance(products_for(n, dim), NumpyProducts)
+        for n, dim in ((200_000, 4_096), (10_000, 2_048), (4_000, 16_384)):
+            assert isinstance(products_for(n, dim), TorchProducts)
+        monkeypatch.setattr(products_module, "_has_cuda", lambda: False)
+        assert isinstance(products_for(200_000, 4_096), NumpyProducts)
 
 
 @pytest.mark.parametrize(("n", "dim"), [(40_000, 256), (300, 4_096)])

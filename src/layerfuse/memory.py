@@ -48,9 +48,10 @@ def _status(name: str) -> float | None:
 def keep_few_kernels() -> None:
     """Limit how many kernels PyTorch and oneDNN keep on the CPU: one for each shape of product.
 
-    A kernel holds about a megabyte, batches of texts have thousands of shapes, and making one anew
-    costs no time that could be measured. The variables are read at the first product of a process;
-    what the user has set stays as it is.
+    A kernel holds about a megabyte, and batches of texts have hundreds of shapes. Making kernels
+    anew took nothing that could be measured on texts read once, and up to a tenth of the smallest
+    encoder's time where the same texts came again and again. The variables are read at the first
+    product of a process; what the user has set stays as it is.
     """
     for name in _KERNEL_CACHES:
         os.environ.setdefault(name, str(_KERNELS_KEPT))

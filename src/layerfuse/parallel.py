@@ -35,15 +35,21 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
 ) -> Iterator[Result]:
-    """Results of ``function`` for each item, in order; one a thread is worked out ahead."""
-    with ThreadPoolExecutor(threads) as executor:
-        running: deque[Future[Result]] = deque()
+    """Results of ``function`` for each item, in order; one a thread is worked out ahead.
+
+    After an error, or when the caller has enough, what runs is finished and the rest is not begun.
+    """
+    executor = ThreadPoolExecutor(threads)
+    running: deque[Future[Result]] = deque()
+    try:
         for item in items:
             running.append(executor.submit(function, item))
             if len(running) > threads:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = ["Runner"]
 _BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
 _SHARD_ROWS = 2048
 _SHARD_BYTES = 192 << 20
+_PARTS_A_COPY = 4
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
 
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -65,7 +67,7 @@ class Runner:
         highest = max(layer for layer, _ in keys)
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
             self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
-            crew = [self, *self._helpers(len(parts) - 1)]
+            crew = [self, *self._helpers(len(parts))]
             read = self._read_in_turn if len(crew) == 1 else partial(_share_out, crew)
             for part, tokens, seconds, truncated, blocks in read(parts, keys, advance):
                 self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
@@ -73,10 +75,10 @@ class Runner:
                 if len(part) == size:
                     give_back()
 
-    def _helpers(self, most: int) -> list[Runner]:
+    def _helpers(self, n_parts: int) -> list[Runner]:
         """Runners over the encoder's copies on other GPUs, with meters that nobody reads: what one
-        copy takes is what it costs."""
-        copies = self.encoder.copies(most)
+        copy takes is what it costs. A copy must have several parts to read, to be worth loading."""
+        copies = self.encoder.copies(n_parts // _PARTS_A_COPY)
         if copies:
             self.reporter.note(f"{self.encoder.name}: read by {len(copies) + 1} GPUs side by side")
         return [replace(self, encoder=copy, meter=Meter()) for copy in copies]
@@ -195,16 +197,22 @@ class Runner:
 def _share_out(
     crew: Sequence[Runner], parts: Sequence[Rows], keys: Sequence[Key], advance: Any
 ) -> Parts:
-    """Each part is read by the runner that is free first; they come back in order."""
+    """Each part is read by the runner that is free first; they come back in order.
+
+    Texts are tokenised one part at a time, which takes all cores as it is.
+    """
     idle: SimpleQueue[Runner] = SimpleQueue()
+    tokenizing = Lock()
     for runner in crew:
         idle.put(runner)
 
     def read(part: Rows) -> Read:
         runner = idle.get()
         try:
-            tokens, seconds = runner._tokenize(part)
-            return part, tokens, seconds, *runner._read(part, tokens, keys, advance)
+            with tokenizing:
+                tokens, seconds = runner._tokenize(part)
+            with runner.encoder.as_current_device():
+                return part, tokens, seconds, *runner._read(part, tokens, keys, advance)
         finally:
             idle.put(runner)
 

@@ -46,7 +46,7 @@ PLAIN: dict[str, Any] = {
     "no_args_is_help": True,
 }
 
-_DEVICE = "auto, cpu, cuda (every GPU), cuda:N or mps."
+_DEVICE = "auto, cpu, cuda, cuda:N, cuda:all (every GPU) or mps."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]

@@ -59,9 +59,9 @@ def find_columns(
     if not labelled:
         if len(table.names) == 1 and text_column is None and len(text.split()) >= _A_TEXT:
             raise DataError(
-                f"{table.where} seems to have no header line: its first line is {text[:60]!r}.\n"
-                "Add a first line that names the column, such as 'text', or say that it is its "
-                "name with --text-column (text_column= in Python)."
+                f"{table.where} seems to have no header: its only column is named {text[:60]!r}.\n"
+                "Name the column, such as 'text' in the first line of a csv file, or say that "
+                "this is its name with --text-column (text_column= in Python)."
             )
         return text, label_column
     if label is None:

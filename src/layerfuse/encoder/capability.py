@@ -37,7 +37,7 @@ def choose_device(device: str) -> str:
     }
     if kind not in present:
         raise ConfigError(
-            f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:N or mps."
+            f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:N, cuda:all or mps."
             + did_you_mean(device, present)
         )
     if not present[kind]:

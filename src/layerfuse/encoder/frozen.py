@@ -69,7 +69,9 @@ class FrozenEncoder:
         self.template = template
         self.chat_question = chat_question
         self.max_length = max_length
-        self.device = choose_device(device)
+        self._all_gpus = device == "cuda:all"
+        self._copies: list[FrozenEncoder] = []
+        self.device = choose_device("cuda:0" if self._all_gpus else device)
         self.dtype = choose_dtype(dtype, self.device)
         self.trust_remote_code = trust_remote_code
         self.allow_pickle = allow_pickle
@@ -195,6 +197,7 @@ class FrozenEncoder:
         """
         (layer,) = resolve_layers(layer, self.n_layers, self.name)
         self._highest = min(layer, self.highest_layer)
+        self._copies.clear()
         if self._architecture is not None:
             self._cut()
         return self
@@ -202,6 +205,7 @@ class FrozenEncoder:
     def release(self) -> None:
         """Let go of the weights and the tokenizer; they are loaded again when they are needed."""
         self._tokenizer = self._architecture = None
+        self._copies.clear()
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
@@ -264,32 +268,35 @@ class FrozenEncoder:
             return Pending(pooled, self.name, self.dtype)
 
     def copies(self, most: int) -> list[FrozenEncoder]:
-        """Copies on the machine's other GPUs, where the device is ``"cuda"`` and no one of them.
+        """At most ``most`` copies of an encoder for ``"cuda:all"``, each loaded on its own GPU.
 
-        Parameters
-        ----------
-        most
-            How many copies there is work for.
-
-        Returns
-        -------
-        At most ``most`` encoders; each loads its weights when it first reads.
+        There are none for another device. They are kept until `release`.
         """
-        if self.device != "cuda":
-            return []
+        if self._all_gpus:
+            import torch
+
+            here = torch.cuda.get_device_properties(0)
+            for number in range(len(self._copies) + 1, min(torch.cuda.device_count(), most + 1)):
+                if torch.cuda.get_device_properties(number).name != here.name:
+                    break  # values would depend on which GPU reads a text
+                other = copy.copy(self)  # without weights, as in pickles
+                other.device, other._all_gpus = f"cuda:{number}", False
+                other.tokenize([])  # loading is not safe beside other threads: it is done here
+                self._copies.append(other)
+        return self._copies[:most]
+
+    def as_current_device(self) -> contextlib.AbstractContextManager[Any]:
+        """Makes a GPU the one that this thread's kernels are launched on."""
+        if self.kind != "cuda":
+            return contextlib.nullcontext()
         import torch
 
-        found = []
-        for number in range(1, min(torch.cuda.device_count(), most + 1)):
-            other = copy.copy(self)  # without weights, as in pickles
-            other.device = f"cuda:{number}"
-            found.append(other)
-        return found
+        return torch.cuda.device(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_tokenizer"] = state["_architecture"] = None
-        state["_reporter"] = SILENT
+        state["_reporter"], state["_copies"] = SILENT, []
         return state
 
     def _shape(self) -> dict[str, int]:

@@ -1,18 +1,18 @@
 """The three products that an eigendecomposition of features needs, in numpy or on a GPU.
 
 A GPU is used where PyTorch finds one and the work is worth the way there; the features stay in the
-machine's own memory and visit the GPU in parts, so that it holds one part and the Gram matrix.
+machine's own memory and visit the GPU in parts, so that it holds one part beside square matrices.
 """
 
 from __future__ import annotations
 
+import contextlib
 from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from layerfuse.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.floating]
 
 _CHUNK = 1 << 23  # values that are worked on at once where a whole copy would double the memory
 _WORTH_IT = 5e10  # operations; about a second of one core
+_ONE = Lock()
 _TRACE = 1e-3  # by what share eigenvalues may miss the trace before a decomposition is not believed
 
 
@@ -60,8 +61,9 @@ class NumpyProducts:
 class TorchProducts:
     """By PyTorch on a device, in the features' own precision.
 
-    What cannot be had there (no memory, no convergence, eigenvalues that miss the trace) is
-    computed in numpy.
+    What fails there (no memory, no convergence, eigenvalues that miss the trace, a GPU that this
+    PyTorch cannot use) is computed in numpy. One thread at a time: that bounds the device's memory,
+    and PyTorch's solvers are not safe to be called first by several.
     """
 
     def __init__(self, device: str) -> None:
@@ -69,21 +71,21 @@ class TorchProducts:
         self._vectors: tuple[Floats, torch.Tensor] | None = None  # as they were sent last
 
     def eigh(self, Z: Floats) -> tuple[Floats, Floats]:
-        import torch
-
-        try:
-            gram = self._gram(Z)
-            trace = float(gram.diagonal().sum())
-            values, vectors = torch.linalg.eigh(gram)
-            if abs(float(values.sum()) - trace) <= _TRACE * abs(trace):
-                return values.cpu().numpy(), vectors.cpu().numpy()
-        except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) or type(error).__name__ == "_LinAlgError"):
-                raise
+        with _ONE, contextlib.suppress(RuntimeError, MemoryError):
+            return self._eigh(Z)
         return NumpyProducts().eigh(Z)
 
-    def _gram(self, Z: Floats) -> torch.Tensor:
+    def _eigh(self, Z: Floats) -> tuple[Floats, Floats]:
+        import torch
 
+        gram = self._gram(Z)
+        trace = float(gram.diagonal().sum())
+        values, vectors = torch.linalg.eigh(gram)
+        if not abs(float(values.sum()) - trace) <= _TRACE * abs(trace):
+            raise RuntimeError("the eigenvalues do not add up to the trace")
+        return values.cpu().numpy(), vectors.cpu().numpy()
+
+    def _gram(self, Z: Floats) -> torch.Tensor:
         tall = Z.T if Z.shape[1] > len(Z) else Z
         total: torch.Tensor | None = None
         for rows in chunks(tall):
@@ -93,14 +95,17 @@ class TorchProducts:
         return total
 
     def times(self, Z: Floats, vectors: Floats) -> Floats:
-        try:
-            if self._vectors is None or self._vectors[0] is not vectors:
-                self._vectors = vectors, self._send(vectors)
-            found: Floats = (self._send(Z) @ self._vectors[1]).cpu().numpy()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return NumpyProducts().times(Z, vectors)
+        with _ONE, contextlib.suppress(RuntimeError, MemoryError):
+            return self._times(Z, vectors)
+        return NumpyProducts().times(Z, vectors)
+
+    def _times(self, Z: Floats, vectors: Floats) -> Floats:
+        if self._vectors is None or self._vectors[0] is not vectors:
+            self._vectors = vectors, self._send(vectors)
+        sent = self._vectors[1]
+        found = np.empty((len(Z), vectors.shape[1]), dtype=vectors.dtype)
+        for rows in chunks(Z):
+            found[rows] = (self._send(Z[rows]) @ sent).cpu().numpy()
         return found
 
     def _send(self, values: Floats) -> torch.Tensor:
