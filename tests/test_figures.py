@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,27 @@ def test_chosen_and_last_layers_are_marked():
     assert {(r["series"], r["layer"]) for r in rows if r["chosen"]} == {("mean", 2), ("last", 3)}
     assert {(r["series"], r["layer"]) for r in rows if r["last"]} == {("mean", 3), ("last", 3)}
     assert {r["value"] for r in rows} == {80.0}
+
+
+@pytest.mark.parametrize("theme", figures.THEMES)
+def test_layers_that_never_run_are_grey(theme: str, tmp_path: Path):
+    chart = CHARTS["layer_stacks"]()
+    svg = figures.save_chart(chart, tmp_path / "stack.svg", theme=theme).read_text("utf-8")
+    styles = figures.THEMES[theme]["style"]
+    for style in ("chosen-fill", "read-fill", "idle-fill"):
+        assert svg.count(f'fill="{styles[style]["fill"]}"') >= 1, style
+
+
+def test_names_of_pipelines_do_not_overlap():
+    def row(name: str, ms: float, value: float) -> dict[str, Any]:
+        rest = {"blocks": "", "memory_mb": 1.0, "dims": 1, "front": True}
+        span = {"value": value, "low": value - 0.05, "high": value + 0.05}
+        return {"name": name, "ms": ms, **span, **rest, "ships": name == "layerfuse"}
+
+    rows = [row("layerfuse", 26.0, 0.960), row("first 3", 26.0, 0.962), row("last", 3.0, 0.955)]
+    spec = figures.vega_spec(figures.pareto(rows))
+    values = next(layer["data"]["values"] for layer in [spec, *spec["layer"]] if "data" in layer)
+    assert {one["name"] for one in values if one["labelled"]} == {"layerfuse", "last"}
 
 
 def test_a_theme_changes_colours_only():

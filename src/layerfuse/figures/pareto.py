@@ -10,6 +10,7 @@ from layerfuse.figures.theme import Chart, Row, percentages
 
 __all__ = ["pareto"]
 
+_NAME = (0.2, 0.06)  # about a name's width and height, as shares of the figure
 _COSTS = {"ms": "time for one text, ms", "dims": "dimensions fused"}
 
 
@@ -48,8 +49,7 @@ def pareto(rows: Sequence[Row], *, by: str = "ms", height: int = 300) -> Chart:
     for row in sorted(own, key=lambda row: (row[by], -row["value"])):
         row["leads"] = row["value"] > best  # than all that cost no more
         best = max(best, row["value"])
-    for row in own:
-        row["labelled"] = row["leads"] or row["ships"]
+    _label(own, by, max(values) - min(values))
     others = [
         points.transform_filter(f"!datum.ships && {kind}datum.front").mark_point(
             style="plain", filled=filled, size=80, opacity=1, strokeWidth=2
@@ -81,6 +81,21 @@ def pareto(rows: Sequence[Row], *, by: str = "ms", height: int = 300) -> Chart:
         *labels,
     ).properties(width="container", height=height)
     return layered
+
+
+def _label(rows: list[Row], by: str, tall: float) -> None:
+    """Mark those that get a name: what ships and what leads, unless names would overlap."""
+    low, high = _around([row[by] for row in rows])
+    kept: list[Row] = []
+    for row in sorted(rows, key=lambda row: not row["ships"]):
+        free = not any(
+            abs(row[by] - other[by]) < _NAME[0] * (high - low)
+            and abs(row["value"] - other["value"]) < _NAME[1] * tall
+            for other in kept
+        )
+        row["labelled"] = row["ships"] or (row["leads"] and free)
+        if row["labelled"]:
+            kept.append(row)
 
 
 def _around(costs: Sequence[float]) -> list[float]:

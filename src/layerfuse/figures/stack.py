@@ -29,7 +29,7 @@ def layer_stacks(rows: Sequence[Row], *, row_height: int = 46) -> Chart:
     base = alt.Chart(alt.Data(values=own)).encode(
         x=alt.X("layer:O", sort=layers)
         .title("layer (0 is the embedding output)")
-        .axis(labelAngle=0, labelOverlap=True, ticks=False, domain=False)
+        .axis(labelAngle=0, labelOverlap="greedy", labelSeparation=5, ticks=False, domain=False)
         .scale(paddingInner=0.12),
         y=alt.Y("encoder:N", sort=ordered(own, "encoder"))
         .title(None)
