@@ -388,6 +388,20 @@ MISTAKES = [
         {"x.csv": table([("a", "b", "c")], ("one", "two", "three"))},
     ),
     Mistake(
+        "predict on rows without a header", "predict {run} x.csv",
+        ("x seems to have no header", "which is a label", "'text,label'"),
+        {"x.csv": table(DATA[1:], DATA[0])},
+    ),
+    Mistake(
+        "predict on texts without a header", "predict {run} x.csv",
+        ("no header", "named 'a good text", "--text-column"),
+        {"x.csv": "a good text or so\nanother\n"},
+    ),
+    Mistake(
+        "unknown file of an encoder", "fit train.csv -e models/tiny/nothere.gguf",
+        ("no model folder or .gguf file 'models/tiny/nothere.gguf'",),
+    ),
+    Mistake(
         "predictions below a file", "predict {run} train.csv --out train.csv/x.csv",
         ("train.csv is not a folder", "--out"),
     ),

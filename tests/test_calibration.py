@@ -81,6 +81,15 @@ def test_no_temperature_on_a_grid_is_better() -> None:
     assert mean_log_loss(logits / found, y) <= best
 
 
+@pytest.mark.parametrize(("n", "n_classes"), [(20, 2), (200, 2), (60, 5)])
+def test_rows_that_are_all_right_do_not_make_it_certain(n: int, n_classes: int) -> None:
+    y = np.arange(n) % n_classes
+    logits = 3.0 * np.eye(n_classes)[y] + np.random.default_rng(0).normal(0, 0.1, (n, n_classes))
+    proba = TemperatureCalibrator.fit(logits, y).predict_proba(logits)
+    error = 1 - proba[np.arange(n), y].mean()
+    assert 0.3 * (n_classes - 1) / (n + n_classes) < error < 3 * (n_classes - 1) / (n + n_classes)
+
+
 def test_overconfidence_is_mended_and_predictions_stay() -> None:
     logits, y = calibrated(n=4000)
     logits = 5 * logits
@@ -106,10 +115,11 @@ def test_degenerate_logits_stay_in_bounds_and_never_get_worse(
     assert np.isfinite(found.predict_proba(logits)).all()
 
 
-def test_perfect_separation_ends_at_the_lower_bound() -> None:
+def test_perfect_separation_leaves_each_other_class_its_share() -> None:
+    """1 / (30 + 3), where exp(-1 / T) over 1 + 2 exp(-1 / T) is that."""
     y = np.arange(30) % 3
     found = TemperatureCalibrator.fit(np.eye(3)[y], y)
-    assert found.temperature == pytest.approx(0.05, rel=1e-3)
+    assert found.temperature == pytest.approx(1 / np.log(31), rel=1e-3)
 
 
 def test_logits_that_say_nothing_keep_a_temperature_of_one() -> None:

@@ -305,3 +305,8 @@ def test_datasets_from_the_index(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     if name == "r8":  # known of this dataset
         assert (found.splits["train"].duplicates.count, found.splits["train"].conflicts) == (62, 4)
         assert found.leaks.count == 4
+
+
+def test_a_text_in_place_of_a_file_is_shown_where_it_goes() -> None:
+    with pytest.raises(NotFoundError, match=r"'a nice kettle'(.|\n)*A text goes into a file"):
+        load_dataset("a nice kettle", labelled=False)

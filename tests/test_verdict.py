@@ -15,7 +15,16 @@ from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
-from layerfuse.verdict import Comparison, Rows, Verdict, compare_baselines, decide, tradeoffs
+from layerfuse.verdict import (
+    Comparison,
+    Rows,
+    Verdict,
+    _signed,
+    _times,
+    compare_baselines,
+    decide,
+    tradeoffs,
+)
 
 Labels = npt.NDArray[np.intp]
 
@@ -232,6 +241,15 @@ class TestRecommended:
         assert found.recommended == name
         said = f"Simpler and not clearly worse by cross-validation: {advice}"
         assert said in found.sentence
+
+    @pytest.mark.parametrize(
+        ("points", "said"), [(0.04, "+0.04"), (-0.04, "-0.04"), (0.06, "+0.1"), (0.0, "+0.0")]
+    )
+    def test_an_end_of_an_interval_shows_its_side(self, points: float, said: str) -> None:
+        assert _signed(points) == said
+
+    def test_a_small_share_of_the_time_is_not_nothing(self) -> None:
+        assert (_times(0.001), _times(0.06), _times(7.14)) == ("less than 0.1x", "0.1x", "7.1x")
 
     def test_what_is_better_is_called_better(self) -> None:
         found = verdict(usual(tfidf=0.95))

@@ -43,9 +43,11 @@ class TemperatureCalibrator:
     def fit(cls, logits: npt.ArrayLike, y: npt.ArrayLike) -> TemperatureCalibrator:
         """Find the temperature of least log loss.
 
-        It is kept within 0.05 to 20: where every row is predicted right, the loss falls for
-        ever as it shrinks. Where nothing beats 1 on these rows, it is 1. Use rows that the head
-        was not trained on: on its training rows a head looks better calibrated than it is.
+        It is kept within 0.05 to 20. Where every row is predicted right, the loss falls for ever
+        as it shrinks; there each other class is given a share 1 / (n + n_classes) of the target,
+        after Platt ("Probabilistic Outputs for Support Vector Machines", 1999). Where nothing beats
+        1 on these rows, it is 1. Use rows that the head was not trained on: on its training rows a
+        head looks better calibrated than it is.
 
         Parameters
         ----------
@@ -62,9 +64,12 @@ class TemperatureCalibrator:
 
         labels, table = check_class_rows(y, logits, "logits")
         margins = table - table[np.arange(len(table)), labels][:, None]
+        n, n_classes = table.shape
+        share = 1.0 / (n + n_classes) if (margins.argmax(axis=1) == labels).all() else 0.0
 
         def log_loss(log_temperature: float) -> float:
-            return float(logsumexp(margins / math.exp(log_temperature), axis=1).mean())
+            scaled = margins / math.exp(log_temperature)
+            return float((logsumexp(scaled, axis=1) - share * scaled.sum(axis=1)).mean())
 
         found = minimize_scalar(
             log_loss,

@@ -147,6 +147,8 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            raise NotFoundError(f"There is no folder {path.parent}.") from error
         raise NotFoundError(f"There is no {path.name} in {path.parent}. Is it a {kind}?") from error
     except (ValueError, OSError) as error:
         raise FormatError(

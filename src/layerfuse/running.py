@@ -27,6 +27,8 @@ __all__ = ["Runner"]
 
 _BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
 _SHARD_ROWS = 2048
+_SHARD_WORK = 7e10  # rows times parameters: on two cores some ten seconds, which a kill may cost
+_LEAST_ROWS = 64
 _SHARD_BYTES = 192 << 20
 _PARTS_A_COPY = 4
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
@@ -61,10 +63,11 @@ class Runner:
         The parts and the batches inside them follow from the order alone, so that a run that was
         stopped and goes on yields the same bytes as one that was not.
         """
-        most = _SHARD_ROWS // 2 if self.works_ahead else _SHARD_ROWS  # two are in flight
-        size = max(1, min(most, _SHARD_BYTES // (4 * self.encoder.dim * len(keys))))
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         highest = max(layer for layer, _ in keys)
+        size = max(
+            1, min(self._most_rows(highest), _SHARD_BYTES // (4 * self.encoder.dim * len(keys)))
+        )
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
             self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
             crew = [self, *self._helpers(len(parts))]
@@ -74,6 +77,16 @@ class Runner:
                 yield part, truncated, blocks
                 if len(part) == size:
                     give_back()
+
+    def _most_rows(self, highest: int) -> int:
+        """Rows of a shard: fewer of a large encoder on the CPU, for a stop loses what is not yet
+        written."""
+        if self.works_ahead:
+            return _SHARD_ROWS // 2  # two are in flight
+        rows = _SHARD_ROWS
+        while rows > _LEAST_ROWS and rows * self.encoder.layer_parameters[highest] > _SHARD_WORK:
+            rows //= 2
+        return rows
 
     def _helpers(self, n_parts: int) -> list[Runner]:
         """Runners over the encoder's copies on other GPUs, with meters that nobody reads: what one

@@ -25,7 +25,7 @@ __all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "judg
 
 Labels = npt.NDArray[np.intp]
 
-_SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched")
+_SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
 
 
 @dataclass(frozen=True)
@@ -359,7 +359,7 @@ def _sentence(
     n_layers: Mapping[str, int],
 ) -> str:
     points, low, high = (100 * value for value in (gain.difference, gain.low, gain.high))
-    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+    interval = f"95 % interval {_signed(low)} to {_signed(high)}"
     rows = "test rows" if where == "test" else "training rows, out of fold"
     (block,) = _blocks(rival)
     name = (
@@ -368,7 +368,7 @@ def _sentence(
         else f"layer {block.layer}, the highest that was read"
     )
     over = f"{block.encoder}'s {name} ({100 * rival.measured[where]['accuracy']:.1f} %)"
-    price = "" if ratio is None else f", at {ratio:.1f}x its time"
+    price = "" if ratio is None else f", at {_times(ratio)} its time"
     what = "fusion" if len(plan.blocks) > 1 else f"block {plan.blocks[0]}"
     if not knows:
         sentence = (
@@ -388,6 +388,15 @@ def _sentence(
     return f"{sentence} Simpler and {found} by cross-validation: {_advice(simpler)}."
 
 
+def _signed(points: float) -> str:
+    """One decimal, or two where one would hide on which side of zero it lies."""
+    return f"{points:+.2f}" if 0 < abs(points) < 0.05 else f"{points:+.1f}"
+
+
+def _times(ratio: float) -> str:
+    return "less than 0.1x" if ratio < 0.05 else f"{ratio:.1f}x"
+
+
 def _advice(item: Comparison) -> str:
     """A baseline, and how to have it."""
     accuracy = f"{100 * item.measured['cv']['accuracy']:.1f} %"
@@ -398,4 +407,5 @@ def _advice(item: Comparison) -> str:
         "last_layer": f"{blocks} alone ({accuracy}; selection='last')",
         "best_block": f"{blocks} alone ({accuracy}; selection='best')",
         "last_matched": f"the last layers {blocks} ({accuracy})",
+        "last_four": f"the last layers {blocks} ({accuracy})",
     }[item.baseline.name]

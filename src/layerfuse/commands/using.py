@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from layerfuse.catalog import load_dataset
 from layerfuse.commands.places import check_new_file
+from layerfuse.corpus import TEXT_NAMES, TextDataset
 from layerfuse.errors import DataError, NotFoundError
 from layerfuse.estimator import LayerFusionClassifier, load
 from layerfuse.events import Reporter
@@ -35,6 +36,8 @@ def predict(
         check_new_file(out)
     classifier = _load(bundle, device, reporter)
     dataset = load_dataset(data, text_column=text_column, labelled=False, reporter=reporter)
+    if text_column is None:
+        _tell_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
     proba = classifier.predict_proba(texts)
     best = proba.argmax(axis=1)
@@ -46,6 +49,24 @@ def predict(
             for text, index, row in zip(texts, best, proba, strict=True)
         ],
     }
+
+
+def _tell_column(
+    dataset: TextDataset, classifier: LayerFusionClassifier, reporter: Reporter
+) -> None:
+    """Say which column was taken where its name does not; refuse a first line that is a row."""
+    classes = {str(label) for label in classifier.classes_.tolist()}
+    if found := sorted(classes.intersection(dataset.columns)):
+        raise DataError(
+            f"{dataset.name} seems to have no header: a column is named {found[0]!r}, which is a "
+            "label.\nAdd a first line that names the columns, such as 'text,label', or choose one "
+            "with --text-column."
+        )
+    if dataset.text_column not in (None, *TEXT_NAMES):
+        reporter.note(
+            f"{dataset.name}: the column named {dataset.text_column!r} is taken for the text "
+            "(--text-column)"
+        )
 
 
 def _load(bundle: Path, device: str, reporter: Reporter) -> LayerFusionClassifier:

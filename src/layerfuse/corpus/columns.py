@@ -10,9 +10,9 @@ from typing import Any
 from layerfuse.corpus.dataset import Split
 from layerfuse.errors import DataError, did_you_mean
 
-__all__ = ["Table", "find_columns", "to_split"]
+__all__ = ["TEXT_NAMES", "Table", "find_columns", "to_split"]
 
-_TEXT_NAMES = ("text", "sentence", "content", "review", "body", "document")
+TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 _A_TEXT = 3  # words from which on the name of the only column is taken for a text
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -47,7 +47,7 @@ def find_columns(
             )
     if text_column is not None and text_column == label_column:
         raise DataError(f"Column {text_column!r} cannot be both the text and the label.")
-    text = text_column or _common(table, _TEXT_NAMES, label_column)
+    text = text_column or _common(table, TEXT_NAMES, label_column)
     label = label_column or _common(table, _LABEL_NAMES, text)
     if text is None:
         text = _longest_text(table, label)

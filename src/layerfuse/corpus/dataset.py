@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,16 @@ class Split:
 
 @dataclass(frozen=True)
 class TextDataset:
-    """A named dataset: one :class:`Split` for each split name."""
+    """A named dataset: one :class:`Split` for each split name.
+
+    ``columns`` are the names of the table's columns and ``text_column`` is the one of the texts,
+    where they are known.
+    """
 
     name: str
     splits: dict[str, Split]
+    columns: tuple[str, ...] = field(default=(), compare=False)
+    text_column: str | None = field(default=None, compare=False)
 
     @property
     def train(self) -> Split:

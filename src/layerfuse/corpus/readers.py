@@ -56,7 +56,7 @@ def read_dataset(
         text, label = find_columns(table, text, label, labelled)
         splits[name] = to_split(table, text, label)
     name = path.resolve().name
-    return TextDataset(name[: len(name) - len(_suffix(path))], splits)
+    return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text)
 
 
 def _suffix(path: Path) -> str:

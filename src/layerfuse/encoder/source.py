@@ -99,6 +99,12 @@ def find_source(
         folder = _download(name_or_path, revision, reporter)
         short = name_or_path.rpartition("/")[2]
         return _local(folder, name or short, name_or_path, folder.name)
+    if path.suffix == ".gguf" or len(path.parts) > 2:
+        near = [str(other) for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise NotFoundError(
+            f"There is no model folder or .gguf file {name_or_path!r}."
+            f"{did_you_mean(str(path), near)}"
+        )
     raise NotFoundError(
         f"Unknown encoder {name_or_path!r}.{did_you_mean(name_or_path, catalog.ENCODERS)} It is "
         f"neither a catalog name ({', '.join(catalog.ENCODERS)}), nor a model folder or .gguf file "

@@ -27,9 +27,10 @@ def tell_candidates(
             f"{poolings}), {encoder.dtype} on {encoder.device}"
         )
     if share := embeddings.truncated_share:
+        limits = ", ".join(str(n) for n in sorted({encoder.max_length for encoder in encoders}))
         reporter.note(
-            f"{100 * share:.1f} % of the texts were cut to the most tokens that are read; "
-            "--max-length (max_length=) reads more, up to an encoder's own limit"
+            f"{100 * share:.1f} % of the texts were cut at {limits} tokens; --max-length "
+            "(max_length=) reads more, up to an encoder's own limit"
         )
 
 

@@ -89,6 +89,8 @@ def render_audit(result: Mapping[str, Any], out: Console) -> None:
             _print_finding(f"{word} texts", split[kind], out)
         if split["conflicts"]:
             out.print(f"  texts with two labels or more: {split['conflicts']}")
+        if not (split["conflicts"] or split["empty"]["count"] or split["duplicates"]["count"]):
+            out.print("  no empty, repeated or conflicting texts")
         counts = ", ".join(
             f"{label} {count}" for label, count in list(split["classes"].items())[:12]
         )
