@@ -19,12 +19,11 @@ from layerfuse.verdict import (
     Comparison,
     Rows,
     Verdict,
-    _signed,
-    _times,
     compare_baselines,
     decide,
     tradeoffs,
 )
+from layerfuse.verdict.wording import signed, times
 
 Labels = npt.NDArray[np.intp]
 
@@ -201,7 +200,7 @@ class TestSentence:
         assert verdict(usual()).time_ratio == pytest.approx((4 + 6) / 4)
         assert verdict(usual(), plan=("small:1:mean",)).time_ratio == pytest.approx(2 / 4)
 
-    def test_no_ratio_without_times(self) -> None:
+    def test_no_ratio_withouttimes(self) -> None:
         costs = {name: replace(cost, ms_per_text=0.0) for name, cost in COSTS.items()}
         compared = compare_baselines(usual(), rows(0.8), None, costs)
         plan = Plan(refs(*FUSED))
@@ -246,10 +245,10 @@ class TestRecommended:
         ("points", "said"), [(0.04, "+0.04"), (-0.04, "-0.04"), (0.06, "+0.1"), (0.0, "+0.0")]
     )
     def test_an_end_of_an_interval_shows_its_side(self, points: float, said: str) -> None:
-        assert _signed(points) == said
+        assert signed(points) == said
 
     def test_a_small_share_of_the_time_is_not_nothing(self) -> None:
-        assert (_times(0.001), _times(0.06), _times(7.14)) == ("less than 0.1x", "0.1x", "7.1x")
+        assert (times(0.001), times(0.06), times(7.14)) == ("less than 0.1x", "0.1x", "7.1x")
 
     def test_what_is_better_is_called_better(self) -> None:
         found = verdict(usual(tfidf=0.95))

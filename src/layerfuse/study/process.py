@@ -51,6 +51,7 @@ def main() -> None:
     before = time.perf_counter()
     reading.predict(asked["texts"])
     seconds = time.perf_counter() - before
+    resident = resident_mb() or 0.0  # before the peak, which must hold it
     peak = torch.cuda.max_memory_allocated() / 1e6 if on_cuda else peak_mb() or 0.0
     print(  # noqa: T201  # this is the process's answer
         json.dumps(
@@ -62,7 +63,7 @@ def main() -> None:
                 "texts_per_s": len(asked["texts"]) / seconds,
                 "texts": len(asked["texts"]),
                 "base_mb": base,
-                "resident_mb": resident_mb() or 0.0,
+                "resident_mb": resident,
                 "peak_mb": peak,
                 "device": asked["device"],
                 "threads": torch.get_num_threads(),

@@ -6,79 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from layerfuse.baselines import Baseline
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import BlockScores
 from layerfuse.errors import ConfigError, require
-from layerfuse.metrics import Estimate, PairedDifference, evaluate_predictions, paired_difference
+from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.tabular import to_frame, to_html
+from layerfuse.verdict.comparing import (
+    Comparison,
+    Rows,
+    blocks_of,
+    compare_baselines,
+    label_of,
+)
+from layerfuse.verdict.wording import sentence_of
 
 if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
 
-__all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "judge", "tradeoffs"]
-
-Labels = npt.NDArray[np.intp]
+__all__ = ["Verdict", "decide", "judge", "tradeoffs"]
 
 _SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Class indices (n,) of some rows, and the pipeline's predictions for them."""
-
-    truth: Labels
-    predicted: Labels
-    n_classes: int
-    seed: int
-
-    def measure(self, predicted: Labels) -> dict[str, Any]:
-        """Accuracy with its 95 % interval and macro-F1 of class indices (n,)."""
-        measured = evaluate_predictions(
-            self.truth, np.eye(self.n_classes)[predicted], seed=self.seed
-        )
-        return {
-            "accuracy": measured.accuracy.value,
-            "macro_f1": measured.macro_f1.value,
-            "ci95": [measured.accuracy.low, measured.accuracy.high],
-        }
-
-    def minus(self, predicted: Labels) -> PairedDifference:
-        """The pipeline's accuracy minus that of other predictions (n,)."""
-        return paired_difference(
-            self.predicted == self.truth, predicted == self.truth, seed=self.seed
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The pipeline against one baseline.
-
-    ``measured`` and ``gain`` (the pipeline's accuracy minus the baseline's) go by ``"cv"`` (nested
-    out-of-fold predictions of training rows) and ``"test"``; ``cost`` is None where no encoder is
-    read.
-    """
-
-    baseline: Baseline
-    measured: Mapping[str, Mapping[str, Any]]
-    gain: Mapping[str, PairedDifference]
-    cost: PipelineCost | None
-
-    def to_dict(self) -> dict[str, Any]:
-        plan = self.baseline.plan
-        return {
-            "name": self.baseline.name,
-            **({"encoder": self.baseline.encoder} if self.baseline.encoder else {}),
-            "blocks": [] if plan is None else [str(block) for block in plan.blocks],
-            **self.measured,
-            "pipeline_minus_baseline": {name: gain.to_dict() for name, gain in self.gain.items()},
-            "cost": None if self.cost is None else self.cost.to_dict(),
-        }
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,7 +101,7 @@ class Verdict:
             Without the extra ``report``.
         """
         rows = [
-            {"name": _label(item), "value": gain.difference, "low": gain.low, "high": gain.high}
+            {"name": label_of(item), "value": gain.difference, "low": gain.low, "high": gain.high}
             for item in self.comparisons
             if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
             for gain in (item.gain[self.rows],)
@@ -228,39 +178,6 @@ def judge(
     return replace(verdict, comparisons=tuple(comparisons), measured=measured, cost=cost)
 
 
-def compare_baselines(
-    baselines: Sequence[Baseline],
-    cv: Rows,
-    test: Rows | None,
-    costs: Mapping[str, EncoderCost],
-) -> list[Comparison]:
-    """Measure the pipeline against each baseline on the same rows.
-
-    Parameters
-    ----------
-    baselines
-        From `run_baselines`.
-    cv, test
-        Measured training rows with nested predictions, and test rows if there are any.
-    costs
-        What reading each encoder costs, by its name.
-    """
-    found = []
-    for baseline in baselines:
-        guesses = {"cv": (cv, baseline.out_of_fold)}
-        if test is not None and baseline.predicted is not None:
-            guesses["test"] = (test, baseline.predicted)
-        found.append(
-            Comparison(
-                baseline,
-                {name: rows.measure(guess) for name, (rows, guess) in guesses.items()},
-                {name: rows.minus(guess) for name, (rows, guess) in guesses.items()},
-                None if baseline.plan is None else pipeline_cost(baseline.plan.blocks, costs),
-            )
-        )
-    return found
-
-
 def decide(
     comparisons: Sequence[Comparison],
     plan: Plan,
@@ -278,7 +195,7 @@ def decide(
     for comparison in comparisons:
         by_name.setdefault(comparison.baseline.name, []).append(comparison)
     accuracy = {score.block: score.accuracy for score in scores}
-    rival = max(by_name["last_layer"], key=lambda item: accuracy[_blocks(item)[0]])
+    rival = max(by_name["last_layer"], key=lambda item: accuracy[blocks_of(item)[0]])
     gain = rival.gain[where]
     ratio = _ratio(cost, rival.cost)
     most = (cost.ms_per_text, cost.dims)
@@ -289,9 +206,9 @@ def decide(
     # own way: beating one of them says nothing there.
     knows = by_name["majority"][0].gain[where].low > 0
     return Verdict(
-        sentence=_sentence(rival, gain, where, knows, ratio, cheapest, plan, n_layers),
+        sentence=sentence_of(rival, gain, where, knows, ratio, cheapest, plan, n_layers),
         gained=knows and gain.low > 0,
-        against=tuple(str(block) for block in _blocks(rival)),
+        against=tuple(str(block) for block in blocks_of(rival)),
         gain=gain,
         rows=where,
         recommended="pipeline" if cheapest is None else cheapest.baseline.name,
@@ -311,7 +228,7 @@ def tradeoffs(
     spans = {plan.blocks: [accuracy.low, accuracy.high]}
     for item in comparisons:
         if item.cost is not None and item.baseline.plan is not None:
-            found = (_label(item), float(item.measured["cv"]["accuracy"]), item.cost)
+            found = (label_of(item), float(item.measured["cv"]["accuracy"]), item.cost)
             points.setdefault(item.baseline.plan.blocks, found)
             spans.setdefault(item.baseline.plan.blocks, item.measured["cv"]["ci95"])
     front = {point.name for point in pareto_front(points.values())}
@@ -329,83 +246,9 @@ def tradeoffs(
     return sorted(rows, key=lambda row: (-row["accuracy"], row["ms_per_text"]))
 
 
-def _label(item: Comparison) -> str:
-    """The baseline's name, with its encoder where each encoder has one of that name."""
-    own = item.baseline
-    several = own.encoder is not None and own.name.startswith("last")
-    return f"{own.name} ({own.encoder})" if several else own.name
-
-
-def _blocks(item: Comparison) -> tuple[BlockRef, ...]:
-    return () if item.baseline.plan is None else item.baseline.plan.blocks
-
-
 def _price(item: Comparison) -> tuple[float, float]:
     return (0.0, 0.0) if item.cost is None else (item.cost.ms_per_text, item.cost.dims)
 
 
 def _ratio(cost: PipelineCost, other: PipelineCost | None) -> float | None:
     return cost.ms_per_text / other.ms_per_text if other and other.ms_per_text > 0 else None
-
-
-def _sentence(
-    rival: Comparison,
-    gain: PairedDifference,
-    where: str,
-    knows: bool,
-    ratio: float | None,
-    simpler: Comparison | None,
-    plan: Plan,
-    n_layers: Mapping[str, int],
-) -> str:
-    points, low, high = (100 * value for value in (gain.difference, gain.low, gain.high))
-    interval = f"95 % interval {_signed(low)} to {_signed(high)}"
-    rows = "test rows" if where == "test" else "training rows, out of fold"
-    (block,) = _blocks(rival)
-    name = (
-        "last layer"
-        if block.layer == n_layers[block.encoder]
-        else f"layer {block.layer}, the highest that was read"
-    )
-    over = f"{block.encoder}'s {name} ({100 * rival.measured[where]['accuracy']:.1f} %)"
-    price = "" if ratio is None else f", at {_times(ratio)} its time"
-    what = "fusion" if len(plan.blocks) > 1 else f"block {plan.blocks[0]}"
-    if not knows:
-        sentence = (
-            f"no gain: on {rows} {what} is no better than always giving the most frequent label."
-        )
-    elif gain.low > 0:
-        sentence = f"{what} adds {points:.1f} points ({interval}) over {over} on {rows}{price}."
-    elif gain.high < 0:
-        sentence = (
-            f"{what} loses {-points:.1f} points ({interval}) against {over} on {rows}{price}."
-        )
-    else:
-        sentence = f"no clear gain over {over} on {rows}: {points:+.1f} points ({interval}){price}."
-    if simpler is None:
-        return sentence
-    found = "clearly better" if simpler.gain["cv"].high < 0 else "not clearly worse"
-    return f"{sentence} Simpler and {found} by cross-validation: {_advice(simpler)}."
-
-
-def _signed(points: float) -> str:
-    """One decimal, or two where one would hide on which side of zero it lies."""
-    return f"{points:+.2f}" if 0 < abs(points) < 0.05 else f"{points:+.1f}"
-
-
-def _times(ratio: float) -> str:
-    return "less than 0.1x" if ratio < 0.05 else f"{ratio:.1f}x"
-
-
-def _advice(item: Comparison) -> str:
-    """A baseline, and how to have it."""
-    accuracy = f"{100 * item.measured['cv']['accuracy']:.1f} %"
-    blocks = ", ".join(str(block) for block in _blocks(item))
-    return {
-        "majority": f"always the most frequent label ({accuracy}); nothing predicts the labels",
-        "tfidf": f"TF-IDF with logistic regression ({accuracy})",
-        "last_layer": f"{blocks} alone ({accuracy}; selection='last')",
-        "best_block": f"{blocks} alone ({accuracy}; selection='best')",
-        "last_matched": f"the last layers {blocks} ({accuracy})",
-        "last_four": f"the last layers {blocks} ({accuracy})",
-    }[item.baseline.name]
