@@ -504,9 +504,9 @@ def test_a_model_folder_without_a_tokenizer(models: Path):
     check_refused(lambda: run(*command), "mute", "tokenizer")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has cuda")
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_where_there_is_none(models: Path, device: str):
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cuda:all"])
+def test_cuda_where_there_is_none(models: Path, device: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = ("fit", "train.csv", "-e", models / "bert", "--device", device, "--out", "run")
     check_refused(lambda: run(*command), "no cuda device", "--device auto or cpu")
 

@@ -375,6 +375,14 @@ class TestUse:
         assert Path("folder/out.csv").read_text(encoding="utf-8") == printed
         assert [path.name for path in Path("folder").iterdir()] == ["out.csv"]
 
+    def test_predict_names_a_column_that_it_took_for_the_text(self, trained: tuple[Path, Done]):
+        write_text(Path("tweets.csv"), "tweet\na great film\n")
+        said = "column named 'tweet' is taken for the text (--text-column)"
+        assert said in succeed("predict", trained[0] / "run", "tweets.csv").err
+        chosen = succeed("predict", trained[0] / "run", "tweets.csv", "--text-column", "tweet")
+        assert "is taken for" not in chosen.err
+        assert "is taken for" not in succeed("predict", trained[0] / "run", self.texts()).err
+
     def test_predict_as_json(self, trained: tuple[Path, Done]):
         done = succeed("predict", trained[0] / "run", self.texts(), "--json", "--out", "out.csv")
         assert done.json["classes"] == sorted(LABELS)
@@ -524,6 +532,13 @@ class TestDatasets:
         listed = succeed("datasets", "list", "--json").json["datasets"]
         assert [entry["name"] for entry in listed] == list(DATASETS)
         assert all(name in succeed("datasets", "list").out for name in DATASETS)
+
+    def test_audit_of_clean_rows_says_so(self):
+        write_csv(Path("clean.csv"), rows(20))
+        write_csv(Path("repeated.csv"), [*rows(20), *rows(1)])
+        line = "  no empty, repeated or conflicting texts"
+        assert line in succeed("datasets", "audit", "clean.csv").out.splitlines()
+        assert line not in succeed("datasets", "audit", "repeated.csv").out.splitlines()
 
     def test_audit_finds_what_is_wrong(self):
         train = [*rows(20), ("the same", "news"), ("the same", "[/b]"), ("", "news")]

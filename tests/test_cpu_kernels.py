@@ -16,8 +16,6 @@ from layerfuse import FrozenEncoder
 from layerfuse.blocks import POOLINGS
 from layerfuse.encoder import attention, frozen, packing
 
-NO_TILES = not torch.cpu.get_capabilities().get("amx_bf16")
-
 
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
@@ -65,11 +63,15 @@ def test_large_models_keep_one_copy(tiny: TinyModels, monkeypatch: pytest.Monkey
     assert not any("forward" in module.__dict__ for module in encoder.stack.modules())
 
 
-@pytest.mark.skipif(not NO_TILES, reason="the fused kernel is fast where there are tile units")
-def test_plain_attention_is_for_bfloat16_alone(tiny: TinyModels):
+@pytest.mark.parametrize("tiles", [False, True])
+def test_plain_attention_is_for_bfloat16_without_tile_units(
+    tiny: TinyModels, tiles: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
+
     def chosen(dtype: str) -> str:
         encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype=dtype)
         return str(encoder.stack.config._attn_implementation)
 
-    assert chosen("bfloat16") == attention._NAME
+    assert chosen("bfloat16") == ("sdpa" if tiles else attention._NAME)
     assert chosen("float32") == "sdpa"

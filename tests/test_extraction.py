@@ -122,6 +122,25 @@ class TestOrderAndBatches:
         assert shared.cost is not None
         assert shared.cost.n_texts == 60
 
+    def test_shards_of_a_large_encoder_have_fewer_rows(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        """So that a run that is stopped has written some; deeper layers count, higher ones not."""
+        encoder = opened(tiny("bert"))
+        whole = encoder.layer_parameters
+
+        def rows(highest: int) -> int:
+            runner = running.Runner(sentences(300), encoder, 1024, Notes())
+            return max(len(p) for p, *_ in runner.shards(np.arange(300), [(highest, "mean")]))
+
+        assert rows(3) == 300
+        monkeypatch.setattr(running, "_SHARD_WORK", 200.0 * whole[3])
+        assert rows(3) == 128
+        monkeypatch.setattr(running, "_SHARD_WORK", 1.0)
+        assert rows(3) == rows(1) == running._LEAST_ROWS
+        monkeypatch.setattr(running, "_SHARD_WORK", 300.0 * whole[1])
+        assert rows(3) < rows(1)
+
     def test_a_fault_in_a_copy_is_told(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
         encoder = opened(tiny("bert"))
         monkeypatch.setattr(running, "_SHARD_ROWS", 7)

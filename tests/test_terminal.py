@@ -164,7 +164,7 @@ class TestHowMuchIsSaid:
         for said in (
             r"9 of 9 test texts are training texts too",
             r"mpnet: 4 blocks to choose from \(layers 0 to 3; mean\), \w+ on \w+",
-            r"[\d.]+ % of the texts were cut .* --max-length",
+            r"[\d.]+ % of the texts were cut at 6 tokens; --max-length",
             r"chosen: .*:\d:mean.* \(greedy, ",
             r"fusion \w+, head \w+: ",
         ):

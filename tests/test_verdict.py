@@ -262,6 +262,11 @@ class TestRecommended:
         assert found.recommended == "last_matched"
         assert found.sentence.endswith("the last layers small:1:mean, small:2:mean (80.0 %).")
 
+    def test_the_last_four_layers(self) -> None:
+        baselines = usual()
+        baselines[3] = baseline("last_four", "small:1:mean", "small:2:mean", cv=0.8)
+        assert verdict(baselines).recommended == "last_four"
+
     def test_what_costs_more_than_the_pipeline_is_not_recommended(self) -> None:
         """A lower layer is chosen; the last layer does as well, but takes more time."""
         found = verdict(usual(last=0.8, best=0.8), plan=("small:1:mean",))

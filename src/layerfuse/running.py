@@ -64,9 +64,8 @@ class Runner:
         stopped and goes on yields the same bytes as one that was not.
         """
         highest = max(layer for layer, _ in keys)
-        size = max(
-            1, min(self._most_rows(highest), _SHARD_BYTES // (4 * self.encoder.dim * len(keys)))
-        )
+        fitting = _SHARD_BYTES // (4 * self.encoder.dim * len(keys))
+        size = max(1, min(self._most_rows(highest), fitting))
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
             self.encoder.tokenize([])  # loads what is not loaded yet, off the clock

@@ -118,7 +118,7 @@ def load_dataset(
             f"There is no dataset or file {name!r}.{did_you_mean(name, [*DATASETS, *here])}\n"
             f"Give a catalog name ({', '.join(DATASETS)}), the path of a csv, tsv, jsonl or "
             "parquet file or of a folder with train and test files, or hub:owner/name."
-            + (" A text goes into a file, below a line with the word text." * (" " in name))
+            + (" A text goes into a file, below a line with the word text." if " " in name else "")
         )
     return read_dataset(
         path, text_column=text_column, label_column=label_column, test=test, labelled=labelled

@@ -21,7 +21,7 @@ from layerfuse.report import choosing, facts, mistakes, weighing
 from layerfuse.report.parts import Figure, Section, percent, points
 from layerfuse.report.reading import Run
 
-__all__ = ["asset", "environment", "save_figures", "sections_of", "write_page"]
+__all__ = ["asset", "environment", "policy_of", "save_figures", "sections_of", "write_page"]
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 
@@ -70,7 +70,7 @@ def write_page(run: Run, sections: list[Section], path: Path) -> Path:
             sections=sections,
             css=Markup(asset("page.css")),  # noqa: S704  # from this package
             script=Markup(script),  # noqa: S704  # from this package and vl-convert
-            policy=_policy(script),
+            policy=policy_of(script),
             data=Markup(_json({"charts": charts, "themes": figures.THEMES})),  # noqa: S704  # escaped
         )
     )
@@ -141,11 +141,14 @@ def _json(value: Any) -> str:
     return text
 
 
-def _policy(script: str) -> str:
+def policy_of(script: str | None = None) -> str:
     """Only this script may run, and nothing may be fetched."""
-    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = "'none'"
+    if script is not None:
+        own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        allowed = f"'sha256-{own}'"
     return (
-        f"default-src 'none'; script-src 'sha256-{own}'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from layerfuse import __version__
 from layerfuse.files import atomic_write
-from layerfuse.report.page import asset, environment
+from layerfuse.report.page import asset, environment, policy_of
 
 __all__ = ["write_study_page"]
 
@@ -43,6 +43,8 @@ def write_study_page(folder: Path, path: Path) -> Path:
             sections=sections,
             css=Markup(asset("page.css")),  # noqa: S704  # from this package
             version=__version__,
+            title="layerfuse study",
+            policy=policy_of(),
         )
     )
     with atomic_write(path) as temporary:
