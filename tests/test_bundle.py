@@ -272,7 +272,14 @@ class TestTheFolder:
         for block in fitted.model_.blocks:
             assert f"- `{block}`" in card
         assert "Classes: bad, good." in card
-        assert "nested cross-validation" in card
+        low, high = (100 * share for share in fitted.cv_.to_dict()["ci95"])
+        assert (
+            f"- nested cross-validation: accuracy {100 * fitted.cv_.accuracy.value:.1f} % "
+            f"(95 % interval {low:.1f} to {high:.1f}), macro-F1 " in card
+        )
+        for encoder in fitted.encoders_:
+            assert f"- `{encoder.name}`: a local model" in card
+            assert str(encoder.path) not in card
 
     def test_it_is_small(self, saved: Path):
         assert sum(path.stat().st_size for path in saved.iterdir()) < 20_000
@@ -345,6 +352,18 @@ class TestRefused:
         (tmp_path / "empty").mkdir()
         with pytest.raises(NotFoundError, match=r"no bundle\.json in .*Is it a layerfuse-bundle"):
             layerfuse.load(tmp_path / "empty")
+
+    def test_a_folder_of_runs_names_them(self, fitted: LayerFusionClassifier, tmp_path: Path):
+        runs = tmp_path / "runs"
+        for name in ("one", "two"):
+            fitted.save(runs / name / "bundle")
+        with pytest.raises(NotFoundError) as error:
+            layerfuse.load(runs)
+        assert str(error.value) == (
+            f"{runs} holds runs and is none itself. Give one of them: {runs / 'one'}, "
+            f"{runs / 'two'}."
+        )
+        layerfuse.load(runs / "one")
 
     def test_a_file_is_missing(self, saved: Path):
         (saved / "tensors.safetensors").unlink()

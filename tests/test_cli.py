@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 import signal
 import sys
@@ -375,6 +376,14 @@ class TestUse:
         assert Path("folder/out.csv").read_text(encoding="utf-8") == printed
         assert [path.name for path in Path("folder").iterdir()] == ["out.csv"]
 
+    def test_predict_does_not_write_over_the_texts(self, trained: tuple[Path, Done]):
+        before = self.texts().read_bytes()
+        there = Path("..", Path.cwd().name, "new.csv")
+        done = run("predict", trained[0] / "run", "new.csv", "--out", there)
+        assert done.code == 2
+        assert done.err.endswith("new.csv holds the texts. Choose another file with --out.\n")
+        assert Path("new.csv").read_bytes() == before
+
     def test_predict_names_a_column_that_it_took_for_the_text(self, trained: tuple[Path, Done]):
         write_text(Path("tweets.csv"), "tweet\na great film\n")
         said = "column named 'tweet' is taken for the text (--text-column)"
@@ -704,9 +713,10 @@ class TestTheShell:
         assert process.returncode == 130
         again = shlex.join(["layerfuse", "fit", "many.csv", *map(str, arguments)])
         assert err.splitlines()[-2:] == [
-            "layerfuse: interrupted. Finished embeddings are kept. To go on:",
+            "layerfuse: interrupted. What is stored is kept. To go on:",
             f"  {again}",
         ]
+        assert re.search(r"bert: stopped with [1-9][\d,]* of 9,000 texts stored;", err)
         assert "Traceback" not in err
         assert out == ""
         assert sorted(path.name for path in Path.cwd().iterdir()) == ["kept", "many.csv"]

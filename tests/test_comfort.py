@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from sklearn.exceptions import NotFittedError
 from threadpoolctl import threadpool_limits
 
 import layerfuse
@@ -226,7 +227,9 @@ class TestProfile:
     def test_repr_is_one_line(self, fitted: LayerFusionClassifier):
         text = repr(fitted.profile_)
         assert text.startswith("BlockScores(4 blocks by ridge; best tiny:")
-        assert f"accuracy {fitted.profile_.best.accuracy:.3f}" in text
+        best = fitted.profile_.best
+        assert f"{best.block}: accuracy {best.accuracy:.3f} ± {best.accuracy_se:.3f}" in text
+        assert repr(best).removeprefix("BlockScore") in text.replace("best ", "(")
         assert "\n" not in text
         assert repr(fitted.profile_.of("none")) == "BlockScores(no blocks, by ridge)"
 
@@ -285,6 +288,21 @@ class TestVerdict:
         assert not hasattr(loaded, "verdict_")
         with pytest.raises(ConfigError, match="training rows are gone"):
             _ = loaded.verdict_
+
+    def test_what_is_not_there_says_why(
+        self, fitted: LayerFusionClassifier, tiny: TinyModels, tmp_path: Path
+    ):
+        fitted.save(tmp_path / "bundle")
+        loaded = layerfuse.load(tmp_path / "bundle")
+        for name in ("profile_", "cv_", "selection_", "plan_", "trials_", "costs_", "timings_"):
+            assert hasattr(fitted, name)
+            assert not hasattr(loaded, name)
+            with pytest.raises(ConfigError, match=rf"{name} is what fit measured.*report\.json"):
+                getattr(loaded, name)
+            with pytest.raises(NotFittedError, match="Call fit first"):
+                getattr(build(tiny), name)
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            _ = loaded.nothing
 
 
 class TestPlots:

@@ -101,6 +101,11 @@ class TestWhatIsTried:
         with pytest.raises(ConfigError, match=message):
             check_recipe(fusion, head)
 
+    def test_auto_is_among_the_choices_named(self) -> None:
+        for fusion, head in (("atuo", AUTO), (AUTO, "atuo")):
+            with pytest.raises(ConfigError, match=r"Choose from auto, .*Did you mean 'auto'"):
+                check_recipe(fusion, head)
+
     def test_known_names_and_auto_pass(self) -> None:
         for fusion, head in ((AUTO, AUTO), ("tensor+residual", AUTO), (AUTO, "mlp")):
             check_recipe(fusion, head)

@@ -99,7 +99,7 @@ class TestAt80Columns:
         drawn = [part for line in lines for part in line.split("\r") if "━" in part]
         assert drawn
         assert max(map(len, drawn)) <= COLUMNS
-        start = next(n for n, line in enumerate(lines) if line.startswith("Blocks (leave-one-out"))
+        start = next(n for n, line in enumerate(lines) if line.startswith("Blocks by loss"))
         end = next(n for n, line in enumerate(lines) if line.startswith("Verdict: "))
         assert max(len(line) for line in lines[start:end]) <= COLUMNS
         assert not any("…" in line for line in lines[start:end])
@@ -142,6 +142,17 @@ class TestPiped:
         done = succeed(*quick(model), *PLAIN)
         assert "texts in" not in done.err
         assert "· chosen: " in done.err
+
+
+    def test_a_long_step_says_how_far_it_is(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr("layerfuse.terminal._LINE_S", 0)
+        done = succeed(*quick(model), *PLAIN)
+        counts = re.findall(r"^· reading mpnet: (\d+) of 320 texts$", done.err, re.MULTILINE)
+        assert len(counts) > 1
+        assert counts == sorted(counts, key=int)
+        assert int(counts[-1]) == 320
 
 
 class TestHowMuchIsSaid:
@@ -208,9 +219,10 @@ def test_an_interrupt_in_any_stage_can_be_gone_on_from(
         done = run(*arguments)
     assert (done.code, done.out) == (130, "")
     *_, said, command = done.err.splitlines()
-    assert said == "layerfuse: interrupted. Finished embeddings are kept. To go on:"
+    assert said == "layerfuse: interrupted. What is stored is kept. To go on:"
     assert shlex.split(command) == ["layerfuse", *arguments]
     assert "Traceback" not in done.err
+    assert ("bert: stopped with 0 of" in done.err) == (stage == "reading bert")
     left = {path.name for path in Path.cwd().iterdir()} - {"cache"}
     assert left == set(before) - {"cache"}
     assert not list(Path.cwd().rglob("*.tmp"))

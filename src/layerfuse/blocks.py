@@ -61,7 +61,7 @@ class BlockRef:
         return cls(parts[0], int(parts[1]), pooling)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockScore:
     """How well one block predicts the labels, by cross-validation on the rows it was given.
 
@@ -77,6 +77,15 @@ class BlockScore:
     loss: float
     loss_se: float
     penalty: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.block}: accuracy {self.accuracy:.3f} ± {self.accuracy_se:.3f}, loss "
+            f"{self.loss:.4f}"
+        )
+
+    def __repr__(self) -> str:
+        return f"BlockScore({self})"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,12 +122,8 @@ class BlockScores:
     def __repr__(self) -> str:
         if not self.scores:
             return f"BlockScores(no blocks, by {self.scorer})"
-        best = self.best
-        return (
-            f"BlockScores({len(self)} block{'s' if len(self) > 1 else ''} by {self.scorer}; best "
-            f"{best.block}: accuracy {best.accuracy:.3f} ± {best.accuracy_se:.3f}, loss "
-            f"{best.loss:.4f})"
-        )
+        blocks = f"{len(self)} block{'s' if len(self) > 1 else ''}"
+        return f"BlockScores({blocks} by {self.scorer}; best {self.best})"
 
     def _repr_html_(self) -> str:
         shown = self.ranking[:_SHOWN]

@@ -209,7 +209,7 @@ def _card(bundle: Bundle, labels: Sequence[Any]) -> str:
         "",
         "from these encoders:",
         "",
-        *(f"- `{encoder.name}`: {encoder.source}" for encoder in bundle.encoders),
+        *(f"- {_encoder_of_card(encoder)}" for encoder in bundle.encoders),
         "",
         "Use it:",
         "",
@@ -222,7 +222,26 @@ def _card(bundle: Bundle, labels: Sequence[Any]) -> str:
         "",
         "What its training run measured:",
         "",
-        *(f"- {name}: {value}" for name, value in bundle.facts.items()),
+        *(f"- {_fact_of_card(name, value)}" for name, value in bundle.facts.items()),
         "",
     ]
     return "\n".join(lines)
+
+
+def _encoder_of_card(encoder: EncoderSpec) -> str:
+    """Its name, and what tells others which it is: a folder of this machine tells them nothing."""
+    local = Path(encoder.source).is_absolute()
+    origin = "a local model" if local else encoder.source
+    revision = f", revision {encoder.revision}" if encoder.revision else ""
+    return f"`{encoder.name}`: {origin}{revision}"
+
+
+def _fact_of_card(name: str, value: Any) -> str:
+    """A measurement; of an evaluation the accuracy with its interval and macro-F1."""
+    if not isinstance(value, Mapping) or not {"n", "accuracy", "macro_f1", "ci95"} <= set(value):
+        return f"{name}: {value}"
+    low, high = (100 * share for share in value["ci95"])
+    return (
+        f"{name}: accuracy {100 * value['accuracy']:.1f} % (95 % interval {low:.1f} to "
+        f"{high:.1f}), macro-F1 {100 * value['macro_f1']:.1f} %, {value['n']} rows"
+    )

@@ -207,17 +207,30 @@ class _Stored:
         )
         self.runner.meter, self.runner.padding = Meter(), []
         self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
-        with Behind() as behind:
-            for rows, keys in plan:
-                for part, truncated, blocks in self.runner.shards(rows, keys):
-                    behind(self.section.write, self.hashes[part], truncated, blocks)
-                    if not self.runner.works_ahead:
-                        behind.wait()
+        self._compute(plan, n_rows)
         if n_rows:
             real, padded = map(sum, zip(*self.runner.padding, strict=True))
             self.runner.reporter.note(f"{name}: {1 - real / padded:.1%} of tokens were padding")
             self._keep(self.runner.record())
         return n_rows
+
+    def _compute(self, plan: Sequence[tuple[Any, tuple[Key, ...]]], n_rows: int) -> None:
+        """Read and store what is planned; when stopped, say how much of it is stored."""
+        n_written = 0
+        try:
+            with Behind() as behind:
+                for rows, keys in plan:
+                    for part, truncated, blocks in self.runner.shards(rows, keys):
+                        behind(self.section.write, self.hashes[part], truncated, blocks)
+                        if not self.runner.works_ahead:
+                            behind.wait()
+                        n_written += len(part)
+        except KeyboardInterrupt:
+            self.runner.reporter.note(
+                f"{self.runner.encoder.name}: stopped with {n_written:,} of {n_rows:,} texts "
+                "stored; the part that was being read is not"
+            )
+            raise
 
     def record(self) -> CostRecord | None:
         if self.recorded is None:

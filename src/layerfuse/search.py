@@ -102,10 +102,8 @@ class Found:
 
 def check_recipe(fusion: str, head: str) -> None:
     """Raise a ConfigError for a fusion or head that is neither known nor ``"auto"``."""
-    if fusion != AUTO:
-        check_fusion(fusion)
-    if head != AUTO:
-        check_head(head)
+    check_fusion(fusion, also=(AUTO,))
+    check_head(head, also=(AUTO,))
 
 
 def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILENT) -> Found:

@@ -26,6 +26,7 @@ from layerfuse.events import Advance
 __all__ = ["TerminalReporter", "console", "percent", "plain_table"]
 
 _BAR = 20  # characters, so that a line fits 80
+_LINE_S = 15  # seconds between two lines of a long step where no bar can be drawn
 # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
 _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
@@ -58,9 +59,9 @@ class _Notes(Console):
 
 
 class TerminalReporter:
-    """Writes notes as lines, and draws a bar with rate and time left on a terminal only.
+    """Writes notes as lines, and draws a bar with rate and time left on a terminal.
 
-    When it is ``verbose``, the end of each step is a line too.
+    Elsewhere a long step says how far it is four times a minute. When it is ``verbose``, the end of each step is a line too.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
@@ -90,7 +91,7 @@ class TerminalReporter:
     @contextmanager
     def _bar(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         if not self._console.file.isatty():  # is_terminal is true of a pipe under FORCE_COLOR
-            yield lambda count: None
+            yield self._tell(name, total, unit)
             return
         title = TextColumn("{task.description}", markup=False)
         columns: tuple[ProgressColumn, ...] = (
@@ -112,3 +113,16 @@ class TerminalReporter:
                     progress.update(task, rate=_per_second(speed))
 
             yield advance
+
+    def _tell(self, name: str, total: int, unit: str) -> Advance:
+        """Says how far it is, now and then."""
+        done, told = 0, time.perf_counter()
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            if time.perf_counter() - told >= _LINE_S:
+                told = time.perf_counter()
+                self.note(f"{name}: {done:,} of {total:,} {unit}")
+
+        return advance

@@ -89,7 +89,7 @@ def main() -> int:
     if code == _INTERRUPTED:
         arguments = sys.argv[1:]
         resumes = bool(_RESUMED & set(arguments[:1]))
-        kept = "Finished embeddings are kept. To go on:" if resumes else "To start again:"
+        kept = "What is stored is kept. To go on:" if resumes else "To start again:"
         typer.echo(
             f"layerfuse: interrupted. {kept}\n  {shlex.join(['layerfuse', *arguments])}", err=True
         )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from layerfuse.catalog import load_dataset
 from layerfuse.commands.places import check_new_file
 from layerfuse.corpus import TEXT_NAMES, TextDataset
-from layerfuse.errors import DataError, NotFoundError
+from layerfuse.errors import DataError, NotFoundError, StorageError
 from layerfuse.estimator import LayerFusionClassifier, load
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_write
@@ -34,6 +34,8 @@ def predict(
     """Labels and probabilities for every text of a file; ``out`` is where they will be written."""
     if out is not None:
         check_new_file(out)
+        if Path(data).exists() and out.resolve() == Path(data).resolve():
+            raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier = _load(bundle, device, reporter)
     dataset = load_dataset(data, text_column=text_column, labelled=False, reporter=reporter)
     if text_column is None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from layerfuse.baselines import Baseline, run_baselines
@@ -40,7 +41,11 @@ class FittedRows:
 _ROWS_GONE = "The training rows are gone (loaded or unpickled); call fit first."
 
 
-class _NoVerdictError(ConfigError, AttributeError):
+_MEASURED = {"costs_", "cv_", "n_rows_", "plan_", "profile_", "selection_", "timings_", "trials_",
+             "truncated_share_"}  # fmt: skip
+
+
+class _NotHereError(ConfigError, AttributeError):
     """So that `hasattr` says no, as it should of a learned attribute that is not there."""
 
 
@@ -61,6 +66,18 @@ class JudgedMixin:
     _verdict: Verdict | None = None
 
     reporter: Reporter | None
+
+    if not TYPE_CHECKING:  # or any misspelt name would pass
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _MEASURED and "model_" in self.__dict__:
+                raise _NotHereError(
+                    f"{name} is what fit measured, and a bundle does not hold it: this classifier "
+                    "was loaded. Read the run folder's report.json, or call fit."
+                )
+            if name in _MEASURED:
+                raise NotFittedError(f"There is no {name} before fit. Call fit first.")
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
     @property
     def _reporter(self) -> Reporter:
@@ -130,7 +147,7 @@ class JudgedMixin:
         check_is_fitted(self, "model_")
         if self._verdict is None:
             if not hasattr(self, "_fitted"):
-                raise _NoVerdictError(_ROWS_GONE)
+                raise _NotHereError(_ROWS_GONE)
             self._verdict = self.judge(self.run_baselines())
         return self._verdict
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from layerfuse.bundle import load_bundle
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import FormatError
+from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.estimator.classifier import LayerFusionClassifier
 from layerfuse.heads import HEADS
 
 __all__ = ["load"]
+
+_OF_A_RUN = Path("bundle", "bundle.json")
 
 
 def load(
@@ -34,8 +36,10 @@ def load(
         When there is no bundle, or it cannot be trusted.
     """
     folder = Path(path)
-    if (folder / "bundle" / "bundle.json").is_file():
+    if (folder / _OF_A_RUN).is_file():
         folder = folder / "bundle"
+    elif not (folder / "bundle.json").exists() and folder.is_dir():
+        _point_inside(folder)
     bundle = load_bundle(folder)
     places = dict(encoders or {})
     opened = []
@@ -68,3 +72,11 @@ def load(
     classifier.classes_ = bundle.classes
     classifier.model_ = bundle.model
     return classifier
+
+
+def _point_inside(folder: Path) -> None:
+    """Raise a NotFoundError where not the folder but some in it are run folders."""
+    runs = sorted(path.parent.parent for path in folder.glob(f"*/{_OF_A_RUN}"))
+    if runs:
+        shown = ", ".join(map(str, runs[:5])) + (", …" if len(runs) > 5 else "")
+        raise NotFoundError(f"{folder} holds runs and is none itself. Give one of them: {shown}.")

@@ -102,13 +102,19 @@ def load_fusion(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> Fusio
     return fusion if operation == name else Residual(fusion)
 
 
-def check_fusion(name: str) -> None:
-    """Raise a ConfigError for a name that is not known or has no residual form."""
+def check_fusion(name: str, also: Sequence[str] = ()) -> None:
+    """Raise a ConfigError for a name that is not known or has no residual form.
+
+    ``also`` are other names that may stand where a fusion's does.
+    """
+    if name in also:
+        return
     operation = name.removesuffix(RESIDUAL)
     if operation not in FUSIONS:
+        known = (*also, *FUSIONS)
         raise ConfigError(
-            f"Unknown fusion {name!r}. Choose from {', '.join(FUSIONS)}; most also as "
-            f"NAME{RESIDUAL}." + did_you_mean(operation, FUSIONS)
+            f"Unknown fusion {name!r}. Choose from {', '.join(known)}; most also as "
+            f"NAME{RESIDUAL}." + did_you_mean(operation, known)
         )
     if operation != name and operation in _PLAIN_ONLY:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -159,11 +159,12 @@ def load_head(kind: str, arrays: Mapping[str, Floats], penalty: float) -> Head:
     return head
 
 
-def check_head(kind: str) -> None:
-    """Raise a ConfigError for an unknown kind of head."""
-    if kind not in HEADS:
+def check_head(kind: str, also: Sequence[str] = ()) -> None:
+    """Raise a ConfigError for a kind of head that is neither known nor one of ``also``."""
+    known = (*also, *HEADS)
+    if kind not in known:
         raise ConfigError(
-            f"Unknown head {kind!r}. Choose from {', '.join(HEADS)}." + did_you_mean(kind, HEADS)
+            f"Unknown head {kind!r}. Choose from {', '.join(known)}." + did_you_mean(kind, known)
         )
 
 

@@ -74,6 +74,9 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 
 def readable(name: str) -> str:
-    """A baseline's name as a person would write it."""
+    """A baseline's name as a person would write it; an encoder in brackets stays as it is."""
     known = {"tfidf": "TF-IDF + logistic", "majority": "most frequent label"}
-    return known.get(name, name.replace("_", " "))
+    own, bracket, encoder = name.partition(" (")
+    if own.startswith("first_"):  # the pipeline's own blocks, in the order of choosing
+        return f"first {own.removeprefix('first_')} chosen"
+    return known.get(own, own.replace("_", " ")) + bracket + encoder

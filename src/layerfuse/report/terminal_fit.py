@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from layerfuse.report.parts import readable
 from layerfuse.terminal import percent, plain_table
 
 __all__ = [
@@ -43,11 +44,19 @@ def render_profile(profile: Sequence[Mapping[str, Any]], chosen: set[str], out: 
         chart = layer_chart(accuracies, marks)
         out.print(chart, soft_wrap=True)
         best = max(range(len(rows)), key=lambda index: accuracies[index])
+        numbers = [row["layer"] for row in rows]
         out.print(
-            f"layers {rows[0]['layer']} to {rows[-1]['layer']}: {percent(min(accuracies))} to "
+            f"layers {_span(numbers)}: {percent(min(accuracies))} to "
             f"{percent(accuracies[best])}; best {rows[best]['layer']}, last "
             f"{percent(accuracies[-1])}" + ("; ^ chosen" if any(marks) else ""),
         )
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """Rising layer numbers: the first and the last where none between is left out."""
+    if len(numbers) == numbers[-1] - numbers[0] + 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def _curves(
@@ -60,13 +69,13 @@ def _curves(
 
 
 def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: int = 12) -> Table:
-    """The best blocks, the chosen ones and every encoder's last layer."""
+    """The best blocks, the chosen ones and every encoder's last layer, by rising loss."""
     ranked = sorted(profile, key=lambda row: row["loss"])
     last = {
         encoder: max(row["layer"] for row in profile if row["encoder"] == encoder)
         for encoder in dict.fromkeys(row["encoder"] for row in profile)
     }
-    table = plain_table("Blocks (leave-one-out on training rows)")
+    table = plain_table("")
     for name in ("block", "accuracy", "macro-F1", "loss", ""):
         table.add_column(name, justify="left" if name in ("block", "") else "right")
     for place, row in enumerate(ranked):
@@ -81,6 +90,8 @@ def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: in
                 f"{row['loss']:.4f}",
                 ", ".join(notes),
             )
+    shown = f"{table.row_count} of {len(ranked)}" if table.row_count < len(ranked) else "all"
+    table.title = f"Blocks by loss, leave-one-out on training rows ({shown})"
     return table
 
 
@@ -153,7 +164,7 @@ def _accuracy_table(result: Mapping[str, Any]) -> Table:
     for baseline in result["baselines"]:
         if baseline["name"].startswith("first_"):
             continue
-        name = baseline["name"].replace("_", " ")
+        name = readable(baseline["name"])
         own = f"{name} ({baseline['encoder']})" if baseline.get("encoder") else name
         gain = baseline["pipeline_minus_baseline"][where]
         points, low, high = (100 * gain[key] for key in ("difference", "low", "high"))
@@ -180,7 +191,7 @@ def _cost_table(result: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name in ("pipeline", "front") else "right")
     for row in result["pareto"]:
         table.add_row(
-            row["name"].replace("_", " "),
+            readable(row["name"]),
             percent(row["accuracy"]),
             f"{row['ms_per_text']:.1f}",
             f"{row['memory_mb']:.0f}",
