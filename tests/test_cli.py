@@ -160,7 +160,13 @@ class TestFit:
     def test_people_get_a_report_on_standard_output_and_notes_on_standard_error(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         done = succeed("fit", "train.csv", "-e", models / "bert", "--out", "run", "--cv", 2)
-        for part in ("bert:0:mean", "tfidf", "majority", "last layer (bert)", "Saved: run\n"):
+        for part in (
+            "bert:0:mean",
+            "TF-IDF",
+            "most frequent label",
+            "last layer (bert)",
+            "Saved: run\n",
+        ):
             assert part in done.out
         (verdict,) = (line for line in done.out.splitlines() if line.startswith("Verdict: "))
         assert verdict.endswith(".")  # a sentence, in one line whatever its length
@@ -716,7 +722,7 @@ class TestTheShell:
             "layerfuse: interrupted. What is stored is kept. To go on:",
             f"  {again}",
         ]
-        assert re.search(r"bert: stopped with [1-9][\d,]* of 9,000 texts stored;", err)
+        assert re.search(r"bert: stopped with [1-9][\d,]* of 9,000 distinct texts stored;", err)
         assert "Traceback" not in err
         assert out == ""
         assert sorted(path.name for path in Path.cwd().iterdir()) == ["kept", "many.csv"]

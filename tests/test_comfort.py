@@ -286,7 +286,7 @@ class TestVerdict:
         fitted.save(tmp_path / "bundle")
         loaded = layerfuse.load(tmp_path / "bundle")
         assert not hasattr(loaded, "verdict_")
-        with pytest.raises(ConfigError, match="training rows are gone"):
+        with pytest.raises(ConfigError, match="verdict_ tells of the training rows"):
             _ = loaded.verdict_
 
     def test_what_is_not_there_says_why(
@@ -297,7 +297,7 @@ class TestVerdict:
         for name in ("profile_", "cv_", "selection_", "plan_", "trials_", "costs_", "timings_"):
             assert hasattr(fitted, name)
             assert not hasattr(loaded, name)
-            with pytest.raises(ConfigError, match=rf"{name} is what fit measured.*report\.json"):
+            with pytest.raises(ConfigError, match=rf"{name} tells of .* are gone .*report\.json"):
                 getattr(loaded, name)
             with pytest.raises(NotFittedError, match="Call fit first"):
                 getattr(build(tiny), name)

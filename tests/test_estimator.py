@@ -539,7 +539,7 @@ class TestRefusals:
         [
             (
                 {"fusion": "meen"},
-                "Unknown fusion 'meen'. Choose from concat, .*Did you mean 'mean'",
+                "Unknown fusion 'meen'. Choose from auto, concat, .*Did you mean 'mean'",
             ),
             ({"selection": "bset"}, "'bset'.*Did you mean 'best'"),
             ({"max_blocks": 0}, "max_blocks=0 chooses nothing"),

@@ -143,13 +143,10 @@ class TestPiped:
         assert "texts in" not in done.err
         assert "· chosen: " in done.err
 
-
-    def test_a_long_step_says_how_far_it_is(
-        self, model: Path, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_a_long_step_says_how_far_it_is(self, model: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("layerfuse.terminal._LINE_S", 0)
         done = succeed(*quick(model), *PLAIN)
-        counts = re.findall(r"^· reading mpnet: (\d+) of 320 texts$", done.err, re.MULTILINE)
+        counts = re.findall(r"^· reading smollm2-135m: (\d+) of 320 texts$", done.err, re.MULTILINE)
         assert len(counts) > 1
         assert counts == sorted(counts, key=int)
         assert int(counts[-1]) == 320

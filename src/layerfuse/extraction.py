@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ __all__ = ["Embeddings", "check_texts", "extract"]
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 _MENDS = 20  # damaged shards that one look-up will compute again
+
+_Plan: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
+"""Rows and the blocks that all of them lack; a row is in one pair at most."""
 
 
 class Embeddings(Mapping[BlockRef, npt.NDArray[np.float32]]):
@@ -199,7 +202,7 @@ class _Stored:
     def complete(self) -> int:
         """Compute and store what is missing; return how many texts that were."""
         plan = self.section.missing(self.hashes, self.keys)
-        n_rows = len(np.unique(np.concatenate([np.empty(0, np.intp), *(rows for rows, _ in plan)])))
+        n_rows = _n_rows(plan)
         name, total = self.runner.encoder.name, len(self.hashes)
         self.runner.reporter.note(
             f"{name}: {total - n_rows} of {total} distinct texts are in the store"
@@ -207,16 +210,15 @@ class _Stored:
         )
         self.runner.meter, self.runner.padding = Meter(), []
         self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
-        self._compute(plan, n_rows)
+        self._compute(plan)
         if n_rows:
             real, padded = map(sum, zip(*self.runner.padding, strict=True))
             self.runner.reporter.note(f"{name}: {1 - real / padded:.1%} of tokens were padding")
             self._keep(self.runner.record())
         return n_rows
 
-    def _compute(self, plan: Sequence[tuple[Any, tuple[Key, ...]]], n_rows: int) -> None:
-        """Read and store what is planned; when stopped, say how much of it is stored."""
-        n_written = 0
+    def _compute(self, plan: _Plan) -> None:
+        """Read and store what is planned; when stopped, say how much of it all is stored."""
         try:
             with Behind() as behind:
                 for rows, keys in plan:
@@ -224,10 +226,12 @@ class _Stored:
                         behind(self.section.write, self.hashes[part], truncated, blocks)
                         if not self.runner.works_ahead:
                             behind.wait()
-                        n_written += len(part)
         except KeyboardInterrupt:
+            self.section.refresh()  # the last shard may have been written and not yet counted
+            total = len(self.hashes)
+            stored = total - _n_rows(self.section.missing(self.hashes, self.keys))
             self.runner.reporter.note(
-                f"{self.runner.encoder.name}: stopped with {n_written:,} of {n_rows:,} texts "
+                f"{self.runner.encoder.name}: stopped with {stored:,} of {total:,} distinct texts "
                 "stored; the part that was being read is not"
             )
             raise
@@ -265,3 +269,8 @@ class _Stored:
             f"{self.section.folder} gives back other bytes than were written, again and again. "
             "Check the disk, or choose another folder with --store."
         )
+
+
+def _n_rows(plan: _Plan) -> int:
+    """Rows that lack a block; each is in one part of the plan."""
+    return sum(len(rows) for rows, _ in plan)

@@ -64,9 +64,9 @@ def select_blocks(
         block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
         ``"greedy"``: forward selection (Efroymson, 1960) on the leave-one-out loss of a ridge
         regression over the block-scaled concatenation; stops at ``max_blocks`` or when no gain is
-        above one standard error and a ten-thousandth of the class frequencies' loss. Of blocks whose gains are within one standard error of the largest
-        the one that costs least is taken: an encoder in use before a new one, a low layer before a
-        high one.
+        above one standard error and a ten-thousandth of the class frequencies' loss. Of blocks
+        whose gains are within one standard error of the largest the one that costs least is taken:
+        an encoder in use before a new one, a low layer before a high one.
     max_blocks
         The most blocks to choose.
 
@@ -287,9 +287,7 @@ def _tied(found: Mapping[BlockRef, Floats], least: float) -> list[BlockRef]:
     """The candidate with the largest gain and those within one standard error of it, each with a
     gain above one standard error of its own, and above ``least``."""
     sure = [
-        block
-        for block, gains in found.items()
-        if gains.mean() > max(_standard_error(gains), least)
+        block for block, gains in found.items() if gains.mean() > max(_standard_error(gains), least)
     ]
     if not sure:
         return []

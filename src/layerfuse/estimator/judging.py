@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import check_is_fitted
 
 from layerfuse.baselines import Baseline, run_baselines
 from layerfuse.blocks import BlockRef, BlockScores
@@ -42,7 +41,7 @@ _ROWS_GONE = "The training rows are gone (loaded or unpickled); call fit first."
 
 
 _MEASURED = {"costs_", "cv_", "n_rows_", "plan_", "profile_", "selection_", "timings_", "trials_",
-             "truncated_share_"}  # fmt: skip
+             "truncated_share_", "verdict_"}  # fmt: skip
 
 
 class _NotHereError(ConfigError, AttributeError):
@@ -70,14 +69,17 @@ class JudgedMixin:
     if not TYPE_CHECKING:  # or any misspelt name would pass
 
         def __getattr__(self, name: str) -> Any:
-            if name in _MEASURED and "model_" in self.__dict__:
-                raise _NotHereError(
-                    f"{name} is what fit measured, and a bundle does not hold it: this classifier "
-                    "was loaded. Read the run folder's report.json, or call fit."
-                )
             if name in _MEASURED:
-                raise NotFittedError(f"There is no {name} before fit. Call fit first.")
-            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+                self._refuse(name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _refuse(self, name: str) -> NoReturn:
+        if "model_" not in self.__dict__:
+            raise NotFittedError(f"There is no {name} before fit. Call fit first.")
+        raise _NotHereError(
+            f"{name} tells of the training rows, and they are gone (loaded or unpickled). The run "
+            "folder's report.json has what fit measured; or call fit."
+        )
 
     @property
     def _reporter(self) -> Reporter:
@@ -144,10 +146,9 @@ class JudgedMixin:
         ConfigError
             For a classifier that was loaded or unpickled before it was asked.
         """
-        check_is_fitted(self, "model_")
         if self._verdict is None:
             if not hasattr(self, "_fitted"):
-                raise _NotHereError(_ROWS_GONE)
+                self._refuse("verdict_")
             self._verdict = self.judge(self.run_baselines())
         return self._verdict
 
