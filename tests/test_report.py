@@ -132,6 +132,14 @@ def _chosen(folder: Path) -> list[dict[str, str]]:
     return list(result["selection"]["blocks"])
 
 
+def test_the_page_says_apart_what_is_simpler(tmp_path: Path):
+    make_run(tmp_path, rows=200)
+    succeed("report", tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<p class="advice">Simpler, and as good: one:24:mean alone.</p>' in page
+    assert '<p class="verdict gained">Fusion adds 2.0 points.</p>' in page
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [

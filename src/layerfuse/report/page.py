@@ -101,14 +101,15 @@ def _described(figure: Figure) -> dict[str, Any]:
 def _headline(run: Run) -> dict[str, Any]:
     """What the first screen says."""
     verdict, own, cost = run.result["verdict"], run.result[run.where], run.result["cost"]
-    sentence, _, advice = verdict["sentence"].partition(" Simpler and ")
+    advice = verdict["advice"]
+    sentence = " ".join(verdict["sentence"].replace(advice, "").split())
     low, high = own["ci95"]
     won, at_least, at_most = (verdict["gain"][name] for name in ("difference", "low", "high"))
     ratio = verdict["time_ratio"]
     against = ", ".join(verdict["against"])
     return {
         "sentence": sentence[:1].upper() + sentence[1:],
-        "advice": f"Simpler and {advice}" if advice else "",
+        "advice": advice,
         "gained": verdict["gained"],
         "numbers": [
             (

@@ -20,7 +20,7 @@ from layerfuse.verdict.comparing import (
     compare_baselines,
     label_of,
 )
-from layerfuse.verdict.wording import sentence_of
+from layerfuse.verdict.wording import advice_of, sentence_of
 
 if TYPE_CHECKING:
     import altair as alt
@@ -35,16 +35,19 @@ _SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "la
 class Verdict:
     """One sentence, and what it rests on.
 
-    ``gained`` says whether the pipeline beats both the last layer of the best single encoder and
-    the most frequent label with the 95 % interval above 0, on ``rows``; ``recommended`` names the
-    cheapest way that costs less than the pipeline and is not beaten by it in nested resampling
-    (``"pipeline"`` where there is none); ``time_ratio`` is its time per text over the last layer's.
+    ``advice`` is the part of the sentence that names what is simpler and as good, empty where
+    nothing is. ``gained`` says whether the pipeline beats both the last layer of the best single
+    encoder and the most frequent label with the 95 % interval above 0, on ``rows``;
+    ``recommended`` names the cheapest way that costs less than the pipeline and is not beaten by it
+    in nested resampling (``"pipeline"`` where there is none); ``time_ratio`` is its time per text
+    over the last layer's.
 
     ``comparisons`` are those with each baseline, ``measured`` the pipeline's own accuracy, its
     interval and macro-F1 by ``"cv"`` and ``"test"``, and ``cost`` what the pipeline costs.
     """
 
     sentence: str
+    advice: str
     gained: bool
     against: tuple[str, ...]
     gain: PairedDifference
@@ -65,6 +68,7 @@ class Verdict:
         """The sentence and what it rests on; `Comparison.to_dict` has the rest."""
         return {
             "sentence": self.sentence,
+            "advice": self.advice,
             "gained": self.gained,
             "against": list(self.against),
             "gain": self.gain.to_dict(),
@@ -205,8 +209,11 @@ def decide(
     # Where nothing can be known, cross-validated models err more often than they guess, each in its
     # own way: beating one of them says nothing there.
     knows = by_name["majority"][0].gain[where].low > 0
+    advice = advice_of(cheapest, plan)
+    sentence = sentence_of(rival, gain, where, knows, ratio, plan, n_layers)
     return Verdict(
-        sentence=sentence_of(rival, gain, where, knows, ratio, cheapest, plan, n_layers),
+        sentence=f"{sentence} {advice}".rstrip(),
+        advice=advice,
         gained=knows and gain.low > 0,
         against=tuple(str(block) for block in blocks_of(rival)),
         gain=gain,

@@ -8,7 +8,7 @@ from layerfuse.metrics import PairedDifference
 from layerfuse.pipeline import Plan
 from layerfuse.verdict.comparing import Comparison, blocks_of
 
-__all__ = ["sentence_of", "signed", "times"]
+__all__ = ["advice_of", "sentence_of", "signed", "times"]
 
 
 def sentence_of(
@@ -17,7 +17,6 @@ def sentence_of(
     where: str,
     knows: bool,
     ratio: float | None,
-    simpler: Comparison | None,
     plan: Plan,
     n_layers: Mapping[str, int],
 ) -> str:
@@ -32,23 +31,32 @@ def sentence_of(
     )
     over = f"{block.encoder}'s {name} ({100 * rival.measured[where]['accuracy']:.1f} %)"
     price = "" if ratio is None else f", at {times(ratio)} its time"
-    what = "fusion" if len(plan.blocks) > 1 else f"block {plan.blocks[0]}"
+    what = _name_of(plan)
     if not knows:
-        sentence = (
-            f"no gain: on {rows} {what} is no better than always giving the most frequent label."
-        )
-    elif gain.low > 0:
-        sentence = f"{what} adds {points:.1f} points ({interval}) over {over} on {rows}{price}."
-    elif gain.high < 0:
-        sentence = (
-            f"{what} loses {-points:.1f} points ({interval}) against {over} on {rows}{price}."
-        )
-    else:
-        sentence = f"no clear gain over {over} on {rows}: {points:+.1f} points ({interval}){price}."
+        return f"no gain: on {rows} {what} is no better than always giving the most frequent label."
+    if gain.low > 0:
+        return f"{what} adds {points:.1f} points ({interval}) over {over} on {rows}{price}."
+    if gain.high < 0:
+        return f"{what} loses {-points:.1f} points ({interval}) against {over} on {rows}{price}."
+    return f"no clear gain over {over} on {rows}: {points:+.1f} points ({interval}){price}."
+
+
+def advice_of(simpler: Comparison | None, plan: Plan) -> str:
+    """What is simpler and as good by cross-validation, and how to have it; or nothing."""
     if simpler is None:
-        return sentence
-    found = "clearly better" if simpler.gain["cv"].high < 0 else "not clearly worse"
-    return f"{sentence} Simpler and {found} by cross-validation: {_advice(simpler)}."
+        return ""
+    gain = simpler.gain["cv"]
+    found = "clearly better" if gain.high < 0 else "not clearly worse"
+    # The pipeline's own figure beside it: the sentence before may be about test rows.
+    own = 100 * (simpler.measured["cv"]["accuracy"] + gain.difference)
+    return (
+        f"Simpler, and by cross-validation {found} than {_name_of(plan)} ({own:.1f} %): "
+        f"{_advice(simpler)}."
+    )
+
+
+def _name_of(plan: Plan) -> str:
+    return "fusion" if len(plan.blocks) > 1 else f"block {plan.blocks[0]}"
 
 
 def signed(points: float) -> str:
