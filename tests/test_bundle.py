@@ -479,7 +479,7 @@ class TestRefused:
                 layerfuse.load(tmp_path / "bundle")
             (folder / name).write_bytes(whole)
         layerfuse.load(tmp_path / "bundle")
-        with pytest.raises(FormatError, match=r"files differ\. Point to the original with load"):
+        with pytest.raises(FormatError, match=r"files differ\. Point to the original with --encoder bert=PATH"):
             layerfuse.load(tmp_path / "bundle", encoders={"bert": tiny("bert", seed=1)})
 
     def test_weights_that_are_gone(self, tmp_path: Path):

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -381,6 +382,20 @@ class TestUse:
         assert done.err.endswith("wrote 3 rows to folder/out.csv\n")
         assert Path("folder/out.csv").read_text(encoding="utf-8") == printed
         assert [path.name for path in Path("folder").iterdir()] == ["out.csv"]
+
+    def test_an_encoder_that_was_moved_is_found_where_it_is_said_to_be(self, models: Path):
+        shutil.copytree(models / "bert", "here")
+        write_csv(Path("train.csv"), rows(60))
+        succeed(
+            "fit", "train.csv", "-e", "bert=here", "--out", "run", "--cv", 2, "--fusion", "concat"
+        )
+        before = succeed("predict", "run", self.texts()).out
+        Path("here").rename("there")
+        for place in ("berd=there", "there"):
+            assert run("predict", "run", "new.csv", "-e", place).code == 2
+        assert run("predict", "run", "new.csv").code == 2
+        assert succeed("predict", "run", "new.csv", "-e", "bert=there").out == before
+        assert succeed("evaluate", "run", "train.csv", "-e", "bert=there", "--json").json["n"] == 60
 
     def test_predict_does_not_write_over_the_texts(self, trained: tuple[Path, Done]):
         before = self.texts().read_bytes()

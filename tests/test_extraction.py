@@ -757,3 +757,15 @@ def test_parameters_of_a_gguf_file(tmp_path: Path):
             embeddings + 3 * per_block + dim,
         )
         assert encoder.bytes_per_parameter == n_bytes
+
+
+def test_a_gguf_file_is_known_by_what_it_holds(tmp_path: Path):
+    (tmp_path / "model.gguf").write_bytes(b"weights")
+    (tmp_path / "linked.gguf").symlink_to(tmp_path / "model.gguf")
+    (tmp_path / "renamed.gguf").write_bytes(b"weights")
+    (tmp_path / "other.gguf").write_bytes(b"others")
+    own, linked, renamed, other = (
+        FrozenEncoder.from_pretrained(tmp_path / f"{name}.gguf", name="one").fingerprints
+        for name in ("model", "linked", "renamed", "other")
+    )
+    assert own == linked == renamed != other

@@ -232,7 +232,7 @@ class _Stored:
             stored = total - _n_rows(self.section.missing(self.hashes, self.keys))
             self.runner.reporter.note(
                 f"{self.runner.encoder.name}: stopped with {stored:,} of {total:,} distinct texts "
-                "stored; the part that was being read is not"
+                "stored; those of the part that was being read are lost"
             )
             raise
 

@@ -35,6 +35,7 @@ __all__ = [
     "Template",
     "TextColumn",
     "Verbose",
+    "by_encoder",
     "settings",
     "shares",
 ]
@@ -116,8 +117,8 @@ def settings(options: dict[str, Any], **defaults: Any) -> FitConfig:
 
     parsers: dict[str, Callable[[Any], Any]] = {
         "encoder": tuple,
-        "template": lambda pairs: _pairs("--template", pairs),
-        "chat": lambda pairs: _pairs("--chat", pairs),
+        "template": lambda pairs: by_encoder("--template", pairs),
+        "chat": lambda pairs: by_encoder("--chat", pairs),
         "layers": _layers,
         "pooling": _poolings,
         "scout": _scout,
@@ -161,7 +162,14 @@ def shares(text: str) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+def by_encoder(option: str, texts: list[str]) -> dict[str, str]:
+    """What ``NAME=VALUE`` says, given once for each encoder.
+
+    Raises
+    ------
+    ConfigError
+        For a text without a name.
+    """
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -176,7 +184,7 @@ def _poolings(texts: list[str]) -> Poolings:
     if any("=" in text for text in texts):
         named: dict[str, tuple[str, ...]] = {}
         for text in texts:
-            ((name, value),) = _pairs("--pooling", [text]).items()
+            ((name, value),) = by_encoder("--pooling", [text]).items()
             named[name] = (*named.get(name, ()), *_parts(value))
         return named
     return tuple(part for text in texts for part in _parts(text))

@@ -27,6 +27,7 @@ from layerfuse.cli.options import (
     Template,
     TextColumn,
     Verbose,
+    by_encoder,
     settings,
 )
 from layerfuse.cli.options import shares as read_shares
@@ -35,6 +36,12 @@ from layerfuse.cli.output import finish, print_json, reporter
 __all__ = ["compare", "curve", "demo", "evaluate", "fit", "predict", "profile", "report"]
 
 _Bundle = Annotated[Path, typer.Argument(metavar="RUN", help="A bundle or run folder.")]
+_Moved = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encoder", "-e", help="NAME=PATH: where an encoder of the run lies now. Repeat."
+    ),
+]
 
 
 def fit(
@@ -231,6 +238,7 @@ def predict(
     data: Annotated[str, typer.Argument(help="A file with texts.")],
     text_column: TextColumn = None,
     out: Annotated[Path | None, typer.Option(help="Write a CSV here instead of printing.")] = None,
+    encoder: _Moved = None,
     device: DeviceOrAuto = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -240,7 +248,8 @@ def predict(
     from layerfuse import commands
 
     notes = reporter(quiet, verbose)
-    result = commands.predict(bundle, data, text_column, device, out, notes)
+    places = by_encoder("--encoder", encoder or [])
+    result = commands.predict(bundle, data, text_column, places, device, out, notes)
     text = commands.write_predictions(result, out)
     if as_json:
         print_json(result)
@@ -256,6 +265,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Which split (test if there is one).")] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    encoder: _Moved = None,
     device: DeviceOrAuto = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -265,8 +275,10 @@ def evaluate(
     from layerfuse import commands
     from layerfuse.report import render_evaluation
 
+    places = by_encoder("--encoder", encoder or [])
+    notes = reporter(quiet, verbose)
     result = commands.evaluate(
-        bundle, data, split, text_column, label_column, device, reporter(quiet, verbose)
+        bundle, data, split, text_column, label_column, places, device, notes
     )
     finish(result, as_json, render_evaluation)
 

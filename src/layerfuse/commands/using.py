@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,20 @@ def predict(
     bundle: Path,
     data: str,
     text_column: str | None,
+    places: Mapping[str, str],
     device: str,
     out: Path | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Labels and probabilities for every text of a file; ``out`` is where they will be written."""
+    """Labels and probabilities for every text of a file; ``out`` is where they will be written.
+
+    ``places`` says where encoders lie now, by their names.
+    """
     if out is not None:
         check_new_file(out)
         if Path(data).exists() and out.resolve() == Path(data).resolve():
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
-    classifier = _load(bundle, device, reporter)
+    classifier = _load(bundle, places, device, reporter)
     dataset = load_dataset(data, text_column=text_column, labelled=False, reporter=reporter)
     if text_column is None:
         _tell_column(dataset, classifier, reporter)
@@ -71,11 +75,13 @@ def _tell_column(
         )
 
 
-def _load(bundle: Path, device: str, reporter: Reporter) -> LayerFusionClassifier:
+def _load(
+    bundle: Path, places: Mapping[str, str], device: str, reporter: Reporter
+) -> LayerFusionClassifier:
     if not bundle.is_dir():
         what = "is not a folder" if bundle.exists() else "does not exist"
         raise NotFoundError(f"{bundle} {what}. Give a run folder that `layerfuse fit` has written.")
-    classifier = load(bundle, device=device)
+    classifier = load(bundle, encoders=places, device=device)
     classifier.set_params(reporter=reporter)
     return classifier
 
@@ -99,11 +105,12 @@ def evaluate(
     split: str | None,
     text_column: str | None,
     label_column: str | None,
+    places: Mapping[str, str],
     device: str,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
-    classifier = _load(bundle, device, reporter)
+    classifier = _load(bundle, places, device, reporter)
     dataset = load_dataset(
         data, text_column=text_column, label_column=label_column, reporter=reporter
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from layerfuse import catalog
 from layerfuse.errors import NotFoundError, UnsupportedModelError, did_you_mean
 from layerfuse.events import SILENT, Reporter
-from layerfuse.files import fingerprint_folder
+from layerfuse.files import fingerprint_file, fingerprint_folder
 
 __all__ = ["EncoderSource", "find_source"]
 
@@ -40,7 +40,7 @@ class EncoderSource:
     def fingerprints(self, *, allow_pickle: bool) -> dict[str, str]:
         """Digests of the weights, the tokenizer's files and the configuration."""
         if self.gguf_file:
-            return {"weights": fingerprint_folder(self.folder, [self.gguf_file])}
+            return {"weights": fingerprint_file(self.path)}  # whatever the file is called
         names = [file.name for file in self.folder.iterdir() if file.is_file()]
         weights = [name for name in names if Path(name).suffix == ".safetensors"]
         if not weights and allow_pickle:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from layerfuse.bundle import load_bundle
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import FormatError, NotFoundError
+from layerfuse.errors import ConfigError, FormatError, NotFoundError, did_you_mean
 from layerfuse.estimator.classifier import LayerFusionClassifier
 from layerfuse.heads import HEADS
 
@@ -34,6 +34,8 @@ def load(
     ------
     NotFoundError, FormatError
         When there is no bundle, or it cannot be trusted.
+    ConfigError
+        When ``encoders`` names one that the bundle does not read.
     """
     folder = Path(path)
     if (folder / _OF_A_RUN).is_file():
@@ -42,6 +44,12 @@ def load(
         _point_inside(folder)
     bundle = load_bundle(folder)
     places = dict(encoders or {})
+    names = [spec.name for spec in bundle.encoders]
+    if unknown := [name for name in places if name not in names]:
+        raise ConfigError(
+            f"The bundle has no encoder {unknown[0]!r}; it has {', '.join(names)}."
+            + did_you_mean(unknown[0], names)
+        )
     opened = []
     for spec in bundle.encoders:
         encoder = FrozenEncoder.from_pretrained(
@@ -58,7 +66,8 @@ def load(
         if encoder.fingerprints != spec.fingerprints:
             raise FormatError(
                 f"{encoder.path} is not the {spec.name} that the bundle was trained with: its "
-                "files differ. Point to the original with load(path, encoders={name: place})."
+                f"files differ. Point to the original with --encoder {spec.name}=PATH (in Python "
+                f"load(path, encoders={{{spec.name!r}: PATH}}))."
             )
         top = max(block.layer for block in bundle.model.blocks if block.encoder == spec.name)
         opened.append(encoder.truncate(top))
