@@ -479,7 +479,9 @@ class TestRefused:
                 layerfuse.load(tmp_path / "bundle")
             (folder / name).write_bytes(whole)
         layerfuse.load(tmp_path / "bundle")
-        with pytest.raises(FormatError, match=r"files differ\. Point to the original with --encoder bert=PATH"):
+        with pytest.raises(
+            FormatError, match=r"files differ\. Point to the original with --encoder bert=PATH"
+        ):
             layerfuse.load(tmp_path / "bundle", encoders={"bert": tiny("bert", seed=1)})
 
     def test_weights_that_are_gone(self, tmp_path: Path):
@@ -488,6 +490,15 @@ class TestRefused:
         (folder / "model.safetensors").unlink()
         with pytest.raises(UnsupportedModelError, match=r"has no \.safetensors weights"):
             layerfuse.load(tmp_path / "bundle")
+
+    def test_figures_that_were_changed(self, saved: Path):
+        change_json(saved, lambda value: value["facts"]["nested cross-validation"].pop("ece"))
+        with pytest.raises(FormatError, match="figures of its training were changed"):
+            layerfuse.load(saved)
+
+    def test_an_encoder_that_it_does_not_read(self, saved: Path):
+        with pytest.raises(ConfigError, match="has no encoder 'brt'; it has"):
+            layerfuse.load(saved, encoders={"brt": saved})
 
     def test_a_layer_that_the_encoder_lacks(self, saved: Path):
         change_json(saved, lambda value: value["blocks"][0].update(layer=40))

@@ -22,7 +22,7 @@ import layerfuse
 from conftest import TinyModels
 from helpers import Notes, planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier, compare, extract, score_blocks
-from layerfuse.errors import ConfigError, DataError, MissingExtraError
+from layerfuse.errors import ConfigError, DataError, GoneError, MissingExtraError
 from layerfuse.labels import find_classes
 
 TEXTS, LABELS = planted(80)
@@ -294,13 +294,14 @@ class TestVerdict:
     ):
         fitted.save(tmp_path / "bundle")
         loaded = layerfuse.load(tmp_path / "bundle")
-        for name in ("profile_", "cv_", "selection_", "plan_", "trials_", "costs_", "timings_"):
+        for name in ("profile_", "selection_", "plan_", "trials_", "costs_", "timings_"):
             assert hasattr(fitted, name)
             assert not hasattr(loaded, name)
-            with pytest.raises(ConfigError, match=rf"{name} tells of .* are gone .*report\.json"):
+            with pytest.raises(GoneError, match=rf"{name} tells of .* are gone .*report\.json"):
                 getattr(loaded, name)
             with pytest.raises(NotFittedError, match="Call fit first"):
                 getattr(build(tiny), name)
+        assert loaded.cv_ == fitted.cv_
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             _ = loaded.nothing
 

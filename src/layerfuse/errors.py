@@ -5,6 +5,7 @@
     LayerfuseError                    base of everything raised on purpose
     ├── DataError (ValueError)        a file, a column, a text or a label is not usable
     ├── ConfigError (ValueError)      a parameter, layer, pooling or setting is not usable
+    │   └── GoneError (AttributeError)  a loaded classifier has not what fit measured
     ├── NotFoundError (LookupError)   a named encoder, dataset, file or bundle is not there
     ├── UnsupportedModelError (ValueError)  the model cannot be read layer by layer
     ├── FormatError (ValueError)      a saved thing is damaged or from a newer version
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FormatError",
+    "GoneError",
     "LayerfuseError",
     "LayerfuseWarning",
     "MissingExtraError",
@@ -52,6 +54,10 @@ class DataError(LayerfuseError, ValueError):
 
 class ConfigError(LayerfuseError, ValueError):
     """A parameter with a value that cannot be used."""
+
+
+class GoneError(ConfigError, AttributeError):
+    """Something that ``fit`` leaves, asked of a classifier that was loaded; `hasattr` says no."""
 
 
 class NotFoundError(LayerfuseError, LookupError):

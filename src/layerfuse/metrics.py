@@ -6,6 +6,7 @@ brought to float64 and each row is divided by its sum, which must be 1 within 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -74,6 +75,16 @@ class Evaluation:
             "ci95": [self.accuracy.low, self.accuracy.high],
             "intervals": {name: [e.low, e.high] for name, e in estimates.items()},
         }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_dict`."""
+
+        def estimate(name: str) -> Estimate:
+            low, high = value["intervals"][name]
+            return Estimate(float(value[name]), float(low), float(high))
+
+        return cls(int(value["n"]), *map(estimate, ("accuracy", "macro_f1", "log_loss", "ece")))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from layerfuse.estimator.inputs import (
     training_rows,
 )
 from layerfuse.estimator.judging import FittedRows, JudgedMixin
-from layerfuse.estimator.saving import describe, rename_labels
+from layerfuse.estimator.saving import NESTED, describe, rename_labels
 from layerfuse.estimator.scouting import SCOUT_ABOVE, Scouted, read_training
 from layerfuse.estimator.telling import tell_candidates, tell_choice
 from layerfuse.events import Reporter
@@ -316,7 +316,7 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         classes = rename_labels(self.classes_, labels or {})
         used = {block.encoder for block in self.model_.blocks}
         encoders = [encoder for encoder in self.encoders_ if encoder.name in used]
-        facts = {"nested cross-validation": self.cv_.to_dict()} if hasattr(self, "cv_") else {}
+        facts = {NESTED: self.cv_.to_dict()} if hasattr(self, "cv_") else {}
         bundle = Bundle(self.model_, classes, tuple(map(describe, encoders)), facts)
         save_bundle(bundle, Path(path), overwrite=overwrite)
 

@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 from layerfuse.baselines import Baseline, run_baselines
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.encoder import FrozenEncoder
-from layerfuse.errors import ConfigError
+from layerfuse.errors import GoneError
 from layerfuse.estimator.analysis import Analysis
 from layerfuse.estimator.gathering import Gathered
 from layerfuse.events import SILENT, Reporter
@@ -44,10 +44,6 @@ _MEASURED = {"costs_", "cv_", "n_rows_", "plan_", "profile_", "selection_", "tim
              "truncated_share_", "verdict_"}  # fmt: skip
 
 
-class _NotHereError(ConfigError, AttributeError):
-    """So that `hasattr` says no, as it should of a learned attribute that is not there."""
-
-
 class JudgedMixin:
     """The part of the classifier that looks back at the rows of its last ``fit``."""
 
@@ -76,9 +72,9 @@ class JudgedMixin:
     def _refuse(self, name: str) -> NoReturn:
         if "model_" not in self.__dict__:
             raise NotFittedError(f"There is no {name} before fit. Call fit first.")
-        raise _NotHereError(
-            f"{name} tells of the training rows, and they are gone (loaded or unpickled). The run "
-            "folder's report.json has what fit measured; or call fit."
+        raise GoneError(
+            f"{name} tells of the training rows, and they are gone (loaded or unpickled). Call "
+            "fit; or, where layerfuse fit made a run folder, read report.json there."
         )
 
     @property
@@ -143,7 +139,7 @@ class JudgedMixin:
         ------
         NotFittedError
             Before ``fit``.
-        ConfigError
+        GoneError
             For a classifier that was loaded or unpickled before it was asked.
         """
         if self._verdict is None:
@@ -170,5 +166,5 @@ class JudgedMixin:
 
     def _rows_of_fit(self) -> FittedRows:
         if not hasattr(self, "_fitted"):
-            raise ConfigError(_ROWS_GONE)
+            raise GoneError(_ROWS_GONE)
         return self._fitted

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from layerfuse.bundle import load_bundle
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, did_you_mean
 from layerfuse.estimator.classifier import LayerFusionClassifier
+from layerfuse.estimator.saving import NESTED
 from layerfuse.heads import HEADS
+from layerfuse.metrics import Evaluation
 
 __all__ = ["load"]
 
@@ -20,6 +23,8 @@ def load(
     path: str | Path, *, encoders: Mapping[str, str | Path] | None = None, device: str = "auto"
 ) -> LayerFusionClassifier:
     """Load a bundle, ready to predict; its encoders are cut above the highest layer in use.
+
+    Of what ``fit`` measured it holds ``cv_``.
 
     Parameters
     ----------
@@ -80,7 +85,19 @@ def load(
     classifier.encoders_ = tuple(opened)
     classifier.classes_ = bundle.classes
     classifier.model_ = bundle.model
+    if NESTED in bundle.facts:
+        classifier.cv_ = _evaluation_of(folder, bundle.facts[NESTED])
     return classifier
+
+
+def _evaluation_of(folder: Path, value: Mapping[str, Any]) -> Evaluation:
+    try:
+        return Evaluation.from_dict(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{folder}: the figures of its training were changed after it was saved "
+            f"({type(error).__name__}: {error}). Save the bundle again."
+        ) from error
 
 
 def _point_inside(folder: Path) -> None:

@@ -12,7 +12,9 @@ from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import ConfigError
 from layerfuse.labels import label_array
 
-__all__ = ["describe", "rename_labels"]
+__all__ = ["NESTED", "describe", "rename_labels"]
+
+NESTED = "nested cross-validation"  # the name of `cv_` among a bundle's facts
 
 
 def describe(encoder: FrozenEncoder) -> EncoderSpec:
