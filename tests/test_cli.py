@@ -397,6 +397,26 @@ class TestUse:
         assert succeed("predict", "run", "new.csv", "-e", "bert=there").out == before
         assert succeed("evaluate", "run", "train.csv", "-e", "bert=there", "--json").json["n"] == 60
 
+    def test_columns_are_those_that_fit_was_told(self, models: Path):
+        header = ("number", "opinion", "grade")
+        data = [(str(place), *row) for place, row in enumerate(rows(60))]
+        with Path("train.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *data])
+        columns = ("--text-column", "opinion", "--label-column", "grade")
+        options = ("--out", "run", "--cv", 2, "--fusion", "concat")
+        succeed("fit", "train.csv", "-e", models / "bert", *columns, *options)
+        assert succeed("evaluate", "run", "train.csv", "--json").json["n"] == 60
+        printed = succeed("predict", "run", "train.csv")
+        assert printed.out == succeed("predict", "run/bundle", "train.csv").out
+        texts = [row["text"] for row in csv.DictReader(io.StringIO(printed.out))]
+        assert texts == [text for _, text, _ in data]
+        assert "is taken for" not in printed.err
+        # a file without such a column is read as any other
+        assert len(succeed("predict", "run", self.texts(), "--json").json["predictions"]) == 3
+        done = run("predict", "run", "train.csv", "--text-column", "remark")
+        assert done.code == 2
+        assert "has no column 'remark'" in done.err
+
     def test_predict_does_not_write_over_the_texts(self, trained: tuple[Path, Done]):
         before = self.texts().read_bytes()
         there = Path("..", Path.cwd().name, "new.csv")
@@ -570,6 +590,12 @@ class TestDatasets:
         assert line in succeed("datasets", "audit", "clean.csv").out.splitlines()
         assert line not in succeed("datasets", "audit", "repeated.csv").out.splitlines()
 
+    def test_audit_says_that_one_class_is_too_few(self):
+        write_csv(Path("one.csv"), [(text, "same") for text, _ in rows(20)])
+        out = succeed("datasets", "audit", "one.csv").out.splitlines()
+        assert "  rows by class: same: 20" in out
+        assert "  one class only: a classifier needs two" in out
+
     def test_audit_finds_what_is_wrong(self):
         train = [*rows(20), ("the same", "news"), ("the same", "[/b]"), ("", "news")]
         write_csv(Path("train.csv"), train)
@@ -584,7 +610,7 @@ class TestDatasets:
             "  unseen classes: other",
         ):
             assert line in done.out.splitlines()
-        assert "[/b] 1" in done.out
+        assert "[/b]: 1" in done.out
         report = succeed("datasets", "audit", "train.csv", "--test", "test.csv", "--json").json
         assert report["leaks"]["count"] == 1
 
@@ -690,7 +716,7 @@ class TestTheShell:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0
         assert err == ""
-        assert "Saved: run" in out
+        assert out.endswith("Saved: run\nNext: layerfuse predict run FILE\n")
         assert not any(sign in out for sign in ("\r", "\b", "\x1b[2K", "\x1b[?25l"))
 
     @pytest.mark.parametrize("option", [(), ("--json",)])

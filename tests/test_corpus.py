@@ -185,6 +185,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
         ("d.csv", 'text,label\na,x\n"b,x\n', "line 3: the quotes do not close"),
         ("d.csv", b"text,label\na,x\ncaf\xe9,x\n", "line 3 holds the byte 0xe9(.|\n)*WINDOWS-1252"),
         ("d.csv", "text,label\na,x\n".encode("utf-16"), "iconv -f UTF-16"),
+        ("d.csv", b"\x7fELF\x00\xff\xfe,x\n", r"it is binary \(a byte 0x00 at offset 4\)"),
         ("d.csv", "text,label\na,\nb, \nc,x\n", "'label' has no value in 2 of 3 rows .row 0, 1,"),
         ("d.jsonl", '{"text": "a"}\n{"text":\n', "line 2 is not JSON"),
         ("d.jsonl", '[{"text": "a"}]\n', "line 1 holds a JSON list"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy.typing as npt
 
 from layerfuse.catalog import load_dataset
 from layerfuse.commands.places import check_new_file
-from layerfuse.corpus import TEXT_NAMES, TextDataset
+from layerfuse.corpus import TEXT_NAMES, ColumnError, TextDataset
 from layerfuse.errors import DataError, NotFoundError, StorageError
 from layerfuse.estimator import LayerFusionClassifier, load
 from layerfuse.events import Reporter
@@ -41,8 +43,9 @@ def predict(
         if Path(data).exists() and out.resolve() == Path(data).resolve():
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier = _load(bundle, places, device, reporter)
-    dataset = load_dataset(data, text_column=text_column, labelled=False, reporter=reporter)
-    if text_column is None:
+    told = _told_to_fit(bundle)
+    dataset = _read(data, {"text_column": text_column}, told, reporter, labelled=False)
+    if text_column is None and dataset.text_column != told["text_column"]:
         _tell_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
     proba = classifier.predict_proba(texts)
@@ -73,6 +76,32 @@ def _tell_column(
             f"{dataset.name}: the column named {dataset.text_column!r} is taken for the text "
             "(--text-column)"
         )
+
+
+def _told_to_fit(bundle: Path) -> dict[str, str | None]:
+    """The columns that ``fit`` was told to take, where the run folder says so."""
+    run = bundle.parent if bundle.name == "bundle" else bundle
+    settings: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        settings = dict(json.loads((run / "report.json").read_text(encoding="utf-8"))["settings"])
+    return {name: settings.get(name) for name in ("text_column", "label_column")}
+
+
+def _read(
+    data: str,
+    given: Mapping[str, str | None],
+    told: Mapping[str, str | None],
+    reporter: Reporter,
+    *,
+    labelled: bool = True,
+) -> TextDataset:
+    """A file by the columns that are given; those that are not are the ones that ``fit`` was told,
+    where the file has them."""
+    known = {name: value or told[name] for name, value in given.items()}
+    if known != given:
+        with contextlib.suppress(ColumnError):
+            return load_dataset(data, **known, labelled=labelled, reporter=reporter)
+    return load_dataset(data, **given, labelled=labelled, reporter=reporter)
 
 
 def _load(
@@ -111,9 +140,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
     classifier = _load(bundle, places, device, reporter)
-    dataset = load_dataset(
-        data, text_column=text_column, label_column=label_column, reporter=reporter
-    )
+    given = {"text_column": text_column, "label_column": label_column}
+    dataset = _read(data, given, _told_to_fit(bundle), reporter)
     name = split or dataset.test_name or "train"
     if name not in dataset.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(dataset.splits)}.")

@@ -1,7 +1,7 @@
 """Labelled texts: the noun, its readers (csv, tsv, jsonl, parquet, Hub) and its audit."""
 
 from layerfuse.corpus.audit import Audit, audit
-from layerfuse.corpus.columns import TEXT_NAMES
+from layerfuse.corpus.columns import TEXT_NAMES, ColumnError
 from layerfuse.corpus.dataset import Split, TextDataset, check_trainable
 from layerfuse.corpus.hub import read_hub
 from layerfuse.corpus.near import NEAR, NearDuplicate, near_duplicates
@@ -12,6 +12,7 @@ __all__ = [
     "NEAR",
     "TEXT_NAMES",
     "Audit",
+    "ColumnError",
     "NearDuplicate",
     "Split",
     "TextDataset",

@@ -10,12 +10,16 @@ from typing import Any
 from layerfuse.corpus.dataset import Split
 from layerfuse.errors import DataError, did_you_mean
 
-__all__ = ["TEXT_NAMES", "Table", "find_columns", "to_split"]
+__all__ = ["TEXT_NAMES", "ColumnError", "Table", "find_columns", "to_split"]
 
 TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 _A_TEXT = 3  # words from which on the name of the only column is taken for a text
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class ColumnError(DataError):
+    """A column that was named and is not there."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ def find_columns(
 
     Raises
     ------
+    ColumnError
+        When a given column is not there.
     DataError
-        When a given column is not there, or none is plainly the text or the label.
+        When none is plainly the text or the label.
     """
     for option, given in (("text", text_column), ("label", label_column)):
         if given is not None and given not in table.names:
-            raise DataError(
+            raise ColumnError(
                 f"{table.where} has no column {given!r}.{did_you_mean(given, table.names)}\n"
                 f"{_columns(table)} {_option(option)}"
             )

@@ -140,6 +140,11 @@ def _decoded(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if b"\0" in data and not utf16:  # which no text in any encoding of one byte holds
+            raise DataError(
+                f"{path} holds no text: it is binary (a byte 0x00 at offset {data.index(0)}). Give "
+                "a csv, tsv, jsonl or parquet file."
+            ) from error
         guess = "UTF-16" if utf16 else "WINDOWS-1252"
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(

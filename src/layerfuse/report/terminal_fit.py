@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -112,8 +113,8 @@ def render_evaluation(result: Mapping[str, Any], out: Console) -> None:
         out.print(line)
 
 
-def render_fit(result: Mapping[str, Any], out: Console) -> None:
-    """The terminal report of a fit."""
+def render_fit(result: Mapping[str, Any], out: Console, *, demo: bool = False) -> None:
+    """The terminal report of a fit, and what to type next; a ``demo`` says that itself."""
     chosen = {
         f"{block['encoder']}:{block['layer']}:{block['pooling']}"
         for block in result["selection"]["blocks"]
@@ -144,6 +145,9 @@ def render_fit(result: Mapping[str, Any], out: Console) -> None:
         soft_wrap=True,
     )
     out.print(f"Saved: {result['run']}", soft_wrap=True)
+    if not demo:
+        line = f"layerfuse predict {shlex.quote(result['run'])} FILE"
+        out.print(f"Next: {line}", soft_wrap=True)
 
 
 def _head_of(result: Mapping[str, Any]) -> str:
@@ -204,7 +208,7 @@ def _cost_table(result: Mapping[str, Any]) -> Table:
 
 def render_demo(result: Mapping[str, Any], out: Console) -> None:
     """A fit's report, and what to type next."""
-    render_fit(result, out)
+    render_fit(result, out, demo=True)
     out.print("\nNext, with your own texts:", style="bold")
     for line in (
         f"layerfuse predict {result['run']} new.csv      # one column: text",

@@ -92,11 +92,13 @@ def render_audit(result: Mapping[str, Any], out: Console) -> None:
         if not (split["conflicts"] or split["empty"]["count"] or split["duplicates"]["count"]):
             out.print("  no empty, repeated or conflicting texts")
         counts = ", ".join(
-            f"{label} {count}" for label, count in list(split["classes"].items())[:12]
+            f"{label}: {count}" for label, count in list(split["classes"].items())[:12]
         )
         more = len(split["classes"]) - 12
         tail = f" and {more} more" if more > 0 else ""
-        out.print(f"  classes: {counts}{tail}", soft_wrap=True)
+        out.print(f"  rows by class: {counts}{tail}", soft_wrap=True)
+        if len(split["classes"]) == 1 and name != result["test_name"]:
+            out.print("  one class only: a classifier needs two")
     _print_finding(f"rows of {result['test_name']} that are in train", result["leaks"], out)
     for kind in ("untested_classes", "unseen_classes", "small_classes"):
         if result[kind]:
