@@ -304,6 +304,7 @@ class TestCommand:
         assert max(len(line) for line in done.out.splitlines()) <= 80
         assert "Accuracy on 60 test rows, in %" in done.out
         shown = [line.split()[:3] for line in done.out.splitlines() if " % " in line]
+        assert ["12", "13.3", "%"] in shown
         assert ["90", "100", "%"] in shown
 
     def test_many_rows_are_measured_on_a_part_of_them(

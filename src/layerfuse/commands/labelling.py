@@ -141,6 +141,8 @@ def _sentence(found: LearningCurve) -> str:
             "no clear gain over the last layer with any number of labels; the largest is that "
             f"with {at.n_rows:,}: {numbers}."
         )
+    if at.gain.value > 0 and at.best_block.value >= at.fusion.value:
+        gain += " The best block alone reaches as much there."
     accuracy = (
         f"what the last layer reaches with {last.n_rows:,} ({100 * last.last_layer.value:.1f} %)"
     )

@@ -28,7 +28,7 @@ def render_curve(result: Mapping[str, Any], out: Console) -> None:
         value, low, high = (100 * gain[key] for key in ("value", "low", "high"))
         table.add_row(
             f"{point['n_rows']:,}",
-            f"{100 * point['share']:g} %",
+            f"{100 * point['n_rows'] / result['n_train']:.3g} %",
             *(percent(point[way]["value"]) for way in ("last_layer", "best_block", "fusion")),
             f"{value:+.1f} ({low:+.1f} to {high:+.1f})",
         )
