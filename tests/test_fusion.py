@@ -78,7 +78,7 @@ class TestNames:
         ("name", "message"),
         [
             ("hadamart", r"'hadamart'. Choose from concat, sum.*Did you mean 'hadamard'\?"),
-            ("gatedd+residual", r"'gatedd\+residual'.*Did you mean 'gated'"),
+            ("gatedd+residual", r"'gatedd\+residual'.*Did you mean 'gated\+residual'"),
             ("sum+residul", "Unknown fusion"),
             ("+residual", "Unknown fusion"),
             ("concat+residual", "'concat' has no residual form.*Use fusion='concat'"),

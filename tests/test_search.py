@@ -106,6 +106,10 @@ class TestWhatIsTried:
             with pytest.raises(ConfigError, match=r"Choose from auto, .*Did you mean 'auto'"):
                 check_recipe(fusion, head)
 
+    def test_a_residual_form_may_be_meant(self) -> None:
+        with pytest.raises(ConfigError, match=r"Did you mean 'mean\+residual'"):
+            check_recipe("mean+residul", AUTO)
+
     def test_known_names_and_auto_pass(self) -> None:
         for fusion, head in ((AUTO, AUTO), ("tensor+residual", AUTO), (AUTO, "mlp")):
             check_recipe(fusion, head)

@@ -112,9 +112,10 @@ def check_fusion(name: str, also: Sequence[str] = ()) -> None:
     operation = name.removesuffix(RESIDUAL)
     if operation not in FUSIONS:
         known = (*also, *FUSIONS)
+        residual = [own + RESIDUAL for own in FUSIONS if own not in _PLAIN_ONLY]
         raise ConfigError(
             f"Unknown fusion {name!r}. Choose from {', '.join(known)}; most also as "
-            f"NAME{RESIDUAL}." + did_you_mean(operation, known)
+            f"NAME{RESIDUAL}." + did_you_mean(name, [*known, *residual])
         )
     if operation != name and operation in _PLAIN_ONLY:
         raise ConfigError(
