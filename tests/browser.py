@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,13 +37,13 @@ _COUNT = """async (data) => {
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """The browser that is installed; without one the test is skipped, but never under CI."""
+    """The browser that is installed; without one the test fails."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
-        reason = f"no browser: none of {', '.join(_NAMES)} is installed"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.fail(
+            f"none of {', '.join(_NAMES)} is installed; install one, or leave these tests out with "
+            "-m 'not browser'"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=_OPTIONS)
         yield browser

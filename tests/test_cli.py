@@ -413,9 +413,17 @@ class TestUse:
         assert "is taken for" not in printed.err
         # a file without such a column is read as any other
         assert len(succeed("predict", "run", self.texts(), "--json").json["predictions"]) == 3
+        # one column alone may have the name that fit was told
+        with Path("other.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("number", "opinion", "label"), *data])
+        assert succeed("evaluate", "run", "other.csv", "--json").json["n"] == 60
         done = run("predict", "run", "train.csv", "--text-column", "remark")
         assert done.code == 2
         assert "has no column 'remark'" in done.err
+        write_text(Path("run/report.json"), "{")
+        done = run("predict", "run", "train.csv")
+        assert done.code == 2
+        assert "report.json cannot be read as JSON" in done.err
 
     def test_predict_does_not_write_over_the_texts(self, trained: tuple[Path, Done]):
         before = self.texts().read_bytes()

@@ -14,6 +14,7 @@ from commandline import rows, run, succeed, write_csv
 from families import save_model
 from helpers import Notes
 from layerfuse.blocks import BlockRef
+from layerfuse.commands.labelling import _sentence as curve_sentence
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.learning_curve import (
     WAYS,
@@ -357,3 +358,13 @@ class TestCommand:
         done = run("curve", "few.csv", *models)
         assert done.code == 2
         assert "6 training rows are too few to hold any out" in done.err
+
+
+@pytest.mark.parametrize(("best", "same"), [(0.8, True), (0.7, False)])
+def test_where_the_best_block_does_as_well_the_verdict_says_so(best: float, same: bool) -> None:
+    values = {"last_layer": 0.6, "best_block": best, "fusion": 0.8, "gain": 0.2}
+    estimates = {name: Estimate(value, value - 0.1, value + 0.1) for name, value in values.items()}
+    point = CurvePoint(share=1.0, n_rows=50, draws=(), **estimates)
+    said = curve_sentence(LearningCurve((point,), n_train=50, n_test=30))
+    assert said.startswith("fusion gains most over the last layer with 50 labels: +20.0 points")
+    assert ("The best block alone reaches as much there." in said) == same

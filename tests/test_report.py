@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from benchmarks.report import make_run
 from commandline import Done, rows, run, succeed, write_csv
 from conftest import TinyModels
 from layerfuse import load, load_dataset
+from layerfuse.report import render_scores
 from layerfuse.report.details import read_details, read_rows
+from layerfuse.report.parts import readable
 
 QUICK = ["--cv", 2, "--fusion", "concat", "--head", "ridge", "--pooling", "mean,last"]
 
@@ -188,3 +194,48 @@ def test_the_page_of_many_rows_is_small_and_the_rows_file_too(tmp_path: Path):
     assert made["n_bytes"] < 6e6
     assert (tmp_path / "rows.parquet").stat().st_size < 2e6
     assert pq.read_metadata(tmp_path / "rows.parquet").num_rows == 70_000
+
+
+def profile_of(layers: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of one encoder; the higher a layer, the better."""
+    numbers = {"accuracy_se": 0.01, "macro_f1": 0.5, "loss_se": 0.1, "penalty": 1.0}
+    return [
+        {"encoder": "e", "layer": layer, "pooling": "mean", "accuracy": layer / 100}
+        | {"loss": 1 - layer / 100, **numbers}
+        for layer in layers
+    ]
+
+
+def printed(layers: Sequence[int]) -> list[str]:
+    out = Console(file=io.StringIO(), width=80)
+    render_scores({"profile": profile_of(layers)}, out)
+    assert isinstance(out.file, io.StringIO)
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"), [(range(4, 31), "4 to 30"), ((8, 16, 24, 30), "8, 16, 24, 30")]
+)
+def test_the_chart_names_the_layers_that_it_shows(layers: Sequence[int], said: str):
+    assert any(line.startswith(f"layers {said}: ") for line in printed(layers))
+
+
+@pytest.mark.parametrize(("layers", "shown"), [(range(31), "12 of 31"), (range(12), "all")])
+def test_the_table_says_how_it_is_sorted_and_what_it_leaves_out(layers: Sequence[int], shown: str):
+    lines = printed(layers)
+    title = f"Blocks by loss, leave-one-out on training rows ({shown})"
+    assert title in " ".join(lines)  # it may be wrapped
+    names = [line.split()[0] for line in lines if line.strip().startswith("e:")]
+    assert names == [f"e:{layer}:mean" for layer in reversed(layers)][:12]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("first_3", "first 3 chosen"),
+        ("last_layer (my_model)", "last layer (my_model)"),
+        ("tfidf", "TF-IDF + logistic"),
+    ],
+)
+def test_names_that_people_read(name: str, said: str):
+    assert readable(name) == said

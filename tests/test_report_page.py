@@ -41,6 +41,9 @@ HOSTILE = (
 FEW = ["--cv", 2, "--fusion", "concat", "--head", "ridge"]
 
 
+pytestmark = pytest.mark.browser
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with open_browser() as found:

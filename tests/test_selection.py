@@ -121,21 +121,6 @@ def test_greedy_equals_the_plain_search(seed: int) -> None:
         assert list(found.blocks) == plain_greedy(blocks, y, max_blocks)
 
 
-def test_nothing_is_added_where_nothing_is_left_to_gain() -> None:
-    """The first block separates the classes almost wholly; the second spares each row a little."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(2, size=400)
-    sure = [(y[:, None] * 2 - 1) + spread * rng.normal(size=(400, 1)) for spread in (0.008, 0.006)]
-    blocks = named([block.astype(np.float32) for block in sure])
-    probed = probe_blocks(blocks, y)
-    targets = one_hot(y, 2)
-    first = RidgeState.of([probed.coordinates[probed.scores.best.block]], targets)
-    (other,) = (block for block in blocks if block != probed.scores.best.block)
-    gains = first.errors - first.errors_with(probed.coordinates[other], targets)
-    assert gains.mean() > gains.std() / 20, "it would be added for its gain alone"
-    assert len(select_blocks(blocks, y).blocks) == 1
-
-
 def test_of_blocks_that_bring_the_same_the_cheapest_is_added() -> None:
     """Layers 2 and 7 of one encoder and layer 1 of another know the same of what layer 4 lacks."""
     rng = np.random.default_rng(3)

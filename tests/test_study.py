@@ -334,6 +334,7 @@ class TestWhole:
         assert max(map(len, done.out.splitlines()[:-1])) <= 80
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.browser
     def test_the_page_opens_in_a_browser(self, whole: tuple[Path, dict[str, Any]], scheme: str):
         path = whole[0] / "report.html"
         with open_browser() as browser:

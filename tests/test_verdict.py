@@ -220,6 +220,7 @@ class TestRecommended:
         found = verdict(usual())
         assert found.recommended == "pipeline"
         assert "Simpler" not in found.sentence
+        assert found.advice == ""
 
     @pytest.mark.parametrize(
         ("options", "name", "advice"),
@@ -239,7 +240,9 @@ class TestRecommended:
         found = verdict(usual(**options))
         assert found.recommended == name
         said = f"Simpler, and by cross-validation not clearly worse than fusion (80.0 %): {advice}"
-        assert said in found.sentence
+        assert found.advice.startswith(said)
+        assert found.sentence.endswith(f" {found.advice}")
+        assert found.to_dict()["advice"] == found.advice
 
     @pytest.mark.parametrize(
         ("points", "said"), [(0.04, "+0.04"), (-0.04, "-0.04"), (0.06, "+0.1"), (0.0, "+0.0")]

@@ -38,7 +38,6 @@ SELECTIONS = ("last", "best", "top_k", "greedy")
 
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
-_NOTHING_LEFT = 1e-4  # of the class frequencies' loss: what no block is worth adding for
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,9 +63,9 @@ def select_blocks(
         block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
         ``"greedy"``: forward selection (Efroymson, 1960) on the leave-one-out loss of a ridge
         regression over the block-scaled concatenation; stops at ``max_blocks`` or when no gain is
-        above one standard error and a ten-thousandth of the class frequencies' loss. Of blocks
-        whose gains are within one standard error of the largest the one that costs least is taken:
-        an encoder in use before a new one, a low layer before a high one.
+        above one standard error. Of blocks whose gains are within one standard error of the largest
+        the one that costs least is taken: an encoder in use before a new one, a low layer before a
+        high one.
     max_blocks
         The most blocks to choose.
 
@@ -209,7 +208,6 @@ def _greedy(
     # What each candidate brought when it was last tried, at first an unreachable hope.
     hopes = {b: np.inf for b in _candidates(ranked) if b not in chosen}
     most = min(allowance.budget.blocks or len(ranked), len(ranked))
-    least = _NOTHING_LEFT * float(prior_errors(targets).mean())
     if len(chosen) > 1:  # a pair: the loss on the way to it
         losses.append(RidgeState.of([probed.coordinates[chosen[0]]], targets).loss)
     with reporter.task("selecting", most, "blocks") as advance:
@@ -220,7 +218,7 @@ def _greedy(
             # A candidate that breaks the budget now will break it later: costs only grow.
             hopes = {b: hope for b, hope in hopes.items() if allowance.allows([*chosen, b])}
             found = _most_helpful(state, probed, hopes, targets)
-            ties = _tied(found, least)
+            ties = _tied(found)
             if not ties:
                 break
             price = {block: allowance.price([*chosen, block]) for block in ties}
@@ -283,12 +281,10 @@ def _most_helpful(
     return found
 
 
-def _tied(found: Mapping[BlockRef, Floats], least: float) -> list[BlockRef]:
+def _tied(found: Mapping[BlockRef, Floats]) -> list[BlockRef]:
     """The candidate with the largest gain and those within one standard error of it, each with a
-    gain above one standard error of its own, and above ``least``."""
-    sure = [
-        block for block, gains in found.items() if gains.mean() > max(_standard_error(gains), least)
-    ]
+    gain above one standard error of its own."""
+    sure = [block for block, gains in found.items() if gains.mean() > _standard_error(gains)]
     if not sure:
         return []
     most = found[max(sure, key=lambda block: float(found[block].mean()))]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from layerfuse.estimator import LayerFusionClassifier, load
 from layerfuse.events import Reporter
 from layerfuse.files import atomic_write
 from layerfuse.metrics import evaluate_predictions
+from layerfuse.report.reading import read_object
 
 __all__ = ["encode_labels", "evaluate", "predict", "write_predictions"]
 
@@ -79,11 +78,15 @@ def _tell_column(
 
 
 def _told_to_fit(bundle: Path) -> dict[str, str | None]:
-    """The columns that ``fit`` was told to take, where the run folder says so."""
+    """The columns that ``fit`` was told to take; none where there is no run folder.
+
+    Raises
+    ------
+    FormatError
+        When the run folder's report is damaged.
+    """
     run = bundle.parent if bundle.name == "bundle" else bundle
-    settings: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        settings = dict(json.loads((run / "report.json").read_text(encoding="utf-8"))["settings"])
+    settings = (read_object(run / "report.json") or {}).get("settings", {})
     return {name: settings.get(name) for name in ("text_column", "label_column")}
 
 
@@ -96,12 +99,16 @@ def _read(
     labelled: bool = True,
 ) -> TextDataset:
     """A file by the columns that are given; those that are not are the ones that ``fit`` was told,
-    where the file has them."""
+    each where the file has it."""
     known = {name: value or told[name] for name, value in given.items()}
-    if known != given:
-        with contextlib.suppress(ColumnError):
+    while True:
+        try:
             return load_dataset(data, **known, labelled=labelled, reporter=reporter)
-    return load_dataset(data, **given, labelled=labelled, reporter=reporter)
+        except ColumnError as error:
+            lacking = [n for n, value in known.items() if value == error.column and not given[n]]
+            if not lacking:
+                raise
+            known |= dict.fromkeys(lacking)
 
 
 def _load(

@@ -19,7 +19,11 @@ _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ColumnError(DataError):
-    """A column that was named and is not there."""
+    """A ``column`` that was named and is not there."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def find_columns(
         if given is not None and given not in table.names:
             raise ColumnError(
                 f"{table.where} has no column {given!r}.{did_you_mean(given, table.names)}\n"
-                f"{_columns(table)} {_option(option)}"
+                f"{_columns(table)} {_option(option)}",
+                given,
             )
     if text_column is not None and text_column == label_column:
         raise DataError(f"Column {text_column!r} cannot be both the text and the label.")

@@ -40,7 +40,7 @@ def tell_choice(found: Found, recipe: Recipe, model: FusedModel, reporter: Repor
     why = recipe.selection
     if recipe.selection == "greedy":
         full = len(blocks) == recipe.allowance.budget.blocks
-        why += ", up to max_blocks" if full else ", no other clearly adds to it"
+        why += ", up to max_blocks" if full else ", no other adds more than one standard error"
     reporter.note(f"chosen: {', '.join(map(str, blocks))} ({why})")
     plan, tried = found.plan, {(trial.fusion, trial.head) for trial in found.trials}
     won = [t for t in found.trials if (t.fusion, t.head) == (plan.fusion, plan.head)]

@@ -11,7 +11,7 @@ from typing import Any
 from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.report.details import Predicted, read_details, read_rows
 
-__all__ = ["Run", "read_run"]
+__all__ = ["Run", "read_object", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise NotFoundError(f"{folder} {what}. Give a run folder that `layerfuse fit` has written.")
-    result = _read(folder / "report.json")
+    result = read_object(folder / "report.json")
     if result is None:
         raise NotFoundError(
             f"There is no report.json in {folder}. Give a run folder that `layerfuse fit` has "
@@ -69,11 +69,18 @@ def read_run(folder: Path) -> Run:
         result=result,
         details=details,
         rows=read_rows(folder, len(details["classes"])),
-        curve=_read(folder / "curve.json"),
+        curve=read_object(folder / "curve.json"),
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object of a file; None where there is no file.
+
+    Raises
+    ------
+    FormatError
+        When the file is damaged or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

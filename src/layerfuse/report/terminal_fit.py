@@ -76,23 +76,27 @@ def layer_table(profile: Sequence[Mapping[str, Any]], chosen: set[str], most: in
         encoder: max(row["layer"] for row in profile if row["encoder"] == encoder)
         for encoder in dict.fromkeys(row["encoder"] for row in profile)
     }
-    table = plain_table("")
+    names = [f"{row['encoder']}:{row['layer']}:{row['pooling']}" for row in ranked]
+    is_last = [row["layer"] == last[row["encoder"]] for row in ranked]
+    shown = [
+        place
+        for place, name in enumerate(names)
+        if place < most or name in chosen or is_last[place]
+    ]
+    count = "all" if len(shown) == len(ranked) else f"{len(shown)} of {len(ranked)}"
+    table = plain_table(f"Blocks by loss, leave-one-out on training rows ({count})")
     for name in ("block", "accuracy", "macro-F1", "loss", ""):
         table.add_column(name, justify="left" if name in ("block", "") else "right")
-    for place, row in enumerate(ranked):
-        block = f"{row['encoder']}:{row['layer']}:{row['pooling']}"
-        is_last = row["layer"] == last[row["encoder"]]
-        if place < most or block in chosen or is_last:
-            notes = [*(["chosen"] if block in chosen else []), *(["last layer"] if is_last else [])]
-            table.add_row(
-                block,
-                f"{percent(row['accuracy'])} ±{100 * row['accuracy_se']:.1f}",
-                percent(row["macro_f1"]),
-                f"{row['loss']:.4f}",
-                ", ".join(notes),
-            )
-    shown = f"{table.row_count} of {len(ranked)}" if table.row_count < len(ranked) else "all"
-    table.title = f"Blocks by loss, leave-one-out on training rows ({shown})"
+    for place in shown:
+        row, name = ranked[place], names[place]
+        notes = ["chosen"] * (name in chosen) + ["last layer"] * is_last[place]
+        table.add_row(
+            name,
+            f"{percent(row['accuracy'])} ±{100 * row['accuracy_se']:.1f}",
+            percent(row["macro_f1"]),
+            f"{row['loss']:.4f}",
+            ", ".join(notes),
+        )
     return table
 
 
@@ -113,8 +117,13 @@ def render_evaluation(result: Mapping[str, Any], out: Console) -> None:
         out.print(line)
 
 
-def render_fit(result: Mapping[str, Any], out: Console, *, demo: bool = False) -> None:
-    """The terminal report of a fit, and what to type next; a ``demo`` says that itself."""
+def render_fit(result: Mapping[str, Any], out: Console) -> None:
+    """The terminal report of a fit, and what to type next."""
+    _render_run(result, out)
+    out.print(f"Next: layerfuse predict {shlex.quote(result['run'])} FILE", soft_wrap=True)
+
+
+def _render_run(result: Mapping[str, Any], out: Console) -> None:
     chosen = {
         f"{block['encoder']}:{block['layer']}:{block['pooling']}"
         for block in result["selection"]["blocks"]
@@ -145,9 +154,6 @@ def render_fit(result: Mapping[str, Any], out: Console, *, demo: bool = False) -
         soft_wrap=True,
     )
     out.print(f"Saved: {result['run']}", soft_wrap=True)
-    if not demo:
-        line = f"layerfuse predict {shlex.quote(result['run'])} FILE"
-        out.print(f"Next: {line}", soft_wrap=True)
 
 
 def _head_of(result: Mapping[str, Any]) -> str:
@@ -208,7 +214,7 @@ def _cost_table(result: Mapping[str, Any]) -> Table:
 
 def render_demo(result: Mapping[str, Any], out: Console) -> None:
     """A fit's report, and what to type next."""
-    render_fit(result, out, demo=True)
+    _render_run(result, out)
     out.print("\nNext, with your own texts:", style="bold")
     for line in (
         f"layerfuse predict {result['run']} new.csv      # one column: text",
