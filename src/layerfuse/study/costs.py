@@ -122,8 +122,9 @@ def _train(
 
 
 def _in_a_process(asked: Mapping[str, Any]) -> dict[str, Any]:
+    # -P: a file of the working folder is never imported in place of a module of ours.
     done = subprocess.run(
-        [sys.executable, "-m", "layerfuse.study.process"],
+        [sys.executable, "-P", "-m", "layerfuse.study.process"],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
