@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.common import save
-from layerfuse.commands import fit
+from layerfuse.commands.fit import fit
 from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
-from layerfuse.events import SILENT
+from layerfuse.progress import SILENT
 
 _ASKED = (
     "<|im_start|>user\nIs this movie review positive or negative? {text}<|im_end|>\n"

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from benchmarks.common import RESULTS
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets
 from layerfuse.complementarity import MEASURES
-from layerfuse.estimator.gathering import Rows
-from layerfuse.scoring import stratified_rows
+from layerfuse.embeddings.extraction import Rows
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import OUTCOMES, measure_predictors
+from layerfuse.targets import stratified_rows
 
 MAX_PAIRS = 500
 

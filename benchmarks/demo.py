@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerfuse.commands import demo
-from layerfuse.events import SILENT
+from layerfuse.commands.fit import demo
+from layerfuse.progress import SILENT
 
 __all__ = ["run"]
 

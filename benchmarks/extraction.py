@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common import alternate, compared, texts_of
 from benchmarks.peers import Reader, embetter, plain_loop, sentence_transformers
 from layerfuse import FrozenEncoder, extract
-from layerfuse.encoder.frozen import DEFAULT_MAX_LENGTH
+from layerfuse.encoders.frozen import DEFAULT_MAX_LENGTH
 
 _SIZES = {"mr": 300, "r8": 60}
 _POOLINGS = ("mean", "last", "max")

@@ -18,19 +18,20 @@ import numpy.typing as npt
 
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
-from layerfuse.baselines import rivals
 from layerfuse.blocks import BlockRef
+from layerfuse.embeddings.extraction import Gathered, Rows
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator.gathering import Gathered, Rows
+from layerfuse.evaluation.baselines import rivals
+from layerfuse.evaluation.nested import Training, pipeline
 from layerfuse.fusion import FUSIONS, check_fusion
 from layerfuse.heads import PUBLISHED, fit_mlp
 from layerfuse.metrics import evaluate_predictions, paired_difference
+from layerfuse.model_selection import Recipe
 from layerfuse.pipeline import Plan, Task
+from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.scoring import probe_blocks, stratified_rows
-from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
-from layerfuse.training import Training, pipeline
+from layerfuse.targets import stratified_rows
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5

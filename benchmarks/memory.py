@@ -11,7 +11,7 @@ from typing import Any
 
 _WORKER = """
 import json, sys, time
-from layerfuse.memory import peak_mb
+from layerfuse.parallel import peak_mb
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 count, root = int(sys.argv[1]), sys.argv[2]
 texts = [f"short text number {number} about topic {number % 97}" for number in range(count)]

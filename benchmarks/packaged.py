@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
+from layerfuse.classifier.validation import training_rows
+from layerfuse.embeddings.extraction import Gathered, gather
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator import gather
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.estimator.inputs import training_rows
-from layerfuse.events import SILENT
+from layerfuse.progress import SILENT
 
 DATASETS = ("mr", "sst2", "r8", "r52")
 ENCODERS: Sequence[str | Path] = ("minilm", "mpnet", "smollm2-135m")

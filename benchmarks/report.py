@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.config import FitConfig
 from layerfuse.files import write_json
 from layerfuse.metrics import evaluate_predictions
@@ -24,11 +24,11 @@ _ROWS, _FOLDED, _CLASSES, _LAYERS = 60_000, 10_000, 52, 24
 _ENCODERS, _POOLINGS = ("one", "two"), ("mean", "last", "max")
 _WORKER = """
 import json, sys, time
-from layerfuse.memory import peak_mb
+from layerfuse.parallel import peak_mb
 start = time.perf_counter()
 from pathlib import Path
 from layerfuse.commands import report
-from layerfuse.events import SILENT
+from layerfuse.progress import SILENT
 made = report(Path(sys.argv[1]), None, None, SILENT)
 seconds = time.perf_counter() - start
 peak = round(1e6 * peak_mb())

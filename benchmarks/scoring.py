@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.packaged import DATASETS, POOLINGS, Texts, embed, read_sets
 from layerfuse import BlockRef, score_blocks
-from layerfuse.estimator.gathering import Rows
-from layerfuse.scoring import stratified_rows
+from layerfuse.embeddings.extraction import Rows
+from layerfuse.targets import stratified_rows
 
 _ENCODER = "smollm2-135m"
 _TIMED = ("mr", "r52")

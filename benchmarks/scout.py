@@ -9,8 +9,8 @@ import tempfile
 from typing import Any
 
 from layerfuse import LayerFusionClassifier, load_dataset
+from layerfuse.classifier.scouting import SCOUT_ABOVE
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator.scouting import SCOUT_ABOVE
 
 _DATASET, _ENCODER = "sst2", "smollm2-135m"
 

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from benchmarks.fusions import MAX_BLOCKS, Data
 from benchmarks.packaged import read_sets
 from layerfuse.blocks import BlockRef
+from layerfuse.evaluation.nested import Training
+from layerfuse.model_selection import Recipe
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task
+from layerfuse.probing import Probed, decompose, leave_one_out, one_hot, probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.scoring import Probed, decompose, leave_one_out, one_hot, probe_blocks
-from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
-from layerfuse.training import Training
 
 
 def run() -> list[dict[str, Any]]:

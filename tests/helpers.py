@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from families import VOCABULARY
-from layerfuse import EmbeddingStore, FrozenEncoder, extract, running
-from layerfuse.events import Advance
-from layerfuse.scoring import standardisation
+from layerfuse import EmbeddingStore, FrozenEncoder, extract
+from layerfuse.embeddings import runner
+from layerfuse.probing import standardisation
+from layerfuse.progress import Advance
 
-_PRELOADED = ["torch", "layerfuse.extraction", "layerfuse.encoder.loading"]
+_PRELOADED = ["torch", "layerfuse.embeddings.extraction", "layerfuse.encoders.pretrained"]
 _PRELOADED += ["transformers.models.bert.modeling_bert", "transformers.models.auto"]
 
 
@@ -124,7 +125,7 @@ def _work(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     os.environ["LAYERFUSE_CACHE"] = str(cache)
-    running._SHARD_ROWS = shard_rows
+    runner._SHARD_ROWS = shard_rows
     encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
     encoder.tokenize([""])  # the model is loaded
     pipe.send("ready")

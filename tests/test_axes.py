@@ -10,8 +10,8 @@ import pytest
 
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import DataError, FormatError
-from layerfuse.scoring import PrincipalAxes, probe_blocks
-from layerfuse.scoring.axes import N_AXES, N_SEARCHED
+from layerfuse.probing import PrincipalAxes, probe_blocks
+from layerfuse.probing.axes import N_AXES, N_SEARCHED
 
 Array = npt.NDArray[Any]
 BLOCK = BlockRef("e", 0, "mean")

@@ -17,7 +17,7 @@ from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
-from layerfuse.scoring import probe_blocks, standardisation
+from layerfuse.probing import probe_blocks, standardisation
 from layerfuse.study.correlating import correlate, spearman, summarise, top_picks
 from layerfuse.study.predictors import OUTCOMES, halves, measure_predictors
 

@@ -32,14 +32,14 @@ from layerfuse.errors import (
     StorageError,
     UnsupportedModelError,
 )
+from layerfuse.evaluation.nested import Training
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
+from layerfuse.model_selection import Recipe
 from layerfuse.pipeline import Plan, Task
+from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.scoring import probe_blocks
-from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
-from layerfuse.training import Training
 
 TEXTS, LABELS = planted(120)
 OTHERS, _ = planted(60, seed=1)

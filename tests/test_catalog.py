@@ -18,21 +18,20 @@ from pathlib import Path
 
 import pytest
 
-from layerfuse.catalog import (
+from layerfuse.data import (
     DATASETS,
     ENCODERS,
     EncoderEntry,
     Package,
+    audit,
     encoder_path,
     is_pulled,
     load_dataset,
     pull_dataset,
 )
-from layerfuse.catalog.fetch import download, extract, place
-from layerfuse.catalog.pull import pull_encoder
-from layerfuse.corpus import audit
+from layerfuse.data.download import download, extract, place, pull_encoder
 from layerfuse.errors import DataError, FormatError, MissingExtraError, NotFoundError
-from layerfuse.events import SILENT
+from layerfuse.progress import SILENT
 
 WEIGHTS = b"weights" * 1000
 
@@ -319,11 +318,11 @@ class TestWorkingFolder:
     def test_no_module_of_pip_is_taken_from_it(
         self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        loaded = "import pip._internal.cli.main, pip._internal.commands.download, sys; "
+        loaded += "print(*{name.partition('.')[0] for name in sys.modules})"
         imported = subprocess.run(
-            [sys.executable, "-I", "-c", "import pip._internal.cli.main, pip._internal.commands."
-             "download, sys; print(*{name.partition('.')[0] for name in sys.modules})"],
-            capture_output=True, text=True, check=True,
-        ).stdout.split()  # fmt: skip
+            [sys.executable, "-I", "-c", loaded], capture_output=True, text=True, check=True
+        ).stdout.split()
         assert {"pip", "textwrap", "json"} <= set(imported)
         place_of_work = tmp_path / "work"
         place_of_work.mkdir()
@@ -332,7 +331,7 @@ class TestWorkingFolder:
             (place_of_work / f"{name}.py").write_text(code)
         monkeypatch.chdir(place_of_work)
         monkeypatch.setenv("PYTHONPATH", str(place_of_work))
-        monkeypatch.setattr("layerfuse.catalog.fetch._LOOK", 0.02)
+        monkeypatch.setattr("layerfuse.data.download._LOOK", 0.02)
         folder = tmp_path / "download"
         folder.mkdir()
         package = make_wheel(tmp_path / "wheels", "small-model", "m/", {"m/config.json": b"{}"})

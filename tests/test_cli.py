@@ -21,8 +21,8 @@ from safetensors import safe_open
 import layerfuse
 from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import N_LAYERS, save_model
-from layerfuse.catalog import DATASETS, ENCODERS
-from layerfuse.encoder import checking
+from layerfuse.data import DATASETS, ENCODERS
+from layerfuse.encoders import checks as checking
 
 N_TRAIN, N_TEST = 60, 30
 CONTROL = ("\x1b", "\r", "\b")  # what progress bars and colours are made of
@@ -547,7 +547,7 @@ class TestCompare:
     def test_many_rows_are_compared_on_a_part_of_them(
         self, models: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("layerfuse.commands.comparing.MEASURED_ROWS", 45)
+        monkeypatch.setattr("layerfuse.commands.analyze.MEASURED_ROWS", 45)
         data = rows(N_TRAIN)
         write_csv(Path("train.csv"), data)
         done = succeed("compare", "train.csv", *self.encoders(models), "--json")

@@ -23,7 +23,7 @@ from conftest import TinyModels
 from helpers import Notes, planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier, compare, extract, score_blocks
 from layerfuse.errors import ConfigError, DataError, GoneError, MissingExtraError
-from layerfuse.labels import find_classes
+from layerfuse.targets import find_classes
 
 TEXTS, LABELS = planted(80)
 TEST_TEXTS, _ = planted(40, seed=1)

@@ -14,7 +14,7 @@ from layerfuse import compare
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import HEADLINE, MEASURES, Comparison, rank_additions
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.scoring import (
+from layerfuse.probing import (
     Agreement,
     RidgeState,
     decompose,

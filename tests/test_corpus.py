@@ -11,14 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfuse.corpus import (
-    Split,
-    TextDataset,
-    audit,
-    check_trainable,
-    read_dataset,
-    read_hub,
-)
+from layerfuse.data import Split, TextDataset, audit, check_trainable, read_dataset, read_hub
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
 
 ROWS = [("good film", "pos"), ("a bad,\nlong one", "neg"), ('she said "no"', "neg")]

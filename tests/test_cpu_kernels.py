@@ -14,7 +14,9 @@ from families import FAMILIES
 from helpers import sentences
 from layerfuse import FrozenEncoder
 from layerfuse.blocks import POOLINGS
-from layerfuse.encoder import attention, frozen, packing
+from layerfuse.encoders import cpu_kernels as attention
+from layerfuse.encoders import cpu_kernels as packing
+from layerfuse.encoders import frozen
 
 
 @pytest.fixture

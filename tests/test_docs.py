@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_limits
 
 import layerfuse
 from commandline import Row, rows, run, write_csv, write_text
-from layerfuse.catalog import encoder_path
-from layerfuse.encoder import frozen
+from layerfuse.data import encoder_path
+from layerfuse.encoders import frozen
 
 _ROOT = Path(__file__).parents[1]
 _DOCS, _EXAMPLES = _ROOT / "docs", _ROOT / "examples"

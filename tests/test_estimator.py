@@ -24,11 +24,11 @@ from conftest import TinyModels
 from families import VOCABULARY
 from helpers import Notes, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier
+from layerfuse.classifier import analysis as analysis_module
+from layerfuse.embeddings import text_hashes
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
-from layerfuse.estimator import analysis as analysis_module
+from layerfuse.evaluation import Rows
 from layerfuse.resources import Budget, pipeline_cost
-from layerfuse.store import text_hashes
-from layerfuse.verdict import Rows
 
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)

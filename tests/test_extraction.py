@@ -21,10 +21,11 @@ from safetensors.numpy import load_file, save_file
 from conftest import TinyModels
 from families import FAMILIES, N_LAYERS, VOCABULARY, build_tokenizer, save_model
 from helpers import Notes, sentences
-from layerfuse import BlockRef, FrozenEncoder, extract, running
+from layerfuse import BlockRef, FrozenEncoder, extract
 from layerfuse.blocks import POOLINGS
+from layerfuse.embeddings import runner
+from layerfuse.embeddings.extraction import gather
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
-from layerfuse.estimator.gathering import gather
 from test_encoder_parity import assert_close, plain_loop
 
 ID = {word: number for number, word in enumerate(VOCABULARY)}
@@ -78,7 +79,7 @@ class TestOrderAndBatches:
         encoder.stack.register_forward_pre_hook(
             lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        monkeypatch.setattr(running, "_SHARD_ROWS", 37)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 37)
         texts = sentences(100, longest=30)
         notes = Notes()
         extract(texts, encoder, batch_tokens=budget, reporter=notes)
@@ -98,7 +99,7 @@ class TestOrderAndBatches:
     ):
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
-        monkeypatch.setattr(running, "_SHARD_ROWS", 7)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 7)
         parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
@@ -108,7 +109,7 @@ class TestOrderAndBatches:
     ):
         """As several GPUs would; here each copy is on the CPU."""
         texts, encoder = sentences(60), opened(tiny("bert"))
-        monkeypatch.setattr(running, "_SHARD_ROWS", 7)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 7)
         alone = extract(texts, encoder, pooling=POOLINGS)
         others = [copy.copy(encoder), copy.copy(encoder)]
         monkeypatch.setattr(encoder, "copies", lambda most: others[:most], raising=False)
@@ -130,20 +131,20 @@ class TestOrderAndBatches:
         whole = encoder.layer_parameters
 
         def rows(highest: int) -> int:
-            runner = running.Runner(sentences(300), encoder, 1024, Notes())
-            return max(len(p) for p, *_ in runner.shards(np.arange(300), [(highest, "mean")]))
+            whole_run = runner.Runner(sentences(300), encoder, 1024, Notes())
+            return max(len(p) for p, *_ in whole_run.shards(np.arange(300), [(highest, "mean")]))
 
         assert rows(3) == 300
-        monkeypatch.setattr(running, "_SHARD_WORK", 200.0 * whole[3])
+        monkeypatch.setattr(runner, "_SHARD_WORK", 200.0 * whole[3])
         assert rows(3) == 128
-        monkeypatch.setattr(running, "_SHARD_WORK", 1.0)
-        assert rows(3) == rows(1) == running._LEAST_ROWS
-        monkeypatch.setattr(running, "_SHARD_WORK", 300.0 * whole[1])
+        monkeypatch.setattr(runner, "_SHARD_WORK", 1.0)
+        assert rows(3) == rows(1) == runner._LEAST_ROWS
+        monkeypatch.setattr(runner, "_SHARD_WORK", 300.0 * whole[1])
         assert rows(3) < rows(1)
 
     def test_a_fault_in_a_copy_is_told(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
         encoder = opened(tiny("bert"))
-        monkeypatch.setattr(running, "_SHARD_ROWS", 7)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 7)
         other = copy.copy(encoder)
         monkeypatch.setattr(other, "launch", None, raising=False)
         monkeypatch.setattr(encoder, "copies", lambda most: [other], raising=False)
@@ -325,7 +326,7 @@ class TestTemplates:
 
     def test_a_slow_tokenizer_is_cut_by_characters(self):
         """One that does not say which characters a token stands for."""
-        from layerfuse.encoder.tokenizing import TextTokenizer
+        from layerfuse.encoders.tokenizer import TextTokenizer
 
         class Slow:
             is_fast = False
@@ -622,7 +623,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(running.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -665,7 +666,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(running.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:

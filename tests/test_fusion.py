@@ -18,7 +18,7 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import ConfigError, FormatError
 from layerfuse.fusion import FUSIONS, FittedFusion, check_fusion, fit_fusion, load_fusion
 from layerfuse.heads import fit_head, search_penalty
-from layerfuse.scoring import decompose, leave_one_out, one_hot
+from layerfuse.probing import decompose, leave_one_out, one_hot
 
 Array = npt.NDArray[Any]
 

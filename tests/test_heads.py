@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 from layerfuse.errors import ConfigError, FormatError
 from layerfuse.heads import HEADS, KernelHead, LinearHead, fit_head, load_head, search_penalty
-from layerfuse.heads.descent import FEW_ROWS, as_tensor, held_out
-from layerfuse.scoring import decompose, leave_one_out, one_hot
+from layerfuse.heads.optimizer import FEW_ROWS, as_tensor, held_out
+from layerfuse.probing import decompose, leave_one_out, one_hot
 
 Array = npt.NDArray[Any]
 LINEAR = ("ridge", "logistic")

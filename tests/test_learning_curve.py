@@ -14,16 +14,16 @@ from commandline import rows, run, succeed, write_csv
 from families import save_model
 from helpers import Notes
 from layerfuse.blocks import BlockRef
-from layerfuse.commands.labelling import _sentence as curve_sentence
+from layerfuse.commands.analyze import _sentence as curve_sentence
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.learning_curve import (
+from layerfuse.evaluation import learning_curve as measuring
+from layerfuse.evaluation.learning_curve import (
     WAYS,
     CurvePoint,
     LearningCurve,
     check_draws,
     draw_rows,
     learning_curve,
-    measuring,
 )
 from layerfuse.metrics import Estimate
 
@@ -311,7 +311,7 @@ class TestCommand:
     def test_many_rows_are_measured_on_a_part_of_them(
         self, models: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("layerfuse.commands.labelling.MEASURED_ROWS", 45)
+        monkeypatch.setattr("layerfuse.commands.analyze.MEASURED_ROWS", 45)
         done = succeed(
             "curve", "train.csv", "--test", "test.csv", *models, "--shares", 100, "--json"
         )

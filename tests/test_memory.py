@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from layerfuse.memory import keep_few_kernels, peak_mb, resident_mb
+from layerfuse.parallel import keep_few_kernels, peak_mb, resident_mb
 
 _CHILD = """
 import numpy as np
-from layerfuse.memory import peak_mb, resident_mb
+from layerfuse.parallel import peak_mb, resident_mb
 before = peak_mb()
 np.ones(10_000_000)  # given back at once
 print(before, peak_mb(), resident_mb())
@@ -39,8 +39,8 @@ def test_now_is_at_most_the_peak():
 _PRODUCTS = """
 import sys
 import torch
-from layerfuse.encoder.packing import pack_linears
-from layerfuse.memory import give_back, keep_few_kernels, resident_mb
+from layerfuse.encoders.cpu_kernels import pack_linears
+from layerfuse.parallel import give_back, keep_few_kernels, resident_mb
 if sys.argv[1] == "few":
     keep_few_kernels()
 layers = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.Linear(1536, 384)).eval()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from layerfuse.corpus import near_duplicates
+from layerfuse.data import near_duplicates
 
 WORDS = [f"w{number}" for number in range(3000)]
 

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from layerfuse.corpus import contained_rows
+from layerfuse.classifier.validation import check_parts, training_rows
+from layerfuse.data import contained_rows
 from layerfuse.errors import ConfigError
-from layerfuse.estimator.inputs import check_parts, training_rows
 
 
 class Notes:

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from layerfuse.baselines import rivals, run_baselines
 from layerfuse.blocks import BlockRef
+from layerfuse.evaluation import Rows, Verdict, compare_baselines, decide
+from layerfuse.evaluation.baselines import rivals, run_baselines
+from layerfuse.evaluation.nested import Training, pipeline
+from layerfuse.model_selection import Found, Recipe, search
 from layerfuse.pipeline import Task
+from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.scoring import probe_blocks
-from layerfuse.search import Found, Recipe, search
 from layerfuse.selection import Allowance
-from layerfuse.training import Training, pipeline
-from layerfuse.verdict import Rows, Verdict, compare_baselines, decide
 
 Array = npt.NDArray[Any]
 

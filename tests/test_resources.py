@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from layerfuse import BlockRef
+from layerfuse.embeddings.cost_record import CostRecord, Meter
 from layerfuse.errors import ConfigError, FormatError
-from layerfuse.metering import CostRecord, Meter
 from layerfuse.resources import (
     Budget,
     EncoderCost,

@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge
 from layerfuse import score_blocks
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.scoring import (
+from layerfuse.probing import (
     decompose,
     leave_one_out,
     one_hot,
@@ -21,13 +21,12 @@ from layerfuse.scoring import (
     probe_rows,
     spectrum,
     standardisation,
-    stratified_folds,
-    stratified_rows,
 )
-from layerfuse.scoring import products as products_module
-from layerfuse.scoring.axes import N_SEARCHED
-from layerfuse.scoring.products import _CHUNK, NumpyProducts, TorchProducts, products_for
-from layerfuse.scoring.ridge import PENALTIES
+from layerfuse.probing import products as products_module
+from layerfuse.probing.axes import N_SEARCHED
+from layerfuse.probing.products import _CHUNK, NumpyProducts, TorchProducts, products_for
+from layerfuse.probing.ridge import PENALTIES
+from layerfuse.targets import stratified_folds, stratified_rows
 
 Array = npt.NDArray[Any]
 

@@ -11,11 +11,12 @@ import pytest
 
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import ConfigError
+from layerfuse.model_selection import AUTO, Recipe, check_recipe, held_out_errors, search
 from layerfuse.pipeline import Plan, Task
+from layerfuse.probing import Probed, probe_blocks, probe_rows
 from layerfuse.resources import Budget
-from layerfuse.scoring import Probed, probe_blocks, probe_rows, stratified_folds
-from layerfuse.search import AUTO, Recipe, check_recipe, held_out_errors, search
 from layerfuse.selection import Allowance
+from layerfuse.targets import stratified_folds
 
 Array = npt.NDArray[Any]
 Problem = tuple[dict[BlockRef, Array], Array]

@@ -11,8 +11,8 @@ import pytest
 from layerfuse import select_blocks
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.probing import RidgeState, decompose, leave_one_out, one_hot, probe_blocks
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.scoring import RidgeState, decompose, leave_one_out, one_hot, probe_blocks
 from layerfuse.selection import SELECTIONS, Allowance, choose
 
 Array = npt.NDArray[Any]

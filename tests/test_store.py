@@ -23,12 +23,13 @@ from safetensors.numpy import load_file, save_file
 from conftest import TinyModels
 from families import VOCABULARY, save_model
 from helpers import Extraction, Notes, sentences
-from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract, running
+from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
+from layerfuse.embeddings import cost_record as costs
+from layerfuse.embeddings import keep_cost, read_cost, runner, text_hashes
+from layerfuse.embeddings.extraction import Embeddings
+from layerfuse.embeddings.section import Section
 from layerfuse.errors import FormatError, StorageError
-from layerfuse.extraction import Embeddings
 from layerfuse.files import read_json
-from layerfuse.store import costs, keep_cost, read_cost, text_hashes
-from layerfuse.store.section import Section
 
 TEXTS = sentences(40)
 
@@ -213,7 +214,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(running, "_SHARD_ROWS", 1)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 1)
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -518,8 +519,8 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(running, "_SHARD_ROWS", 40)
-        monkeypatch.setitem(running._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 40)
+        monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
         write = Section.write
 
@@ -643,7 +644,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(running, "_SHARD_ROWS", 10)
+        monkeypatch.setattr(runner, "_SHARD_ROWS", 10)
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])

@@ -23,11 +23,11 @@ from commandline import Row, rows, run, start, succeed, write_jsonl, write_text
 from families import save_model
 from helpers import Notes
 from layerfuse.blocks import BlockRef
-from layerfuse.encoder import FrozenEncoder
-from layerfuse.encoder.quantising import count_weights, quantisation
+from layerfuse.embeddings import EmbeddingStore
+from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders.devices import count_weights, quantisation
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, MissingExtraError
-from layerfuse.scoring import standardisation
-from layerfuse.store import EmbeddingStore
+from layerfuse.probing import standardisation
 from layerfuse.study import PARTS, PRESETS, make_settings
 from layerfuse.study.combinations import Choice, encoder_groups, fusion_names
 from layerfuse.study.corrections import holm, over_seeds, verdict_of

@@ -24,7 +24,7 @@ from families import save_model
 from helpers import Notes
 from layerfuse import LayerFusionClassifier
 from layerfuse.errors import NoMemoryError
-from layerfuse.events import Advance
+from layerfuse.progress import Advance
 from layerfuse.terminal import TerminalReporter
 
 COLUMNS = 80

@@ -12,19 +12,13 @@ from sklearn.linear_model import Ridge
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.evaluation.nested import OutOfFold, Training, pipeline
+from layerfuse.model_selection import Found, Recipe
 from layerfuse.pipeline import Plan, Task
+from layerfuse.probing import decompose, leave_one_out, one_hot, probe_blocks, probe_rows
 from layerfuse.resources import Budget
-from layerfuse.scoring import (
-    decompose,
-    leave_one_out,
-    one_hot,
-    probe_blocks,
-    probe_rows,
-    stratified_folds,
-)
-from layerfuse.search import Found, Recipe
 from layerfuse.selection import Allowance
-from layerfuse.training import OutOfFold, Training, pipeline
+from layerfuse.targets import stratified_folds
 
 Array = npt.NDArray[Any]
 Embeddings = dict[BlockRef, Array]

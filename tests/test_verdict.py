@@ -10,20 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from layerfuse.baselines import Baseline
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.evaluation import Comparison, Rows, Verdict, compare_baselines, decide, tradeoffs
+from layerfuse.evaluation.baselines import Baseline
+from layerfuse.evaluation.verdict import signed, times
 from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
-from layerfuse.verdict import (
-    Comparison,
-    Rows,
-    Verdict,
-    compare_baselines,
-    decide,
-    tradeoffs,
-)
-from layerfuse.verdict.wording import signed, times
 
 Labels = npt.NDArray[np.intp]
 

@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerfuse.blocks import BlockRef, BlockScores, Selection
-    from layerfuse.catalog import load_dataset
+    from layerfuse.classifier import LayerFusionClassifier, load
     from layerfuse.complementarity import compare
-    from layerfuse.corpus import TextDataset
-    from layerfuse.encoder import FrozenEncoder
+    from layerfuse.data import TextDataset, load_dataset
+    from layerfuse.embeddings import EmbeddingStore
+    from layerfuse.embeddings.extraction import extract
+    from layerfuse.encoders import FrozenEncoder
     from layerfuse.errors import LayerfuseError
-    from layerfuse.estimator import LayerFusionClassifier, load
-    from layerfuse.extraction import extract
-    from layerfuse.scoring import score_blocks
+    from layerfuse.probing import score_blocks
     from layerfuse.selection import select_blocks
-    from layerfuse.store import EmbeddingStore
 
-__version__ = "0.1.0"
+from layerfuse._version import __version__  # noqa: F401  # not in __all__: `import *` leaves dunders
 
 __all__ = [
     "BlockRef",
@@ -44,17 +43,17 @@ __all__ = [
 _HOME = {
     "BlockRef": "blocks",
     "BlockScores": "blocks",
-    "EmbeddingStore": "store",
-    "FrozenEncoder": "encoder",
-    "LayerFusionClassifier": "estimator",
+    "EmbeddingStore": "embeddings",
+    "FrozenEncoder": "encoders",
+    "LayerFusionClassifier": "classifier",
     "LayerfuseError": "errors",
     "Selection": "blocks",
-    "TextDataset": "corpus",
+    "TextDataset": "data",
     "compare": "complementarity",
-    "extract": "extraction",
-    "load": "estimator",
-    "load_dataset": "catalog",
-    "score_blocks": "scoring",
+    "extract": "embeddings.extraction",
+    "load": "classifier",
+    "load_dataset": "data",
+    "score_blocks": "probing",
     "select_blocks": "selection",
 }
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
-from layerfuse.labels import label_array
 from layerfuse.pipeline import CoordinateModel, FusedModel
-from layerfuse.scoring import PrincipalAxes
+from layerfuse.probing import PrincipalAxes
+from layerfuse.targets import label_array
 
 __all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle", "unsaved_kinds"]
 

@@ -38,6 +38,7 @@ __all__ = [
     "NotFoundError",
     "StorageError",
     "UnsupportedModelError",
+    "check_choice",
     "did_you_mean",
     "is_out_of_memory",
     "require",
@@ -106,6 +107,38 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest of ``known``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: object, known: Iterable[str], what: str) -> None:
+    """Refuse a name that is not one of ``known``.
+
+    Parameters
+    ----------
+    name : object
+        What was given.
+    known : iterable of str
+        What may be given, in the order in which the message lists it.
+    what : str
+        What it is a name of, such as ``"pooling"``.
+
+    Raises
+    ------
+    ConfigError
+        When it is none of them.
+
+    Examples
+    --------
+    >>> check_choice("mena", ("mean", "cls"), "pooling")
+    Traceback (most recent call last):
+    ...
+    layerfuse.errors.ConfigError: Unknown pooling 'mena'. Choose from mean, cls. Did you mean ...
+    """
+    names = list(known)
+    if name not in names:
+        raise ConfigError(
+            f"Unknown {what} {name!r}. Choose from {', '.join(names)}."
+            f"{did_you_mean(str(name), names)}"
+        )
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

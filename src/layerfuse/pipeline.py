@@ -13,7 +13,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.fusion import FittedFusion, Fusion, fit_fusion
 from layerfuse.heads import Head, fit_head, search_penalty
-from layerfuse.scoring import PrincipalAxes
+from layerfuse.probing import PrincipalAxes
 
 __all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "predict_held", "train"]
 

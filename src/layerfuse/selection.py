@@ -11,18 +11,11 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, did_you_mean
-from layerfuse.events import SILENT, Reporter
-from layerfuse.labels import Column, find_classes
 from layerfuse.parallel import n_cores, spread
+from layerfuse.probing import Probed, RidgeState, find_pair, one_hot, prior_errors, probe_blocks
+from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.scoring import (
-    Probed,
-    RidgeState,
-    find_pair,
-    one_hot,
-    prior_errors,
-    probe_blocks,
-)
+from layerfuse.targets import Column, find_classes
 
 __all__ = [
     "SELECTIONS",

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from layerfuse.events import Advance
+from layerfuse.progress import Advance
 
 __all__ = ["TerminalReporter", "console", "percent", "plain_table"]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.cli import keeping, running, studying
 from layerfuse.cli.options import PLAIN
 from layerfuse.errors import LayerfuseError, is_out_of_memory

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from layerfuse.events import Reporter
+    from layerfuse.progress import Reporter
 
 __all__ = ["finish", "print_json", "reporter"]
 
@@ -23,7 +23,7 @@ def reporter(quiet: bool, verbose: bool) -> Reporter:
         When both are asked for.
     """
     from layerfuse.errors import ConfigError
-    from layerfuse.events import SILENT
+    from layerfuse.progress import SILENT
     from layerfuse.terminal import TerminalReporter
 
     if quiet and verbose:

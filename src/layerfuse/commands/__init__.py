@@ -1,9 +1,7 @@
 """One plain function for each command; they return data and print nothing."""
 
-from layerfuse.commands.comparing import compare
-from layerfuse.commands.demo import demo
-from layerfuse.commands.fitting import fit, profile
-from layerfuse.commands.keeping import (
+from layerfuse.commands.analyze import compare, curve
+from layerfuse.commands.assets import (
     audit_data,
     check_model,
     list_datasets,
@@ -14,10 +12,10 @@ from layerfuse.commands.keeping import (
     pull_model,
     verify_store,
 )
-from layerfuse.commands.labelling import curve
-from layerfuse.commands.reporting import report
+from layerfuse.commands.fit import demo, fit, profile
+from layerfuse.commands.predict import evaluate, predict, write_predictions
+from layerfuse.commands.report import report
 from layerfuse.commands.reproducing import reproduce
-from layerfuse.commands.using import evaluate, predict, write_predictions
 
 __all__ = [
     "audit_data",

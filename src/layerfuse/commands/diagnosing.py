@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from layerfuse import __version__
-from layerfuse.complementarity.inputs import Labelled
-from layerfuse.complementarity.pairs import measure_pairs
-from layerfuse.corpus import NEAR, TextDataset, audit, near_duplicates
-from layerfuse.estimator import LayerFusionClassifier
-from layerfuse.events import SILENT, Reporter
-from layerfuse.memory import peak_mb
+from layerfuse._version import __version__
+from layerfuse.classifier import LayerFusionClassifier
+from layerfuse.complementarity import Labelled, measure_pairs
+from layerfuse.data import NEAR, TextDataset, audit, near_duplicates
+from layerfuse.parallel import peak_mb
+from layerfuse.progress import SILENT, Reporter
 from layerfuse.report.details import Predicted
-from layerfuse.scoring import stratified_rows
+from layerfuse.targets import stratified_rows
 
 __all__ = ["diagnose"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layerfuse.commands.places import check_results_folder, open_store
-from layerfuse.commands.reporting import check_report_extra
-from layerfuse.events import Reporter
+from layerfuse.commands.paths import check_results_folder, open_store
+from layerfuse.commands.report import check_report_extra
+from layerfuse.progress import Reporter
 from layerfuse.study import make_settings
 from layerfuse.study import reproduce as run_study
 from layerfuse.study.publishing import publish

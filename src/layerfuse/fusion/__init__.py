@@ -1,7 +1,7 @@
 """Combining the embeddings of several blocks into one feature matrix."""
 
-from layerfuse.fusion.base import RESIDUAL, FittedFusion, Fusion
-from layerfuse.fusion.fitting import FUSIONS, check_fusion, fit_fusion, load_fusion
+from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion
+from layerfuse.fusion.registry import FUSIONS, check_fusion, fit_fusion, load_fusion
 
 __all__ = [
     "FUSIONS",

@@ -1,6 +1,9 @@
 """The classifier that ships, over fused features."""
 
-from layerfuse.heads.fitting import (
+from layerfuse.heads.kernel import KernelHead
+from layerfuse.heads.linear import NEVER, LinearHead, fit_ridge
+from layerfuse.heads.mlp import PUBLISHED, MlpHead, fit_mlp
+from layerfuse.heads.registry import (
     HEADS,
     Head,
     check_head,
@@ -9,9 +12,6 @@ from layerfuse.heads.fitting import (
     row_weights,
     search_penalty,
 )
-from layerfuse.heads.kernel import KernelHead
-from layerfuse.heads.linear import NEVER, LinearHead, fit_ridge
-from layerfuse.heads.neural import PUBLISHED, MlpHead, fit_mlp
 
 __all__ = [
     "HEADS",

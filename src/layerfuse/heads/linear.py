@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.files import take_tensor
-from layerfuse.scoring import decompose, leave_one_out, one_hot, stratified_folds
+from layerfuse.probing import decompose, leave_one_out, one_hot
+from layerfuse.targets import stratified_folds
 
 __all__ = ["NEVER", "LinearHead", "fit_linear", "fit_ridge", "search_linear"]
 

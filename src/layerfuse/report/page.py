@@ -15,7 +15,8 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerfuse import __version__, figures
+from layerfuse import figures
+from layerfuse._version import __version__
 from layerfuse.files import atomic_write
 from layerfuse.report import choosing, facts, mistakes, weighing
 from layerfuse.report.parts import Figure, Section, percent, points

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.files import atomic_write
 from layerfuse.report.page import asset, environment, policy_of
 

@@ -13,8 +13,8 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError
 from layerfuse.fusion import FUSIONS, RESIDUAL, check_fusion
 from layerfuse.pipeline import Plan
+from layerfuse.probing import Probed
 from layerfuse.resources import Budget
-from layerfuse.scoring import Probed
 from layerfuse.selection import Allowance, choose
 
 __all__ = ["CHOICES", "Choice", "all_fusions", "choices", "encoder_groups", "fusion_names"]

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.bundle import Bundle, save_bundle
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.encoder import FrozenEncoder
+from layerfuse.classifier.classifier import describe
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator.saving import describe
 from layerfuse.pipeline import FusedModel, Plan, Task, train
-from layerfuse.scoring import Probed
+from layerfuse.probing import Probed
 from layerfuse.study.combinations import Choice
 from layerfuse.study.reading import EmbeddedData
 

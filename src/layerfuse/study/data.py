@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.catalog import load_dataset
-from layerfuse.corpus import TextDataset, audit, check_trainable
+from layerfuse.classifier.validation import training_rows
+from layerfuse.data import TextDataset, audit, check_trainable, load_dataset
 from layerfuse.errors import DataError
-from layerfuse.estimator.inputs import training_rows
-from layerfuse.events import Reporter
 from layerfuse.files import digest
+from layerfuse.progress import Reporter
 
 __all__ = ["StudyData", "count_shared", "prepare"]
 

@@ -11,16 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.events import Reporter
 from layerfuse.fusion import RESIDUAL
 from layerfuse.metrics import evaluate_predictions, paired_difference, share_interval
+from layerfuse.model_selection import Recipe, search
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task, train
-from layerfuse.scoring import Probed, probe_rows, stratified_rows
-from layerfuse.search import Recipe, search
+from layerfuse.probing import Probed, probe_rows
+from layerfuse.progress import Reporter
 from layerfuse.study.combinations import Choice, all_fusions, allowance_of, choices, encoder_groups
 from layerfuse.study.reading import EmbeddedData
 from layerfuse.study.settings import StudySettings
+from layerfuse.targets import stratified_rows
 
 __all__ = ["SEARCHED", "measure_fusions"]
 

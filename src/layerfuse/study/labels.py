@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from layerfuse.estimator.gathering import Rows
-from layerfuse.events import Reporter
-from layerfuse.learning_curve import learning_curve
-from layerfuse.scoring import Probed
+from layerfuse.embeddings.extraction import Rows
+from layerfuse.evaluation.learning_curve import learning_curve
+from layerfuse.probing import Probed
+from layerfuse.progress import Reporter
 from layerfuse.study.combinations import allowance_of
 from layerfuse.study.reading import EmbeddedData
 from layerfuse.study.settings import StudySettings

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from layerfuse import __version__
+from layerfuse._version import __version__
 
 __all__ = ["machine"]
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from layerfuse.complementarity import HEADLINE, Labelled, measure_pairs
-from layerfuse.estimator.gathering import Rows
-from layerfuse.scoring import Probed, one_hot, stratified_rows
+from layerfuse.embeddings.extraction import Rows
+from layerfuse.probing import Probed, one_hot
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import Pairs, measure_predictors
 from layerfuse.study.reading import EmbeddedData
 from layerfuse.study.settings import StudySettings
+from layerfuse.targets import stratified_rows
 
 __all__ = ["measure_pairs_of"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from layerfuse.encoder import FrozenEncoder
-from layerfuse.encoder.quantising import QUANTISED
+from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders.devices import QUANTISED
 from layerfuse.errors import LayerfuseError
-from layerfuse.events import Reporter
 from layerfuse.files import human_bytes
+from layerfuse.progress import Reporter
 
 __all__ = ["choose_precision", "fit_precision", "free_memory"]
 

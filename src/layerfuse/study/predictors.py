@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
-from layerfuse.estimator.gathering import Rows
+from layerfuse.embeddings.extraction import Rows
 from layerfuse.parallel import n_cores, spread
-from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.probing import decompose, leave_one_out, one_hot, probe_blocks
 
 __all__ = ["OUTCOMES", "Pairs", "halves", "measure_predictors"]
 

@@ -16,10 +16,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from layerfuse.memory import peak_mb, resident_mb
+from layerfuse.parallel import peak_mb, resident_mb
 
 if TYPE_CHECKING:
-    from layerfuse.estimator import LayerFusionClassifier
+    from layerfuse.classifier import LayerFusionClassifier
 
 __all__ = ["main"]
 
@@ -32,8 +32,8 @@ def main() -> None:
     started = time.perf_counter()
     import torch
 
-    from layerfuse.encoder import loading  # noqa: F401
-    from layerfuse.estimator import load
+    from layerfuse.classifier import load
+    from layerfuse.encoders import pretrained as loading  # noqa: F401
 
     torch.set_grad_enabled(False)
     imported = time.perf_counter()
@@ -76,7 +76,7 @@ class _Reading:
     """A classifier, cut as it ships, or reading its encoders to their ends."""
 
     def __init__(self, classifier: LayerFusionClassifier, *, cut: bool) -> None:
-        from layerfuse.encoder import FrozenEncoder
+        from layerfuse.encoders import FrozenEncoder
 
         self._model = classifier.model_
         self._encoders = classifier.encoders_
@@ -95,7 +95,7 @@ class _Reading:
 
     def predict(self, texts: list[str]) -> Any:
         """Probabilities (n_texts, n_classes); each encoder runs to the highest layer it has."""
-        from layerfuse.extraction import extract
+        from layerfuse.embeddings.extraction import extract
 
         found: dict[Any, Any] = {}
         for encoder in self._encoders:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.events import Reporter
 from layerfuse.metrics import paired_difference, share_interval
 from layerfuse.parallel import spread
-from layerfuse.scoring import PrincipalAxes, Probed, one_hot, probe_space
+from layerfuse.probing import PrincipalAxes, Probed, one_hot, probe_space
+from layerfuse.progress import Reporter
 from layerfuse.study.corrections import holm
 from layerfuse.study.reading import EmbeddedData
 

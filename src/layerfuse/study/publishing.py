@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from layerfuse.errors import require
-from layerfuse.events import SILENT, Reporter
 from layerfuse.files import atomic_write
+from layerfuse.progress import SILENT, Reporter
 from layerfuse.study.evidence import Evidence
 from layerfuse.study.page import claims_of, write_page
 from layerfuse.study.tables import write_tables

@@ -6,14 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layerfuse.encoder import FrozenEncoder
+from layerfuse.classifier.validation import open_encoders
+from layerfuse.embeddings import EmbeddingStore
+from layerfuse.embeddings.extraction import Embeddings, Gathered, extract
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, LayerfuseError
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.estimator.inputs import open_encoders
-from layerfuse.events import Reporter
-from layerfuse.extraction import Embeddings, extract
 from layerfuse.files import digest
-from layerfuse.store import EmbeddingStore
+from layerfuse.progress import Reporter
 from layerfuse.study.data import StudyData
 from layerfuse.study.precision import choose_precision
 from layerfuse.study.settings import StudySettings

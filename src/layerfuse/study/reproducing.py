@@ -8,13 +8,13 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
-from layerfuse.encoder import FrozenEncoder
+from layerfuse.embeddings import EmbeddingStore
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, LayerfuseError
-from layerfuse.events import SILENT, Reporter
-from layerfuse.scoring import Probed, stratified_rows
-from layerfuse.store import EmbeddingStore
+from layerfuse.probing import Probed
+from layerfuse.progress import SILENT, Reporter
 from layerfuse.study.combinations import Choice, choices, encoder_groups
 from layerfuse.study.costs import measure_cost, timed_choices
 from layerfuse.study.data import StudyData, count_shared, prepare
@@ -26,6 +26,7 @@ from layerfuse.study.profiles import Profiled, describe_profile, profile_blocks
 from layerfuse.study.reading import EmbeddedData, identities, read_all
 from layerfuse.study.results import Results, write_compact
 from layerfuse.study.settings import StudySettings
+from layerfuse.targets import stratified_rows
 
 __all__ = ["reproduce"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from layerfuse.errors import LayerfuseError
-from layerfuse.events import Reporter
 from layerfuse.files import atomic_write, digest, read_json
+from layerfuse.progress import Reporter
 from layerfuse.study.machine import machine
 
 __all__ = ["Results", "read_units", "write_compact"]

@@ -1,0 +1,153 @@
+"""What lies on disk: ``models``, ``datasets`` and ``store``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from layerfuse.commands.paths import open_store
+from layerfuse.data import (
+    DATASETS,
+    ENCODERS,
+    audit,
+    encoder_path,
+    is_pulled,
+    load_dataset,
+    pull_dataset,
+)
+from layerfuse.encoders import FrozenEncoder, check_encoder
+from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
+from layerfuse.progress import Reporter
+
+__all__ = [
+    "audit_data",
+    "check_model",
+    "list_datasets",
+    "list_models",
+    "list_store",
+    "prune_store",
+    "pull_data",
+    "pull_model",
+    "verify_store",
+]
+
+
+def list_models() -> list[dict[str, Any]]:
+    """The named encoders."""
+    return [
+        {
+            "name": entry.name,
+            "layers": entry.n_layers,
+            "dim": entry.dim,
+            "pulled": is_pulled(entry.name),
+            "licence": entry.licence,
+            "description": entry.description,
+        }
+        for entry in ENCODERS.values()
+    ]
+
+
+def pull_model(name: str, reporter: Reporter) -> dict[str, Any]:
+    """Download a named encoder."""
+    if name not in ENCODERS:
+        raise NotFoundError(
+            f"Unknown encoder {name!r}.{did_you_mean(name, ENCODERS)} Named encoders: "
+            f"{', '.join(ENCODERS)}. Others are downloaded from the Hub when they are used."
+        )
+    return {"name": name, "path": str(encoder_path(name, reporter))}
+
+
+def check_model(name: str, device: str, dtype: str, reporter: Reporter) -> dict[str, Any]:
+    """Invariance and parity of a model's embeddings."""
+    encoder = FrozenEncoder.from_pretrained(name, device=device, dtype=dtype, reporter=reporter)
+    checks = check_encoder(encoder)
+    return {
+        "name": encoder.name,
+        "dtype": encoder.dtype,
+        "device": encoder.device,
+        "layers": encoder.n_layers,
+        "dim": encoder.dim,
+        "ok": all(check.ok for check in checks),
+        "checks": [{**asdict(check), "ok": check.ok} for check in checks],
+    }
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """The named datasets."""
+    return [
+        {
+            "name": entry.name,
+            "classes": entry.n_classes,
+            "rows": dict(entry.rows),
+            "pulled": is_pulled(entry.name),
+            "source": entry.source,
+            "description": entry.description,
+        }
+        for entry in DATASETS.values()
+    ]
+
+
+def pull_data(name: str, reporter: Reporter) -> dict[str, Any]:
+    """Download a named dataset."""
+    return {"name": name, "path": str(pull_dataset(name, reporter))}
+
+
+def audit_data(
+    data: str,
+    test: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Duplicates, conflicts, leaks, empty and long texts, class counts."""
+    dataset = load_dataset(
+        data, text_column=text_column, label_column=label_column, test=test, reporter=reporter
+    )
+    return audit(dataset).to_dict()
+
+
+def list_store(root: str | None) -> list[dict[str, Any]]:
+    """The store's sections."""
+    return [info.to_dict() for info in open_store(root).sections()]
+
+
+def verify_store(root: str | None, reporter: Reporter) -> dict[str, Any]:
+    """Check every byte of the store."""
+    store = open_store(root)
+    damaged = store.verify(reporter)
+    sections = store.sections()
+    return {
+        "root": str(store.root),
+        "shards": sum(info.shards for info in sections),
+        "n_bytes": sum(info.n_bytes for info in sections),
+        "damaged": [str(path) for path in damaged],
+    }
+
+
+def prune_store(
+    root: str | None, encoder: str | None, older_than_days: float | None, everything: bool
+) -> list[dict[str, Any]]:
+    """Delete sections by encoder, by age, or all of them; return what was deleted."""
+    if encoder is None and older_than_days is None and not everything:
+        raise ConfigError("Say what to delete: --encoder NAME, --older-than DAYS, or --all.")
+    if everything and (encoder is not None or older_than_days is not None):
+        raise ConfigError("--all deletes everything; leave it out to delete only some.")
+    if older_than_days is not None and not older_than_days >= 0:
+        raise ConfigError(f"--older-than {older_than_days:g} should be 0 days or more.")
+    store = open_store(root)
+    names = dict.fromkeys(info.encoder for info in store.sections())
+    if encoder is not None and names and encoder not in names:
+        raise NotFoundError(
+            f"The store holds no embeddings of {encoder!r}.{did_you_mean(encoder, names)} It holds "
+            f"those of {', '.join(names)}."
+        )
+    removed = store.prune(
+        lambda info: (
+            everything
+            or (
+                (encoder is None or info.encoder == encoder)
+                and (older_than_days is None or info.idle_s > older_than_days * 86_400)
+            )
+        )
+    )
+    return [info.to_dict() for info in removed]

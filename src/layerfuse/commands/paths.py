@@ -1,0 +1,74 @@
+"""Where a command will write: refused before any work, not after it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from layerfuse.embeddings import EmbeddingStore
+from layerfuse.errors import ConfigError, NotFoundError, StorageError
+
+__all__ = ["check_new_file", "check_new_folder", "check_results_folder", "open_store"]
+
+
+def check_new_folder(path: Path) -> None:
+    """Raise StorageError when ``path`` exists or cannot be made."""
+    if path.exists():
+        raise StorageError(f"{path} exists already. Choose another folder with --out.")
+    _check_parents(path, "--out")
+
+
+def check_new_file(path: Path) -> None:
+    """Raise StorageError when ``path`` is no file or cannot be made; a file is replaced."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
+    _check_parents(path, "--out")
+
+
+def check_results_folder(path: Path) -> None:
+    """Raise StorageError unless ``path`` is new, empty or an earlier run's folder to go on with."""
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path} is a file. Give the name of a folder with --out.")
+    if path.exists() and any(path.iterdir()) and not (path / "raw").is_dir():
+        raise StorageError(
+            f"{path} holds something that is no study's. Choose another folder with --out."
+        )
+    _check_parents(path, "--out")
+
+
+def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
+    """The store in ``root``, or that of the cache.
+
+    Raises
+    ------
+    ConfigError
+        When it is not a folder.
+    NotFoundError
+        When ``root`` is given and not there, unless it may be ``new``.
+    """
+    store = EmbeddingStore(root)
+    if store.root.exists() and not store.root.is_dir():
+        raise ConfigError(f"{store.root} is not a folder. Give the store's folder with --store.")
+    if root is not None and not new and not store.root.exists():
+        raise NotFoundError(f"There is no store {root}. Give the store's folder with --store.")
+    _check_parents(store.root, "--store")
+    return store
+
+
+def _check_parents(path: Path, option: str) -> None:
+    """The nearest folder that exists must be one, and let itself be written to."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise StorageError(
+            f"{path} cannot be made: {nearest} is not a folder. Choose another place with {option}."
+        )
+    if path.exists():
+        return
+    try:  # to ask for permission is not enough: root has it where nothing can be made
+        Path(tempfile.mkdtemp(prefix=".layerfuse", dir=nearest)).rmdir()
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be made: {nearest} may not be written to. Choose another place with "
+            f"{option}."
+        ) from error

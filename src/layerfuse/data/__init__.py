@@ -1,0 +1,34 @@
+"""Named encoders and datasets: where each can be had, with pinned checksums."""
+
+from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, contained_rows, near_duplicates
+from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
+from layerfuse.data.columns import TEXT_NAMES, ColumnError
+from layerfuse.data.dataset import Split, TextDataset, check_trainable
+from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset
+from layerfuse.data.hub import read_hub
+from layerfuse.data.readers import read_dataset
+
+__all__ = [
+    "DATASETS",
+    "ENCODERS",
+    "NEAR",
+    "TEXT_NAMES",
+    "Audit",
+    "ColumnError",
+    "DatasetEntry",
+    "EncoderEntry",
+    "NearDuplicate",
+    "Package",
+    "Split",
+    "TextDataset",
+    "audit",
+    "check_trainable",
+    "contained_rows",
+    "encoder_path",
+    "is_pulled",
+    "load_dataset",
+    "near_duplicates",
+    "pull_dataset",
+    "read_dataset",
+    "read_hub",
+]

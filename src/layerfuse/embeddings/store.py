@@ -1,0 +1,138 @@
+"""A folder of sections, one for each encoder and set of settings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from layerfuse.embeddings.section import Section
+from layerfuse.errors import FormatError
+from layerfuse.files import cache_dir, digest, read_json, write_json
+from layerfuse.progress import SILENT, Reporter
+
+__all__ = ["EmbeddingStore", "SectionInfo"]
+
+_KIND, _VERSION = "layerfuse-store", 1
+_MANIFEST = "manifest.json"
+_IN_FLIGHT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class SectionInfo:
+    """What one section holds: shards, bytes, and seconds since it was last used."""
+
+    encoder: str
+    folder: Path
+    identity: dict[str, Any]
+    shards: int
+    n_bytes: int
+    idle_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+class EmbeddingStore:
+    """The cache of embeddings on disk.
+
+    A section's key names everything that changes a value (weights, tokenizer, template, token
+    limit, dtype, format version); inside it rows are found by the hash of their text, so equal
+    texts are computed once and new rows or poolings add only what is new. Several processes may
+    write at once: each shard is a file of its own, renamed into place when it is whole.
+
+    Parameters
+    ----------
+    root
+        Its folder; by default ``store`` in the cache folder (``LAYERFUSE_CACHE``).
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root).expanduser() if root is not None else cache_dir() / "store"
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStore({str(self.root)!r})"
+
+    def section(
+        self, encoder: str, identity: Mapping[str, Any], reporter: Reporter = SILENT
+    ) -> Section:
+        """Open the section of an encoder's `identity`, creating it when it is new.
+
+        Raises
+        ------
+        FormatError
+            When it was written by a newer version.
+        """
+        key = digest(str(_VERSION), json.dumps(identity, sort_keys=True))[:16]
+        safe = re.sub(r"[^\w.-]", "_", encoder)
+        folder = next(self.root.glob(f"*-{key}"), self.root / f"{safe}-{key}")
+        manifest = folder / _MANIFEST
+        if manifest.exists():
+            read_json(manifest, kind=_KIND, version=_VERSION)
+            with contextlib.suppress(OSError):  # a store may be read-only
+                os.utime(manifest)
+        else:
+            write_json(
+                manifest,
+                {
+                    "format": _KIND,
+                    "format_version": _VERSION,
+                    "encoder": encoder,
+                    "identity": dict(identity),
+                },
+            )
+        section = Section(folder, reporter)
+        section.refresh()
+        return section
+
+    def sections(self) -> list[SectionInfo]:
+        """All sections, the most recently used first."""
+        found = []
+        for manifest in self.root.glob(f"*/{_MANIFEST}"):
+            try:
+                value = read_json(manifest, kind=_KIND, version=_VERSION)
+            except FormatError:
+                continue  # not ours, or from a newer version: not ours to delete either
+            shards = list(manifest.parent.glob("*.safetensors"))
+            found.append(
+                SectionInfo(
+                    encoder=value["encoder"],
+                    folder=manifest.parent,
+                    identity=value["identity"],
+                    shards=len(shards),
+                    n_bytes=sum(shard.stat().st_size for shard in shards),
+                    idle_s=max(0.0, time.time() - manifest.stat().st_mtime),
+                )
+            )
+        return sorted(found, key=lambda info: info.idle_s)
+
+    def verify(self, reporter: Reporter = SILENT) -> list[Path]:
+        """Read every shard; damaged ones are set aside and returned."""
+        damaged: list[Path] = []
+        for info in self.sections():
+            damaged += Section(info.folder, reporter).verify()
+        return damaged
+
+    def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
+        """Delete the sections for which ``remove`` is true, and everyone's damaged shards and
+        temporary files older than an hour; return the deleted sections."""
+        gone = []
+        for info in self.sections():
+            if remove(info):
+                shutil.rmtree(info.folder)
+                gone.append(info)
+                continue
+            for damaged in info.folder.glob("*.corrupt"):
+                damaged.unlink(missing_ok=True)
+            for leftover in info.folder.glob(".*.tmp"):
+                # A young one may be another process's shard in flight.
+                if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
+                    leftover.unlink(missing_ok=True)
+        return gone

@@ -1,0 +1,151 @@
+"""One forward pass over a batch: padding, pooling on the way, and results that may be pending."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.encoders.architecture import Architecture
+from layerfuse.errors import UnsupportedModelError
+from layerfuse.pooling import Pooler
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Pending", "pad", "run_pass"]
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass once the highest layer asked for has been read."""
+
+
+class Pending:
+    """Pooled states on their way to numpy; a GPU may still be computing them.
+
+    Copies are queued behind the forward pass into pinned memory, so that nothing waits before
+    `result`, which also checks that all values are finite.
+    """
+
+    def __init__(self, pooled: Mapping[int, torch.Tensor], name: str, dtype: str) -> None:
+        import torch
+
+        self._name, self._dtype = name, dtype
+        self._event: torch.cuda.Event | None = None
+        if all(tensor.device.type != "cuda" for tensor in pooled.values()):
+            self._pooled = {layer: tensor.cpu() for layer, tensor in pooled.items()}
+            return
+        self._pooled = {
+            layer: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
+            for layer, tensor in pooled.items()
+        }
+        with torch.cuda.device(next(iter(pooled.values())).device):
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def result(self) -> dict[int, npt.NDArray[np.float32]]:
+        """For each layer an array of shape (n_texts, n_poolings, dim).
+
+        Raises
+        ------
+        UnsupportedModelError
+            When the model yields values that are not finite.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        arrays = {layer: tensor.numpy() for layer, tensor in self._pooled.items()}
+        for layer, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UnsupportedModelError(
+                    f"{self._name} gives values that are not finite at layer {layer} in "
+                    f"{self._dtype}. Use --dtype float32 (dtype='float32')."
+                )
+        return arrays
+
+
+def pad(
+    ids: Sequence[Sequence[int]], pad_id: int, device: str, architecture: Architecture, side: str
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """The forward method's arguments on the device, and the (batch, tokens) bool mask on the CPU.
+
+    A batch without padding comes without a mask, so that models need not make or add one.
+    """
+    import torch
+
+    width = max(len(row) for row in ids)
+    tokens = np.full((len(ids), width), pad_id, dtype=np.int64)
+    real = np.zeros((len(ids), width), dtype=bool)
+    for index, row in enumerate(ids):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        tokens[index, place] = row
+        real[index, place] = True
+    mask = torch.from_numpy(real)
+    inputs: dict[str, Any] = {"input_ids": _send(torch.from_numpy(tokens), device)}
+    if "use_cache" in architecture.accepts:
+        inputs["use_cache"] = False
+    if real.all():
+        return inputs, mask
+    inputs["attention_mask"] = _send(mask.long(), device)
+    takes_positions = "position_ids" in architecture.accepts and not architecture.own_positions
+    if side == "left" and takes_positions:
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        inputs["position_ids"] = _send(positions, device)
+    return inputs, mask
+
+
+def _send(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def run_pass(
+    architecture: Architecture,
+    inputs: dict[str, Any],
+    pooler: Pooler,
+    layers: tuple[int, ...],
+) -> dict[int, torch.Tensor]:
+    """Pool each wanted layer while the forward pass goes by, and stop after the highest."""
+    pooled: dict[int, torch.Tensor] = {}
+    blocks = architecture.blocks
+    if blocks is None:
+        states = architecture.stack(**inputs, output_hidden_states=True).hidden_states
+        return {layer: pooler(states[layer]) for layer in layers}
+    with _hooked(blocks, layers, pooler, pooled), contextlib.suppress(_EnoughError):
+        last = architecture.stack(**inputs)[0]
+        pooled[architecture.n_layers] = pooler(last)
+    return pooled
+
+
+@contextlib.contextmanager
+def _hooked(
+    blocks: torch.nn.ModuleList,
+    layers: tuple[int, ...],
+    pooler: Pooler,
+    pooled: dict[int, torch.Tensor],
+) -> Iterator[None]:
+    """Pool what block ``layer + 1`` receives, for each layer below the last."""
+
+    def hook_for(layer: int) -> Any:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            pooled[layer] = pooler(args[0] if args else kwargs["hidden_states"])
+            if layer == layers[-1]:
+                raise _EnoughError
+
+        return hook
+
+    handles = [
+        blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
+        for layer in layers
+        if layer < len(blocks)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

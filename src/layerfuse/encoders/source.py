@@ -1,0 +1,145 @@
+"""Where an encoder's files are: a catalog name, a folder, a GGUF file or a Hub repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerfuse.data.catalog import ENCODERS
+from layerfuse.data.download import encoder_path
+from layerfuse.errors import NotFoundError, UnsupportedModelError, did_you_mean
+from layerfuse.files import fingerprint_file, fingerprint_folder
+from layerfuse.progress import SILENT, Reporter
+
+__all__ = ["EncoderSource", "find_source"]
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_TOKENIZER_SUFFIXES = {".model", ".jinja"}
+_TOKENIZER_TEXTS = {"vocab.txt", "merges.txt"}
+_PICKLED = {".bin", ".pt", ".pth"}
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """The files of one encoder on this machine.
+
+    ``origin`` finds it again: a catalog name, an absolute path or a Hub name.
+    """
+
+    name: str
+    origin: str
+    folder: Path
+    gguf_file: str | None
+    revision: str | None
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the GGUF file itself."""
+        return self.folder / self.gguf_file if self.gguf_file else self.folder
+
+    def fingerprints(self, *, allow_pickle: bool) -> dict[str, str]:
+        """Digests of the weights, the tokenizer's files and the configuration."""
+        if self.gguf_file:
+            return {"weights": fingerprint_file(self.path)}  # whatever the file is called
+        names = [file.name for file in self.folder.iterdir() if file.is_file()]
+        weights = [name for name in names if Path(name).suffix == ".safetensors"]
+        if not weights and allow_pickle:
+            weights = [name for name in names if Path(name).suffix in _PICKLED]
+        if not weights:
+            found = [name for name in names if Path(name).suffix in _PICKLED]
+            raise UnsupportedModelError(
+                f"{self.folder} has no .safetensors weights"
+                + (
+                    f", only {found[0]}, which can run code when it is loaded. Convert it to "
+                    "safetensors, or, if you trust it, open it with allow_pickle=True."
+                    if found
+                    else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
+                )
+            )
+        config = ["config.json"]
+        tokenizer = [name for name in names if _is_of_tokenizer(name)]
+        if not tokenizer:  # transformers would make one up that knows no word
+            raise UnsupportedModelError(
+                f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
+                "not saved. Save them into the same folder: tokenizer.save_pretrained(folder)."
+            )
+        return {
+            "weights": fingerprint_folder(self.folder, weights),
+            "tokenizer": fingerprint_folder(self.folder, tokenizer),
+            "config": fingerprint_folder(self.folder, config),
+        }
+
+
+def _is_of_tokenizer(name: str) -> bool:
+    path = Path(name)
+    if path.suffix == ".json":
+        return path.stem.startswith(("tokenizer", "special", "added", "chat", "vocab"))
+    return path.suffix in _TOKENIZER_SUFFIXES or name in _TOKENIZER_TEXTS
+
+
+def find_source(
+    name_or_path: str, *, name: str | None, revision: str | None, reporter: Reporter = SILENT
+) -> EncoderSource:
+    """Find an encoder's files, downloading them where that is needed.
+
+    Raises
+    ------
+    NotFoundError
+        When nothing of that name exists here, in the catalog or on the Hub.
+    UnsupportedModelError
+        When a folder is not a model folder.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path in ENCODERS and not (path / "config.json").exists():
+        path = encoder_path(name_or_path, reporter)
+        return _local(path, name or name_or_path, name_or_path, revision)
+    if path.exists():
+        return _local(path, name or path.resolve().stem, str(path.resolve()), revision)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not name_or_path.startswith("."):
+        folder = _download(name_or_path, revision, reporter)
+        short = name_or_path.rpartition("/")[2]
+        return _local(folder, name or short, name_or_path, folder.name)
+    if path.suffix == ".gguf" or len(path.parts) > 2:
+        near = [str(other) for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise NotFoundError(
+            f"There is no model folder or .gguf file {name_or_path!r}."
+            f"{did_you_mean(str(path), near)}"
+        )
+    raise NotFoundError(
+        f"Unknown encoder {name_or_path!r}.{did_you_mean(name_or_path, ENCODERS)} It is "
+        f"neither a catalog name ({', '.join(ENCODERS)}), nor a model folder or .gguf file "
+        "here, nor a Hub name of the form owner/name."
+    )
+
+
+def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderSource:
+    """A folder with config.json, or a .gguf file."""
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UnsupportedModelError(
+                f"{path} is a file, but not a .gguf file. Give the model's folder instead."
+            )
+        return EncoderSource(name, origin, path.parent, path.name, revision)
+    if not (path / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"{path} has no config.json, so it is not a Hugging Face model folder. Give the folder "
+            "that holds config.json, model.safetensors and the tokenizer's files."
+        )
+    return EncoderSource(name, origin, path, None, revision)
+
+
+def _download(repository: str, revision: str | None, reporter: Reporter) -> Path:
+    """The Hub snapshot's folder; it is named by its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    reporter.note(f"looking for {repository} in the Hub's cache or on the Hub")
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFoundError(
+            f"{repository!r} is not a folder here, and it could not be had from the Hub: "
+            f"{str(error).strip().splitlines()[0].rstrip('.')}.\nCheck the name and the "
+            "connection, log in if the model is gated, or give a local folder."
+        ) from error

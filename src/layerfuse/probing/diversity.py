@@ -1,0 +1,155 @@
+"""Whether two classifiers are right on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.errors import DataError
+from layerfuse.metrics import check_correct_pair
+
+__all__ = ["Agreement", "linear_cka", "measure_agreement"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many rows both, one or none of two classifiers a and b get right.
+
+    The measures are those of Kuncheva and Whitaker, "Measures of Diversity in Classifier
+    Ensembles" (Machine Learning 51, 2003); all but Q are shares of rows from 0 to 1.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def accuracy_a(self) -> float:
+        return (self.both + self.only_a) / self.n
+
+    @property
+    def accuracy_b(self) -> float:
+        return (self.both + self.only_b) / self.n
+
+    @property
+    def disagreement(self) -> float:
+        """Exactly one is right."""
+        return (self.only_a + self.only_b) / self.n
+
+    @property
+    def double_fault(self) -> float:
+        """Both are wrong."""
+        return self.neither / self.n
+
+    @property
+    def oracle_accuracy(self) -> float:
+        """At least one is right: what a perfect judge between the two would reach."""
+        return 1.0 - self.neither / self.n
+
+    @property
+    def yules_q(self) -> float:
+        """Yule's Q (1900), from -1 (never right together) over 0 (independent) to 1.
+
+        Its denominator is 0 exactly when one of the two is right on every row or wrong on every
+        row. Such a one is independent of any other, so that Q is 0 there.
+        """
+        together, apart = self.both * self.neither, self.only_a * self.only_b
+        return (together - apart) / (together + apart) if together + apart else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """The measures by name, without the counts."""
+        return {
+            "disagreement": self.disagreement,
+            "yules_q": self.yules_q,
+            "double_fault": self.double_fault,
+            "oracle_accuracy": self.oracle_accuracy,
+        }
+
+
+def measure_agreement(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Agreement:
+    """Count how often two classifiers are right on the same rows.
+
+    Parameters
+    ----------
+    correct_a, correct_b : (n,) bool, whether each row's prediction is right
+
+    Raises
+    ------
+    DataError
+        For arrays that are not bool, not of one shape (n,), or empty.
+    """
+    a, b = check_correct_pair(correct_a, correct_b)
+    return Agreement(
+        both=int((a & b).sum()),
+        only_a=int((a & ~b).sum()),
+        only_b=int((b & ~a).sum()),
+        neither=int((~a & ~b).sum()),
+    )
+
+
+Doubles = npt.NDArray[np.float64]
+
+
+def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
+    r"""Linear centred kernel alignment of two feature matrices over the same rows.
+
+    :math:`\|X^T Y\|_F^2 / (\|X^T X\|_F \|Y^T Y\|_F)` with centred columns (Kornblith et al.,
+    "Similarity of Neural Network Representations Revisited", ICML 2019, section 3): 1 for features
+    that are equal up to rotation, scale and offset, 0 for features that are uncorrelated in every
+    pair of columns. Where there are fewer rows than columns the same numbers come from the two
+    (n, n) Gram matrices, so the cost is that of the smaller way. A matrix whose columns are all
+    constant says nothing, and its similarity with anything is 0.
+
+    It is biased upwards for few rows: two random matrices of d columns give about d / (n + d).
+
+    Parameters
+    ----------
+    X : (n, dim_x) features; brought to float64 before centring, so that a large offset is harmless
+    Y : (n, dim_y) features of the same rows
+
+    Returns
+    -------
+    float
+        From 0 to 1, without unit.
+
+    Raises
+    ------
+    DataError
+        For arrays that are not two matrices over the same rows, or values that are not finite.
+    """
+    a, b = np.asarray(X, dtype=np.float64), np.asarray(Y, dtype=np.float64)
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or not len(a):
+        raise DataError(
+            f"Got features of shapes {a.shape} and {b.shape}. Expected (n, dim_x) and (n, dim_y) "
+            "over the same n rows, with at least one row."
+        )
+    for name, table in (("X", a), ("Y", b)):
+        if not np.isfinite(table).all():
+            row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
+            raise DataError(f"Row {row} of {name} holds a NaN or an infinity. Give finite numbers.")
+    a, b = _centred(a), _centred(b)
+    if len(a) < max(a.shape[1], b.shape[1]):
+        left, right = a @ a.T, b @ b.T
+        shared, own = float((left * right).sum()), np.linalg.norm(left) * np.linalg.norm(right)
+    else:
+        shared = float(np.linalg.norm(a.T @ b) ** 2)
+        own = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
+    return float(np.clip(shared / own, 0.0, 1.0)) if own > 0 else 0.0
+
+
+def _centred(X: Doubles) -> Doubles:
+    """Columns of mean 0, the whole of norm 1; what is constant becomes exactly 0."""
+    varies = X.max(axis=0) > X.min(axis=0)
+    centred = np.where(varies, X - X.mean(axis=0), 0.0)
+    largest = np.abs(centred).max(initial=0.0)
+    if largest == 0:
+        return centred
+    centred = centred / largest  # first, so that no square overflows
+    return np.asarray(centred / np.linalg.norm(centred))

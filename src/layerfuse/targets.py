@@ -1,0 +1,385 @@
+"""What is predicted: labels as users hold them, and the one place that knows what they mean.
+
+All that follows from a text having exactly one label (a row of the target matrix, the decision, the
+link, the losses, stratification) is in `LabelSpace` and `Targets`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.errors import ConfigError, DataError
+from layerfuse.metrics import Evaluation, evaluate_predictions
+
+__all__ = [
+    "Column",
+    "LabelSpace",
+    "Targets",
+    "as_list",
+    "find_classes",
+    "is_missing",
+    "label_array",
+]
+
+Column: TypeAlias = Iterable[Any]
+"""A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
+
+Rows: TypeAlias = npt.NDArray[np.intp]
+Floats: TypeAlias = npt.NDArray[np.floating]
+
+Decisions: TypeAlias = npt.NDArray[np.intp]
+"""What is predicted for each row, in the form that `LabelSpace.decide` gives."""
+
+_TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
+
+
+def as_list(values: Column | None, what: str) -> list[Any]:
+    """The values of a column as plain Python values; ``what`` names them in messages.
+
+    Raises
+    ------
+    DataError
+        For a single value, a table, or what has no order.
+    """
+    if values is None or isinstance(values, (str, bytes)):
+        got = "nothing" if values is None else "one string"
+        raise DataError(f"Got {got} where {what} are expected. Give a list of them, even of one.")
+    names = getattr(values, "column_names", getattr(values, "columns", None))
+    if names is not None or isinstance(values, (Mapping, Set)):
+        columns = ", ".join(map(str, list(values if names is None else names)[:10]))
+        raise DataError(
+            f"Got a {type(values).__name__} where a column of {what} is expected. Give one column "
+            f"of it, such as data['text'], or a list; it holds: {columns}."
+        )
+    shape = getattr(values, "shape", None)
+    if shape is not None and len(shape) != 1:
+        raise DataError(
+            f"Got an array of shape {tuple(shape)} where {what} of shape (n,) are expected. Give "
+            "one column of it, such as values[:, 0]."
+        )
+    for name in _TO_LIST:
+        if hasattr(values, name) and getattr(values, "dtype", None) not in _TIMES:
+            return [_plain(value) for value in getattr(values, name)()]
+    try:
+        if hasattr(values, "__array__") and not hasattr(values, "__iter__"):
+            return as_list(np.asarray(values), what)
+        return [_plain(value) for value in values]
+    except TypeError as error:
+        raise DataError(
+            f"Got {values!r} ({type(values).__name__}) where {what} are expected. Give a list."
+        ) from error
+
+
+_TIMES = tuple(np.dtype(f"{kind}8[{unit}]") for kind in "Mm" for unit in ("ns", "ps", "fs", "as"))
+"""Times too fine for Python's own, which ``tolist`` turns into bare integers."""
+
+
+def find_classes(y: Column | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """The distinct labels, and for each row the number of its label.
+
+    Labels may be of any hashable kind. They are sorted where Python can compare them, else they
+    stand in the order of their first rows.
+
+    Parameters
+    ----------
+    y
+        Labels (n,).
+
+    Returns
+    -------
+    classes, codes
+        Labels (n_classes,), of dtype object where no plain dtype holds them as they are, and
+        class indices (n,).
+
+    Raises
+    ------
+    DataError
+        For a missing label, one that cannot be hashed, or two that are equal but of two types.
+    """
+    if type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "biu":
+        classes, codes = np.unique(y, return_inverse=True)
+        return classes, codes
+    labels = as_list(y, "labels")
+    first: dict[Hashable, Any] = {}
+    for row, label in enumerate(labels):
+        try:
+            same = first.setdefault(label, label)
+        except TypeError as error:
+            raise DataError(
+                f"The label of row {row} is {label!r} ({type(label).__name__}), which cannot be "
+                "hashed. Give one label for each text, such as a string, a number or a tuple."
+            ) from error
+        if is_missing(label):
+            raise DataError(f"Row {row} has no label ({label!r}). Drop such rows, or label them.")
+        if type(same) is not type(label):
+            raise DataError(
+                f"The labels {same!r} ({type(same).__name__}) and {label!r} "
+                f"({type(label).__name__}, row {row}) are equal to Python. Give labels of one kind."
+            )
+    try:
+        ordered = sorted(first)  # type: ignore[type-var]
+    except TypeError:
+        ordered = list(first)
+    numbers = {label: number for number, label in enumerate(ordered)}
+    codes = np.fromiter((numbers[label] for label in labels), dtype=np.intp, count=len(labels))
+    return label_array(ordered), codes
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is None, NaN, NaT or pandas' NA."""
+    if value is None:
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # NA is not even true or false
+        return True
+
+
+def _plain(value: Any) -> Any:
+    """The Python value inside of numpy's or Arrow's wrapping."""
+    if isinstance(value, np.generic) and value.dtype.kind not in "Mm":
+        return value.item()
+    return value.as_py() if hasattr(value, "as_py") else value
+
+
+def label_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
+    """Labels (n,) in a plain dtype where it gives back the very same values, else as objects."""
+    if len({type(label) for label in labels}) == 1 and type(labels[0]) in (str, bool, int, float):
+        array = np.array(labels)
+        # a str that ends in NUL and an int above 64 bits come back as something else
+        if array.tolist() == list(labels) and array.dtype != object:
+            return array
+    array = np.empty(len(labels), dtype=object)
+    for number, label in enumerate(labels):  # numpy would take tuples apart
+        array[number] = label
+    return array
+
+
+class Splitter(Protocol):
+    """A cross-validation splitter of scikit-learn, such as ``GroupKFold(5)``."""
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterable[tuple[Rows, Rows]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSpace:
+    """The labels that can be predicted, of which each text has one.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (n_classes,)
+        The labels, as they were given.
+    """
+
+    classes: npt.NDArray[Any]
+
+    @property
+    def n_outputs(self) -> int:
+        """Columns of the target matrix, of logits and of probabilities."""
+        return len(self.classes)
+
+    def decide(self, scores: npt.ArrayLike) -> Decisions:
+        """Scores, logits or probabilities (n, n_outputs) to decisions (n,)."""
+        return np.asarray(np.asarray(scores).argmax(axis=1))
+
+    def decode(self, decisions: Decisions) -> npt.NDArray[Any]:
+        """Decisions (n,) to labels (n,), as they were given."""
+        return np.asarray(self.classes[decisions])
+
+    def link(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Logits (n, n_outputs) to probabilities (n, n_outputs)."""
+        from scipy.special import softmax
+
+        return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=1))
+
+    def encode(self, y: Column) -> Targets:
+        """Labels (n,) as targets of this space.
+
+        Raises
+        ------
+        DataError
+            For a label that is not one of ``classes``.
+        """
+        labels = as_list(y, "labels")
+        known = self.classes.tolist()
+        codes = {label: code for code, label in enumerate(known)}
+        # A CSV file knows only strings: its "1" is the 1 that Python trained with.
+        by_text = {str(label): code for label, code in codes.items()}
+        if len(by_text) == len(codes):
+            for label in set(labels) - set(codes):
+                if str(label) in by_text:
+                    codes[label] = by_text[str(label)]
+        if unknown := sorted({str(label) for label in labels if label not in codes}):
+            raise DataError(
+                f"Labels that do not occur in training: {', '.join(unknown[:5])}. Known labels: "
+                f"{', '.join(map(str, known[:10]))}. Add training rows of these classes or leave "
+                "them out."
+            )
+        found = np.fromiter((codes[label] for label in labels), dtype=np.intp, count=len(labels))
+        return Targets(self, found)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is to be predicted for n texts.
+
+    Attributes
+    ----------
+    space : LabelSpace
+        What can be predicted.
+    codes : ndarray of shape (n,)
+        For each text the number of its label in ``space.classes``; a valid decision.
+
+    Examples
+    --------
+    >>> targets = Targets.from_labels(["spam", "ham", "spam"])
+    >>> targets.space.classes.tolist(), targets.codes.tolist()
+    (['ham', 'spam'], [1, 0, 1])
+    >>> targets.matrix.tolist()
+    [[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    """
+
+    space: LabelSpace
+    codes: Rows
+
+    @classmethod
+    def from_labels(cls, y: Column | None) -> Targets:
+        """From labels (n,) of any hashable kind; see `find_classes`."""
+        classes, codes = find_classes(y)
+        return cls(LabelSpace(classes), codes)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, rows: Rows | slice) -> Targets:
+        """The targets of some rows, in the same space."""
+        return Targets(self.space, self.codes[rows])
+
+    @property
+    def labels(self) -> npt.NDArray[Any]:
+        """Labels (n,), as they were given."""
+        return self.space.decode(self.codes)
+
+    @cached_property
+    def matrix(self) -> npt.NDArray[np.float32]:
+        """The target matrix (n, n_outputs) of a regression: one-hot rows."""
+        matrix = np.zeros((len(self), self.space.n_outputs), dtype=np.float32)
+        matrix[np.arange(len(self)), self.codes] = 1.0
+        return matrix
+
+    @property
+    def counts(self) -> npt.NDArray[np.intp]:
+        """Rows of each output, (n_outputs,)."""
+        return np.bincount(self.codes, minlength=self.space.n_outputs)
+
+    @property
+    def most_frequent(self) -> Decisions:
+        """The decision for every row that is right most often, (n,)."""
+        return np.full(len(self), self.counts.argmax(), dtype=np.intp)
+
+    def correct(self, decisions: Decisions) -> npt.NDArray[np.bool_]:
+        """Whether each decision (n,) is right."""
+        return np.asarray(decisions == self.codes)
+
+    def brier(self, proba: Floats) -> npt.NDArray[np.float64]:
+        """Squared error of each row's probabilities (n, n_outputs), summed over outputs: 0 to 2."""
+        return np.asarray(((proba - self.matrix) ** 2).sum(axis=1))
+
+    def evaluate(self, proba: npt.ArrayLike, *, seed: int = 0) -> Evaluation:
+        """Metrics of probabilities (n, n_outputs) with 95% intervals."""
+        return evaluate_predictions(self.codes, proba, seed=seed)
+
+    def class_weights(
+        self, given: str | Mapping[Any, float] | None
+    ) -> npt.NDArray[np.float64] | None:
+        """The weight of each class (n_classes,), or None for equal weights.
+
+        Parameters
+        ----------
+        given : {None, "balanced"} or mapping from label to weight
+            As in scikit-learn: "balanced" weights classes inversely to their frequency.
+
+        Raises
+        ------
+        ConfigError
+            For another word, a label that does not occur, or a weight that is not above 0.
+        """
+        if given is None:
+            return None
+        if isinstance(given, str):
+            if given != "balanced":
+                raise ConfigError(f"class_weight={given!r}: give None, 'balanced' or a mapping.")
+            present = np.maximum(self.counts, 1)
+            return np.asarray(len(self) / (self.space.n_outputs * present))
+        labels = self.space.classes.tolist()
+        if unknown := [label for label in given if label not in labels]:
+            raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
+        if bad := [label for label, weight in given.items() if not weight > 0]:
+            raise ConfigError(f"class_weight gives {bad[0]!r} a weight that is not above 0.")
+        return np.array([given.get(label, 1.0) for label in labels], dtype=np.float64)
+
+    def row_weights(self, class_weights: Floats | None) -> Floats | None:
+        """Weights of classes (n_classes,) to weights of rows (n,); None stays None."""
+        return None if class_weights is None else class_weights[self.codes]
+
+    def folds(
+        self, cv: int | Splitter, seed: int, groups: npt.NDArray[Any] | None = None
+    ) -> list[tuple[Rows, Rows]]:
+        """Folds as (training rows, held-out rows).
+
+        Parameters
+        ----------
+        cv : int or splitter
+            A number of shuffled folds, stratified by class (rare classes miss some folds), or a
+            splitter of scikit-learn.
+        seed : int
+            Seed of the shuffle.
+        groups : ndarray of shape (n,), optional
+            Rows of one group are never on both sides of a fold.
+        """
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+        placeholder = np.zeros(len(self))
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="The least populated class", category=UserWarning
+            )
+            if not isinstance(cv, int):
+                return [(np.asarray(a), np.asarray(b)) for a, b in
+                        cv.split(placeholder, self.codes, groups)]  # fmt: skip
+            n_folds = max(2, min(cv, int(self.counts.max())))
+            if groups is None:
+                folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+                return list(folds.split(placeholder, self.codes))
+            n_folds = max(2, min(n_folds, len(np.unique(groups))))
+            grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+            return list(grouped.split(placeholder, self.codes, groups))
+
+    def sample(self, n_rows: int, seed: int) -> Rows:
+        """Sorted numbers of about ``n_rows`` rows, each class in its share but at least two."""
+        if n_rows >= len(self):
+            return np.arange(len(self))
+        random = np.random.default_rng(seed)
+        kept = []
+        for code in np.unique(self.codes):
+            rows = np.flatnonzero(self.codes == code)
+            count = max(min(2, len(rows)), round(n_rows * len(rows) / len(self)))
+            kept.append(random.permutation(rows)[:count])
+        return np.sort(np.concatenate(kept))
+
+
+def stratified_folds(y: Rows, n_folds: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """`Targets.folds` of class indices (n,)."""
+    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).folds(n_folds, seed)
+
+
+def stratified_rows(y: Rows, n_rows: int, seed: int) -> Rows:
+    """`Targets.sample` of class indices (n,)."""
+    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(n_rows, seed)
