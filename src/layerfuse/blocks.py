@@ -119,6 +119,17 @@ class BlockScores:
     def best(self) -> BlockScore:
         return self.ranking[0]
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders, in the order in which they were given."""
+        return tuple(dict.fromkeys(score.block.encoder for score in self.scores))
+
+    def last(self, encoder: str) -> BlockScore:
+        """The last layer of an encoder, at its best pooling there."""
+        own = self.of(encoder)
+        highest = max(score.block.layer for score in own)
+        return next(score for score in own.ranking if score.block.layer == highest)
+
     def __repr__(self) -> str:
         if not self.scores:
             return f"BlockScores(no blocks, by {self.scorer})"
