@@ -18,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 import layerfuse
-from conftest import TinyModels
-from families import save_model
+from families import TinyModels, save_model
 from helpers import planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier
 from layerfuse.blocks import BlockRef

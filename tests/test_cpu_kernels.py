@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TinyModels
-from families import FAMILIES
+from families import FAMILIES, TinyModels
 from helpers import sentences
 from layerfuse import FrozenEncoder
 from layerfuse.blocks import POOLINGS

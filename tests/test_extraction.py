@@ -18,8 +18,7 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
-from conftest import TinyModels
-from families import FAMILIES, N_LAYERS, VOCABULARY, build_tokenizer, save_model
+from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, FrozenEncoder, extract
 from layerfuse.blocks import POOLINGS

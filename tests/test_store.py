@@ -20,8 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from conftest import TinyModels
-from families import VOCABULARY, save_model
+from families import VOCABULARY, TinyModels, save_model
 from helpers import Extraction, Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
