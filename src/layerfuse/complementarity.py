@@ -21,11 +21,10 @@ from layerfuse.probing import (
     leave_one_out,
     linear_cka,
     measure_agreement,
-    one_hot,
     probe_blocks,
 )
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import Column, find_classes
+from layerfuse.targets import Column, Targets
 
 __all__ = [
     "HEADLINE",
@@ -64,9 +63,9 @@ class Labelled:
         cls, embeddings: Mapping[BlockRef, Floats], y: Column, reporter: Reporter
     ) -> Labelled:
         """Probe each block (n, dim) once; ``y`` (n,) may be labels of any kind."""
-        classes, encoded = find_classes(y)
-        probed = probe_blocks(embeddings, encoded, reporter=reporter)
-        return cls(probed.scores, probed.coordinates, encoded, one_hot(encoded, len(classes)))
+        targets = Targets.from_labels(y)
+        probed = probe_blocks(embeddings, targets, reporter=reporter)
+        return cls(probed.scores, probed.coordinates, targets.codes, targets.matrix)
 
     def correct(self, residuals: Floats) -> npt.NDArray[np.bool_]:
         """Whether predictions with these residuals (n, n_classes) name the right class, (n,)."""
