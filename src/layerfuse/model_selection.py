@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.errors import check_choice
 from layerfuse.fusion import check_fusion
-from layerfuse.heads import check_head
+from layerfuse.heads import HEADS
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task, predict_held
 from layerfuse.probing import Probed, find_interaction, one_hot
@@ -98,7 +99,7 @@ class Found:
 def check_recipe(fusion: str, head: str) -> None:
     """Raise a ConfigError for a fusion or head that is neither known nor ``"auto"``."""
     check_fusion(fusion, also=(AUTO,))
-    check_head(head, also=(AUTO,))
+    check_choice(head, (AUTO, *HEADS), "head")
 
 
 def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILENT) -> Found:

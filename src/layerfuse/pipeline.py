@@ -14,6 +14,7 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.fusion import FittedFusion, Fusion, fit_fusion
 from layerfuse.heads import Head, fit_head, search_penalty
 from layerfuse.probing import PrincipalAxes
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "predict_held", "train"]
 
@@ -84,27 +85,22 @@ def train(
     head: Head | None = fitted.head
     if head is None:
         penalty = _penalty(plan, blocks, y, task, searched)
+        targets, weights = _targets(y, task)
         head = fit_head(
-            plan.head,
-            fitted.features,
-            y,
-            task.n_classes,
-            penalty,
-            class_weight=task.class_weight,
-            seed=task.seed,
+            plan.head, fitted.features, targets, penalty, row_weights=weights, seed=task.seed
         )
     return CoordinateModel(plan.blocks, fitted.fusion, head)
 
 
+def _targets(y: Labels, task: Task) -> tuple[Targets, npt.NDArray[np.floating] | None]:
+    """Class indices (n,) as targets, and the rows' weights (n,)."""
+    targets = Targets(LabelSpace(np.arange(task.n_classes)), y)
+    return targets, targets.row_weights(task.class_weight)
+
+
 def _fuse(plan: Plan, blocks: Sequence[Floats], y: Labels, task: Task) -> FittedFusion:
-    return fit_fusion(
-        plan.fusion,
-        blocks,
-        y,
-        task.n_classes,
-        seed=task.seed,
-        class_weight=task.class_weight,
-    )
+    targets, weights = _targets(y, task)
+    return fit_fusion(plan.fusion, blocks, targets, row_weights=weights, seed=task.seed)
 
 
 def _penalty(
@@ -115,13 +111,9 @@ def _penalty(
     if searched is not None:
         blocks, y = [block[searched] for block in blocks], y[searched]
     features = _fuse(plan, [block[:, :_LEADING] for block in blocks], y, task).features
-    return search_penalty(
-        plan.head,
-        features - features.mean(axis=0),
-        y,
-        class_weight=task.class_weight,
-        seed=task.seed,
-    )
+    targets, weights = _targets(y, task)
+    centered = features - features.mean(axis=0)
+    return search_penalty(plan.head, centered, targets, row_weights=weights, seed=task.seed)
 
 
 def predict_held(

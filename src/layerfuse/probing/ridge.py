@@ -114,7 +114,11 @@ def decompose(Z: Floats, *, overwrite: bool = False, products: Products | None =
 
 
 def leave_one_out(
-    space: Spectrum, targets: Floats, penalties: npt.ArrayLike = PENALTIES
+    space: Spectrum,
+    targets: Floats,
+    penalties: npt.ArrayLike = PENALTIES,
+    *,
+    row_weights: Floats | None = None,
 ) -> LeaveOneOut:
     """Exact leave-one-out predictions for each penalty (times n), at the best of them.
 
@@ -126,15 +130,28 @@ def leave_one_out(
         (n, n_classes), from `one_hot`.
     penalties
         Candidates, per row.
+    row_weights
+        Weights (n,) above 0 with a mean of 1, or None. With them ``space`` is that of features from
+        which their weighted mean was taken, each row times the root of its weight; errors are
+        weighted.
     """
     n = len(targets)
-    centre = targets.mean(axis=0, dtype=np.float64).astype(targets.dtype)
-    projected = space.rotated.T @ (targets - centre)
+    if row_weights is None:
+        centre = targets.mean(axis=0, dtype=np.float64).astype(targets.dtype)
+        centered = targets - centre
+        most: float | Floats = 1.0 - 1.0 / n  # 1 less the leverage of the intercept
+    else:
+        roots = np.sqrt(row_weights)[:, None]
+        centre = np.average(targets.astype(np.float64), axis=0, weights=row_weights)
+        centered = (targets - centre.astype(targets.dtype)) * roots
+        most = 1.0 - row_weights[:, None] / n
+    projected = space.rotated.T @ centered
     alphas = np.atleast_1d(np.asarray(penalties, dtype=space.rotated.dtype)) * n
     shrink = 1.0 / (space.eigenvalues[:, None] + alphas)  # (rank, penalties)
     spare = np.empty((n, len(alphas)), dtype=space.rotated.dtype)  # 1 - leverage
     for rows in chunks(space.rotated):
-        spare[rows] = 1.0 - 1.0 / n - (space.rotated[rows] ** 2) @ shrink
+        spare[rows] = (space.rotated[rows] ** 2) @ shrink
+    spare = most - spare
     spare = np.maximum(spare, 1e-6)
     n_classes = targets.shape[1]
     width = max(1, 512 // n_classes)  # penalties whose predictions are made in one product
@@ -145,12 +162,13 @@ def leave_one_out(
         count = weights.shape[1]  # the rank may be 0: a block can be constant
         fitted = space.rotated @ weights.reshape(len(weights), count * n_classes)
         fitted = fitted.reshape(n, count, n_classes)
-        residuals = (targets - centre)[:, None, :] - fitted
+        residuals = centered[:, None, :] - fitted
         residuals /= spare[:, part, None]
         errors = np.einsum("npc,npc->np", residuals, residuals)
         index = int(errors.mean(axis=0).argmin())
         if best is None or errors[:, index].mean() < best.loss:
-            predictions = targets - residuals[:, index]
+            own = residuals[:, index]
+            predictions = targets - (own if row_weights is None else own / roots)
             best = LeaveOneOut(float(alphas[start + index]), predictions, errors[:, index])
     assert best is not None
     return best
