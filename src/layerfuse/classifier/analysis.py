@@ -12,7 +12,7 @@ import numpy.typing as npt
 from layerfuse.classifier.remembering import Remembered, analysis_key, recall, remember
 from layerfuse.classifier.scouting import Scouted
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import Gathered, Rows
+from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.evaluation.baselines import rivals
 from layerfuse.evaluation.nested import OutOfFold, Training, pipeline
@@ -62,7 +62,7 @@ def measured_rows(y: npt.NDArray[np.intp], seed: int) -> npt.NDArray[np.intp]:
 def analyse(
     texts: Sequence[str],
     y: npt.NDArray[np.intp],
-    embeddings: Gathered | Scouted,
+    embeddings: BlockView | Scouted,
     encoders: Sequence[FrozenEncoder],
     recipe: Recipe,
     n_folds: int,
@@ -96,9 +96,11 @@ def analyse(
         training = Training(embeddings, y, rows, known.probed, recipe, sample)
         spent = {"score_s": time.perf_counter() - started, "select_s": 0.0, "cv_s": 0.0}
         return Analysis(training, known.found, dict(known.nested), spent)
-    measured: Blocks | None = sample
-    if measured is None:
-        measured = embeddings if len(rows) == len(texts) else Rows(embeddings, rows)
+    measured: Blocks
+    if isinstance(embeddings, Scouted):
+        measured = embeddings.sample
+    else:
+        measured = embeddings if len(rows) == len(texts) else embeddings.take(rows)
     probed = probe_blocks(measured, y[rows], reporter=reporter)
     selecting = time.perf_counter()
     training = Training(embeddings, y, rows, probed, recipe, sample)
@@ -127,7 +129,7 @@ def analyse(
 
 
 def tell_candidates(
-    embeddings: Gathered, encoders: Iterable[FrozenEncoder], reporter: Reporter
+    embeddings: BlockView, encoders: Iterable[FrozenEncoder], reporter: Reporter
 ) -> None:
     """Which blocks there are, what they were computed with, and whether texts were cut."""
     for encoder in encoders:

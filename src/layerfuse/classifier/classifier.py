@@ -24,22 +24,18 @@ from layerfuse.classifier.analysis import (
     tell_choice,
 )
 from layerfuse.classifier.fit_record import FittedRows, JudgedMixin
-from layerfuse.classifier.scouting import SCOUT_ABOVE, Scouted, read_training
+from layerfuse.classifier.scouting import SCOUT_ABOVE, Scouted, most_missing, read_training
 from layerfuse.classifier.validation import (
     check_labels,
     check_parameters,
     open_encoders,
+    poolings_of,
     recipe_of,
     training_rows,
 )
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import (
-    Gathered,
-    check_texts,
-    gather,
-    gather_blocks,
-    most_missing,
-)
+from layerfuse.embeddings.extraction import check_texts, extract, extract_blocks
+from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError
 from layerfuse.metrics import evaluate_predictions
@@ -267,40 +263,44 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
             dtype=self.dtype,
             reporter=self._reporter,
         )
+        if self.batch_tokens is not None:
+            for encoder in self.encoders_:
+                encoder.batch_tokens = self.batch_tokens
         return self
 
-    def extract(self, X: Column) -> Gathered:
+    def extract(self, X: Column) -> BlockView:
         """All candidate blocks of some texts, through the store."""
-        return gather(
-            check_texts(X),
-            self.encoders_,
-            self.layers,
-            self.pooling,
-            self._store(),
-            batch_tokens=self.batch_tokens,
-            reporter=self._reporter,
+        texts, poolings = check_texts(X), poolings_of(self.encoders_, self.pooling)
+        return BlockView.join(
+            [
+                extract(
+                    texts,
+                    encoder,
+                    self.layers,
+                    poolings[encoder.name],
+                    self._store(),
+                    batch_tokens=self.batch_tokens,
+                    reporter=self._reporter,
+                )
+                for encoder in self.encoders_
+            ]
         )
 
     def _gather_blocks(
         self, texts: Sequence[str], blocks: Sequence[BlockRef], store: EmbeddingStore | None
-    ) -> Gathered:
-        return gather_blocks(
-            texts,
-            self.encoders_,
-            blocks,
-            store,
-            batch_tokens=self.batch_tokens,
-            reporter=self._reporter,
-        )
+    ) -> BlockView:
+        return extract_blocks(texts, self.encoders_, blocks, store, reporter=self._reporter)
 
-    def _read_training(self, texts: Sequence[str], y: npt.NDArray[np.intp]) -> Gathered | Scouted:
+    def _read_training(self, texts: Sequence[str], y: npt.NDArray[np.intp]) -> BlockView | Scouted:
         """All candidate blocks; where too many texts are new, those of the measured rows alone."""
         store = self._store()
         return read_training(
             texts,
             measured_rows(y, self.random_state),
             self.scout,
-            lambda: most_missing(texts, self.encoders_, self.layers, self.pooling, store),
+            lambda: most_missing(
+                texts, self.encoders_, self.layers, poolings_of(self.encoders_, self.pooling), store
+            ),
             self.extract,
             lambda blocks: self._gather_blocks(texts, blocks, store),
             self._reporter,

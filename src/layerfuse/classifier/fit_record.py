@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.classifier.analysis import Analysis
-from layerfuse.embeddings.extraction import Gathered
+from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import GoneError
 from layerfuse.evaluation import Rows, Verdict, judge
@@ -82,7 +82,7 @@ class JudgedMixin:
         return self.reporter or SILENT
 
     def run_baselines(
-        self, X_test: Sequence[str] | None = None, embeddings: Gathered | None = None
+        self, X_test: Sequence[str] | None = None, embeddings: BlockView | None = None
     ) -> list[Baseline]:
         """Predictions of the baselines, each trained on the rows of the last ``fit``.
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.extraction import Gathered
+from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.embeddings import EmbeddingStore, text_hashes
+from layerfuse.embeddings.views import BlockView
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 
-__all__ = ["SCOUT_ABOVE", "Scouted", "read_training"]
+__all__ = ["SCOUT_ABOVE", "Scouted", "most_missing", "read_training"]
 
 SCOUT_ABOVE = 20_000
 """Distinct training texts that lack embeddings, above which a sample is read first."""
@@ -23,10 +25,10 @@ def read_training(
     rows: npt.NDArray[np.intp],
     above: int | None,
     n_missing: Callable[[], int],
-    read: Callable[[Sequence[str]], Gathered],
-    read_blocks: Callable[[Sequence[BlockRef]], Gathered],
+    read: Callable[[Sequence[str]], BlockView],
+    read_blocks: Callable[[Sequence[BlockRef]], BlockView],
     reporter: Reporter,
-) -> Gathered | Scouted:
+) -> BlockView | Scouted:
     """All candidate blocks of training texts, or a `Scouted` with those of some rows.
 
     Parameters
@@ -62,10 +64,10 @@ class Scouted(Mapping[BlockRef, npt.NDArray[np.float32]]):
         Gives some blocks of all rows.
     """
 
-    def __init__(self, sample: Gathered, read: Callable[[Sequence[BlockRef]], Gathered]) -> None:
+    def __init__(self, sample: BlockView, read: Callable[[Sequence[BlockRef]], BlockView]) -> None:
         self.sample = sample
         self._read = read
-        self._all: Gathered | None = None
+        self._all: BlockView | None = None
         self._blocks: tuple[BlockRef, ...] = ()
 
     def commit(self, blocks: Sequence[BlockRef], reporter: Reporter = SILENT) -> None:
@@ -95,3 +97,23 @@ class Scouted(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+
+def most_missing(
+    texts: Sequence[str],
+    encoders: Sequence[FrozenEncoder],
+    layers: Layers,
+    poolings: Mapping[str, str | Sequence[str]],
+    store: EmbeddingStore | None,
+) -> int:
+    """Distinct texts that have to be read, with the encoder that has most of them."""
+    hashes = np.unique(text_hashes(texts))
+    if store is None:
+        return len(hashes)
+    counts = []
+    for encoder in encoders:
+        wanted = resolve_layers(layers, encoder.n_layers, encoder.name)
+        keys = [(at, way) for way in resolve_poolings(poolings[encoder.name]) for at in wanted]
+        missing = store.section(encoder.name, encoder.identity).missing(hashes, keys)
+        counts.append(sum(len(rows) for rows, _ in missing))
+    return max(counts)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
+from layerfuse.blocks import Poolings
 from layerfuse.bundle import unsaved_kinds
 from layerfuse.calibration import check_calibration
 from layerfuse.data import check_trainable, contained_rows
@@ -31,6 +32,7 @@ __all__ = [
     "check_parts",
     "class_weights",
     "open_encoders",
+    "poolings_of",
     "recipe_of",
     "training_rows",
 ]
@@ -228,3 +230,23 @@ def open_encoders(
             f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
         )
     return tuple(opened)
+
+
+def poolings_of(
+    encoders: Sequence[FrozenEncoder], pooling: Poolings
+) -> dict[str, str | Sequence[str]]:
+    """Poolings by encoder; ``mean`` for those that a mapping leaves out.
+
+    Raises
+    ------
+    ConfigError
+        For poolings of an encoder that is not there.
+    """
+    names = [encoder.name for encoder in encoders]
+    given = dict(pooling) if isinstance(pooling, Mapping) else dict.fromkeys(names, pooling)
+    if unknown := [name for name in given if name not in names]:
+        raise ConfigError(
+            f"A pooling names {unknown[0]!r}, which is not one of the encoders "
+            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
+        )
+    return {name: given.get(name, "mean") for name in names}
