@@ -70,9 +70,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         return cls(sources, views[0]._rows)
 
     def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
-        if ref not in self._sources:
-            raise KeyError(f"{ref} was not extracted")
-        return self._sources[ref].read((ref.layer, ref.pooling), self._rows)
+        return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
         return iter(self._sources)
@@ -102,7 +100,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         KeyError
             For a block that is not here.
         """
-        return BlockView({ref: self._sources[ref] for ref in blocks}, self._rows)
+        return BlockView({ref: self._source(ref) for ref in blocks}, self._rows)
 
     @property
     def n_computed(self) -> int:
@@ -126,6 +124,11 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         """
         costs = {name: source.cost for name, source in self._by_encoder().items()}
         return {name: cost for name, cost in costs.items() if cost is not None}
+
+    def _source(self, ref: BlockRef) -> BlockSource:
+        if ref not in self._sources:
+            raise KeyError(f"{ref} was not extracted")
+        return self._sources[ref]
 
     def _by_encoder(self) -> dict[str, BlockSource]:
         return {ref.encoder: source for ref, source in self._sources.items()}
