@@ -19,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.extraction import Gathered, Rows
+from layerfuse.embeddings.views import BlockView
 from layerfuse.evaluation.baselines import rivals
 from layerfuse.evaluation.nested import Training, pipeline
 from layerfuse.fusion import FUSIONS
@@ -61,9 +61,9 @@ class Data:
     """A set's embeddings, with class indices."""
 
     name: str
-    train: Gathered
+    train: BlockView
     y: Labels
-    test: Gathered
+    test: BlockView
     y_test: Labels
 
     @classmethod
@@ -77,7 +77,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     y = data.y[rows]
     n_classes = int(y.max()) + 1
     start = time.perf_counter()
-    embeddings = Rows(data.train, rows)
+    embeddings = data.train.take(rows)
     probed = probe_blocks(embeddings, y)
     allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
     recipe = Recipe("greedy", allowance, "auto", "auto", Task(n_classes, None, seed))

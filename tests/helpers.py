@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from families import VOCABULARY, TinyModels
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
-from layerfuse.embeddings import runner
+from layerfuse.embeddings import plan
 from layerfuse.probing import standardization
 from layerfuse.progress import Advance
 
@@ -149,7 +149,7 @@ def _work(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     os.environ["LAYERFUSE_CACHE"] = str(cache)
-    runner._SHARD_ROWS = shard_rows
+    plan.SHARD_ROWS = shard_rows
     encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
     encoder.tokenize([""])  # the model is loaded
     pipe.send("ready")

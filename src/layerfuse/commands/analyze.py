@@ -20,7 +20,6 @@ from layerfuse.complementarity import Comparison, Pair, check_pairing, find_bloc
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import FitConfig
 from layerfuse.data import Split, check_trainable
-from layerfuse.embeddings.extraction import Rows
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.files import write_json
@@ -58,7 +57,7 @@ def compare(
     if len(rows) < len(train):
         reporter.note(f"blocks are compared on {len(rows)} of {len(train)} rows")
     comparison = compare_blocks(
-        embeddings if len(rows) == len(train) else Rows(embeddings, rows),
+        embeddings if len(rows) == len(train) else embeddings.take(rows),
         encoded[rows],
         pairs=pairs,
         to=used,
@@ -177,9 +176,9 @@ def curve(
     test_embeddings = embeddings if test is None else classifier.extract(test.texts)
     only_blocks = set(budget.limits) <= {"blocks"}
     found = learning_curve(
-        Rows(embeddings, known),
+        embeddings.take(known),
         encoded[known],
-        Rows(test_embeddings, others[measured]),
+        test_embeddings.take(others[measured]),
         truth[measured],
         shares=shares,
         repeats=repeats,

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,13 @@ DEFAULT_MAX_LENGTH = 512
 _LOADING = RLock()  # transformers' lazy imports and verbosity are the process's: one load at a time
 
 
+@dataclass(frozen=True)
+class _Shape:
+    n_layers: int
+    dim: int
+    layer_parameters: Sequence[int]
+
+
 class FrozenEncoder:
     """A frozen language model with its tokenizer; made by `from_pretrained`.
 
@@ -45,6 +53,10 @@ class FrozenEncoder:
     block ``i + 1`` receives, the raw output of block ``i``. Weights are loaded when they are first
     needed, and are left out of pickles.
     """
+
+    layers: Layers = "all"
+    pooling: str | Sequence[str] = ("mean",)
+    batch_tokens: int | None = None
 
     def __init__(
         self,
@@ -152,12 +164,12 @@ class FrozenEncoder:
     @property
     def n_layers(self) -> int:
         """The number of transformer blocks; there are ``n_layers + 1`` layers."""
-        return self._shape()["n_layers"]
+        return self._shape().n_layers
 
     @property
     def dim(self) -> int:
         """The size of the blocks' hidden states."""
-        return self._shape()["dim"]
+        return self._shape().dim
 
     @property
     def highest_layer(self) -> int:
@@ -169,9 +181,8 @@ class FrozenEncoder:
         """Parameters of the embeddings and blocks up to each layer, (n_layers + 1,).
 
         Shared weights count once, a final norm at ``n_layers``; `truncate` changes nothing here.
-        Loads the weights.
         """
-        return self._load().layer_parameters
+        return tuple(self._shape().layer_parameters)
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -305,20 +316,19 @@ class FrozenEncoder:
         self.__dict__.update(state)
         self._lock = Lock()
 
-    def _shape(self) -> dict[str, int]:
-        """Layers and size: remembered in the cache by fingerprint, so that stored embeddings can
-        be used without loading the model."""
+    def _shape(self) -> _Shape:
+        """Sizes, remembered in the cache by fingerprint, so that embeddings can be planned, and
+        stored ones be used, without loading the model."""
+        path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
         if self._architecture is None:
-            path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                known = json.loads(path.read_text(encoding="utf-8"))
-                return {"n_layers": int(known["n_layers"]), "dim": int(known["dim"])}
-            self._load()
-            shape = self._shape()
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                return _Shape(**json.loads(path.read_text(encoding="utf-8")))
+        known, model = self._architecture is not None, self._load()
+        shape = _Shape(model.n_layers, model.dim, model.layer_parameters)
+        if not known:
             with contextlib.suppress(StorageError):
-                write_json(path, shape)
-            return shape
-        return {"n_layers": self._architecture.n_layers, "dim": self._architecture.dim}
+                write_json(path, asdict(shape))
+        return shape
 
     def _load(self) -> Architecture:
         if self._architecture is None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from layerfuse.complementarity import HEADLINE, Labelled, measure_pairs
-from layerfuse.embeddings.extraction import Rows
 from layerfuse.probing import Probed, one_hot
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import Pairs, measure_predictors
@@ -29,7 +28,7 @@ def measure_pairs_of(
     """
     y, n_classes = embedded.data.y, embedded.data.n_classes
     rows = stratified_rows(y, settings.pair_rows, seed=0)
-    pairs = measure_predictors(Rows(embedded.train, rows), y[rows], max_pairs=settings.pairs)
+    pairs = measure_predictors(embedded.train.take(rows), y[rows], max_pairs=settings.pairs)
     correlations = summarise([correlate(pairs, n_resamples=_RESAMPLES)])
     return {
         "rows": len(rows),

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
-from layerfuse.embeddings.extraction import Rows
 from layerfuse.parallel import n_cores, spread
 from layerfuse.probing import decompose, leave_one_out, one_hot, probe_blocks
 
@@ -75,7 +74,7 @@ def measure_predictors(
         For the halves and the part.
     """
     first, second = halves(y, seed)
-    probed = probe_blocks(Rows(embeddings, first), y[first])
+    probed = probe_blocks({block: embeddings[block][first] for block in embeddings}, y[first])
     targets = one_hot(y[first], int(y.max()) + 1)
     data = Labelled(probed.scores, probed.coordinates, y[first], targets)
     held = {
