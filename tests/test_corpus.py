@@ -7,6 +7,7 @@ import gzip
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -303,7 +304,7 @@ def test_audit_finds_what_was_planted() -> None:
         ("a", "b", "a", "a", "b", "b", "a", "c"),
     )
     test = Split(("fresh", "the leak", "", "rare\n"), ("a", "b", "d", "a"))
-    found = audit(TextDataset("d", {"train": train, "test": test}), max_tokens_hint_chars=20)
+    found = audit(TextDataset("d", {"train": train, "test": test}), max_chars=20)
     split = found.splits["train"]
     assert (split.rows, split.classes) == (8, {"a": 4, "b": 3, "c": 1})
     assert (split.empty.count, split.empty.rows) == (1, (4,))
@@ -314,7 +315,7 @@ def test_audit_finds_what_was_planted() -> None:
     assert found.untested_classes == ("c",)
     assert found.unseen_classes == ("d",)
     assert found.small_classes == {"a": 4, "b": 3, "c": 1}
-    assert json.loads(json.dumps(found.to_dict()))["splits"]["test"]["rows"] == 4
+    assert json.loads(json.dumps(asdict(found)))["splits"]["test"]["rows"] == 4
 
 
 def test_audit_of_one_unlabelled_split() -> None:

@@ -103,7 +103,7 @@ def audit_data(
     dataset = load_dataset(
         data, text_column=text_column, label_column=label_column, test=test, reporter=reporter
     )
-    return audit(dataset).to_dict()
+    return asdict(audit(dataset))
 
 
 def list_store(root: str | None) -> list[dict[str, Any]]:
