@@ -1,4 +1,4 @@
-"""Reading labelled texts: what is accepted, and what each fault is answered with."""
+"""Reading labeled texts: what is accepted, and how each fault is reported."""
 
 from __future__ import annotations
 
@@ -136,21 +136,21 @@ def test_of_two_columns_the_longer_is_the_text(tmp_path: Path) -> None:
 
 def test_without_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "tweet\na\nb\n")
-    assert read_dataset(path, labelled=False).train == Split(("a", "b"), None)
+    assert read_dataset(path, labeled=False).train == Split(("a", "b"), None)
     path = write(tmp_path / "e.csv", "text,label\na,x\n")
-    assert read_dataset(path, labelled=False).train.labels is None
-    assert read_dataset(path, labelled=False, label_column="label").train.labels == ("x",)
+    assert read_dataset(path, labeled=False).train.labels is None
+    assert read_dataset(path, labeled=False, label_column="label").train.labels == ("x",)
 
 
 def test_a_text_is_not_taken_for_the_name_of_the_only_column(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("a great film\na bad one\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"no header: its only column is named 'a great film'"):
-        read_dataset(path, labelled=False)
-    named = read_dataset(path, labelled=False, text_column="a great film")
+        read_dataset(path, labeled=False)
+    named = read_dataset(path, labeled=False, text_column="a great film")
     assert named.train.texts == ("a bad one",)
     path.write_text("customer review\na bad one\n", encoding="utf-8")
-    assert read_dataset(path, labelled=False).train.texts == ("a bad one",)
+    assert read_dataset(path, labeled=False).train.texts == ("a bad one",)
 
 
 @pytest.mark.parametrize("label", [3, True, 0.5])
@@ -163,7 +163,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.txt", "a", "extension that is not read.*\\.csv, \\.tsv, \\.jsonl"),
+        ("d.txt", "a", "unsupported extension.*\\.csv, \\.tsv, \\.jsonl"),
         ("d.csv", "", "is empty"),
         ("d.csv", "text,label\n", "header line but no rows"),
         ("d.jsonl", "\n\n", "is empty"),
@@ -186,7 +186,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
         ("d.jsonl", jsonl([{"text": None, "label": 1}] * 7), "7 of 7 rows .row 0, 1, 2, 3, 4, …"),
         ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b"}]), "'label' has no value in 1"),
         ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": 5, "label": 1}]), "int in row 1"),
-        ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "half a surrogate"),
+        ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "unpaired surrogate"),
         ("d.jsonl", jsonl([{"text": "a", "label": ["x", "y"]}]), "a list in row 0.*one class for"),
         (
             "d.jsonl",

@@ -363,7 +363,7 @@ class Targets:
             return list(grouped.split(placeholder, self.codes, groups))
 
     def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
-        """Sorted numbers of about ``n_rows`` rows, each class in its share but at least ``minimum``.
+        """Sorted numbers of about ``n_rows`` rows, each class in its share, at least ``minimum``.
 
         With the same seed a larger sample holds the rows of a smaller one.
         """

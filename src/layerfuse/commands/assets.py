@@ -40,7 +40,7 @@ def list_models() -> list[dict[str, Any]]:
             "layers": entry.n_layers,
             "dim": entry.dim,
             "pulled": is_pulled(entry.name),
-            "licence": entry.licence,
+            "license": entry.license,
             "description": entry.description,
         }
         for entry in ENCODERS.values()

@@ -143,4 +143,3 @@ def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -
             f"{len(single)} of {len(counts)} classes have only one row ({names}): it is "
             "trained on, but always wrong in cross-validation, where it is held out"
         )
-
