@@ -379,7 +379,8 @@ class TestWhatIsMeasured:
         baselines = {b.name: b for b in scouted.run_baselines(TEST_TEXTS, test)}
         assert baselines["best_block"].predicted is not None
         # On test rows the pipeline learned from all rows and they did not, which must be said.
-        rows = Rows(np.zeros(len(TEST_TEXTS), np.intp), proba.argmax(axis=1), 2, 0)
+        targets = Targets(LabelSpace(np.arange(2)), np.zeros(len(TEST_TEXTS), np.intp))
+        rows = Rows(targets, proba.argmax(axis=1))
         said = scouted.judge(list(baselines.values()), rows).sentence
         assert said.endswith("only scouted learned from 60 of 160 rows.")
         assert "scouted" not in whole.judge(whole.run_baselines(), rows).sentence

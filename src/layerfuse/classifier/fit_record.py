@@ -20,6 +20,7 @@ from layerfuse.evaluation.baselines import Baseline, run_baselines
 from layerfuse.pipeline import Blocks, Plan
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["FittedRows", "JudgedMixin"]
 
@@ -107,9 +108,10 @@ class JudgedMixin:
         On nested out-of-fold predictions, and on the test rows whose predictions are given.
         """
         truth, proba = self.out_of_fold()
+        space = LabelSpace(self.classes_)
         verdict = judge(
             baselines,
-            Rows(truth, proba.argmax(axis=1), len(self.classes_), self.random_state),
+            Rows(Targets(space, truth), space.decide(proba), self.random_state),
             test,
             self.plan_,
             self.profile_,
