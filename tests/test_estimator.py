@@ -29,6 +29,7 @@ from layerfuse.embeddings import text_hashes
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
 from layerfuse.evaluation import Rows
 from layerfuse.resources import Budget, pipeline_cost
+from layerfuse.targets import LabelSpace, Targets
 
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)

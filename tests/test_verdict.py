@@ -248,7 +248,10 @@ class TestRecommended:
                 "always the most frequent label (80.0%); nothing predicts the labels.",
             ),
             ({"tfidf": 0.8, "last": 0.8}, "tfidf", "TF-IDF with logistic regression (80.0%)."),
-            ({"last": 0.8, "best": 0.8}, "last_layer", "small:2:mean alone (80.0%; selection='last')."),
+            (
+                {"last": 0.8, "best": 0.8}, "last_layer",
+                "small:2:mean alone (80.0%; selection='last').",
+            ),
             ({"best": 0.8}, "best_block", "large:1:mean alone (80.0%; selection='best')."),
         ],
     )  # fmt: skip
