@@ -214,7 +214,7 @@ class TestRareClasses:
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
         model = build(tiny, fusion=fusion, max_blocks=2, cv=3).fit(texts, labels)
         assert np.isfinite(model.predict_proba(texts)).all()
-        assert model.verdict_.measured["cv"]["accuracy"] == model.cv_.accuracy.value
+        assert model.verdict_.cv.accuracy == model.cv_.accuracy
 
     def test_the_logistic_scorer_takes_it(self, tiny: TinyModels):
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
@@ -263,7 +263,7 @@ class TestVerdict:
     def test_it_rests_on_nested_rows(self, fitted: LayerFusionClassifier):
         verdict = fitted.verdict_
         assert verdict.rows == "cv"
-        assert verdict.measured["cv"]["accuracy"] == fitted.cv_.accuracy.value
+        assert verdict.cv.accuracy == fitted.cv_.accuracy
         assert repr(verdict) == f"Verdict: {verdict.sentence}"
         names = [item.baseline.name for item in verdict.comparisons]
         assert {"majority", "tfidf", "last_layer", "best_block"} <= set(names)

@@ -93,7 +93,7 @@ def test_people_are_told_where_the_page_is(place: tuple[Path, Done], tmp_path: P
 def test_rows_are_what_the_saved_classifier_predicts(place: tuple[Path, Done]):
     root, _ = place
     classifier = load(root / "run" / "bundle")
-    test = load_dataset(str(root / "test.csv"), labelled=True).splits["train"]
+    test = load_dataset(str(root / "test.csv"), labeled=True).splits["train"]
     proba = classifier.predict_proba(test.texts)
     found = read_rows(root / "run", len(classifier.classes_))["test"]
     assert classifier.classes_[found.predicted].tolist() == classifier.predict(test.texts).tolist()
@@ -117,7 +117,7 @@ def test_rows_agree_with_the_report(place: tuple[Path, Done]):
 def test_details_say_what_is_hard_doubled_and_measured(place: tuple[Path, Done]):
     root, _ = place
     details, found = read_details(root / "run"), read_rows(root / "run", 3)["cv"]
-    train = load_dataset(str(root / "train.csv"), labelled=True).splits["train"]
+    train = load_dataset(str(root / "train.csv"), labeled=True).splits["train"]
     own = {int(row): float(value) for row, value in zip(found.rows, found.own, strict=True)}
     hardest = details["hardest"]["texts"]
     assert [text["own"] for text in hardest] == sorted(own.values())[: len(hardest)]

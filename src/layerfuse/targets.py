@@ -373,14 +373,17 @@ class Targets:
             grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
             return list(grouped.split(placeholder, self.codes, groups))
 
-    def sample(self, n_rows: int, seed: int) -> Rows:
-        """Sorted numbers of about ``n_rows`` rows, each class in its share but at least two."""
+    def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
+        """Sorted numbers of about ``n_rows`` rows, each class in its share, at least ``minimum``.
+
+        With the same seed a larger sample holds the rows of a smaller one.
+        """
         if n_rows >= len(self):
             return np.arange(len(self))
         random = np.random.default_rng(seed)
         kept = []
         for code in np.unique(self.codes):
             rows = np.flatnonzero(self.codes == code)
-            count = max(min(2, len(rows)), round(n_rows * len(rows) / len(self)))
+            count = max(min(minimum, len(rows)), round(n_rows * len(rows) / len(self)))
             kept.append(random.permutation(rows)[:count])
         return np.sort(np.concatenate(kept))

@@ -40,7 +40,7 @@ def list_models() -> list[dict[str, Any]]:
             "layers": entry.n_layers,
             "dim": entry.dim,
             "pulled": is_pulled(entry.name),
-            "licence": entry.licence,
+            "license": entry.license,
             "description": entry.description,
         }
         for entry in ENCODERS.values()
@@ -103,7 +103,7 @@ def audit_data(
     dataset = load_dataset(
         data, text_column=text_column, label_column=label_column, test=test, reporter=reporter
     )
-    return audit(dataset).to_dict()
+    return asdict(audit(dataset))
 
 
 def list_store(root: str | None) -> list[dict[str, Any]]:

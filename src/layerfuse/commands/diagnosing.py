@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -41,7 +42,7 @@ def diagnose(
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "classes": labels,
-        "audit": audit(dataset).to_dict(),
+        "audit": asdict(audit(dataset)),
         "near_duplicates": _near(dataset),
         "hardest": _hardest(predicted["cv"], dataset.train.texts, labels),
         "complementarity": _pairs(classifier, reporter),

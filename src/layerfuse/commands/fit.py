@@ -22,13 +22,14 @@ from layerfuse.commands.report import try_report
 from layerfuse.config import FitConfig
 from layerfuse.data import TextDataset, check_trainable, load_dataset
 from layerfuse.errors import ConfigError, StorageError
-from layerfuse.evaluation import Rows, tradeoffs
+from layerfuse.evaluation import BaselineComparison, Rows, tradeoffs
 from layerfuse.files import atomic_folder, write_json
 from layerfuse.metrics import evaluate_predictions
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Reporter
 from layerfuse.report.details import Predicted, write_details
 from layerfuse.resources import Budget, pipeline_cost
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["check_numbers", "demo", "fit", "make_classifier", "profile", "read_data"]
 
@@ -83,7 +84,6 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         "truncated_share": classifier.truncated_share_,
     }
     measuring = time.perf_counter()
-    n_classes = len(classifier.classes_)
     truth, nested = classifier.out_of_fold()
     predicted = {"cv": Predicted.of(truth, nested, classifier.measured_rows())}
     embeddings, test_rows = None, None
@@ -93,16 +93,31 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
         proba = classifier.model_.predict_proba(embeddings)
         result["test"] = evaluate_predictions(truth, proba, seed=config.seed).to_dict()
         predicted["test"] = Predicted.of(truth, proba)
-        test_rows = Rows(truth, proba.argmax(axis=1), n_classes, config.seed)
+        space = LabelSpace(classifier.classes_)
+        test_rows = Rows(Targets(space, truth), space.decide(proba), config.seed)
     reading_test = time.perf_counter()
     baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
     verdict = classifier.judge(baselines, test_rows)
     comparisons = verdict.comparisons
     cost = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
     result["cost"] = cost.to_dict()
-    result["baselines"] = [comparison.to_dict() for comparison in comparisons]
-    result["verdict"] = verdict.to_dict()
-    result["pareto"] = tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy)
+    result["baselines"] = [_baseline_row(comparison) for comparison in comparisons]
+    result["verdict"] = {
+        name: getattr(verdict, name)
+        for name in ("sentence", "advice", "gained", "rows", "recommended", "time_ratio")
+    }
+    result["verdict"] |= {"against": list(verdict.against), "gain": verdict.gain.to_dict()}
+    result["pareto"] = [
+        {
+            **point.cost.to_dict(),
+            "name": point.name,
+            "blocks": [str(block) for block in point.blocks],
+            "accuracy": point.accuracy.value,
+            "ci95": [point.accuracy.low, point.accuracy.high],
+            "on_front": point.on_front,
+        }
+        for point in tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy)
+    ]
     ended = time.perf_counter()
     result["timings"] = {
         **classifier.timings_,
@@ -120,6 +135,25 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     if config.report:
         try_report(run, reporter)
     return result
+
+
+def _baseline_row(item: BaselineComparison) -> dict[str, Any]:
+    scores = {"cv": item.cv} if item.test is None else {"cv": item.cv, "test": item.test}
+    return {
+        "name": item.baseline.name,
+        **({"encoder": item.baseline.encoder} if item.baseline.encoder else {}),
+        "blocks": [str(block) for block in item.blocks],
+        **{
+            rows: {
+                "accuracy": score.accuracy.value,
+                "macro_f1": score.macro_f1,
+                "ci95": [score.accuracy.low, score.accuracy.high],
+            }
+            for rows, score in scores.items()
+        },
+        "pipeline_minus_baseline": {rows: score.gain.to_dict() for rows, score in scores.items()},
+        "cost": None if item.cost is None else item.cost.to_dict(),
+    }
 
 
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:

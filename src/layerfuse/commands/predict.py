@@ -42,7 +42,7 @@ def predict(
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier = _load(bundle, places, device, reporter)
     told = _told_to_fit(bundle)
-    dataset = _read(data, {"text_column": text_column}, told, reporter, labelled=False)
+    dataset = _read(data, {"text_column": text_column}, told, reporter, labeled=False)
     if text_column is None and dataset.text_column != told["text_column"]:
         _tell_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
@@ -95,14 +95,14 @@ def _read(
     told: Mapping[str, str | None],
     reporter: Reporter,
     *,
-    labelled: bool = True,
+    labeled: bool = True,
 ) -> TextDataset:
     """A file by the columns that are given; those that are not are the ones that ``fit`` was told,
     each where the file has it."""
     known = {name: value or told[name] for name, value in given.items()}
     while True:
         try:
-            return load_dataset(data, **known, labelled=labelled, reporter=reporter)
+            return load_dataset(data, **known, labeled=labeled, reporter=reporter)
         except ColumnError as error:
             lacking = [n for n, value in known.items() if value == error.column and not given[n]]
             if not lacking:

@@ -34,7 +34,7 @@ def _render_records(records: Sequence[Mapping[str, Any]], out: Console) -> None:
     if not records:
         out.print("nothing")
         return
-    names = [name for name in records[0] if name not in ("description", "identity", "licence")]
+    names = [name for name in records[0] if name not in ("description", "identity", "license")]
     table = Table()
     headings = {"n_bytes": "size", "idle_s": "last used"}
     for name in names:
