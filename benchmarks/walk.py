@@ -51,7 +51,6 @@ def run() -> list[dict[str, Any]]:
     sys.path.insert(0, str(_TESTS))
     from families import save_model
     from helpers import planted
-
     from layerfuse import FrozenEncoder, LayerFusionClassifier
     from layerfuse.cli.app import main
 

@@ -273,7 +273,7 @@ def _from_file(path: Path, file: _File) -> Bundle:
     if missing := {block.encoder for block in blocks} - {spec.name for spec in file.encoders}:
         raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
     model = FusedModel(
-        axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature)
+        axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
     )
     return Bundle(model, space, file.encoders, file.facts)
 

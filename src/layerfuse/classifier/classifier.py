@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from layerfuse.blocks import BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
 from layerfuse.calibration import fit_calibration
-from layerfuse.classifier.fit_record import PIPELINE, SELECTED_PLAN, FitRecord
+from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
     check_parameters,
     check_training,
@@ -30,11 +30,11 @@ from layerfuse.embeddings.extraction import check_texts, extract_all, extract_bl
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import NotAvailableError
-from layerfuse.evaluation.baselines import baseline_strategies
-from layerfuse.evaluation.nested import TrainingSample, pipeline
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
-from layerfuse.model_selection import Trial, log_candidates, log_selection
+from layerfuse.model_selection import Trial, log_selection
 from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, current_reporter
@@ -237,11 +237,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         clock("score_s")
         space = search_space(self, costs, seed)
         weights = None if data.weights is None else data.weights[sample]
-        training = TrainingSample(embeddings, measured, probed, space, weights)
+        training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
         result = training.search(reporter)
         clock("select_s")
-        strategies = baseline_strategies(embeddings.encoders, space.budget.limits.blocks)
-        strategies |= {PIPELINE: pipeline, SELECTED_PLAN: lambda *_: result.plan}
+        max_blocks = space.budget.limits.blocks or len(probed.scores)
+        strategies = {
+            strategy.key: strategy.choose
+            for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
+        }
+        strategies |= {PIPELINE: nested_plan, FINAL_PLAN: lambda *_: result.plan}
         own_groups = None if data.groups is None else data.groups[sample]
         folds = measured.folds(self.cv, seed, own_groups)
         nested = training.out_of_fold(strategies, folds, reporter)
@@ -254,11 +258,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 data.texts, encoders, result.plan.blocks, self._store(), reporter=reporter
             )
             clock("extract_s")
-        calibrator = fit_calibration(self.calibration, nested[SELECTED_PLAN].logits, measured)
+        calibrator = fit_calibration(self.calibration, nested[FINAL_PLAN].logits, measured)
         with reporter.task("training", 1, "model"):
             model = training.fit(result.plan, rows, data.targets, data.weights)
             model = model.with_temperature(calibrator)
-        log_selection(result, space, model, reporter)
+        log_selection(result, space, model.model.head.kind, reporter)
         clock("head_s")
 
         self.label_space_ = data.targets.space
@@ -271,21 +275,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         warn_truncated(self.truncated_share_, encoders)
         self.timings_ = clock.seconds()
         self.fit_record_ = FitRecord(
-            texts=data.texts,
+            training=TrainingRows(data.texts, data.targets, sample, rows, data.weights),
             rows=data.rows,
-            sample=sample,
-            targets=data.targets,
-            weights=data.weights,
-            training=training,
+            sample=training,
             result=result,
             nested=nested,
             proba=proba,
             folds=folds,
             costs=costs,
             n_layers={encoder.name: encoder.n_layers for encoder in encoders},
-            max_blocks=space.budget.limits.blocks or len(probed.scores),
+            max_blocks=max_blocks,
             seed=seed,
-            n_jobs=self.n_jobs,
             reporter=reporter,
         )
         return self
@@ -316,7 +316,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ndarray of shape (n, n_classes)
             Probabilities, columns in the order of ``classes_``.
         """
-        return self.model_.calibrator.predict_proba(self._logits(X))
+        return self.model_.calibrator.predict_proba(self._logits(X), self.label_space_)
 
     def decision_function(self, X: Column) -> npt.NDArray[np.float64]:
         """Confidence of each class, before calibration.

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.evaluation.baselines import Baseline, run_baselines
+from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
 from layerfuse.evaluation.comparison import Rows
 from layerfuse.evaluation.nested import OutOfFold, TrainingSample
 from layerfuse.evaluation.verdict import Verdict, judge
@@ -17,13 +17,8 @@ from layerfuse.model_selection import SearchResult
 from layerfuse.pipeline import Blocks
 from layerfuse.progress import Reporter
 from layerfuse.resources import EncoderCost
-from layerfuse.targets import Targets
 
-__all__ = ["PIPELINE", "SELECTED_PLAN", "FitRecord"]
-
-PIPELINE = "pipeline"  # the whole procedure, its search run anew in each fold
-SELECTED_PLAN = "selected_plan"  # what the search on all rows found, to calibrate what ships
-
+__all__ = ["FitRecord"]
 
 @dataclass(frozen=True, eq=False)
 class FitRecord:
@@ -31,18 +26,13 @@ class FitRecord:
 
     Attributes
     ----------
-    texts : list of str
-        The n texts that were learned from.
+    training : TrainingRows
+        The n rows that were learned from: ``texts``, ``targets``, ``row_weights``, ``blocks``, and
+        ``sample``, the numbers of those that blocks were scored and selected on.
     rows : ndarray of int of shape (n,)
         Their row numbers among those given to ``fit``.
-    sample : ndarray of int of shape (n_sample,)
-        Numbers, among ``texts``, of those that blocks were scored and selected on.
-    targets : Targets
-        Targets of ``texts``.
-    weights : ndarray of float of shape (n,) or None
-        Weights of ``texts``, class weights included.
-    training : TrainingSample
-        Blocks, scores and search of the sample.
+    sample : TrainingSample
+        Blocks, targets, scores and search of the sample.
     result : SearchResult
         What the search found.
     nested : dict of str to OutOfFold
@@ -59,18 +49,13 @@ class FitRecord:
         Most blocks that the pipeline could have.
     seed : int
         Seed of folds and samples.
-    n_jobs : int or None
-        Threads.
     reporter : Reporter
         Receives progress.
     """
 
-    texts: list[str]
+    training: TrainingRows
     rows: npt.NDArray[np.intp]
-    sample: npt.NDArray[np.intp]
-    targets: Targets
-    weights: npt.NDArray[np.floating] | None
-    training: TrainingSample
+    sample: TrainingSample
     result: SearchResult
     nested: Mapping[str, OutOfFold]
     proba: npt.NDArray[np.float64]
@@ -79,26 +64,20 @@ class FitRecord:
     n_layers: Mapping[str, int]
     max_blocks: int
     seed: int
-    n_jobs: int | None
     reporter: Reporter
-
-    @property
-    def sample_targets(self) -> Targets:
-        """Targets of the sample."""
-        return self.training.targets
 
     @property
     def sample_rows(self) -> npt.NDArray[np.intp]:
         """Row numbers (n_sample,) of the sample among the rows given to ``fit``."""
-        return self.rows[self.sample]
+        return self.rows[self.training.sample]
 
     def run_baselines(
         self, X_test: Sequence[str] | None = None, blocks_test: Blocks | None = None
     ) -> list[Baseline]:
         """Predictions of every baseline.
 
-        Baselines that read encoders are trained on the sample, which is all rows unless there are
-        more than ``sample_size``.
+        With more than ``sample_size`` rows, baselines on blocks that were read for the sample alone
+        are trained on the sample.
 
         Parameters
         ----------
@@ -113,14 +92,13 @@ class FitRecord:
             Out-of-fold predictions for the sample, and predictions for test texts if given.
         """
         return run_baselines(
-            self.training,
+            self.sample,
             self.result,
             self.nested,
-            [self.texts[row] for row in self.sample],
-            None if X_test is None or blocks_test is None else (X_test, blocks_test),
-            folds=self.folds,
+            self.folds,
+            self.training,
+            test=None if X_test is None or blocks_test is None else (X_test, blocks_test),
             max_blocks=self.max_blocks,
-            n_jobs=self.n_jobs,
             reporter=self.reporter,
         )
 
@@ -139,13 +117,13 @@ class FitRecord:
         Verdict
             Comparisons on nested out-of-fold predictions, and on test rows if given.
         """
-        truth = self.sample_targets
+        truth = self.sample.targets
         return judge(
             baselines,
             Rows(truth, truth.space.decide(self.proba), self.seed),
             test,
             self.result.plan,
-            self.training.probed.scores,
+            self.sample.probed.scores,
             self.costs,
             self.n_layers,
         )

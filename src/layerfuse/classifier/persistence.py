@@ -113,17 +113,20 @@ def _parameters(
     if isinstance(settings.class_weight, tuple):
         values["class_weight"] = dict(settings.class_weight)
     if settings.store is not None:
-        kind, text = settings.store
-        values["store"] = Path(text) if kind == "path" else text
+        values["store"] = _named(settings.store)
     return values
+
+
+def _named(value: Named) -> str | Path:
+    kind, text = value
+    return Path(text) if kind == "path" else text
 
 
 def _encoder(
     item: EncoderSpec | Named, places: Mapping[str, str | Path], device: str
 ) -> str | Path | FrozenEncoder:
     if not isinstance(item, EncoderSpec):
-        kind, text = item
-        return Path(text) if kind == "path" else text
+        return _named(item)
     try:
         return item.open(places.get(item.name), device=device)
     except LayerfuseError:  # one that the pipeline does not read need not be there to predict

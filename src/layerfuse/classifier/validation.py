@@ -19,7 +19,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
-from layerfuse.model_selection import SearchSpace, check_fusion_and_head
+from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
 from layerfuse.selection import CostBudget, check_selection
@@ -61,7 +61,7 @@ class TrainingData:
 
 def check_parameters(model: LayerFusionClassifier) -> None:
     """Raise a ConfigError for a parameter of the classifier that cannot be used."""
-    check_fusion_and_head(model.fusion, model.head)
+    check_search(model.fusion, model.head)
     check_selection(model.selection)
     resolve_budget(model.budget)
     max_blocks = whole_number("max_blocks", model.max_blocks, at_least=1)
@@ -93,8 +93,10 @@ def whole_number(name: str, value: object, *, at_least: int, also: str = "") -> 
     ConfigError
         For anything else, or less than ``at_least``.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= at_least:
-        return int(value)
+    if isinstance(value, numbers.Integral) and type(value) is not bool:
+        number = int(value)
+        if number >= at_least:
+            return number
     raise ConfigError(
         f"{name}={value!r} cannot be used. Give a whole number of at least {at_least}"
         f"{f' {also}' if also else ''}."
@@ -240,7 +242,6 @@ def search_space(
         fusion=model.fusion,
         head=model.head,
         seed=seed,
-        n_jobs=model.n_jobs,
     )
 
 
@@ -315,7 +316,7 @@ def settings_of(model: LayerFusionClassifier) -> Settings:
         ),
         fragments=model.fragments,
         calibration=model.calibration,
-        cv=int(cv),  # type: ignore[call-overload]  # a splitter became a number above
+        cv=cv if isinstance(cv, int) else int(cv),  # type: ignore[call-overload]  # numpy's
         sample_size=int(model.sample_size),
         store=(
             ("path", str(store.root))
