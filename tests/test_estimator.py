@@ -172,7 +172,7 @@ class TestFitAndPredict:
     def test_a_template_reaches_its_encoder(self, tiny: TinyModels):
         model = build(tiny, "bert", "llama", templates={"llama": "the {text} is"})
         model.fit(TEXTS, LABELS)
-        assert [encoder.template for encoder in model.encoders_] == [None, "the {text} is"]
+        assert [encoder.prompt for encoder in model.encoders_] == [None, "the {text} is"]
 
     def test_predicting_keeps_no_embeddings(self, tiny: TinyModels):
         model = build(tiny, "bert").fit(TEXTS, LABELS)

@@ -359,8 +359,8 @@ def describe(encoder: FrozenEncoder) -> EncoderSpec:
         source=encoder.source.origin,
         revision=encoder.source.revision,
         fingerprints=encoder.fingerprints,
-        template=encoder.template,
-        chat_question=encoder.chat_question,
+        template=encoder.prompt,
+        chat_question=encoder.chat_prompt,
         max_length=encoder.max_length,
         dtype=encoder.dtype,
     )

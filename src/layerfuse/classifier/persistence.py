@@ -61,8 +61,8 @@ def load(
             places.get(spec.name, spec.source),
             name=spec.name,
             revision=spec.revision,
-            template=spec.template,
-            chat_question=spec.chat_question,
+            prompt=spec.template,
+            chat_prompt=spec.chat_question,
             max_length=spec.max_length,
             device=device,
             # Where bfloat16 would be emulated, float32 is faster and as true.

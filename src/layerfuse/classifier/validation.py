@@ -209,8 +209,8 @@ def open_encoders(
             FrozenEncoder.from_pretrained(
                 place,
                 name=alias or None,
-                template=templates.get(name),
-                chat_question=chat_questions.get(name),
+                prompt=templates.get(name),
+                chat_prompt=chat_questions.get(name),
                 max_length=max_length,
                 device=device,
                 dtype=dtype,

@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from queue import SimpleQueue
-from threading import Lock
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +26,6 @@ _SHARD_ROWS = 2048
 _SHARD_WORK = 7e10  # rows times parameters: on two cores some ten seconds, which a kill may cost
 _LEAST_ROWS = 64
 _SHARD_BYTES = 192 << 20
-_PARTS_A_COPY = 4
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
 
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -68,9 +64,8 @@ class Runner:
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         with self.reporter.task(f"reading {self.encoder.name}", len(rows), "texts") as advance:
             self.encoder.tokenize([])  # loads what is not loaded yet, off the clock
-            crew = [self, *self._helpers(len(parts))]
-            read = self._read_in_turn if len(crew) == 1 else partial(_share_out, crew)
-            for part, tokens, seconds, truncated, blocks in read(parts, keys, advance):
+            read = self._read_in_turn(parts, keys, advance)
+            for part, tokens, seconds, truncated, blocks in read:
                 self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
                 yield part, truncated, blocks
                 if len(part) == size:
@@ -85,14 +80,6 @@ class Runner:
         while rows > _LEAST_ROWS and rows * self.encoder.layer_parameters[highest] > _SHARD_WORK:
             rows //= 2
         return rows
-
-    def _helpers(self, n_parts: int) -> list[Runner]:
-        """Runners over the encoder's copies on other GPUs, with meters that nobody reads: what one
-        copy takes is what it costs. A copy must have several parts to read, to be worth loading."""
-        copies = self.encoder.copies(n_parts // _PARTS_A_COPY)
-        if copies:
-            self.reporter.note(f"{self.encoder.name}: read by {len(copies) + 1} GPUs side by side")
-        return [replace(self, encoder=copy, meter=Meter()) for copy in copies]
 
     def _read_in_turn(self, parts: Sequence[Rows], keys: Sequence[Key], advance: Any) -> Parts:
         in_turn = ahead if self.works_ahead else map
@@ -203,28 +190,3 @@ class Runner:
             for _ in runner.shards(rows, keys):
                 pass
         return runner.record()
-
-
-def _share_out(
-    crew: Sequence[Runner], parts: Sequence[Rows], keys: Sequence[Key], advance: Any
-) -> Parts:
-    """Each part is read by the runner that is free first; they come back in order.
-
-    Texts are tokenised one part at a time, which takes all cores as it is.
-    """
-    idle: SimpleQueue[Runner] = SimpleQueue()
-    tokenizing = Lock()
-    for runner in crew:
-        idle.put(runner)
-
-    def read(part: Rows) -> Read:
-        runner = idle.get()
-        try:
-            with tokenizing:
-                tokens, seconds = runner._tokenize(part)
-            with runner.encoder.as_current_device():
-                return part, tokens, seconds, *runner._read(part, tokens, keys, advance)
-        finally:
-            idle.put(runner)
-
-    yield from ahead(read, parts, len(crew))
