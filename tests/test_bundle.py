@@ -132,7 +132,7 @@ class TestThereAndBack:
             for name, array in found.items():
                 assert array.dtype == expected[name].dtype == np.float32
                 np.testing.assert_array_equal(array, expected[name])
-        assert [(e.name, e.template, e.max_length) for e in again.encoders_] == [
+        assert [(e.name, e.prompt, e.max_length) for e in again.encoders_] == [
             ("bert", None, 40),
             ("llama", "the {text} is", 40),
         ]
@@ -169,7 +169,7 @@ class TestThereAndBack:
         assert again.encoders_[0].highest_layer == chosen.layer
         assert not again.encoders_[0].is_loaded
         again.predict(["good"])
-        blocks = again.encoders_[0]._load().blocks
+        blocks = again.encoders_[0]._load().architecture.blocks
         assert blocks is not None
         assert len(blocks) == chosen.layer + 1  # the block that marks where reading stops
 

@@ -1,4 +1,4 @@
-"""From texts to blocks: order, batches, limits, templates, and models that cannot be read."""
+"""From texts to blocks: order, batches, limits, prompts, and models that cannot be read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from safetensors.numpy import load_file, save_file
 from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
-from layerfuse.blocks import POOLINGS
 from layerfuse.embeddings import plan, runner
 from layerfuse.embeddings.extraction import extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard
 from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
-from test_encoder_parity import assert_close, plain_loop
+from test_encoder_parity import POOLINGS, assert_close, plain_loop
 
 ID = {word: number for number, word in enumerate(VOCABULARY)}
 
@@ -377,13 +376,13 @@ class TestTexts:
                 np.testing.assert_array_equal(array, expected[ref])
 
 
-class TestTemplates:
-    TEMPLATE = "the film is {text} not good"
+class TestPrompts:
+    PROMPT = "the film is {text} not good"
     LONG = "bank " * 300
 
     @pytest.mark.parametrize("special", [True, False])
-    def test_the_text_is_cut_and_never_the_template(self, tiny: TinyModels, special: bool):
-        encoder = opened(tiny("llama", special=special), template=self.TEMPLATE, max_length=20)
+    def test_the_text_is_truncated_and_never_the_prompt(self, tiny: TinyModels, special: bool):
+        encoder = opened(tiny("llama", special=special), prompt=self.PROMPT, max_length=20)
         (row,) = encoder.tokenize([self.LONG]).ids
         inner = row[1:-1] if special else row
         assert len(row) == 20
@@ -396,12 +395,12 @@ class TestTemplates:
 
     def test_the_text_keeps_its_beginning(self, tiny: TinyModels):
         words = [f"w{number}" for number in range(30)]
-        encoder = opened(tiny("bert"), template=self.TEMPLATE, max_length=17)
+        encoder = opened(tiny("bert"), prompt=self.PROMPT, max_length=17)
         (row,) = encoder.tokenize([" ".join(words)]).ids
         assert row == [0, *ids("the film is"), *(ID[w] for w in words[:10]), *ids("not good"), 2]
 
     def test_short_and_empty_texts_are_whole(self, tiny: TinyModels):
-        encoder = opened(tiny("bert"), template=self.TEMPLATE)
+        encoder = opened(tiny("bert"), prompt=self.PROMPT)
         assert encoder.tokenize(["bad", ""]).ids == [
             [0, *ids("the film is bad not good"), 2],
             [0, *ids("the film is not good"), 2],
@@ -419,54 +418,54 @@ class TestTemplates:
                 around = ([0], [2]) if options["add_special_tokens"] else ([], [])
                 return {"input_ids": [[*around[0], *ids(text), *around[1]] for text in texts]}
 
-        tokenizer = TextTokenizer(Slow(), template=self.TEMPLATE, chat_question=None, max_length=12)
+        tokenizer = TextTokenizer(Slow(), prompt=self.PROMPT, chat_prompt=None, max_length=12)
         tokens = tokenizer([self.LONG, "bad", ""])
         assert tokens.ids[0] == [0, *ids("the film is bank bank bank bank bank not good"), 2]
         assert tokens.ids[1] == [0, *ids("the film is bad not good"), 2]
         assert tokens.truncated == [True, False, False]
 
-    def test_a_template_changes_what_is_read(self, tiny: TinyModels):
+    def test_a_prompt_changes_what_is_read(self, tiny: TinyModels):
         ref = BlockRef("tiny", 3, "last")
         plain, asked, by_hand = (
-            extract([text], opened(tiny("llama"), template=template), pooling="last")[ref]
-            for text, template in (
+            extract([text], opened(tiny("llama"), prompt=prompt), pooling="last")[ref]
+            for text, prompt in (
                 ("bad", None),
-                ("bad", self.TEMPLATE),
+                ("bad", self.PROMPT),
                 ("the film is bad not good", None),
             )
         )
         np.testing.assert_allclose(asked, by_hand, atol=1e-6)
         assert np.abs(asked - plain).max() > 1e-3
 
-    def test_a_template_may_hold_special_tokens(self, tiny: TinyModels):
-        encoder = opened(tiny("llama", special=False), template="<s> {text} </s>", max_length=6)
+    def test_a_prompt_may_contain_special_tokens(self, tiny: TinyModels):
+        encoder = opened(tiny("llama", special=False), prompt="<s> {text} </s>", max_length=6)
         assert encoder.tokenize([self.LONG]).ids == [[0, *[ID["bank"]] * 4, 2]]
 
-    def test_a_chat_question_uses_the_models_own_template(self, tiny: TinyModels, tmp_path: Path):
+    def test_a_chat_prompt_uses_the_models_own_template(self, tiny: TinyModels, tmp_path: Path):
         chat = (
             "{% for message in messages %}<s> {{ message['content'] }} </s>{% endfor %}"
             "{% if add_generation_prompt %} the{% endif %}"
         )
         folder = with_limit(tiny("llama"), tmp_path / "m", chat_template=chat)
-        asked = opened(folder, chat_question="good not bad").tokenize(["oil price", self.LONG])
+        asked = opened(folder, chat_prompt="good not bad").tokenize(["oil price", self.LONG])
         assert asked.ids[0] == [0, *ids("good not bad oil price"), 2, ID["the"]]
         assert asked.ids[1][:4] == [0, *ids("good not bad")]
         assert asked.ids[1][-2:] == [2, ID["the"]]
         assert len(asked.ids[1]) == 66
-        placed = opened(folder, chat_question="good {text} bad").tokenize(["oil"])
+        placed = opened(folder, chat_prompt="good {text} bad").tokenize(["oil"])
         assert placed.ids == [[0, *ids("good oil bad"), 2, ID["the"]]]
 
-    def test_unusable_templates_are_refused(self, tiny: TinyModels):
+    def test_unusable_prompts_are_refused(self, tiny: TinyModels):
         folder = tiny("bert")
-        for template in ("no slot", "{text} and {text}", ""):
-            with pytest.raises(ConfigError, match=r"must hold \{text\} exactly once"):
-                opened(folder, template=template)
-        with pytest.raises(ConfigError, match="a template and a chat question; choose one"):
-            opened(folder, template="{text}", chat_question="good")
+        for prompt in ("no slot", "{text} and {text}", ""):
+            with pytest.raises(ConfigError, match=r"must contain \{text\} exactly once"):
+                opened(folder, prompt=prompt)
+        with pytest.raises(ConfigError, match="both a prompt and a chat prompt; choose one"):
+            opened(folder, prompt="{text}", chat_prompt="good")
         with pytest.raises(ConfigError, match=r"takes 7 of at most 7 tokens.* Shorten it"):
-            opened(folder, template=self.TEMPLATE, max_length=7).tokenize(["good"])
-        with pytest.raises(ConfigError, match=r"has no chat template\. Use a plain template"):
-            opened(folder, chat_question="good").tokenize(["good"])
+            opened(folder, prompt=self.PROMPT, max_length=7).tokenize(["good"])
+        with pytest.raises(ConfigError, match=r"has no chat template\. Use a plain prompt"):
+            opened(folder, chat_prompt="good").tokenize(["good"])
         with pytest.raises(ConfigError, match="max_length=1 is too short"):
             opened(folder, max_length=1)
 
@@ -490,11 +489,11 @@ class TestChoices:
         with pytest.raises(ConfigError, match="No pooling was given"):
             extract(["good"], opened(tiny("bert")), pooling=())
 
-    def test_layers_above_a_cut_are_gone(self, tiny: TinyModels):
+    def test_layers_above_a_cut_are_not_loaded(self, tiny: TinyModels):
         encoder = opened(tiny("bert")).truncate(-3)
         assert (encoder.highest_layer, encoder.n_layers) == (1, 3)
         assert len(extract(["good"], encoder, [0, 1])) == 2
-        with pytest.raises(ConfigError, match="truncated at layer 1; layer 3 is gone"):
+        with pytest.raises(ConfigError, match=r"layer 3 is not loaded \(encoder truncated at 1\)"):
             extract(["good"], encoder, [3])
 
     @pytest.mark.parametrize(
@@ -651,7 +650,7 @@ class TestModels:
             extract(["good"], opened(folder))
 
     def test_a_pickled_encoder_has_no_weights_and_works(self, tiny: TinyModels):
-        encoder = opened(tiny("bert"), template="the {text}").truncate(2)
+        encoder = opened(tiny("bert"), prompt="the {text}").truncate(2)
         expected = extract(["good", "bad"], encoder, [0, 2])
         data = pickle.dumps(encoder)
         assert len(data) < 2000
@@ -810,6 +809,7 @@ def test_parameters_of_a_gguf_file(tmp_path: Path):
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(VOCABULARY)
+    writer.add_token_scores([0.0] * len(VOCABULARY))
     block = {
         "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
         "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),

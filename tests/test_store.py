@@ -178,7 +178,7 @@ class TestWhatIsComputed:
         folder = tiny("bert")
         encoders = [
             fresh(folder),
-            fresh(folder, template="the {text}"),
+            fresh(folder, prompt="the {text}"),
             fresh(folder, max_length=8),
             FrozenEncoder.from_pretrained(folder, name="tiny", device="cpu", dtype="bfloat16"),
             fresh(tiny("bert", seed=1)),

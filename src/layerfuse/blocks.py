@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from layerfuse.errors import ConfigError, did_you_mean, require
+from layerfuse.errors import ConfigError, check_choice, require
+from layerfuse.pooling import POOLINGS
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "POOLINGS",
     "BlockRef",
     "BlockScore",
     "BlockScores",
@@ -27,8 +27,6 @@ __all__ = [
 ]
 
 _SHOWN = 12  # blocks in a notebook's table
-
-POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 
 Layers: TypeAlias = int | Sequence[int] | Literal["all"]
 
@@ -209,6 +207,15 @@ class Selection:
 def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """Check pooling names and drop repeats, keeping the order.
 
+    Parameters
+    ----------
+    poolings : str or iterable of str
+        Names of `layerfuse.pooling.POOLINGS`.
+
+    Returns
+    -------
+    tuple of str
+
     Raises
     ------
     ConfigError
@@ -216,11 +223,7 @@ def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """
     names = (poolings,) if isinstance(poolings, str) else tuple(dict.fromkeys(poolings))
     for name in names:
-        if name not in POOLINGS:
-            raise ConfigError(
-                f"Unknown pooling {name!r}. Choose from {', '.join(POOLINGS)}."
-                + did_you_mean(str(name), POOLINGS)
-            )
+        check_choice(name, POOLINGS, "pooling")
     if not names:
         raise ConfigError(f"No pooling was given. Choose from {', '.join(POOLINGS)}.")
     return names

@@ -110,7 +110,9 @@ class TemperatureCalibrator:
         return space.link(table / self.temperature)
 
 
-def fit_calibration(name: str | None, logits: npt.ArrayLike, targets: Targets) -> TemperatureCalibrator:
+def fit_calibration(
+    name: str | None, logits: npt.ArrayLike, targets: Targets
+) -> TemperatureCalibrator:
     """Fit a calibration by its name.
 
     Parameters

@@ -230,7 +230,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             [data.texts[row] for row in sample], encoders, self._store(), reporter=reporter
         )
         costs = embeddings.costs
-        log_candidates(embeddings, encoders, reporter)
+        _log_candidates(embeddings, encoders, reporter)
         clock("extract_s")
         measured = data.targets[sample]
         probed = probe_blocks(embeddings, measured, n_jobs=self.n_jobs, reporter=reporter)
@@ -472,3 +472,19 @@ class Stopwatch:
         """Seconds by stage, ``total_s`` last."""
         stages = {name: value for name, value in self._seconds.items() if name != "total_s"}
         return {**stages, "total_s": time.perf_counter() - self._started}
+
+
+def _log_candidates(
+    embeddings: BlockView, encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Report which blocks there are, and what they were computed with."""
+    for encoder in encoders:
+        own = [block for block in embeddings if block.encoder == encoder.name]
+        layers = sorted({block.layer for block in own})
+        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+        shown = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
+        poolings = ", ".join(dict.fromkeys(block.pooling for block in own))
+        reporter.note(
+            f"{encoder.name}: {len(own)} candidate blocks (layers {shown}; {poolings}), "
+            f"{encoder.dtype} on {encoder.device}"
+        )

@@ -20,6 +20,7 @@ from layerfuse.resources import EncoderCost
 
 __all__ = ["FitRecord"]
 
+
 @dataclass(frozen=True, eq=False)
 class FitRecord:
     """Training rows of a fit, and what was predicted for them out of fold.

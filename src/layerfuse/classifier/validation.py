@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -93,10 +92,8 @@ def whole_number(name: str, value: object, *, at_least: int, also: str = "") -> 
     ConfigError
         For anything else, or less than ``at_least``.
     """
-    if isinstance(value, numbers.Integral) and type(value) is not bool:
-        number = int(value)
-        if number >= at_least:
-            return number
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least:
+        return int(value)
     raise ConfigError(
         f"{name}={value!r} cannot be used. Give a whole number of at least {at_least}"
         f"{f' {also}' if also else ''}."
@@ -283,9 +280,11 @@ def settings_of(model: LayerFusionClassifier) -> Settings:
     """
     encoders = model.encoders
     given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
-    store, budget, cv, random_state = model.store, model.budget, model.cv, model.random_state
-    if hasattr(cv, "split"):
-        cv = int(cv.get_n_splits()) if hasattr(cv, "get_n_splits") else 5
+    store, budget, random_state = model.store, model.budget, model.random_state
+    if isinstance(model.cv, (int, np.integer)):
+        cv = int(model.cv)
+    else:
+        cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
         _not_kept("cv", "a splitter", f"cv={cv}")
     if isinstance(random_state, np.random.RandomState):
         random_state = None
@@ -316,7 +315,7 @@ def settings_of(model: LayerFusionClassifier) -> Settings:
         ),
         fragments=model.fragments,
         calibration=model.calibration,
-        cv=cv if isinstance(cv, int) else int(cv),  # type: ignore[call-overload]  # numpy's
+        cv=cv,
         sample_size=int(model.sample_size),
         store=(
             ("path", str(store.root))

@@ -64,8 +64,8 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
                 "dim": encoder.dim,
                 "device": encoder.device,
                 "dtype": encoder.dtype,
-                "template": encoder.template,
-                "chat_question": encoder.chat_question,
+                "template": encoder.prompt,
+                "chat_question": encoder.chat_prompt,
                 "max_length": encoder.max_length,
             }
             for encoder in classifier.encoders_

@@ -13,6 +13,7 @@ from layerfuse.files import take_tensor
 from layerfuse.fusion.protocol import FittedFusion, FusionInputs, FusionKind
 from layerfuse.heads import Floats, LinearHead, RidgeHead, ridge_leave_one_out
 from layerfuse.probing import standardization
+from layerfuse.targets import LabelSpace
 
 __all__ = ["Stacking", "StackingFusion", "Voting", "VotingFusion"]
 
@@ -42,9 +43,7 @@ class _BlockHeads:
         for block in inputs.blocks:
             result = ridge_leave_one_out(block, inputs.targets, inputs.row_weights)
             heads.append(
-                RidgeHead.fit(
-                    block, inputs.targets, result.penalty, row_weights=inputs.row_weights
-                )
+                RidgeHead.fit(block, inputs.targets, result.penalty, row_weights=inputs.row_weights)
             )
             unseen.append(np.asarray(result.predictions, dtype=np.float32))
         return cls(tuple(heads)), unseen
@@ -83,7 +82,7 @@ class VotingFusion:
     def vote(self, scores: Sequence[Floats]) -> Floats:
         """Scores (n, n_outputs) of each block to log probabilities (n, n_outputs)."""
         proba = [
-            calibrator.predict_proba(table)
+            calibrator.predict_proba(table, LabelSpace(np.arange(table.shape[1])))
             for calibrator, table in zip(self.temperatures, scores, strict=True)
         ]
         # A probability below float64's range counts as the smallest one that has a logarithm.
@@ -106,7 +105,7 @@ class Voting(FusionKind):
     def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
         block_heads, unseen = _BlockHeads.fit(inputs)
         # Temperatures are saved as float32, so that is what they are from the start.
-        found = (TemperatureCalibrator.fit(s, inputs.targets.codes).temperature for s in unseen)
+        found = (TemperatureCalibrator.fit(s, inputs.targets).temperature for s in unseen)
         temperatures = tuple(TemperatureCalibrator(float(np.float32(value))) for value in found)
         fusion = VotingFusion(block_heads, temperatures)
         n_outputs = inputs.targets.space.n_outputs
