@@ -250,7 +250,7 @@ class TestScikitLearn:
     def test_clone_and_parameters(self, tiny: TinyModels):
         model = build(tiny, "bert", max_blocks=3, store=None)
         copy = clone(model)
-        assert copy.get_params() == model.get_params()
+        assert repr(copy.get_params()) == repr(model.get_params())
         names = set(inspect.signature(LayerFusionClassifier.__init__).parameters) - {"self"}
         assert set(model.get_params()) == names
         assert vars(copy) == copy.get_params()
@@ -396,11 +396,11 @@ class TestSample:
             model = build(tiny, "bert", sample_size=60, store=None).fit(TEXTS, LABELS)
         record = model.fit_record_
         assert record.proba.shape == (60, 2)
-        assert record.sample_targets.counts.tolist() == [30, 30]
+        assert record.sample.targets.counts.tolist() == [30, 30]
         assert model.cv_.n == 60
         assert notes.about("60 of 160 rows")
         # Labels of rows outside the sample play no part in scores and selection ...
-        rows = set(record.sample.tolist())
+        rows = set(record.training.sample.tolist())
         flipped = {"good": "bad", "bad": "good"}
         labels = [label if row in rows else flipped[label] for row, label in enumerate(LABELS)]
         part = build(tiny, "bert", store=None).fit(
@@ -430,11 +430,11 @@ class TestSample:
 class TestNestedResampling:
     def test_it_covers_all_rows(self, fitted: LayerFusionClassifier):
         record = fitted.fit_record_
-        assert record.sample_targets.labels.tolist() == LABELS
+        assert record.sample.targets.labels.tolist() == LABELS
         np.testing.assert_array_equal(record.sample_rows, np.arange(160))
         assert record.proba.shape == (160, 2)
         np.testing.assert_allclose(record.proba.sum(axis=1), 1)
-        accuracy = record.sample_targets.correct(record.proba.argmax(axis=1)).mean()
+        accuracy = record.sample.targets.correct(record.proba.argmax(axis=1)).mean()
         assert fitted.cv_.accuracy.value == pytest.approx(accuracy)
 
     def test_groups_are_never_on_both_sides_of_a_fold(self, tiny: TinyModels):
@@ -487,7 +487,7 @@ class TestBaselines:
     def test_out_of_fold(self, fitted: LayerFusionClassifier):
         found = fitted.fit_record_.run_baselines()
         assert tuple(one.name for one in found) == self.names(fitted)
-        y = fitted.fit_record_.sample_targets.codes
+        y = fitted.fit_record_.sample.targets.codes
         accuracy = {one.name: (one.out_of_fold == y).mean() for one in found}
         assert all(len(one.out_of_fold) == 160 and one.predicted is None for one in found)
         assert accuracy["majority"] == 0.5
@@ -661,7 +661,8 @@ class RowsAsTexts(LayerFusionClassifier):
     def decision_function(self, X: Any) -> npt.NDArray[np.float64]:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=float)
-        return super().decision_function(_as_texts(X))
+        # In float32 the last digits of an embedding depend on the texts of its batch.
+        return np.round(super().decision_function(_as_texts(X)), 5)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -684,6 +685,8 @@ NOT_FOR_US = {
     "numbers that are all different is refused because each class has only one row",
     "check_supervised_y_2d": "a table of labels is a mistake more often than it is meant",
     "check_fit2d_1sample": "one row is refused as one class, in other words than the check's",
+    "check_sample_weight_equivalence_on_dense_data": "weights go to heads and their penalties; "
+    "blocks are scored and selected by rows",
     "check_requires_y_none": "y=None is refused in other words; see test_no_labels",
 }
 _CHECKED = RowsAsTexts(["made when a test runs"], cv=2, max_blocks=2, store=None)

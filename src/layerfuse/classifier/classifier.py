@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +39,7 @@ from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, current_reporter
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.targets import Column, LabelSpace, Splitter
+from layerfuse.targets import Column, LabelSpace, Rows, Splitter
 
 __all__ = ["LayerFusionClassifier"]
 
@@ -76,7 +76,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         as the phrases of a treebank. Dropping them is a `LayerfuseWarning`.
     calibration : {"temperature"}, optional, default="temperature"
         Calibration of probabilities on out-of-fold logits; None for none.
-    cv : int or cross-validation splitter, default=5
+    cv : int, cross-validation splitter or iterable, default=5
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     sample_size : int, default=10_000
         Blocks are scored and selected on a stratified sample of at most this many rows. The other
@@ -158,7 +158,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         class_weight: str | Mapping[Any, float] | None = None,
         fragments: str = "drop",
         calibration: str | None = "temperature",
-        cv: int | Splitter = 5,
+        cv: int | Splitter | Iterable[tuple[Rows, Rows]] = 5,
         sample_size: int = 10_000,
         store: str | Path | EmbeddingStore | None = "auto",
         n_jobs: int | None = None,
@@ -316,7 +316,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ndarray of shape (n, n_classes)
             Probabilities, columns in the order of ``classes_``.
         """
-        return self.model_.calibrator.predict_proba(self._logits(X), self.label_space_)
+        logits = self._logits(X)
+        return self.model_.calibrator.predict_proba(logits, self.label_space_)
 
     def decision_function(self, X: Column) -> npt.NDArray[np.float64]:
         """Confidence of each class, before calibration.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +74,15 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     if model.calibration is not None:
         check_calibration(model.calibration)
     if isinstance(model.class_weight, str) and model.class_weight != "balanced":
-        raise ConfigError(f"class_weight={model.class_weight!r}: give None, 'balanced' or a map.")
+        raise ConfigError(
+            f"class_weight={model.class_weight!r}: give None, 'balanced' or a mapping."
+        )
     check_choice(model.fragments, FRAGMENTS, "fragments")
-    if not hasattr(model.cv, "split"):
+    if (
+        isinstance(model.cv, str)
+        or not isinstance(model.cv, Iterable)
+        and not hasattr(model.cv, "split")
+    ):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
     if model.n_jobs is not None and whole_number("n_jobs", model.n_jobs, at_least=-1) == 0:
@@ -172,8 +178,10 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
         weights = np.full(n, float(weights))
     if weights.shape != (n,):
         raise DataError(f"sample_weight has shape {weights.shape}, expected ({n},).")
-    if not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
-        raise DataError("sample_weight holds a number that is negative or not finite, or only 0.")
+    if not np.isfinite(weights).all() or weights.min() < 0:
+        raise DataError("sample_weight holds a number that is negative or not finite.")
+    if not weights.any():
+        raise DataError("Each sample_weight is zero. Give at least one row a weight above 0.")
     return weights
 
 
