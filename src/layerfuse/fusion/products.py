@@ -36,11 +36,9 @@ class Concat(FusionKind):
         return self
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to one array (n, sum of dims)."""
         return np.concatenate(blocks, axis=1, dtype=np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """Nothing must be saved."""
         return {}
 
 
@@ -100,20 +98,14 @@ class ProductFusion:
         return self.operation.name
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to features (n, d_out)."""
         fused = self.operation.project_and_combine(self.projections, blocks)
         fused -= self.mean
         fused *= self.scale
         return fused.astype(np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``projection.i`` of each block, ``mean`` and ``scale``."""
         maps = {f"projection.{index}": array for index, array in enumerate(self.projections)}
         return {**maps, "mean": self.mean, "scale": self.scale}
-
-
-def _any_width(width: int, n_blocks: int) -> int:
-    return width
 
 
 class Product(FusionKind):
@@ -132,7 +124,7 @@ class Product(FusionKind):
         self,
         name: str,
         combine: Callable[[Sequence[Doubles]], Doubles],
-        usable_width: Callable[[int, int], int] = _any_width,
+        usable_width: Callable[[int, int], int] = lambda width, n_blocks: width,
     ) -> None:
         self.name, self.combine, self.usable_width = name, combine, usable_width
 
@@ -164,24 +156,6 @@ class Product(FusionKind):
         return ProductFusion(self, tuple(maps), mean, scale)
 
 
-def _sum(vectors: Sequence[Doubles]) -> Doubles:
-    """``sum_j h_j``: (n, size) each to (n, size)."""
-    return np.asarray(np.sum(vectors, axis=0))
-
-
-def _mean(vectors: Sequence[Doubles]) -> Doubles:
-    """``1/k sum_j h_j``: (n, size) each to (n, size)."""
-    return np.asarray(np.mean(vectors, axis=0))
-
-
-def _hadamard(vectors: Sequence[Doubles]) -> Doubles:
-    """``h_1 * ... * h_k``, entry by entry: (n, size) each to (n, size).
-
-    Gwak and Jung, arXiv 2504.05764 (2025).
-    """
-    return np.asarray(np.prod(vectors, axis=0))
-
-
 def _matmul(vectors: Sequence[Doubles]) -> Doubles:
     """``H_1 H_2 ... H_k`` with each vector as a matrix (r, r), r^2 = size: to (n, size).
 
@@ -193,10 +167,6 @@ def _matmul(vectors: Sequence[Doubles]) -> Doubles:
     for vector in vectors[1:]:
         product = product @ vector.reshape(n, r, r)
     return product.reshape(n, size).copy()
-
-
-def _matmul_width(width: int, n_blocks: int) -> int:
-    return math.isqrt(width) ** 2
 
 
 def _quaternion(vectors: Sequence[Doubles]) -> Doubles:
@@ -215,10 +185,6 @@ def _quaternion(vectors: Sequence[Doubles]) -> Doubles:
             a * h + b * g - c * f + d * e,
         ]
     return np.concatenate(product, axis=1)
-
-
-def _quaternion_width(width: int, n_blocks: int) -> int:
-    return max(4, width // 4 * 4)
 
 
 def _cooccurrence(vectors: Sequence[Doubles]) -> Doubles:
@@ -257,11 +223,12 @@ def _pairs(n_blocks: int) -> list[tuple[int, int]]:
 
 
 PRODUCTS = (
-    Product("sum", _sum),
-    Product("mean", _mean),
-    Product("hadamard", _hadamard),
-    Product("matmul", _matmul, _matmul_width),
-    Product("quaternion", _quaternion, _quaternion_width),
+    Product("sum", lambda vectors: np.asarray(np.sum(vectors, axis=0))),
+    Product("mean", lambda vectors: np.asarray(np.mean(vectors, axis=0))),
+    # Entry by entry: Gwak and Jung, arXiv 2504.05764 (2025).
+    Product("hadamard", lambda vectors: np.asarray(np.prod(vectors, axis=0))),
+    Product("matmul", _matmul, lambda width, n_blocks: math.isqrt(width) ** 2),
+    Product("quaternion", _quaternion, lambda width, n_blocks: max(4, width // 4 * 4)),
     Product("cooccurrence", _cooccurrence),
     Product("tensor", _tensor, _tensor_width),
 )
