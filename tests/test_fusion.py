@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,13 @@ class TestLaws:
         alone = [fusion.transform([block[row : row + 1] for block in blocks]) for row in range(9)]
         np.testing.assert_allclose(np.concatenate(alone), whole[:9], atol=1e-5)
         assert fusion.transform([block[:0] for block in blocks]).shape == (0, whole.shape[1])
+
+    @pytest.mark.parametrize("name", FUSIONS)
+    def test_pickled_there_and_back(self, name: str) -> None:
+        blocks, y = problem(n=60)
+        fusion = fit(name, blocks, y).fusion
+        again = pickle.loads(pickle.dumps(fusion))
+        np.testing.assert_array_equal(again.transform(blocks), fusion.transform(blocks))
 
     @pytest.mark.parametrize("k", [1, 3])
     @pytest.mark.parametrize("name", FUSIONS)

@@ -78,14 +78,8 @@ def _resize(matrix: Floats, width: int) -> Floats:
 class ProductFusion:
     r"""``(f(z_1 P_1, ..., z_k P_k) - mean) * scale``: the operation's output, scaled like a block.
 
-    Attributes
-    ----------
-    operation : Product
-        The operation f.
-    projections : tuple of ndarrays of shape (dim, width)
-        For each block its leading principal directions times one number (`fit_projections`).
-    mean, scale : ndarrays of shape (d_out,)
-        They bring the output's columns to mean 0 and variance 1/d_out on the training rows.
+    Block j has its projection P_j (dim, width), from `fit_projections`; ``mean`` and ``scale``
+    (d_out,) bring the output's columns to mean 0 and variance 1/d_out on the training rows.
     """
 
     operation: Product
@@ -108,25 +102,17 @@ class ProductFusion:
         return {**maps, "mean": self.mean, "scale": self.scale}
 
 
+def _any_width(width: int, n_blocks: int) -> int:
+    return width
+
+
+@dataclass(frozen=True)
 class Product(FusionKind):
-    """A fusion by a fixed operation on projected blocks.
+    """A fusion by a fixed operation on projected blocks."""
 
-    Parameters
-    ----------
-    name : str
-    combine : callable
-        k vectors a row, arrays (n, width) each, to (n, d_out).
-    usable_width : callable
-        From a width and the number of blocks to the width that the operation can use.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        combine: Callable[[Sequence[Doubles]], Doubles],
-        usable_width: Callable[[int, int], int] = lambda width, n_blocks: width,
-    ) -> None:
-        self.name, self.combine, self.usable_width = name, combine, usable_width
+    name: str
+    combine: Callable[[Sequence[Doubles]], Doubles]  # arrays (n, width) to (n, d_out)
+    usable_width: Callable[[int, int], int] = _any_width  # of a width, for so many blocks
 
     def project_and_combine(
         self, projections: Sequence[Floats], blocks: Sequence[Floats]
@@ -156,6 +142,21 @@ class Product(FusionKind):
         return ProductFusion(self, tuple(maps), mean, scale)
 
 
+def _sum(vectors: Sequence[Doubles]) -> Doubles:
+    """``sum_j h_j``: (n, size) each to (n, size)."""
+    return np.asarray(np.sum(vectors, axis=0))
+
+
+def _mean(vectors: Sequence[Doubles]) -> Doubles:
+    """``1/k sum_j h_j``: (n, size) each to (n, size)."""
+    return np.asarray(np.mean(vectors, axis=0))
+
+
+def _hadamard(vectors: Sequence[Doubles]) -> Doubles:
+    """``h_1 * ... * h_k``, entry by entry: Gwak and Jung, arXiv 2504.05764 (2025)."""
+    return np.asarray(np.prod(vectors, axis=0))
+
+
 def _matmul(vectors: Sequence[Doubles]) -> Doubles:
     """``H_1 H_2 ... H_k`` with each vector as a matrix (r, r), r^2 = size: to (n, size).
 
@@ -167,6 +168,10 @@ def _matmul(vectors: Sequence[Doubles]) -> Doubles:
     for vector in vectors[1:]:
         product = product @ vector.reshape(n, r, r)
     return product.reshape(n, size).copy()
+
+
+def _matmul_width(width: int, n_blocks: int) -> int:
+    return math.isqrt(width) ** 2
 
 
 def _quaternion(vectors: Sequence[Doubles]) -> Doubles:
@@ -185,6 +190,10 @@ def _quaternion(vectors: Sequence[Doubles]) -> Doubles:
             a * h + b * g - c * f + d * e,
         ]
     return np.concatenate(product, axis=1)
+
+
+def _quaternion_width(width: int, n_blocks: int) -> int:
+    return max(4, width // 4 * 4)
 
 
 def _cooccurrence(vectors: Sequence[Doubles]) -> Doubles:
@@ -223,12 +232,11 @@ def _pairs(n_blocks: int) -> list[tuple[int, int]]:
 
 
 PRODUCTS = (
-    Product("sum", lambda vectors: np.asarray(np.sum(vectors, axis=0))),
-    Product("mean", lambda vectors: np.asarray(np.mean(vectors, axis=0))),
-    # Entry by entry: Gwak and Jung, arXiv 2504.05764 (2025).
-    Product("hadamard", lambda vectors: np.asarray(np.prod(vectors, axis=0))),
-    Product("matmul", _matmul, lambda width, n_blocks: math.isqrt(width) ** 2),
-    Product("quaternion", _quaternion, lambda width, n_blocks: max(4, width // 4 * 4)),
+    Product("sum", _sum),
+    Product("mean", _mean),
+    Product("hadamard", _hadamard),
+    Product("matmul", _matmul, _matmul_width),
+    Product("quaternion", _quaternion, _quaternion_width),
     Product("cooccurrence", _cooccurrence),
     Product("tensor", _tensor, _tensor_width),
 )
