@@ -50,6 +50,7 @@ def fit_fusion(
 
     Examples
     --------
+    >>> import numpy as np
     >>> blocks = [np.array([[-1.0], [1.0]], dtype="float32")] * 2
     >>> fit_fusion("concat", blocks, Targets.from_labels(["no", "yes"])).features.tolist()
     [[-1.0, -1.0], [1.0, 1.0]]

@@ -52,6 +52,7 @@ def search_penalty(
 
     Examples
     --------
+    >>> import numpy as np
     >>> X = np.array([[-0.7], [-0.5], [0.5], [0.7]], dtype="float32")
     >>> targets = Targets.from_labels(["no", "no", "yes", "yes"])
     >>> head = fit_head("ridge", X, targets, search_penalty("ridge", X, targets))
