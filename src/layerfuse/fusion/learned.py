@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Bilinear", "Gated", "LearnedFusion", "ScalarMix"]
 
 Array: TypeAlias = Any  # of numpy, or a tensor of torch: formulas serve both
+Arrays: TypeAlias = Mapping[str, Array]
 Shape: TypeAlias = tuple[int, ...]
+Start: TypeAlias = dict[str, Floats]
 
 _DECAY, _EPOCHS, _PATIENCE = 1e-2, 50, 5
 _BATCH, _SMALLEST_BATCH, _STEPS = 256, 8, 16
@@ -56,11 +58,9 @@ class LearnedFusion:
         return self.kind.name
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to features (n, size); numpy only."""
         return np.asarray(self.kind.formula(self.weights, blocks, _NUMPY), dtype=np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: the weights."""
         return dict(self.weights)
 
 
@@ -75,18 +75,14 @@ class _LearnedKind(FusionKind):
     rate = 1e-3  # of learning
 
     @abstractmethod
-    def formula(
-        self, weights: Mapping[str, Array], blocks: Sequence[Array], of: _Functions
-    ) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
         """Blocks (n, dim) each to (n, size)."""
 
     @abstractmethod
     def shapes(self, dims: Sequence[int], size: int) -> Iterator[tuple[str, Shape]]:
         """Names and shapes of all weights; a two-dimensional ``name.j`` multiplies block j."""
 
-    def start(
-        self, blocks: Sequence[Floats], size: int, generator: torch.Generator
-    ) -> dict[str, Floats]:
+    def start(self, blocks: Sequence[Floats], size: int, generator: torch.Generator) -> Start:
         """Initial weights for blocks with a mean square of 1: random maps, and zeros as biases."""
         return {
             key: uniform(generator, *shape) if len(shape) == 2 else np.zeros(shape, np.float32)
@@ -167,9 +163,7 @@ class ScalarMix(_LearnedKind):
     name = "scalar_mix"
     rate = 3e-3
 
-    def formula(
-        self, weights: Mapping[str, Array], blocks: Sequence[Array], of: _Functions
-    ) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
         share = of.softmax(weights["mix"])
         parts = (share[j] * (block @ weights[f"projection.{j}"]) for j, block in enumerate(blocks))
         return weights["gamma"] * sum(parts)
@@ -180,9 +174,7 @@ class ScalarMix(_LearnedKind):
         for j, dim in enumerate(dims):
             yield f"projection.{j}", (dim, size)
 
-    def start(
-        self, blocks: Sequence[Floats], size: int, generator: torch.Generator
-    ) -> dict[str, Floats]:
+    def start(self, blocks: Sequence[Floats], size: int, generator: torch.Generator) -> Start:
         maps = fit_projections(blocks, size)
         mix, gamma = np.zeros(len(blocks), np.float32), np.ones(1, np.float32)
         return {**{f"projection.{j}": P for j, P in enumerate(maps)}, "mix": mix, "gamma": gamma}
@@ -198,9 +190,7 @@ class Gated(_LearnedKind):
 
     name = "gated"
 
-    def formula(
-        self, weights: Mapping[str, Array], blocks: Sequence[Array], of: _Functions
-    ) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
         gates = (block @ weights[f"gate.{j}"] for j, block in enumerate(blocks))
         share = of.softmax(sum(gates) + weights["gate_bias"])
         return sum(
@@ -227,9 +217,7 @@ class Bilinear(_LearnedKind):
 
     name = "bilinear"
 
-    def formula(
-        self, weights: Mapping[str, Array], blocks: Sequence[Array], of: _Functions
-    ) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
         def side(name: str, j: int) -> Array:
             return of.tanh(blocks[j] @ weights[f"{name}.{j}"] + weights[f"{name}_bias.{j}"])
 
@@ -252,9 +240,7 @@ class Bilinear(_LearnedKind):
                 yield f"right.{j}", (dim, size)
                 yield f"right_bias.{j}", (size,)
 
-    def start(
-        self, blocks: Sequence[Floats], size: int, generator: torch.Generator
-    ) -> dict[str, Floats]:
+    def start(self, blocks: Sequence[Floats], size: int, generator: torch.Generator) -> Start:
         # Biases of any sign and size, so that linear terms come in.
         shapes = self.shapes([block.shape[1] for block in blocks], size)
         return {

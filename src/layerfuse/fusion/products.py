@@ -36,11 +36,9 @@ class Concat(FusionKind):
         return self
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to one array (n, sum of dims)."""
         return np.concatenate(blocks, axis=1, dtype=np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """Nothing must be saved."""
         return {}
 
 
@@ -80,14 +78,8 @@ def _resize(matrix: Floats, width: int) -> Floats:
 class ProductFusion:
     r"""``(f(z_1 P_1, ..., z_k P_k) - mean) * scale``: the operation's output, scaled like a block.
 
-    Attributes
-    ----------
-    operation : Product
-        The operation f.
-    projections : tuple of ndarrays of shape (dim, width)
-        For each block its leading principal directions times one number (`fit_projections`).
-    mean, scale : ndarrays of shape (d_out,)
-        They bring the output's columns to mean 0 and variance 1/d_out on the training rows.
+    Block j has its projection P_j (dim, width), from `fit_projections`; ``mean`` and ``scale``
+    (d_out,) bring the output's columns to mean 0 and variance 1/d_out on the training rows.
     """
 
     operation: Product
@@ -100,14 +92,12 @@ class ProductFusion:
         return self.operation.name
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to features (n, d_out)."""
         fused = self.operation.project_and_combine(self.projections, blocks)
         fused -= self.mean
         fused *= self.scale
         return fused.astype(np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``projection.i`` of each block, ``mean`` and ``scale``."""
         maps = {f"projection.{index}": array for index, array in enumerate(self.projections)}
         return {**maps, "mean": self.mean, "scale": self.scale}
 
@@ -116,25 +106,13 @@ def _any_width(width: int, n_blocks: int) -> int:
     return width
 
 
+@dataclass(frozen=True)
 class Product(FusionKind):
-    """A fusion by a fixed operation on projected blocks.
+    """A fusion by a fixed operation on projected blocks."""
 
-    Parameters
-    ----------
-    name : str
-    combine : callable
-        k vectors a row, arrays (n, width) each, to (n, d_out).
-    usable_width : callable
-        From a width and the number of blocks to the width that the operation can use.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        combine: Callable[[Sequence[Doubles]], Doubles],
-        usable_width: Callable[[int, int], int] = _any_width,
-    ) -> None:
-        self.name, self.combine, self.usable_width = name, combine, usable_width
+    name: str
+    combine: Callable[[Sequence[Doubles]], Doubles]  # arrays (n, width) to (n, d_out)
+    usable_width: Callable[[int, int], int] = _any_width  # of a width, for so many blocks
 
     def project_and_combine(
         self, projections: Sequence[Floats], blocks: Sequence[Floats]
@@ -175,10 +153,7 @@ def _mean(vectors: Sequence[Doubles]) -> Doubles:
 
 
 def _hadamard(vectors: Sequence[Doubles]) -> Doubles:
-    """``h_1 * ... * h_k``, entry by entry: (n, size) each to (n, size).
-
-    Gwak and Jung, arXiv 2504.05764 (2025).
-    """
+    """``h_1 * ... * h_k``, entry by entry: Gwak and Jung, arXiv 2504.05764 (2025)."""
     return np.asarray(np.prod(vectors, axis=0))
 
 

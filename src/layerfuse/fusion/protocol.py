@@ -34,20 +34,11 @@ class Fusion(Protocol):
 
 @dataclass(frozen=True)
 class FusionInputs:
-    """What fusions are fitted on; see `fit_fusion`.
-
-    Attributes
-    ----------
-    blocks : sequence of ndarrays of shape (n, dim)
-    targets : Targets
-    row_weights : ndarray of shape (n,) with a mean of 1, or None
-    size : int
-    seed : int
-    """
+    """What fusions are fitted on; see `fit_fusion`."""
 
     blocks: Sequence[Floats]
     targets: Targets
-    row_weights: Floats | None
+    row_weights: Floats | None  # with a mean of 1
     size: int
     seed: int
 
@@ -72,20 +63,14 @@ class FittedFusion:
 
 
 class FusionKind(ABC):
-    """One way of fusing blocks, by its name.
+    """How a fusion is fitted and loaded.
 
-    A new fusion is a new file with a subclass, and an object of it in the tuple of
-    `layerfuse.fusion.registry`.
+    A new one is a new file, and an object in the tuple of `layerfuse.fusion.registry`.
     """
 
-    name: str
-    """Its name in `FUSIONS`."""
-
-    brings_head: bool = False
-    """Whether the fusion comes with a head, so that none can be chosen."""
-
-    no_residual: str | None = None
-    """Why there is no residual form; None where there is one."""
+    name: str  # in `FUSIONS`
+    brings_head: bool = False  # whether the fusion comes with a head, so that none can be chosen
+    no_residual: str | None = None  # why there is no residual form, or None where there is one
 
     @abstractmethod
     def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
@@ -118,11 +103,9 @@ class Residual:
         return self.operation.name + RESIDUAL
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to (n, d_out of the operation + sum of dims)."""
         return np.concatenate([self.operation.transform(blocks), *blocks], axis=1, dtype=np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """Those of the operation."""
         return self.operation.arrays()
 
 

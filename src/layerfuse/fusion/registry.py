@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from layerfuse.errors import ConfigError, FormatError, check_choice
 from layerfuse.fusion.ensembles import Stacking, Voting
 from layerfuse.fusion.learned import Bilinear, Gated, ScalarMix
 from layerfuse.fusion.products import PRODUCTS, Concat
 from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionInputs, FusionKind
-from layerfuse.heads import Floats, unit_mean_weights
+from layerfuse.heads.protocol import Floats, Weights, unit_mean_weights
 from layerfuse.targets import Targets
 
 __all__ = ["FUSIONS", "check_fusion", "fit_fusion", "load_fusion"]
 
-_KINDS: tuple[FusionKind, ...] = (
-    *(Concat(), *PRODUCTS, ScalarMix(), Gated(), Bilinear()),
-    *(Voting(), Stacking()),
-)
+_LEARNED = (ScalarMix(), Gated(), Bilinear())
+_KINDS: tuple[FusionKind, ...] = (Concat(), *PRODUCTS, *_LEARNED, Voting(), Stacking())
 
 FUSIONS: dict[str, FusionKind] = {form.name: form for kind in _KINDS for form in kind.forms()}
 """All fusions by name, residual forms (``NAME+residual``) included."""
 
 
 def fit_fusion(
-    name: str,
-    blocks: Sequence[Floats],
-    targets: Targets,
-    *,
-    row_weights: npt.NDArray[np.floating] | None = None,
-    size: int = 256,
-    seed: int = 0,
-) -> FittedFusion:
+    name: str, blocks: Sequence[Floats], targets: Targets, *,
+    row_weights: Weights | None = None, size: int = 256, seed: int = 0,
+) -> FittedFusion:  # fmt: skip
     """Fit a fusion on training rows.
 
     Parameters
@@ -60,7 +50,8 @@ def fit_fusion(
 
     Examples
     --------
-    >>> blocks = [np.array([[-1.0], [1.0]], dtype=np.float32)] * 2
+    >>> import numpy as np
+    >>> blocks = [np.array([[-1.0], [1.0]], dtype="float32")] * 2
     >>> fit_fusion("concat", blocks, Targets.from_labels(["no", "yes"])).features.tolist()
     [[-1.0, -1.0], [1.0, 1.0]]
     """
@@ -70,16 +61,7 @@ def fit_fusion(
 
 
 def load_fusion(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> Fusion:
-    """The inverse of a fusion's ``arrays``.
-
-    Parameters
-    ----------
-    name : str
-        `Fusion.name`.
-    arrays : mapping from str to ndarray
-        What `Fusion.arrays` gave.
-    n_blocks : int
-        How many blocks it fuses.
+    """A fusion of ``n_blocks`` blocks from its ``name`` and ``arrays()``.
 
     Raises
     ------

@@ -3,13 +3,7 @@
 from layerfuse.heads.kernel import KernelHead
 from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead, ridge_leave_one_out
 from layerfuse.heads.mlp import PAPER_SCHEDULE, MlpHead
-from layerfuse.heads.protocol import (
-    UNSEEN_CLASS_LOGIT,
-    Floats,
-    Head,
-    HeadKind,
-    unit_mean_weights,
-)
+from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats, Head, HeadKind
 from layerfuse.heads.registry import HEADS, fit_head, load_head, search_penalty
 
 __all__ = [
@@ -28,5 +22,4 @@ __all__ = [
     "load_head",
     "ridge_leave_one_out",
     "search_penalty",
-    "unit_mean_weights",
 ]

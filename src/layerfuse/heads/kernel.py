@@ -40,65 +40,49 @@ class KernelHead:
     """
 
     kind: ClassVar[str] = "kernel"
-
     landmarks: Floats
     scale: Floats
     linear: RidgeHead
 
     @property
     def penalty(self) -> float:
-        """alpha of the ridge regression."""
         return self.linear.penalty
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(dim, n_outputs)."""
         return len(self.landmarks), self.linear.shape[1]
 
     def logits(self, X: Floats) -> Floats:
-        """Features (n, dim) to logits (n, n_outputs)."""
         chunks = [X[start : start + _CHUNK] for start in range(0, len(X), _CHUNK)] or [X]
         return np.concatenate(
             [self.linear.logits(_kernel(chunk * self.scale, self.landmarks)) for chunk in chunks]
         )
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``landmarks``, ``scale``, ``coef`` and ``intercept``."""
         return {"landmarks": self.landmarks, "scale": self.scale, **self.linear.arrays()}
 
     @classmethod
     def load(cls, arrays: Mapping[str, Floats], penalty: float) -> Self:
-        """The inverse of `arrays`; a FormatError when they do not fit together."""
         linear = RidgeHead.load(arrays, penalty)
         landmarks = take_tensor(arrays, "landmarks", None, linear.shape[0])
         return cls(landmarks, take_tensor(arrays, "scale", 1), linear)
 
     @classmethod
     def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None = None, seed: int = 0
+        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
     ) -> float:
-        """Find alpha by exact leave-one-out over the kernel's features.
-
-        The kernel depends on distances only, so that principal coordinates give the same one.
-        """
+        # The kernel depends on distances only, so that principal coordinates give the same one.
         features, _ = _features(X, *_draw_landmarks(X, seed))
         centered = features - features.mean(axis=0)
-        return RidgeHead.search_penalty(centered, targets, row_weights=row_weights)
+        return RidgeHead.search_penalty(centered, targets, row_weights=row_weights, seed=seed)
 
     @classmethod
     def fit(
-        cls,
-        X: Floats,
-        targets: Targets,
-        penalty: float,
-        *,
-        row_weights: Floats | None = None,
-        seed: int = 0,
+        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
     ) -> Self:
-        """Draw landmarks and fit ridge regression; see `HeadKind.fit`."""
         landmarks, scale = _draw_landmarks(X, seed)
         features, roots = _features(X, landmarks, scale)
-        ridge = RidgeHead.fit(features, targets, penalty, row_weights=row_weights)
+        ridge = RidgeHead.fit(features, targets, penalty, row_weights=row_weights, seed=seed)
         coef = np.asarray(roots @ ridge.coef, dtype=np.float32)
         return cls(landmarks, scale, RidgeHead(coef, ridge.intercept, penalty))
 

@@ -38,27 +38,22 @@ class LinearHead:
     """
 
     kind: ClassVar[str] = "linear"
-
     coef: Floats
     intercept: Floats
     penalty: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(dim, n_outputs)."""
         return self.coef.shape[0], self.coef.shape[1]
 
     def logits(self, X: Floats) -> Floats:
-        """Features (n, dim) to logits (n, n_outputs)."""
         return np.asarray(X @ self.coef + self.intercept)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``coef`` and ``intercept``."""
         return {"coef": self.coef, "intercept": self.intercept}
 
     @classmethod
     def load(cls, arrays: Mapping[str, Floats], penalty: float) -> Self:
-        """The inverse of `arrays`; a FormatError when they do not fit together."""
         coef = take_tensor(arrays, "coef", None, None)
         return cls(coef, take_tensor(arrays, "intercept", coef.shape[1]), penalty)
 
@@ -70,15 +65,8 @@ class RidgeHead(LinearHead):
 
     @classmethod
     def fit(
-        cls,
-        X: Floats,
-        targets: Targets,
-        penalty: float,
-        *,
-        row_weights: Floats | None = None,
-        seed: int = 0,
+        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
     ) -> Self:
-        """Fit by scikit-learn; see `HeadKind.fit`."""
         from sklearn.linear_model import Ridge
 
         model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=row_weights)
@@ -87,9 +75,8 @@ class RidgeHead(LinearHead):
 
     @classmethod
     def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None = None, seed: int = 0
+        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
     ) -> float:
-        """Find alpha; see `HeadKind.search_penalty`."""
         return ridge_leave_one_out(X, targets, row_weights).penalty
 
 
@@ -109,20 +96,14 @@ class LogisticHead(LinearHead):
 
     @classmethod
     def fit(
-        cls,
-        X: Floats,
-        targets: Targets,
-        penalty: float,
-        *,
-        row_weights: Floats | None = None,
-        seed: int = 0,
+        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
     ) -> Self:
-        """Fit by scikit-learn; see `HeadKind.fit`."""
         model = _logistic(1.0 / penalty).fit(X, targets.codes, sample_weight=row_weights)
         own_coef, own_intercept = model.coef_, model.intercept_
         if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
-            own_coef = np.concatenate([-own_coef, own_coef]) / 2
-            own_intercept = np.concatenate([-own_intercept, own_intercept]) / 2
+            own_coef, own_intercept = (
+                np.concatenate([-part, part]) / 2 for part in (own_coef, own_intercept)
+            )
         # A class without a row here (a rare one, within a fold) is never predicted.
         coef = np.zeros((X.shape[1], targets.space.n_outputs), dtype=np.float32)
         intercept = np.full(targets.space.n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
@@ -131,9 +112,8 @@ class LogisticHead(LinearHead):
 
     @classmethod
     def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None = None, seed: int = 0
+        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
     ) -> float:
-        """Find 1/C; see `HeadKind.search_penalty`."""
         # The penalty is the same for rotated features, and small directions hardly matter.
         rotated = decompose(X).rotated[:, :_SEARCH_DIMS]
         # Constant features fit alike at any penalty; folds need two classes of two rows or more.

@@ -42,30 +42,25 @@ class MlpHead:
     """
 
     kind: ClassVar[str] = "mlp"
-
     weights: tuple[Floats, Floats, Floats]
     biases: tuple[Floats, Floats, Floats]
     penalty: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(dim, n_outputs)."""
         return len(self.weights[0]), self.weights[-1].shape[1]
 
     def logits(self, X: Floats) -> Floats:
-        """Features (n, dim) to logits (n, n_outputs)."""
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             X = np.maximum(X @ weight + bias, 0.0)
         return np.asarray(X @ self.weights[-1] + self.biases[-1])
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``weight.i`` and ``bias.i`` of the three layers."""
         groups = (("weight", self.weights), ("bias", self.biases))
         return {f"{name}.{i}": array for name, group in groups for i, array in enumerate(group)}
 
     @classmethod
     def load(cls, arrays: Mapping[str, Floats], penalty: float) -> Self:
-        """The inverse of `arrays`; a FormatError when they do not fit together."""
         first = take_tensor(arrays, "weight.0", None, None)
         second = take_tensor(arrays, "weight.1", first.shape[1], None)
         third = take_tensor(arrays, "weight.2", second.shape[1], None)
@@ -75,22 +70,15 @@ class MlpHead:
 
     @classmethod
     def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None = None, seed: int = 0
+        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
     ) -> float:
-        """0: it has none."""
         return 0.0
 
     @classmethod
     def fit(
-        cls,
-        X: Floats,
-        targets: Targets,
-        penalty: float = 0.0,
-        *,
-        row_weights: Floats | None = None,
-        seed: int = 0,
-        schedule: Schedule | None = None,
-    ) -> Self:
+        cls, X: Floats, targets: Targets, penalty: float = 0.0, *,
+        row_weights: Floats | None = None, seed: int = 0, schedule: Schedule | None = None,
+    ) -> Self:  # fmt: skip
         """Train as published: dropout 0.5, Adam at 1e-4, batches of 1024, at most 100 epochs.
 
         Departures: the best epoch is that of the lowest log loss on a stratified part of the

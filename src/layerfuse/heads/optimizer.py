@@ -26,27 +26,13 @@ _FIXED_EPOCHS = 50
 
 @dataclass(frozen=True)
 class Schedule:
-    """Step sizes and stopping rule.
+    """Step sizes and stopping rule of AdamW (Loshchilov and Hutter, ICLR 2019)."""
 
-    Attributes
-    ----------
-    rate : float
-        Learning rate.
-    decay : float
-        Decoupled weight decay of AdamW (Loshchilov and Hutter, ICLR 2019); with 0 it is Adam.
-    batch : int
-        Rows per step.
-    epochs : int
-        Maximum number of passes over the rows.
-    patience : int
-        Passes without a lower held-out log loss that end the training.
-    """
-
-    rate: float
-    decay: float
-    batch: int
-    epochs: int
-    patience: int
+    rate: float  # learning rate
+    decay: float  # decoupled weight decay; with 0 it is Adam
+    batch: int  # rows per step
+    epochs: int  # maximum number of passes over the rows
+    patience: int  # passes without a lower held-out log loss that end the training
 
 
 def held_out_rows(targets: Targets, seed: int) -> npt.NDArray[np.intp]:
@@ -91,32 +77,13 @@ def train(
     row_weights: Floats | None,
     seed: int,
 ) -> dict[str, Floats]:
-    """Minimize the cross-entropy of ``forward``'s logits by AdamW.
+    """Minimize the cross-entropy of logits (n_batch, n_outputs) over inputs of n rows.
 
-    Parameters
-    ----------
-    forward : callable
-        Called with the parameters, the inputs' rows of a batch, and whether it is training;
-        returns logits (n_batch, n_outputs).
-    start : mapping from str to ndarray
-        Initial parameters.
-    frozen : sequence of str
-        Names of the parameters that stay as they are.
-    inputs : sequence of ndarrays of shape (n, any)
-    targets : Targets
-        Of the n rows.
-    schedule : Schedule
-    generator : torch.Generator
-        The only one that is drawn from: torch's global state stays as it was.
-    row_weights : ndarray of shape (n,) with a mean of 1, optional
-    seed : int
-        Of the rows that are held out.
-
-    Returns
-    -------
-    dict from str to ndarray
-        The parameters of the epoch with the lowest log loss on the held-out rows
-        (`held_out_rows`), or of the last epoch where none are held out.
+    ``forward`` is called with the parameters, a batch of each input, and whether it is training;
+    ``start`` are the initial parameters, of which those in ``frozen`` stay as they are. Only
+    ``generator`` is drawn from, so that torch's global state stays as it was; ``seed`` is that of
+    the held-out rows. Returns the parameters of the epoch with the lowest log loss on those
+    (`held_out_rows`), or of the last epoch where none are held out.
     """
     import torch
 

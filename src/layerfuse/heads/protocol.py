@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from layerfuse.targets import Targets
 
-__all__ = ["UNSEEN_CLASS_LOGIT", "Floats", "Head", "HeadKind", "unit_mean_weights"]
+__all__ = ["UNSEEN_CLASS_LOGIT", "Floats", "Head", "HeadKind", "Weights", "unit_mean_weights"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+Weights: TypeAlias = npt.NDArray[np.floating]
 
 UNSEEN_CLASS_LOGIT = -30.0
 """The logit of a class without a training row."""
@@ -43,11 +44,7 @@ class Head(Protocol):
 
 
 class HeadKind(Protocol):
-    """One way of fitting heads; the classes of heads are its implementations.
-
-    A new head is a new file with such a class, and its name in the tuple of
-    `layerfuse.heads.registry`.
-    """
+    """A class of heads: a new one is a new file, and its name in `layerfuse.heads.registry`."""
 
     @property
     def kind(self) -> str:
@@ -67,7 +64,7 @@ class HeadKind(Protocol):
         """The inverse of `Head.arrays`; a FormatError when they do not fit together."""
 
 
-def unit_mean_weights(row_weights: npt.NDArray[np.floating] | None) -> Floats | None:
+def unit_mean_weights(row_weights: Weights | None) -> Floats | None:
     """Weights of rows (n,) divided by their mean, so that a penalty means the same at any scale.
 
     None where all are equal.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
-
 from layerfuse.errors import ConfigError, FormatError, check_choice
 from layerfuse.heads.kernel import KernelHead
 from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead
 from layerfuse.heads.mlp import MlpHead
-from layerfuse.heads.protocol import Floats, Head, HeadKind, unit_mean_weights
+from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights, unit_mean_weights
 from layerfuse.targets import Targets
 
 __all__ = ["HEADS", "fit_head", "load_head", "search_penalty"]
@@ -23,12 +20,7 @@ HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}
 
 
 def search_penalty(
-    name: str,
-    X: Floats,
-    targets: Targets,
-    *,
-    row_weights: npt.NDArray[np.floating] | None = None,
-    seed: int = 0,
+    name: str, X: Floats, targets: Targets, *, row_weights: Weights | None = None, seed: int = 0
 ) -> float:
     """Find the penalty of a head.
 
@@ -60,7 +52,8 @@ def search_penalty(
 
     Examples
     --------
-    >>> X = np.array([[-0.7], [-0.5], [0.5], [0.7]], dtype=np.float32)
+    >>> import numpy as np
+    >>> X = np.array([[-0.7], [-0.5], [0.5], [0.7]], dtype="float32")
     >>> targets = Targets.from_labels(["no", "no", "yes", "yes"])
     >>> head = fit_head("ridge", X, targets, search_penalty("ridge", X, targets))
     >>> targets.space.decode(targets.space.decide(head.logits(X))).tolist()
@@ -72,30 +65,15 @@ def search_penalty(
 
 
 def fit_head(
-    name: str,
-    X: Floats,
-    targets: Targets,
-    penalty: float,
-    *,
-    row_weights: npt.NDArray[np.floating] | None = None,
-    seed: int = 0,
-) -> Head:
+    name: str, X: Floats, targets: Targets, penalty: float, *,
+    row_weights: Weights | None = None, seed: int = 0,
+) -> Head:  # fmt: skip
     """Fit a head.
 
     Parameters
     ----------
-    name : str
-        One of `HEADS`.
-    X : ndarray of shape (n, dim)
-        Block-scaled features.
-    targets : Targets
-        Of the n rows.
     penalty : float
-        From `search_penalty`.
-    row_weights : ndarray of shape (n,), optional
-        Weights of rows, at any scale.
-    seed : int
-        Of what ``kernel`` and ``mlp`` draw.
+        From `search_penalty`, whose other parameters are the same.
 
     Raises
     ------
@@ -108,16 +86,7 @@ def fit_head(
 
 
 def load_head(kind: str, arrays: Mapping[str, Floats], penalty: float) -> Head:
-    """The inverse of a head's ``arrays``.
-
-    Parameters
-    ----------
-    kind : str
-        `Head.kind`: one of `HEADS`, or ``"linear"``.
-    arrays : mapping from str to ndarray
-        What `Head.arrays` gave.
-    penalty : float
-        `Head.penalty`.
+    """A head from its ``kind``, ``arrays()`` and ``penalty``.
 
     Raises
     ------
