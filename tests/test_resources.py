@@ -230,9 +230,7 @@ class TestRecord:
         )
 
     @staticmethod
-    def shard(
-        layer: int, n_texts: int, tokenize_s: float, *batches: tuple[int, float]
-    ) -> ShardCost:
+    def shard(layer: int, n_texts: int, seconds: float, *batches: tuple[int, float]) -> ShardCost:
         n_tokens = sum(tokens for tokens, _ in batches)
         return ShardCost(layer, n_texts, n_tokens, n_tokens, seconds, batches)
 
