@@ -385,7 +385,7 @@ class TestCost:
         folder = self.path(store).parent
         record = read_cost(folder, "cpu")
         assert record is not None
-        other = dataclasses.replace(record, device="cuda:1", n_texts=5, forward_s=1.0)
+        other = record.model_copy(update={"device": "cuda:1", "n_texts": 5, "forward_s": 1.0})
         assert keep_cost(folder, other) == other
         assert read_cost(folder, "cuda:0") == other
         assert read_cost(folder, "cpu") == record

@@ -177,17 +177,15 @@ class Budget:
     def __post_init__(self) -> None:
         limit: Any
         for name, limit in self.limits.items():
+            option, _ = _LIMITS[name]
             is_number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
             if not is_number or not 0 < limit < math.inf:
                 raise ConfigError(
                     f"The budget's {name} is {limit!r}; give a positive number with "
-                    f"{_OPTIONS[name]} ({name} in Python), or leave it out for no limit."
+                    f"{option} ({name} in Python), or leave it out for no limit."
                 )
-            is_count = name in ("blocks", "dims", "parameters")
-            if is_count and limit != int(limit):
-                raise ConfigError(
-                    f"The budget's {name} is {limit!r}; give a whole number with {_OPTIONS[name]}."
-                )
+            if name in ("blocks", "dims", "parameters") and limit != int(limit):
+                raise ConfigError(f"The budget's {name} is {limit!r}; give a whole number.")
             if isinstance(limit, np.generic):  # JSON knows Python's numbers only
                 object.__setattr__(self, name, limit.item())
 
@@ -204,30 +202,23 @@ class Budget:
     def exceeded(self, cost: PipelineCost) -> list[str]:
         """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20
         (--max-ms)"``; empty where the cost is allowed."""
-        return [
-            f"{_number(getattr(cost, name))} {_UNITS[name]} of at most {_number(limit)} "
-            f"({_OPTIONS[name]})"
-            for name, limit in self.limits.items()
-            if getattr(cost, name) > limit
-        ]
+        phrases = []
+        for name, limit in self.limits.items():
+            option, unit = _LIMITS[name]
+            if (value := getattr(cost, name)) > limit:
+                phrases.append(f"{_number(value)} {unit} of at most {_number(limit)} ({option})")
+        return phrases
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-_OPTIONS = {
-    "blocks": "--max-blocks",
-    "dims": "--max-dims",
-    "ms_per_text": "--max-ms",
-    "parameters": "--max-parameters",
-    "memory_mb": "--max-memory-mb",
-}
-_UNITS = {
-    "blocks": "blocks",
-    "dims": "dimensions",
-    "ms_per_text": "ms per text",
-    "parameters": "parameters",
-    "memory_mb": "MB of weights",
+_LIMITS = {  # the option and the unit
+    "blocks": ("--max-blocks", "blocks"),
+    "dims": ("--max-dims", "dimensions"),
+    "ms_per_text": ("--max-ms", "ms per text"),
+    "parameters": ("--max-parameters", "parameters"),
+    "memory_mb": ("--max-memory-mb", "MB of weights"),
 }
 
 
@@ -251,7 +242,7 @@ def resolve_budget(budget: Budget | Mapping[str, Any] | None) -> Budget:
     if not isinstance(budget, Mapping):
         raise ConfigError(f"budget={budget!r} is not a Budget, a mapping of limits or None.")
     for name in budget:
-        check_choice(name, _UNITS, "budget limit")
+        check_choice(name, _LIMITS, "budget limit")
     return Budget(**budget)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,35 +15,19 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from layerfuse.embeddings.shard import check_folder
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.files import write_json
 from layerfuse.resources import EncoderCost
 
-__all__ = [
-    "CostRecord",
-    "ShardCost",
-    "keep_cost",
-    "read_cost",
-    "record_cost",
-    "undisturbed",
-]
+__all__ = ["CostRecord", "ShardCost", "keep_cost", "read_cost", "record_cost", "undisturbed"]
 
 
 @dataclass(frozen=True)
 class ShardCost:
-    """What reading one shard took.
+    """What reading one shard up to ``layer`` took.
 
-    Attributes
-    ----------
-    layer : int
-        The highest layer read.
-    n_texts, n_tokens : int
-        Texts, and their tokens without padding.
-    n_padded : int
-        Tokens with padding, as planned.
-    tokenize_s : float
-        Seconds of tokenization.
-    batches : tuple of (int, float)
-        Of each batch its tokens without padding, and the seconds of its forward pass and pooling.
+    ``n_tokens`` does not count padding, ``n_padded`` does; ``tokenize_s`` are seconds; ``batches``
+    are tokens without padding and seconds of the forward pass and pooling.
     """
 
     layer: int
@@ -54,29 +39,11 @@ class ShardCost:
 
 
 class CostRecord(BaseModel):
-    """What one run of an encoder took.
+    """What one run of an encoder took, as it is kept in a section's folder.
 
-    Attributes
-    ----------
-    device, dtype : str
-    threads : int
-        Threads that the CPU's operators could use.
-    n_texts, n_tokens : int
-        Distinct texts computed, and their tokens without padding.
-    timed_tokens : int
-        Those of the batches in ``forward_s``.
-    forward_s : float
-        Seconds of forward passes and pooling, without a first batch that warmed up.
-    tokenize_s : float
-        Seconds of tokenization, all texts.
-    layer : int
-        The highest layer that ran, at least 1.
-    dim : int
-    parameters : tuple of int, (n_layers + 1,)
-        Cumulative by layer, see `EncoderCost`.
-    bytes_per_parameter : float
-    stops_early : bool
-        Whether reading a low layer spares the blocks above it.
+    ``n_texts`` distinct texts with ``n_tokens`` tokens (padding not counted) were read up to
+    ``layer``; ``forward_s`` are the seconds of forward passes and pooling over ``timed_tokens`` of
+    them, as a first batch that warmed up is left out. For the others see `EncoderCost`.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
@@ -130,57 +97,38 @@ class CostRecord(BaseModel):
 
 
 def record_cost(
-    costs: Sequence[ShardCost],
-    *,
-    parameters: tuple[int, ...],
-    bytes_per_parameter: float,
-    dim: int,
-    stops_early: bool,
-    device: str,
-    dtype: str,
-    threads: int,
-    warm: bool = False,
+    costs: Sequence[ShardCost], encoder: FrozenEncoder, *, warm: bool = False
 ) -> CostRecord | None:
     """The record of a run, from its shards at the highest layer that took the most work.
 
-    Parameters
-    ----------
-    costs : sequence of ShardCost
-    parameters, bytes_per_parameter, dim, stops_early, device, dtype, threads
-        See `CostRecord`.
-    warm : bool
-        Whether the encoder had read before. If not, the first of several batches is left out, as
-        it pages in the weights and allocates.
-
-    Returns
-    -------
-    CostRecord or None
-        None when no transformer block ran.
+    The first of several batches is left out, as it pages in the weights and allocates; not so when
+    the encoder is ``warm``, because it has read before. None when no transformer block ran.
     """
-    n_layers = len(parameters) - 1
-    work: dict[int, int] = {}
+    import torch
+
+    stops_early, n_layers = encoder.stops_early, len(encoder.layer_parameters) - 1
+    work: Counter[int] = Counter()
     for cost in costs:
-        depth = cost.layer if stops_early else n_layers
-        work[cost.layer] = work.get(cost.layer, 0) + cost.n_tokens * depth
-    layer = max(work, key=lambda layer: work[layer], default=0)
-    if not work.get(layer):
+        work[cost.layer] += cost.n_tokens * (cost.layer if stops_early else n_layers)
+    layer, most = max(work.items(), key=lambda item: item[1], default=(0, 0))
+    if not most:
         return None
     counted = [cost for cost in costs if cost.layer == layer]
     batches = [batch for cost in counted for batch in cost.batches]
     timed = batches if warm else batches[1:] or batches
     return CostRecord(
-        device=device,
-        dtype=dtype,
-        threads=threads,
+        device=encoder.device,
+        dtype=encoder.dtype,
+        threads=torch.get_num_threads(),
         n_texts=sum(cost.n_texts for cost in counted),
         n_tokens=sum(cost.n_tokens for cost in counted),
         timed_tokens=sum(tokens for tokens, _ in timed),
         forward_s=math.fsum(seconds for _, seconds in timed),
         tokenize_s=math.fsum(cost.tokenize_s for cost in counted),
         layer=layer if stops_early else n_layers,
-        dim=dim,
-        parameters=parameters,
-        bytes_per_parameter=bytes_per_parameter,
+        dim=encoder.dim,
+        parameters=encoder.layer_parameters,
+        bytes_per_parameter=encoder.bytes_per_parameter,
         stops_early=stops_early,
     )
 

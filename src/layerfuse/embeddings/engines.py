@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from layerfuse.embeddings.plan import ShardJob
-from layerfuse.embeddings.runner import (
-    ShardResult,
-    read_shard,
-    tokenize_shard,
-    write_result,
-)
+from layerfuse.embeddings.runner import ShardResult, read_shard, tokenize_shard, write_result
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import Reporter
@@ -35,16 +31,7 @@ class Engine(Protocol):
         folder: Path | None,
         reporter: Reporter,
     ) -> Generator[ShardResult]:
-        """Results of some jobs, in their order.
-
-        Parameters
-        ----------
-        jobs : sequence of ShardJob
-        encoder : FrozenEncoder
-        folder : Path or None
-            A section's folder to write the shards to; without one the results hold the blocks.
-        reporter : Reporter
-        """
+        """Results of some jobs, in their order; see `run_shard`."""
 
 
 class LocalEngine:
@@ -61,18 +48,19 @@ class LocalEngine:
         folder: Path | None,
         reporter: Reporter,
     ) -> Generator[ShardResult]:
-        """See `Engine.map`."""
+        """Results of some jobs, in their order."""
+        encoder.tokenize([])  # loads what is not loaded yet, off the clock
 
         def read() -> Iterator[tuple[ShardJob, ShardResult]]:
-            budget = max(job.batch_tokens for job in jobs)
-            tokens = in_turn(lambda job: tokenize_shard(job, encoder), jobs)
-            for job, timed in zip(jobs, tokens, strict=True):
+            budget: float = math.inf
+            tokenized = in_turn(lambda job: tokenize_shard(job, encoder), jobs)
+            for job, (tokens, seconds) in zip(jobs, tokenized, strict=True):
                 # What did not fit into memory once is not tried again.
-                fitting = replace(job, batch_tokens=min(job.batch_tokens, budget))
-                result = read_shard(fitting, timed, encoder, advance, reporter)
+                fitting = replace(job, batch_tokens=int(min(job.batch_tokens, budget)))
+                result = read_shard(fitting, tokens, seconds, encoder, advance, reporter)
                 budget = result.batch_tokens
                 yield job, result
-                del result, timed
+                del result
                 if len(jobs) > 1:
                     trim_heap()
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.embeddings.cost_record import (
     CostRecord,
-    ShardCost,
     keep_cost,
     read_cost,
     record_cost,
@@ -25,7 +24,7 @@ from layerfuse.embeddings.engines import Engine, LocalEngine
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard
 from layerfuse.embeddings.section import Missing, NotStoredError, Section, text_hashes
-from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key, check_folder
+from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import EmbeddingStore
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
@@ -126,15 +125,7 @@ def extract_all(
 ) -> BlockView:
     """All candidate blocks of several encoders: of each its own layers and poolings.
 
-    Parameters
-    ----------
-    texts, store, reporter
-        See `extract`.
-    encoders : sequence of FrozenEncoder
-
-    Returns
-    -------
-    BlockView
+    See `extract` for the parameters; with no store, embeddings are kept in memory.
     """
     blocks = [block for encoder in encoders for block in _candidates(encoder)]
     return _read(texts, encoders, blocks, store, None, reporter)
@@ -150,17 +141,7 @@ def extract_blocks(
 ) -> BlockView:
     """Just these blocks: encoders that have none are not read, the others up to their highest.
 
-    Parameters
-    ----------
-    texts, store, reporter
-        See `extract`.
-    encoders : sequence of FrozenEncoder
-    blocks : sequence of BlockRef
-
-    Returns
-    -------
-    BlockView
-        The blocks in the order given.
+    The view has the blocks in the order given. See `extract` for the parameters.
 
     Raises
     ------
@@ -199,8 +180,9 @@ def _read(
     distinct = [rows[index] for index in first]
     sources = {}
     for encoder in encoders:
-        keys = tuple((ref.layer, ref.pooling) for ref in blocks if ref.encoder == encoder.name)
-        if keys:
+        own = dict.fromkeys(block for block in blocks if block.encoder == encoder.name)
+        if own:
+            keys = tuple((block.layer, block.pooling) for block in own)
             section = None
             if store is not None:
                 section = store.section(encoder.name, encoder.identity, reporter)
@@ -240,7 +222,8 @@ class _EncoderBlocks:
                 return self.section.read(self.hashes[rows], key)
             except (CorruptShardError, NotStoredError) as error:
                 with self.section.lock:  # the first thread computes, the others find it done
-                    self.section.recover(error)
+                    if isinstance(error, CorruptShardError):
+                        self.section.recover(error)
                     self.complete()
         raise StorageError(
             f"{self.section.folder} gives back other bytes than were written, again and again. "
@@ -258,6 +241,7 @@ class _EncoderBlocks:
             self._compute(plan_shards(self.texts, everything, self.encoder, self.batch_tokens))
             return len(self.texts)
         with self.section.lock:
+            self.section.refresh()  # another thread may have been here first
             missing = self.section.missing(self.hashes, self.keys)
             n_rows, total = _n_rows(missing), len(self.hashes)
             self.reporter.note(
@@ -300,7 +284,7 @@ class _EncoderBlocks:
         if self.section is not None:
             share = 1 - sum(c.n_tokens for c in costs) / sum(c.n_padded for c in costs)
             self.reporter.note(f"{self.encoder.name}: {share:.1%} of tokens were padding")
-        if is_sound and (record := self._record(costs)):
+        if is_sound and (record := record_cost(costs, self.encoder)):
             self.record = record if folder is None else keep_cost(folder, record)
 
     def _keep(self, job: ShardJob, result: ShardResult) -> None:
@@ -323,21 +307,6 @@ class _EncoderBlocks:
             "those of the shard that was being computed are lost"
         )
 
-    def _record(self, costs: Sequence[ShardCost], *, warm: bool = False) -> CostRecord | None:
-        import torch
-
-        return record_cost(
-            costs,
-            parameters=self.encoder.layer_parameters,
-            bytes_per_parameter=self.encoder.bytes_per_parameter,
-            dim=self.encoder.dim,
-            stops_early=self.encoder.stops_early,
-            device=self.encoder.device,
-            dtype=self.encoder.dtype,
-            threads=torch.get_num_threads(),
-            warm=warm,
-        )
-
     def _sample(self) -> CostRecord | None:
         """Read a few of the texts up to the highest layer, for the sake of the times alone."""
         if self.encoder.highest_layer == 0:
@@ -351,13 +320,12 @@ class _EncoderBlocks:
         with undisturbed() as alone:
             costs = [run_shard(job, self.encoder).cost for job in jobs]
             is_sound = alone()
-        record = self._record(costs, warm=True)
+        record = record_cost(costs, self.encoder, warm=True)
         if self.section is None or record is None or not is_sound:
             return record  # better than none, but not for later runs to find
         return keep_cost(self.section.folder, record)
 
     def _check_room(self, folder: Path, missing: Missing) -> None:
-        check_folder(folder)
         needed = sum(len(rows) * len(keys) for rows, keys in missing) * self.encoder.dim * 2
         free = shutil.disk_usage(folder).free
         if needed > free:

@@ -25,15 +25,8 @@ _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 class ShardJob:
     """One shard to compute: plain data that can be pickled and run in another process.
 
-    Attributes
-    ----------
-    rows : ndarray of int, (n_texts,)
-        Numbers of the texts among those planned.
-    texts : tuple of str, (n_texts,)
-    keys : tuple of (int, str)
-        Layer and pooling of each block.
-    batch_tokens : int
-        The most tokens of one batch, padding counted.
+    ``rows`` (n_texts,) are the numbers of ``texts`` among those planned, ``keys`` the layer and
+    pooling of each block, ``batch_tokens`` the most tokens of one batch, padding counted.
     """
 
     rows: npt.NDArray[np.intp]
@@ -53,20 +46,8 @@ def plan_shards(
     The jobs and the batches inside them follow from the order of the texts alone, so that a run
     that was stopped and goes on yields the same bytes as one that was not.
 
-    Parameters
-    ----------
-    texts : sequence of str
-        Distinct texts, in the order of their hashes.
-    missing : sequence of (ndarray of int, tuple of (int, str))
-        Row numbers and the blocks that all of them lack, see `Section.missing`.
-    encoder : FrozenEncoder
-        For its size and kind of device.
-    batch_tokens : int, optional
-        The most tokens of one batch; by default the encoder's own, or what suits the device.
-
-    Returns
-    -------
-    list of ShardJob
+    ``texts`` are distinct and in the order of their hashes; ``missing`` is that of
+    `Section.missing`; by default ``batch_tokens`` is the encoder's own, or what suits the device.
     """
     budget = batch_tokens or encoder.batch_tokens or _BATCH_TOKENS[encoder.kind]
     jobs = []
@@ -98,16 +79,11 @@ def plan_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[lis
     Parameters
     ----------
     lengths : sequence of int
-        Tokens of each text, at least 1.
+        Tokens of each text, at least 1; equal ones keep their order.
     budget : int
         The most tokens of a batch, padding counted; a longer text is a batch by itself.
     overhead : int
         What a batch costs beside its tokens, in tokens.
-
-    Returns
-    -------
-    list of list of int
-        Row numbers of each batch; equal lengths keep their order.
 
     Examples
     --------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,41 +18,18 @@ from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.progress import SILENT, Advance, Reporter
 
-__all__ = [
-    "ShardResult",
-    "TimedTokens",
-    "read_shard",
-    "run_shard",
-    "tokenize_shard",
-    "write_result",
-]
+__all__ = ["ShardResult", "read_shard", "run_shard", "tokenize_shard", "write_result"]
 
 _BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
-
-
-@dataclass(frozen=True)
-class TimedTokens:
-    """Tokens of a job's texts, and the seconds of their tokenization."""
-
-    tokens: Tokens
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class ShardResult:
     """What came of one `ShardJob`.
 
-    Attributes
-    ----------
-    truncated : ndarray of bool, (n_texts,)
-        Which texts were truncated.
-    blocks : dict
-        For each layer and pooling an array (n_texts, dim); empty once they are written.
-    cost : ShardCost
-    batch_tokens : int
-        The token budget in the end: less than the job's when memory ran out.
-    path : Path or None
-        The shard written.
+    ``truncated`` (n_texts,) says which texts were cut; ``blocks`` are arrays (n_texts, dim), none
+    where the shard was written to ``path``; ``batch_tokens`` is the token budget in the end, less
+    than the job's where memory ran out.
     """
 
     truncated: npt.NDArray[np.bool_]
@@ -73,18 +49,8 @@ def run_shard(
 ) -> ShardResult:
     """Run one job from end to end, in any process.
 
-    Parameters
-    ----------
-    job : ShardJob
-    encoder : FrozenEncoder
-    folder : Path, optional
-        A section's folder to write the shard to; without one the result holds the blocks.
-    advance, reporter
-        Told of texts read, and of batches that did not fit into memory.
-
-    Returns
-    -------
-    ShardResult
+    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks;
+    ``advance`` and ``reporter`` are told of texts read and of batches that did not fit.
 
     Raises
     ------
@@ -93,20 +59,25 @@ def run_shard(
     StorageError
         When the shard cannot be written.
     """
-    timed = tokenize_shard(job, encoder)
-    return write_result(job, read_shard(job, timed, encoder, advance, reporter), folder)
+    tokens, seconds = tokenize_shard(job, encoder)
+    result = read_shard(job, tokens, seconds, encoder, advance, reporter)
+    return write_result(job, result, folder)
 
 
-def tokenize_shard(job: ShardJob, encoder: FrozenEncoder) -> TimedTokens:
-    """Tokenize a job's texts."""
+def tokenize_shard(job: ShardJob, encoder: FrozenEncoder) -> tuple[Tokens, float]:
+    """The tokens of a job's texts, and the seconds that they took."""
     encoder.tokenize([])  # loads what is not loaded yet, off the clock
     started = time.perf_counter()
-    tokens = encoder.tokenize(job.texts)
-    return TimedTokens(tokens, time.perf_counter() - started)
+    return encoder.tokenize(job.texts), time.perf_counter() - started
 
 
 def read_shard(
-    job: ShardJob, timed: TimedTokens, encoder: FrozenEncoder, advance: Advance, reporter: Reporter
+    job: ShardJob,
+    tokens: Tokens,
+    tokenize_s: float,
+    encoder: FrozenEncoder,
+    advance: Advance,
+    reporter: Reporter,
 ) -> ShardResult:
     """Read a job's texts in batches, halving the token budget when the device is out of memory.
 
@@ -115,7 +86,7 @@ def read_shard(
     import torch
 
     torch.get_num_threads()  # gives this thread the process's number: another one may round else
-    ids = timed.tokens.ids
+    ids = tokens.ids
     lengths = [len(row) for row in ids]
     layers = sorted({layer for layer, _ in job.keys})
     poolings = list(dict.fromkeys(pooling for _, pooling in job.keys))
@@ -138,7 +109,12 @@ def read_shard(
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise _no_memory(encoder, lengths[batch[0]]) from error
+                    raise NoMemoryError(
+                        f"{encoder.name} has no memory left to read one text of "
+                        f"{lengths[batch[0]]:,} tokens. Cut texts earlier with --max-length "
+                        "(max_length=), or use a smaller model, --device cpu or --dtype "
+                        "bfloat16. Finished embeddings are kept."
+                    ) from error
                 torch.cuda.empty_cache()
                 budget = max(1, budget // 2)
                 reporter.note(f"{encoder.name}: out of memory; batches are cut to {budget} tokens")
@@ -155,17 +131,21 @@ def read_shard(
         pooled = launched.result()
         started, done = max(started, done), time.perf_counter()
         batches.append((sum(lengths[row] for row in batch), done - started))
-        _collect(blocks, len(ids), batch, pooled, job.keys, poolings)
+        for layer, pooling in job.keys:
+            values = pooled[layer][:, poolings.index(pooling)]
+            if (layer, pooling) not in blocks:
+                blocks[layer, pooling] = np.empty((len(ids), values.shape[1]), np.float32)
+            blocks[layer, pooling][batch] = values
         advance(len(batch))
     cost = ShardCost(
         layer=layers[-1],
         n_texts=len(ids),
         n_tokens=sum(lengths),
         n_padded=n_padded,
-        tokenize_s=timed.seconds,
+        tokenize_s=tokenize_s,
         batches=tuple(batches),
     )
-    return ShardResult(np.array(timed.tokens.truncated, dtype=bool), blocks, cost, budget)
+    return ShardResult(np.array(tokens.truncated, dtype=bool), blocks, cost, budget)
 
 
 def write_result(job: ShardJob, result: ShardResult, folder: Path | None) -> ShardResult:
@@ -174,27 +154,3 @@ def write_result(job: ShardJob, result: ShardResult, folder: Path | None) -> Sha
         return result
     path = write_shard(folder, text_hashes(job.texts), result.truncated, result.blocks)
     return replace(result, blocks={}, path=path)
-
-
-def _collect(
-    blocks: dict[Key, npt.NDArray[np.float32]],
-    n_texts: int,
-    batch: list[int],
-    pooled: dict[int, npt.NDArray[np.float32]],
-    keys: Sequence[Key],
-    poolings: list[str],
-) -> None:
-    """Put one batch's values, (batch, n_poolings, dim) for each layer, in their rows."""
-    for layer, pooling in keys:
-        values = pooled[layer][:, poolings.index(pooling)]
-        if (layer, pooling) not in blocks:
-            blocks[layer, pooling] = np.empty((n_texts, values.shape[1]), np.float32)
-        blocks[layer, pooling][batch] = values
-
-
-def _no_memory(encoder: FrozenEncoder, n_tokens: int) -> NoMemoryError:
-    return NoMemoryError(
-        f"{encoder.name} has no memory left to read one text of {n_tokens:,} tokens. Cut texts "
-        "earlier with --max-length (max_length=), or use a smaller model, --device cpu or --dtype "
-        "bfloat16. Finished embeddings are kept."
-    )

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from threading import RLock
 from typing import TypeAlias
@@ -52,19 +53,21 @@ def text_hashes(texts: Iterable[str]) -> Hashes:
 class _Index:
     """Where each text lies in some shards: sorted hashes with shard and row numbers."""
 
-    shards: tuple[Shard, ...]
+    shards: list[Shard]
     hashes: Hashes
+    truncated: npt.NDArray[np.bool_]
     shard_of: npt.NDArray[np.intp]
     row_of: npt.NDArray[np.intp]
 
     @classmethod
-    def over(cls, shards: tuple[Shard, ...]) -> _Index:
+    def over(cls, shards: list[Shard]) -> _Index:
         sizes = [len(shard.hashes) for shard in shards]
         hashes = np.concatenate([np.empty(0, "S16"), *(shard.hashes for shard in shards)])
+        truncated = np.concatenate([np.empty(0, bool), *(shard.truncated for shard in shards)])
+        shard_of = np.repeat(np.arange(len(shards)), sizes)
+        row_of = np.concatenate([np.empty(0, np.intp), *map(np.arange, sizes)])
         order = np.argsort(hashes, kind="stable")
-        shard_of = np.repeat(np.arange(len(shards)), sizes)[order]
-        row_of = np.concatenate([np.empty(0, np.intp), *(np.arange(size) for size in sizes)])[order]
-        return cls(shards, hashes[order], shard_of, row_of)
+        return cls(shards, hashes[order], truncated[order], shard_of[order], row_of[order])
 
     def places(self, wanted: Hashes) -> npt.NDArray[np.intp]:
         """Positions in this index, -1 where a text is not here; (n_wanted,)."""
@@ -88,25 +91,16 @@ class _Contents:
 
     def index(self, holders: tuple[str, ...]) -> _Index:
         if holders not in self.indexes:
-            self.indexes[holders] = _Index.over(tuple(self.shards[name] for name in holders))
+            self.indexes[holders] = _Index.over([self.shards[name] for name in holders])
         return self.indexes[holders]
 
 
 class Section:
     """Embeddings of one encoder with one set of settings, in a folder of shards.
 
-    Safe to share between threads. Damaged shards are set aside (renamed to ``*.corrupt``) and
-    reported, so that their texts count as missing and are computed again.
-
-    Parameters
-    ----------
-    folder : Path
-    reporter : Reporter
-
-    Attributes
-    ----------
-    lock : RLock
-        Held while the folder's contents change: one in the process for each folder.
+    Safe to share between threads: ``lock``, one in the process for each folder, is held while its
+    contents change. Damaged shards are set aside (renamed to ``*.corrupt``) and reported, so that
+    their texts count as missing and are computed again.
     """
 
     def __init__(self, folder: Path, reporter: Reporter = SILENT) -> None:
@@ -116,13 +110,7 @@ class Section:
         self._contents = _Contents({})
 
     def refresh(self) -> None:
-        """List the folder again: shards may have come from another process.
-
-        Raises
-        ------
-        StorageError
-            When the folder is gone.
-        """
+        """List the folder again: shards may have come from another process."""
         with self.lock:
             check_folder(self.folder)
             present = {path.name: path for path in sorted(self.folder.glob("*.safetensors"))}
@@ -153,13 +141,8 @@ class Section:
         for pattern in np.unique(lacks, axis=0):
             if pattern.any():
                 rows = np.flatnonzero((lacks == pattern).all(axis=1))
-                wanted = [
-                    key
-                    for lacking, group in zip(pattern, groups.values(), strict=True)
-                    if lacking
-                    for key in group
-                ]
-                missing.append((rows, tuple(sorted(wanted))))
+                lacking = compress(groups.values(), pattern)
+                missing.append((rows, tuple(sorted(key for group in lacking for key in group))))
         return missing
 
     def read(self, hashes: Hashes, key: Key) -> npt.NDArray[np.float32]:
@@ -187,35 +170,24 @@ class Section:
         assert result is not None
         return result
 
-    def recover(self, error: CorruptShardError | NotStoredError) -> None:
-        """After a failed `read`: set the shard aside, unless it was replaced since it was read.
-
-        Raises
-        ------
-        StorageError
-            When the folder is gone or read-only.
-        """
+    def recover(self, error: CorruptShardError) -> None:
+        """Set a shard aside after a failed `read`, unless it was computed again since then."""
         with self.lock:
-            if isinstance(error, CorruptShardError):
-                others = dict(self._contents.shards)
-                others.pop(error.path.name, None)
-                self._contents = _Contents(others)
-                try:  # another thread or process may have computed it again
-                    shard = open_shard(error.path)
-                    if error.block is not None:
-                        shard.read(error.block)
-                except CorruptShardError as still:
-                    self._set_aside(still)
-            self.refresh()
+            others = dict(self._contents.shards)
+            others.pop(error.path.name, None)
+            self._contents = _Contents(others)
+            try:  # another thread or process may have been here first
+                shard = open_shard(error.path)
+                if error.block is not None:
+                    shard.read(error.block)
+            except CorruptShardError as still:
+                self._set_aside(still)
 
     def truncated(self, hashes: Hashes, key: Key) -> npt.NDArray[np.bool_]:
         """Which texts were truncated, shape (n_texts,)."""
         contents = self._contents
         index = contents.index(contents.holders(key))
-        places = index.places(hashes)
-        flags = np.concatenate([shard.truncated for shard in index.shards])
-        starts = np.cumsum([0, *(len(shard.hashes) for shard in index.shards)])
-        return np.asarray(flags[starts[index.shard_of[places]] + index.row_of[places]])
+        return index.truncated[index.places(hashes)]
 
     def verify(self) -> list[Path]:
         """Read every byte; damaged shards are set aside and returned."""

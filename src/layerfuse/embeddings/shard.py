@@ -59,13 +59,7 @@ class Shard:
     checksums: dict[str, int]
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One block's values, (n_texts, dim), after its checksum was verified.
-
-        Raises
-        ------
-        CorruptShardError
-            When the bytes are damaged.
-        """
+        """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -79,21 +73,13 @@ class Shard:
 
 
 def open_shard(path: Path) -> Shard:
-    """Read a shard's index.
-
-    Raises
-    ------
-    CorruptShardError
-        When the file is not a whole shard.
-    """
+    """Read a shard's index, or raise a CorruptShardError when the file is not a whole shard."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            checksums = {
-                str(name): int(value)
-                for name, value in json.loads(file.metadata().get("crc32", "")).items()
-            }
+            stored = json.loads(file.metadata().get("crc32", ""))
+            checksums = {str(name): int(value) for name, value in stored.items()}
             names = set(file.keys())
             hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -119,11 +105,6 @@ def write_shard(
     """Write one shard atomically; its file name is a digest of its hashes and block names.
 
     Blocks (n_texts, dim) are stored as float16 unless a value would overflow; then as float32.
-
-    Raises
-    ------
-    StorageError
-        When the folder is gone, or the disk is full or read-only.
     """
     from safetensors.numpy import save
 
@@ -145,12 +126,7 @@ def write_shard(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a section's folder that was deleted since it was opened.
-
-    Raises
-    ------
-    StorageError
-    """
+    """Raise a StorageError for a section's folder that was deleted since it was opened."""
     if not folder.is_dir():
         raise StorageError(
             f"{folder} was deleted while it was in use. Run the same command again, and delete "

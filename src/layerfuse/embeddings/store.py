@@ -27,18 +27,7 @@ _IN_FLIGHT_S = 3600.0
 
 @dataclass(frozen=True)
 class SectionInfo:
-    """What one section holds.
-
-    Attributes
-    ----------
-    encoder : str
-    folder : Path
-    identity : dict
-        Everything that changes a value, see `FrozenEncoder.identity`.
-    shards, n_bytes : int
-    idle_s : float
-        Seconds since it was last used.
-    """
+    """What one section holds: shards, bytes, and seconds since it was last used."""
 
     encoder: str
     folder: Path
@@ -138,17 +127,8 @@ class EmbeddingStore:
         return damaged
 
     def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
-        """Delete sections, and all damaged shards and temporary files older than an hour.
-
-        Parameters
-        ----------
-        remove : callable
-            Says which sections to delete.
-
-        Returns
-        -------
-        list of SectionInfo
-            The deleted sections.
+        """Delete the sections for which ``remove`` is true and return them; of the others the
+        damaged shards, and temporary files older than an hour.
 
         Raises
         ------
