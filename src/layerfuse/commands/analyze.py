@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from layerfuse.classifier.analysis import MEASURED_ROWS
 from layerfuse.commands.fit import check_numbers, make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.predict import encode_labels
-from layerfuse.complementarity import Comparison, Pair, check_pairing, find_blocks
+from layerfuse.complementarity import HEADLINE, EncoderComparison, Pair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import FitConfig
 from layerfuse.data import Split, check_trainable
@@ -65,14 +65,31 @@ def compare(
         seed=config.seed,
         reporter=reporter,
     )
-    result = comparison.to_dict()
-    for entry in result["pairs"]:
-        for name in ("only_a", "only_b"):
-            entry[name]["rows"] = rows[entry[name]["rows"]].tolist()
+    best, strongest = comparison.best, comparison.strongest
+    pair_rows = [
+        {
+            **pair.to_dict(),
+            **{
+                name: {"count": len(only), "rows": rows[list(only[:20])].tolist()}
+                for name, only in (("only_a", pair.only_a), ("only_b", pair.only_b))
+            },
+        }
+        for pair in comparison.pairs
+    ]
     return {
         "data": {"name": dataset.name, "train_rows": len(train)},
         "pairing": pairs,
-        **result,
+        "n": comparison.n,
+        "headline": {
+            "measure": HEADLINE,
+            "value": best.headline,
+            "a": str(best.a),
+            "b": str(best.b),
+        },
+        "strongest": {"loss": strongest.loss, "a": str(strongest.a), "b": str(strongest.b)},
+        "pairs": pair_rows,
+        "pipeline": [str(block) for block in comparison.pipeline],
+        "additions": [{**asdict(one), "block": str(one.block)} for one in comparison.additions],
         "examples": list(_examples(comparison.best, rows, train)),
         "verdict": {"sentence": _comparison_summary(comparison)},
         "truncated_share": embeddings.truncated_share,
@@ -97,7 +114,7 @@ def _examples(pair: Pair, rows: npt.NDArray[np.intp], train: Split) -> Iterator[
             yield {"right": str(block), "row": row, "label": label, "text": train.texts[row]}
 
 
-def _comparison_summary(comparison: Comparison) -> str:
+def _comparison_summary(comparison: EncoderComparison) -> str:
     """What fusing the best pair brings, or that it brings nothing that can be seen."""
     pair, strongest = comparison.best, comparison.strongest
     gain = pair.gain
