@@ -19,7 +19,7 @@ import numpy.typing as npt
 from families import VOCABULARY
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import runner
-from layerfuse.probing import standardisation
+from layerfuse.probing import standardization
 from layerfuse.progress import Advance
 
 _PRELOADED = ["torch", "layerfuse.embeddings.extraction", "layerfuse.encoders.pretrained"]
@@ -66,7 +66,7 @@ def scaled(arrays: Sequence[npt.NDArray[Any]], n: int | None = None) -> list[npt
     """Blocks with centred columns and a total variance of one, by their first ``n`` rows."""
     found = []
     for array in arrays:
-        mean, scale = standardisation(array[:n])
+        mean, scale = standardization(array[:n])
         found.append(((array - mean) * scale).astype(np.float32))
     return found
 

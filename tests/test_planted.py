@@ -10,13 +10,12 @@ import pytest
 
 from layerfuse.blocks import BlockRef
 from layerfuse.evaluation import Rows, Verdict, judge
-from layerfuse.evaluation.baselines import rivals, run_baselines
-from layerfuse.evaluation.nested import Training, pipeline
-from layerfuse.model_selection import Found, Recipe, search
-from layerfuse.pipeline import Task
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies, run_baselines
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.selection import Allowance
+from layerfuse.selection import CostBudget
 from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
@@ -53,14 +52,14 @@ def planted(seed: int, kind: str) -> tuple[dict[BlockRef, Array], Array, set[Blo
     return {ref: block.astype(np.float32) for ref, block in blocks.items()}, y, found
 
 
-def training(blocks: dict[BlockRef, Array], y: Array) -> Training:
-    recipe = Recipe("greedy", Allowance(Budget(blocks=5), {}), "auto", "auto", Task(2))
-    return Training(blocks, y, np.arange(len(y)), probe_blocks(blocks, y), recipe)
+def sample_of(blocks: dict[BlockRef, Array], y: Array) -> TrainingSample:
+    space = SearchSpace("greedy", CostBudget(Budget(blocks=5), {}))
+    targets = Targets.from_labels(y)
+    return TrainingSample(blocks, targets, probe_blocks(blocks, targets), space)
 
 
-def find(blocks: dict[BlockRef, Array], y: Array) -> Found:
-    made = training(blocks, y)
-    return search(made.probed, y, made.recipe)
+def find(blocks: dict[BlockRef, Array], y: Array) -> SearchResult:
+    return sample_of(blocks, y).search()
 
 
 @pytest.mark.parametrize("kind", ["one", "sum", "product"])
@@ -75,21 +74,20 @@ def test_informative_blocks_are_found(kind: str) -> None:
 def verdict(seed: int) -> Verdict:
     """The verdict on blocks of noise, by nested resampling."""
     blocks, y, _ = planted(seed, "none")
-    made = training(blocks, y)
-    found = made.search()
-    ways = rivals([ENCODER], 1)
-    procedures = {rival.key: rival.procedure for rival in ways}
-    nested = made.out_of_fold({"pipeline": pipeline, **procedures}, 5)
+    sample = sample_of(blocks, y)
+    result = sample.search()
+    strategies = {one.key: one.choose for one in baseline_strategies([ENCODER], 1)}
+    folds = sample.targets.folds(5, seed=0)
+    nested = sample.out_of_fold({PIPELINE: nested_plan, **strategies}, folds)
     texts = [f"word{number}" for number in np.random.default_rng(seed).integers(0, 50, N)]
-    baselines = run_baselines(
-        made, found, lambda rival: nested[rival.key].logits, texts, None, n_folds=5, max_blocks=1
-    )
+    rows = TrainingRows(texts, sample.targets, np.arange(N), blocks)
+    baselines = run_baselines(sample, result, nested, folds, rows, max_blocks=1)
     n_layers = NOISE_BLOCKS + 1
     costs = {ENCODER: EncoderCost(ENCODER, tuple(range(1, n_layers + 2)), 4, 1.0, DIM)}
-    targets = Targets.from_labels(y)
-    rows = Rows(targets, targets.space.decide(nested["pipeline"].logits), seed)
-    scores, layers = made.probed.scores, {ENCODER: n_layers}
-    return judge(baselines, rows, None, found.plan, scores, costs, layers)
+    decisions = sample.targets.space.decide(nested[PIPELINE].logits)
+    predicted = Rows(sample.targets, decisions, seed)
+    layers = {ENCODER: n_layers}
+    return judge(baselines, predicted, None, result.plan, sample.probed.scores, costs, layers)
 
 
 def test_nothing_is_gained_where_nothing_is_known() -> None:

@@ -20,7 +20,7 @@ from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.probing import PrincipalAxes
-from layerfuse.targets import label_array
+from layerfuse.targets import LabelSpace, label_array
 
 __all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle", "unsaved_kinds"]
 
@@ -146,7 +146,7 @@ def _from_json(path: Path, value: dict[str, Any]) -> Bundle:
     if missing := {block.encoder for block in blocks} - {encoder.name for encoder in encoders}:
         raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
     calibrator = TemperatureCalibrator(value["calibration"]["temperature"])
-    model = FusedModel(axes, CoordinateModel(blocks, fusion, head), calibrator)
+    model = FusedModel(axes, CoordinateModel(blocks, fusion, head), calibrator, LabelSpace(classes))
     return Bundle(model, classes, encoders, value["facts"])
 
 

@@ -70,7 +70,7 @@ class ProbeData:
     @classmethod
     def probe(cls, blocks: Blocks, targets: Targets, reporter: Reporter = SILENT) -> ProbeData:
         """Probe each block (n, dim) once."""
-        probed = probe_blocks(blocks, targets.codes, reporter=reporter)
+        probed = probe_blocks(blocks, targets, reporter=reporter)
         return cls(probed.scores, probed.coordinates, targets)
 
     def correct(self, predictions: Floats) -> npt.NDArray[np.bool_]:

@@ -292,6 +292,17 @@ class Targets:
         """Squared error of each row's probabilities (n, n_outputs), summed over outputs: 0 to 2."""
         return np.asarray(((proba - self.matrix) ** 2).sum(axis=1))
 
+    def log_loss(self, logits: Floats, smoothing: float = 0.0) -> npt.NDArray[np.float64]:
+        """Cross-entropy (n,) of logits (n, n_outputs), in nats.
+
+        With ``smoothing`` each other class has that share of the target.
+        """
+        table = np.asarray(logits, dtype=np.float64)
+        margins = table - table[np.arange(len(self)), self.codes][:, None]
+        highest = margins.max(axis=1)
+        loss = highest + np.log(np.exp(margins - highest[:, None]).sum(axis=1))
+        return np.asarray(loss - smoothing * margins.sum(axis=1))
+
     def evaluate(self, proba: npt.ArrayLike, *, seed: int = 0) -> Evaluation:
         """Metrics of probabilities (n, n_outputs) with 95% intervals."""
         return evaluate_predictions(self.codes, proba, seed=seed)
@@ -376,13 +387,3 @@ class Targets:
             count = max(min(minimum, len(rows)), round(n_rows * len(rows) / len(self)))
             kept.append(random.permutation(rows)[:count])
         return np.sort(np.concatenate(kept))
-
-
-def stratified_folds(y: Rows, n_folds: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """`Targets.folds` of class indices (n,)."""
-    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).folds(n_folds, seed)
-
-
-def stratified_rows(y: Rows, n_rows: int, seed: int) -> Rows:
-    """`Targets.sample` of class indices (n,)."""
-    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(n_rows, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,12 @@ from sklearn.utils.validation import check_is_fitted
 from layerfuse.blocks import BlockRef, Layers, Poolings
 from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
 from layerfuse.calibration import fit_calibration
-from layerfuse.classifier.analysis import (
-    FIXED,
-    PIPELINE,
-    analyse,
-    measured_rows,
-    tell_candidates,
-    tell_choice,
-)
 from layerfuse.classifier.fit_record import FittedRows, JudgedMixin
-from layerfuse.classifier.scouting import SCOUT_ABOVE, Scouted, read_training
 from layerfuse.classifier.validation import (
     check_labels,
     check_parameters,
     open_encoders,
-    recipe_of,
+    search_space_of,
     training_rows,
 )
 from layerfuse.embeddings import EmbeddingStore
@@ -38,16 +29,22 @@ from layerfuse.embeddings.extraction import (
     check_texts,
     gather,
     gather_blocks,
-    most_missing,
 )
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError
-from layerfuse.metrics import evaluate_predictions
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
+from layerfuse.model_selection import log_selection
+from layerfuse.pipeline import Blocks
+from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget
-from layerfuse.targets import Column, label_array
+from layerfuse.targets import Column, LabelSpace, Targets, label_array
 
-__all__ = ["NESTED", "LayerFusionClassifier"]
+__all__ = ["NESTED", "SAMPLE_ROWS", "LayerFusionClassifier"]
+
+SAMPLE_ROWS = 10_000
+"""Blocks are measured and chosen on at most this many training rows, stratified."""
 
 NESTED = "nested cross-validation"  # the name of `cv_` among a bundle's facts
 
@@ -102,9 +99,6 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     store
         ``"auto"`` keeps training embeddings in the user's cache; None in memory; or a folder.
-    scout
-        Above so many distinct training texts that are not in the store, 10,000 stratified rows are
-        read through all layers, and the others only up to the layers chosen; None reads all.
     batch_tokens
         The most tokens of a batch.
     random_state
@@ -150,7 +144,6 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         dtype: str = "auto",
         cv: int = 5,
         store: str | Path | EmbeddingStore | None = "auto",
-        scout: int | None = SCOUT_ABOVE,
         batch_tokens: int | None = None,
         random_state: int = 0,
         reporter: Reporter | None = None,
@@ -173,7 +166,6 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         self.dtype = dtype
         self.cv = cv
         self.store = store
-        self.scout = scout
         self.batch_tokens = batch_tokens
         self.random_state = random_state
         self.reporter = reporter
@@ -197,48 +189,62 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         whole = training_rows(texts, encoded, self.parts, self._reporter)
         texts, encoded = [texts[row] for row in whole], encoded[whole]
         self.open()
+        targets = Targets(LabelSpace(self.classes_), encoded)
+        weights = targets.row_weights(targets.class_weights(self.class_weight))
+        rows = targets.sample(SAMPLE_ROWS, self.random_state)
         extracting = time.perf_counter()
-        embeddings = self._read_training(texts, encoded)
-        candidates = embeddings.sample if isinstance(embeddings, Scouted) else embeddings
-        tell_candidates(candidates, self.encoders_, self._reporter)
+        embeddings = self.extract([texts[row] for row in rows])
+        log_candidates(embeddings, self.encoders_, self._reporter)
         self.costs_ = embeddings.costs
-        recipe = recipe_of(self, encoded)
-        extracted = time.perf_counter()
-        analysis = analyse(
-            texts,
-            encoded,
-            embeddings,
-            self.encoders_,
-            recipe,
-            self.cv,
-            self._store(),
+        space = search_space_of(self)
+        if len(rows) < len(texts):
+            self._reporter.note(f"blocks are measured on {len(rows)} of {len(texts)} rows")
+        scoring = time.perf_counter()
+        own_weights = None if weights is None else weights[rows]
+        probed = probe_blocks(embeddings, targets[rows], reporter=self._reporter)
+        sample = TrainingSample(embeddings, targets[rows], probed, space, own_weights)
+        selecting = time.perf_counter()
+        result = sample.search(self._reporter)
+        resampling = time.perf_counter()
+        strategies = baseline_strategies(probed.scores.encoders, self.max_blocks)
+        folds = sample.targets.folds(self.cv, self.random_state)
+        nested = sample.out_of_fold(
+            {
+                **{strategy.key: strategy.choose for strategy in strategies},
+                PIPELINE: nested_plan,
+                FINAL_PLAN: lambda *_: result.plan,
+            },
+            folds,
             self._reporter,
         )
-        found, nested, training = analysis.found, analysis.nested, analysis.training
-        self.profile_ = training.probed.scores
-        self.selection_, self.plan_, self.trials_ = found.selection, found.plan, found.trials
-        committing = time.perf_counter()
-        if isinstance(embeddings, Scouted):
-            embeddings.commit(found.plan.blocks, self._reporter)
-        training_head = time.perf_counter()
-        y_measured = encoded[training.rows]
-        calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
+        self.profile_ = probed.scores
+        self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
+        reading = time.perf_counter()
+        blocks: Blocks = embeddings
+        if len(rows) < len(texts):
+            blocks = self._gather_blocks(texts, result.plan.blocks, self._store())
+        training = time.perf_counter()
+        calibrator = fit_calibration(self.calibration, nested[FINAL_PLAN].logits, sample.targets)
         with self._reporter.task("training", 1, "model"):
-            self.model_ = training.fit(found.plan).with_temperature(calibrator)
-        tell_choice(found, recipe, self.model_, self._reporter)
+            model = sample.fit(result.plan, blocks, targets, weights)
+            self.model_ = model.with_temperature(calibrator)
+        log_selection(result, space, model.model.head.kind, self._reporter)
         measuring = time.perf_counter()
-        proba = nested[PIPELINE].calibrated(self.calibration, y_measured)
-        self.cv_ = evaluate_predictions(y_measured, proba, seed=self.random_state)
+        proba = nested[PIPELINE].calibrated(self.calibration, sample.targets)
+        self.cv_ = sample.targets.evaluate(proba, seed=self.random_state)
         self.n_rows_ = len(texts)
         self.truncated_share_ = embeddings.truncated_share
         ended = time.perf_counter()
         self.timings_ = {
-            "extract_s": extracted - extracting + training_head - committing,
-            **analysis.timings,
-            "head_s": measuring - training_head,
+            "extract_s": scoring - extracting + training - reading,
+            "score_s": selecting - scoring,
+            "select_s": resampling - selecting,
+            "cv_s": reading - resampling,
+            "head_s": measuring - training,
             "total_s": ended - started,
         }
-        self._fitted = FittedRows(analysis, texts, whole, proba)
+        every = TrainingRows(texts, targets, rows, blocks, weights)
+        self._fitted = FittedRows(sample, every, result, nested, folds, whole, proba)
         self._verdict = None
         return self
 
@@ -293,19 +299,6 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
             reporter=self._reporter,
         )
 
-    def _read_training(self, texts: Sequence[str], y: npt.NDArray[np.intp]) -> Gathered | Scouted:
-        """All candidate blocks; where too many texts are new, those of the measured rows alone."""
-        store = self._store()
-        return read_training(
-            texts,
-            measured_rows(y, self.random_state),
-            self.scout,
-            lambda: most_missing(texts, self.encoders_, self.layers, self.pooling, store),
-            self.extract,
-            lambda blocks: self._gather_blocks(texts, blocks, store),
-            self._reporter,
-        )
-
     def save(
         self,
         path: str | Path,
@@ -350,6 +343,33 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         if isinstance(self.store, EmbeddingStore) or self.store is None:
             return self.store
         return EmbeddingStore() if self.store == "auto" else EmbeddingStore(self.store)
+
+
+def log_candidates(
+    embeddings: Gathered, encoders: Iterable[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Report which blocks there are, what they were computed with, and truncated texts."""
+    for encoder in encoders:
+        own = [block for block in embeddings if block.encoder == encoder.name]
+        layers = sorted({block.layer for block in own})
+        poolings = ", ".join(dict.fromkeys(block.pooling for block in own))
+        reporter.note(
+            f"{encoder.name}: {len(own)} candidate blocks (layers {_ranges(layers)}; {poolings}), "
+            f"{encoder.dtype} on {encoder.device}"
+        )
+    if share := embeddings.truncated_share:
+        limits = ", ".join(str(n) for n in sorted({encoder.max_length for encoder in encoders}))
+        reporter.note(
+            f"{100 * share:.1f}% of the texts were truncated at {limits} tokens; --max-length "
+            "(max_length=) reads more, up to an encoder's own limit"
+        )
+
+
+def _ranges(layers: list[int]) -> str:
+    """Such as ``0 to 12``, or the numbers where there are gaps."""
+    if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))
 
 
 def describe(encoder: FrozenEncoder) -> EncoderSpec:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 from sklearn.exceptions import NotFittedError
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.classifier.analysis import Analysis
 from layerfuse.embeddings.extraction import Gathered
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import GoneError
 from layerfuse.evaluation import Rows, Verdict, judge
-from layerfuse.evaluation.baselines import Baseline, run_baselines
+from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
+from layerfuse.evaluation.nested import Folds, OutOfFold, TrainingSample
+from layerfuse.model_selection import SearchResult
 from layerfuse.pipeline import Blocks, Plan
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
@@ -29,11 +30,15 @@ __all__ = ["FittedRows", "JudgedMixin"]
 class FittedRows:
     """What the last ``fit`` leaves for reports.
 
-    ``rows`` are the numbers of ``texts`` among those that were given; ``proba`` are out of fold.
+    ``rows`` are the numbers of the training texts among those that were given; ``proba`` are out of
+    fold.
     """
 
-    analysis: Analysis
-    texts: list[str]
+    sample: TrainingSample
+    training: TrainingRows
+    result: SearchResult
+    nested: Mapping[str, OutOfFold]
+    folds: Folds
     rows: npt.NDArray[np.intp]
     proba: npt.NDArray[np.float64]
 
@@ -92,12 +97,12 @@ class JudgedMixin:
         """
         fitted = self._rows_of_fit()
         return run_baselines(
-            fitted.analysis.training,
-            fitted.analysis.found,
-            lambda rival: fitted.analysis.nested[rival.key].logits,
-            fitted.texts,
-            None if X_test is None or embeddings is None else (X_test, embeddings),
-            n_folds=self.cv,
+            fitted.sample,
+            fitted.result,
+            fitted.nested,
+            fitted.folds,
+            fitted.training,
+            test=None if X_test is None or embeddings is None else (X_test, embeddings),
             max_blocks=self.max_blocks,
             reporter=self._reporter,
         )
@@ -118,8 +123,8 @@ class JudgedMixin:
             self.costs_,
             {encoder.name: encoder.n_layers for encoder in self.encoders_},
         )
-        training = self._rows_of_fit().analysis.training
-        read = set(training.embeddings)
+        training = self._rows_of_fit().training
+        read = set(training.blocks)
         fewer = any(
             one.plan is not None and not read.issuperset(one.plan.blocks) for one in baselines
         )
@@ -127,8 +132,8 @@ class JudgedMixin:
             return verdict
         return replace(
             verdict,
-            sentence=f"{verdict.sentence} Baselines on layers that were only scouted learned from "
-            f"{len(training.rows)} of {len(training.y)} rows.",
+            sentence=f"{verdict.sentence} Baselines on other blocks learned from "
+            f"{len(training.sample)} of {len(training.texts)} rows.",
         )
 
     @property
@@ -153,18 +158,17 @@ class JudgedMixin:
     def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
         """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
         fitted = self._rows_of_fit()
-        training = fitted.analysis.training
-        return training.y[training.rows], fitted.proba
+        return fitted.sample.targets.codes, fitted.proba
 
     def measured_rows(self) -> npt.NDArray[np.intp]:
         """Numbers (n_measured,) of the rows of `out_of_fold` among those given to ``fit``."""
         fitted = self._rows_of_fit()
-        return fitted.rows[fitted.analysis.training.rows]
+        return fitted.rows[fitted.training.sample]
 
     def measured_blocks(self, blocks: Sequence[BlockRef], rows: npt.NDArray[np.intp]) -> Blocks:
         """Embeddings (n_rows, dim) of some of the measured rows of the last ``fit``."""
-        training = self._rows_of_fit().analysis.training
-        return {block: training.measured(block)[rows] for block in blocks}
+        sample = self._rows_of_fit().sample
+        return {block: sample.blocks[block][rows] for block in blocks}
 
     def _rows_of_fit(self) -> FittedRows:
         if not hasattr(self, "_fitted"):

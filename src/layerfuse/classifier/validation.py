@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.class_weight import compute_class_weight
 
 from layerfuse.bundle import unsaved_kinds
 from layerfuse.calibration import check_calibration
 from layerfuse.data import check_trainable, contained_rows
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, did_you_mean
-from layerfuse.model_selection import Recipe, check_recipe
-from layerfuse.pipeline import Task
+from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import resolve_budget
-from layerfuse.selection import Allowance, check_selection
+from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Column, find_classes
 
 __all__ = [
@@ -29,9 +27,8 @@ __all__ = [
     "check_labels",
     "check_parameters",
     "check_parts",
-    "class_weights",
     "open_encoders",
-    "recipe_of",
+    "search_space_of",
     "training_rows",
 ]
 
@@ -94,7 +91,7 @@ def training_rows(
 
 def check_parameters(model: Any) -> None:
     """Raise a ConfigError for a parameter of the classifier that cannot be used."""
-    check_recipe(model.fusion, model.head)
+    check_search(model.fusion, model.head)
     check_selection(model.selection)
     resolve_budget(model.budget)
     if model.max_blocks < 1:
@@ -114,23 +111,16 @@ def check_parameters(model: Any) -> None:
         raise ConfigError(f"cv={model.cv} is not enough; give at least 2 folds.")
 
 
-def recipe_of(model: Any, y: npt.NDArray[np.intp]) -> Recipe:
-    """What the fitted classes, the costs and the classifier's parameters make of a search.
-
-    ``y`` are class indices (n,).
-    """
+def search_space_of(model: Any) -> SearchSpace:
+    """What the costs and the classifier's parameters make of a search."""
     budget = resolve_budget(model.budget)
     budget = replace(budget, blocks=min(model.max_blocks, budget.blocks or model.max_blocks))
-    return Recipe(
+    return SearchSpace(
         selection=model.selection,
-        allowance=Allowance(budget, model.costs_),
+        budget=CostBudget(budget, model.costs_),
         fusion=model.fusion,
         head=model.head,
-        task=Task(
-            n_classes=len(model.classes_),
-            class_weight=class_weights(model.class_weight, model.classes_, y),
-            seed=model.random_state,
-        ),
+        seed=model.random_state,
     )
 
 
@@ -141,32 +131,6 @@ def check_parts(parts: str) -> None:
             f"Unknown parts={parts!r}. Choose from {', '.join(PARTS)}."
             + did_you_mean(str(parts), PARTS)
         )
-
-
-def class_weights(
-    given: str | Mapping[Any, float] | None, classes: npt.NDArray[Any], y: npt.NDArray[np.intp]
-) -> npt.NDArray[np.floating] | None:
-    """The weight of each class (n_classes,), or None for equal weights.
-
-    Raises
-    ------
-    ConfigError
-        For a word other than ``"balanced"``, or a label that does not occur.
-    """
-    if given is None:
-        return None
-    check_class_weight(given)
-    if isinstance(given, str):
-        balanced: npt.NDArray[np.floating] = compute_class_weight(
-            given, classes=np.arange(len(classes)), y=y
-        )
-        return balanced
-    labels = classes.tolist()
-    if unknown := [label for label in given if label not in labels]:
-        raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
-    if negative := [label for label, weight in given.items() if not weight > 0]:
-        raise ConfigError(f"class_weight gives {negative[0]!r} a weight that is not above 0.")
-    return np.array([given.get(label, 1.0) for label in labels])
 
 
 def check_class_weight(given: str | Mapping[Any, float] | None) -> None:

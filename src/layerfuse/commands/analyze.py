@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, resolve_layers, resolve_poolings
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.classifier.analysis import MEASURED_ROWS
+from layerfuse.classifier.classifier import SAMPLE_ROWS
 from layerfuse.commands.fit import check_numbers, make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.predict import encode_labels
@@ -24,11 +24,11 @@ from layerfuse.embeddings.extraction import Rows
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.files import write_json
-from layerfuse.model_selection import check_recipe
+from layerfuse.model_selection import check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import resolve_budget
-from layerfuse.selection import Allowance, check_selection
-from layerfuse.targets import stratified_rows
+from layerfuse.selection import CostBudget, check_selection
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["compare", "curve"]
 
@@ -54,7 +54,7 @@ def compare(
         find_blocks(used, _blocks(config, classifier), "--to")
     embeddings = classifier.extract(train.texts)
     _, encoded = np.unique(np.asarray(train.labels), return_inverse=True)
-    rows = stratified_rows(encoded, MEASURED_ROWS, config.seed)
+    rows = _sample(encoded, config.seed)
     if len(rows) < len(train):
         reporter.note(f"blocks are compared on {len(rows)} of {len(train)} rows")
     comparison = compare_blocks(
@@ -168,7 +168,7 @@ def curve(
         check_new_file(out)
     check_numbers(config)
     check_draws(shares, repeats)
-    check_recipe(config.fusion, config.head)
+    check_search(config.fusion, config.head)
     check_selection(config.selection)
     classifier = make_classifier(config, reporter)
     budget = replace(resolve_budget(classifier.budget), blocks=config.max_blocks)
@@ -183,8 +183,8 @@ def curve(
     else:
         known, truth = np.arange(len(train)), encode_labels(classes, test.labels or ())
         others = np.arange(len(test))
-    known = known[stratified_rows(encoded[known], MEASURED_ROWS, config.seed)]
-    measured = stratified_rows(truth, MEASURED_ROWS, config.seed)
+    known = known[_sample(encoded[known], config.seed)]
+    measured = _sample(truth, config.seed)
     n_known = len(train) if test is not None else len(train) - len(others)
     for used, there, name in ((known, n_known, "training"), (measured, len(others), "test")):
         if len(used) < there:
@@ -201,7 +201,7 @@ def curve(
         shares=shares,
         repeats=repeats,
         selection=config.selection,
-        allowance=Allowance(budget, {} if only_blocks else embeddings.costs),
+        allowance=CostBudget(budget, {} if only_blocks else embeddings.costs),
         fusion=config.fusion,
         head=config.head,
         seed=config.seed,
@@ -220,6 +220,11 @@ def curve(
     if out is not None:
         write_json(out, result)
     return result
+
+
+def _sample(y: Labels, seed: int) -> Labels:
+    """Rows on which blocks are compared."""
+    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(SAMPLE_ROWS, seed)
 
 
 def _hold_out(y: Labels, seed: int) -> tuple[Labels, Labels]:

@@ -20,7 +20,7 @@ from layerfuse.data import NEAR, TextDataset, audit, near_duplicates
 from layerfuse.parallel import peak_mb
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.report.details import Predicted
-from layerfuse.targets import Targets, stratified_rows
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["diagnose"]
 
@@ -132,9 +132,10 @@ def _pairs(classifier: LayerFusionClassifier, reporter: Reporter) -> dict[str, A
         blocks += [scores.of(encoder.name).best.block, scores.last(encoder.name).block]
     blocks = list(dict.fromkeys(blocks))[:_MOST_BLOCKS]
     truth, _ = classifier.out_of_fold()
-    rows = stratified_rows(truth, _PAIR_ROWS, classifier.random_state)
+    targets = Targets(LabelSpace(classifier.classes_), truth)
+    rows = targets.sample(_PAIR_ROWS, classifier.random_state)
     part = classifier.measured_blocks(blocks, rows)
-    data = ProbeData.probe(part, Targets.from_labels(truth[rows]))
+    data = ProbeData.probe(part, targets[rows])
     wanted = [(a, b) for place, a in enumerate(blocks) for b in blocks[place + 1 :]]
     found = []
     with reporter.task("comparing blocks", len(wanted), "pairs") as advance:

@@ -179,8 +179,6 @@ def check_numbers(config: FitConfig) -> None:
         raise ConfigError(f"A sample of {config.sample} rows was asked for; ask for at least 1.")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
-    if config.scout < 0:
-        raise ConfigError(f"scout={config.scout} cannot be used; give a number of rows, or 0.")
     if config.batch_tokens is not None and config.batch_tokens < 1:
         raise ConfigError(f"batch_tokens={config.batch_tokens} is too few; give at least 1.")
 
@@ -211,7 +209,6 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         dtype=config.dtype,
         cv=config.cv,
         store=open_store(config.store, new=True),
-        scout=config.scout or None,
         batch_tokens=config.batch_tokens,
         random_state=config.seed,
         reporter=reporter,

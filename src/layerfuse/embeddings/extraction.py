@@ -20,7 +20,7 @@ from layerfuse.embeddings.store import EmbeddingStore
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, StorageError, did_you_mean
 from layerfuse.files import human_bytes
-from layerfuse.parallel import Behind
+from layerfuse.parallel import BackgroundTask
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
@@ -230,7 +230,7 @@ class _Stored:
     def _compute(self, plan: _Plan) -> None:
         """Read and store what is planned; when stopped, say how much of it all is stored."""
         try:
-            with Behind() as behind:
+            with BackgroundTask() as behind:
                 for rows, keys in plan:
                     for part, truncated, blocks in self.runner.shards(rows, keys):
                         behind(self.section.write, self.hashes[part], truncated, blocks)

@@ -19,7 +19,7 @@ from layerfuse.embeddings.plan import plan_batches
 from layerfuse.embeddings.section import Key
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
-from layerfuse.parallel import ahead, give_back
+from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import SILENT, Reporter
 
 __all__ = ["Runner"]
@@ -74,7 +74,7 @@ class Runner:
                 self.meter.tokenized(highest, len(part), sum(map(len, tokens.ids)), seconds)
                 yield part, truncated, blocks
                 if len(part) == size:
-                    give_back()
+                    trim_heap()
 
     def _most_rows(self, highest: int) -> int:
         """Rows of a shard: fewer of a large encoder on the CPU, for a stop loses what is not yet
@@ -95,7 +95,7 @@ class Runner:
         return [replace(self, encoder=copy, meter=Meter()) for copy in copies]
 
     def _read_in_turn(self, parts: Sequence[Rows], keys: Sequence[Key], advance: Any) -> Parts:
-        in_turn = ahead if self.works_ahead else map
+        in_turn = prefetch if self.works_ahead else map
         for part, (tokens, seconds) in zip(parts, in_turn(self._tokenize, parts), strict=True):
             yield part, tokens, seconds, *self._read(part, tokens, keys, advance)
 
@@ -227,4 +227,4 @@ def _share_out(
         finally:
             idle.put(runner)
 
-    yield from ahead(read, parts, len(crew))
+    yield from prefetch(read, parts, len(crew))

@@ -23,7 +23,7 @@ from layerfuse.encoders.source import EncoderSource, find_source
 from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_template
 from layerfuse.errors import ConfigError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.files import cache_dir, digest, write_json
-from layerfuse.parallel import keep_few_kernels
+from layerfuse.parallel import limit_kernel_cache
 from layerfuse.pooling import Pooler
 from layerfuse.progress import SILENT, Reporter
 
@@ -328,7 +328,7 @@ class FrozenEncoder:
         return self._architecture
 
     def _loaded(self) -> Architecture:
-        keep_few_kernels()
+        limit_kernel_cache()
         with self._reporter.task(f"loading {self.name}", 1, "model"):
             model = load_model(
                 self.source,

@@ -13,14 +13,14 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.metrics import Estimate
-from layerfuse.model_selection import Recipe, check_recipe, search
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Blocks, Plan, Task, train
-from layerfuse.probing import PrincipalAxes, Probed, probe_rows
+from layerfuse.model_selection import SearchSpace, check_search, search
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Blocks, Plan, train
+from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance, check_selection
-from layerfuse.targets import Column, as_list, find_classes
+from layerfuse.selection import CostBudget, check_selection
+from layerfuse.targets import Column, LabelSpace, Targets, as_list, find_classes
 
 __all__ = [
     "SHARES",
@@ -228,7 +228,7 @@ def _estimate(value: float, resampled: npt.NDArray[np.floating]) -> Estimate:
     return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))
 
 
-_FIVE_BLOCKS = Allowance(Budget(blocks=5), {})
+_FIVE_BLOCKS = CostBudget(Budget(blocks=5), {})
 
 
 def learning_curve(
@@ -240,11 +240,11 @@ def learning_curve(
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
     selection: str = "greedy",
-    allowance: Allowance = _FIVE_BLOCKS,
+    allowance: CostBudget = _FIVE_BLOCKS,
     fusion: str = "concat",
     head: str = "ridge",
     seed: int = 0,
-    probed: Probed | None = None,
+    probed: ProbeResults | None = None,
     reporter: Reporter = SILENT,
 ) -> LearningCurve:
     """Measure three ways to a classifier with more and more of the labels.
@@ -280,7 +280,7 @@ def learning_curve(
     repeats
         Draws for each share.
     selection, allowance, fusion, head
-        How (c) is made; see `Recipe`. The allowance does not limit (a) and (b).
+        How (c) is made; see `SearchSpace`. The allowance does not limit (a) and (b).
     seed
         Of draws, intervals and models.
     probed
@@ -298,11 +298,12 @@ def learning_curve(
         fit together.
     """
     shares = check_draws(shares, repeats)
-    check_recipe(fusion, head)
+    check_search(fusion, head)
     check_selection(selection)
     classes, encoded = find_classes(y)
     truth = _encode(classes.tolist(), as_list(y_test, "labels"))
-    recipe = Recipe(selection, allowance, fusion, head, Task(len(classes), None, seed))
+    targets = Targets(LabelSpace(classes), encoded)
+    space = SearchSpace(selection, allowance, fusion, head, seed)
     drawn: dict[int, tuple[float, list[Labels]]] = {}
     for share in reversed(shares):  # the largest first, so that no core waits for one at the end
         first = draw_rows(encoded, share, 0, seed)
@@ -313,18 +314,18 @@ def learning_curve(
     there = set(test_embeddings)  # `in` would read a block
     if missing := [block for block in train_embeddings if block not in there]:
         raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
-    axes, plans = _choose(train_embeddings, encoded, jobs, recipe, probed, reporter)
+    axes, plans = _choose(train_embeddings, targets, jobs, space, probed, reporter)
     used = {block for found in plans for plan in found.values() for block in plan.blocks}
     known = _coordinates(train_embeddings, used, axes, len(encoded))
     other = _coordinates(test_embeddings, used, axes, len(truth))
 
     def guess(job: tuple[Labels, Plans]) -> Result:
         rows, plans = job
-        return plans, _predict(plans, known, other, rows, encoded[rows], recipe.task)
+        return plans, _predict(plans, known, other, rows, targets[rows], seed)
 
     results: list[Result] = []
     with reporter.task("training", len(jobs), "draws") as advance:
-        for result in spread(guess, zip(jobs, plans, strict=True)):
+        for result in parallel_map(guess, zip(jobs, plans, strict=True)):
             results.append(result)
             advance(1)
     weights = list(weigh_test_rows(len(truth), seed))
@@ -353,10 +354,10 @@ def _encode(classes: list[Any], labels: list[Any]) -> Labels:
 
 def _choose(
     embeddings: Blocks,
-    y: Labels,
+    targets: Targets,
     jobs: Sequence[Labels],
-    recipe: Recipe,
-    probed: Probed | None,
+    space: SearchSpace,
+    probed: ProbeResults | None,
     reporter: Reporter,
 ) -> tuple[dict[BlockRef, PrincipalAxes], list[Plans]]:
     """Each block's axes, and the plans of each draw of rows.
@@ -364,12 +365,12 @@ def _choose(
     The coordinates that choosing looks at are gone afterwards: heads see more of fewer blocks.
     """
     if probed is None:
-        axes, leading = _turn(embeddings, len(y), reporter)
+        axes, leading = _turn(embeddings, len(targets), reporter)
     else:
         axes, leading = dict(probed.axes), dict(probed.coordinates)
     plans: list[Plans] = []
     with reporter.task("choosing", len(jobs), "draws") as advance:
-        for found in spread(lambda rows: _plans(leading, rows, y[rows], recipe), jobs):
+        for found in parallel_map(lambda rows: _plans(leading, rows, targets[rows], space), jobs):
             plans.append(found)
             advance(1)
     return axes, plans
@@ -388,7 +389,7 @@ def _turn(
 
     axes, coordinates = {}, {}
     with reporter.task("principal axes", len(embeddings), "blocks") as advance:
-        for block, own, leading in spread(turn, embeddings):
+        for block, own, leading in parallel_map(turn, embeddings):
             axes[block], coordinates[block] = own, leading
             advance(1)
     return axes, coordinates
@@ -408,25 +409,25 @@ def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
     return X
 
 
-def _plans(coordinates: Blocks, rows: Labels, y: Labels, recipe: Recipe) -> Plans:
+def _plans(coordinates: Blocks, rows: Labels, targets: Targets, space: SearchSpace) -> Plans:
     """What each way comes to on some rows and their classes."""
     scores: list[BlockScore] = []
     for block, Z in coordinates.items():  # one by one: all blocks of all draws are too many
-        alone = Probed(BlockScores((), "ridge"), {block: Z}, {})
-        scores += probe_rows(alone, rows, y).scores
-    probed = Probed(BlockScores(tuple(scores), "ridge"), _Centred(coordinates, rows), {})
+        alone = ProbeResults(BlockScores((), "ridge"), {block: Z}, {})
+        scores += probe_rows(alone, rows, targets, n_jobs=1).scores
+    probed = ProbeResults(BlockScores(tuple(scores), "ridge"), _Centred(coordinates, rows), {})
     ranking = [score.block for score in probed.scores.ranking]
     last = {block.encoder: block.layer for block in sorted(ranking)}
     at_last = next(block for block in ranking if block.layer == last[block.encoder])
     return {
         "last_layer": Plan((at_last,)),
         "best_block": Plan((ranking[0],)),
-        "fusion": search(probed, y, recipe).plan,
+        "fusion": search(probed, targets, space).plan,
     }
 
 
 def _predict(
-    plans: Plans, known: Blocks, other: Blocks, rows: Labels, y: Labels, task: Task
+    plans: Plans, known: Blocks, other: Blocks, rows: Labels, targets: Targets, seed: int
 ) -> dict[str, Labels]:
     """Train each way's plan on some rows and their classes; class indices (n_test,) of others."""
     predicted: dict[Plan, Labels] = {}
@@ -434,7 +435,7 @@ def _predict(
         means = {block: known[block][rows].mean(axis=0) for block in plan.blocks}
         own = {block: known[block][rows] - mean for block, mean in means.items()}
         others = {block: other[block] - mean for block, mean in means.items()}
-        predicted[plan] = train(plan, own, y, task).logits(others).argmax(axis=1)
+        predicted[plan] = targets.space.decide(train(plan, own, targets, seed=seed).logits(others))
     return {way: predicted[plan] for way, plan in plans.items()}
 
 

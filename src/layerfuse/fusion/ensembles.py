@@ -13,12 +13,12 @@ from layerfuse.errors import ConfigError, FormatError
 from layerfuse.files import take_tensor
 from layerfuse.fusion.protocol import FittedFusion
 from layerfuse.heads import LinearHead, fit_ridge
-from layerfuse.probing import decompose, leave_one_out, one_hot, standardisation
+from layerfuse.probing import decompose, leave_one_out, standardization
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["PREDICTIONS", "Stacking", "Voting", "fit_predictions", "load_predictions"]
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
 
 PREDICTIONS = ("voting", "stacking")
 
@@ -94,9 +94,8 @@ class Stacking:
 def fit_predictions(
     name: str,
     blocks: Sequence[Floats],
-    y: Labels,
-    n_classes: int,
-    class_weight: npt.NDArray[np.floating] | None,
+    targets: Targets,
+    row_weights: npt.NDArray[np.floating] | None,
 ) -> FittedFusion:
     """Fit ``"voting"`` or ``"stacking"`` on scaled, centred training rows, one (n, dim) per block.
 
@@ -104,22 +103,24 @@ def fit_predictions(
     (n_classes,) voting multiplies each class's probability by its weight, in its head; stacking
     leaves weights to the head that is trained on it.
     """
-    targets = one_hot(y, n_classes)
+    matrix, n_classes = targets.matrix, targets.space.n_outputs
     maps, unseen = [], []
     for block in blocks:
-        result = leave_one_out(decompose(block), targets)
-        maps.append(fit_ridge(block, targets, None, result.penalty))
+        result = leave_one_out(decompose(block), matrix)
+        maps.append(fit_ridge(block, matrix, None, result.penalty))
         unseen.append(np.asarray(result.predictions, dtype=np.float32))
     probes = Probes(tuple(coef for coef, _ in maps), tuple(intercept for _, intercept in maps))
     if name == "stacking":
         joined = np.concatenate(unseen, axis=1)
-        mean, scale = standardisation(joined)
+        mean, scale = standardization(joined)
         stacking = Stacking(probes, mean.astype(np.float32), scale.astype(np.float32))
         return FittedFusion(stacking, stacking.standardise(unseen))
     # Temperatures are saved as float32, so that is what they are from the start.
-    found = (float(np.float32(TemperatureCalibrator.fit(s, y).temperature)) for s in unseen)
+    found = (float(np.float32(TemperatureCalibrator.fit(s, targets).temperature)) for s in unseen)
     voting = Voting(probes, tuple(TemperatureCalibrator(value) for value in found))
-    weights = np.ones(n_classes) if class_weight is None else np.maximum(class_weight, 1e-12)
+    weights = np.ones(n_classes)
+    if row_weights is not None:
+        weights = np.maximum(row_weights @ matrix / np.maximum(targets.counts, 1), 1e-12)
     head = LinearHead(
         "voting", np.eye(n_classes, dtype=np.float32), np.log(weights).astype(np.float32)
     )
@@ -148,7 +149,7 @@ def load_predictions(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> 
 
 def _vote(scores: Sequence[Floats], temperatures: Sequence[TemperatureCalibrator]) -> Floats:
     proba = [
-        calibrator.predict_proba(table)
+        calibrator.predict_proba(table, LabelSpace(np.arange(table.shape[1])))
         for calibrator, table in zip(temperatures, scores, strict=True)
     ]
     # A probability below float64's range counts as the smallest one that has a logarithm.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.files import take_tensor
 from layerfuse.fusion.products import fit_projections, root_mean_square
-from layerfuse.heads import NEVER, LinearHead, row_weights
+from layerfuse.heads import NEVER, LinearHead
 from layerfuse.heads.optimizer import Schedule, descend, uniform
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def fit_neural(
     size: int,
     seed: int,
     residual: bool,
-    class_weight: npt.NDArray[np.floating] | None,
+    row_weights: Floats | None,
 ) -> tuple[Neural, LinearHead]:
     """Train a fusion end to end with a linear softmax classifier, by cross-entropy on logits.
 
@@ -139,8 +139,8 @@ def fit_neural(
         Scaled, centred training rows, one (n, dim) per block, and class indices (n,).
     size
         Columns of the output; ``scalar_mix`` has at most the smallest rank of a block.
-    class_weight
-        A weight for each class (n_classes,), or None.
+    row_weights
+        A weight for each row (n,), or None.
     """
     import torch
 
@@ -172,7 +172,7 @@ def fit_neural(
     schedule = Schedule(_RATES[name], _DECAY, batch, _EPOCHS, _PATIENCE)
     found = descend(
         forward, start, fixed, blocks, y, schedule, generator,
-        weights=row_weights(class_weight, y), seed=seed,
+        weights=row_weights, seed=seed,
     )  # fmt: skip
     for key, array in found.items():
         if array.ndim == 2 and "." in key:  # what a block is multiplied by takes up its scale

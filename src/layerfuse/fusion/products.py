@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.files import take_tensor
-from layerfuse.probing import standardisation
+from layerfuse.probing import standardization
 
 __all__ = [
     "PROJECTED",
@@ -120,7 +120,7 @@ def fit_projected(name: str, blocks: Sequence[Floats], size: int) -> Projected:
     projections = fit_projections(blocks, size)
     width = _width(name, projections[0].shape[1], len(blocks))
     projections = widened(projections, width)
-    mean, scale = standardisation(_combine(name, projections, blocks))
+    mean, scale = standardization(_combine(name, projections, blocks))
     return Projected(name, tuple(projections), mean.astype(np.float32), scale.astype(np.float32))
 
 

@@ -12,11 +12,12 @@ from layerfuse.fusion.ensembles import PREDICTIONS, fit_predictions, load_predic
 from layerfuse.fusion.learned import NEURAL, fit_neural, load_neural
 from layerfuse.fusion.products import PROJECTED, fit_projected, load_projected
 from layerfuse.fusion.protocol import RESIDUAL, Concat, FittedFusion, Fusion, Residual
+from layerfuse.heads import unit_mean
+from layerfuse.targets import Targets
 
 __all__ = ["FUSIONS", "check_fusion", "fit_fusion", "load_fusion"]
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
 
 FUSIONS: tuple[str, ...] = ("concat", *PROJECTED, *NEURAL, *PREDICTIONS)
 """All operations; ``NAME+residual`` is the residual form of those in between."""
@@ -30,12 +31,11 @@ _PLAIN_ONLY = {
 def fit_fusion(
     name: str,
     blocks: Sequence[Floats],
-    y: Labels,
-    n_classes: int,
+    targets: Targets,
     *,
     size: int = 256,
+    row_weights: npt.NDArray[np.floating] | None = None,
     seed: int = 0,
-    class_weight: npt.NDArray[np.floating] | None = None,
 ) -> FittedFusion:
     """Fit a fusion on training rows.
 
@@ -62,15 +62,15 @@ def fit_fusion(
     operation = name.removesuffix(RESIDUAL)
     residual = operation != name
     if operation in PREDICTIONS:
-        return fit_predictions(operation, blocks, y, n_classes, class_weight)
+        return fit_predictions(operation, blocks, targets, row_weights)
     fusion: Fusion = Concat()
     head = None
     if operation in PROJECTED:
         fusion = fit_projected(operation, blocks, size)
     elif operation in NEURAL:
         fusion, head = fit_neural(
-            operation, blocks, y, n_classes,
-            size=size, seed=seed, residual=residual, class_weight=class_weight,
+            operation, blocks, targets.codes, targets.space.n_outputs,
+            size=size, seed=seed, residual=residual, row_weights=unit_mean(row_weights),
         )  # fmt: skip
     if residual:
         fusion = Residual(fusion)

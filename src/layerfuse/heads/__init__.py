@@ -9,8 +9,8 @@ from layerfuse.heads.registry import (
     check_head,
     fit_head,
     load_head,
-    row_weights,
     search_penalty,
+    unit_mean,
 )
 
 __all__ = [
@@ -26,6 +26,6 @@ __all__ = [
     "fit_mlp",
     "fit_ridge",
     "load_head",
-    "row_weights",
     "search_penalty",
+    "unit_mean",
 ]

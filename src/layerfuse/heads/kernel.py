@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.linear import LinearHead, fit_linear, search_linear
+from layerfuse.targets import Targets
 
 __all__ = ["KernelHead", "fit_kernel", "search_kernel"]
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
 
 _LANDMARKS = 2048
 _SAMPLE = 1000  # rows whose distances give the bandwidth
@@ -65,22 +65,22 @@ class KernelHead:
         return cls(landmarks, take_tensor(arrays, "scale", 1), linear)
 
 
-def search_kernel(Z: Floats, y: Labels, seed: int) -> float:
+def search_kernel(Z: Floats, targets: Targets, seed: int) -> float:
     """The ridge penalty over the kernel's features, by exact leave-one-out.
 
     The kernel depends on distances only, so that principal coordinates give the same one.
     """
     features, _ = _Nystroem.draw(Z, seed).features(Z)
-    return search_linear("ridge", features - features.mean(axis=0), y, None, seed)
+    return search_linear("ridge", features - features.mean(axis=0), targets, None, seed)
 
 
 def fit_kernel(
-    X: Floats, y: Labels, n_classes: int, penalty: float, weights: Floats | None, seed: int
+    X: Floats, targets: Targets, penalty: float, weights: Floats | None, seed: int
 ) -> KernelHead:
     """Draw landmarks, with the median distance of training rows as bandwidth, and fit ridge."""
     drawn = _Nystroem.draw(X, seed)
     features, roots = drawn.features(X)
-    linear = fit_linear("ridge", features, y, n_classes, penalty, weights)
+    linear = fit_linear("ridge", features, targets, penalty, weights)
     coef = np.asarray(roots @ linear.coef, dtype=np.float32)
     folded = LinearHead("ridge", coef, linear.intercept, penalty)
     return KernelHead(drawn.landmarks, drawn.scale, folded)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.files import take_tensor
-from layerfuse.probing import decompose, leave_one_out, one_hot
-from layerfuse.targets import stratified_folds
+from layerfuse.probing import decompose, leave_one_out
+from layerfuse.targets import Targets
 
 __all__ = ["NEVER", "LinearHead", "fit_linear", "fit_ridge", "search_linear"]
 
@@ -62,26 +62,28 @@ class LinearHead:
         return cls(kind, coef, take_tensor(arrays, "intercept", coef.shape[1]), penalty)
 
 
-def search_linear(kind: str, Z: Floats, y: Labels, weights: Floats | None, seed: int) -> float:
+def search_linear(
+    kind: str, Z: Floats, targets: Targets, weights: Floats | None, seed: int
+) -> float:
     """The penalty of ``"ridge"`` or ``"logistic"``; ``weights`` (n,) are those of rows, or None."""
     if kind == "ridge":
-        return leave_one_out(decompose(Z), one_hot(y, int(y.max()) + 1)).penalty
+        return leave_one_out(decompose(Z), targets.matrix).penalty
     # The penalty is the same for features that were turned, and small directions hardly matter.
     turned = decompose(Z).rotated[:, :_SEARCH_DIMS]
     # Constant features fit alike at any penalty; folds need two classes of two rows or more.
-    if not turned.shape[1] or np.sort(np.bincount(y, minlength=2))[-2] < 2:
+    if not turned.shape[1] or np.count_nonzero(targets.counts >= 2) < 2:
         return 1.0 / _GRID[0]
-    return 1.0 / _search_c(turned, y, weights, seed)
+    return 1.0 / _search_c(turned, targets, weights, seed)
 
 
 def fit_linear(
-    kind: str, X: Floats, y: Labels, n_classes: int, penalty: float, weights: Floats | None
+    kind: str, X: Floats, targets: Targets, penalty: float, weights: Floats | None
 ) -> LinearHead:
     """Fit ``"ridge"`` or ``"logistic"``; ``weights`` (n,) are those of rows, or None."""
     if kind == "ridge":
-        coef, intercept = fit_ridge(X, one_hot(y, n_classes), weights, penalty)
+        coef, intercept = fit_ridge(X, targets.matrix, weights, penalty)
     else:
-        coef, intercept = _fit_logistic(X, y, n_classes, weights, penalty)
+        coef, intercept = _fit_logistic(X, targets.codes, targets.space.n_outputs, weights, penalty)
         coef, intercept = np.ascontiguousarray(coef.T), intercept.astype(np.float32)
     return LinearHead(kind, coef.astype(np.float32), intercept, penalty)
 
@@ -119,10 +121,10 @@ def _logistic(C: float, *, warm_start: bool = False) -> Any:
     return LogisticRegression(C=C, max_iter=1000, tol=1e-4, warm_start=warm_start)
 
 
-def _search_c(X: Floats, y: Labels, weights: Floats | None, seed: int) -> float:
+def _search_c(X: Floats, targets: Targets, weights: Floats | None, seed: int) -> float:
     """The C with the lowest log loss over stratified folds; stops once it has risen."""
-    folds = stratified_folds(y, _FOLDS, seed)
-    n_classes = int(y.max()) + 1
+    folds = targets.folds(_FOLDS, seed)
+    y, n_classes = targets.codes, targets.space.n_outputs
     models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
     losses: list[float] = []
     for C in _GRID:

@@ -12,8 +12,9 @@ from layerfuse.errors import ConfigError, FormatError, did_you_mean
 from layerfuse.heads.kernel import KernelHead, fit_kernel, search_kernel
 from layerfuse.heads.linear import LinearHead, fit_linear, search_linear
 from layerfuse.heads.mlp import MlpHead, fit_mlp
+from layerfuse.targets import Targets
 
-__all__ = ["HEADS", "Head", "check_head", "fit_head", "load_head", "row_weights", "search_penalty"]
+__all__ = ["HEADS", "Head", "check_head", "fit_head", "load_head", "search_penalty", "unit_mean"]
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
@@ -48,85 +49,40 @@ class Head(Protocol):
 
 
 def search_penalty(
-    kind: str,
-    Z: Floats,
-    y: Labels,
-    *,
-    class_weight: npt.NDArray[np.floating] | None = None,
-    seed: int = 0,
+    kind: str, Z: Floats, targets: Targets, *, row_weights: Floats | None = None, seed: int = 0
 ) -> float:
-    """Find the penalty of a head.
-
-    Exact leave-one-out for ``ridge`` and ``kernel``, stratified folds for ``logistic``; ``mlp``
-    has none (0), since early stopping limits it.
-
-    Parameters
-    ----------
-    kind
-        One of `HEADS`.
-    Z, y
-        Centred, block-scaled features (n, dim), of which the leading principal coordinates are
-        enough, and class indices (n,).
-    class_weight
-        A weight for each class (n_classes,), or None.
-
-    Returns
-    -------
-    float
-        1/C for logistic, alpha for ridge and kernel, 0 for mlp.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown kind.
-    """
+    """Find the penalty of a head."""
     check_head(kind)
     if kind == "mlp":
         return 0.0
     if kind == "kernel":
-        return search_kernel(Z, y, seed)
-    return search_linear(kind, Z, y, row_weights(class_weight, y), seed)
+        return search_kernel(Z, targets, seed)
+    return search_linear(kind, Z, targets, unit_mean(row_weights), seed)
 
 
 def fit_head(
     kind: str,
     X: Floats,
-    y: Labels,
-    n_classes: int,
+    targets: Targets,
     penalty: float,
     *,
-    class_weight: npt.NDArray[np.floating] | None = None,
+    row_weights: Floats | None = None,
     seed: int = 0,
 ) -> Head:
-    """Fit a head.
-
-    Parameters
-    ----------
-    kind
-        ``"ridge"``: ridge regression on one-hot labels; ``"logistic"``: multinomial logistic
-        regression; ``"kernel"``: ridge regression with a Gaussian kernel over landmarks;
-        ``"mlp"``: the neural head of the papers, trained by torch.
-    X, y
-        Block-scaled features (n, dim) and class indices (n,).
-    penalty
-        From `search_penalty`; ``mlp`` does not read it.
-    class_weight
-        A weight for each class (n_classes,), or None.
-    seed
-        Of what ``kernel`` and ``mlp`` draw.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown kind.
-    """
+    """Fit a head."""
     check_head(kind)
-    weights = row_weights(class_weight, y)
+    y, n_classes = targets.codes, targets.space.n_outputs
+    weights = unit_mean(row_weights)
     if kind == "mlp":
         return fit_mlp(X, y, n_classes, weights, seed)
     if kind == "kernel":
-        return fit_kernel(X, y, n_classes, penalty, weights, seed)
-    return fit_linear(kind, X, y, n_classes, penalty, weights)
+        return fit_kernel(X, targets, penalty, weights, seed)
+    return fit_linear(kind, X, targets, penalty, weights)
+
+
+def unit_mean(row_weights: Floats | None) -> Floats | None:
+    """Weights divided by their mean."""
+    return None if row_weights is None else np.asarray(row_weights / row_weights.mean(), np.float32)
 
 
 def load_head(kind: str, arrays: Mapping[str, Floats], penalty: float) -> Head:
@@ -158,8 +114,3 @@ def check_head(kind: str, also: Sequence[str] = ()) -> None:
         raise ConfigError(
             f"Unknown head {kind!r}. Choose from {', '.join(known)}." + did_you_mean(kind, known)
         )
-
-
-def row_weights(class_weight: npt.NDArray[np.floating] | None, y: Labels) -> Floats | None:
-    """Weights of classes (n_classes,) to weights of rows (n,); None stays None."""
-    return None if class_weight is None else class_weight[y].astype(np.float32)
