@@ -22,7 +22,13 @@ from layerfuse.config import FitConfig
 from layerfuse.data import Split, check_trainable
 from layerfuse.embeddings.extraction import Rows
 from layerfuse.errors import DataError
-from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.evaluation.learning_curve import (
+    METHODS,
+    SHARES,
+    LearningCurve,
+    check_draws,
+    learning_curve,
+)
 from layerfuse.files import write_json
 from layerfuse.model_selection import check_search
 from layerfuse.progress import Reporter
@@ -201,7 +207,7 @@ def curve(
         shares=shares,
         repeats=repeats,
         selection=config.selection,
-        allowance=CostBudget(budget, {} if only_blocks else embeddings.costs),
+        budget=CostBudget(budget, {} if only_blocks else embeddings.costs),
         fusion=config.fusion,
         head=config.head,
         seed=config.seed,
@@ -213,7 +219,7 @@ def curve(
         "selection": config.selection,
         "fusion": config.fusion,
         "head": config.head,
-        **found.to_dict(),
+        **_curve_dict(found),
         "verdict": {"sentence": _curve_summary(found)},
         "truncated_share": embeddings.truncated_share,
     }
@@ -225,6 +231,39 @@ def curve(
 def _sample(y: Labels, seed: int) -> Labels:
     """Rows on which blocks are compared."""
     return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(SAMPLE_ROWS, seed)
+
+
+def _curve_dict(found: LearningCurve) -> dict[str, Any]:
+    return {
+        "n_train": found.n_train,
+        "n_test": found.n_test,
+        "rows_to_match": found.rows_to_match,
+        "largest_gain_rows": found.largest_gain.n_rows,
+        "points": [
+            {
+                "share": point.share,
+                "n_rows": point.n_rows,
+                "repeats": len(point.draws),
+                **{name: asdict(getattr(point, name)) for name in (*METHODS, "gain")},
+                "draws": [
+                    {
+                        "repeat": draw.repeat,
+                        **{
+                            name: {
+                                "accuracy": draw.accuracy[name],
+                                "blocks": [str(block) for block in plan.blocks],
+                                "fusion": plan.fusion,
+                                "head": plan.head,
+                            }
+                            for name, plan in draw.plans.items()
+                        },
+                    }
+                    for draw in point.draws
+                ],
+            }
+            for point in found.points
+        ],
+    }
 
 
 def _hold_out(y: Labels, seed: int) -> tuple[Labels, Labels]:
