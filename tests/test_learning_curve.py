@@ -14,7 +14,7 @@ from commandline import rows, run, succeed, write_csv
 from families import save_model
 from helpers import Notes
 from layerfuse.blocks import BlockRef
-from layerfuse.commands.analyze import _sentence as curve_sentence
+from layerfuse.commands.analyze import _curve_summary as curve_sentence
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.evaluation.learning_curve import (
     METHODS,
