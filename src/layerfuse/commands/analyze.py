@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ from layerfuse.classifier.classifier import SAMPLE_ROWS
 from layerfuse.commands.fit import check_numbers, make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.predict import encode_labels
-from layerfuse.complementarity import Comparison, Pair, check_pairing, find_blocks
+from layerfuse.complementarity import HEADLINE, EncoderComparison, Pair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import FitConfig
 from layerfuse.data import Split, check_trainable
 from layerfuse.errors import DataError
-from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.evaluation.learning_curve import (
+    METHODS,
+    SHARES,
+    LearningCurve,
+    check_draws,
+    learning_curve,
+)
 from layerfuse.files import write_json
 from layerfuse.model_selection import check_search
 from layerfuse.progress import Reporter
@@ -64,14 +70,31 @@ def compare(
         seed=config.seed,
         reporter=reporter,
     )
-    result = comparison.to_dict()
-    for entry in result["pairs"]:
-        for name in ("only_a", "only_b"):
-            entry[name]["rows"] = rows[entry[name]["rows"]].tolist()
+    best, strongest = comparison.best, comparison.strongest
+    pair_rows = [
+        {
+            **pair.to_dict(),
+            **{
+                name: {"count": len(only), "rows": rows[list(only[:20])].tolist()}
+                for name, only in (("only_a", pair.only_a), ("only_b", pair.only_b))
+            },
+        }
+        for pair in comparison.pairs
+    ]
     return {
         "data": {"name": dataset.name, "train_rows": len(train)},
         "pairing": pairs,
-        **result,
+        "n": comparison.n,
+        "headline": {
+            "measure": HEADLINE,
+            "value": best.headline,
+            "a": str(best.a),
+            "b": str(best.b),
+        },
+        "strongest": {"loss": strongest.loss, "a": str(strongest.a), "b": str(strongest.b)},
+        "pairs": pair_rows,
+        "pipeline": [str(block) for block in comparison.pipeline],
+        "additions": [{**asdict(one), "block": str(one.block)} for one in comparison.additions],
         "examples": list(_examples(comparison.best, rows, train)),
         "verdict": {"sentence": _comparison_summary(comparison)},
         "truncated_share": embeddings.truncated_share,
@@ -96,7 +119,7 @@ def _examples(pair: Pair, rows: npt.NDArray[np.intp], train: Split) -> Iterator[
             yield {"right": str(block), "row": row, "label": label, "text": train.texts[row]}
 
 
-def _comparison_summary(comparison: Comparison) -> str:
+def _comparison_summary(comparison: EncoderComparison) -> str:
     """What fusing the best pair brings, or that it brings nothing that can be seen."""
     pair, strongest = comparison.best, comparison.strongest
     gain = pair.gain
@@ -183,7 +206,7 @@ def curve(
         shares=shares,
         repeats=repeats,
         selection=config.selection,
-        allowance=CostBudget(budget, {} if only_blocks else embeddings.costs),
+        budget=CostBudget(budget, {} if only_blocks else embeddings.costs),
         fusion=config.fusion,
         head=config.head,
         seed=config.seed,
@@ -195,7 +218,7 @@ def curve(
         "selection": config.selection,
         "fusion": config.fusion,
         "head": config.head,
-        **found.to_dict(),
+        **_curve_dict(found),
         "verdict": {"sentence": _curve_summary(found)},
         "truncated_share": embeddings.truncated_share,
     }
@@ -207,6 +230,39 @@ def curve(
 def _sample(y: Labels, seed: int) -> Labels:
     """Rows on which blocks are compared."""
     return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(SAMPLE_ROWS, seed)
+
+
+def _curve_dict(found: LearningCurve) -> dict[str, Any]:
+    return {
+        "n_train": found.n_train,
+        "n_test": found.n_test,
+        "rows_to_match": found.rows_to_match,
+        "largest_gain_rows": found.largest_gain.n_rows,
+        "points": [
+            {
+                "share": point.share,
+                "n_rows": point.n_rows,
+                "repeats": len(point.draws),
+                **{name: asdict(getattr(point, name)) for name in (*METHODS, "gain")},
+                "draws": [
+                    {
+                        "repeat": draw.repeat,
+                        **{
+                            name: {
+                                "accuracy": draw.accuracy[name],
+                                "blocks": [str(block) for block in plan.blocks],
+                                "fusion": plan.fusion,
+                                "head": plan.head,
+                            }
+                            for name, plan in draw.plans.items()
+                        },
+                    }
+                    for draw in point.draws
+                ],
+            }
+            for point in found.points
+        ],
+    }
 
 
 def _hold_out(y: Labels, seed: int) -> tuple[Labels, Labels]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from layerfuse._version import __version__
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.complementarity import Labelled, measure_pairs
+from layerfuse.complementarity import ProbeData, measure_pairs
 from layerfuse.data import NEAR, TextDataset, audit, near_duplicates
 from layerfuse.parallel import peak_mb
 from layerfuse.progress import SILENT, Reporter
@@ -129,23 +129,18 @@ def _pairs(classifier: LayerFusionClassifier, reporter: Reporter) -> dict[str, A
     scores = classifier.profile_
     blocks = list(classifier.selection_.blocks)
     for encoder in classifier.encoders_:
-        own = scores.of(encoder.name)
-        top = max(score.block.layer for score in own)
-        blocks += [
-            own.best.block,
-            next(score.block for score in own.ranking if score.block.layer == top),
-        ]
+        blocks += [scores.of(encoder.name).best.block, scores.last(encoder.name).block]
     blocks = list(dict.fromkeys(blocks))[:_MOST_BLOCKS]
     truth, _ = classifier.out_of_fold()
     targets = Targets(LabelSpace(classifier.classes_), truth)
     rows = targets.sample(_PAIR_ROWS, classifier.random_state)
     part = classifier.measured_blocks(blocks, rows)
-    data = Labelled.probe(part, truth[rows], SILENT)
+    data = ProbeData.probe(part, targets[rows])
     wanted = [(a, b) for place, a in enumerate(blocks) for b in blocks[place + 1 :]]
     found = []
     with reporter.task("comparing blocks", len(wanted), "pairs") as advance:
         for pair in measure_pairs(data, wanted, classifier.random_state):
-            found.append({k: v for k, v in pair.to_dict().items() if not k.startswith("only_")})
+            found.append(pair.to_dict())
             advance(1)
     return {"n": len(rows), "blocks": [str(block) for block in blocks], "pairs": found}
 
