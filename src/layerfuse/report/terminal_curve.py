@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from layerfuse.terminal import percent, plain_table
+from layerfuse.report.terminal_rows import percent, plain_table
 
 __all__ = ["render_curve"]
 

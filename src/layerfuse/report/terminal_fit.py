@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerfuse.report.parts import readable
-from layerfuse.terminal import percent, plain_table
+from layerfuse.report.terminal_rows import percent, plain_table
 
 __all__ = [
     "layer_chart",
@@ -219,6 +219,6 @@ def render_demo(result: Mapping[str, Any], out: Console) -> None:
     for line in (
         f"layerfuse predict {result['run']} new.csv      # one column: text",
         "layerfuse fit your.csv -e minilm -e smollm2-135m   # columns: text, label",
-        "layerfuse datasets audit your.csv",
+        "layerfuse audit your.csv",
     ):
         out.print(f"  {line}", soft_wrap=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from layerfuse.terminal import percent, plain_table
+from layerfuse.report.terminal_rows import percent, plain_table
 
 __all__ = ["render_comparison"]
 

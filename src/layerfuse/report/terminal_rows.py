@@ -5,12 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from layerfuse.files import human_bytes
 
-__all__ = ["render_audit", "render_check", "render_rows", "render_verify", "render_written"]
+__all__ = [
+    "percent",
+    "plain_table",
+    "render_audit",
+    "render_check",
+    "render_rows",
+    "render_verify",
+    "render_written",
+]
+
+
+def plain_table(title: str) -> Table:
+    """A table without vertical lines: with them, five columns do not fit 80 characters."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in percent, with one decimal."""
+    return f"{100 * share:.1f}"
 
 
 def render_rows(result: Mapping[str, Any], out: Console) -> None:
@@ -81,7 +100,7 @@ def render_verify(result: Mapping[str, Any], out: Console) -> None:
 
 
 def render_audit(result: Mapping[str, Any], out: Console) -> None:
-    """The outcome of ``datasets audit``."""
+    """The outcome of ``audit``."""
     out.print(result["name"], style="bold", soft_wrap=True)
     for name, split in result["splits"].items():
         out.print(f"{name}: {split['rows']} rows")
