@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Token
-from cyclopts.exceptions import MissingArgumentError, RepeatArgumentError, UnusedCliTokensError
+from cyclopts.exceptions import (
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnusedCliTokensError,
+    ValidationError,
+)
 
 from layerfuse.cli.commands import app
+from layerfuse.cli.console import Output
 from layerfuse.config import FitConfig
 from layerfuse.errors import (
     ConfigError,
@@ -80,6 +86,8 @@ def _explain(error: CycloptsError) -> str:
             message = f"{error.argument.name.lstrip('-').upper()} is missing."
     elif isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         message = f"Unexpected argument {error.unused_tokens[0]!r}."
+    elif isinstance(error, ValidationError) and error.group:
+        message = f"{error.exception_message}. Give one of them."
     elif isinstance(error, RepeatArgumentError):
         message = f"{error.token.keyword} is given more than once. Give it once."
     return f"{message}\nSee {command} --help"
@@ -92,7 +100,8 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
     if source is None or not source.tokens:
         return
     path = Path(source.tokens[0].value)
-    settings = [name for name in options if name not in ("config", "as_json", "quiet", "verbose")]
+    unsettable = {"config", *(field.name for field in fields(Output))}
+    settings = [n for n, option in options.items() if not option.children and n not in unsettable]
     for key, value in _read_toml(path).items():
         if key not in settings:
             command = " ".join(commands)

@@ -332,3 +332,4 @@ def _prune_store(
 
 for _group in (_models, _datasets, _store):
     app.command(_group)
+app.register_install_completion_command()
