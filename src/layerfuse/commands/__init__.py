@@ -15,7 +15,6 @@ from layerfuse.commands.assets import (
 from layerfuse.commands.fit import demo, fit, profile
 from layerfuse.commands.predict import evaluate, predict, write_predictions
 from layerfuse.commands.report import report
-from layerfuse.commands.reproducing import reproduce
 
 __all__ = [
     "audit_data",
@@ -34,7 +33,6 @@ __all__ = [
     "pull_data",
     "pull_model",
     "report",
-    "reproduce",
     "verify_store",
     "write_predictions",
 ]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, resolve_layers, resolve_poolings
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.classifier.analysis import MEASURED_ROWS
-from layerfuse.commands.fit import check_numbers, make_classifier, read_data
+from layerfuse.commands.fit import make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.predict import encode_labels
 from layerfuse.complementarity import Comparison, Pair, check_pairing, find_blocks
@@ -43,7 +43,6 @@ def compare(
     ``to`` names the blocks in use that others may be added to. Row numbers in the result count
     from 0 over the training rows that were read (those of the part, with ``config.sample``).
     """
-    check_numbers(config)
     used = None if to is None else tuple(BlockRef.parse(text) for text in to)
     dataset = read_data(config, reporter)
     train = dataset.train
@@ -149,7 +148,6 @@ def curve(
     """
     if out is not None:
         check_new_file(out)
-    check_numbers(config)
     check_draws(shares, repeats)
     check_recipe(config.fusion, config.head)
     check_selection(config.selection)

@@ -21,7 +21,7 @@ from layerfuse.commands.predict import encode_labels
 from layerfuse.commands.report import try_report
 from layerfuse.config import FitConfig
 from layerfuse.data import TextDataset, check_trainable, load_dataset
-from layerfuse.errors import ConfigError, StorageError
+from layerfuse.errors import StorageError
 from layerfuse.evaluation import Rows, tradeoffs
 from layerfuse.files import atomic_folder, write_json
 from layerfuse.metrics import evaluate_predictions
@@ -30,7 +30,7 @@ from layerfuse.progress import Reporter
 from layerfuse.report.details import Predicted, write_details
 from layerfuse.resources import Budget, pipeline_cost
 
-__all__ = ["check_numbers", "demo", "fit", "make_classifier", "profile", "read_data"]
+__all__ = ["demo", "fit", "make_classifier", "profile", "read_data"]
 
 Labels = npt.NDArray[np.intp]
 
@@ -38,7 +38,6 @@ Labels = npt.NDArray[np.intp]
 def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
     """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
     started = time.perf_counter()
-    check_numbers(config)
     run = _run_folder(config)
     dataset = read_data(config, reporter)
     texts, labels = dataset.train.texts, dataset.train.labels or ()
@@ -124,7 +123,6 @@ def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
 
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:
     """Score every block on the training rows; nothing is trained or saved."""
-    check_numbers(config)
     check_scorer(scorer)
     dataset = read_data(config, reporter)
     check_trainable(dataset.train.labels)
@@ -137,18 +135,6 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any
         "profile": _profile_rows(scores),
         "truncated_share": embeddings.truncated_share,
     }
-
-
-def check_numbers(config: FitConfig) -> None:
-    """Raise a ConfigError for a seed, a sample or a number of tokens that cannot be used."""
-    if config.sample is not None and config.sample < 1:
-        raise ConfigError(f"A sample of {config.sample} rows was asked for; ask for at least 1.")
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
-    if config.scout < 0:
-        raise ConfigError(f"scout={config.scout} cannot be used; give a number of rows, or 0.")
-    if config.batch_tokens is not None and config.batch_tokens < 1:
-        raise ConfigError(f"batch_tokens={config.batch_tokens} is too few; give at least 1.")
 
 
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
@@ -168,17 +154,14 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
-        parts=config.parts,
         calibration=config.calibration,
-        templates=config.templates,
-        chat_questions=config.chat_questions,
+        templates=config.prompts,
+        chat_questions=config.chat_prompts,
         max_length=config.max_length,
         device=config.device,
         dtype=config.dtype,
         cv=config.cv,
         store=open_store(config.store, new=True),
-        scout=config.scout or None,
-        batch_tokens=config.batch_tokens,
         random_state=config.seed,
         reporter=reporter,
     )
@@ -202,7 +185,7 @@ def read_data(config: FitConfig, reporter: Reporter) -> TextDataset:
         if leaks := sum(text in seen for text in dataset.test.texts):
             reporter.note(
                 f"{leaks} of {len(dataset.test)} test texts are training texts too, which flatters "
-                "the figures; see layerfuse datasets audit"
+                "the figures; see layerfuse audit"
             )
     return dataset
 
