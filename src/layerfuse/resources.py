@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from layerfuse.blocks import BlockRef
@@ -57,6 +57,8 @@ class EncoderCost:
         Threads that the CPU's operators could use.
     stops_early : bool
         Whether reading a low layer spares the blocks above it.
+    ms_by_layer : mapping of int to float
+        Milliseconds for one text when reading stops at a layer, where that itself was timed.
     """
 
     encoder: str
@@ -72,6 +74,7 @@ class EncoderCost:
     dtype: str = "float32"
     threads: int = 1
     stops_early: bool = True
+    ms_by_layer: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -103,8 +106,11 @@ class EncoderCost:
 
         An estimate by depth: blocks take equal shares of the time measured for the full depth, the
         embedding output takes none, and tokenisation is paid whatever the layer.
+        A time in ``ms_by_layer`` goes before it.
         """
         self.parameters_at(layer)
+        if layer in self.ms_by_layer:
+            return self.ms_by_layer[layer]
         share = layer / self.n_layers if self.stops_early and self.n_layers else 1.0
         return self.tokenize_ms_per_text + share * (self.ms_per_text - self.tokenize_ms_per_text)
 

@@ -6,6 +6,7 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -70,9 +71,9 @@ def _complete(settings: ReadConfig) -> FitConfig:
 def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
     """Measure every layer, choose, fuse, train, evaluate and save."""
     from layerfuse.commands.fit import fit as run
-    from layerfuse.report import render_fit
+    from layerfuse.report.terminal import render_fit
 
-    output.show(run(settings, output.reporter), render_fit)
+    output.show(run(settings, output.reporter), partial(render_fit, verbose=output.verbose))
 
 
 @app.command
@@ -97,7 +98,7 @@ def predict(
     elif out is None:
         sys.stdout.write(text)
     if out is not None:
-        output.reporter.note(f"wrote {len(result['predictions'])} rows to {out}")
+        output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
 
 
 @app.command
@@ -114,7 +115,7 @@ def evaluate(
 ) -> None:
     """Measure a saved classifier on labelled rows, with confidence intervals."""
     from layerfuse.commands.predict import evaluate as measure
-    from layerfuse.report import render_evaluation
+    from layerfuse.report.terminal import render_evaluation
 
     result = measure(run, data, split, text_column, label_column, encoders, device, output.reporter)
     output.show(result, render_evaluation)
@@ -132,7 +133,7 @@ def profile(
 ) -> None:
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
-    from layerfuse.report import render_scores
+    from layerfuse.report.terminal import render_scores
 
     output.show(run(_complete(settings), scorer, output.reporter), render_scores)
 
@@ -154,7 +155,7 @@ def compare(
 ) -> None:
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
-    from layerfuse.report import render_comparison
+    from layerfuse.report.terminal import render_comparison
 
     output.show(run(_complete(settings), pairs, to, output.reporter), render_comparison)
 
@@ -174,7 +175,7 @@ def curve(
 ) -> None:
     """Measure the learning curves of the last layer, the best block and fusion."""
     from layerfuse.commands.analyze import curve as run
-    from layerfuse.report import render_curve
+    from layerfuse.report.terminal import render_curve
 
     fractions = [share / 100 for share in shares]
     result = run(_complete(settings), output.reporter, fractions, repeats, out)
@@ -192,7 +193,7 @@ def audit(
 ) -> None:
     """Find duplicates, conflicting labels, train/test leaks, empty and long texts."""
     from layerfuse.commands.assets import audit_data
-    from layerfuse.report import render_audit
+    from layerfuse.report.terminal import render_audit
 
     output.show(audit_data(data, test, text_column, label_column, output.reporter), render_audit)
 
@@ -209,7 +210,7 @@ def report(
 ) -> None:
     """Write the HTML report of a run, one file that can be sent to a colleague."""
     from layerfuse.commands.report import report as write
-    from layerfuse.report import render_written
+    from layerfuse.report.terminal import render_written
 
     output.show(write(run, out, figures, output.reporter), render_written)
 
@@ -226,18 +227,19 @@ def demo(
 ) -> None:
     """Run an end-to-end demo on a subset of R8 with two small encoders, in minutes."""
     from layerfuse.commands.fit import demo as run
-    from layerfuse.report import render_demo
+    from layerfuse.report.terminal import render_demo
 
-    output.show(run(out, sample, output.reporter, report=report), render_demo)
+    result = run(out, sample, output.reporter, report=report)
+    output.show(result, partial(render_demo, verbose=output.verbose))
 
 
 @_models.command(name="list")
 def _list_models(*, output: Output = _PRINT) -> None:
     """List the encoders that need no Hub."""
     from layerfuse.commands.assets import list_models
-    from layerfuse.report import render_rows
+    from layerfuse.report.terminal import render_rows
 
-    output.show({"models": list_models()}, render_rows)
+    output.show(list_models(), render_rows)
 
 
 @_models.command(name="pull")
@@ -246,7 +248,7 @@ def _pull_model(
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
-    from layerfuse.report import render_rows
+    from layerfuse.report.terminal import render_rows
 
     output.show(pull_model(name, output.reporter), render_rows)
 
@@ -261,20 +263,20 @@ def _check_model(
 ) -> int:
     """Check that a text gets the same embedding alone, in a batch, padded left or right."""
     from layerfuse.commands.assets import check_model
-    from layerfuse.report import render_check
+    from layerfuse.report.terminal import render_check
 
     result = check_model(name, device, dtype, output.reporter)
     output.show(result, render_check)
-    return 0 if result["ok"] else 2
+    return 0 if result.ok else 2
 
 
 @_datasets.command(name="list")
 def _list_datasets(*, output: Output = _PRINT) -> None:
     """List the named datasets."""
     from layerfuse.commands.assets import list_datasets
-    from layerfuse.report import render_rows
+    from layerfuse.report.terminal import render_rows
 
-    output.show({"datasets": list_datasets()}, render_rows)
+    output.show(list_datasets(), render_rows)
 
 
 @_datasets.command(name="pull")
@@ -283,7 +285,7 @@ def _pull_dataset(
 ) -> None:
     """Download a named dataset into the user's cache."""
     from layerfuse.commands.assets import pull_data
-    from layerfuse.report import render_rows
+    from layerfuse.report.terminal import render_rows
 
     output.show(pull_data(name, output.reporter), render_rows)
 
@@ -292,20 +294,20 @@ def _pull_dataset(
 def _list_store(*, store: Store = None, output: Output = _PRINT) -> None:
     """List what the embedding cache holds."""
     from layerfuse.commands.assets import list_store
-    from layerfuse.report import render_rows
+    from layerfuse.report.terminal import render_rows
 
-    output.show({"sections": list_store(store)}, render_rows)
+    output.show(list_store(store), render_rows)
 
 
 @_store.command(name="verify")
 def _verify_store(*, store: Store = None, output: Output = _PRINT) -> int:
     """Verify every checksum; damaged shards are set aside and computed again when needed."""
     from layerfuse.commands.assets import verify_store
-    from layerfuse.report import render_verify
+    from layerfuse.report.terminal import render_verify
 
     result = verify_store(store, output.reporter)
     output.show(result, render_verify)
-    return 2 if result["damaged"] else 0
+    return 2 if result.damaged else 0
 
 
 @_store.command(name="prune")
@@ -324,10 +326,9 @@ def _prune_store(
 ) -> None:
     """Delete embeddings from the cache, and list which."""
     from layerfuse.commands.assets import prune_store
-    from layerfuse.report import render_rows
+    from layerfuse.report.terminal import render_rows
 
-    removed = prune_store(store, encoder, older_than, everything)
-    output.show({"removed": removed}, render_rows)
+    output.show(prune_store(store, encoder, older_than, everything), render_rows)
 
 
 for _group in (_models, _datasets, _store):

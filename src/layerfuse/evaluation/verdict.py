@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from layerfuse.blocks import BlockScores
-from layerfuse.errors import ConfigError, require
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.comparison import Comparison, Rows, blocks_of, compare_baselines, label_of
 from layerfuse.metrics import Estimate, PairedDifference
@@ -16,7 +15,6 @@ from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipelin
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
-    import altair as alt
     import pandas as pd
 
 __all__ = ["Verdict", "advice_of", "decide", "judge", "sentence_of", "signed", "times", "tradeoffs"]
@@ -154,34 +152,6 @@ class Verdict:
             Without the package ``pandas``.
         """
         return to_frame(self._rows(), "a verdict")
-
-    def plot(self) -> alt.VConcatChart:
-        """The pipeline's gain over each simpler way to read the texts, with its 95 % interval.
-
-        Returns
-        -------
-        An Altair chart: it shows itself in a notebook, ``save`` writes PNG, SVG or HTML.
-
-        Raises
-        ------
-        ConfigError
-            For a verdict without comparisons.
-        MissingExtraError
-            Without the extra ``report``.
-        """
-        rows = [
-            {"name": label_of(item), "value": gain.difference, "low": gain.low, "high": gain.high}
-            for item in self.comparisons
-            if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
-            for gain in (item.gain[self.rows],)
-        ]
-        if not rows:
-            raise ConfigError("This verdict has no comparisons to draw.")
-        require("altair", "report", "A figure of a verdict")
-        from layerfuse.figures import for_notebook, gain_intervals
-
-        where = "test rows" if self.rows == "test" else "training rows, out of fold"
-        return for_notebook({f"Gain over simpler ways, {where}": gain_intervals(rows)})
 
     def _rows(self) -> list[dict[str, Any]]:
         found = []

@@ -6,12 +6,13 @@ Shares from 0 to 1 come in and are drawn in percent. Needs the extra ``report``.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.report.theme import Chart, Row, ordered, percentages
+from layerfuse.report.theme import Chart, Row, percentages
 
 __all__ = [
     "BinPoint",
@@ -41,11 +42,13 @@ _NAME = (0.2, 0.06)  # about a name's width and height, as shares of the figure
 _COSTS = {"ms": "ms/text", "dims": "dimensions fused"}
 _STATES = {"selected": "chosen-fill", "computed": "read-fill", "not loaded": "idle-fill"}
 _SPAN = (("low", "low", ".1f"), ("high", "high", ".1f"))
+_TILES = {"ticks": False, "domain": False, "grid": False}  # axes of matrices
 _LAYERS = "layer (0 is the embedding output)"
 _NESTED = "nested accuracy, % of rows"
 
 
-class LayerPoint(NamedTuple):
+@dataclass(frozen=True)
+class LayerPoint:
     """Accuracy of one layer, in one series such as a pooling."""
 
     series: str
@@ -55,7 +58,8 @@ class LayerPoint(NamedTuple):
     high: float
 
 
-class StackPoint(NamedTuple):
+@dataclass(frozen=True)
+class StackPoint:
     """One layer of an encoder: a state of selected, computed or not loaded, its selected poolings
     and the places of these in the order of selection."""
 
@@ -66,7 +70,8 @@ class StackPoint(NamedTuple):
     places: str
 
 
-class GainPoint(NamedTuple):
+@dataclass(frozen=True)
+class GainPoint:
     """The pipeline's accuracy minus that of a baseline (shares from -1 to 1)."""
 
     name: str
@@ -75,7 +80,8 @@ class GainPoint(NamedTuple):
     high: float
 
 
-class PathPoint(NamedTuple):
+@dataclass(frozen=True)
+class PathPoint:
     """Accuracy after ``step`` blocks; ``gain`` is the drop in leave-one-out loss."""
 
     step: int
@@ -87,7 +93,8 @@ class PathPoint(NamedTuple):
     ships: bool
 
 
-class ParetoPoint(NamedTuple):
+@dataclass(frozen=True)
+class ParetoPoint:
     """A pipeline's accuracy and cost for one text; those on the ``front`` are drawn filled."""
 
     name: str
@@ -102,7 +109,8 @@ class ParetoPoint(NamedTuple):
     ships: bool
 
 
-class PairPoint(NamedTuple):
+@dataclass(frozen=True)
+class PairPoint:
     """A measure of two blocks, and a text with more of them."""
 
     a: str
@@ -111,7 +119,8 @@ class PairPoint(NamedTuple):
     detail: str
 
 
-class CellPoint(NamedTuple):
+@dataclass(frozen=True)
+class CellPoint:
     """A cell of a confusion matrix; ``share`` is that of the true class, 0 to 1."""
 
     truth: str
@@ -120,7 +129,8 @@ class CellPoint(NamedTuple):
     share: float
 
 
-class BinPoint(NamedTuple):
+@dataclass(frozen=True)
+class BinPoint:
     """Rows of about one confidence: mean confidence, accuracy with its interval, and how many."""
 
     confidence: float
@@ -130,7 +140,8 @@ class BinPoint(NamedTuple):
     count: int
 
 
-class CurvePoint(NamedTuple):
+@dataclass(frozen=True)
+class CurvePoint:
     """Accuracy of one way with so many labels."""
 
     way: str
@@ -168,16 +179,14 @@ def layer_curves(
     last = {name: max(p.layer for p in points if p.series == name) for name in names}
     rows = _rows(points)
     for row, point in zip(rows, points, strict=True):
-        is_last, picked = point.layer == last[point.series], point[:2] in selected
+        is_last, picked = point.layer == last[point.series], (point.series, point.layer) in selected
         note = ", ".join(["selected"] * picked + ["last layer"] * is_last) or "–"
         row |= {"selected": picked, "last": is_last, "note": note}
     low, high = domain or (100 * min(p.low for p in points), 100 * max(p.high for p in points))
     scale = alt.Scale(domain=[low, high], zero=False, nice=True)
     layers = [point.layer for point in points]
     x = alt.X("layer:Q").title(_LAYERS).axis(tickMinStep=1, format="d")
-    base = _base(rows).encode(
-        x=x.scale(domain=[min(layers), max(layers)], nice=False, padding=8)
-    )
+    base = _base(rows).encode(x=x.scale(domain=[min(layers), max(layers)], nice=False, padding=8))
     y = alt.Y("value:Q").title(measure).scale(scale)
     legend = alt.Legend(title=series) if len(names) > 1 else None
     color = alt.Color("series:N", sort=names, legend=legend)
@@ -204,9 +213,7 @@ def layer_curves(
     return layered
 
 
-def encoder_curves(
-    scores: BlockScores, selected: Collection[BlockRef] = ()
-) -> dict[str, Chart]:
+def encoder_curves(scores: BlockScores, selected: Collection[BlockRef] = ()) -> dict[str, Chart]:
     """A figure of `layer_curves` for each encoder, all on one scale, with 95% bands."""
     curves = {
         encoder: [
@@ -399,7 +406,7 @@ def heat_map(
     points: Sequence[PairPoint], names: Sequence[str], *, measure: str, number: str = ".2f"
 ) -> Chart:
     """A symmetric measure of pairs, both halves given; ``number`` is the format of a cell."""
-    axis = {"ticks": False, "domain": False, "grid": False, "labelPadding": 6, "labelLimit": 170}
+    axis: dict[str, Any] = {**_TILES, "labelPadding": 6, "labelLimit": 170}
     base = _base(_rows(points)).encode(
         x=alt.X("a:N", sort=list(names)).title(None).axis(**axis, labelAngle=-40),
         y=alt.Y("b:N", sort=list(names)).title(None).axis(**axis),
@@ -426,10 +433,8 @@ def confusion_matrix(
     are small and of one size whatever the space.
     """
     size = 34 if numbers else 13
-    axis = {
-        "ticks": False,
-        "domain": False,
-        "grid": False,
+    axis: dict[str, Any] = {
+        **_TILES,
         "labelPadding": 5,
         "labelOverlap": False,
         "labelFontSize": 12 if numbers else 10,
@@ -513,9 +518,9 @@ def learning_curves(points: Sequence[CurvePoint], *, height: int = 280) -> Chart
 
 
 def _rows(points: Sequence[Any]) -> list[Row]:
-    """Named tuples as the rows of a chart, shares in percent."""
+    """Points as the rows of a chart, shares in percent."""
     shares = [name for name in ("confidence", "value", "low", "high") if hasattr(points[0], name)]
-    return percentages([point._asdict() for point in points], *shares)
+    return percentages([dict(vars(point)) for point in points], *shares)
 
 
 def _base(rows: list[Row]) -> alt.Chart:

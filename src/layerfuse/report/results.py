@@ -12,8 +12,8 @@ from layerfuse.report.run_report import BlockPair, Model
 
 __all__ = [
     "CheckOutcome",
-    "ComparedPair",
     "CompareResult",
+    "ComparedPair",
     "CurveResult",
     "DatasetEntry",
     "DatasetList",
@@ -23,8 +23,8 @@ __all__ = [
     "ModelCheck",
     "ModelEntry",
     "ModelList",
-    "Prediction",
     "PredictResult",
+    "Prediction",
     "ProfileResult",
     "PruneResult",
     "PullResult",
@@ -55,19 +55,9 @@ class ProfileResult(Model):
 
 
 class ComparedPair(BlockPair):
-    """Two blocks alone and fused, on training rows by leave-one-out."""
+    """A pair, and the first rows that only one of its blocks gets right."""
 
-    accuracy_a: float
-    accuracy_b: float
-    accuracy: float
-    loss_a: float
-    loss_b: float
-    loss: float
-    loss_gain: float
-    """The lower loss of the two minus the loss of both fused."""
-    loss_gain_se: float
     only_a: Finding
-    """Rows that only block a gets right, counted from 0 over the training rows."""
     only_b: Finding
 
 

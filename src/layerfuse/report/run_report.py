@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.errors import FormatError, NotFoundError
@@ -43,6 +44,7 @@ __all__ = [
     "read_model",
     "read_run_report",
     "write_model",
+    "write_run_report",
 ]
 
 RowsOf = Literal["cv", "test"]
@@ -235,10 +237,22 @@ class HardestTexts(Model):
 
 
 class BlockPair(Model):
-    """How far two blocks complement each other, by leave-one-out."""
+    """Two blocks alone and fused, by leave-one-out; the losses are mean squared errors."""
 
     a: BlockRef
     b: BlockRef
+    accuracy_a: float
+    accuracy_b: float
+    accuracy: float
+    """Of both fused."""
+    gain: PairedDifference
+    """Accuracy of both fused minus that of the more accurate one."""
+    loss_a: float
+    loss_b: float
+    loss: float
+    loss_gain: float
+    """The lower loss of the two minus the loss of both fused."""
+    loss_gain_se: float
     cka: float
     """Linear centered kernel alignment of their embeddings."""
     disagreement: float
@@ -248,8 +262,29 @@ class BlockPair(Model):
     oracle_accuracy: float
     """Share of rows that at least one of them gets right."""
     yules_q: float
-    gain: PairedDifference
-    """Accuracy of both fused minus that of the more accurate one."""
+
+    @classmethod
+    def of(cls, pair: Pair) -> BlockPair:
+        """From what `layerfuse.complementarity` measured."""
+        agreement = pair.agreement
+        return BlockPair(
+            a=pair.a,
+            b=pair.b,
+            accuracy_a=pair.accuracy_a,
+            accuracy_b=pair.accuracy_b,
+            accuracy=pair.accuracy,
+            gain=pair.gain,
+            loss_a=pair.loss_a,
+            loss_b=pair.loss_b,
+            loss=pair.loss,
+            loss_gain=pair.loss_gain,
+            loss_gain_se=pair.loss_gain_se,
+            cka=pair.cka,
+            disagreement=agreement.disagreement,
+            double_fault=agreement.double_fault,
+            oracle_accuracy=agreement.oracle_accuracy,
+            yules_q=agreement.yules_q,
+        )
 
 
 class Complementarity(Model):
@@ -375,6 +410,11 @@ def read_run_report(run: Path) -> RunReport:
             f"There is no {_NAME} in {run}. Give a run folder that `layerfuse fit` has written."
         )
     return report
+
+
+def write_run_report(run: Path, report: RunReport) -> None:
+    """Write the report of a run folder."""
+    write_model(run / _NAME, report)
 
 
 def read_model(path: Path, model: type[M]) -> M | None:

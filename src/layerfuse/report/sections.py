@@ -328,8 +328,8 @@ def _pairs(report: RunReport) -> Section | None:
         f"Of {plural(len(pairs), 'pair')}, {pairs[0].a} and {pairs[0].b} differ most: on "
         f"{percent(pairs[0].disagreement)} of the rows exactly one of them is right."
     )
-    head = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
-    head += ("gain fused, points", "95% interval")
+    names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
+    head = (*names, "gain fused, points", "95% interval")
     table = Table("Pairs of blocks", head, cells, range(2, 9), open_rows=100)
     chart = figures.heat_map(
         tiles, list(map(str, measured.blocks)), measure="one right, % of rows", number=".1f"
@@ -403,7 +403,9 @@ def _classes(report: RunReport) -> Section:
     ranked = np.argsort(-errors, axis=None, kind="stable")[:8]
     places = np.stack(np.unravel_index(ranked, errors.shape), axis=1).tolist()
     confused = [(t, p) for t, p in places if errors[t, p]]
-    often = "; ".join(f"{names[t]} predicted as {names[p]} ({errors[t, p]})" for t, p in confused[:3])
+    often = "; ".join(
+        f"{names[t]} predicted as {names[p]} ({errors[t, p]})" for t, p in confused[:3]
+    )
     summary = (
         f"{plural(int(errors.sum()), 'error')} on {report.measured.n:,} {report.rows_in_words}."
     )
@@ -470,8 +472,8 @@ def _class_table(counts: Ints, errors: Ints, names: Sequence[str], order: Ints) 
                 names[other] if errors[label, other] else "–",
             )
         )
-    head = ("class", "rows", "recall", "precision", "F1", "missed", "false alarms")
-    head += ("most often predicted as",)
+    measures = ("rows", "recall", "precision", "F1", "missed", "false alarms")
+    head = ("class", *measures, "most often predicted as")
     return Table("Classes, those with most errors first", head, cells, range(1, 7))
 
 
@@ -565,8 +567,8 @@ def _duplicates(report: RunReport) -> Section:
         return Section("duplicates", title, [lead])
     rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
     lead = (
-        f"{plural(leaks, 'test row')} repeated exactly in train, {plural(near.count, 'row')} nearly "
-        f"(at least {percent(near.threshold, 0)} of words and word pairs in common), together "
+        f"{plural(leaks, 'test row')} repeated exactly in train, {plural(near.count, 'row')} "
+        f"nearly (at least {percent(near.threshold, 0)} of words and word pairs shared), together "
         f"{percent((near.count + leaks) / max(1, rows))} of {rows:,}. "
         f"{plural(near.conflicts, 'near-duplicate has', 'near-duplicates have')} conflicting "
         "labels."

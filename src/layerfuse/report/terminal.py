@@ -164,12 +164,11 @@ def render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> Non
 def render_demo(report: RunReport, out: Console, *, verbose: bool = False) -> None:
     """A fit's report, and what to type next."""
     _print_run(report, out, verbose)
-    out.print("Next, with your own texts:", style="bold")
     for line in (
-        f"layerfuse predict {shlex.quote(report.run)} new.csv  # one column: text",
-        "layerfuse fit your.csv -e minilm -e smollm2-135m  # columns: text, label",
+        f"Next: layerfuse predict {shlex.quote(report.run)} new.csv  # a column text",
+        "      layerfuse fit your.csv -e minilm -e smollm2-135m  # columns text and label",
     ):
-        out.print(f"  {line}", soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def _print_run(report: RunReport, out: Console, verbose: bool) -> None:
@@ -191,7 +190,6 @@ def _print_run(report: RunReport, out: Console, verbose: bool) -> None:
     out.print(f"Verdict: {sentence[:1].upper()}{sentence[1:]}")
     out.print(_accuracy_table(report, verbose))
     out.print(_cost_line(report))
-    out.print(f"Saved: {report.run}", soft_wrap=True)
 
 
 def _print_details(report: RunReport, out: Console) -> None:
@@ -243,8 +241,10 @@ def _class_table(report: RunReport) -> Table:
 def _accuracy_table(report: RunReport, verbose: bool) -> Table:
     """Baselines, and what the pipeline gains over each on the same rows."""
     own = report.measured
-    title = f"Accuracy on {own.n:,} {report.rows_in_words}"
-    table = _table(title, "pipeline", "accuracy", "95% interval", "Δ accuracy, points")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(f"on {own.n:,} {report.rows_in_words}")
+    for name in ("accuracy", "95% interval", "Δ accuracy, points"):
+        table.add_column(name, justify="right")
     for baseline in report.baselines:
         if not (baseline.is_step or (baseline.name in _WIDER and not verbose)):
             score = report.score(baseline)
@@ -252,7 +252,7 @@ def _accuracy_table(report: RunReport, verbose: bool) -> Table:
             table.add_row(name, *_estimate(score.accuracy), _gain(score.gain))
     blocks = plural(len(report.selection.blocks), "block")
     table.add_row(f"layerfuse ({blocks})", *_estimate(own.accuracy), "", style="bold")
-    if report.test is not None:
+    if report.test is not None and verbose:
         table.add_row("  nested, training rows", *_estimate(report.cv.accuracy), "")
     return table
 
@@ -278,9 +278,10 @@ def _cost_line(report: RunReport) -> str:
     used, ratio = report.cost.pipeline, report.cost.time_ratio
     times = ""
     if ratio is not None:
-        times = f" ({ratio.value:.1f}x the last layer's; {ratio.low:.1f} to {ratio.high:.1f})"
+        span = f"{ratio.low:.1f} to {ratio.high:.1f}"
+        times = f", {ratio.value:.1f}x the last layer ({span})"
     return (
-        f"Cost: {used.ms_per_text:.2f} ms/text{times}, {used.memory_mb:.0f} MB of weights, "
+        f"Cost: {used.ms_per_text:.1f} ms/text{times}; {used.memory_mb:.0f} MB, "
         f"{used.dims:,} dimensions"
     )
 
