@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from layerfuse.errors import ConfigError, check_choice, require
+from layerfuse.errors import ConfigError, check_choice
 from layerfuse.pooling import POOLINGS
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
-    import altair as alt
     import pandas as pd
 
 __all__ = [
@@ -150,33 +149,6 @@ class BlockScores:
             Without the package ``pandas``.
         """
         return to_frame([score.to_row() for score in self.scores], "block scores")
-
-    def plot(self, chosen: Iterable[BlockRef] = ()) -> alt.VConcatChart:
-        """A curve for each pooling over the layers of each encoder, with 95 % bands.
-
-        Parameters
-        ----------
-        chosen
-            Blocks to mark, such as ``clf.plan_.blocks``.
-
-        Returns
-        -------
-        An Altair chart: it shows itself in a notebook, ``save`` writes PNG, SVG or HTML.
-
-        Raises
-        ------
-        ConfigError
-            Where there are no scores.
-        MissingExtraError
-            Without the extra ``report``.
-        """
-        if not self.scores:
-            raise ConfigError("There are no scores to draw.")
-        require("altair", "report", "A figure of block scores")
-        from layerfuse.figures import encoder_curves, for_notebook
-
-        marked = [(block.encoder, block.layer, block.pooling) for block in chosen]
-        return for_notebook(encoder_curves([score.to_row() for score in self.scores], marked))
 
     def of(self, encoder: str, pooling: str | None = None) -> BlockScores:
         """Only the blocks of one encoder (and one pooling)."""

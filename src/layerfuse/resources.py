@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +60,8 @@ class EncoderCost:
         Threads that the CPU's operators could use.
     stops_early : bool
         Whether reading a low layer spares the blocks above it.
+    ms_by_layer : mapping of int to float
+        Milliseconds for one text when reading stops at a layer, where that itself was timed.
     """
 
     encoder: str
@@ -75,6 +77,7 @@ class EncoderCost:
     dtype: str = "float32"
     threads: int = 1
     stops_early: bool = True
+    ms_by_layer: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -106,8 +109,11 @@ class EncoderCost:
 
         An estimate by depth: blocks take equal shares of the time measured for the full depth, the
         embedding output takes none, and tokenization is paid whatever the layer.
+        A time in ``ms_by_layer`` goes before it.
         """
         self.parameters_at(layer)
+        if layer in self.ms_by_layer:
+            return self.ms_by_layer[layer]
         share = layer / self.n_layers if self.stops_early and self.n_layers else 1.0
         return self.tokenize_ms_per_text + share * (self.ms_per_text - self.tokenize_ms_per_text)
 
