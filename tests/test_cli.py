@@ -260,14 +260,14 @@ class TestSettingsFile:
             cv = 3
             layers = [0, 1]
             max_blocks = 2
-            templates = {{ tiny = "a film: {{text}}" }}
+            prompts = {{ tiny = "a film: {{text}}" }}
             """,
         )
         options = ("--max-blocks", 1, "--pooling", "max", "--out", "run", "--json")
         report = succeed("fit", "train.csv", "--config", "fit.toml", *options).json
         used = report["settings"]
         assert (used["head"], used["cv"], used["layers"]) == ("ridge", 3, [0, 1])
-        assert used["templates"] == {"tiny": "a film: {text}"}
+        assert used["prompts"] == {"tiny": "a film: {text}"}
         assert (used["max_blocks"], used["pooling"]) == (1, ["max"])
         assert (used["selection"], used["seed"]) == ("greedy", 0)
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
@@ -279,8 +279,8 @@ class TestTemplates:
         scores = {}
         for name, option in {
             "plain": (),
-            "template": ("--template", "it=the plot of the film = {text} is"),
-            "chat": ("--chat", "it=is the film good"),
+            "template": ("--prompt", "it=the plot of the film = {text} is"),
+            "chat": ("--chat-prompt", "it=is the film good"),
         }.items():
             arguments = ("-e", f"it={models / 'chatty'}", "--pooling", "last", *option, "--json")
             report = succeed("profile", "train.csv", *arguments).json
@@ -298,7 +298,7 @@ class TestTemplates:
 
     def test_a_classifier_keeps_its_template(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
-        report = fit(models, "train.csv", "--template", "tiny=a film: {text}")
+        report = fit(models, "train.csv", "--prompt", "tiny=a film: {text}")
         bundle = json.loads(Path("run/bundle/bundle.json").read_text(encoding="utf-8"))
         assert bundle["encoders"][0]["template"] == "a film: {text}"
         done = succeed("evaluate", "run", "train.csv", "--json").json
@@ -595,12 +595,12 @@ class TestDatasets:
         write_csv(Path("clean.csv"), rows(20))
         write_csv(Path("repeated.csv"), [*rows(20), *rows(1)])
         line = "  no empty, repeated or conflicting texts"
-        assert line in succeed("datasets", "audit", "clean.csv").out.splitlines()
-        assert line not in succeed("datasets", "audit", "repeated.csv").out.splitlines()
+        assert line in succeed("audit", "clean.csv").out.splitlines()
+        assert line not in succeed("audit", "repeated.csv").out.splitlines()
 
     def test_audit_says_that_one_class_is_too_few(self):
         write_csv(Path("one.csv"), [(text, "same") for text, _ in rows(20)])
-        out = succeed("datasets", "audit", "one.csv").out.splitlines()
+        out = succeed("audit", "one.csv").out.splitlines()
         assert "  rows by class: same: 20" in out
         assert "  one class only: a classifier needs two" in out
 
@@ -608,7 +608,7 @@ class TestDatasets:
         train = [*rows(20), ("the same", "news"), ("the same", "[/b]"), ("", "news")]
         write_csv(Path("train.csv"), train)
         write_csv(Path("test.csv"), [("The  same", "news"), ("new", "other")])
-        done = succeed("datasets", "audit", "train.csv", "--test", "test.csv")
+        done = succeed("audit", "train.csv", "--test", "test.csv")
         for line in (
             "train: 23 rows",
             "  empty texts: 1 (row 22, counted from 0)",
@@ -619,7 +619,7 @@ class TestDatasets:
         ):
             assert line in done.out.splitlines()
         assert "[/b]: 1" in done.out
-        report = succeed("datasets", "audit", "train.csv", "--test", "test.csv", "--json").json
+        report = succeed("audit", "train.csv", "--test", "test.csv", "--json").json
         assert report["leaks"]["count"] == 1
 
 
@@ -702,7 +702,7 @@ class TestTheShell:
         monkeypatch.setenv("TERM", "xterm")
         for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             monkeypatch.delenv(name, raising=False)
-        from layerfuse.terminal import TerminalReporter
+        from layerfuse.cli.console import TerminalReporter
 
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)
@@ -784,7 +784,7 @@ class TestTheShell:
         def broken() -> None:
             raise RuntimeError("the moon is full")
 
-        monkeypatch.setattr("layerfuse.commands.list_models", broken)
+        monkeypatch.setattr("layerfuse.commands.assets.list_models", broken)
         done = run("models", "list")
         assert (done.code, done.out) == (1, "")
         assert "internal fault, RuntimeError: the moon is full" in done.err

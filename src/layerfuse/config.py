@@ -65,7 +65,7 @@ def _pairs(_: object, tokens: Sequence[Token]) -> dict[str, str]:
         if not equals:
             raise ValueError(f"{token.value!r} should be NAME=VALUE, with an encoder's name.")
         if name.strip() in pairs:
-            raise ValueError(f"{token.keyword} is given twice for {name.strip()!r}. Give it once.")
+            raise ValueError(f"{name.strip()!r} is given twice. Give one value per encoder.")
         pairs[name.strip()] = value
     return pairs
 

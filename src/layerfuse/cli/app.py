@@ -12,6 +12,7 @@ from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Token
 from cyclopts.exceptions import (
+    CoercionError,
     MissingArgumentError,
     RepeatArgumentError,
     UnusedCliTokensError,
@@ -88,6 +89,8 @@ def _explain(error: CycloptsError) -> str:
         message = f"Unexpected argument {error.unused_tokens[0]!r}."
     elif isinstance(error, ValidationError) and error.group:
         message = f"{error.exception_message}. Give one of them."
+    elif isinstance(error, CoercionError) and error.token is None and error.argument:
+        message = f"Invalid value for {error.argument.tokens[0].keyword}: {message}"
     elif isinstance(error, RepeatArgumentError):
         message = f"{error.token.keyword} is given more than once. Give it once."
     return f"{message}\nSee {command} --help"
