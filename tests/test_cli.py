@@ -748,8 +748,8 @@ class TestTheShell:
         process.stdout.close()
 
     def test_ctrl_c_while_reading_keeps_what_is_done(self, models: Path):
-        write_csv(Path("many.csv"), rows(9000))
-        arguments = ("-e", models / "bert", "--store", "kept", "--batch-tokens", 32)
+        write_csv(Path("many.csv"), rows(20_000))
+        arguments = ("-e", models / "bert", "--store", "kept")
         process = start(
             "fit",
             "many.csv",
@@ -768,17 +768,17 @@ class TestTheShell:
         assert process.returncode == 130
         again = shlex.join(["layerfuse", "fit", "many.csv", *map(str, arguments)])
         assert err.splitlines()[-2:] == [
-            "layerfuse: interrupted. What is stored is kept. To go on:",
+            "layerfuse: interrupted. Finished embeddings are kept. To resume:",
             f"  {again}",
         ]
-        assert re.search(r"bert: stopped with [1-9][\d,]* of 9,000 distinct texts stored;", err)
+        assert re.search(r"bert: stopped with [1-9][\d,]* of 20,000 distinct texts stored;", err)
         assert "Traceback" not in err
         assert out == ""
         assert sorted(path.name for path in Path.cwd().iterdir()) == ["kept", "many.csv"]
         assert not list(Path("kept").rglob("*.tmp"))
         succeed("store", "verify", "--store", "kept")
 
-    def test_an_internal_fault_ends_with_1_and_says_how_to_see_it(
+    def test_an_internal_error_ends_with_1_and_says_how_to_see_it(
         self, monkeypatch: pytest.MonkeyPatch
     ):
         def broken() -> None:
@@ -787,7 +787,7 @@ class TestTheShell:
         monkeypatch.setattr("layerfuse.commands.assets.list_models", broken)
         done = run("models", "list")
         assert (done.code, done.out) == (1, "")
-        assert "internal fault, RuntimeError: the moon is full" in done.err
+        assert "internal error, RuntimeError: the moon is full" in done.err
         assert "LAYERFUSE_TRACEBACK=1" in done.err
         monkeypatch.setenv("LAYERFUSE_TRACEBACK", "1")
         with pytest.raises(RuntimeError):

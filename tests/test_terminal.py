@@ -162,7 +162,7 @@ class TestHowMuchIsSaid:
     def test_not_both(self, model: Path):
         done = run(*quick(model), "--quiet", "--verbose")
         assert done.code == 2
-        assert "--quiet and --verbose go against each other" in done.err
+        assert "Mutually exclusive arguments: {--quiet, --verbose}" in done.err
         assert not Path("run").exists()
 
     def test_each_decision_is_a_line(self, model: Path):
@@ -216,7 +216,7 @@ def test_an_interrupt_in_any_stage_can_be_gone_on_from(
         done = run(*arguments)
     assert (done.code, done.out) == (130, "")
     *_, said, command = done.err.splitlines()
-    assert said == "layerfuse: interrupted. What is stored is kept. To go on:"
+    assert said == "layerfuse: interrupted. Finished embeddings are kept. To resume:"
     assert shlex.split(command) == ["layerfuse", *arguments]
     assert "Traceback" not in done.err
     assert ("bert: stopped with 0 of" in done.err) == (stage == "reading bert")
