@@ -11,6 +11,8 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ from safetensors import safe_open
 import layerfuse
 from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import N_LAYERS, save_model
+from layerfuse.blocks import POOLINGS
+from layerfuse.cli.commands import app
+from layerfuse.config import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS
 from layerfuse.encoders import checks as checking
+from layerfuse.fusion import FUSIONS
+from layerfuse.heads import HEADS
 
 N_TRAIN, N_TEST = 60, 30
 CONTROL = ("\x1b", "\r", "\b")  # what progress bars and colours are made of
@@ -255,6 +262,7 @@ class TestSettingsFile:
         write_text(
             Path("fit.toml"),
             f"""
+            data = "train.csv"
             encoders = ["tiny={models / "bert"}"]
             head = "ridge"
             cv = 3
@@ -264,7 +272,7 @@ class TestSettingsFile:
             """,
         )
         options = ("--max-blocks", 1, "--pooling", "max", "--out", "run", "--json")
-        report = succeed("fit", "train.csv", "--config", "fit.toml", *options).json
+        report = succeed("fit", "--config", "fit.toml", *options).json
         used = report["settings"]
         assert (used["head"], used["cv"], used["layers"]) == ("ridge", 3, [0, 1])
         assert used["prompts"] == {"tiny": "a film: {text}"}
@@ -273,13 +281,49 @@ class TestSettingsFile:
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
 
 
-class TestTemplates:
-    def test_template_and_chat_question_change_what_is_read(self, models: Path):
+class TestOptions:
+    def test_help_and_completion_name_what_the_registries_hold(self):
+        assert tuple(HEADS) == HEAD_NAMES
+        assert tuple(FUSIONS) == FUSION_NAMES
+        assert tuple(POOLINGS) == POOLING_NAMES
+        shown = succeed("fit", "--help").out
+        assert all(name in shown for name in (*HEAD_NAMES, *FUSION_NAMES, *POOLING_NAMES))
+        script = app.generate_completion(shell="bash")  # noqa: S604  # bash is a name here
+        assert all(name in script for name in (*HEAD_NAMES, "--max-blocks", "top_k"))
+
+    def test_defaults_are_those_of_the_classifier(self):
+        ours = {field.name: field.default for field in fields(FitConfig)}
+        theirs = signature(layerfuse.LayerFusionClassifier).parameters
+        shared = ours.keys() & theirs.keys()
+        assert {"encoders", "selection", "max_blocks", "fusion", "head", "cv"} <= shared
+        for name in shared - {"store"}:  # None is the user's cache here, and no cache there
+            assert ours[name] == theirs[name].default, name
+
+    @pytest.mark.parametrize(
+        ("command", "default"),
+        [("fit", "auto"), ("curve", "concat")],
+    )
+    def test_help_shows_the_default_of_the_command(self, command: str, default: str):
+        shown = " ".join(succeed(command, "--help").out.replace("│", " ").split())
+        assert f"NAME+residual. [default: {default}]" in shown
+        assert "Maximum tokens per text. [default: 512]" in shown
+
+    def test_every_option_has_a_help_text(self):
+        for command in (app[name] for name in app if not name.startswith("-")):
+            for own in [command, *(command[n] for n in command if not n.startswith("-"))]:
+                if own.default_command is not None:
+                    arguments = own.assemble_argument_collection()
+                    lacking = [a.name for a in arguments if a.show and not a.parameter.help]
+                    assert lacking == []
+
+
+class TestPrompts:
+    def test_prompt_and_chat_prompt_change_what_is_read(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         scores = {}
         for name, option in {
             "plain": (),
-            "template": ("--prompt", "it=the plot of the film = {text} is"),
+            "prompt": ("--prompt", "it=the plot of the film = {text} is"),
             "chat": ("--chat-prompt", "it=is the film good"),
         }.items():
             arguments = ("-e", f"it={models / 'chatty'}", "--pooling", "last", *option, "--json")
@@ -296,7 +340,7 @@ class TestTemplates:
             "is the film good",
         }
 
-    def test_a_classifier_keeps_its_template(self, models: Path):
+    def test_a_classifier_keeps_its_prompt(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         report = fit(models, "train.csv", "--prompt", "tiny=a film: {text}")
         bundle = json.loads(Path("run/bundle/bundle.json").read_text(encoding="utf-8"))
@@ -686,13 +730,6 @@ class TestTheShell:
         done = succeed(*command, "--help")
         assert done.out.startswith("Usage: layerfuse ")
         assert done.err == ""
-
-    def test_quiet_leaves_standard_error_empty(self, models: Path):
-        write_csv(Path("train.csv"), rows(N_TRAIN))
-        quiet = ("--cv", 2, "--head", "ridge", "--out", "run", "--quiet")
-        done = succeed("fit", "train.csv", "-e", models / "bert", *quiet)
-        assert done.err == ""
-        assert "Verdict: " in done.out
 
     def test_a_terminal_gets_a_progress_bar(self, models: Path, monkeypatch: pytest.MonkeyPatch):
         class Terminal(io.StringIO):
