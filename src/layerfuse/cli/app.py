@@ -31,7 +31,7 @@ _RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go
 
 
 def main() -> int:
-    """Run the command line; 0 on success, 2 on a user's mistake, 1 on an internal error, 130 on Ctrl-C."""
+    """Run the command line; 0 on success, 2 on a mistake, 1 on an internal error, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
     try:
         return int(app(arguments, print_error=False, exit_on_error=False) or 0)
