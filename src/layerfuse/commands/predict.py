@@ -102,11 +102,11 @@ def _read(
     data: str, given: _Columns, known: _Columns, reporter: Reporter, *, labeled: bool = True
 ) -> TextDataset:
     """Read a file by the given columns; others are those of ``fit``, each where the file has it."""
-    text, label = given.text or known.text, given.label or (known.label if labelled else None)
+    text, label = given.text or known.text, given.label or (known.label if labeled else None)
     while True:
         try:
             return load_dataset(
-                data, text_column=text, label_column=label, labeled=labelled, reporter=reporter
+                data, text_column=text, label_column=label, labeled=labeled, reporter=reporter
             )
         except ColumnError as error:
             if text is not None and error.column == text and given.text is None:
