@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import cpu, measured, save
-from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
+from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, embed, read_sets
+from benchmarks.study.fusions import fusion_names
+from benchmarks.study.inputs import StudyData
 from layerfuse.baselines import rivals
 from layerfuse.blocks import BlockRef
-from layerfuse.errors import LayerfuseError
 from layerfuse.estimator.gathering import Gathered, Rows
-from layerfuse.fusion import FUSIONS, check_fusion
 from layerfuse.heads import PUBLISHED, fit_mlp
 from layerfuse.metrics import evaluate_predictions, paired_difference
 from layerfuse.pipeline import Plan, Task
@@ -67,7 +67,7 @@ class Data:
     y_test: Labels
 
     @classmethod
-    def embed(cls, texts: Texts) -> Data:
+    def embed(cls, texts: StudyData) -> Data:
         return cls(texts.name, embed(texts.train), texts.y, embed(texts.test), texts.y_test)
 
 
@@ -169,17 +169,11 @@ def published(training: Training, data: Data, blocks: tuple[BlockRef, ...]) -> L
 
 def plans(blocks: Any) -> list[Plan]:
     """Each fusion, plain and residual, with a ridge head; concatenation with each head."""
-    names = [form for name in FUSIONS for form in (name, f"{name}+residual") if _is_fusion(form)]
     heads = ("logistic", "kernel", "mlp")
-    return [Plan(blocks, name) for name in names] + [Plan(blocks, "concat", h) for h in heads]
-
-
-def _is_fusion(name: str) -> bool:
-    try:
-        check_fusion(name)
-    except LayerfuseError:
-        return False
-    return True
+    plain = [Plan(blocks, name) for name in fusion_names()]
+    return plain + [Plan(blocks, "concat", head) for head in heads]
+        Plan(blocks, "concat", h) for h in heads
+    ]
 
 
 def show(results: list[dict[str, Any]]) -> None:

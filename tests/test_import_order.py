@@ -50,7 +50,6 @@ ORDER = (
     "bundle",
     "estimator",
     "terminal",
-    "study",
     "report",
     "commands",
     "cli",

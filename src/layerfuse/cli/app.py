@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from layerfuse import __version__
-from layerfuse.cli import keeping, running, studying
+from layerfuse.cli import keeping, running
 from layerfuse.cli.options import PLAIN
 from layerfuse.errors import LayerfuseError, is_out_of_memory
 
@@ -34,7 +34,6 @@ for _command in (
     running.evaluate,
     running.report,
     running.demo,
-    studying.reproduce,
 ):
     _app.command()(_command)
 _app.add_typer(keeping.models, name="models")

@@ -16,7 +16,6 @@ from layerfuse.commands.keeping import (
 )
 from layerfuse.commands.labelling import curve
 from layerfuse.commands.reporting import report
-from layerfuse.commands.reproducing import reproduce
 from layerfuse.commands.using import evaluate, predict, write_predictions
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "pull_data",
     "pull_model",
     "report",
-    "reproduce",
     "verify_store",
     "write_predictions",
 ]

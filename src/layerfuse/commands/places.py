@@ -8,7 +8,7 @@ from pathlib import Path
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
 from layerfuse.store import EmbeddingStore
 
-__all__ = ["check_new_file", "check_new_folder", "check_results_folder", "open_store"]
+__all__ = ["check_new_file", "check_new_folder", "open_store"]
 
 
 def check_new_folder(path: Path) -> None:
@@ -23,17 +23,6 @@ def check_new_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
-    _check_parents(path, "--out")
-
-
-def check_results_folder(path: Path) -> None:
-    """Raise StorageError unless ``path`` is new, empty or an earlier run's folder to go on with."""
-    if path.exists() and not path.is_dir():
-        raise StorageError(f"{path} is a file. Give the name of a folder with --out.")
-    if path.exists() and any(path.iterdir()) and not (path / "raw").is_dir():
-        raise StorageError(
-            f"{path} holds something that is no study's. Choose another folder with --out."
-        )
     _check_parents(path, "--out")
 
 

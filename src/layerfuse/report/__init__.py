@@ -17,7 +17,6 @@ from layerfuse.report.terminal_rows import (
     render_verify,
     render_written,
 )
-from layerfuse.report.terminal_study import render_study
 
 __all__ = [
     "layer_chart",
@@ -31,7 +30,6 @@ __all__ = [
     "render_profile",
     "render_rows",
     "render_scores",
-    "render_study",
     "render_verify",
     "render_written",
 ]

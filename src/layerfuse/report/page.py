@@ -21,7 +21,7 @@ from layerfuse.report import choosing, facts, mistakes, weighing
 from layerfuse.report.parts import Figure, Section, percent, points
 from layerfuse.report.reading import Run
 
-__all__ = ["asset", "environment", "policy_of", "save_figures", "sections_of", "write_page"]
+__all__ = ["save_figures", "sections_of", "write_page"]
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 
@@ -57,9 +57,9 @@ def write_page(run: Run, sections: list[Section], path: Path) -> Path:
         When the disk refuses.
     """
     charts = {figure.id: _described(figure) for figure in _figures(sections)}
-    script = _bundle() + asset("page.js")
+    script = _bundle() + _asset("page.js")
     html = (
-        environment()
+        _environment()
         .get_template("page.html")
         .render(
             title=f"{run.result['data']['name']}: layerfuse report",
@@ -68,9 +68,9 @@ def write_page(run: Run, sections: list[Section], path: Path) -> Path:
             version=__version__,
             headline=_headline(run),
             sections=sections,
-            css=Markup(asset("page.css")),  # noqa: S704  # from this package
+            css=Markup(_asset("page.css")),  # noqa: S704  # from this package
             script=Markup(script),  # noqa: S704  # from this package and vl-convert
-            policy=policy_of(script),
+            policy=_policy_of(script),
             data=Markup(_json({"charts": charts, "themes": figures.THEMES})),  # noqa: S704  # escaped
         )
     )
@@ -142,19 +142,16 @@ def _json(value: Any) -> str:
     return text
 
 
-def policy_of(script: str | None = None) -> str:
+def _policy_of(script: str) -> str:
     """Only this script may run, and nothing may be fetched."""
-    allowed = "'none'"
-    if script is not None:
-        own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        allowed = f"'sha256-{own}'"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
-def environment() -> Environment:
+def _environment() -> Environment:
     """Where templates come from; what they are given is escaped."""
     return Environment(
         loader=PackageLoader("layerfuse.report", "assets"),
@@ -165,7 +162,7 @@ def environment() -> Environment:
     )
 
 
-def asset(name: str) -> str:
+def _asset(name: str) -> str:
     """A file of the package's own."""
     return (files("layerfuse.report") / "assets" / name).read_text(encoding="utf-8")
 

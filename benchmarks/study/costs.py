@@ -14,23 +14,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
+from benchmarks.study.fusions import Choice
+from benchmarks.study.inputs import EmbeddedData
+from layerfuse import FrozenEncoder
 from layerfuse.bundle import Bundle, save_bundle
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.encoder import FrozenEncoder
 from layerfuse.errors import LayerfuseError
 from layerfuse.estimator.saving import describe
 from layerfuse.pipeline import FusedModel, Plan, Task, train
 from layerfuse.scoring import Probed
-from layerfuse.study.combinations import Choice
-from layerfuse.study.reading import EmbeddedData
 
-__all__ = ["Timed", "measure_cost", "timed_choices"]
+_PROCESS = Path(__file__).with_name("process.py")
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A pipeline whose cost is measured; ``cut`` says whether the layers above go unread."""
+    """A pipeline whose cost is measured; ``cut`` says whether layers above those in use are run."""
 
     choice: Choice
     cut: bool
@@ -41,22 +40,19 @@ class Timed:
 
 
 def timed_choices(every: Sequence[Choice]) -> list[Timed]:
-    """Pipelines whose cost is measured.
-
-    Each encoder whole with its last layer, and cut at its best block; the greedy selection of each
-    pair, cut, and that of the largest group, cut and whole.
-    """
+    """Each encoder whole with its last layer, and cut at its best block; the greedy selection of
+    each pair, cut, and that of the largest group, cut and whole."""
     largest = max((choice.encoders for choice in every), key=len)
-    found = []
+    timed = []
     for choice in every:
         alone = len(choice.encoders) == 1
         if alone and choice.way == "last":
-            found.append(Timed(choice, cut=False))
+            timed.append(Timed(choice, cut=False))
         elif choice.way == ("best" if alone else "greedy"):
-            found.append(Timed(choice, cut=True))
+            timed.append(Timed(choice, cut=True))
             if not alone and choice.encoders == largest:
-                found.append(Timed(choice, cut=False))
-    return found
+                timed.append(Timed(choice, cut=False))
+    return timed
 
 
 def measure_cost(
@@ -67,37 +63,32 @@ def measure_cost(
     texts: Sequence[str],
     rows: npt.NDArray[np.intp],
 ) -> dict[str, Any]:
-    """Train the pipeline on some rows, save it, and let a new process load it and predict.
-
-    Sizes are in bytes; see `layerfuse.study.process` for what is timed.
-
-    Raises
-    ------
-    LayerfuseError
-        When the process fails.
-    """
-    blocks = timed.choice.blocks
-    model = _train(blocks, embedded, probed, rows)
+    """Train the pipeline on some rows, save it, and let ``process.py`` load it and predict."""
+    blocks, data = timed.choice.blocks, embedded.data
+    axes = tuple(probed.axes[block] for block in blocks)
+    coordinates = {
+        block: own.transform(embedded.train[block][rows])
+        for block, own in zip(blocks, axes, strict=True)
+    }
+    model = train(Plan(blocks), coordinates, data.y[rows], Task(data.n_classes))
     used = [encoders[name] for name in dict.fromkeys(block.encoder for block in blocks)]
-    classes = np.array([f"c{number}" for number in range(embedded.data.n_classes)])
-    bundle = Bundle(model, classes, tuple(map(describe, used)), {})
+    bundle = Bundle(
+        FusedModel(axes, model, TemperatureCalibrator()),
+        np.array([f"c{number}" for number in range(data.n_classes)]),
+        tuple(map(describe, used)),
+        {},
+    )
     with tempfile.TemporaryDirectory(prefix="layerfuse-study") as temporary:
         folder = Path(temporary) / "bundle"
         save_bundle(bundle, folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        asked = {
-            "bundle": str(folder),
-            "texts": list(texts),
-            "cut": timed.cut,
-            "device": used[0].device,
-        }
-        measured = _in_a_process(asked)
+        measured = run_process(folder, texts, cut=timed.cut, device=used[0].device)
     dims = sum(encoders[block.encoder].dim for block in blocks)
     return {
         "group": timed.choice.group,
         "way": timed.choice.way,
         "cut": timed.cut,
-        "blocks": [str(block) for block in blocks],
+        "blocks": list(map(str, blocks)),
         "bundle_bytes": size,
         "embedding_bytes": 4 * dims,
         "dims": dims,
@@ -105,33 +96,19 @@ def measure_cost(
     }
 
 
-def _train(
-    blocks: Sequence[BlockRef],
-    embedded: EmbeddedData,
-    probed: Probed,
-    rows: npt.NDArray[np.intp],
-) -> FusedModel:
-    axes = tuple(probed.axes[block] for block in blocks)
-    known = {
-        block: own.transform(embedded.train[block][rows])
-        for block, own in zip(blocks, axes, strict=True)
-    }
-    task = Task(embedded.data.n_classes)
-    model = train(Plan(tuple(blocks)), known, embedded.data.y[rows], task)
-    return FusedModel(axes, model, TemperatureCalibrator())
-
-
-def _in_a_process(asked: Mapping[str, Any]) -> dict[str, Any]:
-    # -P: a file of the working folder is never imported in place of a module of ours.
+def run_process(bundle: Path, texts: Sequence[str], *, cut: bool, device: str) -> dict[str, Any]:
+    """Load a bundle and predict texts in a new process; what it says that this took."""
+    asked = {"bundle": str(bundle), "texts": list(texts), "cut": cut, "device": device}
+    # Run by its path and with -P, so that no file of the working folder is imported as a module.
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "layerfuse.study.process"],
+        [sys.executable, "-P", str(_PROCESS)],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        lines = done.stderr.strip().splitlines() or ["no message"]
         raise LayerfuseError(f"The process that measures a pipeline failed: {lines[-1]}")
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured

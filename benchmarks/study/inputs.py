@@ -1,0 +1,259 @@
+"""What a study is about: its settings, its datasets, and their texts embedded by its encoders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from layerfuse import EmbeddingStore, FrozenEncoder, extract, load_dataset
+from layerfuse.corpus import audit, check_trainable
+from layerfuse.errors import DataError, LayerfuseError
+from layerfuse.estimator.gathering import Gathered
+from layerfuse.estimator.inputs import training_rows
+from layerfuse.events import Reporter
+from layerfuse.extraction import Embeddings
+from layerfuse.files import digest, human_bytes
+
+PARTS = ("profiles", "fusions", "complementarity", "curves", "resources")
+"""What is measured, in this order."""
+
+DATASETS = ("sst2", "mr", "r8", "r52")
+
+PRESETS = {
+    # What the Python package index serves: two cores are enough.
+    "packaged": ("minilm", "mpnet", "smollm2-135m"),
+    # Those of Gwak and Jung (2025), for a machine with a GPU and the Hub.
+    "paper": (
+        "google/gemma-2-2b",
+        "Qwen/Qwen2.5-7B",
+        "meta-llama/Llama-2-7b-chat-hf",
+        "tiiuae/Falcon3-7B-Instruct",
+        "mistralai/Mistral-7B-v0.3",
+        "nvidia/NV-Embed-v2",
+        "intfloat/e5-large-v2",
+    ),
+}
+"""Encoders that are studied together."""
+
+_NEED_CODE = frozenset({"nvidia/NV-Embed-v2"})  # their repositories' own
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "nf4": 0.65}
+_OVERHEAD = 1.15  # weights and a batch's activations, over the weights alone
+
+Labels = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a run measures, wherever it works.
+
+    ``encoders`` are names, folders or Hub names (``NAME=PLACE`` renames), ``datasets`` anything
+    that `layerfuse.load_dataset` reads. Fusions are measured once for each of ``seeds`` draws of
+    ``share`` (0 to 1) of the training rows, ``most_rows`` at most. ``pairs`` counts the pairs of
+    blocks by which complementarity is judged, on ``pair_rows`` training rows at most.
+    ``curve_shares`` (0 to 1) and ``curve_repeats`` are those of the learning curves, ``timed``
+    the number of texts that resources are measured with.
+    """
+
+    preset: str = "packaged"
+    datasets: tuple[str, ...] = DATASETS
+    encoders: tuple[str, ...] = PRESETS["packaged"]
+    poolings: tuple[str, ...] = ("mean", "last", "max")
+    seeds: int = 1
+    sample: int | None = None
+    trusted: tuple[str, ...] = ()
+    parts: tuple[str, ...] = PARTS
+    max_blocks: int = 5
+    share: float = 0.8
+    most_rows: int = 5000
+    pairs: int = 200
+    pair_rows: int = 3000
+    curve_shares: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0)
+    curve_repeats: int = 3
+    timed: int = 64
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A dataset's texts with class indices.
+
+    ``y`` (n,) are indices of the ``n_classes`` classes that are learned; ``y_test`` (n_test,) may
+    also hold ``n_classes`` and above, which stand for labels that training lacks: predictions of
+    such rows count as wrong. ``facts`` says what was left out and what is wrong with the data.
+    """
+
+    name: str
+    train: Sequence[str]
+    y: Labels
+    test: Sequence[str]
+    y_test: Labels
+    n_classes: int
+    facts: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A digest of every text and label."""
+        labels = (self.y.astype(np.int64).tobytes(), self.y_test.astype(np.int64).tobytes())
+        return digest(digest(*self.train), digest(*self.test), *labels)
+
+
+def prepare(source: str, sample: int | None, reporter: Reporter) -> StudyData:
+    """Read a dataset; leave out classes with one training row and rows that are parts of others.
+
+    ``sample`` takes a stratified part of about that many rows of each split.
+    """
+    dataset = load_dataset(source, reporter=reporter)
+    name = Path(source).name.partition(".")[0]
+    audited = audit(dataset)
+    if sample is not None:
+        dataset = dataset.subsample(sample, 0)
+    train, test = dataset.train, dataset.test
+    if test is None or dataset.test_name is None:
+        raise DataError(f"{name} has no test rows. The study needs some that no choice sees.")
+    counts = Counter(train.labels or ())
+    single = sorted(str(label) for label, count in counts.items() if count == 1)
+    if single:
+        reporter.note(f"{name}: left out, as they have one training row: {', '.join(single)}")
+        train = train.take([i for i, label in enumerate(train.labels or ()) if counts[label] > 1])
+    check_trainable(train.labels)
+    classes, y = np.unique(np.asarray(train.labels), return_inverse=True)
+    whole = training_rows(train.texts, y, "auto", reporter)
+    learned = train.take(whole.tolist())
+    unseen = sorted(set(test.labels or ()) - set(classes.tolist()), key=str)
+    index = {label: number for number, label in enumerate([*classes.tolist(), *unseen])}
+    y_test = np.array([index[label] for label in test.labels or ()], dtype=np.intp)
+    in_train, in_test = (audited.splits[split] for split in ("train", dataset.test_name))
+    facts = {
+        "classes": len(classes),
+        "train_rows": len(dataset.train),
+        "learned_rows": len(learned),
+        "parts_left_out": len(train) - len(learned),
+        "single_row_classes": single,
+        "test_split": dataset.test_name,
+        "test_rows": len(test),
+        "test_rows_of_unlearned_classes": int((y_test >= len(classes)).sum()),
+        "largest_class_share": max(counts.values()) / len(dataset.train),
+        "duplicates_train": in_train.duplicates.count,
+        "conflicts_train": in_train.conflicts,
+        "duplicates_test": in_test.duplicates.count,
+        "leaks": audited.leaks.count,
+    }
+    return StudyData(name, learned.texts, y[whole], test.texts, y_test, len(classes), facts)
+
+
+def count_shared(datasets: Sequence[StudyData]) -> list[dict[str, Any]]:
+    """For each ordered pair of datasets the test texts of one that are training texts of the other.
+
+    Texts count as equal when their letters and digits are. ``fraction`` is a share of the test
+    rows; pairs that share nothing are left out.
+    """
+
+    def letters(text: str) -> str:
+        return "".join(filter(str.isalnum, text.casefold()))
+
+    train = {data.name: set(map(letters, data.train)) for data in datasets}
+    shared = []
+    for data in datasets:
+        texts = list(map(letters, data.test))
+        for other, seen in train.items():
+            rows = sum(text in seen for text in texts if text)
+            if other != data.name and rows:
+                entry = {"test_of": data.name, "train_of": other, "rows": rows}
+                shared.append({**entry, "fraction": rows / len(texts)})
+    return shared
+
+
+@dataclass(frozen=True)
+class EmbeddedData:
+    """A dataset with its blocks; arrays are read from the store when they are asked for."""
+
+    data: StudyData
+    train: Gathered
+    test: Gathered
+
+
+@dataclass(frozen=True)
+class ReadEncoder:
+    """An encoder without its weights, and for each dataset the blocks of train and test."""
+
+    encoder: FrozenEncoder
+    blocks: Sequence[tuple[Embeddings, Embeddings]]
+
+    @property
+    def name(self) -> str:
+        return self.encoder.name
+
+    @property
+    def identity(self) -> str:
+        """A digest of what makes its embeddings what they are."""
+        return digest(json.dumps(self.encoder.identity, sort_keys=True))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        own = self.encoder
+        facts: dict[str, Any] = {"layers": own.n_layers, "dim": own.dim, "dtype": own.dtype}
+        return {**facts, "fingerprints": own.fingerprints}
+
+
+def read_encoder(
+    given: str,
+    datasets: Sequence[StudyData],
+    settings: StudySettings,
+    store: EmbeddingStore,
+    device: str,
+    reporter: Reporter,
+) -> ReadEncoder:
+    """Embed every text in a precision that fits, and free the encoder's weights."""
+    # A path may hold a "=" itself.
+    alias, _, source = ("", "", given) if Path(given).exists() else given.rpartition("=")
+    trusted = source in settings.trusted
+    if source in _NEED_CODE and not trusted:
+        raise LayerfuseError(f"It runs code of its repository; allow that with --trust {source}")
+    encoder = FrozenEncoder.from_pretrained(
+        source,
+        name=alias or None,
+        device=device,
+        trust_remote_code=trusted,
+        reporter=reporter,
+    )
+    if not encoder.is_loaded and encoder.path.is_dir():
+        stored = sum(file.stat().st_size for file in encoder.path.glob("*.safetensors"))
+        on_cuda = encoder.kind == "cuda"
+        free = torch.cuda.mem_get_info()[0] if on_cuda else psutil.virtual_memory().available
+        sizes = f"{human_bytes(stored)} of weights and {human_bytes(free)} free on {encoder.device}"
+        chosen = choose_precision(stored, free, encoder.dtype, on_cuda=on_cuda)
+        if chosen is None:
+            raise LayerfuseError(f"It does not fit: {sizes}. Use a device with more memory.")
+        if chosen != encoder.dtype:
+            reporter.note(f"{encoder.name}: {sizes}, so it is loaded in {chosen}")
+        encoder.dtype = chosen
+
+    def embed(texts: Sequence[str]) -> Embeddings:
+        return extract(texts, encoder, "all", settings.poolings, store, reporter=reporter)
+
+    blocks = []
+    for data in datasets:
+        reporter.note(f"{data.name} by {encoder.name}")
+        blocks.append((embed(data.train), embed(data.test)))
+    encoder.release()
+    return ReadEncoder(encoder, blocks)
+
+
+def choose_precision(stored: float, free: float, dtype: str, *, on_cuda: bool) -> str | None:
+    """``dtype``, or on CUDA the least quantized one that fits; None where none does.
+
+    ``stored`` and ``free`` are the bytes of the weight files and of the device. The files hold two
+    bytes per parameter, or four in float32: the larger number of parameters is assumed.
+    """
+    for name in (dtype, "int8", "nf4") if on_cuda else (dtype,):
+        if stored / 2 * _BYTES[name] * _OVERHEAD <= free:
+            return name
+    return None
