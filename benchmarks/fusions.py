@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import cpu, measured, save
-from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, embed, read_sets
+from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
 from benchmarks.study.fusions import fusion_names
-from benchmarks.study.inputs import StudyData
 from layerfuse.baselines import rivals
 from layerfuse.blocks import BlockRef
 from layerfuse.estimator.gathering import Gathered, Rows
@@ -67,7 +66,7 @@ class Data:
     y_test: Labels
 
     @classmethod
-    def embed(cls, texts: StudyData) -> Data:
+    def embed(cls, texts: Texts) -> Data:
         return cls(texts.name, embed(texts.train), texts.y, embed(texts.test), texts.y_test)
 
 
@@ -172,8 +171,6 @@ def plans(blocks: Any) -> list[Plan]:
     heads = ("logistic", "kernel", "mlp")
     plain = [Plan(blocks, name) for name in fusion_names()]
     return plain + [Plan(blocks, "concat", head) for head in heads]
-        Plan(blocks, "concat", h) for h in heads
-    ]
 
 
 def show(results: list[dict[str, Any]]) -> None:

@@ -159,7 +159,7 @@ def correlate(pairs: Pairs, n_resamples: int = 500, seed: int = 0) -> dict[str, 
 def spearman(predictors: pd.DataFrame, outcomes: pd.DataFrame) -> Floats:
     """Rank correlations (n_predictors, n_outcomes); 0 where a column is constant or empty."""
     table = np.column_stack([predictors, outcomes])
-    whole = pd.DataFrame(table).corr("spearman").fillna(0.0).to_numpy()
+    whole: Floats = pd.DataFrame(table).corr("spearman").fillna(0.0).to_numpy()
     return whole[: predictors.shape[1], predictors.shape[1] :]
 
 

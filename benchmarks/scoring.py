@@ -16,8 +16,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.packaged import DATASETS, POOLINGS, embed, read_sets
-from benchmarks.study.inputs import StudyData
+from benchmarks.packaged import DATASETS, POOLINGS, Texts, embed, read_sets
 from layerfuse import BlockRef, score_blocks
 from layerfuse.estimator.gathering import Rows
 from layerfuse.scoring import stratified_rows
@@ -55,7 +54,7 @@ def _logistic() -> Any:
     )
 
 
-def _time(texts: StudyData, embeddings: Any) -> dict[str, Any]:
+def _time(texts: Texts, embeddings: Any) -> dict[str, Any]:
     score_blocks(embeddings, texts.y)  # fills the file cache, as an extraction just before would
     times = [_seconds(lambda: score_blocks(embeddings, texts.y)) for _ in range(5)]
     ours = statistics.median(times)
@@ -76,7 +75,7 @@ def _time(texts: StudyData, embeddings: Any) -> dict[str, Any]:
     return {"ours_s": times, "ours_median_s": ours, "peers": peers}
 
 
-def _rank(texts: StudyData, embeddings: Any) -> dict[str, Any]:
+def _rank(texts: Texts, embeddings: Any) -> dict[str, Any]:
     rows = stratified_rows(texts.y, _RANKED_ROWS, 0)
     part, y = Rows(embeddings, rows), texts.y[rows]
     ranking = [score.block for score in score_blocks(part, y).ranking]

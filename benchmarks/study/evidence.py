@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,13 @@ _DIFFERENCE = ("difference", "low", "high", "p_value")
 
 def holm(p_values: Sequence[float] | pd.Series) -> npt.NDArray[np.float64]:
     """Holm's step-down correction (1979) of the p-values (m,) of one family."""
-    return np.asarray(multipletests(p_values, method="holm")[1] if len(p_values) else [])
+    if not len(p_values):
+        return np.zeros(0)
+    gc.freeze()  # multipletests collects garbage at each call, which takes a quarter of a second
+    try:
+        return np.asarray(multipletests(p_values, method="holm")[1])
+    finally:
+        gc.unfreeze()
 
 
 def with_verdicts(rows: pd.DataFrame, prefix: str = "") -> pd.DataFrame:

@@ -64,7 +64,7 @@ def _charts(evidence: Evidence) -> dict[str, Chart]:
     return charts
 
 
-def _lines(rows: pd.DataFrame, series: str, x: alt.X, size: int) -> Chart:
+def _lines(rows: pd.DataFrame, series: str, x: alt.X, size: int) -> Any:
     """One line of ``value`` for each series, with a band from ``low`` to ``high``."""
     columns = ["value", "low", "high"]
     rows = _in_percent(rows[["dataset", series, x.shorthand.partition(":")[0], *columns]], *columns)
@@ -85,7 +85,8 @@ def _differences(rows: pd.DataFrame, name: str, title: str) -> Chart:
     rows = _in_percent(rows[["dataset", name, *columns, "verdict"]], *columns)
     rows[name] = rows[name].str.replace("+", " + ")
     y = alt.Y(f"{name}:N", sort=list(rows[name].unique()), title=None).axis(grid=False)
-    base, verdict = alt.Chart().encode(y=y), {"sort": _VERDICTS, "title": "after correction"}
+    base = alt.Chart().encode(y=y)
+    verdict: dict[str, Any] = {"sort": _VERDICTS, "title": "after correction"}
     bar = base.mark_rule(style="interval", strokeDash=[1, 0]).encode(
         x=alt.X("low:Q", title=f"{title} (95 % interval)"), x2="high:Q"
     )
@@ -99,8 +100,9 @@ def _differences(rows: pd.DataFrame, name: str, title: str) -> Chart:
     layered = alt.layer(_zero("x"), bar, dot, data=rows)
     header = alt.Header(labelAngle=0, labelAlign="left", **_HEADER)
     row = alt.Row("dataset:N", sort=list(rows["dataset"].unique()), title=None, header=header)
-    sized = layered.properties(width=430, height={"step": _ROW})
-    return sized.facet(row=row, spacing=8).resolve_scale(y="independent")
+    sized: Any = layered.properties(width=430, height={"step": _ROW})
+    chart: Chart = sized.facet(row=row, spacing=8).resolve_scale(y="independent")
+    return chart
 
 
 def _costs(table: pd.DataFrame) -> Chart:
@@ -108,7 +110,7 @@ def _costs(table: pd.DataFrame) -> Chart:
     names = table["group"].str.replace("+", " + ") + ", " + table["way"]
     reading = table["cut"].map({True: "cut at the layer in use", False: "whole encoders"})
     rows = table[list(_COSTS)].assign(name=names, reading=reading)
-    panels = []
+    panels: list[alt.Chart] = []
     for name, title in _COSTS.items():
         first = not panels
         y = alt.Y("name:N", sort=list(names.unique()), title=None)
@@ -123,7 +125,7 @@ def _costs(table: pd.DataFrame) -> Chart:
     return alt.hconcat(*panels, spacing=12)
 
 
-def _panels(layered: alt.LayerChart, rows: pd.DataFrame) -> alt.FacetChart:
+def _panels(layered: Any, rows: pd.DataFrame) -> Any:
     """Two columns; accuracies have each panel's own axis, as datasets differ more than layers."""
     order = list(rows["dataset"].unique())
     facet = alt.Facet("dataset:N", sort=order, title=None, header=alt.Header(**_HEADER))
@@ -132,7 +134,7 @@ def _panels(layered: alt.LayerChart, rows: pd.DataFrame) -> alt.FacetChart:
     return panels.resolve_scale(x="shared", y="independent")
 
 
-def _zero(axis: str) -> alt.Chart:
+def _zero(axis: str) -> Any:
     return alt.Chart().mark_rule(style="rule").encode(**{axis: alt.datum(0)})
 
 

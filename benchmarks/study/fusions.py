@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.study.inputs import EmbeddedData, Labels, StudySettings
+from benchmarks.packaged import Labels
+from benchmarks.study.inputs import EmbeddedData, StudySettings
 from layerfuse import BlockRef, BlockScores, LayerfuseError
 from layerfuse.events import Reporter
 from layerfuse.fusion import FUSIONS, RESIDUAL, check_fusion
-from layerfuse.metrics import evaluate_predictions, paired_difference, share_interval
+from layerfuse.metrics import Estimate, evaluate_predictions, paired_difference, share_interval
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task, train
 from layerfuse.resources import Budget
@@ -112,11 +113,7 @@ def fusion_names() -> Iterator[str]:
 
 
 def measure_fusions(
-    embedded: EmbeddedData,
-    probed: Probed,
-    settings: StudySettings,
-    seed: int,
-    reporter: Reporter,
+    embedded: EmbeddedData, probed: Probed, settings: StudySettings, seed: int, reporter: Reporter
 ) -> dict[str, Any]:
     """Every choice of blocks, concatenated, for each encoder, all pairs and the triple; every
     fusion of the best blocks of pairs and triple, and of the triple's greedy blocks.
@@ -157,17 +154,21 @@ def measure_fusions(
         own = [c for c in plans if c.way == way and len(c.encoders) == 1 and c.group in encoders]
         return min(own, key=lambda choice: min(losses[block] for block in choice.blocks))
 
+    def row_of(choice: Choice, plan: Plan) -> dict[str, Any]:
+        names = {"group": choice.group, "way": choice.way, "fusion": plan.fusion, "head": plan.head}
+        return {**names, "seconds": predicted[plan][1]}
+
     last = best_single("last", [group[0] for group in groups])
     selections = []
     for choice, plan in plans.items():
-        row: dict[str, Any] = {
-            "group": choice.group,
-            "way": choice.way,
-            "fusion": plan.fusion,
-            "head": plan.head,
+        labels = predicted[plan][0]
+        table = np.eye(int(max(labels.max(), data.y_test.max(), 1)) + 1)[labels]
+        evaluation = evaluate_predictions(data.y_test, table, n_resamples=_RESAMPLES)
+        row = {
+            **row_of(choice, plan),
             "blocks": list(map(str, plan.blocks)),
-            **_measures(predicted[plan][0], data.y_test),
-            "seconds": predicted[plan][1],
+            **_estimate("accuracy", evaluation.accuracy),
+            **_estimate("macro_f1", evaluation.macro_f1, "macro_f1_"),
             "last_group": last.group,
             **against("last", plan, plans[last]),
         }
@@ -176,29 +177,23 @@ def measure_fusions(
             member = best_single(way, choice.encoders)
             row |= {"member_group": member.group, **against("member", plan, plans[member])}
         selections.append(row)
-    fusions = []
-    for choice, own in fused.items():
-        for plan in own:
-            share = share_interval(int(correct[plan].sum()), len(data.y_test))
-            fusions.append(
-                {
-                    "group": choice.group,
-                    "way": choice.way,
-                    "fusion": plan.fusion,
-                    "head": plan.head,
-                    "accuracy": share.value,
-                    "low": share.low,
-                    "high": share.high,
-                    "seconds": predicted[plan][1],
-                    **against("concat", plan, plans[choice]),
-                }
-            )
-    return {
-        "rows": len(rows),
-        "test_rows": len(data.y_test),
-        "selections": selections,
-        "fusions": fusions,
-    }
+    n_test = len(data.y_test)
+    fusions = [
+        {
+            **row_of(choice, plan),
+            **_estimate("accuracy", share_interval(int(correct[plan].sum()), n_test)),
+            **against("concat", plan, plans[choice]),
+        }
+        for choice, own in fused.items()
+        for plan in own
+    ]
+    measured = {"selections": selections, "fusions": fusions}
+    return {"rows": len(rows), "test_rows": n_test, **measured}
+
+
+def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, float]:
+    ends = {f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
+    return {name: estimate.value, **ends}
 
 
 def _fusions(blocks: tuple[BlockRef, ...], *, heads: bool) -> Iterator[Plan]:
@@ -246,18 +241,3 @@ def _predict_all(
             predicted[plan] = prediction
             advance(1)
     return predicted
-
-
-def _measures(predicted: Labels, y_test: Labels) -> dict[str, float]:
-    """Accuracy and macro-F1 with intervals."""
-    table = np.eye(int(max(predicted.max(), y_test.max(), 1)) + 1)[predicted]
-    evaluation = evaluate_predictions(y_test, table, n_resamples=_RESAMPLES)
-    accuracy, macro_f1 = evaluation.accuracy, evaluation.macro_f1
-    return {
-        "accuracy": accuracy.value,
-        "low": accuracy.low,
-        "high": accuracy.high,
-        "macro_f1": macro_f1.value,
-        "macro_f1_low": macro_f1.low,
-        "macro_f1_high": macro_f1.high,
-    }

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 import torch
 
-from layerfuse import EmbeddingStore, FrozenEncoder, extract, load_dataset
-from layerfuse.corpus import audit, check_trainable
-from layerfuse.errors import DataError, LayerfuseError
+from benchmarks.packaged import ENCODERS, POOLINGS, Texts
+from layerfuse import EmbeddingStore, FrozenEncoder, extract
+from layerfuse.errors import LayerfuseError
 from layerfuse.estimator.gathering import Gathered
-from layerfuse.estimator.inputs import training_rows
 from layerfuse.events import Reporter
 from layerfuse.extraction import Embeddings
 from layerfuse.files import digest, human_bytes
@@ -30,7 +26,7 @@ DATASETS = ("sst2", "mr", "r8", "r52")
 
 PRESETS = {
     # What the Python package index serves: two cores are enough.
-    "packaged": ("minilm", "mpnet", "smollm2-135m"),
+    "packaged": ENCODERS,
     # Those of Gwak and Jung (2025), for a machine with a GPU and the Hub.
     "paper": (
         "google/gemma-2-2b",
@@ -48,8 +44,6 @@ _NEED_CODE = frozenset({"nvidia/NV-Embed-v2"})  # their repositories' own
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "nf4": 0.65}
 _OVERHEAD = 1.15  # weights and a batch's activations, over the weights alone
 
-Labels = npt.NDArray[np.intp]
-
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -65,8 +59,8 @@ class StudySettings:
 
     preset: str = "packaged"
     datasets: tuple[str, ...] = DATASETS
-    encoders: tuple[str, ...] = PRESETS["packaged"]
-    poolings: tuple[str, ...] = ("mean", "last", "max")
+    encoders: tuple[str, ...] = ENCODERS
+    poolings: tuple[str, ...] = POOLINGS
     seeds: int = 1
     sample: int | None = None
     trusted: tuple[str, ...] = ()
@@ -81,75 +75,7 @@ class StudySettings:
     timed: int = 64
 
 
-@dataclass(frozen=True)
-class StudyData:
-    """A dataset's texts with class indices.
-
-    ``y`` (n,) are indices of the ``n_classes`` classes that are learned; ``y_test`` (n_test,) may
-    also hold ``n_classes`` and above, which stand for labels that training lacks: predictions of
-    such rows count as wrong. ``facts`` says what was left out and what is wrong with the data.
-    """
-
-    name: str
-    train: Sequence[str]
-    y: Labels
-    test: Sequence[str]
-    y_test: Labels
-    n_classes: int
-    facts: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        """A digest of every text and label."""
-        labels = (self.y.astype(np.int64).tobytes(), self.y_test.astype(np.int64).tobytes())
-        return digest(digest(*self.train), digest(*self.test), *labels)
-
-
-def prepare(source: str, sample: int | None, reporter: Reporter) -> StudyData:
-    """Read a dataset; leave out classes with one training row and rows that are parts of others.
-
-    ``sample`` takes a stratified part of about that many rows of each split.
-    """
-    dataset = load_dataset(source, reporter=reporter)
-    name = Path(source).name.partition(".")[0]
-    audited = audit(dataset)
-    if sample is not None:
-        dataset = dataset.subsample(sample, 0)
-    train, test = dataset.train, dataset.test
-    if test is None or dataset.test_name is None:
-        raise DataError(f"{name} has no test rows. The study needs some that no choice sees.")
-    counts = Counter(train.labels or ())
-    single = sorted(str(label) for label, count in counts.items() if count == 1)
-    if single:
-        reporter.note(f"{name}: left out, as they have one training row: {', '.join(single)}")
-        train = train.take([i for i, label in enumerate(train.labels or ()) if counts[label] > 1])
-    check_trainable(train.labels)
-    classes, y = np.unique(np.asarray(train.labels), return_inverse=True)
-    whole = training_rows(train.texts, y, "auto", reporter)
-    learned = train.take(whole.tolist())
-    unseen = sorted(set(test.labels or ()) - set(classes.tolist()), key=str)
-    index = {label: number for number, label in enumerate([*classes.tolist(), *unseen])}
-    y_test = np.array([index[label] for label in test.labels or ()], dtype=np.intp)
-    in_train, in_test = (audited.splits[split] for split in ("train", dataset.test_name))
-    facts = {
-        "classes": len(classes),
-        "train_rows": len(dataset.train),
-        "learned_rows": len(learned),
-        "parts_left_out": len(train) - len(learned),
-        "single_row_classes": single,
-        "test_split": dataset.test_name,
-        "test_rows": len(test),
-        "test_rows_of_unlearned_classes": int((y_test >= len(classes)).sum()),
-        "largest_class_share": max(counts.values()) / len(dataset.train),
-        "duplicates_train": in_train.duplicates.count,
-        "conflicts_train": in_train.conflicts,
-        "duplicates_test": in_test.duplicates.count,
-        "leaks": audited.leaks.count,
-    }
-    return StudyData(name, learned.texts, y[whole], test.texts, y_test, len(classes), facts)
-
-
-def count_shared(datasets: Sequence[StudyData]) -> list[dict[str, Any]]:
+def count_shared(datasets: Sequence[Texts]) -> list[dict[str, Any]]:
     """For each ordered pair of datasets the test texts of one that are training texts of the other.
 
     Texts count as equal when their letters and digits are. ``fraction`` is a share of the test
@@ -175,7 +101,7 @@ def count_shared(datasets: Sequence[StudyData]) -> list[dict[str, Any]]:
 class EmbeddedData:
     """A dataset with its blocks; arrays are read from the store when they are asked for."""
 
-    data: StudyData
+    data: Texts
     train: Gathered
     test: Gathered
 
@@ -205,7 +131,7 @@ class ReadEncoder:
 
 def read_encoder(
     given: str,
-    datasets: Sequence[StudyData],
+    datasets: Sequence[Texts],
     settings: StudySettings,
     store: EmbeddingStore,
     device: str,
@@ -218,16 +144,13 @@ def read_encoder(
     if source in _NEED_CODE and not trusted:
         raise LayerfuseError(f"It runs code of its repository; allow that with --trust {source}")
     encoder = FrozenEncoder.from_pretrained(
-        source,
-        name=alias or None,
-        device=device,
-        trust_remote_code=trusted,
-        reporter=reporter,
+        source, name=alias or None, device=device, trust_remote_code=trusted, reporter=reporter
     )
     if not encoder.is_loaded and encoder.path.is_dir():
         stored = sum(file.stat().st_size for file in encoder.path.glob("*.safetensors"))
-        on_cuda = encoder.kind == "cuda"
-        free = torch.cuda.mem_get_info()[0] if on_cuda else psutil.virtual_memory().available
+        free, on_cuda = psutil.virtual_memory().available, encoder.kind == "cuda"
+        if on_cuda:
+            free, _ = torch.cuda.mem_get_info(encoder.device)
         sizes = f"{human_bytes(stored)} of weights and {human_bytes(free)} free on {encoder.device}"
         chosen = choose_precision(stored, free, encoder.dtype, on_cuda=on_cuda)
         if chosen is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.packaged import Texts
 from benchmarks.pairs import correlate, measure_predictors, summarize, top_picks
 from benchmarks.study.costs import Timed, measure_cost, timed_choices
 from benchmarks.study.fusions import (
@@ -25,10 +26,8 @@ from benchmarks.study.fusions import (
 from benchmarks.study.inputs import (
     EmbeddedData,
     ReadEncoder,
-    StudyData,
     StudySettings,
     count_shared,
-    prepare,
     read_encoder,
 )
 from benchmarks.study.profiles import Profile, describe_profile, profile_blocks
@@ -62,7 +61,7 @@ def run_study(
     available are named there and skipped. Returns how many units were there already.
     """
     skipped: dict[str, str] = {}
-    datasets: list[StudyData] = []
+    datasets: list[Texts] = []
     encoders: list[ReadEncoder] = []
     cached = EmbeddingStore(store)
 
@@ -76,7 +75,7 @@ def run_study(
 
     for source in settings.datasets:
         with skipping(source):
-            datasets.append(prepare(source, settings.sample, reporter))
+            datasets.append(Texts.read(source, settings.sample, reporter))
     for source in settings.encoders if datasets else ():
         with skipping(source):
             encoders.append(read_encoder(source, datasets, settings, cached, device, reporter))
@@ -142,11 +141,17 @@ def _measure(
         rows = [{**asdict(own), "blocks": list(map(str, own.blocks))} for own in every]
         return {"choices": rows}
 
+    def costs(timed: Timed) -> dict[str, Any]:
+        opened = {own.name: own.encoder for own in encoders}
+        rows = stratified_rows(data.y, settings.most_rows, seed=0)
+        texts = data.test[:: max(1, len(data.test) // settings.timed)][: settings.timed]
+        return measure_cost(timed, embedded, profile().probed, opened, texts, rows)
+
     unit("data", lambda: data.facts)
     if "profiles" in parts:
         unit("profile", lambda: describe_profile(profile(), data.y_test))
     for seed in range(settings.seeds if "fusions" in parts else 0):
-        unit(f"fusions-seed{seed}", lambda seed=seed: fusions(seed))
+        unit(f"fusions-seed{seed}", partial(fusions, seed))
     if "complementarity" in parts:
         unit("complementarity", lambda: _complementarity(embedded, profile().probed, settings))
     if "curves" in parts:
@@ -157,16 +162,9 @@ def _measure(
         Choice(tuple(row["encoders"]), row["way"], tuple(map(BlockRef.parse, row["blocks"])))
         for row in unit("choices", choices)["choices"]
     ]
-    opened = {own.name: own.encoder for own in encoders}
-    texts = data.test[:: max(1, len(data.test) // settings.timed)][: settings.timed]
-    rows = stratified_rows(data.y, settings.most_rows, seed=0)
     place = {name: machine()[name] for name in ("cpu", "cores", "gpu")}
     for timed in timed_choices(every):
-
-        def cost(timed: Timed = timed) -> dict[str, Any]:
-            return measure_cost(timed, embedded, profile().probed, opened, texts, rows)
-
-        unit(f"resources-{timed.name}", cost, machine=place)
+        unit(f"resources-{timed.name}", partial(costs, timed), machine=place)
 
 
 def _curve(

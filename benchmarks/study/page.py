@@ -57,7 +57,9 @@ def write_html(source: Path, path: Path) -> None:
     # Wide tables scroll by themselves, for the keyboard too.
     body = body.replace("<table>", _SCROLL).replace("</table>", "</table></div>")
     css = (files("layerfuse.report") / "assets" / "page.css").read_text(encoding="utf-8")
-    html = _template("page.html.jinja").render(body=body, sections=sections, css=css, version=__version__)
+    html = _template("page.html.jinja").render(
+        body=body, sections=sections, css=css, version=__version__
+    )
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 

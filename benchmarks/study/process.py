@@ -12,12 +12,13 @@ import json
 import statistics
 import sys
 import time
+from typing import Any
 
 started = time.perf_counter()
 import psutil  # noqa: E402  # imports are timed
 import torch  # noqa: E402
 
-from layerfuse import FrozenEncoder, extract, load  # noqa: E402
+from layerfuse import BlockRef, FrozenEncoder, extract, load  # noqa: E402
 from layerfuse.encoder import loading  # noqa: E402, F401  # what the first load would import
 from layerfuse.memory import peak_mb  # noqa: E402
 
@@ -47,7 +48,7 @@ def main() -> None:
     def predict(texts: list[str]) -> float:
         """Seconds of a prediction; each encoder runs to the highest layer that it has."""
         start = time.perf_counter()
-        blocks = {}
+        blocks: dict[BlockRef, Any] = {}
         for encoder in encoders:
             own = [block for block in model.blocks if block.encoder == encoder.name]
             layers = sorted({block.layer for block in own} | {encoder.highest_layer})

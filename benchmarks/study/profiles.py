@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import f1_score
 
+from benchmarks.packaged import Labels
 from benchmarks.study.evidence import holm
 from benchmarks.study.fusions import last_block, names_of
-from benchmarks.study.inputs import EmbeddedData, Labels
+from benchmarks.study.inputs import EmbeddedData
 from layerfuse import BlockRef, BlockScores
 from layerfuse.events import Reporter
 from layerfuse.metrics import paired_difference, share_interval

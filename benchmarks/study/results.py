@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import re
@@ -45,13 +46,10 @@ class Results:
         self.names.append(name)
         path = unit_path(self.folder, name)
         key = digest(json.dumps(settings, sort_keys=True))
-        try:
-            stored = read_json(path)
-            if stored["key"] == key:
+        with contextlib.suppress(FormatError):  # a damaged file is measured again
+            if (stored := read_json(path)).get("key") == key:
                 self.reused += 1
-                return stored["result"]
-        except (FormatError, KeyError):  # a damaged file is measured again
-            pass
+                return dict(stored["result"])
         self._reporter.note(f"measuring {name}")
         started = time.perf_counter()
         result = make()
@@ -67,7 +65,7 @@ class Results:
             "result": result,
         }
         write_json(path, value)
-        return read_json(path)["result"]
+        return dict(read_json(path)["result"])
 
 
 def unit_path(folder: Path, name: str) -> Path:
@@ -87,11 +85,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a results file; a FormatError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise FormatError(f"{path} cannot be read: {error}. Run the study again.") from error
 
 
