@@ -25,7 +25,7 @@ RUNS = (
         "mr",
         encoders=_BOTH,
         pooling={"smollm2-135m": ("last",)},
-        templates={"smollm2-135m": _ASKED},
+        prompts={"smollm2-135m": _ASKED},
         report=False,
     ),
 )

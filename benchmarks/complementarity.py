@@ -17,7 +17,6 @@ import numpy.typing as npt
 from benchmarks.common import RESULTS
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets
 from layerfuse.complementarity import MEASURES
-from layerfuse.embeddings.extraction import Rows
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import OUTCOMES, measure_predictors
 from layerfuse.targets import stratified_rows
@@ -33,7 +32,7 @@ def run() -> list[dict[str, Any]]:
         name = texts.name
         rows = stratified_rows(texts.y, MOST_ROWS, seed=0)
         start = time.perf_counter()
-        embeddings = Rows(embed(texts.train, ENCODERS, POOLINGS), rows)
+        embeddings = embed(texts.train, ENCODERS, POOLINGS).take(rows)
         pairs = measure_predictors(embeddings, texts.y[rows], max_pairs=MAX_PAIRS)
         # Not for the repository, but a new predictor can be tried on it in seconds.
         raw = RESULTS / "raw" / f"complementarity-{name}.npz"

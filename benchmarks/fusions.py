@@ -19,19 +19,18 @@ import numpy.typing as npt
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.extraction import Gathered, Rows
-from layerfuse.errors import LayerfuseError
+from layerfuse.embeddings.views import BlockView
 from layerfuse.evaluation.baselines import rivals
 from layerfuse.evaluation.nested import Training, pipeline
-from layerfuse.fusion import FUSIONS, check_fusion
-from layerfuse.heads import PUBLISHED, fit_mlp
+from layerfuse.fusion import FUSIONS
+from layerfuse.heads import HEADS, PAPER_SCHEDULE, MlpHead
 from layerfuse.metrics import evaluate_predictions, paired_difference
 from layerfuse.model_selection import Recipe
 from layerfuse.pipeline import Plan, Task
 from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
 from layerfuse.selection import Allowance
-from layerfuse.targets import stratified_rows
+from layerfuse.targets import LabelSpace, Targets, stratified_rows
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5
@@ -62,9 +61,9 @@ class Data:
     """A set's embeddings, with class indices."""
 
     name: str
-    train: Gathered
+    train: BlockView
     y: Labels
-    test: Gathered
+    test: BlockView
     y_test: Labels
 
     @classmethod
@@ -78,7 +77,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     y = data.y[rows]
     n_classes = int(y.max()) + 1
     start = time.perf_counter()
-    embeddings = Rows(data.train, rows)
+    embeddings = data.train.take(rows)
     probed = probe_blocks(embeddings, y)
     allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
     recipe = Recipe("greedy", allowance, "auto", "auto", Task(n_classes, None, seed))
@@ -164,23 +163,15 @@ def published(training: Training, data: Data, blocks: tuple[BlockRef, ...]) -> L
 
     task = training.recipe.task
     X = features(training.embeddings)
-    head = fit_mlp(X, training.y, task.n_classes, None, task.seed, PUBLISHED)
+    targets = Targets(LabelSpace(np.arange(task.n_classes)), training.y)
+    head = MlpHead.fit(X, targets, seed=task.seed, schedule=PAPER_SCHEDULE)
     return np.asarray(head.logits(features(data.test)).argmax(axis=1))
 
 
 def plans(blocks: Any) -> list[Plan]:
     """Each fusion, plain and residual, with a ridge head; concatenation with each head."""
-    names = [form for name in FUSIONS for form in (name, f"{name}+residual") if _is_fusion(form)]
-    heads = ("logistic", "kernel", "mlp")
-    return [Plan(blocks, name) for name in names] + [Plan(blocks, "concat", h) for h in heads]
-
-
-def _is_fusion(name: str) -> bool:
-    try:
-        check_fusion(name)
-    except LayerfuseError:
-        return False
-    return True
+    heads = [name for name in HEADS if name != "ridge"]
+    return [Plan(blocks, name) for name in FUSIONS] + [Plan(blocks, "concat", h) for h in heads]
 
 
 def show(results: list[dict[str, Any]]) -> None:

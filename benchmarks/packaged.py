@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
 from layerfuse.classifier.validation import training_rows
-from layerfuse.embeddings.extraction import Gathered, gather
+from layerfuse.embeddings.extraction import extract
+from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import LayerfuseError
 from layerfuse.progress import SILENT
 
@@ -68,7 +69,8 @@ def embed(
     texts: Sequence[str],
     encoders: Sequence[str | Path] = ENCODERS,
     poolings: Sequence[str] = POOLINGS,
-) -> Gathered:
+) -> BlockView:
     """Every layer in every pooling, from the user's store or computed into it."""
     models = [FrozenEncoder.from_pretrained(encoder) for encoder in encoders]
-    return gather(texts, models, "all", poolings, EmbeddingStore())
+    store = EmbeddingStore()
+    return BlockView.join([extract(texts, model, "all", poolings, store) for model in models])

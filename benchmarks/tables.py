@@ -93,7 +93,9 @@ def accuracy(results: list[Result]) -> list[str]:
     def row(run: Result) -> list[str]:
         settings, test = run["settings"], run["test"]
         encoders = " + ".join(settings["encoders"])
-        if any(settings.get("templates", {}).values()) or settings.get("chat_questions"):
+        # results of before 2026-11-26 have the latter two names
+        names = ("prompts", "chat_prompts", "templates", "chat_questions")
+        if any(settings.get(name) for name in names):
             encoders += ", asked"
         low, high = test["ci95"]
         return [

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from typer.main import get_command
+from cyclopts import App
+from rich.console import Console
 
-from layerfuse.cli.app import _app
+from layerfuse.cli.commands import app
 
 _PAGE = Path(__file__).parent / "cli.md"
 _WIDTH = 88  # columns of the help texts
@@ -20,7 +21,7 @@ _HEAD = """\
 # Command line
 
 What each command says with `--help`. All exit with 0 on success, with 2 on a mistake (the message
-says what to do), with 1 on an internal fault, and with 130 after Ctrl-C. Results go to standard
+says what to do), with 1 on an internal error, and with 130 after Ctrl-C. Results go to standard
 output, notes and progress to standard error.
 """
 
@@ -37,19 +38,25 @@ def main(arguments: list[str]) -> int:
 
 def make_page() -> str:
     """The whole page, one section for each command."""
-    return _HEAD + "".join(_sections(get_command(_app), "layerfuse"))
+    return _HEAD + "".join(_section(words) for words in _commands(app))
 
 
-def _sections(command: Any, name: str) -> Iterator[str]:
-    if hasattr(command, "commands"):
-        for own, child in command.commands.items():
-            yield from _sections(child, f"{name} {own}")
-        return
-    settings = {"terminal_width": _WIDTH, "max_content_width": _WIDTH}
-    with command.make_context(name, [], resilient_parsing=True, **settings) as context:
-        text = command.get_help(context).strip()
-    lines = (line.rstrip() for line in text.splitlines())
-    yield f"\n## {name}\n\n```text\n" + "\n".join(lines) + "\n```\n"
+def _commands(group: App, *words: str) -> Iterator[tuple[str, ...]]:
+    for name in group:
+        if name.startswith("-"):
+            continue
+        command = group[name]
+        if command.default_command is None:
+            yield from _commands(command, *words, name)
+        else:
+            yield (*words, name)
+
+
+def _section(words: tuple[str, ...]) -> str:
+    out = io.StringIO()
+    app.help_print(words, console=Console(file=out, width=_WIDTH, color_system=None))
+    text = "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+    return f"\n## layerfuse {' '.join(words)}\n\n```text\n{text}\n```\n"
 
 
 if __name__ == "__main__":

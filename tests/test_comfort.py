@@ -19,7 +19,7 @@ from sklearn.exceptions import NotFittedError
 from threadpoolctl import threadpool_limits
 
 import layerfuse
-from conftest import TinyModels
+from families import TinyModels
 from helpers import Notes, planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier, compare, extract, score_blocks
 from layerfuse.errors import ConfigError, DataError, GoneError, MissingExtraError

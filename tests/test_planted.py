@@ -84,10 +84,9 @@ def verdict(seed: int) -> Verdict:
     baselines = run_baselines(sample, result, nested, folds, rows, max_blocks=1)
     n_layers = NOISE_BLOCKS + 1
     costs = {ENCODER: EncoderCost(ENCODER, tuple(range(1, n_layers + 2)), 4, 1.0, DIM)}
-    decisions = sample.targets.space.decide(nested[PIPELINE].logits)
-    predicted = Rows(sample.targets, decisions, seed)
-    layers = {ENCODER: n_layers}
-    return judge(baselines, predicted, None, result.plan, sample.probed.scores, costs, layers)
+    rows = Rows(sample.targets, sample.targets.space.decide(nested[PIPELINE].logits), seed)
+    scores, layers = sample.probed.scores, {ENCODER: n_layers}
+    return judge(baselines, rows, None, result.plan, scores, costs, layers)
 
 
 def test_nothing_is_gained_where_nothing_is_known() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.report import make_run
 from commandline import Done, rows, run, succeed, write_csv
-from conftest import TinyModels
+from families import TinyModels
 from layerfuse import load, load_dataset
 from layerfuse.report import render_scores
 from layerfuse.report.details import read_details, read_rows

@@ -20,14 +20,14 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from conftest import TinyModels
-from families import VOCABULARY, save_model
+from families import VOCABULARY, TinyModels, save_model
 from helpers import Extraction, Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
-from layerfuse.embeddings import keep_cost, read_cost, runner, text_hashes
-from layerfuse.embeddings.extraction import Embeddings
-from layerfuse.embeddings.section import Section
+from layerfuse.embeddings import plan, runner, text_hashes
+from layerfuse.embeddings.cost_record import keep_cost, read_cost
+from layerfuse.embeddings.shard import write_shard
+from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 
@@ -60,7 +60,7 @@ def tensor_names(shard: Path) -> set[str]:
         return set(file.keys()) - {"hashes", "truncated"}
 
 
-def assert_same(some: Embeddings, others: Embeddings) -> None:
+def assert_same(some: BlockView, others: BlockView) -> None:
     assert list(some) == list(others)
     for ref in some:
         np.testing.assert_array_equal(some[ref], others[ref])
@@ -178,7 +178,7 @@ class TestWhatIsComputed:
         folder = tiny("bert")
         encoders = [
             fresh(folder),
-            fresh(folder, template="the {text}"),
+            fresh(folder, prompt="the {text}"),
             fresh(folder, max_length=8),
             FrozenEncoder.from_pretrained(folder, name="tiny", device="cpu", dtype="bfloat16"),
             fresh(tiny("bert", seed=1)),
@@ -214,7 +214,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 1)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 1)
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -238,7 +238,8 @@ class TestWhatIsWritten:
         hashes = np.sort(text_hashes(["a", "b"]))
         cut = np.zeros(2, bool)
         edge = np.array([[65504.0], [-65504.0]], np.float32)
-        section.write(hashes, cut, {(0, "mean"): edge, (1, "mean"): edge * 1.01})
+        blocks = {(0, "mean"): edge, (1, "mean"): edge * 1.01}
+        section.add(write_shard(section.folder, hashes, cut, blocks))
         (shard,) = shards(store)
         tensors = load_file(shard)
         assert (tensors["0:mean"].dtype, tensors["1:mean"].dtype) == (np.float16, np.float32)
@@ -286,8 +287,7 @@ class TestCost:
         return path
 
     def test_it_is_written_and_read_back(self, encoder: FrozenEncoder, store: EmbeddingStore):
-        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).cost
-        assert cost is not None
+        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).costs["tiny"]
         path = self.path(store)
         assert path.name == "cost-cpu.json"
         value = read_json(path, kind="layerfuse-cost", version=1)
@@ -305,11 +305,11 @@ class TestCost:
     def test_a_warm_run_has_it_without_loading_the_model(
         self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
     ):
-        first = extract(TEXTS, encoder, store=store).cost
+        first = extract(TEXTS, encoder, store=store).costs["tiny"]
         written = self.path(store).stat().st_mtime_ns
         again = fresh(tiny("bert"))
         found = extract(TEXTS[:7], again, layers=[1], store=EmbeddingStore(store.root))
-        assert found.cost == first
+        assert found.costs["tiny"] == first
         assert not again.is_loaded
         assert self.path(store).stat().st_mtime_ns == written
 
@@ -317,8 +317,7 @@ class TestCost:
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):
         for n_texts, kept in ((10, 10), (15, 10), (40, 25)):  # 10, 5 and 25 are new
-            cost = extract(TEXTS[:n_texts], encoder, store=store).cost
-            assert cost is not None
+            cost = extract(TEXTS[:n_texts], encoder, store=store).costs["tiny"]
             assert cost.n_texts == kept
 
     @pytest.mark.parametrize(
@@ -360,11 +359,10 @@ class TestCost:
         notes, again = Notes(), fresh(tiny("bert"))
         found = extract(TEXTS, again, store=store, reporter=notes)
         assert not again.is_loaded, "measured when it is asked for"
-        cost = found.cost
+        cost = found.costs["tiny"]
         assert notes.about("tiny: measuring its cost on 32 texts")
         assert notes.advanced == []
         assert again.is_loaded
-        assert cost is not None
         assert cost.n_texts == 32
         record = read_cost(path.parent, "cpu")
         assert record is not None
@@ -376,11 +374,10 @@ class TestCost:
         """Embeddings that were stored before records were kept."""
         extract(TEXTS[:5], encoder, store=store)
         self.path(store).unlink()
-        measured = extract(TEXTS[:5], fresh(tiny("bert")), store=store).cost
-        assert measured is not None
+        measured = extract(TEXTS[:5], fresh(tiny("bert")), store=store).costs["tiny"]
         assert (measured.n_texts, measured.measured_layer) == (5, 3)
         again = fresh(tiny("bert"))
-        assert extract(TEXTS[:5], again, store=store).cost == measured
+        assert extract(TEXTS[:5], again, store=store).costs["tiny"] == measured
         assert not again.is_loaded
 
     def test_each_kind_of_device_has_its_own(self, encoder: FrozenEncoder, store: EmbeddingStore):
@@ -388,7 +385,7 @@ class TestCost:
         folder = self.path(store).parent
         record = read_cost(folder, "cpu")
         assert record is not None
-        other = dataclasses.replace(record, device="cuda:1", n_texts=5, forward_s=1.0)
+        other = record.model_copy(update={"device": "cuda:1", "n_texts": 5, "forward_s": 1.0})
         assert keep_cost(folder, other) == other
         assert read_cost(folder, "cuda:0") == other
         assert read_cost(folder, "cpu") == record
@@ -401,8 +398,7 @@ class TestCost:
             raise StorageError("read-only")
 
         monkeypatch.setattr(costs, "write_json", refuse)
-        cost = extract(TEXTS, encoder, store=store).cost
-        assert cost is not None
+        cost = extract(TEXTS, encoder, store=store).costs["tiny"]
         assert cost.n_texts == len(TEXTS)
         assert list(store.root.glob("*/cost-*")) == []
 
@@ -519,24 +515,22 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 40)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
         monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
-        write = Section.write
 
-        def watched(*arguments: Any) -> None:
+        def watched(*arguments: Any) -> Path:
             threads.add(threading.current_thread())
-            write(*arguments)
+            return write_shard(*arguments)
 
-        monkeypatch.setattr(Section, "write", watched)
+        monkeypatch.setattr(runner, "write_shard", watched)
         found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
         assert threads
         assert threading.current_thread() not in threads
         assert {len(load_file(path)["hashes"]) for path in shards(store)} <= {20, 10}
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
-        assert found.cost is not None
-        assert found.cost.ms_per_text > 0
+        assert found.costs["tiny"].ms_per_text > 0
 
     def test_out_of_memory_loses_no_batch(
         self, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
@@ -564,13 +558,13 @@ class TestWorkingAhead:
         def full(*_: Any) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(Section, "write", full)
+        monkeypatch.setattr(runner, "write_shard", full)
         with pytest.raises(StorageError, match="the disk is full"):
             extract(TEXTS, encoder, store=store)
 
 
 class TestDamaged:
-    def filled(self, encoder: FrozenEncoder, store: EmbeddingStore) -> tuple[Path, Embeddings]:
+    def filled(self, encoder: FrozenEncoder, store: EmbeddingStore) -> tuple[Path, BlockView]:
         extract(TEXTS, encoder, store=store)
         (shard,) = shards(store)
         return shard, extract(TEXTS, encoder, store=store)
@@ -644,7 +638,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])
@@ -660,13 +654,13 @@ class TestDamaged:
     ):
         """Each time the shard is computed again, it is damaged again."""
         shard, _ = self.filled(encoder, store)
-        write = Section.write
 
-        def spoil(*arguments: Any) -> None:
-            write(*arguments)
+        def spoil(*arguments: Any) -> Path:
+            path = write_shard(*arguments)
             flip(shard, data_range(shard, "1:mean")[0])
+            return path
 
-        monkeypatch.setattr(Section, "write", spoil)
+        monkeypatch.setattr(runner, "write_shard", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
         notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)

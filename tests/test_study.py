@@ -25,7 +25,7 @@ from helpers import Notes
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.encoders.devices import count_weights, quantisation
+from layerfuse.encoders.devices import count_parameters, loading_options
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, MissingExtraError
 from layerfuse.probing import standardisation
 from layerfuse.study import PARTS, PRESETS, make_settings
@@ -120,14 +120,14 @@ class TestPrecision:
         with pytest.raises(ConfigError, match="'nf4' needs a CUDA device"):
             FrozenEncoder.from_pretrained(place / "bert", dtype="nf4", device="cpu")
         monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-        with pytest.raises(MissingExtraError, match=r"layerfuse\[quantised\]"):
-            quantisation("int8", "cuda")
+        with pytest.raises(MissingExtraError, match=r"layerfuse\[quantized\]"):
+            loading_options("int8", "cuda")
 
     def test_packed_weights_count_as_what_they_stand_for(self):
         packed = torch.nn.Parameter(torch.zeros(8, 1), requires_grad=False)
-        assert count_weights(packed) == 8
+        assert count_parameters(packed) == 8
         packed.quant_state = SimpleNamespace(shape=torch.Size([4, 4]))
-        assert count_weights(packed) == 16
+        assert count_parameters(packed) == 16
 
     def test_without_a_gpu_nothing_is_quantised(self):
         assert fit_precision(7e9, 12e9, "float32", quantised=False) is None

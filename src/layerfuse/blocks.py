@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from layerfuse.errors import ConfigError, did_you_mean, require
+from layerfuse.errors import ConfigError, check_choice
+from layerfuse.pooling import POOLINGS
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
-    import altair as alt
     import pandas as pd
 
 __all__ = [
-    "POOLINGS",
     "BlockRef",
     "BlockScore",
     "BlockScores",
@@ -27,8 +26,6 @@ __all__ = [
 ]
 
 _SHOWN = 12  # blocks in a notebook's table
-
-POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 
 Layers: TypeAlias = int | Sequence[int] | Literal["all"]
 
@@ -153,33 +150,6 @@ class BlockScores:
         """
         return to_frame([score.to_row() for score in self.scores], "block scores")
 
-    def plot(self, chosen: Iterable[BlockRef] = ()) -> alt.VConcatChart:
-        """A curve for each pooling over the layers of each encoder, with 95 % bands.
-
-        Parameters
-        ----------
-        chosen
-            Blocks to mark, such as ``clf.plan_.blocks``.
-
-        Returns
-        -------
-        An Altair chart: it shows itself in a notebook, ``save`` writes PNG, SVG or HTML.
-
-        Raises
-        ------
-        ConfigError
-            Where there are no scores.
-        MissingExtraError
-            Without the extra ``report``.
-        """
-        if not self.scores:
-            raise ConfigError("There are no scores to draw.")
-        require("altair", "report", "A figure of block scores")
-        from layerfuse.figures import encoder_curves, for_notebook
-
-        marked = [(block.encoder, block.layer, block.pooling) for block in chosen]
-        return for_notebook(encoder_curves([score.to_row() for score in self.scores], marked))
-
     def of(self, encoder: str, pooling: str | None = None) -> BlockScores:
         """Only the blocks of one encoder (and one pooling)."""
         kept = tuple(
@@ -209,6 +179,15 @@ class Selection:
 def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """Check pooling names and drop repeats, keeping the order.
 
+    Parameters
+    ----------
+    poolings : str or iterable of str
+        Names of `layerfuse.pooling.POOLINGS`.
+
+    Returns
+    -------
+    tuple of str
+
     Raises
     ------
     ConfigError
@@ -216,11 +195,7 @@ def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """
     names = (poolings,) if isinstance(poolings, str) else tuple(dict.fromkeys(poolings))
     for name in names:
-        if name not in POOLINGS:
-            raise ConfigError(
-                f"Unknown pooling {name!r}. Choose from {', '.join(POOLINGS)}."
-                + did_you_mean(str(name), POOLINGS)
-            )
+        check_choice(name, POOLINGS, "pooling")
     if not names:
         raise ConfigError(f"No pooling was given. Choose from {', '.join(POOLINGS)}.")
     return names

@@ -14,7 +14,7 @@ from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["CALIBRATIONS", "TemperatureCalibrator", "check_calibration", "fit_calibration"]
 
-CALIBRATIONS: tuple[str, ...] = ("temperature", "none")
+CALIBRATIONS: tuple[str, ...] = ("temperature",)
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 
@@ -110,13 +110,15 @@ class TemperatureCalibrator:
         return space.link(table / self.temperature)
 
 
-def fit_calibration(name: str, logits: npt.ArrayLike, targets: Targets) -> TemperatureCalibrator:
+def fit_calibration(
+    name: str | None, logits: npt.ArrayLike, targets: Targets
+) -> TemperatureCalibrator:
     """Fit a calibration by its name.
 
     Parameters
     ----------
-    name : {"temperature", "none"}
-        ``"none"`` leaves logits as they are (temperature 1).
+    name : {"temperature"} or None
+        None leaves logits as they are (temperature 1).
     logits : array-like of shape (n, n_outputs)
         Of rows that the head was not trained on.
     targets : Targets
@@ -129,9 +131,9 @@ def fit_calibration(name: str, logits: npt.ArrayLike, targets: Targets) -> Tempe
     DataError
         For arrays that do not fit together.
     """
-    check_calibration(name)
-    if name == "none":
+    if name is None:
         return TemperatureCalibrator()
+    check_calibration(name)
     return TemperatureCalibrator.fit(logits, targets)
 
 

@@ -1,125 +1,263 @@
-"""Frozen settings of a command-line run; the same names in TOML files."""
+"""Settings of the commands: each option's name, type, default, help text and limits, written once.
+
+A field's name is its key in a settings file (TOML) and, with dashes, its flag, unless `Parameter`
+gives another one. cyclopts reads both; a command receives the object.
+"""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from layerfuse.blocks import Poolings
-from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
+from cyclopts import Group, Parameter, Token
+from cyclopts.validators import Number
 
-__all__ = ["FitConfig", "read_toml"]
+__all__ = [
+    "FUSION_NAMES",
+    "HEAD_NAMES",
+    "OUTPUT",
+    "POOLING_NAMES",
+    "BlocksInUse",
+    "Bundle",
+    "CurveConfig",
+    "Data",
+    "Device",
+    "Dtype",
+    "FitConfig",
+    "LabelColumn",
+    "MovedEncoders",
+    "ReadConfig",
+    "SettingsFile",
+    "Shares",
+    "Store",
+    "TestFile",
+    "TextColumn",
+    "WriteReport",
+    "count",
+    "option",
+]
 
-_WHOLE_NUMBERS = (
-    "sample",
-    "max_blocks",
-    "max_dims",
-    "max_parameters",
-    "max_length",
-    "cv",
-    "seed",
-    "scout",
-    "batch_tokens",
+# Those of the registries, which --help and completion must not import: they load torch.
+POOLING_NAMES = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
+HEAD_NAMES = ("ridge", "logistic", "kernel", "mlp")
+FUSION_NAMES = (
+    *("concat", "sum", "mean", "hadamard", "matmul", "quaternion", "cooccurrence", "tensor"),
+    *("scalar_mix", "gated", "bilinear", "voting", "stacking"),
 )
-_SWITCHES = ("report",)
-_NUMBERS = ("max_ms", "max_memory_mb")
-_TABLES = ("templates", "chat_questions")
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """What ``layerfuse fit`` and ``profile`` need; see `LayerFusionClassifier` for most fields."""
-
-    data: str
-    test: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    sample: int | None = None
-    encoders: tuple[str, ...] = ("minilm",)
-    templates: Mapping[str, str] = field(default_factory=dict)
-    chat_questions: Mapping[str, str] = field(default_factory=dict)
-    layers: str | tuple[int, ...] = "all"
-    pooling: Poolings = ("mean",)
-    selection: str = "greedy"
-    max_blocks: int = 5
-    max_dims: int | None = None
-    max_ms: float | None = None
-    max_parameters: int | None = None
-    max_memory_mb: float | None = None
-    fusion: str = "auto"
-    head: str = "auto"
-    class_weight: str | None = None
-    parts: str = "auto"
-    calibration: str = "temperature"
-    max_length: int = 512
-    device: str = "auto"
-    dtype: str = "auto"
-    cv: int = 5
-    seed: int = 0
-    store: str | None = None
-    scout: int = 20_000  # 0 never scouts
-    batch_tokens: int | None = None
-    out: str | None = None
-    report: bool = True
+def _commas(_: object, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Comma-separated values, of all occurrences of an option."""
+    return tuple(part.strip() for token in tokens for part in token.value.split(","))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML file; keys are those of `FitConfig`.
+def _percentages(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
+    return tuple(float(part.removesuffix("%")) for part in _commas(_, tokens))
 
-    Raises
-    ------
-    NotFoundError
-        When there is no such file.
-    ConfigError
-        When it is not TOML, or names a setting that does not exist.
-    """
+
+def _pairs(_: object, tokens: Sequence[Token]) -> dict[str, str]:
+    """``NAME=VALUE`` of all occurrences of an option."""
+    pairs: dict[str, str] = {}
+    for token in tokens:
+        name, equals, value = token.value.partition("=")
+        if not equals:
+            raise ValueError(f"{token.value!r} should be NAME=VALUE, with an encoder's name.")
+        if name.strip() in pairs:
+            raise ValueError(f"{name.strip()!r} is given twice. Give one value per encoder.")
+        pairs[name.strip()] = value
+    return pairs
+
+
+def _layers(_: object, tokens: Sequence[Token]) -> str | tuple[int, ...]:
+    text = ",".join(token.value for token in tokens)
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no settings file {path}. Correct --config.") from error
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read as a settings file: {error.strerror}. Give a TOML file."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from error
-    known = [setting.name for setting in fields(FitConfig)]
-    for key, entry in value.items():
-        if key not in known:
-            raise ConfigError(
-                f"{path}: unknown setting {key!r}.{did_you_mean(key, known)} "
-                f"Known settings: {', '.join(known)}."
-            )
-        if (expected := _unlike(key, entry)) is not None:
-            raise ConfigError(f"{path}: {key} is {entry!r}, and should be {expected}.")
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return text if text == "all" else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"{text!r} should be 'all' or numbers such as 0,6,-1.") from error
 
 
-def _unlike(key: str, value: Any) -> str | None:
-    """What the setting's value should be, when it is of another type; else None."""
-    if key in _WHOLE_NUMBERS:
-        return None if type(value) is int else "a whole number"
-    if key in _SWITCHES:
-        return None if type(value) is bool else "true or false"
-    if key in _NUMBERS:
-        return None if type(value) in (int, float) else "a number"
-    if key == "layers":
-        one = type(value) is int or value == "all"
-        return None if one or _all(int, value) else '"all", or numbers such as [0, 6, -1]'
-    if isinstance(value, str):
-        return None if key not in _TABLES else "a table from encoder to text"
-    if key in _TABLES and isinstance(value, dict):
-        return None if _all(str, list(value.values())) else "a table from encoder to text"
-    if key == "pooling" and isinstance(value, dict):
-        fits = all(isinstance(entry, str) or _all(str, entry) for entry in value.values())
-        return None if fits else "a table from encoder to poolings"
-    if key in ("encoders", "pooling"):
-        return None if _all(str, value) else "a text or a list of texts"
-    return "a text"
+def _poolings(_: object, tokens: Sequence[Token]) -> tuple[str, ...] | dict[str, tuple[str, ...]]:
+    """``mean,last`` for all encoders, or ``NAME=mean,last`` for each of some."""
+    if not any("=" in token.value for token in tokens):
+        return _commas(_, tokens)
+    named: dict[str, tuple[str, ...]] = {}
+    for token in tokens:
+        for name, value in _pairs(_, [token]).items():
+            named[name] = (*named.get(name, ()), *_commas(_, [token.evolve(value=value)]))
+    return named
 
 
-def _all(kind: type, values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is kind for value in values)
+def _integer(_: object, tokens: Sequence[Token]) -> int:
+    """An integer; cyclopts' own converter rounds 2.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError as error:
+        raise ValueError(f"{tokens[0].value!r} is not an integer.") from error
+
+
+def option(text: str, *names: str, **more: Any) -> Parameter:
+    """An option with help ``text``; ``names`` are its flags where they are not the field's."""
+    return Parameter(names or None, help=text, **more)
+
+
+def count(text: str, least: int = 1, most: int | None = None, **more: Any) -> Parameter:
+    """An option with help ``text`` that takes an integer from ``least`` to ``most``."""
+    return option(text, converter=_integer, validator=Number(gte=least, lte=most), **more)
+
+
+_ENCODERS = Group.create_ordered("Encoders")
+_SELECTION = Group.create_ordered("Selection and classifier")
+_BUDGET = Group.create_ordered("Budget")
+OUTPUT = Group.create_ordered("Output")
+_encoders = partial(option, group=_ENCODERS)
+_choice = partial(option, group=_SELECTION)
+_limit = partial(option, group=_BUDGET, validator=Number(gt=0))
+# n_tokens=-1: an occurrence takes one value, and those of all go to the converter together.
+_named = partial(option, converter=_pairs, accepts_keys=False, n_tokens=-1)
+_once = partial(option, n_tokens=1, allow_repeating=False)
+
+Data = Annotated[str, option("File, folder of splits, dataset name, or hub:owner/name.")]
+TestFile = Annotated[str | None, option("File with test rows.")]
+TextColumn = Annotated[str | None, option("Column with the texts.")]
+LabelColumn = Annotated[str | None, option("Column with the labels.")]
+SettingsFile = Annotated[
+    Path | None, option("TOML file with settings; options given here win.", "--config")
+]
+WriteReport = Annotated[
+    bool, option("Write report.html into the run folder.", negative="--no-report")
+]
+Bundle = Annotated[Path, option("Run folder or bundle.")]
+MovedEncoders = Annotated[
+    Mapping[str, str],
+    _named("NAME=PATH: new location of an encoder of the run (repeatable).", "--encoder", "-e"),
+]
+BlocksInUse = Annotated[
+    tuple[str, ...] | None,
+    _once(
+        "Blocks in use, comma-separated, such as mpnet:8:mean (default: the best block).",
+        converter=_commas,
+        metavar="BLOCKS",
+    ),
+]
+Shares = Annotated[
+    tuple[float, ...],
+    _once(
+        "Training fractions in percent, comma-separated.",
+        converter=_percentages,
+        validator=Number(gt=0, lte=100),
+        metavar="PERCENTAGES",
+    ),
+]
+Device = Annotated[str, _encoders("Device: auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[
+    str,
+    _encoders(
+        "Data type of the weights; int8 and nf4 on CUDA only.",
+        choices=("auto", "float32", "bfloat16", "float16", "int8", "nf4"),
+    ),
+]
+Store = Annotated[
+    str | None, option("Folder of the embedding cache (default: in the user's cache).")
+]
+_Fusion = Annotated[
+    str, _choice(f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual.")
+]
+_Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReadConfig:
+    """Settings of commands that read a dataset with encoders: ``profile`` and ``compare``."""
+
+    data: Data
+    _: KW_ONLY
+    text_column: TextColumn = None
+    label_column: LabelColumn = None
+    sample: Annotated[int | None, count("Rows per split, stratified (default: all).")] = None
+    seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
+    store: Store = None
+    n_jobs: Annotated[int | None, count("Number of threads (default: all cores).", least=-1)] = None
+    encoders: Annotated[
+        tuple[str, ...],
+        _encoders(
+            "Name, model folder, .gguf file or Hub name; NAME=PATH renames (repeatable).",
+            *("--encoder", "-e"),
+        ),
+    ] = ("minilm",)
+    prompts: Annotated[
+        Mapping[str, str],
+        _named("Prompt NAME='... {text} ...' (repeatable).", "--prompt", group=_ENCODERS),
+    ] = field(default_factory=dict)
+    chat_prompts: Annotated[
+        Mapping[str, str],
+        _named("Chat question NAME='...' (repeatable).", "--chat-prompt", group=_ENCODERS),
+    ] = field(default_factory=dict)
+    layers: Annotated[
+        str | tuple[int, ...],
+        _once(
+            "Candidate layers: all, or numbers such as 0,6,-1.",
+            converter=_layers,
+            allow_leading_hyphen=True,
+            metavar="LAYERS",
+            group=_ENCODERS,
+        ),
+    ] = "all"
+    pooling: Annotated[
+        str | Sequence[str] | Mapping[str, str | Sequence[str]],
+        _encoders(
+            f"Candidate poolings, comma-separated: {', '.join(POOLING_NAMES)}; NAME=... for one "
+            "encoder (repeatable).",
+            converter=_poolings,
+            accepts_keys=False,
+            n_tokens=-1,
+            metavar="POOLINGS",
+        ),
+    ] = ("mean",)
+    max_length: Annotated[int, count("Maximum tokens per text.", least=2, group=_ENCODERS)] = 512
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CurveConfig(ReadConfig):
+    """Settings of ``curve``."""
+
+    _: KW_ONLY
+    test: TestFile = None
+    selection: Annotated[
+        str, _choice("Block selection.", choices=("greedy", "top_k", "best", "last"))
+    ] = "greedy"
+    max_blocks: Annotated[int, count("Maximum number of blocks.", group=_SELECTION)] = 5
+    fusion: _Fusion = "concat"
+    head: _Head = "ridge"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FitConfig(CurveConfig):
+    """Settings of ``fit``; see `LayerFusionClassifier` for most fields."""
+
+    _: KW_ONLY
+    fusion: _Fusion = "auto"
+    head: _Head = "auto"
+    class_weight: Annotated[
+        str | None,
+        _choice("'balanced' weights classes inversely to frequency.", choices=("balanced",)),
+    ] = None
+    calibration: Annotated[
+        str, _choice("Probability calibration.", choices=("temperature", "none"))
+    ] = "temperature"
+    cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
+    max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
+    max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None
+    max_parameters: Annotated[
+        int | None, count("Maximum number of parameters computed.", group=_BUDGET)
+    ] = None
+    max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
+    out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
+    report: WriteReport = True

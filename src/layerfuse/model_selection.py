@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.errors import check_choice
 from layerfuse.fusion import check_fusion
-from layerfuse.heads import HEADS, check_head
+from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Plan, predict_held
 from layerfuse.probing import ProbeResults, find_interaction
@@ -143,7 +144,7 @@ class SearchResult:
 def check_search(fusion: str, head: str) -> None:
     """Raise a ConfigError for a fusion or head that is neither known nor ``"auto"``."""
     check_fusion(fusion, also=(AUTO,))
-    check_head(head, also=(AUTO,))
+    check_choice(head, (AUTO, *HEADS), "head")
 
 
 def search(

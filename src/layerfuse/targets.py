@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +162,7 @@ def label_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
     return array
 
 
+@runtime_checkable
 class Splitter(Protocol):
     """A cross-validation splitter of scikit-learn, such as ``GroupKFold(5)``."""
 
@@ -341,15 +342,18 @@ class Targets:
         return None if class_weights is None else class_weights[self.codes]
 
     def folds(
-        self, cv: int | Splitter, seed: int, groups: npt.NDArray[Any] | None = None
+        self,
+        cv: int | Splitter | Iterable[tuple[Rows, Rows]],
+        seed: int,
+        groups: npt.NDArray[Any] | None = None,
     ) -> list[tuple[Rows, Rows]]:
         """Folds as (training rows, held-out rows).
 
         Parameters
         ----------
-        cv : int or splitter
-            A number of shuffled folds, stratified by class (rare classes miss some folds), or a
-            splitter of scikit-learn.
+        cv : int, splitter or iterable of (rows, rows)
+            A number of shuffled folds, stratified by class (rare classes miss some folds), a
+            splitter of scikit-learn, or the folds themselves.
         seed : int
             Seed of the shuffle.
         groups : ndarray of shape (n,), optional
@@ -362,9 +366,12 @@ class Targets:
             warnings.filterwarnings(
                 "ignore", message="The least populated class", category=UserWarning
             )
-            if not isinstance(cv, int):
-                return [(np.asarray(a), np.asarray(b)) for a, b in
-                        cv.split(placeholder, self.codes, groups)]  # fmt: skip
+            if not isinstance(cv, (int, np.integer)):
+                pairs = (
+                    cv.split(placeholder, self.codes, groups) if isinstance(cv, Splitter) else cv
+                )
+                return [(np.asarray(rows), np.asarray(held)) for rows, held in pairs]
+            cv = int(cv)
             n_folds = max(2, min(cv, int(self.counts.max())))
             if groups is None:
                 folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)

@@ -1,4 +1,4 @@
-"""The command line: parsing and printing only; the work is in `layerfuse.commands`."""
+"""Command line: parsing and printing only; the work is in `layerfuse.commands`."""
 
 from layerfuse.cli.app import main
 

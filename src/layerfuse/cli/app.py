@@ -1,96 +1,139 @@
-"""The application: its commands, its exit codes, and what is said when something goes wrong."""
+"""Running the command line: settings files, error messages and exit codes."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from typing import Annotated
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-import typer
+from cyclopts import App, ArgumentCollection, CycloptsError, Token
+from cyclopts import exceptions as faults
 
-from layerfuse._version import __version__
-from layerfuse.cli import keeping, running, studying
-from layerfuse.cli.options import PLAIN
-from layerfuse.errors import LayerfuseError, is_out_of_memory
+from layerfuse.cli.commands import app
+from layerfuse.cli.console import Output
+from layerfuse.config import FitConfig
+from layerfuse.errors import (
+    ConfigError,
+    LayerfuseError,
+    NotFoundError,
+    did_you_mean,
+    is_out_of_memory,
+)
 
 __all__ = ["main"]
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
-
 _RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go to the store
-
-_app = typer.Typer(
-    add_completion=False,
-    help="Find, fuse and ship the layers of frozen language models that classify your texts best.",
-    **PLAIN,
-)
-for _command in (
-    running.fit,
-    running.profile,
-    running.compare,
-    running.curve,
-    running.predict,
-    running.evaluate,
-    running.report,
-    running.demo,
-    studying.reproduce,
-):
-    _app.command()(_command)
-_app.add_typer(keeping.models, name="models")
-_app.add_typer(keeping.datasets, name="datasets")
-_app.add_typer(keeping.store, name="store")
-
-
-@_app.callback(invoke_without_command=True)
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
-        typer.echo(f"layerfuse {__version__}")
-        raise typer.Exit
 
 
 def main() -> int:
-    """Run the command line; 0 on success, 2 on a user's mistake, 1 on an internal fault."""
+    """Run the command line; 0 on success, 2 on a mistake, 1 on an internal error, 130 on Ctrl-C."""
+    arguments = sys.argv[1:]
     try:
-        # the code of a typer.Exit inside a command is returned, not raised; Ctrl-C is 130
-        code = int(_app(standalone_mode=False, prog_name="layerfuse") or 0)
+        return int(app(arguments, print_error=False, exit_on_error=False) or 0)
+    except CycloptsError as error:
+        return _fail(_explain(error))
     except LayerfuseError as error:
-        typer.echo(f"layerfuse: {error}", err=True)
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        resumes = bool(_RESUMED & set(arguments[:1]))
+        kept = "Finished embeddings are kept. To resume:" if resumes else "To start again:"
+        again = shlex.join(["layerfuse", *arguments])
+        return _fail(f"interrupted. {kept}\n  {again}", _INTERRUPTED)
     except (BrokenPipeError, SystemExit):
-        # The reader has gone (`| head`), which typer and rich answer with SystemExit. What is still
-        # buffered goes nowhere, so that Python does not complain of it at its end.
+        # The reader has gone (`| head`), which rich answers with SystemExit. What is still buffered
+        # goes nowhere, so that Python does not complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
         if is_out_of_memory(error):
-            typer.echo(
-                "layerfuse: there is no memory left. Read fewer --layers, poolings or encoders, "
-                "use part of the rows with --sample, or a machine with more memory.\n"
-                "Finished embeddings are kept.",
-                err=True,
+            return _fail(
+                "there is no memory left. Read fewer --layers, poolings or encoders, use part of "
+                "the rows with --sample, or a machine with more memory.\n"
+                "Finished embeddings are kept."
             )
-            return 2
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own errors
-            error.show()
-            return 2
-        if os.environ.get("LAYERFUSE_TRACEBACK") or {"--verbose", "-v"} & set(sys.argv):
+        if os.environ.get("LAYERFUSE_TRACEBACK") or {"--verbose", "-v"} & set(arguments):
             raise
-        typer.echo(
-            f"layerfuse: internal fault, {type(error).__name__}: {error}\n"
-            "This should not happen. --verbose (or LAYERFUSE_TRACEBACK=1) shows where it did.",
-            err=True,
+        return _fail(
+            f"internal error, {type(error).__name__}: {error}\n"
+            "This should not happen. --verbose (or LAYERFUSE_TRACEBACK=1) shows the traceback.",
+            1,
         )
-        return 1
-    if code == _INTERRUPTED:
-        arguments = sys.argv[1:]
-        resumes = bool(_RESUMED & set(arguments[:1]))
-        kept = "What is stored is kept. To go on:" if resumes else "To start again:"
-        typer.echo(
-            f"layerfuse: interrupted. {kept}\n  {shlex.join(['layerfuse', *arguments])}", err=True
-        )
+
+
+def _fail(message: str, code: int = 2) -> int:
+    sys.stderr.write(f"layerfuse: {message}\n")
     return code
+
+
+def _explain(error: CycloptsError) -> str:
+    """What is wrong with the arguments, and where the right ones are listed."""
+    command = shlex.join(["layerfuse", *(error.command_chain or ())])
+    message = str(error)
+    if isinstance(error, faults.MissingArgumentError) and error.argument is not None:
+        if error.argument.tokens or error.keyword:
+            message = f"{error.keyword or error.argument.name} needs a value."
+        else:
+            message = f"{error.argument.name.lstrip('-').upper()} is missing."
+    elif isinstance(error, faults.UnusedCliTokensError) and error.unused_tokens:
+        message = f"Unexpected argument {error.unused_tokens[0]!r}."
+    elif isinstance(error, faults.ValidationError) and error.group:
+        message = f"{error.exception_message}. Give one of them."
+    elif isinstance(error, faults.CoercionError) and error.token is None and error.argument:
+        message = f"Invalid value for {error.argument.tokens[0].keyword}: {message}"
+    elif isinstance(error, faults.RepeatArgumentError):
+        message = f"{error.token.keyword} is given more than once. Give it once."
+    return f"{message}\nSee {command} --help"
+
+
+def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give the values of the file of ``--config`` to the options that were not given."""
+    options = {argument.field_info.name: argument for argument in arguments}
+    source = options.get("config")
+    if source is None or not source.tokens:
+        return
+    path = Path(source.tokens[0].value)
+    unsettable = {"config", *(field.name for field in fields(Output))}
+    settings = [n for n, option in options.items() if not option.children and n not in unsettable]
+    for key, value in _read_toml(path).items():
+        if key not in settings:
+            command = " ".join(commands)
+            if key in {field.name for field in fields(FitConfig)}:
+                raise ConfigError(f"{path}: {key!r} is not used by {command}. Remove it.")
+            raise ConfigError(
+                f"{path}: unknown setting {key!r}.{did_you_mean(key, settings)} Settings of "
+                f"{command}: {', '.join(settings)}."
+            )
+        option = options[key]
+        if not option.tokens:
+            keyword = f"{key} in {path}"
+            option.tokens += [Token(keyword=keyword, value=text) for text in _texts(value)]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no settings file {path}. Correct --config.") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read as a settings file: {error.strerror}. Give a TOML file."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+
+
+def _texts(value: object) -> list[str]:
+    """A value of a settings file as it would be typed after its option."""
+    if isinstance(value, dict):
+        return [f"{name}={text}" for name, own in value.items() for text in _texts(own)]
+    if isinstance(value, list):
+        return [text for own in value for text in _texts(own)]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+app.config = (_read_settings,)

@@ -1,55 +1,60 @@
-"""Which blocks and encoders are worth combining: ``compare``."""
+"""Comparing blocks and amounts of labels: ``compare`` and ``curve``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, resolve_layers, resolve_poolings
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.classifier.classifier import SAMPLE_ROWS
-from layerfuse.commands.fit import check_numbers, make_classifier, read_data
+from layerfuse.classifier.analysis import MEASURED_ROWS
+from layerfuse.commands.fit import make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
-from layerfuse.commands.predict import encode_labels
-from layerfuse.complementarity import HEADLINE, EncoderComparison, Pair, check_pairing, find_blocks
+from layerfuse.complementarity import HEADLINE, Comparison, Pair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import FitConfig
 from layerfuse.data import Split, check_trainable
+from layerfuse.data.audit import Finding
 from layerfuse.embeddings.extraction import Rows
 from layerfuse.errors import DataError
-from layerfuse.evaluation.learning_curve import (
-    METHODS,
-    SHARES,
-    LearningCurve,
-    check_draws,
-    learning_curve,
-)
-from layerfuse.files import write_json
-from layerfuse.model_selection import check_search
+from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.model_selection import check_recipe
 from layerfuse.progress import Reporter
+from layerfuse.report.formats import percent, points, points_interval
+from layerfuse.report.results import (
+    ComparedPair,
+    CompareResult,
+    CurveResult,
+    Example,
+    Headline,
+    TrainingData,
+)
+from layerfuse.report.run_report import BlockPair, write_model
 from layerfuse.resources import resolve_budget
-from layerfuse.selection import CostBudget, check_selection
-from layerfuse.targets import LabelSpace, Targets
+from layerfuse.selection import Allowance, check_selection
+from layerfuse.targets import Targets, stratified_rows
 
 __all__ = ["compare", "curve"]
 
 _EXAMPLES = 3  # texts that only one block of the best pair gets right, for each of the two
+_LISTED_ROWS = 20  # of those that only one block of a pair gets right
+_HELD_OUT = 4  # one row in so many, where there is no test split
+
+Indices = npt.NDArray[np.intp]
 
 
 def compare(
     config: FitConfig, pairs: str, to: tuple[str, ...] | None, reporter: Reporter
-) -> dict[str, Any]:
+) -> CompareResult:
     """Compare encoders or blocks on the training rows; nothing is trained or saved.
 
     ``to`` names the blocks in use that others may be added to. Row numbers in the result count
     from 0 over the training rows that were read (those of the part, with ``config.sample``).
     """
-    check_numbers(config)
     used = None if to is None else tuple(BlockRef.parse(text) for text in to)
     dataset = read_data(config, reporter)
     train = dataset.train
@@ -59,47 +64,43 @@ def compare(
     if used is not None:  # before the work: blocks that will not be read
         find_blocks(used, _blocks(config, classifier), "--to")
     embeddings = classifier.extract(train.texts)
-    _, encoded = np.unique(np.asarray(train.labels), return_inverse=True)
-    rows = _sample(encoded, config.seed)
+    codes = Targets.from_labels(train.labels).codes
+    rows = stratified_rows(codes, MEASURED_ROWS, config.seed)
     if len(rows) < len(train):
         reporter.note(f"blocks are compared on {len(rows)} of {len(train)} rows")
     comparison = compare_blocks(
         embeddings if len(rows) == len(train) else Rows(embeddings, rows),
-        encoded[rows],
+        codes[rows],
         pairs=pairs,
         to=used,
         seed=config.seed,
         reporter=reporter,
     )
-    best, strongest = comparison.best, comparison.strongest
-    pair_rows = [
-        {
-            **pair.to_dict(),
-            **{
-                name: {"count": len(only), "rows": rows[list(only[:20])].tolist()}
-                for name, only in (("only_a", pair.only_a), ("only_b", pair.only_b))
-            },
-        }
-        for pair in comparison.pairs
-    ]
-    return {
-        "data": {"name": dataset.name, "train_rows": len(train)},
-        "pairing": pairs,
-        "n": comparison.n,
-        "headline": {
-            "measure": HEADLINE,
-            "value": best.headline,
-            "a": str(best.a),
-            "b": str(best.b),
-        },
-        "strongest": {"loss": strongest.loss, "a": str(strongest.a), "b": str(strongest.b)},
-        "pairs": pair_rows,
-        "pipeline": [str(block) for block in comparison.pipeline],
-        "additions": [{**asdict(one), "block": str(one.block)} for one in comparison.additions],
-        "examples": list(_examples(comparison.best, rows, train)),
-        "verdict": {"sentence": _comparison_summary(comparison)},
-        "truncated_share": embeddings.truncated_share,
-    }
+    best = comparison.best
+    return CompareResult(
+        data=TrainingData(name=dataset.name, train_rows=len(train)),
+        pairing=pairs,
+        n=comparison.n,
+        headline=Headline(measure=HEADLINE, value=best.headline, a=best.a, b=best.b),
+        pairs=tuple(
+            ComparedPair(
+                **dict(BlockPair.of(pair)),
+                only_a=_finding(pair.only_a, rows),
+                only_b=_finding(pair.only_b, rows),
+            )
+            for pair in comparison.pairs
+        ),
+        pipeline=comparison.pipeline,
+        additions=comparison.additions,
+        examples=tuple(_examples(best, rows, train)),
+        verdict=_comparison_summary(comparison),
+        truncated_share=embeddings.truncated_share,
+    )
+
+
+def _finding(own: Sequence[int], rows: Indices) -> Finding:
+    """The first of the rows of a measured part, by their numbers among all rows."""
+    return Finding(len(own), tuple(rows[list(own[:_LISTED_ROWS])].tolist()))
 
 
 def _blocks(config: FitConfig, classifier: LayerFusionClassifier) -> Iterator[BlockRef]:
@@ -113,26 +114,24 @@ def _blocks(config: FitConfig, classifier: LayerFusionClassifier) -> Iterator[Bl
                 yield BlockRef(encoder.name, layer, name)
 
 
-def _examples(pair: Pair, rows: npt.NDArray[np.intp], train: Split) -> Iterator[dict[str, Any]]:
+def _examples(pair: Pair, rows: Indices, train: Split) -> Iterator[Example]:
     for block, own in ((pair.a, pair.only_a), (pair.b, pair.only_b)):
         for row in rows[list(own[:_EXAMPLES])].tolist():
             label = (train.labels or ())[row]
-            yield {"right": str(block), "row": row, "label": label, "text": train.texts[row]}
+            yield Example(right=block, row=row, label=label, text=train.texts[row])
 
 
-def _comparison_summary(comparison: EncoderComparison) -> str:
-    """What fusing the best pair brings, or that it brings nothing that can be seen."""
-    pair, strongest = comparison.best, comparison.strongest
-    gain = pair.gain
-    points, low, high = (100 * value for value in (gain.difference, gain.low, gain.high))
+def _comparison_summary(comparison: Comparison) -> str:
+    """What fusing the best pair brings, or that it brings nothing significant."""
+    pair, strongest, gain = comparison.best, comparison.strongest, comparison.best.gain
     numbers = (
         f"fused they have {pair.loss_gain:.4f} ± {pair.loss_gain_se:.4f} less leave-one-out loss "
-        f"than {pair.better} alone, and {points:+.1f} points of accuracy over the more accurate "
-        f"one (95 % interval {low:+.1f} to {high:+.1f})."
+        f"than {pair.better} alone, and {points(gain.difference)} points of accuracy over the more "
+        f"accurate one (95% interval {points_interval(gain.low, gain.high)})."
     )
     if pair.loss_gain <= pair.loss_gain_se:
         return (
-            f"no pair is worth combining by what {comparison.n} training rows can show; the best "
+            f"no pair is significantly worth combining on {comparison.n} training rows; the best "
             f"is {pair.a} and {pair.b}: {numbers}"
         )
     if strongest is pair:
@@ -143,18 +142,13 @@ def _comparison_summary(comparison: EncoderComparison) -> str:
     )
 
 
-Labels = npt.NDArray[np.intp]
-
-_HELD_OUT = 4  # one row in so many, where there is no test split
-
-
 def curve(
     config: FitConfig,
     reporter: Reporter,
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
     out: Path | None = None,
-) -> dict[str, Any]:
+) -> CurveResult:
     """Accuracy of the last layer, the best block and fusion with more and more of the labels.
 
     Measured on the test split, or where there is none on a quarter of the training rows, class by
@@ -172,26 +166,25 @@ def curve(
     """
     if out is not None:
         check_new_file(out)
-    check_numbers(config)
     check_draws(shares, repeats)
-    check_search(config.fusion, config.head)
+    check_recipe(config.fusion, config.head)
     check_selection(config.selection)
     classifier = make_classifier(config, reporter)
     budget = replace(resolve_budget(classifier.budget), blocks=config.max_blocks)
     dataset = read_data(config, reporter)
     train, test = dataset.train, dataset.test
     check_trainable(train.labels)
-    classes, encoded = np.unique(np.asarray(train.labels), return_inverse=True)
+    targets = Targets.from_labels(train.labels)
     if test is None:
-        known, others = _hold_out(encoded, config.seed)
-        truth = encoded[others]
+        known, others = _hold_out(targets.codes, config.seed)
+        truth = targets.codes[others]
         reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
     else:
-        known, truth = np.arange(len(train)), encode_labels(classes, test.labels or ())
+        known, truth = np.arange(len(train)), targets.space.encode(test.labels or ()).codes
         others = np.arange(len(test))
-    known = known[_sample(encoded[known], config.seed)]
-    measured = _sample(truth, config.seed)
-    n_known = len(train) if test is not None else len(train) - len(others)
+    n_known = len(known)
+    known = known[stratified_rows(targets.codes[known], MEASURED_ROWS, config.seed)]
+    measured = stratified_rows(truth, MEASURED_ROWS, config.seed)
     for used, there, name in ((known, n_known, "training"), (measured, len(others), "test")):
         if len(used) < there:
             reporter.note(f"{len(used)} of {there} {name} rows are used")
@@ -201,103 +194,67 @@ def curve(
     only_blocks = set(budget.limits) <= {"blocks"}
     found = learning_curve(
         Rows(embeddings, known),
-        encoded[known],
+        targets.codes[known],
         Rows(test_embeddings, others[measured]),
         truth[measured],
         shares=shares,
         repeats=repeats,
         selection=config.selection,
-        budget=CostBudget(budget, {} if only_blocks else embeddings.costs),
+        allowance=Allowance(budget, {} if only_blocks else embeddings.costs),
         fusion=config.fusion,
         head=config.head,
         seed=config.seed,
         reporter=reporter,
     )
-    result = {
-        "data": {"name": dataset.name, "train_rows": len(train), "test_split": dataset.test_name},
-        "measured_on": "test" if test is not None else "held-out training rows",
-        "selection": config.selection,
-        "fusion": config.fusion,
-        "head": config.head,
-        **_curve_dict(found),
-        "verdict": {"sentence": _curve_summary(found)},
-        "truncated_share": embeddings.truncated_share,
-    }
+    result = CurveResult(
+        data=TrainingData(name=dataset.name, train_rows=len(train), test_split=dataset.test_name),
+        measured_on="test" if test is not None else "held-out training rows",
+        selection=config.selection,
+        fusion=config.fusion,
+        head=config.head,
+        curve=found,
+        rows_to_match=found.rows_to_match,
+        verdict=_curve_summary(found),
+        truncated_share=embeddings.truncated_share,
+    )
     if out is not None:
-        write_json(out, result)
+        write_model(out, result)
     return result
 
 
-def _sample(y: Labels, seed: int) -> Labels:
-    """Rows on which blocks are compared."""
-    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(SAMPLE_ROWS, seed)
-
-
-def _curve_dict(found: LearningCurve) -> dict[str, Any]:
-    return {
-        "n_train": found.n_train,
-        "n_test": found.n_test,
-        "rows_to_match": found.rows_to_match,
-        "largest_gain_rows": found.largest_gain.n_rows,
-        "points": [
-            {
-                "share": point.share,
-                "n_rows": point.n_rows,
-                "repeats": len(point.draws),
-                **{name: asdict(getattr(point, name)) for name in (*METHODS, "gain")},
-                "draws": [
-                    {
-                        "repeat": draw.repeat,
-                        **{
-                            name: {
-                                "accuracy": draw.accuracy[name],
-                                "blocks": [str(block) for block in plan.blocks],
-                                "fusion": plan.fusion,
-                                "head": plan.head,
-                            }
-                            for name, plan in draw.plans.items()
-                        },
-                    }
-                    for draw in point.draws
-                ],
-            }
-            for point in found.points
-        ],
-    }
-
-
-def _hold_out(y: Labels, seed: int) -> tuple[Labels, Labels]:
+def _hold_out(codes: Indices, seed: int) -> tuple[Indices, Indices]:
     """Rows to train on and rows that are held out, of each class its share; two stay of each."""
-    order = np.random.default_rng(seed).permutation(len(y))
+    order = np.random.default_rng(seed).permutation(len(codes))
     held = []
-    for label in np.unique(y):
-        own = order[y[order] == label]
+    for label in np.unique(codes):
+        own = order[codes[order] == label]
         held.append(own[: max(0, min(round(len(own) / _HELD_OUT), len(own) - 2))])
     others = np.sort(np.concatenate(held))
     if not len(others):
         raise DataError(
-            f"There is no test split, and {len(y)} training rows are too few to hold any out. Give "
-            "rows to measure on with --test, or more training rows."
+            f"There is no test split, and {len(codes)} training rows are too few to hold any out. "
+            "Give rows to measure on with --test, or more training rows."
         )
-    return np.setdiff1d(np.arange(len(y)), others), others
+    return np.setdiff1d(np.arange(len(codes)), others), others
 
 
 def _curve_summary(found: LearningCurve) -> str:
     """Where fusion gains most, and how many labels it saves."""
     at, last = found.largest_gain, found.points[-1]
-    points, low, high = (100 * value for value in (at.gain.value, at.gain.low, at.gain.high))
-    numbers = f"{points:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+    interval = points_interval(at.gain.low, at.gain.high)
+    numbers = f"{points(at.gain.value)} points (95% interval {interval})"
     if at.gain.low > 0:
         gain = f"fusion gains most over the last layer with {at.n_rows:,} labels: {numbers}."
     else:
         gain = (
-            "no clear gain over the last layer with any number of labels; the largest is that "
+            "no significant gain over the last layer with any number of labels; the largest is "
             f"with {at.n_rows:,}: {numbers}."
         )
     if at.gain.value > 0 and at.best_block.value >= at.fusion.value:
         gain += " The best block alone reaches as much there."
     accuracy = (
-        f"what the last layer reaches with {last.n_rows:,} ({100 * last.last_layer.value:.1f} %)"
+        f"the accuracy of the last layer with {last.n_rows:,} labels "
+        f"({percent(last.last_layer.value)})"
     )
     needed = found.rows_to_match
     if needed is None:

@@ -1,14 +1,12 @@
-"""What lies on disk: ``models``, ``datasets`` and ``store``."""
+"""Named models and datasets, and the embedding cache: ``models``, ``datasets``, ``store``."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
-from typing import Any
 
 from layerfuse.commands.paths import open_store
 from layerfuse.data import (
     DATASETS,
     ENCODERS,
+    Audit,
     audit,
     encoder_path,
     is_pulled,
@@ -18,6 +16,18 @@ from layerfuse.data import (
 from layerfuse.encoders import FrozenEncoder, check_encoder
 from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
 from layerfuse.progress import Reporter
+from layerfuse.report.results import (
+    CheckOutcome,
+    DatasetEntry,
+    DatasetList,
+    ModelCheck,
+    ModelEntry,
+    ModelList,
+    PruneResult,
+    PullResult,
+    StoreCheck,
+    StoreList,
+)
 
 __all__ = [
     "audit_data",
@@ -32,64 +42,73 @@ __all__ = [
 ]
 
 
-def list_models() -> list[dict[str, Any]]:
+def list_models() -> ModelList:
     """The named encoders."""
-    return [
-        {
-            "name": entry.name,
-            "layers": entry.n_layers,
-            "dim": entry.dim,
-            "pulled": is_pulled(entry.name),
-            "license": entry.license,
-            "description": entry.description,
-        }
-        for entry in ENCODERS.values()
-    ]
+    return ModelList(
+        models=tuple(
+            ModelEntry(
+                name=entry.name,
+                layers=entry.n_layers,
+                dim=entry.dim,
+                pulled=is_pulled(entry.name),
+                license=entry.license,
+                description=entry.description,
+            )
+            for entry in ENCODERS.values()
+        )
+    )
 
 
-def pull_model(name: str, reporter: Reporter) -> dict[str, Any]:
+def pull_model(name: str, reporter: Reporter) -> PullResult:
     """Download a named encoder."""
     if name not in ENCODERS:
         raise NotFoundError(
             f"Unknown encoder {name!r}.{did_you_mean(name, ENCODERS)} Named encoders: "
             f"{', '.join(ENCODERS)}. Others are downloaded from the Hub when they are used."
         )
-    return {"name": name, "path": str(encoder_path(name, reporter))}
+    return PullResult(name=name, path=str(encoder_path(name, reporter)))
 
 
-def check_model(name: str, device: str, dtype: str, reporter: Reporter) -> dict[str, Any]:
+def check_model(name: str, device: str, dtype: str, reporter: Reporter) -> ModelCheck:
     """Invariance and parity of a model's embeddings."""
     encoder = FrozenEncoder.from_pretrained(name, device=device, dtype=dtype, reporter=reporter)
-    checks = check_encoder(encoder)
-    return {
-        "name": encoder.name,
-        "dtype": encoder.dtype,
-        "device": encoder.device,
-        "layers": encoder.n_layers,
-        "dim": encoder.dim,
-        "ok": all(check.ok for check in checks),
-        "checks": [{**asdict(check), "ok": check.ok} for check in checks],
-    }
+    checks = tuple(
+        CheckOutcome(
+            name=check.name, deviation=check.deviation, tolerance=check.tolerance, ok=check.ok
+        )
+        for check in check_encoder(encoder)
+    )
+    return ModelCheck(
+        name=encoder.name,
+        dtype=encoder.dtype,
+        device=encoder.device,
+        layers=encoder.n_layers,
+        dim=encoder.dim,
+        ok=all(check.ok for check in checks),
+        checks=checks,
+    )
 
 
-def list_datasets() -> list[dict[str, Any]]:
+def list_datasets() -> DatasetList:
     """The named datasets."""
-    return [
-        {
-            "name": entry.name,
-            "classes": entry.n_classes,
-            "rows": dict(entry.rows),
-            "pulled": is_pulled(entry.name),
-            "source": entry.source,
-            "description": entry.description,
-        }
-        for entry in DATASETS.values()
-    ]
+    return DatasetList(
+        datasets=tuple(
+            DatasetEntry(
+                name=entry.name,
+                classes=entry.n_classes,
+                rows=dict(entry.rows),
+                pulled=is_pulled(entry.name),
+                source=entry.source,
+                description=entry.description,
+            )
+            for entry in DATASETS.values()
+        )
+    )
 
 
-def pull_data(name: str, reporter: Reporter) -> dict[str, Any]:
+def pull_data(name: str, reporter: Reporter) -> PullResult:
     """Download a named dataset."""
-    return {"name": name, "path": str(pull_dataset(name, reporter))}
+    return PullResult(name=name, path=str(pull_dataset(name, reporter)))
 
 
 def audit_data(
@@ -98,35 +117,35 @@ def audit_data(
     text_column: str | None,
     label_column: str | None,
     reporter: Reporter,
-) -> dict[str, Any]:
+) -> Audit:
     """Duplicates, conflicts, leaks, empty and long texts, class counts."""
     dataset = load_dataset(
         data, text_column=text_column, label_column=label_column, test=test, reporter=reporter
     )
-    return asdict(audit(dataset))
+    return audit(dataset)
 
 
-def list_store(root: str | None) -> list[dict[str, Any]]:
-    """The store's sections."""
-    return [info.to_dict() for info in open_store(root).sections()]
+def list_store(root: str | None) -> StoreList:
+    """The sections of the embedding cache."""
+    return StoreList(sections=tuple(open_store(root).sections()))
 
 
-def verify_store(root: str | None, reporter: Reporter) -> dict[str, Any]:
-    """Check every byte of the store."""
+def verify_store(root: str | None, reporter: Reporter) -> StoreCheck:
+    """Check every byte of the embedding cache."""
     store = open_store(root)
     damaged = store.verify(reporter)
     sections = store.sections()
-    return {
-        "root": str(store.root),
-        "shards": sum(info.shards for info in sections),
-        "n_bytes": sum(info.n_bytes for info in sections),
-        "damaged": [str(path) for path in damaged],
-    }
+    return StoreCheck(
+        root=str(store.root),
+        shards=sum(info.shards for info in sections),
+        n_bytes=sum(info.n_bytes for info in sections),
+        damaged=tuple(map(str, damaged)),
+    )
 
 
 def prune_store(
     root: str | None, encoder: str | None, older_than_days: float | None, everything: bool
-) -> list[dict[str, Any]]:
+) -> PruneResult:
     """Delete sections by encoder, by age, or all of them; return what was deleted."""
     if encoder is None and older_than_days is None and not everything:
         raise ConfigError("Say what to delete: --encoder NAME, --older-than DAYS, or --all.")
@@ -150,4 +169,4 @@ def prune_store(
             )
         )
     )
-    return [info.to_dict() for info in removed]
+    return PruneResult(removed=tuple(removed))

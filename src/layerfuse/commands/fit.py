@@ -1,186 +1,281 @@
-"""Measuring and training: ``fit`` and ``profile``."""
+"""Measuring and training: ``fit``, ``demo`` and ``profile``."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse._version import __version__
+from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.commands.diagnosing import diagnose
+from layerfuse.commands.diagnosis import (
+    Predicted,
+    diagnose,
+    environment,
+    find_near_duplicates,
+    write_rows,
+)
 from layerfuse.commands.paths import check_new_folder, open_store
-from layerfuse.commands.predict import encode_labels
 from layerfuse.commands.report import try_report
 from layerfuse.config import FitConfig
-from layerfuse.data import TextDataset, check_trainable, load_dataset
-from layerfuse.errors import ConfigError, StorageError
-from layerfuse.evaluation import BaselineComparison, Rows, tradeoffs
-from layerfuse.files import atomic_folder, write_json
-from layerfuse.metrics import evaluate_predictions
+from layerfuse.data import TextDataset, audit, check_trainable, load_dataset
+from layerfuse.encoders import FrozenEncoder
+from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError
+from layerfuse.evaluation import Comparison, Rows, Verdict, tradeoffs
+from layerfuse.evaluation.baselines import Baseline
+from layerfuse.evaluation.latency import Latency, measure_latency
+from layerfuse.files import atomic_folder
+from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
-from layerfuse.progress import Reporter
-from layerfuse.report.details import Predicted, write_details
-from layerfuse.resources import Budget, pipeline_cost
+from layerfuse.progress import Advance, Reporter
+from layerfuse.report.results import ProfileResult, TrainingData
+from layerfuse.report.run_report import (
+    BaselineReport,
+    BaselineScore,
+    CostReport,
+    DataReport,
+    EncoderReport,
+    RunReport,
+    SelectionReport,
+    Timings,
+    Tradeoff,
+    VerdictReport,
+    read_run_report,
+    write_run_report,
+)
+from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import LabelSpace, Targets
 
-__all__ = ["check_numbers", "demo", "fit", "make_classifier", "profile", "read_data"]
-
-Labels = npt.NDArray[np.intp]
+__all__ = ["demo", "fit", "make_classifier", "profile", "read_data"]
 
 
-def fit(config: FitConfig, reporter: Reporter) -> dict[str, Any]:
+class _Recorder:
+    """Hands everything on to a reporter, and keeps the notes."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.notes: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        self.reporter.note(line)
+
+    def task(self, name: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        return self.reporter.task(name, total, unit)
+
+
+def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
     started = time.perf_counter()
-    check_numbers(config)
+    recorder = _Recorder(reporter)
     run = _run_folder(config)
-    dataset = read_data(config, reporter)
+    dataset = read_data(config, recorder)
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
     check_trainable(labels)
     if test is not None:  # before the work: labels that training does not have
-        encode_labels(np.unique(np.asarray(labels)), test.labels or ())
-    classifier = make_classifier(config, reporter)
+        Targets.from_labels(labels).space.encode(test.labels or ())
+    classifier = make_classifier(config, recorder)
     classifier.fit(texts, labels)
-    result: dict[str, Any] = {
-        "layerfuse_version": __version__,
-        "data": {
-            "name": dataset.name,
-            "train_rows": len(texts),
-            "learned_rows": classifier.n_rows_,
-            "test_split": dataset.test_name,
-        },
-        "encoders": [
-            {
-                "name": encoder.name,
-                "layers": encoder.n_layers,
-                "dim": encoder.dim,
-                "device": encoder.device,
-                "dtype": encoder.dtype,
-                "template": encoder.template,
-                "chat_question": encoder.chat_question,
-                "max_length": encoder.max_length,
-            }
-            for encoder in classifier.encoders_
-        ],
-        "selection": {
-            "method": classifier.selection_.method,
-            "blocks": [asdict(block) for block in classifier.selection_.blocks],
-            "gains": list(classifier.selection_.gains_),
-            "fusion": classifier.plan_.fusion,
-            "head": classifier.plan_.head,
-            "trials": [trial.to_dict() for trial in classifier.trials_],
-        },
-        "profile": _profile_rows(classifier.profile_),
-        "cv": classifier.cv_.to_dict(),
-        "test": None,
-        "truncated_share": classifier.truncated_share_,
-    }
-    measuring = time.perf_counter()
-    truth, nested = classifier.out_of_fold()
-    predicted = {"cv": Predicted.of(truth, nested, classifier.measured_rows())}
-    embeddings, test_rows = None, None
+
+    clock = time.perf_counter()
+    space = LabelSpace(classifier.classes_)
+    truth, proba = classifier.out_of_fold()
+    cv = Predicted.of(Targets(space, truth), proba, classifier.measured_rows())
+    tested, test_metrics, test_rows, test_blocks = None, None, None, None
     if test is not None:
-        truth = encode_labels(classifier.classes_, test.labels or ())
-        embeddings = classifier.extract(test.texts)
-        proba = classifier.model_.predict_proba(embeddings)
-        result["test"] = evaluate_predictions(truth, proba, seed=config.seed).to_dict()
-        predicted["test"] = Predicted.of(truth, proba)
-        space = LabelSpace(classifier.classes_)
-        test_rows = Rows(Targets(space, truth), space.decide(proba), config.seed)
-    reading_test = time.perf_counter()
-    baselines = classifier.run_baselines(None if test is None else test.texts, embeddings)
+        targets = space.encode(test.labels or ())
+        test_blocks = classifier.extract(test.texts)
+        proba = classifier.model_.predict_proba(test_blocks)
+        test_metrics = targets.evaluate(proba, seed=config.seed)
+        tested = Predicted.of(targets, proba)
+        test_rows = Rows(targets.codes, tested.predicted, space.n_outputs, config.seed)
+    extract_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    baselines = classifier.run_baselines(None if test is None else test.texts, test_blocks)
+    baselines_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    latency = _time_pipelines(classifier, baselines, texts, recorder)
+    if latency is not None:
+        classifier.costs_ = latency.costs(classifier.costs_)
+    latency_s = time.perf_counter() - clock
+    clock = time.perf_counter()
     verdict = classifier.judge(baselines, test_rows)
-    comparisons = verdict.comparisons
-    cost = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
-    result["cost"] = cost.to_dict()
-    result["baselines"] = [_baseline_row(comparison) for comparison in comparisons]
-    result["verdict"] = {
-        name: getattr(verdict, name)
-        for name in ("sentence", "advice", "gained", "rows", "recommended", "time_ratio")
-    }
-    result["verdict"] |= {"against": list(verdict.against), "gain": verdict.gain.to_dict()}
-    result["pareto"] = [
-        {
-            **point.cost.to_dict(),
-            "name": point.name,
-            "blocks": [str(block) for block in point.blocks],
-            "accuracy": point.accuracy.value,
-            "ci95": [point.accuracy.low, point.accuracy.high],
-            "on_front": point.on_front,
-        }
-        for point in tradeoffs(comparisons, classifier.plan_, cost, classifier.cv_.accuracy)
-    ]
-    ended = time.perf_counter()
-    result["timings"] = {
-        **classifier.timings_,
-        "extract_s": classifier.timings_["extract_s"] + reading_test - measuring,
-        "baselines_s": ended - reading_test,
-        "total_s": ended - started,
-    }
-    result["run"] = str(run)
-    result["settings"] = asdict(config)
-    details = diagnose(classifier, dataset, predicted, reporter)
+    baselines_s += time.perf_counter() - clock
+    diagnosis = diagnose(classifier, texts, cv, tested, recorder)
+    cost, plan, selection = (
+        _cost(verdict, classifier, latency),
+        classifier.plan_,
+        classifier.selection_,
+    )
+    times = Timings(**classifier.timings_)
+    report = RunReport(
+        layerfuse_version=__version__,
+        created=datetime.now(UTC).replace(microsecond=0),
+        run=str(run),
+        data=DataReport(
+            name=dataset.name,
+            train_rows=len(texts),
+            learned_rows=classifier.n_rows_,
+            test_split=dataset.test_name,
+            classes=tuple(map(str, space.classes.tolist())),
+            truncated_share=classifier.truncated_share_,
+            audit=audit(dataset),
+            near_duplicates=find_near_duplicates(dataset),
+        ),
+        encoders=tuple(
+            _encoder(encoder, classifier.costs_[encoder.name]) for encoder in classifier.encoders_
+        ),
+        profile=classifier.profile_,
+        selection=SelectionReport(
+            method=selection.method,
+            blocks=selection.blocks,
+            gains=selection.gains_,
+            fusion=plan.fusion,
+            head=plan.head,
+            trials=classifier.trials_,
+        ),
+        cv=classifier.cv_,
+        test=test_metrics,
+        baselines=tuple(map(_baseline, verdict.comparisons)),
+        verdict=_verdict(verdict),
+        pareto=tuple(
+            Tradeoff(
+                name=row["name"],
+                blocks=tuple(map(BlockRef.parse, row["blocks"])),
+                accuracy=Estimate(row["accuracy"], *row["ci95"]),
+                cost=pipeline_cost(tuple(map(BlockRef.parse, row["blocks"])), classifier.costs_),
+                on_front=row["on_front"],
+            )
+            for row in tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)
+        ),
+        cost=cost,
+        diagnosis=diagnosis,
+        timings=times.model_copy(
+            update={
+                "extract_s": times.extract_s + extract_s,
+                "baselines_s": baselines_s,
+                "latency_s": latency_s,
+                "total_s": time.perf_counter() - started,
+            }
+        ),
+        settings=config,
+        environment=environment(),
+        notes=tuple(recorder.notes),
+    )
     with atomic_folder(run) as folder:
         classifier.save(folder / "bundle")
-        write_json(folder / "report.json", result)
-        write_details(folder, details, predicted)
+        write_run_report(folder, report)
+        write_rows(folder / "rows.parquet", cv, tested)
     if config.report:
         try_report(run, reporter)
-    return result
+    return report
 
 
-def _baseline_row(item: BaselineComparison) -> dict[str, Any]:
-    scores = {"cv": item.cv} if item.test is None else {"cv": item.cv, "test": item.test}
-    return {
-        "name": item.baseline.name,
-        **({"encoder": item.baseline.encoder} if item.baseline.encoder else {}),
-        "blocks": [str(block) for block in item.blocks],
-        **{
-            rows: {
-                "accuracy": score.accuracy.value,
-                "macro_f1": score.macro_f1,
-                "ci95": [score.accuracy.low, score.accuracy.high],
-            }
-            for rows, score in scores.items()
-        },
-        "pipeline_minus_baseline": {rows: score.gain.to_dict() for rows, score in scores.items()},
-        "cost": None if item.cost is None else item.cost.to_dict(),
-    }
+def _time_pipelines(
+    classifier: LayerFusionClassifier,
+    baselines: Sequence[Baseline],
+    texts: Sequence[str],
+    reporter: Reporter,
+) -> Latency | None:
+    """The pipeline and its baselines timed in turn; without it costs are those of other times."""
+    pipelines = [baseline.plan.blocks for baseline in baselines if baseline.plan is not None]
+    pipelines.append(classifier.plan_.blocks)
+    try:
+        latency = measure_latency(classifier.encoders_, pipelines, texts, reporter=reporter)
+    except LayerfuseError as error:  # stored embeddings do without the weights
+        reporter.note(f"pipelines are not timed side by side: {error}")
+        return None
+    if latency is None:
+        reporter.note("pipelines are not timed side by side: the encoders take too long for it")
+    return latency
 
 
-def profile(config: FitConfig, scorer: str, reporter: Reporter) -> dict[str, Any]:
+def _cost(
+    verdict: Verdict, classifier: LayerFusionClassifier, latency: Latency | None
+) -> CostReport:
+    used = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
+    if latency is None or verdict.time_ratio is None:
+        return CostReport(pipeline=used, time_ratio=None, n_texts=0, n_rounds=0)
+    against = tuple(map(BlockRef.parse, verdict.against))
+    ratios = latency.ratios(classifier.plan_.blocks, against)
+    value = verdict.time_ratio
+    span = Estimate(value, min(value, float(ratios.min())), max(value, float(ratios.max())))
+    return CostReport(
+        pipeline=used, time_ratio=span, n_texts=latency.n_texts, n_rounds=latency.n_rounds
+    )
+
+
+def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
+    return EncoderReport(
+        name=encoder.name,
+        source=encoder.source.origin,
+        revision=encoder.source.revision,
+        fingerprints=encoder.fingerprints,
+        layers=encoder.n_layers,
+        dim=encoder.dim,
+        device=encoder.device,
+        dtype=encoder.dtype,
+        prompt=encoder.template,
+        chat_prompt=encoder.chat_question,
+        max_length=encoder.max_length,
+        cost=cost,
+    )
+
+
+def _baseline(item: Comparison) -> BaselineReport:
+    plan = item.baseline.plan
+    return BaselineReport(
+        name=item.baseline.name,
+        encoder=item.baseline.encoder,
+        blocks=() if plan is None else plan.blocks,
+        cv=_score(item, "cv"),
+        test=_score(item, "test") if "test" in item.gain else None,
+        cost=item.cost,
+    )
+
+
+def _score(item: Comparison, rows: str) -> BaselineScore:
+    measured = item.measured[rows]
+    return BaselineScore(
+        accuracy=Estimate(measured["accuracy"], *measured["ci95"]),
+        macro_f1=measured["macro_f1"],
+        gain=item.gain[rows],
+    )
+
+
+def _verdict(verdict: Verdict) -> VerdictReport:
+    return VerdictReport(
+        sentence=verdict.sentence,
+        advice=verdict.advice,
+        gained=verdict.gained,
+        against=verdict.against,
+        gain=verdict.gain,
+        rows="test" if verdict.rows == "test" else "cv",
+        recommended=verdict.recommended,
+        time_ratio=verdict.time_ratio,
+    )
+
+
+def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult:
     """Score every block on the training rows; nothing is trained or saved."""
-    check_numbers(config)
     check_scorer(scorer)
     dataset = read_data(config, reporter)
     check_trainable(dataset.train.labels)
     classifier = make_classifier(config, reporter).open()
     embeddings = classifier.extract(dataset.train.texts)
     scores = score_blocks(embeddings, np.asarray(dataset.train.labels), scorer, reporter=reporter)
-    return {
-        "data": {"name": dataset.name, "train_rows": len(dataset.train)},
-        "scorer": scorer,
-        "profile": _profile_rows(scores),
-        "truncated_share": embeddings.truncated_share,
-    }
-
-
-def check_numbers(config: FitConfig) -> None:
-    """Raise a ConfigError for a seed, a sample or a number of tokens that cannot be used."""
-    if config.sample is not None and config.sample < 1:
-        raise ConfigError(f"A sample of {config.sample} rows was asked for; ask for at least 1.")
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"The seed {config.seed} cannot be used; give 0 or more, below 2**32.")
-    if config.batch_tokens is not None and config.batch_tokens < 1:
-        raise ConfigError(f"batch_tokens={config.batch_tokens} is too few; give at least 1.")
+    return ProfileResult(
+        data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
+        profile=scores,
+        truncated_share=embeddings.truncated_share,
+    )
 
 
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
@@ -200,16 +295,14 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
-        parts=config.parts,
         calibration=config.calibration,
-        templates=config.templates,
-        chat_questions=config.chat_questions,
+        templates=config.prompts,
+        chat_questions=config.chat_prompts,
         max_length=config.max_length,
         device=config.device,
         dtype=config.dtype,
         cv=config.cv,
         store=open_store(config.store, new=True),
-        batch_tokens=config.batch_tokens,
         random_state=config.seed,
         reporter=reporter,
     )
@@ -233,7 +326,7 @@ def read_data(config: FitConfig, reporter: Reporter) -> TextDataset:
         if leaks := sum(text in seen for text in dataset.test.texts):
             reporter.note(
                 f"{leaks} of {len(dataset.test)} test texts are training texts too, which flatters "
-                "the figures; see layerfuse datasets audit"
+                "the figures; see layerfuse audit"
             )
     return dataset
 
@@ -249,16 +342,12 @@ def _run_folder(config: FitConfig) -> Path:
     return run
 
 
-def _profile_rows(scores: Any) -> list[dict[str, Any]]:
-    return [score.to_row() for score in scores]
-
-
 _DATA = "r8"
 _ENCODERS = ("minilm", "smollm2-135m")
 _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 
 
-def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> dict[str, Any]:
+def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> RunReport:
     """Fit two small encoders on a stratified part of R8; replaces the folder of an older demo."""
     if out.exists():
         if not _is_demo(out):
@@ -278,7 +367,7 @@ def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> 
 def _is_demo(folder: Path) -> bool:
     """Whether its report is a demo's, and not that of a run that somebody wants to keep."""
     try:
-        settings = json.loads((folder / "report.json").read_text(encoding="utf-8"))["settings"]
-        return bool(settings["data"] == _DATA and tuple(settings["encoders"]) == _ENCODERS)
-    except (OSError, ValueError, KeyError, TypeError):
+        settings = read_run_report(folder).settings
+    except (FormatError, NotFoundError):
         return False
+    return settings.data == _DATA and tuple(settings.encoders) == _ENCODERS

@@ -1,4 +1,4 @@
-"""Where a command will write: refused before any work, not after it."""
+"""Checks of output paths, made before any work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
 
-__all__ = ["check_new_file", "check_new_folder", "check_results_folder", "open_store"]
+__all__ = ["check_new_file", "check_new_folder", "open_store"]
 
 
 def check_new_folder(path: Path) -> None:
@@ -26,19 +26,8 @@ def check_new_file(path: Path) -> None:
     _check_parents(path, "--out")
 
 
-def check_results_folder(path: Path) -> None:
-    """Raise StorageError unless ``path`` is new, empty or an earlier run's folder to go on with."""
-    if path.exists() and not path.is_dir():
-        raise StorageError(f"{path} is a file. Give the name of a folder with --out.")
-    if path.exists() and any(path.iterdir()) and not (path / "raw").is_dir():
-        raise StorageError(
-            f"{path} holds something that is no study's. Choose another folder with --out."
-        )
-    _check_parents(path, "--out")
-
-
 def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
-    """The store in ``root``, or that of the cache.
+    """The embedding cache in ``root``, or the user's.
 
     Raises
     ------
@@ -49,9 +38,11 @@ def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
     """
     store = EmbeddingStore(root)
     if store.root.exists() and not store.root.is_dir():
-        raise ConfigError(f"{store.root} is not a folder. Give the store's folder with --store.")
+        raise ConfigError(
+            f"{store.root} is not a folder. Give the folder of the embedding cache with --store."
+        )
     if root is not None and not new and not store.root.exists():
-        raise NotFoundError(f"There is no store {root}. Give the store's folder with --store.")
+        raise NotFoundError(f"There is no embedding cache {root}. Give its folder with --store.")
     _check_parents(store.root, "--store")
     return store
 
@@ -61,7 +52,8 @@ def _check_parents(path: Path, option: str) -> None:
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise StorageError(
-            f"{path} cannot be made: {nearest} is not a folder. Choose another place with {option}."
+            f"{path} cannot be created: {nearest} is not a folder. Choose another path with "
+            f"{option}."
         )
     if path.exists():
         return
@@ -69,6 +61,6 @@ def _check_parents(path: Path, option: str) -> None:
         Path(tempfile.mkdtemp(prefix=".layerfuse", dir=nearest)).rmdir()
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be made: {nearest} may not be written to. Choose another place with "
+            f"{path} cannot be created: {nearest} is not writable. Choose another path with "
             f"{option}."
         ) from error

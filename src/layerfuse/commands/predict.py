@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.commands.paths import check_new_file
 from layerfuse.data import TEXT_NAMES, ColumnError, TextDataset, load_dataset
 from layerfuse.errors import DataError, NotFoundError, StorageError
 from layerfuse.files import atomic_write
-from layerfuse.metrics import evaluate_predictions
 from layerfuse.progress import Reporter
-from layerfuse.report.reading import read_object
+from layerfuse.report.results import EvaluateResult, Prediction, PredictResult
+from layerfuse.report.run_report import RunReport, read_model
+from layerfuse.targets import LabelSpace
 
-__all__ = ["encode_labels", "evaluate", "predict", "write_predictions"]
+__all__ = ["evaluate", "predict", "write_predictions"]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Names of columns; None where none is given."""
+
+    text: str | None
+    label: str | None = None
 
 
 def predict(
@@ -31,7 +37,7 @@ def predict(
     device: str,
     out: Path | None,
     reporter: Reporter,
-) -> dict[str, Any]:
+) -> PredictResult:
     """Labels and probabilities for every text of a file; ``out`` is where they will be written.
 
     ``places`` says where encoders lie now, by their names.
@@ -41,27 +47,29 @@ def predict(
         if Path(data).exists() and out.resolve() == Path(data).resolve():
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier = _load(bundle, places, device, reporter)
-    told = _told_to_fit(bundle)
-    dataset = _read(data, {"text_column": text_column}, told, reporter, labeled=False)
-    if text_column is None and dataset.text_column != told["text_column"]:
-        _tell_column(dataset, classifier, reporter)
+    known = _columns_of_fit(bundle)
+    dataset = _read(data, _Columns(text_column), known, reporter, labeled=False)
+    if text_column is None and dataset.text_column != known.text:
+        _note_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
     proba = classifier.predict_proba(texts)
-    best = proba.argmax(axis=1)
-    labels = classifier.classes_.tolist()
-    return {
-        "classes": labels,
-        "predictions": [
-            {"text": text, "label": labels[index], "probability": float(row[index])}
-            for text, index, row in zip(texts, best, proba, strict=True)
-        ],
-    }
+    space = LabelSpace(classifier.classes_)
+    best = space.decide(proba)
+    return PredictResult(
+        classes=tuple(space.classes.tolist()),
+        predictions=tuple(
+            Prediction(text=text, label=label, probability=float(row[index]))
+            for text, label, index, row in zip(
+                texts, space.decode(best).tolist(), best, proba, strict=True
+            )
+        ),
+    )
 
 
-def _tell_column(
+def _note_column(
     dataset: TextDataset, classifier: LayerFusionClassifier, reporter: Reporter
 ) -> None:
-    """Say which column was taken where its name does not; refuse a first line that is a row."""
+    """Note which column was read where its name does not tell; refuse a first line that is data."""
     classes = {str(label) for label in classifier.classes_.tolist()}
     if found := sorted(classes.intersection(dataset.columns)):
         raise DataError(
@@ -71,13 +79,12 @@ def _tell_column(
         )
     if dataset.text_column not in (None, *TEXT_NAMES):
         reporter.note(
-            f"{dataset.name}: the column named {dataset.text_column!r} is taken for the text "
-            "(--text-column)"
+            f"{dataset.name}: texts are read from column {dataset.text_column!r} (--text-column)"
         )
 
 
-def _told_to_fit(bundle: Path) -> dict[str, str | None]:
-    """The columns that ``fit`` was told to take; none where there is no run folder.
+def _columns_of_fit(bundle: Path) -> _Columns:
+    """The columns that ``fit`` was given; none where there is no run folder.
 
     Raises
     ------
@@ -85,29 +92,29 @@ def _told_to_fit(bundle: Path) -> dict[str, str | None]:
         When the run folder's report is damaged.
     """
     run = bundle.parent if bundle.name == "bundle" else bundle
-    settings = (read_object(run / "report.json") or {}).get("settings", {})
-    return {name: settings.get(name) for name in ("text_column", "label_column")}
+    report = read_model(run / "report.json", RunReport)
+    if report is None:
+        return _Columns(None)
+    return _Columns(report.settings.text_column, report.settings.label_column)
 
 
 def _read(
-    data: str,
-    given: Mapping[str, str | None],
-    told: Mapping[str, str | None],
-    reporter: Reporter,
-    *,
-    labeled: bool = True,
+    data: str, given: _Columns, known: _Columns, reporter: Reporter, *, labeled: bool = True
 ) -> TextDataset:
-    """A file by the columns that are given; those that are not are the ones that ``fit`` was told,
-    each where the file has it."""
-    known = {name: value or told[name] for name, value in given.items()}
+    """Read a file by the given columns; others are those of ``fit``, each where the file has it."""
+    text, label = given.text or known.text, given.label or (known.label if labeled else None)
     while True:
         try:
-            return load_dataset(data, **known, labeled=labeled, reporter=reporter)
+            return load_dataset(
+                data, text_column=text, label_column=label, labeled=labeled, reporter=reporter
+            )
         except ColumnError as error:
-            lacking = [n for n, value in known.items() if value == error.column and not given[n]]
-            if not lacking:
+            if text is not None and error.column == text and given.text is None:
+                text = None
+            elif label is not None and error.column == label and given.label is None:
+                label = None
+            else:
                 raise
-            known |= dict.fromkeys(lacking)
 
 
 def _load(
@@ -121,13 +128,13 @@ def _load(
     return classifier
 
 
-def write_predictions(result: dict[str, Any], out: Path | None) -> str:
+def write_predictions(result: PredictResult, out: Path | None) -> str:
     """Predictions as CSV text; written to ``out`` atomically when it is given."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["text", "label", "probability"], lineterminator="\n")
-    writer.writeheader()
-    for row in result["predictions"]:
-        writer.writerow({**row, "probability": f"{row['probability']:.4f}"})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["text", "label", "probability"])
+    for row in result.predictions:
+        writer.writerow([row.text, row.label, f"{row.probability:.4f}"])
     if out is not None:
         with atomic_write(out) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
@@ -143,41 +150,16 @@ def evaluate(
     places: Mapping[str, str],
     device: str,
     reporter: Reporter,
-) -> dict[str, Any]:
+) -> EvaluateResult:
     """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
     classifier = _load(bundle, places, device, reporter)
-    given = {"text_column": text_column, "label_column": label_column}
-    dataset = _read(data, given, _told_to_fit(bundle), reporter)
+    given = _Columns(text_column, label_column)
+    dataset = _read(data, given, _columns_of_fit(bundle), reporter)
     name = split or dataset.test_name or "train"
     if name not in dataset.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(dataset.splits)}.")
     rows = dataset.splits[name]
-    truth = encode_labels(classifier.classes_, rows.labels or ())
-    proba = classifier.predict_proba(rows.texts)
+    targets = LabelSpace(classifier.classes_).encode(rows.labels or ())
+    metrics = targets.evaluate(classifier.predict_proba(rows.texts))
     # a file is not a split, though it is read as one
-    shown = None if Path(data).is_file() else name
-    return {"data": data, "split": shown, **evaluate_predictions(truth, proba).to_dict()}
-
-
-def encode_labels(classes: npt.NDArray[Any], labels: Sequence[Any]) -> npt.NDArray[np.intp]:
-    """Labels to class indices.
-
-    Raises
-    ------
-    DataError
-        For a label that training never saw.
-    """
-    places = {label: place for place, label in enumerate(classes.tolist())}
-    # A CSV file knows only strings: its "1" is the 1 that another file, or Python, trained with.
-    by_text = {str(label): place for label, place in places.items()}
-    if len(by_text) == len(places):
-        for label in set(labels) - set(places):
-            if str(label) in by_text:
-                places[label] = by_text[str(label)]
-    if unknown := sorted({str(label) for label in labels if label not in places}):
-        raise DataError(
-            f"The rows to evaluate hold labels that training never saw: {', '.join(unknown[:5])}. "
-            f"Known labels: {', '.join(map(str, classes.tolist()[:10]))}. Add training rows of "
-            "these classes or leave them out."
-        )
-    return np.array([places[label] for label in labels], dtype=np.intp)
+    return EvaluateResult(data=data, split=None if Path(data).is_file() else name, metrics=metrics)

@@ -77,7 +77,7 @@ class OutOfFold:
         self.plan_of[rows] = len(self.plans)
         self.plans.append(plan)
 
-    def calibrated(self, calibration: str, targets: Targets) -> npt.NDArray[np.float64]:
+    def calibrated(self, calibration: str | None, targets: Targets) -> npt.NDArray[np.float64]:
         """Probabilities (n, n_outputs), with one temperature for each kind of model."""
         proba = np.zeros(self.logits.shape)
         kinds = [(plan.fusion, plan.head) for plan in self.plans]

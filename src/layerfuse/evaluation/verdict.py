@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.errors import ConfigError, require
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.comparison import (
     BaselineComparison,
@@ -22,7 +21,6 @@ from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipelin
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
-    import altair as alt
     import pandas as pd
 
 __all__ = ["Tradeoff", "Verdict", "judge", "signed", "times", "tradeoffs"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import altair as alt
 
-from layerfuse.figures.theme import Chart, Row, ordered, percentages
+from layerfuse.report.theme import Chart, Row, ordered, percentages
 
 __all__ = ["accuracy_curves", "cost_dots", "differences", "layer_depths", "promise_scatter"]
 

@@ -1,37 +1,89 @@
-"""What a run tells a person: in the terminal, and as one page that can be sent to a colleague."""
+"""What a run shows: its typed report, and that in the terminal, as a page and as charts."""
 
-from layerfuse.report.terminal_curve import render_curve
-from layerfuse.report.terminal_fit import (
-    layer_chart,
-    render_demo,
-    render_evaluation,
-    render_fit,
-    render_profile,
-    render_scores,
-)
-from layerfuse.report.terminal_pairs import render_comparison
-from layerfuse.report.terminal_rows import (
-    render_audit,
-    render_check,
-    render_rows,
-    render_verify,
-    render_written,
-)
-from layerfuse.report.terminal_study import render_study
+from __future__ import annotations
 
-__all__ = [
-    "layer_chart",
-    "render_audit",
-    "render_check",
-    "render_comparison",
-    "render_curve",
-    "render_demo",
-    "render_evaluation",
-    "render_fit",
-    "render_profile",
-    "render_rows",
-    "render_scores",
-    "render_study",
-    "render_verify",
-    "render_written",
-]
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from layerfuse.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from layerfuse.blocks import BlockRef, BlockScores
+    from layerfuse.evaluation import Verdict
+
+__all__ = ["plot_scores", "plot_verdict"]
+
+
+def plot_scores(scores: BlockScores, selected: Collection[BlockRef] = ()) -> alt.VConcatChart:
+    """A curve for each pooling over the layers of each encoder, with 95% bands.
+
+    Parameters
+    ----------
+    scores : BlockScores
+        Such as ``classifier.profile_``.
+    selected : collection of BlockRef
+        Blocks to mark, such as ``classifier.plan_.blocks``.
+
+    Returns
+    -------
+    altair.VConcatChart
+        It shows itself in a notebook; ``save`` writes PNG, SVG or HTML.
+
+    Raises
+    ------
+    ConfigError
+        Where there are no scores.
+    MissingExtraError
+        Without the extra ``report``.
+    """
+    if not len(scores):
+        raise ConfigError("There are no scores to draw.")
+    require("altair", "report", "A figure of block scores")
+    from layerfuse.report.figures import encoder_curves
+    from layerfuse.report.theme import DRAWING, for_notebook
+
+    with DRAWING:
+        return for_notebook(encoder_curves(scores, selected))
+
+
+def plot_verdict(verdict: Verdict) -> alt.VConcatChart:
+    """The pipeline's gain over each baseline, with its 95% interval.
+
+    Parameters
+    ----------
+    verdict : Verdict
+        Such as ``classifier.verdict_``.
+
+    Returns
+    -------
+    altair.VConcatChart
+        It shows itself in a notebook; ``save`` writes PNG, SVG or HTML.
+
+    Raises
+    ------
+    ConfigError
+        For a verdict without comparisons.
+    MissingExtraError
+        Without the extra ``report``.
+    """
+    require("altair", "report", "A figure of a verdict")
+    from layerfuse.report.figures import GainPoint, gain_intervals
+    from layerfuse.report.formats import baseline_name
+    from layerfuse.report.theme import DRAWING, for_notebook
+
+    rows = [
+        GainPoint(
+            baseline_name(item.baseline.name, item.baseline.encoder),
+            *(gain.difference, gain.low, gain.high),
+        )
+        for item in verdict.comparisons
+        if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
+        for gain in (item.gain[verdict.rows],)
+    ]
+    if not rows:
+        raise ConfigError("This verdict has no comparisons to draw.")
+    where = "test rows" if verdict.rows == "test" else "training rows, out of fold"
+    with DRAWING:
+        return for_notebook({f"Gain over baselines, {where}": gain_intervals(rows)})

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from layerfuse._version import __version__
 from layerfuse.files import atomic_write
-from layerfuse.report.page import asset, environment, policy_of
+from layerfuse.report.html import asset, environment, policy_of
 
 __all__ = ["write_study_page"]
 

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.errors import ConfigError
-from layerfuse.fusion import FUSIONS, RESIDUAL, check_fusion
+from layerfuse.fusion import FUSIONS
 from layerfuse.pipeline import Plan
 from layerfuse.probing import Probed
 from layerfuse.resources import Budget
@@ -81,13 +80,7 @@ def allowance_of(n_encoders: int, max_blocks: int) -> Allowance:
 
 def fusion_names() -> Iterator[str]:
     """Every operation, plain and with a residual where there is one."""
-    for name in FUSIONS:
-        yield name
-        try:
-            check_fusion(name + RESIDUAL)
-        except ConfigError:
-            continue
-        yield name + RESIDUAL
+    yield from FUSIONS
 
 
 def all_fusions(blocks: Sequence[BlockRef], *, heads: bool) -> list[Plan]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerfuse.figures import save_chart
 from layerfuse.figures.study import (
     accuracy_curves,
     cost_dots,
@@ -12,7 +11,7 @@ from layerfuse.figures.study import (
     layer_depths,
     promise_scatter,
 )
-from layerfuse.figures.theme import Chart
+from layerfuse.report.theme import Chart, save_chart
 from layerfuse.study.claims_fusion import group_gains
 from layerfuse.study.claims_layers import best_against_last
 from layerfuse.study.evidence import Evidence, Row

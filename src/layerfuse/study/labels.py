@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from layerfuse.embeddings.extraction import Rows
 from layerfuse.evaluation.learning_curve import learning_curve
 from layerfuse.probing import Probed
 from layerfuse.progress import Reporter
@@ -29,7 +28,7 @@ def measure_curve(
     found = learning_curve(
         embedded.train,
         data.y,
-        Rows(embedded.test, known),
+        embedded.test.take(known),
         data.y_test[known],
         shares=settings.curve_shares,
         repeats=settings.curve_repeats,

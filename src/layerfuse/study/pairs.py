@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from layerfuse.complementarity import HEADLINE, ProbeData, measure_pairs
-from layerfuse.embeddings.extraction import Rows
-from layerfuse.probing import Probed
+from layerfuse.complementarity import HEADLINE, Labelled, measure_pairs
+from layerfuse.probing import Probed, one_hot
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import Pairs, measure_predictors
 from layerfuse.study.reading import EmbeddedData
 from layerfuse.study.settings import StudySettings
-from layerfuse.targets import LabelSpace, Targets, stratified_rows
+from layerfuse.targets import stratified_rows
 
 __all__ = ["measure_pairs_of"]
 
@@ -29,7 +28,7 @@ def measure_pairs_of(
     """
     y, n_classes = embedded.data.y, embedded.data.n_classes
     rows = stratified_rows(y, settings.pair_rows, seed=0)
-    pairs = measure_predictors(Rows(embedded.train, rows), y[rows], max_pairs=settings.pairs)
+    pairs = measure_predictors(embedded.train.take(rows), y[rows], max_pairs=settings.pairs)
     correlations = summarise([correlate(pairs, n_resamples=_RESAMPLES)])
     return {
         "rows": len(rows),
@@ -47,13 +46,12 @@ def measure_pairs_of(
 def _encoder_pairs(probed: Probed, y: Any, n_classes: int) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(score.block.encoder for score in probed.scores))
     best = [probed.scores.of(name).best.block for name in names]
-    data = ProbeData(
-        probed.scores, probed.coordinates, Targets(LabelSpace(np.arange(n_classes)), y)
-    )
+    data = Labelled(probed.scores, probed.coordinates, y, one_hot(y, n_classes))
     table = []
     for pair in measure_pairs(data, combinations(best, 2)):
         row = pair.to_dict()
         gain = row.pop("gain")
+        del row["only_a"], row["only_b"]
         table.append({**row, **{f"gain_{key}": value for key, value in gain.items()}})
     return table
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.encoders.devices import QUANTISED
+from layerfuse.encoders.devices import QUANTIZED
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import human_bytes
 from layerfuse.progress import Reporter
@@ -58,7 +58,7 @@ def fit_precision(
 
     ``free`` are bytes, None where nobody knows.
     """
-    candidates = (dtype, *QUANTISED) if quantised else (dtype,)
+    candidates = (dtype, *QUANTIZED) if quantised else (dtype,)
     return next(
         (name for name in candidates if free is None or parameters * _BYTES[name] * _ROOM <= free),
         None,

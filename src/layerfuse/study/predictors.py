@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.complementarity import MEASURES, ProbeData, measure_pairs
-from layerfuse.embeddings.extraction import Rows
+from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
 from layerfuse.parallel import n_cores, spread
-from layerfuse.probing import decompose, leave_one_out, probe_blocks
-from layerfuse.targets import LabelSpace, Targets
+from layerfuse.probing import decompose, leave_one_out, one_hot, probe_blocks
 
 __all__ = ["OUTCOMES", "Pairs", "halves", "measure_predictors"]
 
@@ -76,16 +74,16 @@ def measure_predictors(
         For the halves and the part.
     """
     first, second = halves(y, seed)
-    probed = probe_blocks(Rows(embeddings, first), y[first])
-    targets = Targets(LabelSpace(np.arange(int(y.max()) + 1)), y[first])
-    data = ProbeData(probed.scores, probed.coordinates, targets)
+    probed = probe_blocks({block: embeddings[block][first] for block in embeddings}, y[first])
+    targets = one_hot(y[first], int(y.max()) + 1)
+    data = Labelled(probed.scores, probed.coordinates, y[first], targets)
     held = {
         block: probed.axes[block].transform(embeddings[block][second])[:, : Z.shape[1]]
         for block, Z in probed.coordinates.items()
     }
     alone = {block: _Head.fit(data, [block]).measure(held, y[second]) for block in embeddings}
     losses = {
-        block: leave_one_out(decompose(Z), data.targets.matrix).loss
+        block: leave_one_out(decompose(Z), data.targets).loss
         for block, Z in data.coordinates.items()
     }
     blocks = tuple(embeddings)
@@ -141,14 +139,14 @@ class _Head:
     centre: Floats
 
     @classmethod
-    def fit(cls, data: ProbeData, blocks: list[BlockRef], penalty: float | None = None) -> _Head:
+    def fit(cls, data: Labelled, blocks: list[BlockRef], penalty: float | None = None) -> _Head:
         Z = np.concatenate([data.coordinates[block] for block in blocks], axis=1)
         if penalty is None:
-            penalty = leave_one_out(decompose(Z), data.targets.matrix).penalty
-        centre = data.targets.matrix.mean(axis=0)
+            penalty = leave_one_out(decompose(Z), data.targets).penalty
+        centre = data.targets.mean(axis=0)
         gram = Z.T @ Z
         gram[np.diag_indices_from(gram)] += np.float32(penalty)
-        return cls(blocks, np.linalg.solve(gram, Z.T @ (data.targets.matrix - centre)), centre)
+        return cls(blocks, np.linalg.solve(gram, Z.T @ (data.targets - centre)), centre)
 
     def measure(
         self, held: Mapping[BlockRef, Floats], y: npt.NDArray[np.intp]

@@ -84,8 +84,8 @@ class _Reading:
             self._encoders = tuple(
                 FrozenEncoder(
                     encoder.source,
-                    template=encoder.template,
-                    chat_question=encoder.chat_question,
+                    prompt=encoder.prompt,
+                    chat_prompt=encoder.chat_prompt,
                     max_length=encoder.max_length,
                     device=encoder.device,
                     dtype=encoder.dtype,

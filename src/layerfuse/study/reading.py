@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from layerfuse.classifier.validation import open_encoders
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import Embeddings, Gathered, extract
+from layerfuse.embeddings.extraction import extract
+from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, LayerfuseError
 from layerfuse.files import digest
@@ -25,8 +26,8 @@ class EmbeddedData:
     """A dataset with its blocks; arrays are read from the store when they are asked for."""
 
     data: StudyData
-    train: Gathered
-    test: Gathered
+    train: BlockView
+    test: BlockView
 
 
 def read_all(
@@ -48,7 +49,7 @@ def read_all(
     """
     opened: dict[str, FrozenEncoder] = {}
     skipped: dict[str, str] = {}
-    parts: dict[str, list[tuple[Embeddings, Embeddings]]] = {}
+    parts: dict[str, list[tuple[BlockView, BlockView]]] = {}
     for given in settings.encoders:
         try:
             encoder = _open(given, settings, reporter)
@@ -73,7 +74,7 @@ def read_all(
     embedded = []
     for number, data in enumerate(sets):
         pairs = [parts[name][number] for name in opened]
-        train, test = (Gathered([pair[side] for pair in pairs]) for side in (0, 1))
+        train, test = (BlockView.join([pair[side] for pair in pairs]) for side in (0, 1))
         embedded.append(EmbeddedData(data, train, test))
     return embedded, opened, skipped
 
@@ -105,7 +106,7 @@ def _read(
     settings: StudySettings,
     store: EmbeddingStore,
     reporter: Reporter,
-) -> tuple[Embeddings, Embeddings]:
+) -> tuple[BlockView, BlockView]:
     reporter.note(f"{data.name} by {encoder.name}")
     train, test = (
         extract(texts, encoder, "all", settings.poolings, store, reporter=reporter)

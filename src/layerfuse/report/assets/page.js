@@ -36,7 +36,7 @@ function drawAll() {
 
 function name() {
   button.textContent = theme() === "dark" ? "Light" : "Dark";
-  button.setAttribute("aria-label", `Switch to ${button.textContent.toLowerCase()} colours`);
+  button.setAttribute("aria-label", `Switch to ${button.textContent.toLowerCase()} colors`);
 }
 
 button.hidden = false;

@@ -1,17 +1,41 @@
-"""How every figure looks, in light and in dark; figures themselves name styles, never colours."""
+"""How every figure looks in light and dark, and how it becomes a specification or a file.
+
+Figures name styles, never colors. Needs the extra ``report``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from threading import RLock
 from typing import Any, TypeAlias
 
 import altair as alt
 
-__all__ = ["THEMES", "Chart", "Row", "for_notebook", "ordered", "percentages", "vega_spec"]
+from layerfuse.errors import ConfigError, check_choice
+from layerfuse.files import atomic_write
+
+__all__ = [
+    "DRAWING",
+    "THEMES",
+    "Chart",
+    "Row",
+    "for_notebook",
+    "ordered",
+    "percentages",
+    "save_chart",
+    "vega_lite_version",
+    "vega_spec",
+]
 
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
 Row: TypeAlias = dict[str, Any]
 
+DRAWING = RLock()
+"""Held while charts are built: altair numbers them by counters that threads would share."""
+
+_SCALE = 2  # device pixels of a PNG for each pixel of the figure
+_GROUND = {"light": "#ffffff", "dark": "#15181b"}
 _WIDTH = 560  # pixels of a figure in a notebook
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
@@ -22,7 +46,7 @@ _DARK = ("#6cb8e6", "#3fcf9f", "#e69ac3", "#f0c04a", "#b4b4b4", "#a5d8f3")
 
 
 def _theme(
-    colours: tuple[str, ...],
+    colors: tuple[str, ...],
     chosen: str,
     ink: str,
     soft: str,
@@ -30,7 +54,7 @@ def _theme(
     ground: str,
     ramp: list[str],
 ) -> dict[str, Any]:
-    plain = colours[0]
+    plain = colors[0]
     return {
         "background": "transparent",
         "font": _FONT,
@@ -58,7 +82,7 @@ def _theme(
             "labelLimit": 260,
         },
         "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
-        "range": {"category": list(colours), "heatmap": ramp, "ramp": ramp},
+        "range": {"category": list(colors), "heatmap": ramp, "ramp": ramp},
         "mark": {"color": plain},
         "line": {"strokeWidth": 2},
         "style": {
@@ -86,7 +110,7 @@ THEMES: dict[str, dict[str, Any]] = {
         ink="#1c2126",
         soft="#59626b",
         grid="#dde1e5",
-        ground="#ffffff",
+        ground=_GROUND["light"],
         ramp=["#f3f6f9", "#b5d3ea", "#5c9fd0", "#1f6aa5", "#083a66"],
     ),
     "dark": _theme(
@@ -95,7 +119,7 @@ THEMES: dict[str, dict[str, Any]] = {
         ink="#e8eaed",
         soft="#a3abb3",
         grid="#363d44",
-        ground="#15181b",
+        ground=_GROUND["dark"],
         ramp=["#1d2329", "#1c4466", "#2a73a8", "#64aedd", "#d4ecfb"],
     ),
 }
@@ -108,7 +132,7 @@ def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) 
     Parameters
     ----------
     chart
-        From a function of this package.
+        From a function of `layerfuse.report.figures`.
     theme
         A name of `THEMES` to write into it; None leaves the choice to whoever draws it.
     width
@@ -132,6 +156,39 @@ def for_notebook(charts: Mapping[str, Chart]) -> alt.VConcatChart:
     )
     whole.config = THEMES["light"] | {"background": "#ffffff"}
     return whole
+
+
+def save_chart(chart: Chart, path: Path, *, theme: str = "light", width: int = 640) -> Path:
+    """Write a figure as ``.svg`` or ``.png``, ``width`` pixels wide (a PNG twice as many).
+
+    Raises
+    ------
+    ConfigError
+        For another ending or an unknown theme.
+    StorageError
+        When the disk refuses.
+    """
+    import vl_convert
+
+    if path.suffix not in (".svg", ".png"):
+        raise ConfigError(f"{path.name} should end in .svg or .png.")
+    check_choice(theme, THEMES, "theme")
+    spec = vega_spec(chart, theme, width) | {"background": _GROUND[theme]}
+    version = vega_lite_version()
+    with atomic_write(path) as temporary:
+        if path.suffix == ".svg":
+            svg = vl_convert.vegalite_to_svg(spec, vl_version=version)
+            temporary.write_text(svg, encoding="utf-8")
+        else:
+            temporary.write_bytes(
+                vl_convert.vegalite_to_png(spec, vl_version=version, scale=_SCALE)
+            )
+    return path
+
+
+def vega_lite_version() -> str:
+    """Major and minor version of the Vega-Lite that figures are written for, such as ``"6.4"``."""
+    return ".".join(str(alt.SCHEMA_VERSION).lstrip("v").split(".")[:2])
 
 
 def percentages(rows: list[Row], *names: str) -> list[Row]:

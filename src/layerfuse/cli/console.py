@@ -1,49 +1,73 @@
-"""Notes and progress on standard error, results on standard output."""
+"""Output of commands: results on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
-from rich.box import SIMPLE_HEAD
+from cyclopts import Group, Parameter
+from cyclopts.validators import mutually_exclusive
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from layerfuse.progress import Advance
+from layerfuse.config import OUTPUT, option
+from layerfuse.progress import SILENT, Advance, Reporter
 
-__all__ = ["TerminalReporter", "console", "percent", "plain_table"]
+__all__ = ["Output", "TerminalReporter", "console", "print_json"]
 
 _BAR = 20  # characters, so that a line fits 80
 _LINE_S = 15  # seconds between two lines of a long step where no bar can be drawn
 # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
-_AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+_LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+
+_Result = TypeVar("_Result")
+_VOLUME = Group("Volume", show=False, validator=mutually_exclusive)
+_flag = partial(option, negative=(), show_default=False)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a command prints; options of every command."""
+
+    as_json: Annotated[
+        bool, _flag("Print one JSON object on standard output.", "--json", group=OUTPUT)
+    ] = False
+    quiet: Annotated[
+        bool, _flag("No progress and no notes.", "--quiet", "-q", group=(OUTPUT, _VOLUME))
+    ] = False
+    verbose: Annotated[
+        bool, _flag("Show timings and tracebacks.", "--verbose", "-v", group=(OUTPUT, _VOLUME))
+    ] = False
+
+    @property
+    def reporter(self) -> Reporter:
+        return SILENT if self.quiet else TerminalReporter(verbose=self.verbose)
+
+    def show(self, result: _Result, render: Callable[[_Result, Console], None]) -> None:
+        """Print a command's result, for people or as one JSON object."""
+        if self.as_json:
+            print_json(result)
+        else:
+            render(result, console())
+
+
+def print_json(result: object) -> None:
+    """One object on one line; NaN is refused, which JSON does not have."""
+    from pydantic_core import to_jsonable_python
+
+    line = json.dumps(to_jsonable_python(result), ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(f"{line}\n")
 
 
 def console() -> Console:
     """Standard output; piped output is plain and at least as wide as the tables need."""
-    return Console(width=None if sys.stdout.isatty() else 100, **_AS_IT_IS)
-
-
-def plain_table(title: str) -> Table:
-    """A table without vertical lines: with them, five columns do not fit 80 characters."""
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def percent(share: float) -> str:
-    """A share from 0 to 1 in percent, with one decimal."""
-    return f"{100 * share:.1f}"
+    return Console(width=None if sys.stdout.isatty() else 100, **_LITERAL)
 
 
 def _per_second(rate: float) -> str:
@@ -66,7 +90,7 @@ class TerminalReporter:
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self._console = _Notes(stderr=True, **_AS_IT_IS)
+        self._console = _Notes(stderr=True, **_LITERAL)
         self._verbose = verbose
 
     def note(self, line: str) -> None:
@@ -94,17 +118,19 @@ class TerminalReporter:
         if not self._console.file.isatty():  # is_terminal is true of a pipe under FORCE_COLOR
             yield self._tell(name, total, unit)
             return
-        title = TextColumn("{task.description}", markup=False)
-        columns: tuple[ProgressColumn, ...] = (
+        from rich import progress as bars  # not for --help
+
+        title = bars.TextColumn("{task.description}", markup=False)
+        columns: tuple[bars.ProgressColumn, ...] = (
             title,
-            BarColumn(bar_width=_BAR),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}, {{task.fields[rate]}}"),
-            TimeRemainingColumn(compact=True),
+            bars.BarColumn(bar_width=_BAR),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn(f"{unit}, {{task.fields[rate]}}"),
+            bars.TimeRemainingColumn(compact=True),
         )
         if total == 1:  # one thing has no rate, and nobody knows how much of it is left
-            columns = (title, BarColumn(bar_width=_BAR), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
+            columns = (title, bars.BarColumn(bar_width=_BAR), bars.TimeElapsedColumn())
+        with bars.Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(name, total=None if total == 1 else total, rate="–")
 
             def advance(count: int) -> None:

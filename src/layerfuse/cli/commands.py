@@ -1,0 +1,333 @@
+"""The commands: each hands its typed settings to a function of `layerfuse.commands` and prints.
+
+What loads numpy or torch is imported inside a command, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from layerfuse._version import __version__
+from layerfuse.cli.console import Output, print_json
+from layerfuse.config import (
+    BlocksInUse,
+    Bundle,
+    CurveConfig,
+    Data,
+    Device,
+    Dtype,
+    FitConfig,
+    LabelColumn,
+    MovedEncoders,
+    ReadConfig,
+    SettingsFile,
+    Shares,
+    Store,
+    TestFile,
+    TextColumn,
+    WriteReport,
+    count,
+    option,
+)
+
+__all__ = ["app"]
+
+
+def _shown(value: object) -> str | None:
+    """A default as it would be typed; None hides it."""
+    if isinstance(value, tuple | dict):
+        return ",".join(map(str, value)) or None
+    return None if value is None else str(value)
+
+
+app = App(
+    name="layerfuse",
+    help="Find, fuse and ship the layers of frozen language models that classify your texts best.",
+    version=f"layerfuse {__version__}",
+    version_flags="--version",
+    help_format="plaintext",
+    default_parameter=Parameter(negative=(), show_default=_shown),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+_models = App(name="models", help="Named encoders: list, download and check them.")
+_datasets = App(name="datasets", help="Named datasets: list and download them.")
+_store = App(name="store", help="Embedding cache: list, verify and prune it.")
+
+_PRINT = Output()
+
+
+def _complete(settings: ReadConfig) -> FitConfig:
+    """The settings with the defaults of those that the command does not have."""
+    return FitConfig(**vars(settings))
+
+
+@app.command
+def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Measure every layer, choose, fuse, train, evaluate and save."""
+    from layerfuse.commands.fit import fit as run
+    from layerfuse.report.terminal import render_fit
+
+    output.show(run(settings, output.reporter), partial(render_fit, verbose=output.verbose))
+
+
+@app.command
+def predict(
+    run: Bundle,
+    data: Annotated[str, option("File with texts.")],
+    *,
+    text_column: TextColumn = None,
+    out: Annotated[Path | None, option("CSV file to write (default: print).")] = None,
+    encoders: MovedEncoders = {},  # noqa: B006  # only read
+    device: Device = "auto",
+    output: Output = _PRINT,
+) -> None:
+    """Label texts with a saved classifier, as CSV."""
+    from layerfuse.commands.predict import predict as label
+    from layerfuse.commands.predict import write_predictions
+
+    result = label(run, data, text_column, encoders, device, out, output.reporter)
+    text = write_predictions(result, out)
+    if output.as_json:
+        print_json(result)
+    elif out is None:
+        sys.stdout.write(text)
+    if out is not None:
+        output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+
+
+@app.command
+def evaluate(
+    run: Bundle,
+    data: Data,
+    *,
+    split: Annotated[str | None, option("Split (default: test if there is one).")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    encoders: MovedEncoders = {},  # noqa: B006  # only read
+    device: Device = "auto",
+    output: Output = _PRINT,
+) -> None:
+    """Measure a saved classifier on labelled rows, with confidence intervals."""
+    from layerfuse.commands.predict import evaluate as measure
+    from layerfuse.report.terminal import render_evaluation
+
+    result = measure(run, data, split, text_column, label_column, encoders, device, output.reporter)
+    output.show(result, render_evaluation)
+
+
+@app.command
+def profile(
+    settings: ReadConfig,
+    *,
+    scorer: Annotated[
+        str, option("Probe; logistic is slower.", choices=("ridge", "logistic"))
+    ] = "ridge",
+    config: SettingsFile = None,
+    output: Output = _PRINT,
+) -> None:
+    """Score every layer on a dataset, without training a classifier."""
+    from layerfuse.commands.fit import profile as run
+    from layerfuse.report.terminal import render_scores
+
+    output.show(run(_complete(settings), scorer, output.reporter), render_scores)
+
+
+@app.command
+def compare(
+    settings: ReadConfig,
+    *,
+    pairs: Annotated[
+        str,
+        option(
+            "Pairs of encoders, each at its best block, or of blocks.",
+            choices=("encoders", "blocks"),
+        ),
+    ] = "encoders",
+    to: BlocksInUse = None,
+    config: SettingsFile = None,
+    output: Output = _PRINT,
+) -> None:
+    """Measure which encoders or layers are worth combining, and what to add next."""
+    from layerfuse.commands.analyze import compare as run
+    from layerfuse.report.terminal import render_comparison
+
+    output.show(run(_complete(settings), pairs, to, output.reporter), render_comparison)
+
+
+@app.command
+def curve(
+    settings: CurveConfig,
+    *,
+    shares: Shares = (1, 2, 5, 10, 25, 50, 100),
+    repeats: Annotated[int, count("Repeats per training fraction.")] = 5,
+    out: Annotated[
+        Path | None,
+        option("JSON file to write; RUN/curve.json adds it to the report of RUN."),
+    ] = None,
+    config: SettingsFile = None,
+    output: Output = _PRINT,
+) -> None:
+    """Measure the learning curves of the last layer, the best block and fusion."""
+    from layerfuse.commands.analyze import curve as run
+    from layerfuse.report.terminal import render_curve
+
+    fractions = [share / 100 for share in shares]
+    result = run(_complete(settings), output.reporter, fractions, repeats, out)
+    output.show(result, render_curve)
+
+
+@app.command
+def audit(
+    data: Data,
+    *,
+    test: TestFile = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    output: Output = _PRINT,
+) -> None:
+    """Find duplicates, conflicting labels, train/test leaks, empty and long texts."""
+    from layerfuse.commands.assets import audit_data
+    from layerfuse.report.terminal import render_audit
+
+    output.show(audit_data(data, test, text_column, label_column, output.reporter), render_audit)
+
+
+@app.command
+def report(
+    run: Annotated[Path, option("Run folder of fit or demo.")],
+    *,
+    out: Annotated[Path | None, option("HTML file (default: RUN/report.html).")] = None,
+    figures: Annotated[Path | None, option("Folder for each figure as SVG and PNG.")] = None,
+    output: Output = _PRINT,
+) -> None:
+    """Write the HTML report of a run, one file that can be sent to a colleague."""
+    from layerfuse.commands.report import report as write
+    from layerfuse.report.terminal import render_written
+
+    output.show(write(run, out, figures, output.reporter), render_written)
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, option("Run folder; an older demo in it is replaced.")] = Path(
+        "runs/demo"
+    ),
+    sample: Annotated[int, count("Number of training rows, stratified.")] = 1200,
+    report: WriteReport = True,
+    output: Output = _PRINT,
+) -> None:
+    """Run an end-to-end demo on a subset of R8 with two small encoders, in minutes."""
+    from layerfuse.commands.fit import demo as run
+    from layerfuse.report.terminal import render_demo
+
+    result = run(out, sample, output.reporter, report=report)
+    output.show(result, partial(render_demo, verbose=output.verbose))
+
+
+@_models.command(name="list")
+def _list_models(*, output: Output = _PRINT) -> None:
+    """List the encoders that need no Hub."""
+    from layerfuse.commands.assets import list_models
+    from layerfuse.report.terminal import render_rows
+
+    output.show(list_models(), render_rows)
+
+
+@_models.command(name="pull")
+def _pull_model(
+    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
+) -> None:
+    """Download a named encoder into the user's cache."""
+    from layerfuse.commands.assets import pull_model
+    from layerfuse.report.terminal import render_rows
+
+    output.show(pull_model(name, output.reporter), render_rows)
+
+
+@_models.command(name="check")
+def _check_model(
+    name: Annotated[str, option("Name, model folder, .gguf file or Hub name.")],
+    *,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    output: Output = _PRINT,
+) -> int:
+    """Check that a text gets the same embedding alone, in a batch, padded left or right."""
+    from layerfuse.commands.assets import check_model
+    from layerfuse.report.terminal import render_check
+
+    result = check_model(name, device, dtype, output.reporter)
+    output.show(result, render_check)
+    return 0 if result.ok else 2
+
+
+@_datasets.command(name="list")
+def _list_datasets(*, output: Output = _PRINT) -> None:
+    """List the named datasets."""
+    from layerfuse.commands.assets import list_datasets
+    from layerfuse.report.terminal import render_rows
+
+    output.show(list_datasets(), render_rows)
+
+
+@_datasets.command(name="pull")
+def _pull_dataset(
+    name: Annotated[str, option("Name of a dataset.")], *, output: Output = _PRINT
+) -> None:
+    """Download a named dataset into the user's cache."""
+    from layerfuse.commands.assets import pull_data
+    from layerfuse.report.terminal import render_rows
+
+    output.show(pull_data(name, output.reporter), render_rows)
+
+
+@_store.command(name="ls")
+def _list_store(*, store: Store = None, output: Output = _PRINT) -> None:
+    """List what the embedding cache holds."""
+    from layerfuse.commands.assets import list_store
+    from layerfuse.report.terminal import render_rows
+
+    output.show(list_store(store), render_rows)
+
+
+@_store.command(name="verify")
+def _verify_store(*, store: Store = None, output: Output = _PRINT) -> int:
+    """Verify every checksum; damaged shards are set aside and computed again when needed."""
+    from layerfuse.commands.assets import verify_store
+    from layerfuse.report.terminal import render_verify
+
+    result = verify_store(store, output.reporter)
+    output.show(result, render_verify)
+    return 2 if result.damaged else 0
+
+
+@_store.command(name="prune")
+def _prune_store(
+    *,
+    store: Store = None,
+    encoder: Annotated[str | None, option("Only embeddings of this encoder.")] = None,
+    older_than: Annotated[
+        float | None,
+        option("Only embeddings unused for this many days.", validator=Number(gte=0)),
+    ] = None,
+    everything: Annotated[bool, option("All embeddings.", "--all", show_default=False)] = False,
+    output: Output = _PRINT,
+) -> None:
+    """Delete embeddings from the cache, and list which."""
+    from layerfuse.commands.assets import prune_store
+    from layerfuse.report.terminal import render_rows
+
+    output.show(prune_store(store, encoder, older_than, everything), render_rows)
+
+
+for _group in (_models, _datasets, _store):
+    app.command(_group)
+app.register_install_completion_command()

@@ -1,0 +1,170 @@
+"""A run as one HTML file that needs nothing else: no network, no folder beside it.
+
+Needs the extra ``report``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from layerfuse._version import __version__
+from layerfuse.files import atomic_write
+from layerfuse.report.formats import interval, percent, points, points_interval
+from layerfuse.report.results import CurveResult
+from layerfuse.report.run_report import RunReport
+from layerfuse.report.sections import Section, sections_of
+from layerfuse.report.theme import DRAWING, THEMES, save_chart, vega_lite_version, vega_spec
+
+__all__ = ["asset", "environment", "policy_of", "write_page"]
+
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
+
+
+class _Number(NamedTuple):
+    """A number of the first screen, and two lines about it of which the first may be empty."""
+
+    name: str
+    value: str
+    first: str
+    second: str
+
+
+def write_page(
+    report: RunReport, curve: CurveResult | None, path: Path, figures: Path | None = None
+) -> tuple[list[Section], list[Path]]:
+    """Write the page to ``path``, and its figures into the folder ``figures`` if there is one.
+
+    Several threads may write pages at once.
+
+    Returns
+    -------
+    The page's sections, and the files of figures.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    saved = []
+    with DRAWING:
+        sections = sections_of(report, curve)
+        drawn = [figure for section in sections for figure in section.figures]
+        charts = {
+            figure.id: vega_spec(figure.chart)
+            | {"description": f"{figure.title}. {figure.summary}"}  # what screen readers say
+            for figure in drawn
+        }
+        if figures is not None:
+            saved = [
+                save_chart(figure.chart, figures / f"{figure.id}{ending}")
+                for figure in drawn
+                for ending in (".svg", ".png")
+            ]
+    script = _bundle() + asset("page.js")
+    html = (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=f"{report.data.name}: layerfuse report",
+            name=report.data.name,
+            created=f"{report.created:%Y-%m-%d}",
+            version=__version__,
+            headline=report.headline,
+            verdict=_verdict(report),
+            gained=report.verdict.gained,
+            advice=report.verdict.advice,
+            numbers=_numbers(report),
+            sections=sections,
+            css=Markup(asset("page.css")),  # noqa: S704  # from this package
+            script=Markup(script),  # noqa: S704  # from this package and vl-convert
+            policy=policy_of(script),
+            data=Markup(_json({"charts": charts, "themes": THEMES})),  # noqa: S704  # escaped
+        )
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return sections, saved
+
+
+def _verdict(report: RunReport) -> str:
+    """The verdict's sentence without its advice, which stands by itself."""
+    sentence = " ".join(report.verdict.sentence.replace(report.verdict.advice, "").split())
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _numbers(report: RunReport) -> list[_Number]:
+    own, gain, cost = report.measured, report.verdict.gain, report.cost
+    ratio, used = report.verdict.time_ratio, cost.pipeline
+    return [
+        _Number(
+            "Accuracy",
+            percent(own.accuracy.value),
+            f"95% interval {interval(own.accuracy.low, own.accuracy.high)}",
+            f"on {own.n:,} {report.rows_in_words}",
+        ),
+        _Number(
+            "Gain over the last layer",
+            f"{points(gain.difference)} points",
+            f"95% interval {points_interval(gain.low, gain.high)}",
+            f"against {', '.join(report.verdict.against)}",
+        ),
+        _Number(
+            "Cost per text",
+            f"{used.ms_per_text:.2f} ms",
+            "" if ratio is None else f"{ratio:.1f}× the last layer's time",
+            f"{used.memory_mb:.0f} MB of weights, {used.dims:,} dimensions",
+        ),
+    ]
+
+
+def _json(value: object) -> str:
+    """JSON that can stand in a script element, whatever texts it holds."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def policy_of(script: str | None = None) -> str:
+    """A content security policy: only this script may run, and nothing may be fetched."""
+    allowed = "'none'"
+    if script is not None:
+        own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        allowed = f"'sha256-{own}'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def environment() -> Environment:
+    """Where templates come from; what they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("layerfuse.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def asset(name: str) -> str:
+    """A file of the package's own."""
+    return (files("layerfuse.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script; none of it may end the script element."""
+    script: str = vl_convert.javascript_bundle(_SNIPPET, vl_version=vega_lite_version())
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -1,0 +1,220 @@
+"""What the other commands return: `--json` prints it, the terminal shows it."""
+
+from __future__ import annotations
+
+from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.complementarity import Addition
+from layerfuse.data.audit import Finding
+from layerfuse.embeddings.store import SectionInfo
+from layerfuse.evaluation.learning_curve import LearningCurve
+from layerfuse.metrics import Evaluation
+from layerfuse.report.run_report import BlockPair, Model
+
+__all__ = [
+    "CheckOutcome",
+    "CompareResult",
+    "ComparedPair",
+    "CurveResult",
+    "DatasetEntry",
+    "DatasetList",
+    "EvaluateResult",
+    "Example",
+    "Headline",
+    "ModelCheck",
+    "ModelEntry",
+    "ModelList",
+    "PredictResult",
+    "Prediction",
+    "ProfileResult",
+    "PruneResult",
+    "PullResult",
+    "ReportResult",
+    "StoreCheck",
+    "StoreList",
+    "TrainingData",
+]
+
+Label = str | bool | int | float
+
+
+class TrainingData(Model):
+    """The dataset that was measured on."""
+
+    name: str
+    train_rows: int
+    test_split: str | None = None
+
+
+class ProfileResult(Model):
+    """How well each block predicts the labels; nothing was trained."""
+
+    data: TrainingData
+    profile: BlockScores
+    truncated_share: float
+    """The largest share of texts (0 to 1) that an encoder truncated."""
+
+
+class ComparedPair(BlockPair):
+    """A pair, and the first rows that only one of its blocks gets right."""
+
+    only_a: Finding
+    only_b: Finding
+
+
+class Headline(Model):
+    """The best pair by the measure that predicts best what fusing brings."""
+
+    measure: str
+    value: float
+    a: BlockRef
+    b: BlockRef
+
+
+class Example(Model):
+    """A training text that only one block of the best pair gets right."""
+
+    right: BlockRef
+    row: int
+    label: Label
+    text: str
+
+
+class CompareResult(Model):
+    """Which blocks are worth combining; pairs and additions come best first."""
+
+    data: TrainingData
+    pairing: str
+    n: int
+    """Training rows that were measured on."""
+    headline: Headline
+    pairs: tuple[ComparedPair, ...]
+    pipeline: tuple[BlockRef, ...]
+    """The blocks in use that ``additions`` would be added to."""
+    additions: tuple[Addition, ...]
+    examples: tuple[Example, ...]
+    verdict: str
+    truncated_share: float
+
+
+class CurveResult(Model):
+    """Accuracy of the last layer, the best block and fusion by the number of labels."""
+
+    data: TrainingData
+    measured_on: str
+    selection: str
+    fusion: str
+    head: str
+    curve: LearningCurve
+    rows_to_match: float | None
+    """Labels with which fusion reaches what the last layer reaches with all of them."""
+    verdict: str
+    truncated_share: float
+
+
+class Prediction(Model):
+    """A text, its predicted label and the probability of that label."""
+
+    text: str
+    label: Label
+    probability: float
+
+
+class PredictResult(Model):
+    """Predictions in the order of the file."""
+
+    classes: tuple[Label, ...]
+    predictions: tuple[Prediction, ...]
+
+
+class EvaluateResult(Model):
+    """A saved classifier on labelled rows; ``split`` is None for a file."""
+
+    data: str
+    split: str | None
+    metrics: Evaluation
+
+
+class ModelEntry(Model):
+    """A named encoder."""
+
+    name: str
+    layers: int
+    dim: int
+    pulled: bool
+    license: str
+    description: str
+
+
+class ModelList(Model):
+    models: tuple[ModelEntry, ...]
+
+
+class DatasetEntry(Model):
+    """A named dataset; ``rows`` counts those of each split."""
+
+    name: str
+    classes: int
+    rows: dict[str, int]
+    pulled: bool
+    source: str
+    description: str
+
+
+class DatasetList(Model):
+    datasets: tuple[DatasetEntry, ...]
+
+
+class PullResult(Model):
+    """Where a named encoder or dataset lies in the cache."""
+
+    name: str
+    path: str
+
+
+class CheckOutcome(Model):
+    """The largest deviation that one check found, as a share of the layer's largest value."""
+
+    name: str
+    deviation: float
+    tolerance: float
+    ok: bool
+
+
+class ModelCheck(Model):
+    """Whether a model gives a text the same embedding whatever it is batched with."""
+
+    name: str
+    dtype: str
+    device: str
+    layers: int
+    dim: int
+    ok: bool
+    checks: tuple[CheckOutcome, ...]
+
+
+class StoreList(Model):
+    sections: tuple[SectionInfo, ...]
+
+
+class PruneResult(Model):
+    removed: tuple[SectionInfo, ...]
+
+
+class StoreCheck(Model):
+    """What the store holds, and the damaged shards that were set aside."""
+
+    root: str
+    shards: int
+    n_bytes: int
+    damaged: tuple[str, ...]
+
+
+class ReportResult(Model):
+    """The page that was written, its sections, and figures beside it."""
+
+    run: str
+    report: str
+    n_bytes: int
+    sections: tuple[str, ...]
+    figures: tuple[str, ...]
+    seconds: float

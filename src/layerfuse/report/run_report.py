@@ -1,0 +1,447 @@
+"""The typed record of a fit: what ``--json`` prints, and what the terminal and the page read."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.complementarity import Pair
+from layerfuse.config import FitConfig
+from layerfuse.data.audit import Audit
+from layerfuse.errors import FormatError, NotFoundError
+from layerfuse.files import atomic_write
+from layerfuse.metrics import Estimate, Evaluation, PairedDifference
+from layerfuse.model_selection import Trial
+from layerfuse.report.formats import interval, percent
+from layerfuse.resources import EncoderCost, PipelineCost
+
+__all__ = [
+    "BaselineReport",
+    "BaselineScore",
+    "BlockPair",
+    "CalibrationBin",
+    "Complementarity",
+    "ConfusionCell",
+    "CostReport",
+    "DataReport",
+    "Diagnosis",
+    "EncoderReport",
+    "Environment",
+    "HardText",
+    "HardestTexts",
+    "Model",
+    "NearDuplicates",
+    "NearPair",
+    "RunReport",
+    "SelectionReport",
+    "Timings",
+    "Tradeoff",
+    "VerdictReport",
+    "read_model",
+    "read_run_report",
+    "write_model",
+    "write_run_report",
+]
+
+RowsOf = Literal["cv", "test"]
+"""Nested out-of-fold predictions of training rows, or predictions of test rows."""
+
+_NAME = "report.json"
+
+
+class Model(BaseModel):
+    """Frozen; unknown fields are refused; texts below fields become the schema's descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NearPair(Model):
+    """A test text and the training text that it nearly repeats; ``similarity`` is 0 to 1."""
+
+    test_row: int
+    train_row: int
+    similarity: float
+    test_label: str
+    train_label: str
+    test_text: str
+    train_text: str
+
+
+class NearDuplicates(Model):
+    """Test rows that nearly repeat a training row, exact copies left out."""
+
+    threshold: float
+    """Jaccard similarity of words and word pairs from which two texts are near-duplicates."""
+    count: int
+    conflicts: int
+    """Near-duplicates whose labels differ."""
+    pairs: tuple[NearPair, ...]
+    """Some of them, those with different labels first."""
+
+
+class DataReport(Model):
+    """The dataset and what was noticed about it."""
+
+    name: str
+    train_rows: int
+    learned_rows: int
+    """Training rows that were learned from."""
+    test_split: str | None
+    classes: tuple[str, ...]
+    """Labels as text, in the order of the columns of probabilities."""
+    truncated_share: float
+    """The largest share of training texts (0 to 1) that an encoder truncated."""
+    audit: Audit
+    near_duplicates: NearDuplicates | None
+    """None without test rows."""
+
+
+class EncoderReport(Model):
+    """One encoder as it was used, and what reading a text with it costs."""
+
+    name: str
+    source: str
+    revision: str | None
+    fingerprints: dict[str, str]
+    layers: int
+    """Transformer blocks; layers are numbered from 0 to this."""
+    dim: int
+    device: str
+    dtype: str
+    prompt: str | None
+    chat_prompt: str | None
+    max_length: int
+    cost: EncoderCost
+
+
+class SelectionReport(Model):
+    """What was selected on the training rows."""
+
+    method: str
+    blocks: tuple[BlockRef, ...]
+    gains: tuple[float, ...]
+    """The drop in leave-one-out loss that each block brought when it was added."""
+    fusion: str
+    head: str
+    trials: tuple[Trial, ...]
+    """Other fusions and heads that were compared with concatenation and a ridge head."""
+
+
+class BaselineScore(Model):
+    """A baseline on some rows; ``gain`` is the pipeline's accuracy minus the baseline's."""
+
+    accuracy: Estimate
+    macro_f1: float
+    gain: PairedDifference
+
+
+class BaselineReport(Model):
+    """One baseline: majority, tfidf, last_layer, last_four, last_matched, best_block or first_N."""
+
+    name: str
+    encoder: str | None
+    blocks: tuple[BlockRef, ...]
+    cv: BaselineScore
+    test: BaselineScore | None
+    cost: PipelineCost | None
+    """None where no encoder is read."""
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of the selection path (the first N blocks)."""
+        return self.name.startswith("first_")
+
+
+class VerdictReport(Model):
+    """Whether the pipeline was worth it; see `layerfuse.evaluation.Verdict`."""
+
+    sentence: str
+    advice: str
+    """The part of the sentence that names what is simpler and as good; may be empty."""
+    gained: bool
+    """Whether the pipeline beats the best last layer, the interval above 0."""
+    against: tuple[str, ...]
+    gain: PairedDifference
+    rows: RowsOf
+    recommended: str
+    time_ratio: float | None
+
+
+class Tradeoff(Model):
+    """A pipeline with its nested accuracy on training rows and its cost."""
+
+    name: str
+    blocks: tuple[BlockRef, ...]
+    accuracy: Estimate
+    cost: PipelineCost
+    on_front: bool
+    """Whether no other beats it in accuracy, time, memory and dimensions at once."""
+
+
+class CostReport(Model):
+    """What the pipeline costs for one text, beside the last layer that it is compared with."""
+
+    pipeline: PipelineCost
+    time_ratio: Estimate | None
+    """The pipeline's time over the last layer's: the median of rounds, the lowest, the highest.
+    None where times were not measured side by side."""
+    n_texts: int
+    """Texts of each round in which all pipelines were timed in turn; 0 where they were not."""
+    n_rounds: int
+
+
+class ConfusionCell(Model):
+    """How many rows of class ``truth`` were predicted as ``predicted`` (numbers of classes)."""
+
+    truth: int
+    predicted: int
+    count: int
+
+
+class CalibrationBin(Model):
+    """Rows whose largest probability lies in one tenth of 0 to 1."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    """Mean of the largest probabilities."""
+    accuracy: Estimate
+
+
+class HardText(Model):
+    """A training text whose label was given a low probability out of fold."""
+
+    row: int
+    label: str
+    predicted: str
+    confidence: float
+    """Probability of the predicted class."""
+    label_probability: float
+    suspect: bool
+    """Whether another class is predicted with typical confidence: check the label."""
+    text: str
+
+
+class HardestTexts(Model):
+    """The training texts that models that had not seen them got most wrong."""
+
+    n: int
+    wrong: int
+    suspects: int
+    texts: tuple[HardText, ...]
+
+
+class BlockPair(Model):
+    """Two blocks alone and fused, by leave-one-out; the losses are mean squared errors."""
+
+    a: BlockRef
+    b: BlockRef
+    accuracy_a: float
+    accuracy_b: float
+    accuracy: float
+    """Of both fused."""
+    gain: PairedDifference
+    """Accuracy of both fused minus that of the more accurate one."""
+    loss_a: float
+    loss_b: float
+    loss: float
+    loss_gain: float
+    """The lower loss of the two minus the loss of both fused."""
+    loss_gain_se: float
+    cka: float
+    """Linear centered kernel alignment of their embeddings."""
+    disagreement: float
+    """Share of rows that exactly one of them gets right."""
+    double_fault: float
+    """Share of rows that neither gets right."""
+    oracle_accuracy: float
+    """Share of rows that at least one of them gets right."""
+    yules_q: float
+
+    @classmethod
+    def of(cls, pair: Pair) -> BlockPair:
+        """From what `layerfuse.complementarity` measured."""
+        agreement = pair.agreement
+        return BlockPair(
+            a=pair.a,
+            b=pair.b,
+            accuracy_a=pair.accuracy_a,
+            accuracy_b=pair.accuracy_b,
+            accuracy=pair.accuracy,
+            gain=pair.gain,
+            loss_a=pair.loss_a,
+            loss_b=pair.loss_b,
+            loss=pair.loss,
+            loss_gain=pair.loss_gain,
+            loss_gain_se=pair.loss_gain_se,
+            cka=pair.cka,
+            disagreement=agreement.disagreement,
+            double_fault=agreement.double_fault,
+            oracle_accuracy=agreement.oracle_accuracy,
+            yules_q=agreement.yules_q,
+        )
+
+
+class Complementarity(Model):
+    """Pairs of the selected blocks and of each encoder's best and last one."""
+
+    n: int
+    """Training rows that they were measured on."""
+    blocks: tuple[BlockRef, ...]
+    pairs: tuple[BlockPair, ...]
+
+
+class Diagnosis(Model):
+    """Where the pipeline errs; confusion and calibration are those of the verdict's rows."""
+
+    confusion: tuple[ConfusionCell, ...]
+    calibration: tuple[CalibrationBin, ...]
+    hardest: HardestTexts
+    complementarity: Complementarity
+
+
+class Timings(Model):
+    """Seconds of each step, 0 where it was not needed."""
+
+    extract_s: float = 0.0
+    score_s: float = 0.0
+    select_s: float = 0.0
+    cv_s: float = 0.0
+    head_s: float = 0.0
+    baselines_s: float = 0.0
+    latency_s: float = 0.0
+    """Timing pipelines side by side, encoders loaded for it included."""
+    total_s: float
+
+
+class Environment(Model):
+    """The machine and the versions of packages."""
+
+    python: str
+    platform: str
+    machine: str
+    cpu: str
+    cores: int | None
+    peak_memory_mb: float | None
+    packages: dict[str, str]
+
+
+class RunReport(Model):
+    """Everything that ``layerfuse fit`` measured and decided; ``report.json`` is its JSON.
+
+    Shares, accuracies and differences of accuracy are numbers from 0 to 1 (-1 to 1), intervals
+    are 95% intervals, times are in seconds unless a name says otherwise.
+    """
+
+    format: Literal["layerfuse-run-report"] = "layerfuse-run-report"
+    format_version: Literal[1] = 1
+    layerfuse_version: str
+    created: datetime
+    run: str
+    """The run folder as it was given."""
+    data: DataReport
+    encoders: tuple[EncoderReport, ...]
+    profile: BlockScores
+    selection: SelectionReport
+    cv: Evaluation
+    """The pipeline by nested cross-validation on training rows, selection included."""
+    test: Evaluation | None
+    baselines: tuple[BaselineReport, ...]
+    verdict: VerdictReport
+    pareto: tuple[Tradeoff, ...]
+    cost: CostReport
+    diagnosis: Diagnosis
+    timings: Timings
+    settings: FitConfig
+    environment: Environment
+    notes: tuple[str, ...]
+    """What was noted along the way: data left out, texts truncated, decisions."""
+
+    @property
+    def measured(self) -> Evaluation:
+        """The metrics on the verdict's rows."""
+        return self.test if self.test is not None else self.cv
+
+    @property
+    def rows_in_words(self) -> str:
+        """The verdict's rows: those that figures come from."""
+        return "training rows, out of fold" if self.test is None else "test rows"
+
+    def score(self, baseline: BaselineReport) -> BaselineScore:
+        """A baseline on the verdict's rows."""
+        return baseline.cv if self.test is None or baseline.test is None else baseline.test
+
+    @property
+    def headline(self) -> str:
+        """What the classifier does, in one sentence."""
+        own, rows = self.measured, "test" if self.test is not None else "training"
+        how = "" if self.test is not None else " in nested cross-validation"
+        low, high = own.accuracy.low, own.accuracy.high
+        return (
+            f"Classifies {percent(own.accuracy.value)} ({interval(low, high)}) of {own.n:,} "
+            f"{rows} texts correctly{how}."
+        )
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_run_report(run: Path) -> RunReport:
+    """The report of a run folder.
+
+    Raises
+    ------
+    NotFoundError
+        When the folder is not there, or holds no report.
+    FormatError
+        When the report is damaged, or is none.
+    """
+    if not run.is_dir():
+        what = "is not a folder" if run.exists() else "does not exist"
+        raise NotFoundError(f"{run} {what}. Give a run folder that `layerfuse fit` has written.")
+    report = read_model(run / _NAME, RunReport)
+    if report is None:
+        raise NotFoundError(
+            f"There is no {_NAME} in {run}. Give a run folder that `layerfuse fit` has written."
+        )
+    return report
+
+
+def write_run_report(run: Path, report: RunReport) -> None:
+    """Write the report of a run folder."""
+    write_model(run / _NAME, report)
+
+
+def read_model(path: Path, model: type[M]) -> M | None:
+    """A file that `write_model` has written; None where there is no file.
+
+    Raises
+    ------
+    FormatError
+        When it is damaged or holds something else; names the file and the field.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_input=False)
+        place = ".".join(map(str, first["loc"])) or "the file"
+        more = f" ({len(others)} more faults)" if others else ""
+        raise FormatError(
+            f"{path} is not a {model.__name__} of this version of layerfuse, or is damaged: "
+            f"{place}: {first['msg']}{more}. Write it again."
+        ) from error
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """Write a model as indented UTF-8 JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(model.model_dump_json(indent=2) + "\n", encoding="utf-8")
