@@ -310,7 +310,7 @@ class TestCommand:
     def test_many_rows_are_measured_on_a_part_of_them(
         self, models: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("layerfuse.commands.analyze.MEASURED_ROWS", 45)
+        monkeypatch.setattr("layerfuse.commands.analyze.SAMPLE_ROWS", 45)
         done = succeed(
             "curve", "train.csv", "--test", "test.csv", *models, "--shares", 100, "--json"
         )

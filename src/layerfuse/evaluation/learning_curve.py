@@ -225,8 +225,16 @@ def learning_curve(
     check_search(fusion, head)
     check_selection(selection)
     targets = Targets.from_labels(y)
+    if np.count_nonzero(targets.counts) < 2:
+        raise DataError("All labels are the same. Give rows of at least two classes.")
     truth = targets.space.encode(y_test)
-    _check_rows(train_embeddings, targets, test_embeddings, truth)
+    if not len(truth):
+        raise DataError("There are no test rows to measure on. Give at least one.")
+    if not len(train_embeddings):
+        raise DataError("There are no blocks. Give at least one.")
+    present = set(test_embeddings)  # `in` would read a block
+    if missing := [block for block in train_embeddings if block not in present]:
+        raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
     space = SearchSpace(selection, budget, fusion, head, seed)
     drawn = _draw(targets, shares, repeats, seed)
     jobs = [rows for _, draws in drawn.values() for rows in draws]
@@ -271,18 +279,6 @@ def learning_curve(
         points.append(_measure_point(share, n_rows, plans[own], correct, weights, seed))
         start += len(draws)
     return LearningCurve(tuple(reversed(points)), len(targets), len(truth))
-
-
-def _check_rows(train: Blocks, targets: Targets, test: Blocks, truth: Targets) -> None:
-    if np.count_nonzero(targets.counts) < 2:
-        raise DataError("All labels are the same. Give rows of at least two classes.")
-    if not len(truth):
-        raise DataError("There are no test rows to measure on. Give at least one.")
-    if not len(train):
-        raise DataError("There are no blocks. Give at least one.")
-    present = set(test)  # `in` would read a block
-    if missing := [block for block in train if block not in present]:
-        raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
 
 
 def _draw(
