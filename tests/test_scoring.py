@@ -23,7 +23,7 @@ from layerfuse.probing import (
 )
 from layerfuse.probing.axes import N_SEARCHED
 from layerfuse.probing.ridge import _CHUNK, PENALTIES
-from layerfuse.targets import LabelSpace, Targets
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 

@@ -143,7 +143,9 @@ def test_of_blocks_that_bring_the_same_the_cheapest_is_added() -> None:
     costs = {name: EncoderCost(name, run, 4.0, 1.0, 4) for name, run in parameters.items()}
     del blocks[BlockRef("e", 2, "mean")]
     budget = CostBudget(Budget(blocks=2), costs)
-    found = choose(probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y), "greedy", budget)
+    found = choose(
+        probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y), "greedy", budget
+    )
     assert set(found.blocks) == {BlockRef("e", 4, "mean"), BlockRef("f", 1, "mean")}
 
 
@@ -353,8 +355,12 @@ class TestBudgets:
         probed = probe_blocks(embeddings, Targets.from_labels(y))
         wide = Budget(blocks=5, dims=10**6, ms_per_text=1e6, parameters=10**9, memory_mb=1e9)
         for method in SELECTIONS:
-            expected = choose(probed, Targets.from_labels(y), method, CostBudget(Budget(blocks=5), {}))
-            assert choose(probed, Targets.from_labels(y), method, CostBudget(wide, COSTS)) == expected
+            expected = choose(
+                probed, Targets.from_labels(y), method, CostBudget(Budget(blocks=5), {})
+            )
+            assert (
+                choose(probed, Targets.from_labels(y), method, CostBudget(wide, COSTS)) == expected
+            )
 
     @pytest.mark.parametrize(
         ("limits", "says"),
@@ -378,7 +384,9 @@ class TestBudgets:
         only = {block: X for block, X in embeddings.items() if block.encoder == "a"}
         budget = CostBudget(Budget(**limits), costs)
         with pytest.raises(ConfigError, match="budget leaves no block: a:0:mean alone") as caught:
-            choose(probe_blocks(only, Targets.from_labels(y)), Targets.from_labels(y), method, budget)
+            choose(
+                probe_blocks(only, Targets.from_labels(y)), Targets.from_labels(y), method, budget
+            )
         assert says in str(caught.value)
         assert "Give a larger budget or smaller encoders" in str(caught.value)
 
@@ -393,4 +401,6 @@ class TestBudgets:
             with pytest.raises(ConfigError, match=rf"last layers exceed the budget \({says}"):
                 choose(probed, Targets.from_labels(y), "last", CostBudget(Budget(**limits), COSTS))
         enough = CostBudget(Budget(blocks=3, dims=18, ms_per_text=31), COSTS)
-        assert [block.layer for block in choose(probed, Targets.from_labels(y), "last", enough).blocks] == [4, 4, 4]
+        assert [
+            block.layer for block in choose(probed, Targets.from_labels(y), "last", enough).blocks
+        ] == [4, 4, 4]

@@ -42,7 +42,9 @@ def sample_of(
     settings = {"selection": "greedy", "fusion": "concat", "head": "ridge", **options}
     space = SearchSpace(budget=CostBudget(Budget(blocks=3), {}), **settings)
     targets = Targets.from_labels(y)
-    return TrainingSample(embeddings, targets, probe_blocks(embeddings, targets), space, row_weights)
+    return TrainingSample(
+        embeddings, targets, probe_blocks(embeddings, targets), space, row_weights
+    )
 
 
 def folds_of(y: Array, n_folds: int) -> list[tuple[Array, Array]]:
@@ -131,7 +133,9 @@ class TestOutOfFold:
         plan = Plan(tuple(embeddings), "sum+residual")
         Z = training.coordinates(plan.blocks)
         whole = predict_held(plan, Z, training.targets, rows, held)
-        alone = np.concatenate([predict_held(plan, Z, training.targets, rows, held[i : i + 1]) for i in range(5)])
+        alone = np.concatenate(
+            [predict_held(plan, Z, training.targets, rows, held[i : i + 1]) for i in range(5)]
+        )
         np.testing.assert_allclose(alone, whole[:5], atol=1e-5)
 
     def test_senseless_labels_are_predicted_by_chance(self) -> None:
@@ -195,9 +199,7 @@ class TestOutOfFold:
             (found,) = training.out_of_fold({"it": lambda *_, plan=plan: plan}, folds).values()
             Z = training.coordinates(plan.blocks)
             for rows, held in folds:
-                expected = predict_held(
-                    plan, Z, training.targets, rows, held, row_weights=weights
-                )
+                expected = predict_held(plan, Z, training.targets, rows, held, row_weights=weights)
                 if kind == "half":  # a row is held out more than once: the last fold stays
                     (rows, held) = folds[-1]
                     expected = predict_held(
@@ -212,7 +214,9 @@ class TestOutOfFold:
             sample_of(embeddings, y, own).out_of_fold({"it": nested_plan}, folds_of(y, 3))["it"]
             for own in (None, weights)
         )
-        more = (weighted.logits.argmax(axis=1) == 0).sum() - (plain.logits.argmax(axis=1) == 0).sum()
+        more = (weighted.logits.argmax(axis=1) == 0).sum() - (
+            plain.logits.argmax(axis=1) == 0
+        ).sum()
         assert more > 5
 
 
