@@ -17,9 +17,10 @@ from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
-from layerfuse.probing import probe_blocks, standardisation
+from layerfuse.probing import probe_blocks, standardization
 from layerfuse.study.correlating import correlate, spearman, summarise, top_picks
 from layerfuse.study.predictors import OUTCOMES, halves, measure_predictors
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 
@@ -76,7 +77,7 @@ def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
         """Predictions on the second half by scikit-learn's ridge on whole blocks."""
         train, test = [], []
         for name in names:
-            mean, scale = standardisation(blocks[name][first])
+            mean, scale = standardization(blocks[name][first])
             train.append((blocks[name][first] - mean) * scale)
             test.append((blocks[name][second] - mean) * scale)
         model = Ridge(alpha=penalty).fit(np.concatenate(train, 1), np.eye(2)[y[first]])
@@ -84,7 +85,9 @@ def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
 
     alone = {
         score.block: score.penalty
-        for score in probe_blocks({b: X[first] for b, X in blocks.items()}, y[first]).scores
+        for score in probe_blocks(
+            {b: X[first] for b, X in blocks.items()}, Targets.from_labels(y[first])
+        ).scores
     }
     for row, (a, b) in enumerate(found.members):
         pair = pairs[frozenset((found.blocks[a], found.blocks[b]))]

@@ -21,9 +21,9 @@ from layerfuse.probing import (
     leave_one_out,
     linear_cka,
     measure_agreement,
-    one_hot,
     probe_blocks,
 )
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -186,8 +186,8 @@ class TestCompare:
     def test_every_number_equals_a_fit_of_its_own(self) -> None:
         blocks, y = planted(0)
         pair = couple(compare(blocks, y), "a", "c")
-        coordinates = probe_blocks(blocks, y).coordinates
-        targets = one_hot(y, 2).astype(np.float64)
+        coordinates = probe_blocks(blocks, Targets.from_labels(y)).coordinates
+        targets = Targets.from_labels(y).matrix.astype(np.float64)
         alone, other, fused = (
             leave_one_out(decompose(np.concatenate(part, axis=1).astype(np.float64)), targets)
             for part in (
@@ -230,7 +230,9 @@ class TestCompare:
                 array[:, 0] += strength * (layer if layer < 19 else 0) * y
                 blocks[BlockRef(encoder, layer, "mean")] = array
         found = compare(blocks, y, pairs="blocks")
-        ranked = [score.block for score in probe_blocks(blocks, y).scores.ranking]
+        ranked = [
+            score.block for score in probe_blocks(blocks, Targets.from_labels(y)).scores.ranking
+        ]
         weak = [block for block in ranked if block.encoder == "weak"]
         expected = {*ranked[:12], weak[0], *(BlockRef(e, 19, "mean") for e in ("strong", "weak"))}
         assert {block for pair in found.pairs for block in (pair.a, pair.b)} == expected
@@ -326,7 +328,10 @@ class TestAdditions:
     def test_numbers_are_those_of_the_concatenation_at_the_pipelines_penalty(self) -> None:
         blocks, y = planted(0)
         pipeline = [BlockRef("a", 1, "mean"), BlockRef("a", 0, "mean")]
-        coordinates, targets = probe_blocks(blocks, y).coordinates, one_hot(y, 2)
+        coordinates, targets = (
+            probe_blocks(blocks, Targets.from_labels(y)).coordinates,
+            Targets.from_labels(y).matrix,
+        )
         used = [coordinates[block] for block in pipeline]
         state = RidgeState.of(used, targets)
         np.testing.assert_allclose(
@@ -349,7 +354,7 @@ class TestAdditions:
 
     def test_by_default_the_best_block_is_added_to(self) -> None:
         blocks, y = planted(0)
-        best = probe_blocks(blocks, y).scores.best.block
+        best = probe_blocks(blocks, Targets.from_labels(y)).scores.best.block
         assert rank_additions(blocks, y) == rank_additions(blocks, y, [best])
         assert compare(blocks, y).pipeline == (best,)
         assert compare(blocks, y).additions == rank_additions(blocks, y)

@@ -24,11 +24,12 @@ from conftest import TinyModels
 from families import VOCABULARY
 from helpers import Notes, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier
-from layerfuse.classifier import analysis as analysis_module
+from layerfuse.classifier import classifier as classifier_module
 from layerfuse.embeddings import text_hashes
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, NotFoundError
 from layerfuse.evaluation import Rows
 from layerfuse.resources import Budget, pipeline_cost
+from layerfuse.targets import Targets
 
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
@@ -328,7 +329,7 @@ class TestWhatIsMeasured:
     def test_measuring_uses_at_most_so_many_rows(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
+        monkeypatch.setattr(classifier_module, "SAMPLE_ROWS", 60)
         notes = Notes()
         model = build(tiny, "bert", reporter=notes).fit(TEXTS, LABELS)
         y, proba = model.out_of_fold()
@@ -336,11 +337,11 @@ class TestWhatIsMeasured:
         assert np.bincount(y).tolist() == [30, 30]
         assert notes.about("blocks are measured on 60 of 160 rows")
         # Labels of rows that are not measured play no part in scores and choice …
-        rows = set(model._fitted.analysis.training.rows.tolist())
+        rows = set(model._fitted.training.sample.tolist())
         flipped = {"good": "bad", "bad": "good"}
         labels = [label if row in rows else flipped[label] for row, label in enumerate(LABELS)]
         assert np.unique(labels, return_counts=True)[1].tolist() == [80, 80]
-        monkeypatch.setattr(analysis_module, "stratified_rows", lambda *_: np.array(sorted(rows)))
+        monkeypatch.setattr(Targets, "sample", lambda *_: np.array(sorted(rows)))
         other = build(tiny, "bert").fit(TEXTS, labels)
         assert (other.profile_, other.selection_) == (model.profile_, model.selection_)
         # … but the head is trained on all rows.
@@ -348,59 +349,27 @@ class TestWhatIsMeasured:
         one, two = (found.model_.model.head.arrays()["coef"] for found in (model, other))
         assert np.abs(one - two).max() > 0.01
 
-    def test_scouting_ends_where_reading_everything_does(
+    def test_other_rows_are_read_at_the_chosen_blocks_alone(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ):
-        """The sample is the one that measuring takes in any case."""
-        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
-        whole = build(tiny, "bert", "llama", store=None).fit(TEXTS, LABELS)
-        notes = Notes()
+        monkeypatch.setattr(classifier_module, "SAMPLE_ROWS", 60)
         store = EmbeddingStore(tmp_path)
-        scouted = build(tiny, "bert", "llama", store=store, scout=100, reporter=notes)
-        scouted.fit(TEXTS, LABELS)
-        assert notes.about("160 texts are new: 60 rows are scouted through all layers")
-        assert notes.about("all rows were read up to")
-        assert scouted.selection_.blocks == whole.selection_.blocks
-        assert scouted.plan_ == whole.plan_
-        assert scouted.n_rows_ == 160
-        for ours, theirs in zip(scouted.out_of_fold(), whole.out_of_fold(), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=5e-3)
-        proba = scouted.predict_proba(TEST_TEXTS)
-        np.testing.assert_allclose(proba, whole.predict_proba(TEST_TEXTS), atol=5e-3)
-        # What was read of the rows that were not scouted: the chosen blocks' layers alone.
-        for encoder in scouted.encoders_:
+        model = build(tiny, "bert", "llama", store=store).fit(TEXTS, LABELS)
+        assert model.n_rows_ == 160
+        for encoder in model.encoders_:
             section = store.section(encoder.name, encoder.identity)
-            own = [block for block in scouted.plan_.blocks if block.encoder == encoder.name]
+            own = [block for block in model.plan_.blocks if block.encoder == encoder.name]
             for layer in range(encoder.n_layers + 1):
                 lacking = section.missing(text_hashes(sorted(set(TEXTS))), [(layer, "mean")])
                 chosen = any(block.layer == layer for block in own)
                 assert sum(len(rows) for rows, _ in lacking) == (0 if chosen else 100)
-        test = scouted.extract(TEST_TEXTS)
-        baselines = {b.name: b for b in scouted.run_baselines(TEST_TEXTS, test)}
+        test = model.extract(TEST_TEXTS)
+        baselines = {b.name: b for b in model.run_baselines(TEST_TEXTS, test)}
         assert baselines["best_block"].predicted is not None
         # On test rows the pipeline learned from all rows and they did not, which must be said.
+        proba = model.predict_proba(TEST_TEXTS)
         rows = Rows(np.zeros(len(TEST_TEXTS), np.intp), proba.argmax(axis=1), 2, 0)
-        said = scouted.judge(list(baselines.values()), rows).sentence
-        assert said.endswith("only scouted learned from 60 of 160 rows.")
-        assert "scouted" not in whole.judge(whole.run_baselines(), rows).sentence
-
-    @pytest.mark.parametrize("scout", [None, 160])
-    def test_few_new_texts_are_all_read(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, scout: int | None
-    ):
-        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
-        notes = Notes()
-        build(tiny, "bert", store=None, scout=scout, reporter=notes).fit(TEXTS, LABELS)
-        assert not notes.about("scouted")
-
-    def test_stored_texts_are_not_scouted(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ):
-        monkeypatch.setattr(analysis_module, "MEASURED_ROWS", 60)
-        build(tiny, "bert", store=tmp_path, scout=None).open().extract(TEXTS)
-        notes = Notes()
-        build(tiny, "bert", store=tmp_path, scout=100, reporter=notes).fit(TEXTS, LABELS)
-        assert not notes.about("scouted")
+        assert "60 of 160 rows" in model.judge(list(baselines.values()), rows).sentence
 
     def test_out_of_fold_covers_all_rows(self, fitted: LayerFusionClassifier):
         y, proba = fitted.out_of_fold()

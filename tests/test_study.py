@@ -27,7 +27,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.encoders.devices import count_weights, quantisation
 from layerfuse.errors import ConfigError, DataError, LayerfuseError, MissingExtraError
-from layerfuse.probing import standardisation
+from layerfuse.probing import standardization
 from layerfuse.study import PARTS, PRESETS, make_settings
 from layerfuse.study.combinations import Choice, encoder_groups, fusion_names
 from layerfuse.study.corrections import holm, over_seeds, verdict_of
@@ -425,7 +425,7 @@ class TestProfiles:
         data, own, _ = alpha_read_by_bert(place)
         found = profile_blocks(own, Notes())
         for score in found.probed.scores:
-            mean, scale = standardisation(own.train[score.block])
+            mean, scale = standardization(own.train[score.block])
             model = Ridge(alpha=score.penalty).fit(
                 (own.train[score.block] - mean) * scale, np.eye(data.n_classes)[data.y]
             )

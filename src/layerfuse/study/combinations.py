@@ -6,16 +6,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError
 from layerfuse.fusion import FUSIONS, RESIDUAL, check_fusion
 from layerfuse.pipeline import Plan
-from layerfuse.probing import Probed
+from layerfuse.probing import ProbeResults
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance, choose
+from layerfuse.selection import CostBudget, choose
+from layerfuse.targets import Targets
 
 __all__ = ["CHOICES", "Choice", "all_fusions", "choices", "encoder_groups", "fusion_names"]
 
@@ -50,7 +48,7 @@ def encoder_groups(scores: BlockScores) -> list[tuple[str, ...]]:
 
 
 def choices(
-    probed: Probed, y: npt.NDArray[np.intp], encoders: tuple[str, ...], max_blocks: int
+    probed: ProbeResults, y: Targets, encoders: tuple[str, ...], max_blocks: int
 ) -> list[Choice]:
     """Blocks of ``encoders`` by each way of `CHOICES`.
 
@@ -61,8 +59,8 @@ def choices(
     own = tuple(score for score in probed.scores if score.block.encoder in encoders)
     scores = BlockScores(own, probed.scores.scorer)
     coordinates = {score.block: probed.coordinates[score.block] for score in own}
-    part = Probed(scores, coordinates, probed.axes)
-    allowance = Allowance(Budget(blocks=max_blocks), {})
+    part = ProbeResults(scores, coordinates, probed.axes)
+    allowance = CostBudget(Budget(blocks=max_blocks), {})
     lasts = choose(part, y, "last", allowance_of(len(encoders), max_blocks)).blocks
     found = [("last", lasts)]
     if len(encoders) == 1:
@@ -74,9 +72,9 @@ def choices(
     return [Choice(encoders, way, blocks) for way, blocks in found]
 
 
-def allowance_of(n_encoders: int, max_blocks: int) -> Allowance:
+def allowance_of(n_encoders: int, max_blocks: int) -> CostBudget:
     """Room for one block of each encoder, however few blocks are allowed."""
-    return Allowance(Budget(blocks=max(n_encoders, max_blocks)), {})
+    return CostBudget(Budget(blocks=max(n_encoders, max_blocks)), {})
 
 
 def fusion_names() -> Iterator[str]:

@@ -20,10 +20,11 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.classifier.classifier import describe
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import LayerfuseError
-from layerfuse.pipeline import FusedModel, Plan, Task, train
-from layerfuse.probing import Probed
+from layerfuse.pipeline import FusedModel, Plan, train
+from layerfuse.probing import ProbeResults
 from layerfuse.study.combinations import Choice
 from layerfuse.study.reading import EmbeddedData
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["Timed", "measure_cost", "timed_choices"]
 
@@ -62,7 +63,7 @@ def timed_choices(every: Sequence[Choice]) -> list[Timed]:
 def measure_cost(
     timed: Timed,
     embedded: EmbeddedData,
-    probed: Probed,
+    probed: ProbeResults,
     encoders: Mapping[str, FrozenEncoder],
     texts: Sequence[str],
     rows: npt.NDArray[np.intp],
@@ -108,7 +109,7 @@ def measure_cost(
 def _train(
     blocks: Sequence[BlockRef],
     embedded: EmbeddedData,
-    probed: Probed,
+    probed: ProbeResults,
     rows: npt.NDArray[np.intp],
 ) -> FusedModel:
     axes = tuple(probed.axes[block] for block in blocks)
@@ -116,9 +117,9 @@ def _train(
         block: own.transform(embedded.train[block][rows])
         for block, own in zip(blocks, axes, strict=True)
     }
-    task = Task(embedded.data.n_classes)
-    model = train(Plan(tuple(blocks)), known, embedded.data.y[rows], task)
-    return FusedModel(axes, model, TemperatureCalibrator())
+    space = LabelSpace(np.arange(embedded.data.n_classes))
+    model = train(Plan(tuple(blocks)), known, Targets(space, embedded.data.y[rows]))
+    return FusedModel(axes, model, TemperatureCalibrator(), space)
 
 
 def _in_a_process(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,15 +13,15 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.fusion import RESIDUAL
 from layerfuse.metrics import evaluate_predictions, paired_difference, share_interval
-from layerfuse.model_selection import Recipe, search
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Plan, Task, train
-from layerfuse.probing import Probed, probe_rows
+from layerfuse.model_selection import SearchSpace, search
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Plan, train
+from layerfuse.probing import ProbeResults, probe_rows
 from layerfuse.progress import Reporter
 from layerfuse.study.combinations import Choice, all_fusions, allowance_of, choices, encoder_groups
 from layerfuse.study.reading import EmbeddedData
 from layerfuse.study.settings import StudySettings
-from layerfuse.targets import stratified_rows
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["SEARCHED", "measure_fusions"]
 
@@ -41,14 +41,14 @@ class _Rows:
 
     known: Mapping[BlockRef, Floats]
     other: Mapping[BlockRef, Floats]
-    y: Labels
-    task: Task
+    targets: Targets
+    seed: int
 
     @classmethod
     def of(
         cls,
         embedded: EmbeddedData,
-        probed: Probed,
+        probed: ProbeResults,
         blocks: Sequence[BlockRef],
         rows: Labels,
         seed: int,
@@ -62,22 +62,25 @@ class _Rows:
             return block, known - mean, axes.transform(embedded.test[block]) - mean
 
         known, other = {}, {}
-        for block, own, test in spread(turn, blocks):
+        for block, own, test in parallel_map(turn, blocks):
             known[block], other[block] = own, test
-        task = Task(embedded.data.n_classes, None, seed)
-        return cls(known, other, embedded.data.y[rows], task)
+        return cls(known, other, targets_of(embedded)[rows], seed)
 
     def predict(self, plan: Plan) -> tuple[Labels, float]:
         """Classes (n_test,) by a plan that is trained on the rows, and the seconds it took."""
         started = time.perf_counter()
         known = {block: self.known[block] for block in plan.blocks}
-        logits = train(plan, known, self.y, self.task).logits(self.other)
+        logits = train(plan, known, self.targets, seed=self.seed).logits(self.other)
         return logits.argmax(axis=1), time.perf_counter() - started
+
+
+def targets_of(embedded: EmbeddedData) -> Targets:
+    return Targets(LabelSpace(np.arange(embedded.data.n_classes)), embedded.data.y)
 
 
 def measure_fusions(
     embedded: EmbeddedData,
-    probed: Probed,
+    probed: ProbeResults,
     settings: StudySettings,
     seed: int,
     reporter: Reporter,
@@ -90,18 +93,18 @@ def measure_fusions(
     """
     data = embedded.data
     n_rows = min(settings.most_rows, round(settings.share * len(data.y)))
-    rows = stratified_rows(data.y, n_rows, seed)
-    y = data.y[rows]
+    rows = targets_of(embedded).sample(n_rows, seed)
+    y = targets_of(embedded)[rows]
     drawn = probe_rows(probed, rows, y)
     groups = encoder_groups(drawn.scores)
     every = [c for group in groups for c in choices(drawn, y, group, settings.max_blocks)]
-    found = _searched(drawn, y, groups[-1], settings, data.n_classes, seed)
+    found = _searched(drawn, y, groups[-1], settings, seed)
     plans = _plans(every, groups, found)
     blocks = list(dict.fromkeys(block for plan in plans for block in plan.blocks))
     learned = _Rows.of(embedded, probed, blocks, rows, seed)
     guesses: dict[Plan, tuple[Labels, float]] = {}
     with reporter.task(f"fusions of {data.name}, seed {seed}", len(plans), "fits") as advance:
-        for plan, guess in zip(plans, spread(learned.predict, plans), strict=True):
+        for plan, guess in zip(plans, parallel_map(learned.predict, plans), strict=True):
             guesses[plan] = guess
             advance(1)
     correct = {plan: guess == data.y_test for plan, (guess, _) in guesses.items()}
@@ -115,11 +118,10 @@ def measure_fusions(
 
 
 def _searched(
-    probed: Probed,
-    y: Labels,
+    probed: ProbeResults,
+    y: Targets,
     encoders: tuple[str, ...],
     settings: StudySettings,
-    n_classes: int,
     seed: int,
 ) -> tuple[Choice, Plan]:
     """What a fit with automatic settings on the largest group would come to."""
@@ -128,8 +130,8 @@ def _searched(
         tuple(s for s in probed.scores if s.block in own), probed.scores.scorer
     )
     allowance = allowance_of(0, settings.max_blocks)
-    recipe = Recipe("greedy", allowance, "auto", "auto", Task(n_classes, None, seed))
-    plan = search(Probed(scores, own, probed.axes), y, recipe).plan
+    recipe = SearchSpace("greedy", allowance, "auto", "auto", seed)
+    plan = search(ProbeResults(scores, own, probed.axes), y, recipe).plan
     return Choice(encoders, SEARCHED, plan.blocks), plan
 
 

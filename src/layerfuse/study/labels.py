@@ -8,7 +8,7 @@ import numpy as np
 
 from layerfuse.embeddings.extraction import Rows
 from layerfuse.evaluation.learning_curve import learning_curve
-from layerfuse.probing import Probed
+from layerfuse.probing import ProbeResults
 from layerfuse.progress import Reporter
 from layerfuse.study.combinations import allowance_of
 from layerfuse.study.reading import EmbeddedData
@@ -18,7 +18,7 @@ __all__ = ["measure_curve"]
 
 
 def measure_curve(
-    embedded: EmbeddedData, probed: Probed, settings: StudySettings, reporter: Reporter
+    embedded: EmbeddedData, probed: ProbeResults, settings: StudySettings, reporter: Reporter
 ) -> dict[str, Any]:
     """The last layer, the best block and fusion with some labels and with all.
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from layerfuse.complementarity import HEADLINE, Labelled, measure_pairs
 from layerfuse.embeddings.extraction import Rows
-from layerfuse.probing import Probed, one_hot
+from layerfuse.probing import ProbeResults
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import Pairs, measure_predictors
 from layerfuse.study.reading import EmbeddedData
 from layerfuse.study.settings import StudySettings
-from layerfuse.targets import stratified_rows
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["measure_pairs_of"]
 
@@ -22,13 +22,14 @@ _RESAMPLES = 200
 
 
 def measure_pairs_of(
-    embedded: EmbeddedData, probed: Probed, settings: StudySettings
+    embedded: EmbeddedData, probed: ProbeResults, settings: StudySettings
 ) -> dict[str, Any]:
     """Encoders at their best blocks, pair by pair; and how measures on one half of some training
     rows rank blocks' pairs by the gain on the other half. No test row is read.
     """
     y, n_classes = embedded.data.y, embedded.data.n_classes
-    rows = stratified_rows(y, settings.pair_rows, seed=0)
+    targets = Targets(LabelSpace(np.arange(n_classes)), y)
+    rows = targets.sample(settings.pair_rows, seed=0)
     pairs = measure_predictors(Rows(embedded.train, rows), y[rows], max_pairs=settings.pairs)
     correlations = summarise([correlate(pairs, n_resamples=_RESAMPLES)])
     return {
@@ -44,10 +45,12 @@ def measure_pairs_of(
     }
 
 
-def _encoder_pairs(probed: Probed, y: Any, n_classes: int) -> list[dict[str, Any]]:
+def _encoder_pairs(probed: ProbeResults, y: Any, n_classes: int) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(score.block.encoder for score in probed.scores))
     best = [probed.scores.of(name).best.block for name in names]
-    data = Labelled(probed.scores, probed.coordinates, y, one_hot(y, n_classes))
+    data = Labelled(
+        probed.scores, probed.coordinates, y, Targets(LabelSpace(np.arange(n_classes)), y).matrix
+    )
     table = []
     for pair in measure_pairs(data, combinations(best, 2)):
         row = pair.to_dict()

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
 from layerfuse.embeddings.extraction import Rows
-from layerfuse.parallel import n_cores, spread
-from layerfuse.probing import decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.parallel import n_cores, parallel_map
+from layerfuse.probing import decompose, leave_one_out, probe_blocks
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["OUTCOMES", "Pairs", "halves", "measure_predictors"]
 
@@ -75,9 +76,9 @@ def measure_predictors(
         For the halves and the part.
     """
     first, second = halves(y, seed)
-    probed = probe_blocks(Rows(embeddings, first), y[first])
-    targets = one_hot(y[first], int(y.max()) + 1)
-    data = Labelled(probed.scores, probed.coordinates, y[first], targets)
+    targets = Targets(LabelSpace(np.arange(int(y.max()) + 1)), y[first])
+    probed = probe_blocks(Rows(embeddings, first), targets)
+    data = Labelled(probed.scores, probed.coordinates, y[first], targets.matrix)
     held = {
         block: probed.axes[block].transform(embeddings[block][second])[:, : Z.shape[1]]
         for block, Z in probed.coordinates.items()
@@ -110,7 +111,7 @@ def measure_predictors(
     # One slice a core: within a slice, what a block does alone is worked out once.
     cuts = np.linspace(0, len(couples), n_cores() + 1).astype(int)
     slices = [couples[start:end] for start, end in pairwise(cuts)]
-    rows = [row for part in spread(measured, slices) for row in part]
+    rows = [row for part in parallel_map(measured, slices) for row in part]
     predicted, realised = (np.array(table) for table in zip(*rows, strict=True))
     return Pairs(
         blocks=blocks,

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.metrics import paired_difference, share_interval
-from layerfuse.parallel import spread
-from layerfuse.probing import PrincipalAxes, Probed, one_hot, probe_space
+from layerfuse.parallel import parallel_map
+from layerfuse.probing import PrincipalAxes, ProbeResults, probe_space
 from layerfuse.progress import Reporter
 from layerfuse.study.corrections import holm
 from layerfuse.study.reading import EmbeddedData
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["Profiled", "describe_profile", "profile_blocks"]
 
@@ -31,21 +32,22 @@ class Profiled:
     the penalty that leave-one-out chose.
     """
 
-    probed: Probed
+    probed: ProbeResults
     predicted: Guesses
 
 
 def profile_blocks(embedded: EmbeddedData, reporter: Reporter) -> Profiled:
     """Probe each block once; training and test rows are read one block at a time."""
     y, n_classes = embedded.data.y, embedded.data.n_classes
-    targets = one_hot(y, n_classes)
+    own_targets = Targets(LabelSpace(np.arange(n_classes)), y)
+    targets = own_targets.matrix
     centre = targets.mean(axis=0)
 
     def probe(
         block: BlockRef,
     ) -> tuple[BlockScore, PrincipalAxes, Floats, npt.NDArray[np.intp]]:
         axes, space, leading = PrincipalAxes.fit(embedded.train[block])
-        score = probe_space(block, space, y, n_classes)
+        score = probe_space(block, space, own_targets)
         # Axes are orthogonal, so that the ridge solution takes no system of equations.
         used = slice(0, axes.rank)
         shrunk = space.rotated[:, used] / (space.eigenvalues[used] + np.float32(score.penalty))
@@ -56,12 +58,12 @@ def profile_blocks(embedded: EmbeddedData, reporter: Reporter) -> Profiled:
     scores, axes, coordinates, predicted = [], {}, {}, {}
     blocks = list(embedded.train)
     with reporter.task(f"layers of {embedded.data.name}", len(blocks), "blocks") as advance:
-        for score, own, leading, guess in spread(probe, blocks):
+        for score, own, leading, guess in parallel_map(probe, blocks):
             block = score.block
             scores.append(score)
             axes[block], coordinates[block], predicted[block] = own, leading, guess
             advance(1)
-    return Profiled(Probed(BlockScores(tuple(scores), "ridge"), coordinates, axes), predicted)
+    return Profiled(ProbeResults(BlockScores(tuple(scores), "ridge"), coordinates, axes), predicted)
 
 
 def describe_profile(profiled: Profiled, y_test: npt.NDArray[np.intp]) -> dict[str, Any]:

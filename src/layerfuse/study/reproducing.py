@@ -8,12 +8,14 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, LayerfuseError
-from layerfuse.probing import Probed
+from layerfuse.probing import ProbeResults
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.study.combinations import Choice, choices, encoder_groups
 from layerfuse.study.costs import measure_cost, timed_choices
@@ -26,7 +28,7 @@ from layerfuse.study.profiles import Profiled, describe_profile, profile_blocks
 from layerfuse.study.reading import EmbeddedData, identities, read_all
 from layerfuse.study.results import Results, write_compact
 from layerfuse.study.settings import StudySettings
-from layerfuse.targets import stratified_rows
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["reproduce"]
 
@@ -186,7 +188,7 @@ class _Study:
         place = {name: made[name] for name in ("cpu", "cores", "gpu")}
         step = max(1, len(self._data.test) // self._settings.timed)
         texts = self._data.test[::step][: self._settings.timed]
-        rows = stratified_rows(self._data.y, self._settings.most_rows, seed=0)
+        rows = self._targets.sample(self._settings.most_rows, seed=0)
         for timed in timed_choices(self._choices()):
             self._unit(
                 f"resources-{timed.name}",
@@ -204,7 +206,7 @@ class _Study:
         """Blocks that each way chooses from all training rows."""
 
         def make() -> dict[str, Any]:
-            y, scores = self._data.y, self._probed.scores
+            y, scores = self._targets, self._probed.scores
             found = [
                 choice
                 for group in encoder_groups(scores)
@@ -234,11 +236,15 @@ class _Study:
     def _unit(self, kind: str, asked: Mapping[str, Any], make: Any) -> dict[str, Any]:
         return self._results.unit(f"{self._data.name}-{kind}", {**self._key, **asked}, make)
 
+    @property
+    def _targets(self) -> Targets:
+        return Targets(LabelSpace(np.arange(self._data.n_classes)), self._data.y)
+
     @cached_property
     def _profiled(self) -> Profiled:
         """Made once, and only when a unit is missing."""
         return profile_blocks(self._embedded, self._reporter)
 
     @property
-    def _probed(self) -> Probed:
+    def _probed(self) -> ProbeResults:
         return self._profiled.probed
