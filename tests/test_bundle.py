@@ -31,14 +31,15 @@ from layerfuse.errors import (
     StorageError,
     UnsupportedModelError,
 )
-from layerfuse.evaluation.nested import Training
+from layerfuse.evaluation.nested import TrainingSample
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
-from layerfuse.model_selection import Recipe
-from layerfuse.pipeline import Plan, Task
+from layerfuse.model_selection import SearchSpace
+from layerfuse.pipeline import Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 TEXTS, LABELS = planted(120)
 OTHERS, _ = planted(60, seed=1)
@@ -216,9 +217,10 @@ class TestEveryFusion:
             block: (rng.normal(size=(60, 8 + block.layer)) + y[:, None]).astype(np.float32)
             for block in blocks
         }
-        recipe = Recipe("top_k", Allowance(Budget(blocks=3), {}), fusion, head, Task(3))
-        training = Training(embeddings, y, np.arange(60), probe_blocks(embeddings, y), recipe)
-        model = training.fit(Plan(tuple(blocks), fusion, head))
+        space = SearchSpace("top_k", CostBudget(Budget(blocks=3), {}), fusion, head)
+        targets = Targets.from_labels(y)
+        sample = TrainingSample(embeddings, targets, probe_blocks(embeddings, targets), space)
+        model = sample.fit(Plan(tuple(blocks), fusion, head), embeddings, targets)
         assert model.model.fusion.name == fusion
         kind = model.model.head.kind
         assert kind == ("linear" if FUSIONS[fusion].brings_head else head)
