@@ -341,11 +341,12 @@ def _binned_gap(labels: Ints, table: Floats, n_bins: int) -> float:
 
 def _calibration_gaps(
     labels: Ints, table: Floats, n_bins: int
-) -> tuple[npt.NDArray[np.intp], Floats]:
+) -> tuple[Ints, Floats]:
     """Each row's confidence bin (n,) and its confidence minus 1 if right (n,)."""
     confidence = table.max(axis=1)
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
-    return np.digitize(confidence, edges, right=True), confidence - (table.argmax(1) == labels)
+    bins = np.digitize(confidence, edges, right=True)
+    return bins.astype(np.int64), confidence - (table.argmax(1) == labels)
 
 
 def _check_probabilities(y_true: npt.ArrayLike, proba: npt.ArrayLike) -> tuple[Ints, Floats]:

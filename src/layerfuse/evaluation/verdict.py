@@ -92,34 +92,6 @@ class Verdict:
         """
         return to_frame(self._table(), "a verdict")
 
-    def plot(self) -> alt.VConcatChart:
-        """The pipeline's gain over each baseline, with its 95% interval.
-
-        Returns
-        -------
-        An Altair chart: it shows itself in a notebook, ``save`` writes PNG, SVG or HTML.
-
-        Raises
-        ------
-        ConfigError
-            For a verdict without comparisons.
-        MissingExtraError
-            Without the extra ``report``.
-        """
-        rows = [
-            {"name": item.label, "value": gain.difference, "low": gain.low, "high": gain.high}
-            for item in self.comparisons
-            if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
-            for gain in (item.on(self.rows).gain,)
-        ]
-        if not rows:
-            raise ConfigError("This verdict has no comparisons to draw.")
-        require("altair", "report", "A figure of a verdict")
-        from layerfuse.figures import for_notebook, gain_intervals
-
-        where = "test rows" if self.rows == "test" else "training rows, out of fold"
-        return for_notebook({f"Gain over baselines, {where}": gain_intervals(rows)})
-
     def _table(self) -> list[dict[str, Any]]:
         own = self.cv if self.test is None else self.test
         found = [_table_row("pipeline", None, own, self.cost)]
