@@ -18,19 +18,18 @@ import numpy.typing as npt
 
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
+from benchmarks.study.fusions import fusion_names
+from layerfuse.baselines import rivals
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.views import BlockView
-from layerfuse.evaluation.baselines import rivals
-from layerfuse.evaluation.nested import Training, pipeline
-from layerfuse.fusion import FUSIONS
-from layerfuse.heads import HEADS, PAPER_SCHEDULE, MlpHead
+from layerfuse.estimator.gathering import Gathered, Rows
+from layerfuse.heads import PUBLISHED, fit_mlp
 from layerfuse.metrics import evaluate_predictions, paired_difference
-from layerfuse.model_selection import Recipe
 from layerfuse.pipeline import Plan, Task
-from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
+from layerfuse.scoring import probe_blocks, stratified_rows
+from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
-from layerfuse.targets import LabelSpace, Targets, stratified_rows
+from layerfuse.training import Training, pipeline
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5
@@ -61,9 +60,9 @@ class Data:
     """A set's embeddings, with class indices."""
 
     name: str
-    train: BlockView
+    train: Gathered
     y: Labels
-    test: BlockView
+    test: Gathered
     y_test: Labels
 
     @classmethod
@@ -77,7 +76,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     y = data.y[rows]
     n_classes = int(y.max()) + 1
     start = time.perf_counter()
-    embeddings = data.train.take(rows)
+    embeddings = Rows(data.train, rows)
     probed = probe_blocks(embeddings, y)
     allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
     recipe = Recipe("greedy", allowance, "auto", "auto", Task(n_classes, None, seed))
@@ -163,15 +162,15 @@ def published(training: Training, data: Data, blocks: tuple[BlockRef, ...]) -> L
 
     task = training.recipe.task
     X = features(training.embeddings)
-    targets = Targets(LabelSpace(np.arange(task.n_classes)), training.y)
-    head = MlpHead.fit(X, targets, seed=task.seed, schedule=PAPER_SCHEDULE)
+    head = fit_mlp(X, training.y, task.n_classes, None, task.seed, PUBLISHED)
     return np.asarray(head.logits(features(data.test)).argmax(axis=1))
 
 
 def plans(blocks: Any) -> list[Plan]:
     """Each fusion, plain and residual, with a ridge head; concatenation with each head."""
-    heads = [name for name in HEADS if name != "ridge"]
-    return [Plan(blocks, name) for name in FUSIONS] + [Plan(blocks, "concat", h) for h in heads]
+    heads = ("logistic", "kernel", "mlp")
+    plain = [Plan(blocks, name) for name in fusion_names()]
+    return plain + [Plan(blocks, "concat", head) for head in heads]
 
 
 def show(results: list[dict[str, Any]]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import json
 import os
 import shutil
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -724,3 +727,113 @@ def test_too_little_room_is_told_before_the_work(
         extract(TEXTS, encoder, store=store)
     assert shards(store) == []
     assert extract(TEXTS[:10], encoder, layers=[1], store=store).n_computed == 10
+
+
+class TestFormat:
+    """Names and bytes that stores on people's disks have: a change makes them useless."""
+
+    IDENTITY: dict[str, Any] = {  # noqa: RUF012
+        "fingerprints": {"weights": "0a", "tokenizer": "0b", "config": "0c"},
+        "revision": None,
+        "template": "query: {text}",
+        "chat_question": None,
+        "max_length": 512,
+        "dtype": "float32",
+    }
+
+    def test_a_sections_folder_is_named_by_its_identity(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        assert list(encoder.identity) == list(self.IDENTITY)
+        section = store.section("mini lm", self.IDENTITY)
+        assert section.folder == store.root / "mini_lm-e5883c5fa56c63a0"
+
+    def test_a_shard_is_named_by_its_texts_and_blocks(self, store: EmbeddingStore):
+        section = store.section("e", self.IDENTITY)
+        values = np.arange(6, dtype=np.float32).reshape(2, 3)
+        blocks = {(8, "mean"): values, (0, "cls"): values * 1e6}
+        hashes = np.sort(text_hashes(["good", "b\u00e4d"]))
+        path = write_shard(section.folder, hashes, np.array([True, False]), blocks)
+        assert path.name == "f17615ea3e21505d039f4b1509e66d48.safetensors"
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "ddb5273ce425f781"
+
+
+class TestTroubledFolders:
+    def test_a_section_that_is_deleted_while_it_is_read(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        found = extract(TEXTS, encoder, store=store)
+        shutil.rmtree(store.root)
+        for block in found:
+            with pytest.raises(StorageError, match="was deleted while it was in use"):
+                _ = found[block]
+        assert not store.root.exists()
+
+    def test_a_section_that_is_deleted_while_it_is_written(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
+        notes, launch = Notes(), encoder.launch
+
+        def launch_and_delete(*arguments: Any) -> Any:
+            if sum(notes.advanced) >= 20:
+                shutil.rmtree(store.root, ignore_errors=True)
+            return launch(*arguments)
+
+        monkeypatch.setattr(encoder, "launch", launch_and_delete)
+        with pytest.raises(StorageError, match="was deleted while it was in use"):
+            extract(TEXTS, encoder, store=store, reporter=notes)
+        assert not store.root.exists()
+        monkeypatch.undo()
+        assert extract(TEXTS, encoder, store=store).n_computed == len(TEXTS)
+
+    @pytest.fixture
+    def read_only(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+        """Refuses all writes, as the system does on a disk that is mounted read-only."""
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        def mount() -> None:
+            for name in ("mkdir", "replace", "rename", "unlink", "utime"):
+                monkeypatch.setattr(os, name, refuse)
+            monkeypatch.setattr(tempfile, "mkstemp", refuse)
+            monkeypatch.setattr(shutil, "rmtree", refuse)
+
+        return mount
+
+    def test_a_read_only_store_is_read(
+        self,
+        tiny: TinyModels,
+        encoder: FrozenEncoder,
+        store: EmbeddingStore,
+        read_only: Callable[[], None],
+    ):
+        expected = extract(TEXTS, encoder, store=store)
+        read_only()
+        found = extract(TEXTS[:20], fresh(tiny("bert")), store=store)
+        assert found.n_computed == 0
+        for block, array in found.items():
+            np.testing.assert_array_equal(array, expected[block][:20])
+        assert found.costs == expected.costs
+
+    def test_what_a_read_only_store_lacks_is_a_storage_error(
+        self,
+        encoder: FrozenEncoder,
+        store: EmbeddingStore,
+        read_only: Callable[[], None],
+    ):
+        found = extract(TEXTS, encoder, store=store)
+        (shard,) = shards(store)
+        flip(shard, data_range(shard, "2:mean")[0])
+        read_only()
+        refused = r"Writing .* is not allowed\. Choose a folder that you may write to"
+        with pytest.raises(StorageError, match=refused):
+            extract(sentences(50), encoder, store=store)
+        with pytest.raises(StorageError, match=refused):
+            extract(TEXTS, encoder, store=EmbeddingStore(store.root / "new"))
+        with pytest.raises(StorageError, match=refused):
+            _ = found[BlockRef("tiny", 2, "mean")]  # its shard is damaged
+        with pytest.raises(StorageError, match=refused):
+            store.prune(lambda info: True)
+        assert found[BlockRef("tiny", 1, "mean")].shape == (len(TEXTS), 32)

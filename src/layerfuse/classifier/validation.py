@@ -78,16 +78,17 @@ def check_parameters(model: LayerFusionClassifier) -> None:
             f"class_weight={model.class_weight!r}: give None, 'balanced' or a mapping."
         )
     check_choice(model.fragments, FRAGMENTS, "fragments")
-    if (
-        isinstance(model.cv, str)
-        or not isinstance(model.cv, Iterable)
-        and not hasattr(model.cv, "split")
-    ):
+    if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
     if model.n_jobs is not None and whole_number("n_jobs", model.n_jobs, at_least=-1) == 0:
         raise ConfigError("n_jobs=0 runs nothing. Give None or -1 for all cores, or a number.")
     seed_of(0 if isinstance(model.random_state, np.random.RandomState) else model.random_state)
+
+
+def _gives_folds(cv: object) -> bool:
+    """Whether it is a splitter of scikit-learn or holds folds."""
+    return not isinstance(cv, str) and (hasattr(cv, "split") or isinstance(cv, Iterable))
 
 
 def whole_number(name: str, value: object, *, at_least: int, also: str = "") -> int:
