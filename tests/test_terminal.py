@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from layerfuse.terminal import TerminalReporter
 
 import layerfuse
 from commandline import rows, run, start, succeed, write_csv
@@ -25,7 +26,6 @@ from helpers import Notes
 from layerfuse import LayerFusionClassifier
 from layerfuse.errors import NoMemoryError
 from layerfuse.progress import Advance
-from layerfuse.terminal import TerminalReporter
 
 COLUMNS = 80
 N_ROWS = 320  # enough for fusions to be compared
