@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,8 +64,7 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     check_selection(model.selection)
     resolve_budget(model.budget)
     max_blocks = whole_number("max_blocks", model.max_blocks, at_least=1)
-    one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    n_encoders = 1 if one_encoder else len(model.encoders)
+    n_encoders = len(_listed(model.encoders))
     if model.selection == "last" and n_encoders > max_blocks:
         raise ConfigError(
             f"selection='last' takes a block of each of the {n_encoders} encoders, and "
@@ -262,7 +261,7 @@ def open_encoders(
     ConfigError
         For no encoder, or two of one name.
     """
-    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+    given = _listed(encoders)
     if not given:
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
@@ -288,9 +287,8 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
-    encoders, budget, class_weight = model.encoders, model.budget, model.class_weight
+    encoders, budget = model.encoders, model.budget
     store, random_state, cv = model.store, model.random_state, model.cv
-    one_encoder = isinstance(encoders, (str, Path, FrozenEncoder))
     limits = resolve_budget(budget)
     if not isinstance(cv, (int, np.integer)):
         cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
@@ -298,27 +296,35 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
     if isinstance(random_state, np.random.RandomState):
         random_state = None
         _not_kept("random_state", "a RandomState", "random_state=None")
-    if isinstance(class_weight, Mapping):
-        labels = as_list(list(class_weight), "labels")
-        weights = map(float, class_weight.values())
+    class_weight: str | tuple[tuple[Any, float], ...] | None
+    if isinstance(model.class_weight, Mapping):
+        labels = as_list(list(model.class_weight), "labels")
+        weights = map(float, model.class_weight.values())
         class_weight = tuple(
             zip((names.get(label, label) for label in labels), weights, strict=True)
         )
+    else:
+        class_weight = model.class_weight
+    kept_budget: tuple[Literal["Budget", "mapping"], dict[str, int | float | None]] | None = None
+    if isinstance(budget, Budget):
+        kept_budget = "Budget", dict(limits.limits)
+    elif budget is not None:
+        kept_budget = "mapping", {name: getattr(limits, name) for name in budget}
     return Settings(
         encoders=tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
-            for item in ([encoders] if one_encoder else encoders)
+            for item in _listed(encoders)
         ),
-        encoders_type="one" if one_encoder else "list" if isinstance(encoders, list) else "tuple",
+        encoders_type=(
+            "one"
+            if isinstance(encoders, (str, Path, FrozenEncoder))
+            else "list"
+            if isinstance(encoders, list)
+            else "tuple"
+        ),
         selection=model.selection,
         max_blocks=int(model.max_blocks),
-        budget=(
-            None
-            if budget is None
-            else ("Budget", limits.limits)
-            if isinstance(budget, Budget)
-            else ("mapping", {name: getattr(limits, name) for name in budget})
-        ),
+        budget=kept_budget,
         fusion=model.fusion,
         head=model.head,
         class_weight=class_weight,
@@ -335,6 +341,12 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
         random_state=None if random_state is None else int(random_state),
         verbose=int(model.verbose),
     )
+
+
+def _listed(
+    encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder],
+) -> list[str | Path | FrozenEncoder]:
+    return [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
 
 
 def _named(value: str | Path) -> Named:
