@@ -14,7 +14,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -58,7 +57,7 @@ class Mistake:
 
     def command(self, models: Path, trained: Path) -> list[str]:
         words = self.arguments.split(" ")
-        if words[0] in ("fit", "profile", "compare"):
+        if words[0] in ("fit", "profile", "compare", "curve"):
             if len(words) == 1 or words[1].startswith("-"):
                 words.insert(1, "train.csv")
             if "-e" not in words and "fit.toml" not in words:
@@ -161,7 +160,7 @@ MISTAKES = [
         "NaN as a label", "fit x.jsonl", ("'label' has no value in 1 of 2", "row 0", "remove"),
         {"x.jsonl": '{"text": "a", "label": NaN}\n{"text": "b", "label": 1.0}\n'},
     ),
-    Mistake("standard input", "evaluate {run} -", ("no dataset or file '-'", "the path of a csv")),
+    Mistake("standard input", "evaluate {run} -", ("-", "evaluate --help")),
     # columns, texts and labels
     Mistake(
         "wrong text column", "fit --text-column txet",
@@ -231,7 +230,7 @@ MISTAKES = [
         "a model that does not fit", "fit -e tiny={models}/huge",
         ("tiny does not fit into memory", "smaller one", "--dtype bfloat16"),
     ),
-    Mistake("misspelt command of models", "models chek x", ("'chek'", "Did you mean 'check'?")),
+    Mistake("misspelt command of models", "models chek x", ("chek", '"check"?')),
     Mistake("model file", "fit -e train.csv", ("not a .gguf file", "folder")),
     Mistake(
         "two encoders of one name", "fit -e {models}/bert -e bert={models}/llama",
@@ -243,24 +242,24 @@ MISTAKES = [
     Mistake("image model to check", "models check {models}/vit", ("not a text model",)),
     # layers, poolings and choices
     Mistake("layer out of range", "fit --layers 0,9", ("layer 9", "-4", "3")),
-    Mistake("layer not a number", "fit --layers one", ("--layers 'one'", "such as 0,6,-1")),
-    Mistake("no layer", "fit --layers ,", ("--layers ','", "such as 0,6,-1")),
+    Mistake("layer not a number", "fit --layers one", ("--layers", "'one'", "such as 0,6,-1")),
+    Mistake("no layer", "fit --layers ,", ("--layers", "','", "such as 0,6,-1")),
     Mistake("unknown pooling", "fit --pooling meen", ("'meen'", "Did you mean 'mean'?")),
-    Mistake("unknown selection", "fit --selection gredy", ("'gredy'", "Did you mean 'greedy'?")),
+    Mistake("unknown selection", "fit --selection gredy", ("--selection", "gredy", '"greedy"?')),
     Mistake(
         "unknown fusion", "fit --fusion hadamart", ("'hadamart'", "Did you mean 'hadamard'?")
     ),
     Mistake("no residual form", "fit --fusion voting+residual", ("no residual form", "voting")),
-    Mistake("unknown head", "fit --head logstic", ("'logstic'", "Did you mean 'logistic'?")),
+    Mistake("unknown head", "fit --head logstic", ("--head", "logstic", '"logistic"?')),
     Mistake(
         "unknown calibration", "fit --calibration temprature",
-        ("'temprature'", "Did you mean 'temperature'?"),
+        ("--calibration", "temprature", '"temperature"?'),
     ),
-    Mistake("unknown scorer", "profile --scorer ridgy", ("'ridgy'", "Did you mean 'ridge'?")),
+    Mistake("unknown scorer", "profile --scorer ridgy", ("--scorer", "ridgy", '"ridge"?')),
     Mistake(
         "one encoder to compare", "compare", ("takes two, and there is only tiny", "--pairs blocks")
     ),
-    Mistake("unknown pairs", "compare --pairs block", ("'block'", "Did you mean 'blocks'?")),
+    Mistake("unknown pairs", "compare --pairs block", ("--pairs", "block", '"blocks"?')),
     Mistake(
         "unknown block to add to", "compare --pairs blocks --to tiny:9:mean",
         ("--to names tiny:9:mean", "4 blocks", "Did you mean 'tiny:"),
@@ -279,17 +278,19 @@ MISTAKES = [
     Mistake(
         "one block to compare", "compare --pairs blocks --layers 1", ("only one block", "at least")
     ),
-    Mistake("unknown dtype", "fit --dtype float23", ("'float23'", "Did you mean 'float32'?")),
+    Mistake("unknown dtype", "fit --dtype float23", ("--dtype", "float23", '"float32"?')),
     Mistake("unknown device", "fit --device cpuu", ("'cpuu'", "Did you mean 'cpu'?")),
-    Mistake("unknown class weight", "fit --class-weight equal", ("'equal'", "'balanced'")),
-    Mistake("cv of 1", "fit --cv 1", ("cv=1", "at least 2")),
-    Mistake("no blocks", "fit --max-blocks 0", ("0", "at least 1")),
-    Mistake("no dimensions", "fit --max-dims 0", ("dims is 0", "positive number", "--max-dims")),
-    Mistake("negative time", "fit --max-ms -1", ("ms_per_text is -1", "--max-ms")),
-    Mistake("no parameters", "fit --max-parameters 0", ("parameters is 0", "--max-parameters")),
+    Mistake(
+        "unknown class weight", "fit --class-weight equal", ("--class-weight", "equal", "balanced")
+    ),
+    Mistake("cv of 1", "fit --cv 1", ("--cv", '"1"', ">= 2")),
+    Mistake("no blocks", "fit --max-blocks 0", ("--max-blocks", '"0"', ">= 1")),
+    Mistake("no dimensions", "fit --max-dims 0", ("--max-dims", '"0"', ">= 1")),
+    Mistake("negative time", "fit --max-ms -1", ("--max-ms", "-1", "> 0")),
+    Mistake("no parameters", "fit --max-parameters 0", ("--max-parameters", '"0"', ">= 1")),
     Mistake("endless memory", "fit --max-memory-mb inf", ("memory_mb is inf", "--max-memory-mb")),
-    Mistake("memory that is no number", "fit --max-memory-mb nan", ("is nan", "positive number")),
-    Mistake("half a dimension", "fit --max-dims 1.5", ("'--max-dims'", "a valid integer")),
+    Mistake("memory that is NaN", "fit --max-memory-mb nan", ("--max-memory-mb", "nan", "> 0")),
+    Mistake("half a dimension", "fit --max-dims 1.5", ("--max-dims", "'1.5'", "integer")),
     Mistake(
         "fewer dimensions than a block has", "fit --max-dims 31",
         ("tiny:0:mean alone takes 32 dimensions of at most 31 (--max-dims)", "larger budget"),
@@ -307,38 +308,46 @@ MISTAKES = [
         "fit --selection last --max-blocks 1 -e {models}/bert -e {models}/llama",
         ("each of the 2 encoders", "max_blocks=1", "--max-blocks 2"),
     ),
-    Mistake("demo of nothing", "demo --sample -1 --out d", ("-1 rows", "at least 1")),
-    Mistake("no share", "curve train.csv --shares 0", ("--shares '0'", "above 0")),
-    Mistake("a share in words", "curve train.csv --shares ten", ("'ten'", "such as 10")),
-    Mistake("no draws", "curve train.csv --repeats 0", ("repeats=0", "at least 1")),
-    Mistake("sample of nothing", "fit --sample 0", ("0 rows", "at least 1")),
-    Mistake("negative sample", "fit --sample -5", ("-5 rows", "at least 1")),
-    Mistake("negative seed", "fit --seed -1", ("-1", "0 or more")),
-    Mistake("no tokens", "fit --max-length 0", ("max_length=0", "at least 2")),
-    Mistake("negative batch", "fit --batch-tokens -1", ("-1", "at least 1")),
-    Mistake("not a number", "fit --cv five", ("'--cv'", "a valid integer")),
-    Mistake("unknown option", "fit --laers 0", ("No such option: --laers", "--layers")),
-    Mistake("unknown command", "fti x.csv", ("No such command 'fti'", "fit")),
-    Mistake("no data", "evaluate {run}", ("Missing argument 'data'",)),
-    # templates
+    Mistake("demo of nothing", "demo --sample -1 --out d", ("--sample", "-1", ">= 1")),
+    Mistake("no share", "curve train.csv --shares 0", ("--shares", "0.0", "> 0")),
+    Mistake("a share in words", "curve train.csv --shares ten", ("--shares", "'ten'")),
+    Mistake("no draws", "curve train.csv --repeats 0", ("--repeats", '"0"', ">= 1")),
+    Mistake("sample of nothing", "fit --sample 0", ("--sample", '"0"', ">= 1")),
+    Mistake("negative sample", "fit --sample -5", ("--sample", "-5", ">= 1")),
+    Mistake("negative seed", "fit --seed -1", ("--seed", "-1", ">= 0")),
+    Mistake("no tokens", "fit --max-length 0", ("--max-length", '"0"', ">= 2")),
+    Mistake("not a number", "fit --cv five", ("--cv", "'five'", "integer")),
+    Mistake("unknown option", "fit --laers 0", ("--laers", "--layers?")),
+    Mistake("option given twice", "fit --cv 2 --cv 3", ("--cv", "more than once")),
+    Mistake("layers given twice", "fit --layers 0 --layers 1", ("--layers", "more than once")),
+    Mistake("option without a value", "fit --cv 3 --seed", ("--seed", "needs a value")),
+    Mistake("one argument too many", "fit train.csv test.csv", ("'test.csv'",)),
+    Mistake("unknown command", "fti x.csv", ('"fti"', '"fit"?')),
+    Mistake("no data", "evaluate {run}", ("DATA", "evaluate --help")),
+    # prompts
     Mistake(
-        "template without {text}", "fit --template tiny=good?",
+        "prompt without {text}", "fit --prompt tiny=good?",
         ("'good?'", "must hold {text} exactly once"),
     ),
     Mistake(
-        "template for nobody", "fit --template tinny={text}?",
+        "prompt for nobody", "fit --prompt tinny={text}?",
         ("'tinny'", "encoders (tiny)", "Did you mean 'tiny'?"),
     ),
-    Mistake("template without a name", "fit --template hello", ("--template 'hello'", "NAME=")),
+    Mistake("prompt without a name", "fit --prompt hello", ("--prompt", "'hello'", "NAME=")),
     Mistake(
-        "chat without a chat template", "fit --chat tiny=good?", ("no chat template", "{text}")
+        "two prompts for one", "fit --prompt tiny=a_␣{text} --prompt tiny=b_␣{text}",
+        ("--prompt", "'tiny'", "twice"),
     ),
     Mistake(
-        "template and chat", "fit --template tiny={text}? --chat tiny=good?",
+        "chat without a chat template", "fit --chat-prompt tiny=good?",
+        ("no chat template", "{text}"),
+    ),
+    Mistake(
+        "prompt and chat prompt", "fit --prompt tiny={text}? --chat-prompt tiny=good?",
         ("a template and a chat question", "one of them"),
     ),
     Mistake(
-        "max-length under the template", "fit --max-length 5 --template tiny=a_␣b_␣c_␣d_␣{text}",
+        "max-length under the prompt", "fit --max-length 5 --prompt tiny=a_␣b_␣c_␣d_␣{text}",
         ("template alone takes 6 of at most 5", "raise max_length"),
     ),
     # settings files
@@ -350,6 +359,10 @@ MISTAKES = [
     Mistake(
         "unknown setting", "fit --config fit.toml",
         ("unknown setting 'poling'", "Did you mean 'pooling'?"), {"fit.toml": 'poling = "mean"\n'},
+    ),
+    Mistake(
+        "setting of another command", "curve --config fit.toml",
+        ("fit.toml", "'class_weight'", "curve"), {"fit.toml": 'class_weight = "balanced"\n'},
     ),
     Mistake(
         "settings that are a folder", "fit --config cfg", ("cfg cannot be read", "a TOML file"),
@@ -375,7 +388,7 @@ MISTAKES = [
             {"full/report.json": '{"settings": {"data": "mine.csv", "encoders": ["minilm"]}}'}),
     Mistake("prune of what", "store prune", ("--encoder NAME", "--all")),
     Mistake("prune of all and of some", "store prune --all --encoder x", ("--all", "leave it out")),
-    Mistake("prune of the future", "store prune --older-than -1", ("-1", "0 days or more")),
+    Mistake("prune of the future", "store prune --older-than -1", ("--older-than", "-1", ">= 0")),
     # saved classifiers
     Mistake("bundle missing", "predict no train.csv", ("no does not exist", "run folder")),
     Mistake("bundle is a file", "predict train.csv train.csv", ("not a folder", "run folder")),
@@ -504,77 +517,34 @@ def test_a_model_folder_without_a_tokenizer(models: Path):
     check_refused(lambda: run(*command), "mute", "tokenizer")
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cuda:all"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_where_there_is_none(models: Path, device: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = ("fit", "train.csv", "-e", models / "bert", "--device", device, "--out", "run")
     check_refused(lambda: run(*command), "no cuda device", "--device auto or cpu")
 
 
-class TestChangedBundles:
-    """Files of a bundle that are not what was saved."""
+class TestDamagedBundles:
+    """All that can be wrong with a bundle is tested where bundles are; here, how it is said."""
 
     @pytest.fixture
     def bundle(self, trained: Path, tmp_path: Path) -> Path:
         """A copy to spoil, outside of the folder that must stay as it is."""
         return Path(shutil.copytree(trained / "bundle", tmp_path / "bundle"))
 
-    def change(self, bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-        path = bundle / "bundle.json"
-        value = json.loads(path.read_text(encoding="utf-8"))
-        change(value)
-        path.write_text(json.dumps(value), encoding="utf-8")
-
-    def check(self, bundle: Path, *says: str) -> None:
-        check_refused(lambda: run("predict", bundle, "train.csv", "--out", "out.csv"), *says)
-
-    def test_a_tensor_of_another_shape(self, bundle: Path):
-        tensors = load_file(bundle / "tensors.safetensors")
-        tensors["head.coef"] = np.ascontiguousarray(tensors["head.coef"][:-1])
-        save_file(tensors, bundle / "tensors.safetensors")
-        self.check(bundle, "tensor 'head.coef' is float32[", "expected float32[", "changed after")
-
-    def test_a_tensor_of_another_shape_that_the_description_knows_of(self, bundle: Path):
-        tensors = load_file(bundle / "tensors.safetensors")
-        tensors["head.coef"] = np.ascontiguousarray(tensors["head.coef"][:-1])
-        save_file(tensors, bundle / "tensors.safetensors")
-        shape = list(tensors["head.coef"].shape)
-        self.change(bundle, lambda value: value["tensors"]["head.coef"].update(shape=shape))
-        self.check(bundle, "the head has shape", "changed after it was saved")
-
     def test_tensors_cut_short(self, bundle: Path):
         path = bundle / "tensors.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
-        self.check(bundle, "tensors.safetensors is damaged")
-
-    def test_tensors_missing(self, bundle: Path):
-        (bundle / "tensors.safetensors").unlink()
-        self.check(bundle, "no tensors.safetensors")
-
-    def test_a_newer_format(self, bundle: Path):
-        self.change(bundle, lambda value: value.update(format_version=99))
-        self.check(bundle, "format version 99", "pip install --upgrade layerfuse")
-
-    def test_another_kind_of_file(self, bundle: Path):
-        self.change(bundle, lambda value: value.update(format="something"))
-        self.check(bundle, "should be a layerfuse-bundle", "'something'")
-
-    def test_a_description_that_is_not_json(self, bundle: Path):
-        (bundle / "bundle.json").write_text("{", encoding="utf-8")
-        self.check(bundle, "bundle.json cannot be read as JSON")
-
-    def test_a_description_that_lacks_something(self, bundle: Path):
-        self.change(bundle, lambda value: value.pop("head"))
-        self.check(bundle, "lacks something", "'head'")
+        command = ("predict", bundle, "train.csv", "--out", "out.csv")
+        check_refused(lambda: run(*command), "tensors.safetensors is damaged")
 
     def test_an_encoder_that_has_moved(self, bundle: Path):
-        self.change(bundle, lambda value: value["encoders"][0].update(source="/gone/bert"))
-        self.check(bundle, "'/gone/bert'", "model folder")
-
-    def test_an_encoder_with_other_weights(self, bundle: Path, models: Path):
-        other = str(models / "llama")
-        self.change(bundle, lambda value: value["encoders"][0].update(source=other))
-        self.check(bundle, "not the tiny that the bundle was trained with", "files differ")
+        path = bundle / "bundle.json"
+        value = json.loads(path.read_text(encoding="utf-8"))
+        value["encoders"][0]["source"] = "/gone/bert"
+        path.write_text(json.dumps(value), encoding="utf-8")
+        command = ("predict", bundle, "train.csv", "--out", "out.csv")
+        check_refused(lambda: run(*command), "'/gone/bert'", "model folder")
 
 
 class TestSettings:
@@ -583,19 +553,20 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("line", "says"),
         [
-            ('max_blocks = "five"', ("max_blocks", "'five'", "whole number")),
-            ("cv = 2.5", ("cv", "2.5", "whole number")),
-            ("layers = 'top'", ("layers", "'top'", '"all", or numbers')),
-            ("layers = [0, 'one']", ("layers", "'one'", '"all", or numbers')),
-            ("encoders = 3", ("encoders", "3", "a text")),
-            ("pooling = [1]", ("pooling", "1", "a text")),
-            ("pooling = { tiny = 1 }", ("pooling", "1", "a table from encoder to poolings")),
-            ("templates = 'good?'", ("templates", "'good?'", "a table from encoder to text")),
-            ("head = 1", ("head", "1", "a text")),
-            ("max_dims = 64.0", ("max_dims", "64.0", "whole number")),
-            ("max_ms = 'fast'", ("max_ms", "'fast'", "a number")),
-            ("max_memory_mb = true", ("max_memory_mb", "True", "a number")),
-            ("max_length = true", ("max_length", "True", "whole number")),
+            ('max_blocks = "five"', ("max_blocks in fit.toml", "'five'", "integer")),
+            ("cv = 2.5", ("cv in fit.toml", "'2.5'", "integer")),
+            ("cv = 1", ("cv in fit.toml", '"1"', ">= 2")),
+            ("layers = 'top'", ("layers in fit.toml", "'top'", "'all' or numbers")),
+            ("layers = [0, 'one']", ("layers in fit.toml", "one", "'all' or numbers")),
+            ("encoders = 3", ("'3'", "Unknown encoder")),
+            ("pooling = [1]", ("pooling '1'",)),
+            ("pooling = { tiny = 1 }", ("pooling '1'",)),
+            ("prompts = 'good?'", ("prompts in fit.toml", "'good?'", "NAME=VALUE")),
+            ("head = 1", ("head in fit.toml", '"1"', '"ridge"')),
+            ("max_dims = 64.0", ("max_dims in fit.toml", "'64.0'", "integer")),
+            ("max_ms = 'fast'", ("max_ms in fit.toml", "fast", "float")),
+            ("max_memory_mb = true", ("max_memory_mb in fit.toml", "true", "float")),
+            ("max_length = true", ("max_length in fit.toml", "'true'", "integer")),
         ],
     )
     def test_a_value_of_another_type(self, models: Path, line: str, says: tuple[str, ...]):

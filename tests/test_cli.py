@@ -11,6 +11,8 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ from safetensors import safe_open
 import layerfuse
 from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import N_LAYERS, save_model
+from layerfuse.blocks import POOLINGS
+from layerfuse.cli.commands import app
+from layerfuse.config import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS
 from layerfuse.encoders import checks as checking
+from layerfuse.fusion import FUSIONS
+from layerfuse.heads import HEADS
 
 N_TRAIN, N_TEST = 60, 30
 CONTROL = ("\x1b", "\r", "\b")  # what progress bars and colours are made of
@@ -255,32 +262,69 @@ class TestSettingsFile:
         write_text(
             Path("fit.toml"),
             f"""
+            data = "train.csv"
             encoders = ["tiny={models / "bert"}"]
             head = "ridge"
             cv = 3
             layers = [0, 1]
             max_blocks = 2
-            templates = {{ tiny = "a film: {{text}}" }}
+            prompts = {{ tiny = "a film: {{text}}" }}
             """,
         )
         options = ("--max-blocks", 1, "--pooling", "max", "--out", "run", "--json")
-        report = succeed("fit", "train.csv", "--config", "fit.toml", *options).json
+        report = succeed("fit", "--config", "fit.toml", *options).json
         used = report["settings"]
         assert (used["head"], used["cv"], used["layers"]) == ("ridge", 3, [0, 1])
-        assert used["templates"] == {"tiny": "a film: {text}"}
+        assert used["prompts"] == {"tiny": "a film: {text}"}
         assert (used["max_blocks"], used["pooling"]) == (1, ["max"])
         assert (used["selection"], used["seed"]) == ("greedy", 0)
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
 
 
-class TestTemplates:
-    def test_template_and_chat_question_change_what_is_read(self, models: Path):
+class TestOptions:
+    def test_help_and_completion_name_what_the_registries_hold(self):
+        assert tuple(HEADS) == HEAD_NAMES
+        assert tuple(FUSIONS) == FUSION_NAMES
+        assert tuple(POOLINGS) == POOLING_NAMES
+        shown = succeed("fit", "--help").out
+        assert all(name in shown for name in (*HEAD_NAMES, *FUSION_NAMES, *POOLING_NAMES))
+        script = app.generate_completion(shell="bash")  # noqa: S604  # bash is a name here
+        assert all(name in script for name in (*HEAD_NAMES, "--max-blocks", "top_k"))
+
+    def test_defaults_are_those_of_the_classifier(self):
+        ours = {field.name: field.default for field in fields(FitConfig)}
+        theirs = signature(layerfuse.LayerFusionClassifier).parameters
+        shared = ours.keys() & theirs.keys()
+        assert {"encoders", "selection", "max_blocks", "fusion", "head", "cv"} <= shared
+        for name in shared - {"store"}:  # None is the user's cache here, and no cache there
+            assert ours[name] == theirs[name].default, name
+
+    @pytest.mark.parametrize(
+        ("command", "default"),
+        [("fit", "auto"), ("curve", "concat")],
+    )
+    def test_help_shows_the_default_of_the_command(self, command: str, default: str):
+        shown = " ".join(succeed(command, "--help").out.replace("│", " ").split())
+        assert f"NAME+residual. [default: {default}]" in shown
+        assert "Maximum tokens per text. [default: 512]" in shown
+
+    def test_every_option_has_a_help_text(self):
+        for command in (app[name] for name in app if not name.startswith("-")):
+            for own in [command, *(command[n] for n in command if not n.startswith("-"))]:
+                if own.default_command is not None:
+                    arguments = own.assemble_argument_collection()
+                    lacking = [a.name for a in arguments if a.show and not a.parameter.help]
+                    assert lacking == []
+
+
+class TestPrompts:
+    def test_prompt_and_chat_prompt_change_what_is_read(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         scores = {}
         for name, option in {
             "plain": (),
-            "template": ("--template", "it=the plot of the film = {text} is"),
-            "chat": ("--chat", "it=is the film good"),
+            "prompt": ("--prompt", "it=the plot of the film = {text} is"),
+            "chat": ("--chat-prompt", "it=is the film good"),
         }.items():
             arguments = ("-e", f"it={models / 'chatty'}", "--pooling", "last", *option, "--json")
             report = succeed("profile", "train.csv", *arguments).json
@@ -296,9 +340,9 @@ class TestTemplates:
             "is the film good",
         }
 
-    def test_a_classifier_keeps_its_template(self, models: Path):
+    def test_a_classifier_keeps_its_prompt(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
-        report = fit(models, "train.csv", "--template", "tiny=a film: {text}")
+        report = fit(models, "train.csv", "--prompt", "tiny=a film: {text}")
         bundle = json.loads(Path("run/bundle/bundle.json").read_text(encoding="utf-8"))
         assert bundle["encoders"][0]["template"] == "a film: {text}"
         done = succeed("evaluate", "run", "train.csv", "--json").json
@@ -595,12 +639,12 @@ class TestDatasets:
         write_csv(Path("clean.csv"), rows(20))
         write_csv(Path("repeated.csv"), [*rows(20), *rows(1)])
         line = "  no empty, repeated or conflicting texts"
-        assert line in succeed("datasets", "audit", "clean.csv").out.splitlines()
-        assert line not in succeed("datasets", "audit", "repeated.csv").out.splitlines()
+        assert line in succeed("audit", "clean.csv").out.splitlines()
+        assert line not in succeed("audit", "repeated.csv").out.splitlines()
 
     def test_audit_says_that_one_class_is_too_few(self):
         write_csv(Path("one.csv"), [(text, "same") for text, _ in rows(20)])
-        out = succeed("datasets", "audit", "one.csv").out.splitlines()
+        out = succeed("audit", "one.csv").out.splitlines()
         assert "  rows by class: same: 20" in out
         assert "  one class only: a classifier needs two" in out
 
@@ -608,7 +652,7 @@ class TestDatasets:
         train = [*rows(20), ("the same", "news"), ("the same", "[/b]"), ("", "news")]
         write_csv(Path("train.csv"), train)
         write_csv(Path("test.csv"), [("The  same", "news"), ("new", "other")])
-        done = succeed("datasets", "audit", "train.csv", "--test", "test.csv")
+        done = succeed("audit", "train.csv", "--test", "test.csv")
         for line in (
             "train: 23 rows",
             "  empty texts: 1 (row 22, counted from 0)",
@@ -619,7 +663,7 @@ class TestDatasets:
         ):
             assert line in done.out.splitlines()
         assert "[/b]: 1" in done.out
-        report = succeed("datasets", "audit", "train.csv", "--test", "test.csv", "--json").json
+        report = succeed("audit", "train.csv", "--test", "test.csv", "--json").json
         assert report["leaks"]["count"] == 1
 
 
@@ -687,13 +731,6 @@ class TestTheShell:
         assert done.out.startswith("Usage: layerfuse ")
         assert done.err == ""
 
-    def test_quiet_leaves_standard_error_empty(self, models: Path):
-        write_csv(Path("train.csv"), rows(N_TRAIN))
-        quiet = ("--cv", 2, "--head", "ridge", "--out", "run", "--quiet")
-        done = succeed("fit", "train.csv", "-e", models / "bert", *quiet)
-        assert done.err == ""
-        assert "Verdict: " in done.out
-
     def test_a_terminal_gets_a_progress_bar(self, models: Path, monkeypatch: pytest.MonkeyPatch):
         class Terminal(io.StringIO):
             def isatty(self) -> bool:
@@ -702,7 +739,7 @@ class TestTheShell:
         monkeypatch.setenv("TERM", "xterm")
         for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             monkeypatch.delenv(name, raising=False)
-        from layerfuse.terminal import TerminalReporter
+        from layerfuse.cli.console import TerminalReporter
 
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)
@@ -748,8 +785,8 @@ class TestTheShell:
         process.stdout.close()
 
     def test_ctrl_c_while_reading_keeps_what_is_done(self, models: Path):
-        write_csv(Path("many.csv"), rows(9000))
-        arguments = ("-e", models / "bert", "--store", "kept", "--batch-tokens", 32)
+        write_csv(Path("many.csv"), rows(20_000))
+        arguments = ("-e", models / "bert", "--store", "kept")
         process = start(
             "fit",
             "many.csv",
@@ -768,26 +805,26 @@ class TestTheShell:
         assert process.returncode == 130
         again = shlex.join(["layerfuse", "fit", "many.csv", *map(str, arguments)])
         assert err.splitlines()[-2:] == [
-            "layerfuse: interrupted. What is stored is kept. To go on:",
+            "layerfuse: interrupted. Finished embeddings are kept. To resume:",
             f"  {again}",
         ]
-        assert re.search(r"bert: stopped with [1-9][\d,]* of 9,000 distinct texts stored;", err)
+        assert re.search(r"bert: stopped with [1-9][\d,]* of 20,000 distinct texts stored;", err)
         assert "Traceback" not in err
         assert out == ""
         assert sorted(path.name for path in Path.cwd().iterdir()) == ["kept", "many.csv"]
         assert not list(Path("kept").rglob("*.tmp"))
         succeed("store", "verify", "--store", "kept")
 
-    def test_an_internal_fault_ends_with_1_and_says_how_to_see_it(
+    def test_an_internal_error_ends_with_1_and_says_how_to_see_it(
         self, monkeypatch: pytest.MonkeyPatch
     ):
         def broken() -> None:
             raise RuntimeError("the moon is full")
 
-        monkeypatch.setattr("layerfuse.commands.list_models", broken)
+        monkeypatch.setattr("layerfuse.commands.assets.list_models", broken)
         done = run("models", "list")
         assert (done.code, done.out) == (1, "")
-        assert "internal fault, RuntimeError: the moon is full" in done.err
+        assert "internal error, RuntimeError: the moon is full" in done.err
         assert "LAYERFUSE_TRACEBACK=1" in done.err
         monkeypatch.setenv("LAYERFUSE_TRACEBACK", "1")
         with pytest.raises(RuntimeError):

@@ -72,7 +72,7 @@ def test_a_gguf_model_reads_texts_in_a_template():
     pytest.importorskip("gguf")
     data = write_csv(Path("reviews.csv"), REVIEWS)
     template = "smollm2-135m=Review: {text}\nIs this review good or bad? It is"
-    command = ("profile", data, "-e", "smollm2-135m", "--pooling", "last", "--template", template)
+    command = ("profile", data, "-e", "smollm2-135m", "--pooling", "last", "--prompt", template)
     report = succeed(*command, "--store", "kept", "--json").json
     accuracies = [row["accuracy"] for row in report["profile"]]
     assert len(accuracies) == 31

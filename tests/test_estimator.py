@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -188,33 +187,6 @@ class TestFitAndPredict:
         again.predict(TEST_TEXTS[:5])
         loaded = [encoder.name for encoder in again.encoders_ if encoder.is_loaded]
         assert loaded == [chosen.encoder]
-
-    @pytest.mark.parametrize(
-        "labels",
-        [
-            pytest.param(["b", "a"], id="str"),
-            pytest.param([7, -3], id="int"),
-            pytest.param([True, False], id="bool"),
-            pytest.param([0.5, 1.0], id="float"),
-            pytest.param(["ja, wohl", "ñ\n"], id="strange str"),
-        ],
-    )
-    def test_labels_come_back_as_their_kind(self, tiny: TinyModels, labels: list[Any]):
-        y = [labels[label == "good"] for label in LABELS]
-        model = build(tiny, "bert").fit(TEXTS, y)
-        predicted = model.predict(TEST_TEXTS).tolist()
-        assert {type(label) for label in predicted} == {type(labels[0])}
-        assert set(predicted) == set(labels)
-
-    @pytest.mark.parametrize(
-        "wrap",
-        [np.array, tuple, pd.Series, lambda values: pd.Series(values, index=range(900, 1060))],
-        ids=["array", "tuple", "series", "series with another index"],
-    )
-    def test_any_container_will_do(self, tiny: TinyModels, wrap: Any):
-        expected = build(tiny, "bert").fit(TEXTS, LABELS).predict_proba(TEST_TEXTS)
-        found = build(tiny, "bert").fit(wrap(TEXTS), wrap(LABELS))
-        np.testing.assert_array_equal(found.predict_proba(np.array(TEST_TEXTS)), expected)
 
 
 class TestClassWeight:

@@ -24,6 +24,7 @@ from commandline import rows, run, start, succeed, write_csv
 from families import save_model
 from helpers import Notes
 from layerfuse import LayerFusionClassifier
+from layerfuse.cli.console import TerminalReporter
 from layerfuse.errors import NoMemoryError
 from layerfuse.progress import Advance
 
@@ -35,7 +36,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COMMANDS = (
     *("fit", "profile", "compare", "curve", "predict", "evaluate", "demo"),
     *("models list", "models pull", "models check"),
-    *("datasets list", "datasets pull", "datasets audit"),
+    *("datasets list", "datasets pull", "audit", "report"),
     *("store ls", "store verify", "store prune"),
 )
 
@@ -144,7 +145,7 @@ class TestPiped:
         assert "· chosen: " in done.err
 
     def test_a_long_step_says_how_far_it_is(self, model: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("layerfuse.terminal._LINE_S", 0)
+        monkeypatch.setattr("layerfuse.cli.console._LINE_S", 0)
         done = succeed(*quick(model), *PLAIN)
         counts = re.findall(r"^· reading smollm2-135m: (\d+) of 320 texts$", done.err, re.MULTILINE)
         assert len(counts) > 1
@@ -162,7 +163,7 @@ class TestHowMuchIsSaid:
     def test_not_both(self, model: Path):
         done = run(*quick(model), "--quiet", "--verbose")
         assert done.code == 2
-        assert "--quiet and --verbose go against each other" in done.err
+        assert "Mutually exclusive arguments: {--quiet, --verbose}" in done.err
         assert not Path("run").exists()
 
     def test_each_decision_is_a_line(self, model: Path):
@@ -216,7 +217,7 @@ def test_an_interrupt_in_any_stage_can_be_gone_on_from(
         done = run(*arguments)
     assert (done.code, done.out) == (130, "")
     *_, said, command = done.err.splitlines()
-    assert said == "layerfuse: interrupted. What is stored is kept. To go on:"
+    assert said == "layerfuse: interrupted. Finished embeddings are kept. To resume:"
     assert shlex.split(command) == ["layerfuse", *arguments]
     assert "Traceback" not in done.err
     assert ("bert: stopped with 0 of" in done.err) == (stage == "reading bert")
@@ -234,7 +235,7 @@ def test_other_commands_start_again(monkeypatch: pytest.MonkeyPatch):
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerfuse.commands.list_models", interrupted)
+    monkeypatch.setattr("layerfuse.commands.assets.list_models", interrupted)
     done = run("models", "list")
     assert done.code == 130
     assert done.err == "layerfuse: interrupted. To start again:\n  layerfuse models list\n"
@@ -244,7 +245,7 @@ def test_memory_that_ends_anywhere_is_no_internal_fault(monkeypatch: pytest.Monk
     def greedy() -> None:
         bytearray(1 << 62)
 
-    monkeypatch.setattr("layerfuse.commands.list_models", greedy)
+    monkeypatch.setattr("layerfuse.commands.assets.list_models", greedy)
     done = run("models", "list")
     assert (done.code, done.out) == (2, "")
     assert "no memory left" in done.err

@@ -33,10 +33,11 @@ __all__ = [
     "SettingsFile",
     "Shares",
     "Store",
-    "Test",
+    "TestFile",
     "TextColumn",
     "WriteReport",
     "count",
+    "option",
 ]
 
 # Those of the registries, which --help and completion must not import: they load torch.
@@ -65,7 +66,7 @@ def _pairs(_: object, tokens: Sequence[Token]) -> dict[str, str]:
         if not equals:
             raise ValueError(f"{token.value!r} should be NAME=VALUE, with an encoder's name.")
         if name.strip() in pairs:
-            raise ValueError(f"{token.keyword} is given twice for {name.strip()!r}. Give it once.")
+            raise ValueError(f"{name.strip()!r} is given twice. Give one value per encoder.")
         pairs[name.strip()] = value
     return pairs
 
@@ -97,56 +98,46 @@ def _integer(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value!r} is not an integer.") from error
 
 
-def count(text: str, least: int = 1, most: int | None = None, **options: Any) -> Parameter:
+def option(text: str, *names: str, **more: Any) -> Parameter:
+    """An option with help ``text``; ``names`` are its flags where they are not the field's."""
+    return Parameter(names or None, help=text, **more)
+
+
+def count(text: str, least: int = 1, most: int | None = None, **more: Any) -> Parameter:
     """An option with help ``text`` that takes an integer from ``least`` to ``most``."""
-    limits = Number(gte=least, lte=most)
-    return Parameter(help=text, converter=_integer, validator=limits, **options)
+    return option(text, converter=_integer, validator=Number(gte=least, lte=most), **more)
 
 
 _ENCODERS = Group.create_ordered("Encoders")
-_encoders = partial(Parameter, group=_ENCODERS)
-# n_tokens=-1: each occurrence takes one value, and all of them go to the converter together.
-_by_encoder = partial(_encoders, accepts_keys=False, n_tokens=-1)
-_SELECTION, _BUDGET = (
-    Group.create_ordered("Selection and classifier"),
-    Group.create_ordered("Budget"),
-)
-_choices = partial(Parameter, group=_SELECTION)
-_limit = partial(Parameter, group=_BUDGET, validator=Number(gt=0))
+_SELECTION = Group.create_ordered("Selection and classifier")
+_BUDGET = Group.create_ordered("Budget")
 OUTPUT = Group.create_ordered("Output")
-_once = partial(Parameter, n_tokens=1, allow_repeating=False)
+_encoders = partial(option, group=_ENCODERS)
+_choice = partial(option, group=_SELECTION)
+_limit = partial(option, group=_BUDGET, validator=Number(gt=0))
+# n_tokens=-1: an occurrence takes one value, and those of all go to the converter together.
+_named = partial(option, converter=_pairs, accepts_keys=False, n_tokens=-1)
+_once = partial(option, n_tokens=1, allow_repeating=False)
 
-Data = Annotated[
-    str,
-    Parameter(
-        help="CSV, TSV, JSON Lines or Parquet file, folder of splits, dataset name, or "
-        "hub:owner/name."
-    ),
-]
-Test = Annotated[str | None, Parameter(help="File with test rows.")]
-TextColumn = Annotated[str | None, Parameter(help="Column with the texts.")]
-LabelColumn = Annotated[str | None, Parameter(help="Column with the labels.")]
+Data = Annotated[str, option("File, folder of splits, dataset name, or hub:owner/name.")]
+TestFile = Annotated[str | None, option("File with test rows.")]
+TextColumn = Annotated[str | None, option("Column with the texts.")]
+LabelColumn = Annotated[str | None, option("Column with the labels.")]
 SettingsFile = Annotated[
-    Path | None, Parameter("--config", help="TOML file with settings; options given here win.")
+    Path | None, option("TOML file with settings; options given here win.", "--config")
 ]
 WriteReport = Annotated[
-    bool, Parameter(help="Write report.html into the run folder.", negative="--no-report")
+    bool, option("Write report.html into the run folder.", negative="--no-report")
 ]
-Bundle = Annotated[Path, Parameter(help="Run folder or bundle.")]
+Bundle = Annotated[Path, option("Run folder or bundle.")]
 MovedEncoders = Annotated[
     Mapping[str, str],
-    Parameter(
-        ("--encoder", "-e"),
-        help="NAME=PATH: new location of an encoder of the run (repeatable).",
-        converter=_pairs,
-        accepts_keys=False,
-        n_tokens=-1,
-    ),
+    _named("NAME=PATH: new location of an encoder of the run (repeatable).", "--encoder", "-e"),
 ]
 BlocksInUse = Annotated[
     tuple[str, ...] | None,
     _once(
-        help="Blocks in use, comma-separated, such as mpnet:8:mean (default: the best block).",
+        "Blocks in use, comma-separated, such as mpnet:8:mean (default: the best block).",
         converter=_commas,
         metavar="BLOCKS",
     ),
@@ -154,96 +145,79 @@ BlocksInUse = Annotated[
 Shares = Annotated[
     tuple[float, ...],
     _once(
-        help="Training fractions in percent, comma-separated.",
+        "Training fractions in percent, comma-separated.",
         converter=_percentages,
         validator=Number(gt=0, lte=100),
         metavar="PERCENTAGES",
     ),
 ]
-Device = Annotated[str, _encoders(help="Device: auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, _encoders("Device: auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[
     str,
     _encoders(
-        help="Data type of the weights; int8 and nf4 on CUDA only.",
+        "Data type of the weights; int8 and nf4 on CUDA only.",
         choices=("auto", "float32", "bfloat16", "float16", "int8", "nf4"),
     ),
 ]
 Store = Annotated[
-    str | None, Parameter(help="Folder of the embedding cache (default: in the user's cache).")
+    str | None, option("Folder of the embedding cache (default: in the user's cache).")
 ]
 _Fusion = Annotated[
-    str,
-    _choices(help=f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual."),
+    str, _choice(f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual.")
 ]
-_Head = Annotated[
-    str, _choices(help="Classifier head; auto searches.", choices=("auto", *HEAD_NAMES))
-]
+_Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ReadConfig:
-    """Settings of what reads a dataset with encoders: ``profile`` and ``compare``."""
+    """Settings of commands that read a dataset with encoders: ``profile`` and ``compare``."""
 
     data: Data
     _: KW_ONLY
     text_column: TextColumn = None
     label_column: LabelColumn = None
-    sample: Annotated[
-        int | None, count("Number of rows used of each split, stratified (default: all).")
-    ] = None
-    seed: Annotated[
-        int, count("Random seed of samples, folds and intervals.", least=0, most=2**32 - 1)
-    ] = 0
+    sample: Annotated[int | None, count("Rows per split, stratified (default: all).")] = None
+    seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
     store: Store = None
     n_jobs: Annotated[int | None, count("Number of threads (default: all cores).", least=-1)] = None
     encoders: Annotated[
         tuple[str, ...],
         _encoders(
-            ("--encoder", "-e"),
-            help="Name, model folder, .gguf file or Hub name; NAME=PATH renames (repeatable).",
+            "Name, model folder, .gguf file or Hub name; NAME=PATH renames (repeatable).",
+            *("--encoder", "-e"),
         ),
     ] = ("minilm",)
     prompts: Annotated[
         Mapping[str, str],
-        _by_encoder(
-            "--prompt",
-            help="Prompt of an encoder: NAME='... {text} ...' (repeatable).",
-            converter=_pairs,
-        ),
+        _named("Prompt NAME='... {text} ...' (repeatable).", "--prompt", group=_ENCODERS),
     ] = field(default_factory=dict)
     chat_prompts: Annotated[
         Mapping[str, str],
-        _by_encoder(
-            "--chat-prompt",
-            help="Question put with the text in an encoder's chat template: NAME='...' "
-            "(repeatable).",
-            converter=_pairs,
-        ),
+        _named("Chat question NAME='...' (repeatable).", "--chat-prompt", group=_ENCODERS),
     ] = field(default_factory=dict)
     layers: Annotated[
         str | tuple[int, ...],
-        _encoders(
-            help="Candidate layers: all, or numbers such as 0,6,-1.",
+        _once(
+            "Candidate layers: all, or numbers such as 0,6,-1.",
             converter=_layers,
-            n_tokens=1,
-            allow_repeating=False,
             allow_leading_hyphen=True,
             metavar="LAYERS",
+            group=_ENCODERS,
         ),
     ] = "all"
     pooling: Annotated[
         str | Sequence[str] | Mapping[str, str | Sequence[str]],
-        _by_encoder(
-            help=f"Candidate poolings, comma-separated: {', '.join(POOLING_NAMES)}; NAME=... for "
-            "one encoder (repeatable).",
+        _encoders(
+            f"Candidate poolings, comma-separated: {', '.join(POOLING_NAMES)}; NAME=... for one "
+            "encoder (repeatable).",
             converter=_poolings,
+            accepts_keys=False,
+            n_tokens=-1,
             metavar="POOLINGS",
         ),
     ] = ("mean",)
-    max_length: Annotated[
-        int, count("Maximum number of tokens per text.", least=2, group=_ENCODERS)
-    ] = 512
+    max_length: Annotated[int, count("Maximum tokens per text.", least=2, group=_ENCODERS)] = 512
     device: Device = "auto"
     dtype: Dtype = "auto"
 
@@ -254,9 +228,9 @@ class CurveConfig(ReadConfig):
     """Settings of ``curve``."""
 
     _: KW_ONLY
-    test: Test = None
+    test: TestFile = None
     selection: Annotated[
-        str, _choices(help="Block selection.", choices=("greedy", "top_k", "best", "last"))
+        str, _choice("Block selection.", choices=("greedy", "top_k", "best", "last"))
     ] = "greedy"
     max_blocks: Annotated[int, count("Maximum number of blocks.", group=_SELECTION)] = 5
     fusion: _Fusion = "concat"
@@ -273,25 +247,17 @@ class FitConfig(CurveConfig):
     head: _Head = "auto"
     class_weight: Annotated[
         str | None,
-        _choices(help="'balanced' weights classes inversely to frequency.", choices=("balanced",)),
+        _choice("'balanced' weights classes inversely to frequency.", choices=("balanced",)),
     ] = None
     calibration: Annotated[
-        str, _choices(help="Probability calibration.", choices=("temperature", "none"))
+        str, _choice("Probability calibration.", choices=("temperature", "none"))
     ] = "temperature"
-    cv: Annotated[
-        int, count("Number of folds of the nested resampling.", least=2, group=_SELECTION)
-    ] = 5
-    max_dims: Annotated[int | None, count("Maximum number of dimensions fused.", group=_BUDGET)] = (
-        None
-    )
-    max_ms: Annotated[float | None, _limit(help="Maximum latency per text (ms).")] = None
+    cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
+    max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
+    max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None
     max_parameters: Annotated[
-        int | None, count("Maximum number of parameters of the layers computed.", group=_BUDGET)
+        int | None, count("Maximum number of parameters computed.", group=_BUDGET)
     ] = None
-    max_memory_mb: Annotated[
-        float | None, _limit(help="Maximum weight memory of the layers computed (MB).")
-    ] = None
-    out: Annotated[
-        str | None, Parameter(help="Run folder to create (default: runs/NAME-TIME).")
-    ] = None
+    max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
+    out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
     report: WriteReport = True

@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Token
-from cyclopts.exceptions import (
-    MissingArgumentError,
-    RepeatArgumentError,
-    UnusedCliTokensError,
-    ValidationError,
-)
+from cyclopts import exceptions as faults
 
 from layerfuse.cli.commands import app
 from layerfuse.cli.console import Output
@@ -36,7 +31,7 @@ _RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go
 
 
 def main() -> int:
-    """Run the command line; 0 on success, 2 on a user's mistake, 1 on an internal fault."""
+    """Run the command line; 0 on success, 2 on a mistake, 1 on an internal error, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
     try:
         return int(app(arguments, print_error=False, exit_on_error=False) or 0)
@@ -79,16 +74,18 @@ def _explain(error: CycloptsError) -> str:
     """What is wrong with the arguments, and where the right ones are listed."""
     command = shlex.join(["layerfuse", *(error.command_chain or ())])
     message = str(error)
-    if isinstance(error, MissingArgumentError) and error.argument is not None:
+    if isinstance(error, faults.MissingArgumentError) and error.argument is not None:
         if error.argument.tokens or error.keyword:
             message = f"{error.keyword or error.argument.name} needs a value."
         else:
             message = f"{error.argument.name.lstrip('-').upper()} is missing."
-    elif isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+    elif isinstance(error, faults.UnusedCliTokensError) and error.unused_tokens:
         message = f"Unexpected argument {error.unused_tokens[0]!r}."
-    elif isinstance(error, ValidationError) and error.group:
+    elif isinstance(error, faults.ValidationError) and error.group:
         message = f"{error.exception_message}. Give one of them."
-    elif isinstance(error, RepeatArgumentError):
+    elif isinstance(error, faults.CoercionError) and error.token is None and error.argument:
+        message = f"Invalid value for {error.argument.tokens[0].keyword}: {message}"
+    elif isinstance(error, faults.RepeatArgumentError):
         message = f"{error.token.keyword} is given more than once. Give it once."
     return f"{message}\nSee {command} --help"
 

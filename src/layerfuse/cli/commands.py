@@ -29,10 +29,11 @@ from layerfuse.config import (
     SettingsFile,
     Shares,
     Store,
-    Test,
+    TestFile,
     TextColumn,
     WriteReport,
     count,
+    option,
 )
 
 __all__ = ["app"]
@@ -79,10 +80,10 @@ def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _P
 @app.command
 def predict(
     run: Bundle,
-    data: Annotated[str, Parameter(help="File with texts.")],
+    data: Annotated[str, option("File with texts.")],
     *,
     text_column: TextColumn = None,
-    out: Annotated[Path | None, Parameter(help="CSV file to write (default: print).")] = None,
+    out: Annotated[Path | None, option("CSV file to write (default: print).")] = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
     output: Output = _PRINT,
@@ -106,7 +107,7 @@ def evaluate(
     run: Bundle,
     data: Data,
     *,
-    split: Annotated[str | None, Parameter(help="Split (default: test if there is one).")] = None,
+    split: Annotated[str | None, option("Split (default: test if there is one).")] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
@@ -126,7 +127,7 @@ def profile(
     settings: ReadConfig,
     *,
     scorer: Annotated[
-        str, Parameter(help="Probe; logistic is slower.", choices=("ridge", "logistic"))
+        str, option("Probe; logistic is slower.", choices=("ridge", "logistic"))
     ] = "ridge",
     config: SettingsFile = None,
     output: Output = _PRINT,
@@ -144,8 +145,8 @@ def compare(
     *,
     pairs: Annotated[
         str,
-        Parameter(
-            help="Pairs of encoders, each at its best block, or of blocks.",
+        option(
+            "Pairs of encoders, each at its best block, or of blocks.",
             choices=("encoders", "blocks"),
         ),
     ] = "encoders",
@@ -168,7 +169,7 @@ def curve(
     repeats: Annotated[int, count("Repeats per training fraction.")] = 5,
     out: Annotated[
         Path | None,
-        Parameter(help="JSON file to write; RUN/curve.json adds it to the report of RUN."),
+        option("JSON file to write; RUN/curve.json adds it to the report of RUN."),
     ] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
@@ -186,7 +187,7 @@ def curve(
 def audit(
     data: Data,
     *,
-    test: Test = None,
+    test: TestFile = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     output: Output = _PRINT,
@@ -200,12 +201,10 @@ def audit(
 
 @app.command
 def report(
-    run: Annotated[Path, Parameter(help="Run folder of fit or demo.")],
+    run: Annotated[Path, option("Run folder of fit or demo.")],
     *,
-    out: Annotated[Path | None, Parameter(help="HTML file (default: RUN/report.html).")] = None,
-    figures: Annotated[
-        Path | None, Parameter(help="Folder for each figure as SVG and PNG.")
-    ] = None,
+    out: Annotated[Path | None, option("HTML file (default: RUN/report.html).")] = None,
+    figures: Annotated[Path | None, option("Folder for each figure as SVG and PNG.")] = None,
     output: Output = _PRINT,
 ) -> None:
     """Write the HTML report of a run, one file that can be sent to a colleague."""
@@ -218,7 +217,7 @@ def report(
 @app.command
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="Run folder; an older demo in it is replaced.")] = Path(
+    out: Annotated[Path, option("Run folder; an older demo in it is replaced.")] = Path(
         "runs/demo"
     ),
     sample: Annotated[int, count("Number of training rows, stratified.")] = 1200,
@@ -244,7 +243,7 @@ def _list_models(*, output: Output = _PRINT) -> None:
 
 @_models.command(name="pull")
 def _pull_model(
-    name: Annotated[str, Parameter(help="Name of an encoder.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
@@ -255,7 +254,7 @@ def _pull_model(
 
 @_models.command(name="check")
 def _check_model(
-    name: Annotated[str, Parameter(help="Name, model folder, .gguf file or Hub name.")],
+    name: Annotated[str, option("Name, model folder, .gguf file or Hub name.")],
     *,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -281,7 +280,7 @@ def _list_datasets(*, output: Output = _PRINT) -> None:
 
 @_datasets.command(name="pull")
 def _pull_dataset(
-    name: Annotated[str, Parameter(help="Name of a dataset.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of a dataset.")], *, output: Output = _PRINT
 ) -> None:
     """Download a named dataset into the user's cache."""
     from layerfuse.commands.assets import pull_data
@@ -314,14 +313,12 @@ def _verify_store(*, store: Store = None, output: Output = _PRINT) -> int:
 def _prune_store(
     *,
     store: Store = None,
-    encoder: Annotated[str | None, Parameter(help="Only embeddings of this encoder.")] = None,
+    encoder: Annotated[str | None, option("Only embeddings of this encoder.")] = None,
     older_than: Annotated[
         float | None,
-        Parameter(help="Only embeddings unused for this many days.", validator=Number(gte=0)),
+        option("Only embeddings unused for this many days.", validator=Number(gte=0)),
     ] = None,
-    everything: Annotated[
-        bool, Parameter("--all", help="All embeddings.", show_default=False)
-    ] = False,
+    everything: Annotated[bool, option("All embeddings.", "--all", show_default=False)] = False,
     output: Output = _PRINT,
 ) -> None:
     """Delete embeddings from the cache, and list which."""

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import mutually_exclusive
 from rich.console import Console
 
-from layerfuse.config import OUTPUT
+from layerfuse.config import OUTPUT, option
 from layerfuse.progress import SILENT, Advance, Reporter
 
 __all__ = ["Output", "TerminalReporter", "console", "print_json"]
@@ -26,7 +27,7 @@ _LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 _Result = TypeVar("_Result")
 _VOLUME = Group("Volume", show=False, validator=mutually_exclusive)
-_SHARED = {"negative": (), "show_default": False}
+_flag = partial(option, negative=(), show_default=False)
 
 
 @Parameter(name="*")
@@ -35,25 +36,13 @@ class Output:
     """What a command prints; options of every command."""
 
     as_json: Annotated[
-        bool,
-        Parameter(
-            "--json", help="Print one JSON object on standard output.", group=OUTPUT, **_SHARED
-        ),
+        bool, _flag("Print one JSON object on standard output.", "--json", group=OUTPUT)
     ] = False
     quiet: Annotated[
-        bool,
-        Parameter(
-            ("--quiet", "-q"), help="No progress and no notes.", group=(OUTPUT, _VOLUME), **_SHARED
-        ),
+        bool, _flag("No progress and no notes.", "--quiet", "-q", group=(OUTPUT, _VOLUME))
     ] = False
     verbose: Annotated[
-        bool,
-        Parameter(
-            ("--verbose", "-v"),
-            help="Show timings and tracebacks.",
-            group=(OUTPUT, _VOLUME),
-            **_SHARED,
-        ),
+        bool, _flag("Show timings and tracebacks.", "--verbose", "-v", group=(OUTPUT, _VOLUME))
     ] = False
 
     @property
