@@ -63,7 +63,7 @@ bench: $(DEV) ## the benchmarks; results go where benchmarks/README.md says
 tables: $(DEV) ## write the READMEs' tables from benchmarks/results
 	@$(BIN)/python -m benchmarks.tables
 
-study: $(DEV) ## write docs/study.md from results/packaged (measured by layerfuse reproduce)
+study: $(DEV) ## write docs/study.md from results/packaged (python -m benchmarks study measures)
 	@$(BIN)/python -m benchmarks.tables
 
 docs: $(DEV) ## the documentation, in docs/_build/html; a warning ends the build

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME …]``: run all benchmarks, or the named ones."""
+"""``python -m benchmarks [NAME …]``: all benchmarks, or the named ones; ``study`` is apart."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from benchmarks import (
     warm,
 )
 from benchmarks.common import save
+from benchmarks.study.command import main as study
 
 BENCHMARKS = {
     "extraction": extraction.run,
@@ -39,9 +40,11 @@ BENCHMARKS = {
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["study"]:
+        return study(sys.argv[2:])
     names = sys.argv[1:] or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:
-        print(f"Unknown benchmark {unknown[0]!r}. Choose from {', '.join(BENCHMARKS)}.")
+        print(f"Unknown benchmark {unknown[0]!r}. Choose from study, {', '.join(BENCHMARKS)}.")
         return 2
     for name in names:
         print(f"== {name}")

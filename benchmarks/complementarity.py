@@ -16,11 +16,10 @@ import numpy.typing as npt
 
 from benchmarks.common import RESULTS
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets
+from benchmarks.pairs import OUTCOMES, correlate, measure_predictors, summarize, top_picks
 from layerfuse.complementarity import MEASURES
-from layerfuse.embeddings.extraction import Rows
-from layerfuse.study.correlating import correlate, summarise, top_picks
-from layerfuse.study.predictors import OUTCOMES, measure_predictors
-from layerfuse.targets import stratified_rows
+from layerfuse.estimator.gathering import Rows
+from layerfuse.scoring import stratified_rows
 
 MAX_PAIRS = 500
 
@@ -44,7 +43,7 @@ def run() -> list[dict[str, Any]]:
             members=pairs.members,
             drawn=pairs.drawn,
             **{f"predictor_{key}": values for key, values in pairs.predictors.items()},
-            **{f"realised_{key}": values for key, values in pairs.realised.items()},
+            **{f"realised_{key}": values for key, values in pairs.realized.items()},
         )
         correlations.append(correlate(pairs))
         results.append(
@@ -55,15 +54,15 @@ def run() -> list[dict[str, Any]]:
                 "blocks": len(pairs.blocks),
                 "pairs": len(pairs.members),
                 "seconds": time.perf_counter() - start,
-                "realised": {key: _spread(values) for key, values in pairs.realised.items()},
+                "realised": {key: _spread(values) for key, values in pairs.realized.items()},
                 "top_pick": top_picks(pairs),
-                "correlations": summarise(correlations[-1:]),
+                "correlations": summarize(correlations[-1:]),
             }
         )
         print(f"\n{name}: {len(pairs.members)} pairs, {results[-1]['seconds']:.0f} s")
         show(results[-1]["correlations"])
     if correlations:
-        median = summarise(correlations)
+        median = summarize(correlations)
         names = [result["dataset"] for result in results]
         print(f"\nmedian of {', '.join(names)}")
         show(median)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -18,20 +18,18 @@ import numpy.typing as npt
 
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
+from benchmarks.study.fusions import fusion_names
+from layerfuse.baselines import rivals
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.extraction import Gathered, Rows
-from layerfuse.errors import LayerfuseError
-from layerfuse.evaluation.baselines import rivals
-from layerfuse.evaluation.nested import Training, pipeline
-from layerfuse.fusion import FUSIONS, check_fusion
+from layerfuse.estimator.gathering import Gathered, Rows
 from layerfuse.heads import PUBLISHED, fit_mlp
 from layerfuse.metrics import evaluate_predictions, paired_difference
-from layerfuse.model_selection import Recipe
 from layerfuse.pipeline import Plan, Task
-from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
+from layerfuse.scoring import probe_blocks, stratified_rows
+from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
-from layerfuse.targets import stratified_rows
+from layerfuse.training import Training, pipeline
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5
@@ -127,8 +125,8 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
         "blocks": [str(block) for block in found.plan.blocks],
         "fusion": found.plan.fusion,
         "head": found.plan.head,
-        "nested": cv.accuracy.to_dict(),
-        "test": test.accuracy.to_dict(),
+        "nested": asdict(cv.accuracy),
+        "test": asdict(test.accuracy),
         "nested_minus_test": gap,
         "joint_half_width": float(np.hypot(*halves)),
         "against": {
@@ -170,17 +168,9 @@ def published(training: Training, data: Data, blocks: tuple[BlockRef, ...]) -> L
 
 def plans(blocks: Any) -> list[Plan]:
     """Each fusion, plain and residual, with a ridge head; concatenation with each head."""
-    names = [form for name in FUSIONS for form in (name, f"{name}+residual") if _is_fusion(form)]
     heads = ("logistic", "kernel", "mlp")
-    return [Plan(blocks, name) for name in names] + [Plan(blocks, "concat", h) for h in heads]
-
-
-def _is_fusion(name: str) -> bool:
-    try:
-        check_fusion(name)
-    except LayerfuseError:
-        return False
-    return True
+    plain = [Plan(blocks, name) for name in fusion_names()]
+    return plain + [Plan(blocks, "concat", head) for head in heads]
 
 
 def show(results: list[dict[str, Any]]) -> None:

@@ -1,23 +1,27 @@
-"""The four sets as the packaged encoders read them."""
+"""Datasets with class indices, and the benchmarks' four as the packaged encoders read them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
-from layerfuse.classifier.validation import training_rows
-from layerfuse.embeddings.extraction import Gathered, gather
-from layerfuse.errors import LayerfuseError
-from layerfuse.progress import SILENT
+from layerfuse.corpus import audit, check_trainable
+from layerfuse.errors import DataError, LayerfuseError
+from layerfuse.estimator import gather
+from layerfuse.estimator.gathering import Gathered
+from layerfuse.estimator.inputs import training_rows
+from layerfuse.events import SILENT, Reporter
+from layerfuse.files import digest
 
 DATASETS = ("mr", "sst2", "r8", "r52")
-ENCODERS: Sequence[str | Path] = ("minilm", "mpnet", "smollm2-135m")
+ENCODERS = ("minilm", "mpnet", "smollm2-135m")
 POOLINGS = ("mean", "last", "max")
 MOST_ROWS = 5_000
 
@@ -26,10 +30,11 @@ Labels = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Texts:
-    """A set's texts with class indices; a test label that training lacks is -1.
+    """A dataset's texts with class indices.
 
-    Training rows of classes with one row are dropped, and so are those that `training_rows` leaves
-    out (the phrases of SST-2).
+    ``y`` (n,) are indices of the ``n_classes`` classes that are learned; ``y_test`` (n_test,) may
+    also hold ``n_classes`` and above, which stand for labels that training lacks: predictions of
+    such rows count as wrong. ``facts`` says what was left out and what is wrong with the data.
     """
 
     name: str
@@ -37,24 +42,63 @@ class Texts:
     y: Labels
     test: Sequence[str]
     y_test: Labels
+    n_classes: int
+    facts: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A digest of every text and label."""
+        labels = (self.y.astype(np.int64).tobytes(), self.y_test.astype(np.int64).tobytes())
+        return digest(digest(*self.train), digest(*self.test), *labels)
 
     @classmethod
-    def read(cls, name: str) -> Texts:
-        dataset = load_dataset(name)
+    def read(cls, source: str, sample: int | None = None, reporter: Reporter = SILENT) -> Texts:
+        """Leave out classes with one training row and rows that are parts of others.
+
+        ``sample`` takes a stratified part of about that many rows of each split.
+        """
+        dataset = load_dataset(source, reporter=reporter)
+        name = Path(source).name.partition(".")[0]
+        audited = audit(dataset)
+        if sample is not None:
+            dataset = dataset.subsample(sample, 0)
         train, test = dataset.train, dataset.test
-        if test is None:
-            raise LayerfuseError(f"{name} has no test rows.")
+        if test is None or dataset.test_name is None:
+            raise DataError(f"{name} has no test rows. The study needs some that no choice sees.")
         counts = Counter(train.labels or ())
-        train = train.take([i for i, label in enumerate(train.labels or ()) if counts[label] > 1])
+        single = sorted(str(label) for label, count in counts.items() if count == 1)
+        if single:
+            reporter.note(f"{name}: left out, as they have one training row: {', '.join(single)}")
+            kept = [row for row, label in enumerate(train.labels or ()) if counts[label] > 1]
+            train = train.take(kept)
+        check_trainable(train.labels)
         classes, y = np.unique(np.asarray(train.labels), return_inverse=True)
-        index = {label: number for number, label in enumerate(classes.tolist())}
-        y_test = np.array([index.get(label, -1) for label in test.labels or ()], dtype=np.intp)
-        whole = training_rows(train.texts, y, "auto", SILENT)
-        return cls(name, train.take(whole.tolist()).texts, y[whole], test.texts, y_test)
+        whole = training_rows(train.texts, y, "auto", reporter)
+        learned = train.take(whole.tolist())
+        unseen = sorted(set(test.labels or ()) - set(classes.tolist()), key=str)
+        index = {label: number for number, label in enumerate([*classes.tolist(), *unseen])}
+        y_test = np.array([index[label] for label in test.labels or ()], dtype=np.intp)
+        in_train, in_test = (audited.splits[split] for split in ("train", dataset.test_name))
+        facts = {
+            "classes": len(classes),
+            "train_rows": len(dataset.train),
+            "learned_rows": len(learned),
+            "parts_left_out": len(train) - len(learned),
+            "single_row_classes": single,
+            "test_split": dataset.test_name,
+            "test_rows": len(test),
+            "test_rows_of_unlearned_classes": int((y_test >= len(classes)).sum()),
+            "largest_class_share": max(counts.values()) / len(dataset.train),
+            "duplicates_train": in_train.duplicates.count,
+            "conflicts_train": in_train.conflicts,
+            "duplicates_test": in_test.duplicates.count,
+            "leaks": audited.leaks.count,
+        }
+        return cls(name, learned.texts, y[whole], test.texts, y_test, len(classes), facts)
 
 
 def read_sets(names: Sequence[str]) -> list[Texts]:
-    """The sets that can be had here; the others are named and left out."""
+    """The datasets that are available; the others are named and left out."""
     found = []
     for name in names:
         try:

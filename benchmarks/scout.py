@@ -8,8 +8,9 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from layerfuse import LayerFusionClassifier, load_dataset
 from layerfuse.classifier.scouting import SCOUT_ABOVE
+
+from layerfuse import LayerFusionClassifier, load_dataset
 from layerfuse.errors import LayerfuseError
 
 _DATASET, _ENCODER = "sst2", "smollm2-135m"

@@ -13,16 +13,15 @@ import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.markdown import SETS, markdown_table, percent
+from benchmarks.study.page import page_of
 from layerfuse.report import render_fit
-from layerfuse.study.evidence import Evidence
-from layerfuse.study.publishing import page_of
-from layerfuse.study.tables import table_texts
 
 _HERE = Path(__file__).parent
 _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
@@ -30,7 +29,6 @@ _STUDY = Path("results", "packaged")
 _STUDY_PAGE = Path("docs", "study.md")
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _KINDS = ("linear layers", "attention", "activations", "norms", "copies", "the rest")
-_SETS = {"mr": "MR", "sst2": "SST-2", "r8": "R8", "r52": "R52"}
 
 _COLUMNS = 88  # of the demo's output
 
@@ -61,8 +59,6 @@ def _pages() -> Iterator[tuple[Path, str]]:
     study, page = _HERE.parent / _STUDY, _HERE.parent / _STUDY_PAGE
     if study.exists() or page.exists():
         yield page, page_of(study, f"../{_STUDY.as_posix()}")
-        for name, text in table_texts(Evidence.read(study)).items():
-            yield study / "tables" / name, text
 
 
 def _table(name: str) -> str:
@@ -71,16 +67,6 @@ def _table(name: str) -> str:
     hardware = value["hardware"]
     place = f"{hardware['cpu']}, {hardware['cores']} cores"
     return "\n".join([*make(value["results"]), "", f"({place}, {value['date']})", ""])
-
-
-def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, its first column to the left and the others to the right."""
-    rule = ["---", *("---:" for _ in heads[1:])]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _between(low: float, high: float, digits: int = 1, times: float = 100) -> str:
@@ -99,21 +85,21 @@ def accuracy(results: list[Result]) -> list[str]:
             encoders += ", asked"
         low, high = test["ci95"]
         return [
-            _SETS[run["data"]["name"]],
+            SETS[run["data"]["name"]],
             encoders,
             *(_baseline(run, name) for name in ("tfidf", "last_layer", "last_four", "best_block")),
-            f"**{_percent(test['accuracy'])}** ({_percent(low)} to {_percent(high)})",
-            _percent(run["cv"]["accuracy"]),
+            f"**{percent(test['accuracy'])}** ({percent(low)} to {percent(high)})",
+            percent(run["cv"]["accuracy"]),
         ]
 
-    heads = ["data", "encoders", "TF-IDF", "last layer", "last four", "best block"]
-    return _rows([*heads, "layerfuse (95 %)", "nested"], map(row, results))
+    columns = ["data", "encoders", "TF-IDF", "last layer", "last four", "best block"]
+    return markdown_table([*columns, "layerfuse (95 %)", "nested"], map(row, results))
 
 
 def _baseline(run: Result, name: str) -> str:
     """Of several encoders the one that is better on training rows."""
     own = [b for b in run["baselines"] if b["name"].startswith(name)]
-    return _percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
+    return percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
 
 
 def _ratio(compared: Result) -> str:
@@ -122,7 +108,7 @@ def _ratio(compared: Result) -> str:
 
 
 def _what(case: Result) -> str:
-    texts = f"{case['texts']} texts of {_SETS[case['dataset']]}"
+    texts = f"{case['texts']} texts of {SETS[case['dataset']]}"
     return f"{case['encoder']} ({case['dtype']}), {texts}"
 
 
@@ -139,8 +125,8 @@ def extraction(results: list[Result]) -> list[str]:
             _ratio(case),
         ]
 
-    heads = ["texts", "layers x poolings", "s", "peer", "its s", "ours / peer"]
-    return _rows(heads, map(row, results))
+    columns = ["texts", "layers x poolings", "s", "peer", "its s", "ours / peer"]
+    return markdown_table(columns, map(row, results))
 
 
 def profile(results: list[Result]) -> list[str]:
@@ -157,8 +143,8 @@ def profile(results: list[Result]) -> list[str]:
             *(f"{100 * shares[kind]:.0f}" for kind in _KINDS),
         ]
 
-    heads = ["texts", "GFLOP/s", "peak", "% of peak", *(f"{kind} %" for kind in _KINDS)]
-    return _rows(heads, map(row, results))
+    columns = ["texts", "GFLOP/s", "peak", "% of peak", *(f"{kind} %" for kind in _KINDS)]
+    return markdown_table(columns, map(row, results))
 
 
 def predict(results: list[Result]) -> list[str]:
@@ -168,15 +154,15 @@ def predict(results: list[Result]) -> list[str]:
         depth = case["highest_layer"] / case["n_layers"]
         whole, peer = case["against_full_encoder"], case["against_sentence_transformers"]
         return [
-            f"{case['encoder']}, {case['texts']} texts of {_SETS[case['dataset']]}",
+            f"{case['encoder']}, {case['texts']} texts of {SETS[case['dataset']]}",
             f"{case['highest_layer']} of {case['n_layers']} ({depth:.2f})",
             *(_ratio(compared) for compared in (whole, peer)),
             f"{1e3 * case['single_text_median_s']:.1f}",
             f"{1e3 * case['peer_single_text_median_s']:.1f}",
         ]
 
-    heads = ["texts", "highest layer", "time / whole encoder's", "time / peer's"]
-    return _rows([*heads, "one text, ms", "peer's, ms"], map(row, results))
+    columns = ["texts", "highest layer", "time / whole encoder's", "time / peer's"]
+    return markdown_table([*columns, "one text, ms", "peer's, ms"], map(row, results))
 
 
 def scoring(results: list[Result]) -> list[str]:
@@ -191,11 +177,19 @@ def scoring(results: list[Result]) -> list[str]:
         ours = f"{case['ours_median_s']:.1f}" if timed else "–"
         ranking = case["ranking"]
         first = f"{ranking['first']} ({ranking['rows']:,} rows)"
-        name = f"{_SETS[case['dataset']]}, {case['rows']:,} rows"
+        name = f"{SETS[case['dataset']]}, {case['rows']:,} rows"
         return [name, f"{case['blocks']}", ours, *times, first, f"{ranking['points_behind']:.1f}"]
 
-    heads = ["data", "blocks", "s", "RidgeClassifierCV, times ours", "LogisticRegressionCV, times"]
-    return _rows([*heads, "ranked first", "points behind the slow method's"], map(row, results))
+    columns = [
+        "data",
+        "blocks",
+        "s",
+        "RidgeClassifierCV, times ours",
+        "LogisticRegressionCV, times",
+    ]
+    return markdown_table(
+        [*columns, "ranked first", "points behind the slow method's"], map(row, results)
+    )
 
 
 def scout(results: list[Result]) -> list[str]:
@@ -212,10 +206,10 @@ def scout(results: list[Result]) -> list[str]:
             f"{case['timings']['extract_s']:.0f}",
             f"{100 * (1 - total / whole):.0f}",
             f"{case['highest_layer']} of {case['n_layers']}",
-            _percent(case["test_accuracy"]),
+            percent(case["test_accuracy"]),
         ]
 
-    heads = [
+    columns = [
         "selection",
         "read",
         "s",
@@ -224,18 +218,18 @@ def scout(results: list[Result]) -> list[str]:
         "highest layer",
         "test accuracy",
     ]
-    return _rows(heads, map(row, results))
+    return markdown_table(columns, map(row, results))
 
 
 def warm(results: list[Result]) -> list[str]:
     """A first and a second fit."""
 
     def row(case: Result) -> list[str]:
-        name = f"{_SETS[case['dataset']]}, {' + '.join(case['encoders'])}"
+        name = f"{SETS[case['dataset']]}, {' + '.join(case['encoders'])}"
         return [name, *(f"{case[key]:.1f}" for key in ("first_s", "second_s", "ratio"))]
 
-    heads = ["fit", "first, s", "second, s", "first / second"]
-    return _rows(heads, map(row, (case for case in results if "dataset" in case)))
+    columns = ["fit", "first, s", "second, s", "first / second"]
+    return markdown_table(columns, map(row, (case for case in results if "dataset" in case)))
 
 
 def fusions(results: list[Result]) -> list[str]:
@@ -249,9 +243,9 @@ def fusions(results: list[Result]) -> list[str]:
     sets = _by_set(results)
     chosen = ["chosen by the search"]
     chosen += [_mean([case["test"]["value"] for case in own]) for own in sets.values()]
-    heads = ["fusion, head"]
-    heads += [f"{_SETS[name]} ({_seeds(len(own))})" for name, own in sets.items()]
-    return _rows(heads, [chosen, *map(row, range(len(results[0]["fusions"])))])
+    columns = ["fusion, head"]
+    columns += [f"{SETS[name]} ({_seeds(len(own))})" for name, own in sets.items()]
+    return markdown_table(columns, [chosen, *map(row, range(len(results[0]["fusions"])))])
 
 
 def verdicts(results: list[Result]) -> list[str]:
@@ -265,9 +259,9 @@ def verdicts(results: list[Result]) -> list[str]:
         block = case["against"]["best_block"]
         gap, width = case["nested_minus_test"], case["joint_half_width"]
         return [
-            f"{_SETS[case['dataset']]}, seed {case['seed']}",
-            _percent(case["nested"]["value"]),
-            _percent(case["test"]["value"]),
+            f"{SETS[case['dataset']]}, seed {case['seed']}",
+            percent(case["nested"]["value"]),
+            percent(case["test"]["value"]),
             f"{100 * gap:+.1f} (± {100 * width:.1f})",
             *(
                 f"{100 * found['difference']:+.1f} ({_between(found['low'], found['high'])})"
@@ -275,15 +269,15 @@ def verdicts(results: list[Result]) -> list[str]:
             ),
         ]
 
-    heads = ["", "nested", "test", "gap (joint interval)", "over the best last layer"]
-    return _rows([*heads, "over the best block"], map(row, results))
+    columns = ["", "nested", "test", "gap (joint interval)", "over the best last layer"]
+    return markdown_table([*columns, "over the best block"], map(row, results))
 
 
 def complementarity(results: list[Result]) -> list[str]:
     """Rank correlation of each number with the gain in accuracy on rows it never saw."""
     last = results[-1]["correlations"]
     groups = ("all", "two encoders", "with the best block")
-    sets = [result for result in results if result["dataset"] in _SETS]
+    sets = [result for result in results if result["dataset"] in SETS]
 
     def row(name: str) -> list[str]:
         cells = []
@@ -299,8 +293,8 @@ def complementarity(results: list[Result]) -> list[str]:
         last["all"]["accuracy_gain"],
         key=lambda name: -last["two encoders"]["accuracy_gain"][name]["value"],
     )
-    heads = ["number on half A", *(f"{group}" for group in groups)]
-    return _rows([*heads, *(_SETS[case["dataset"]] for case in sets)], map(row, names))
+    columns = ["number on half A", *(f"{group}" for group in groups)]
+    return markdown_table([*columns, *(SETS[case["dataset"]] for case in sets)], map(row, names))
 
 
 def demo(results: list[Result]) -> list[str]:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from threadpoolctl import threadpool_limits
 
-from families import save_model
+from families import TinyModels, save_model
 
 _CACHE = "LAYERFUSE_CACHE"
 _USERS_CACHE = os.environ.get(_CACHE)
-
-
-class TinyModels(Protocol):
-    """Called with a family of `families.FAMILIES`, a seed and options of the tokenizer."""
-
-    def __call__(self, family: str, *, seed: int = 0, **tokenizer: bool) -> Path: ...
 
 
 @pytest.fixture(scope="session", autouse=True)

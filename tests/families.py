@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers as hf
@@ -118,3 +118,9 @@ def save_model(family: str, folder: Path, *, seed: int = 0, **tokenizer: bool) -
     model.save_pretrained(folder)
     build_tokenizer(**tokenizer).save_pretrained(folder)
     return folder
+
+
+class TinyModels(Protocol):
+    """Called with a family of `FAMILIES`, a seed and options of the tokenizer."""
+
+    def __call__(self, family: str, *, seed: int = 0, **tokenizer: bool) -> Path: ...

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from families import VOCABULARY
-from layerfuse import EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings import runner
-from layerfuse.probing import standardisation
+from families import VOCABULARY, TinyModels
+from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
+from layerfuse.embeddings import plan
+from layerfuse.probing import standardization
 from layerfuse.progress import Advance
 
 _PRELOADED = ["torch", "layerfuse.embeddings.extraction", "layerfuse.encoders.pretrained"]
@@ -66,9 +66,33 @@ def scaled(arrays: Sequence[npt.NDArray[Any]], n: int | None = None) -> list[npt
     """Blocks with centred columns and a total variance of one, by their first ``n`` rows."""
     found = []
     for array in arrays:
-        mean, scale = standardisation(array[:n])
+        mean, scale = standardization(array[:n])
         found.append(((array - mean) * scale).astype(np.float32))
     return found
+
+
+_OF_ENCODER = {"layers", "pooling", "prompts", "max_length", "device", "dtype", "batch_tokens"}
+
+
+def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassifier:
+    """A classifier on tiny models named by their family, quick by default.
+
+    Options of encoders are for all of them; ``prompts`` and ``pooling`` may go by family.
+    """
+    own = {"device": "cpu", "dtype": "float32"}
+    own |= {name: options.pop(name) for name in _OF_ENCODER & set(options)}
+    prompts, pooling = own.pop("prompts", {}), own.pop("pooling", ("mean",))
+    encoders = [
+        FrozenEncoder.from_pretrained(
+            tiny(family),
+            name=family,
+            prompt=prompts.get(family),
+            pooling=pooling.get(family, "mean") if isinstance(pooling, dict) else pooling,
+            **own,
+        )
+        for family in families or ("bert",)
+    ]
+    return LayerFusionClassifier(encoders, **{"cv": 3, **options})
 
 
 class Notes:
@@ -125,7 +149,7 @@ def _work(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     os.environ["LAYERFUSE_CACHE"] = str(cache)
-    runner._SHARD_ROWS = shard_rows
+    plan.SHARD_ROWS = shard_rows
     encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
     encoder.tokenize([""])  # the model is loaded
     pipe.send("ready")

@@ -12,6 +12,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.errors import DataError, FormatError
 from layerfuse.probing import PrincipalAxes, probe_blocks
 from layerfuse.probing.axes import N_AXES, N_SEARCHED
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 BLOCK = BlockRef("e", 0, "mean")
@@ -27,7 +28,7 @@ def features(n: int, dim: int, *, seed: int = 0, offset: float = 0.0) -> Array:
 
 def fit(X: Array) -> tuple[PrincipalAxes, Array]:
     """The axes of a block and its coordinates, as scoring leaves them."""
-    probed = probe_blocks({BLOCK: X}, np.arange(len(X)) % 2)
+    probed = probe_blocks({BLOCK: X}, Targets.from_labels(np.arange(len(X)) % 2))
     return probed.axes[BLOCK], probed.coordinates[BLOCK]
 
 

@@ -327,7 +327,7 @@ MISTAKES = [
     # prompts
     Mistake(
         "prompt without {text}", "fit --prompt tiny=good?",
-        ("'good?'", "must hold {text} exactly once"),
+        ("'good?'", "must contain {text} exactly once"),
     ),
     Mistake(
         "prompt for nobody", "fit --prompt tinny={text}?",
@@ -344,11 +344,11 @@ MISTAKES = [
     ),
     Mistake(
         "prompt and chat prompt", "fit --prompt tiny={text}? --chat-prompt tiny=good?",
-        ("a template and a chat question", "one of them"),
+        ("both a prompt and a chat prompt", "choose one"),
     ),
     Mistake(
         "max-length under the prompt", "fit --max-length 5 --prompt tiny=a_␣b_␣c_␣d_␣{text}",
-        ("template alone takes 6 of at most 5", "raise max_length"),
+        ("prompt alone takes 6 of at most 5", "raise max_length"),
     ),
     # settings files
     Mistake("missing settings file", "fit --config no.toml", ("no settings file no.toml",)),

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
+from benchmarks import complementarity, tables
+from benchmarks.packaged import read_sets
+from benchmarks.pairs import (
+    OUTCOMES,
+    correlate,
+    halves,
+    measure_predictors,
+    spearman,
+    summarize,
+    top_picks,
+)
 from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
-from layerfuse.probing import probe_blocks, standardisation
-from layerfuse.study.correlating import correlate, spearman, summarise, top_picks
-from layerfuse.study.predictors import OUTCOMES, halves, measure_predictors
+from layerfuse.probing import probe_blocks, standardization
 
 Array = npt.NDArray[Any]
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    from benchmarks import complementarity
-
-    return complementarity
 
 
 @pytest.fixture(scope="module")
@@ -95,46 +96,47 @@ def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
         right, before = (
             (predicted.argmax(axis=1) == y[second]).mean() for predicted in (fused, rival)
         )
-        assert found.realised["accuracy_gain"][row] == pytest.approx(right - before, abs=0.006)
+        assert found.realized["accuracy_gain"][row] == pytest.approx(right - before, abs=0.006)
         loss, loss_before = (
             ((np.eye(2)[y[second]] - predicted) ** 2).sum(axis=1).mean()
             for predicted in (fused, rival)
         )
-        assert found.realised["loss_gain"][row] == pytest.approx(loss_before - loss, abs=1e-4)
+        assert found.realized["loss_gain"][row] == pytest.approx(loss_before - loss, abs=1e-4)
 
 
 def test_correlations_are_spearmans_with_intervals() -> None:
     found = measure_predictors(*planted())
     correlations = correlate(found, n_resamples=50)
-    summary = summarise([correlations, correlations])
+    summary = summarize([correlations, correlations])
     assert list(summary) == ["all", "two encoders", "with the best block"]
     for group, mask in found.groups().items():
         for outcome in OUTCOMES:
             for name in MEASURES:
                 entry = summary[group][outcome][name]
-                expected = spearmanr(found.predictors[name][mask], found.realised[outcome][mask])
+                expected = spearmanr(found.predictors[name][mask], found.realized[outcome][mask])
                 assert entry["value"] == pytest.approx(expected.statistic)
                 assert -1 <= entry["low"] <= entry["high"] <= 1
     assert [mask.sum() for mask in found.groups().values()] == [36, 27, 8]
     assert summary["all"]["loss_gain"]["loss_gain"]["value"] > 0.5
-    assert spearman(np.ones(5), np.arange(5)) == 0
+    constant = pd.DataFrame({"a": np.ones(5)})
+    assert spearman(constant, pd.DataFrame({"b": np.arange(5)})) == 0
     picks = top_picks(found)
-    assert picks["all"]["loss_gain"]["most"] == found.realised["loss_gain"].max()
+    assert picks["all"]["loss_gain"]["most"] == found.realized["loss_gain"].max()
     assert picks["all"]["loss_gain"]["loss_gain"] <= picks["all"]["loss_gain"]["most"]
     json.dumps([summary, picks], allow_nan=False)
 
 
 def test_a_whole_run_writes_its_raw_numbers(
-    benchmark: ModuleType, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "test"):
         write_jsonl(tmp_path / "data" / "mr" / f"{split}.jsonl.gz", rows(60))
     monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
-    monkeypatch.setattr(benchmark, "ENCODERS", (models / "bert", models / "llama"))
-    monkeypatch.setattr(benchmark, "POOLINGS", ("mean",))
-    monkeypatch.setattr(benchmark, "DATASETS", ("mr", "nowhere"))
-    results = benchmark.run()
+    monkeypatch.setattr(complementarity, "RESULTS", tmp_path)
+    monkeypatch.setattr(complementarity, "ENCODERS", (models / "bert", models / "llama"))
+    monkeypatch.setattr(complementarity, "POOLINGS", ("mean",))
+    monkeypatch.setattr(complementarity, "DATASETS", ("mr", "nowhere"))
+    results = complementarity.run()
     assert [result["dataset"] for result in results] == ["mr", "median"]
     assert (results[0]["rows"], results[0]["blocks"], results[0]["pairs"]) == (60, 8, 28)
     assert results[1]["correlations"] == results[0]["correlations"]
@@ -150,28 +152,25 @@ def test_a_part_of_the_pairs() -> None:
     assert (found.drawn.sum(), with_best.sum()) == (5, 8)  # of 36 pairs of 9 blocks
     assert (found.drawn | with_best).all()
     assert [mask.sum() for mask in found.groups().values()][::2] == [5, 8]
-    assert {len(values) for values in found.predictors.values()} == {len(found.members)}
+    assert len(found.predictors) == len(found.realized) == len(found.members)
 
 
 def test_rows_of_a_class_with_one_row_are_left_out(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAYERFUSE_DATA", str(tmp_path))
     lines = [(f"t{i}", "ab"[i % 2]) for i in range(8)]
     write_jsonl(tmp_path / "r52" / "train.jsonl.gz", [*lines, ("alone", "once")])
     write_jsonl(tmp_path / "r52" / "test.jsonl.gz", [("new", "once"), lines[1]])
-    [texts] = benchmark.read_sets(["r52"])
+    [texts] = read_sets(["r52"])
     assert list(texts.train) == [f"t{i}" for i in range(8)]
     assert list(texts.y) == [0, 1] * 4
-    assert list(texts.y_test) == [-1, 1]
+    assert list(texts.y_test) == [2, 1]
 
 
 def test_tables_follow_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    from benchmarks import tables
-
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- table accuracy -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(tables, "_HERE", tmp_path / "benchmarks")

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 import layerfuse
-from conftest import TinyModels
-from families import save_model
+from families import TinyModels, save_model
 from helpers import planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier
 from layerfuse.blocks import BlockRef
@@ -32,14 +31,15 @@ from layerfuse.errors import (
     StorageError,
     UnsupportedModelError,
 )
-from layerfuse.evaluation.nested import Training
+from layerfuse.evaluation.nested import TrainingSample
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
-from layerfuse.model_selection import Recipe
-from layerfuse.pipeline import Plan, Task
+from layerfuse.model_selection import SearchSpace
+from layerfuse.pipeline import Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 TEXTS, LABELS = planted(120)
 OTHERS, _ = planted(60, seed=1)
@@ -133,7 +133,7 @@ class TestThereAndBack:
             for name, array in found.items():
                 assert array.dtype == expected[name].dtype == np.float32
                 np.testing.assert_array_equal(array, expected[name])
-        assert [(e.name, e.template, e.max_length) for e in again.encoders_] == [
+        assert [(e.name, e.prompt, e.max_length) for e in again.encoders_] == [
             ("bert", None, 40),
             ("llama", "the {text} is", 40),
         ]
@@ -170,7 +170,7 @@ class TestThereAndBack:
         assert again.encoders_[0].highest_layer == chosen.layer
         assert not again.encoders_[0].is_loaded
         again.predict(["good"])
-        blocks = again.encoders_[0]._load().blocks
+        blocks = again.encoders_[0]._load().architecture.blocks
         assert blocks is not None
         assert len(blocks) == chosen.layer + 1  # the block that marks where reading stops
 
@@ -208,9 +208,7 @@ class TestEveryFusion:
     """Each with a head, from arrays: saved, loaded, used."""
 
     @pytest.mark.parametrize("head", HEADS)
-    @pytest.mark.parametrize(
-        "fusion", [*FUSIONS, "hadamard+residual", "gated+residual", "tensor+residual"]
-    )
+    @pytest.mark.parametrize("fusion", FUSIONS)
     def test_there_and_back(self, tmp_path: Path, fusion: str, head: str):
         rng = np.random.default_rng(0)
         y = np.arange(60) % 3
@@ -219,14 +217,13 @@ class TestEveryFusion:
             block: (rng.normal(size=(60, 8 + block.layer)) + y[:, None]).astype(np.float32)
             for block in blocks
         }
-        recipe = Recipe("top_k", Allowance(Budget(blocks=3), {}), fusion, head, Task(3))
-        training = Training(embeddings, y, np.arange(60), probe_blocks(embeddings, y), recipe)
-        model = training.fit(Plan(tuple(blocks), fusion, head))
+        space = SearchSpace("top_k", CostBudget(Budget(blocks=3), {}), fusion, head)
+        targets = Targets.from_labels(y)
+        sample = TrainingSample(embeddings, targets, probe_blocks(embeddings, targets), space)
+        model = sample.fit(Plan(tuple(blocks), fusion, head), embeddings, targets)
         assert model.model.fusion.name == fusion
-        brought = {"voting": "voting", "scalar_mix": "softmax", "gated": "softmax"}
-        brought["bilinear"] = "softmax"
         kind = model.model.head.kind
-        assert kind == brought.get(fusion.removesuffix("+residual"), head)
+        assert kind == ("linear" if FUSIONS[fusion].brings_head else head)
         spec = EncoderSpec("bert", "bert", None, {}, None, None, 8, "float32")
         save_bundle(Bundle(model, np.array(["a", "b", "c"]), (spec,), {}), tmp_path / "bundle")
         again = load_bundle(tmp_path / "bundle").model
@@ -445,10 +442,10 @@ class TestRefused:
             (lambda v: v["encoders"].pop(), r"does not describe the encoders \['llama'\]"),
             (
                 lambda v: v["head"].update(kind="neural"),
-                "a head 'neural', which this layerfuse lacks",
+                "Unknown head 'neural'",
             ),
             (lambda v: v["head"].update(kind="mlp"), "no tensor 'weight.0'"),
-            (lambda v: v["fusion"].update(name="x"), "a fusion 'x', which this layerfuse lacks"),
+            (lambda v: v["fusion"].update(name="x"), "Unknown fusion 'x'"),
             (lambda v: v["fusion"].update(name="mean"), "no tensor 'projection.0'"),
             (lambda v: v["encoders"][0].update(new=1), "TypeError: .*'new'"),
             (lambda v: v["blocks"][0].pop("layer"), "TypeError: .*'layer'"),

@@ -19,7 +19,7 @@ from sklearn.exceptions import NotFittedError
 from threadpoolctl import threadpool_limits
 
 import layerfuse
-from conftest import TinyModels
+from families import TinyModels
 from helpers import Notes, planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier, compare, extract, score_blocks
 from layerfuse.errors import ConfigError, DataError, GoneError, MissingExtraError
@@ -214,7 +214,7 @@ class TestRareClasses:
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
         model = build(tiny, fusion=fusion, max_blocks=2, cv=3).fit(texts, labels)
         assert np.isfinite(model.predict_proba(texts)).all()
-        assert model.verdict_.measured["cv"]["accuracy"] == model.cv_.accuracy.value
+        assert model.verdict_.cv.accuracy == model.cv_.accuracy
 
     def test_the_logistic_scorer_takes_it(self, tiny: TinyModels):
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
@@ -263,7 +263,7 @@ class TestVerdict:
     def test_it_rests_on_nested_rows(self, fitted: LayerFusionClassifier):
         verdict = fitted.verdict_
         assert verdict.rows == "cv"
-        assert verdict.measured["cv"]["accuracy"] == fitted.cv_.accuracy.value
+        assert verdict.cv.accuracy == fitted.cv_.accuracy
         assert repr(verdict) == f"Verdict: {verdict.sentence}"
         names = [item.baseline.name for item in verdict.comparisons]
         assert {"majority", "tfidf", "last_layer", "best_block"} <= set(names)
@@ -329,7 +329,7 @@ class TestPlots:
         by_name = {row["name"]: row["value"] for row in rows}
         assert "majority" not in by_name
         item = next(i for i in fitted.verdict_.comparisons if i.baseline.name == "tfidf")
-        assert by_name["tfidf"] == pytest.approx(100 * item.gain["cv"].difference)
+        assert by_name["tfidf"] == pytest.approx(100 * item.cv.gain.difference)
         chart.save(str(tmp_path / "gains.svg"))
         assert "tfidf" in (tmp_path / "gains.svg").read_text(encoding="utf-8")
 

@@ -12,7 +12,7 @@ import pytest
 from helpers import Notes
 from layerfuse import compare
 from layerfuse.blocks import BlockRef
-from layerfuse.complementarity import HEADLINE, MEASURES, Comparison, rank_additions
+from layerfuse.complementarity import HEADLINE, MEASURES, EncoderComparison, rank_additions
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.probing import (
     Agreement,
@@ -21,9 +21,9 @@ from layerfuse.probing import (
     leave_one_out,
     linear_cka,
     measure_agreement,
-    one_hot,
     probe_blocks,
 )
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -158,7 +158,7 @@ def planted(seed: int, n: int = 300) -> tuple[Blocks, Array]:
     return blocks, y
 
 
-def couple(comparison: Comparison, *encoders: str) -> Any:
+def couple(comparison: EncoderComparison, *encoders: str) -> Any:
     (found,) = (p for p in comparison.pairs if {p.a.encoder, p.b.encoder} == set(encoders))
     return found
 
@@ -186,8 +186,8 @@ class TestCompare:
     def test_every_number_equals_a_fit_of_its_own(self) -> None:
         blocks, y = planted(0)
         pair = couple(compare(blocks, y), "a", "c")
-        coordinates = probe_blocks(blocks, y).coordinates
-        targets = one_hot(y, 2).astype(np.float64)
+        coordinates = probe_blocks(blocks, Targets.from_labels(y)).coordinates
+        targets = Targets.from_labels(y).matrix.astype(np.float64)
         alone, other, fused = (
             leave_one_out(decompose(np.concatenate(part, axis=1).astype(np.float64)), targets)
             for part in (
@@ -230,7 +230,9 @@ class TestCompare:
                 array[:, 0] += strength * (layer if layer < 19 else 0) * y
                 blocks[BlockRef(encoder, layer, "mean")] = array
         found = compare(blocks, y, pairs="blocks")
-        ranked = [score.block for score in probe_blocks(blocks, y).scores.ranking]
+        ranked = [
+            score.block for score in probe_blocks(blocks, Targets.from_labels(y)).scores.ranking
+        ]
         weak = [block for block in ranked if block.encoder == "weak"]
         expected = {*ranked[:12], weak[0], *(BlockRef(e, 19, "mean") for e in ("strong", "weak"))}
         assert {block for pair in found.pairs for block in (pair.a, pair.b)} == expected
@@ -264,24 +266,17 @@ class TestCompare:
         assert pair.cka == 0
         assert pair.loss_gain == pytest.approx(0, abs=1e-4)
 
-    def test_to_dict_is_json_and_lists_few_rows(self) -> None:
-        blocks, y = planted(6)
-        found = compare(blocks, y)
-        plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert plain["n"] == len(y)
-        assert plain["headline"]["measure"] == HEADLINE
-        assert plain["headline"]["value"] == plain["pairs"][0][HEADLINE]
-        for pair, entry in zip(found.pairs, plain["pairs"], strict=True):
-            assert (entry["a"], entry["b"]) == (str(pair.a), str(pair.b))
-            assert entry["only_a"] == {
-                "count": len(pair.only_a),
-                "rows": list(pair.only_a[:20]),
-            }
-        assert max(entry["only_b"]["count"] for entry in plain["pairs"]) > 20
+    def test_a_pair_as_json_has_its_numbers(self) -> None:
+        found = compare(*planted(6))
+        for pair in found.pairs:
+            plain = json.loads(json.dumps(pair.to_dict(), allow_nan=False))
+            assert (plain["a"], plain["b"]) == (str(pair.a), str(pair.b))
+            assert plain[HEADLINE] == pair.headline
+            assert plain["disagreement"] == pair.agreement.disagreement
 
     def test_repr_says_what_was_found_and_lists_no_rows(self) -> None:
         found = compare(*planted(0))
-        assert repr(found).startswith("Comparison(3 pairs on 300 rows; best ")
+        assert repr(found).startswith("EncoderComparison(3 pairs on 300 rows; best ")
         assert f"loss gain {found.best.loss_gain:.4f} ± " in repr(found)
         assert max(len(repr(pair)) for pair in found.pairs) < 1000
 
@@ -326,7 +321,10 @@ class TestAdditions:
     def test_numbers_are_those_of_the_concatenation_at_the_pipelines_penalty(self) -> None:
         blocks, y = planted(0)
         pipeline = [BlockRef("a", 1, "mean"), BlockRef("a", 0, "mean")]
-        coordinates, targets = probe_blocks(blocks, y).coordinates, one_hot(y, 2)
+        coordinates, targets = (
+            probe_blocks(blocks, Targets.from_labels(y)).coordinates,
+            Targets.from_labels(y).matrix,
+        )
         used = [coordinates[block] for block in pipeline]
         state = RidgeState.of(used, targets)
         np.testing.assert_allclose(
@@ -349,7 +347,7 @@ class TestAdditions:
 
     def test_by_default_the_best_block_is_added_to(self) -> None:
         blocks, y = planted(0)
-        best = probe_blocks(blocks, y).scores.best.block
+        best = probe_blocks(blocks, Targets.from_labels(y)).scores.best.block
         assert rank_additions(blocks, y) == rank_additions(blocks, y, [best])
         assert compare(blocks, y).pipeline == (best,)
         assert compare(blocks, y).additions == rank_additions(blocks, y)

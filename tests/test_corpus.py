@@ -1,4 +1,4 @@
-"""Reading labelled texts: what is accepted, and what each fault is answered with."""
+"""Reading labeled texts: what is accepted, and how each fault is reported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gzip
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -135,21 +136,21 @@ def test_of_two_columns_the_longer_is_the_text(tmp_path: Path) -> None:
 
 def test_without_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "tweet\na\nb\n")
-    assert read_dataset(path, labelled=False).train == Split(("a", "b"), None)
+    assert read_dataset(path, labeled=False).train == Split(("a", "b"), None)
     path = write(tmp_path / "e.csv", "text,label\na,x\n")
-    assert read_dataset(path, labelled=False).train.labels is None
-    assert read_dataset(path, labelled=False, label_column="label").train.labels == ("x",)
+    assert read_dataset(path, labeled=False).train.labels is None
+    assert read_dataset(path, labeled=False, label_column="label").train.labels == ("x",)
 
 
 def test_a_text_is_not_taken_for_the_name_of_the_only_column(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("a great film\na bad one\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"no header: its only column is named 'a great film'"):
-        read_dataset(path, labelled=False)
-    named = read_dataset(path, labelled=False, text_column="a great film")
+        read_dataset(path, labeled=False)
+    named = read_dataset(path, labeled=False, text_column="a great film")
     assert named.train.texts == ("a bad one",)
     path.write_text("customer review\na bad one\n", encoding="utf-8")
-    assert read_dataset(path, labelled=False).train.texts == ("a bad one",)
+    assert read_dataset(path, labeled=False).train.texts == ("a bad one",)
 
 
 @pytest.mark.parametrize("label", [3, True, 0.5])
@@ -162,7 +163,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.txt", "a", "extension that is not read.*\\.csv, \\.tsv, \\.jsonl"),
+        ("d.txt", "a", "unsupported extension.*\\.csv, \\.tsv, \\.jsonl"),
         ("d.csv", "", "is empty"),
         ("d.csv", "text,label\n", "header line but no rows"),
         ("d.jsonl", "\n\n", "is empty"),
@@ -185,7 +186,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
         ("d.jsonl", jsonl([{"text": None, "label": 1}] * 7), "7 of 7 rows .row 0, 1, 2, 3, 4, …"),
         ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b"}]), "'label' has no value in 1"),
         ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": 5, "label": 1}]), "int in row 1"),
-        ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "half a surrogate"),
+        ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "unpaired surrogate"),
         ("d.jsonl", jsonl([{"text": "a", "label": ["x", "y"]}]), "a list in row 0.*one class for"),
         (
             "d.jsonl",
@@ -243,8 +244,8 @@ def test_wrong_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "no labelled rows"),
-        ((), "no labelled rows"),
+        (None, "no labeled rows"),
+        ((), "no labeled rows"),
         (("x",) * 3, "All 3 rows have the same label 'x'"),
         (("x", "x", "y", "z"), "2 of 3 have only one: 'y', 'z'"),
         (tuple(range(9)), "0, 1, 2, 3, 4 and 4 more"),
@@ -279,7 +280,7 @@ def test_subsample_is_stratified_and_repeatable(seed: int) -> None:
     part = dataset.subsample(20, seed)
     assert part == dataset.subsample(20, seed)
     assert part != dataset.subsample(20, seed + 1)
-    assert Counter(part.train.labels) == {"a": 12, "b": 5, "c": 2, "d": 1}
+    assert Counter(part.train.labels) == {"a": 14, "b": 5, "c": 2, "d": 1}
     assert Counter(part.splits["test"].labels) == {"a": 18, "b": 2}
     rows = [dataset.train.texts.index(text) for text in part.train.texts]
     assert rows == sorted(set(rows))  # each row once, in the order they came
@@ -293,8 +294,8 @@ def test_subsample_at_its_limits() -> None:
     dataset = TextDataset("d", {"train": skewed({"a": 5, "b": 5, "c": 5})})
     assert Counter(dataset.subsample(3, 0).train.labels) == {"a": 2, "b": 2, "c": 2}
     assert dataset.subsample(15, 0) == dataset
-    unlabelled = TextDataset("d", {"train": Split(tuple("abcdef"))})
-    assert len(unlabelled.subsample(4, 0).train) == 4
+    unlabeled = TextDataset("d", {"train": Split(tuple("abcdef"))})
+    assert len(unlabeled.subsample(4, 0).train) == 4
 
 
 def test_audit_finds_what_was_planted() -> None:
@@ -303,7 +304,7 @@ def test_audit_finds_what_was_planted() -> None:
         ("a", "b", "a", "a", "b", "b", "a", "c"),
     )
     test = Split(("fresh", "the leak", "", "rare\n"), ("a", "b", "d", "a"))
-    found = audit(TextDataset("d", {"train": train, "test": test}), max_tokens_hint_chars=20)
+    found = audit(TextDataset("d", {"train": train, "test": test}), max_chars=20)
     split = found.splits["train"]
     assert (split.rows, split.classes) == (8, {"a": 4, "b": 3, "c": 1})
     assert (split.empty.count, split.empty.rows) == (1, (4,))
@@ -314,10 +315,10 @@ def test_audit_finds_what_was_planted() -> None:
     assert found.untested_classes == ("c",)
     assert found.unseen_classes == ("d",)
     assert found.small_classes == {"a": 4, "b": 3, "c": 1}
-    assert json.loads(json.dumps(found.to_dict()))["splits"]["test"]["rows"] == 4
+    assert json.loads(json.dumps(asdict(found)))["splits"]["test"]["rows"] == 4
 
 
-def test_audit_of_one_unlabelled_split() -> None:
+def test_audit_of_one_unlabeled_split() -> None:
     found = audit(TextDataset("d", {"train": Split(("a",) * 9)}))
     assert found.splits["train"].duplicates.count == 8
     assert len(found.splits["train"].duplicates.rows) == 5

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TinyModels
-from families import FAMILIES
+from families import FAMILIES, TinyModels
 from helpers import sentences
 from layerfuse import FrozenEncoder
-from layerfuse.blocks import POOLINGS
-from layerfuse.encoders import cpu_kernels as attention
-from layerfuse.encoders import cpu_kernels as packing
-from layerfuse.encoders import frozen
+from layerfuse.encoders import cpu_kernels, frozen
+from layerfuse.pooling import POOLINGS
 
 
 @pytest.fixture
@@ -40,9 +37,9 @@ def test_values_are_those_of_torch(tiny: TinyModels, plain_torch: Any, family: s
     ours = FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype=dtype)
     peer = plain_torch(tiny(family), dtype=dtype)
     exact = plain_torch(tiny(family), dtype="float32")
-    ids = ours.tokenize(sentences(12, longest=30)).ids
+    ids, poolings = ours.tokenize(sentences(12, longest=30)).ids, tuple(POOLINGS)
     for rows in (ids, [ids[0]] * 3):  # with and without padding
-        mine, theirs, true = (each.read(rows, "all", POOLINGS) for each in (ours, peer, exact))
+        mine, theirs, true = (each.read(rows, "all", poolings) for each in (ours, peer, exact))
         for layer, array in theirs.items():
             if dtype == "float32":
                 np.testing.assert_allclose(mine[layer], array, atol=2e-5)
@@ -60,7 +57,7 @@ def test_linear_layers_are_packed(tiny: TinyModels):
 
 
 def test_large_models_keep_one_copy(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(packing, "_MOST_BYTES", 100)
+    monkeypatch.setattr(cpu_kernels, "_MAX_BYTES", 100)
     encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype="float32")
     assert not any("forward" in module.__dict__ for module in encoder.stack.modules())
 
@@ -75,5 +72,5 @@ def test_plain_attention_is_for_bfloat16_without_tile_units(
         encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype=dtype)
         return str(encoder.stack.config._attn_implementation)
 
-    assert chosen("bfloat16") == ("sdpa" if tiles else attention._NAME)
+    assert chosen("bfloat16") == ("sdpa" if tiles else cpu_kernels._NAME)
     assert chosen("float32") == "sdpa"

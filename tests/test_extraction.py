@@ -1,14 +1,14 @@
-"""From texts to blocks: order, batches, limits, templates, and models that cannot be read."""
+"""From texts to blocks: order, batches, limits, prompts, and models that cannot be read."""
 
 from __future__ import annotations
 
-import copy
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
-from conftest import TinyModels
-from families import FAMILIES, N_LAYERS, VOCABULARY, build_tokenizer, save_model
+from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
 from helpers import Notes, sentences
-from layerfuse import BlockRef, FrozenEncoder, extract
-from layerfuse.blocks import POOLINGS
-from layerfuse.embeddings import runner
-from layerfuse.embeddings.extraction import gather
+from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
+from layerfuse.embeddings import plan, runner
+from layerfuse.embeddings.extraction import extract_all, extract_blocks
+from layerfuse.embeddings.plan import ShardJob, plan_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard
+from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
-from test_encoder_parity import assert_close, plain_loop
+from test_encoder_parity import POOLINGS, assert_close, plain_loop
 
 ID = {word: number for number, word in enumerate(VOCABULARY)}
 
@@ -79,7 +80,7 @@ class TestOrderAndBatches:
         encoder.stack.register_forward_pre_hook(
             lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 37)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 37)
         texts = sentences(100, longest=30)
         notes = Notes()
         extract(texts, encoder, batch_tokens=budget, reporter=notes)
@@ -99,80 +100,30 @@ class TestOrderAndBatches:
     ):
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 7)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 7)
         parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
-
-    def test_copies_of_the_encoder_share_the_shards(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
-    ):
-        """As several GPUs would; here each copy is on the CPU."""
-        texts, encoder = sentences(60), opened(tiny("bert"))
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 7)
-        alone = extract(texts, encoder, pooling=POOLINGS)
-        others = [copy.copy(encoder), copy.copy(encoder)]
-        monkeypatch.setattr(encoder, "copies", lambda most: others[:most], raising=False)
-        notes = Notes()
-        shared = extract(texts, encoder, pooling=POOLINGS, reporter=notes)
-        assert sum(notes.advanced) == 60
-        assert any("read by 3 GPUs side by side" in note for note in notes.lines)
-        assert sum(other._architecture is not None for other in others) > 0
-        for ref, array in alone.items():
-            np.testing.assert_allclose(shared[ref], array, atol=1e-5)  # threads round
-        assert shared.cost is not None
-        assert shared.cost.n_texts == 60
 
     def test_shards_of_a_large_encoder_have_fewer_rows(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         """So that a run that is stopped has written some; deeper layers count, higher ones not."""
-        encoder = opened(tiny("bert"))
+        encoder, texts = opened(tiny("bert")), sentences(300)
         whole = encoder.layer_parameters
 
         def rows(highest: int) -> int:
-            whole_run = runner.Runner(sentences(300), encoder, 1024, Notes())
-            return max(len(p) for p, *_ in whole_run.shards(np.arange(300), [(highest, "mean")]))
+            jobs = plan_shards(texts, [(np.arange(300), ((highest, "mean"),))], encoder)
+            assert [text for job in jobs for text in job.texts] == texts
+            return max(len(job.rows) for job in jobs)
 
         assert rows(3) == 300
-        monkeypatch.setattr(runner, "_SHARD_WORK", 200.0 * whole[3])
+        monkeypatch.setattr(plan, "SHARD_WORK", 200.0 * whole[3])
         assert rows(3) == 128
-        monkeypatch.setattr(runner, "_SHARD_WORK", 1.0)
-        assert rows(3) == rows(1) == runner._LEAST_ROWS
-        monkeypatch.setattr(runner, "_SHARD_WORK", 300.0 * whole[1])
+        monkeypatch.setattr(plan, "SHARD_WORK", 1.0)
+        assert rows(3) == rows(1) == 64
+        monkeypatch.setattr(plan, "SHARD_WORK", 300.0 * whole[1])
         assert rows(3) < rows(1)
-
-    def test_a_fault_in_a_copy_is_told(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
-        encoder = opened(tiny("bert"))
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 7)
-        other = copy.copy(encoder)
-        monkeypatch.setattr(other, "launch", None, raising=False)
-        monkeypatch.setattr(encoder, "copies", lambda most: [other], raising=False)
-        with pytest.raises(TypeError, match="not callable"):
-            extract(sentences(60), encoder)
-
-    def test_copies_are_made_for_all_gpus_that_are_alike(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
-    ):
-        """No GPU is here: what the driver would say is put in its place, and loading left out."""
-        encoder = opened(tiny("bert"))
-        assert encoder.copies(8) == []
-        cards = ["A", "A", "A", "B", "A"]
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
-        monkeypatch.setattr(
-            torch.cuda, "get_device_properties", lambda number: SimpleNamespace(name=cards[number])
-        )
-        monkeypatch.setattr(FrozenEncoder, "tokenize", lambda self, texts: None)
-        encoder.device, encoder._all_gpus = "cuda:0", True
-        assert [other.device for other in encoder.copies(1)] == ["cuda:1"]
-        both = encoder.copies(8)
-        assert [other.device for other in both] == ["cuda:1", "cuda:2"]
-        assert encoder.copies(8) == both
-        assert both[0].identity == encoder.identity
-        assert both[0].copies(8) == []
-        assert encoder.copies(0) == []
-        encoder.release()
-        assert encoder._copies == []
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
         found = extract(["good"], opened(tiny("bert")), [-1, 0, 3, 1], ("max", "mean", "max"))
@@ -201,6 +152,139 @@ class TestOrderAndBatches:
         assert notes.about("out of memory; batches are cut to ")
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, atol=1e-5)
+
+
+def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -> ShardResult:
+    """What a worker process does."""
+    os.environ["LAYERFUSE_CACHE"] = cache
+    torch.set_num_threads(1)
+    return run_shard(job, encoder, folder)
+
+
+class TestJobs:
+    def test_planning_needs_no_weights(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(plan, "SHARD_WORK", 1.0)
+        texts, missing = sentences(300), [(np.arange(300), ((3, "mean"),))]
+        expected = plan_shards(texts, missing, opened(tiny("bert")))  # the first use is remembered
+        encoder = opened(tiny("bert"))
+        jobs = plan_shards(texts, missing, encoder)
+        assert not encoder.is_loaded
+        assert [job.texts for job in jobs] == [job.texts for job in expected]
+        assert len(jobs) == 5
+
+    def test_another_process_writes_the_same_bytes(
+        self, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
+        texts, encoder = sentences(100, longest=30), opened(tiny("llama"))
+        keys = ((0, "mean"), (2, "last"), (3, "mean"))
+        jobs = plan_shards(texts, [(np.arange(100), keys)], encoder)
+        assert [len(job.texts) for job in jobs] == [40, 40, 20]
+        here, there = tmp_path / "here", tmp_path / "there"
+        here.mkdir()
+        there.mkdir()
+        results = [run_shard(job, encoder, here) for job in jobs]
+        spawn = multiprocessing.get_context("spawn")
+        cache = os.environ["LAYERFUSE_CACHE"]
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            others = [process.submit(run_alone, job, encoder, there, cache) for job in jobs]
+            for result, other in zip(results, others, strict=True):
+                path = other.result().path
+                assert path is not None
+                assert result.path is not None
+                assert path.name == result.path.name
+                assert path.read_bytes() == result.path.read_bytes()
+                assert other.result().blocks == {}
+                assert other.result().cost.n_tokens == result.cost.n_tokens
+        assert len(list(there.iterdir())) == 3
+
+    def test_memory_that_ran_out_in_one_job_is_not_asked_for_in_the_next(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(plan, "SHARD_ROWS", 20)
+        encoder, notes = opened(tiny("bert")), Notes()
+        launch = encoder.launch
+
+        def tight(ids: list[list[int]], *rest: Any) -> Any:
+            if len(ids) > 4:
+                raise torch.OutOfMemoryError("too many")
+            return launch(ids, *rest)
+
+        monkeypatch.setattr(encoder, "launch", tight)
+        extract(["good " * (1 + n % 2) + word for n, word in enumerate(VOCABULARY[4:44])],
+                encoder, batch_tokens=64, reporter=notes)  # fmt: skip
+        assert len(notes.about("out of memory")) == 2, "64, 32 and 16 tokens"
+
+
+class TestViews:
+    @pytest.fixture(params=[False, True], ids=["in memory", "in a store"])
+    def view(self, tiny: TinyModels, tmp_path: Path, request: pytest.FixtureRequest) -> BlockView:
+        encoders = [
+            FrozenEncoder.from_pretrained(tiny(name), name=name, device="cpu", max_length=8)
+            for name in ("bert", "llama")
+        ]
+        store = EmbeddingStore(tmp_path) if request.param else None
+        return extract_all(["good film", "bad", "good film", "bad " * 20], encoders, store)
+
+    def test_taking_rows(self, view: BlockView):
+        for rows in (np.array([3, 0, 3]), np.array([True, False, False, True])):
+            part = view.take(rows)
+            assert list(part) == list(view)
+            for block, array in view.items():
+                np.testing.assert_array_equal(part[block], array[rows])
+            assert part.costs == view.costs
+        assert view.truncated_share == 1 / 4
+        assert view.take(np.array([3, 0, 3])).truncated_share == 2 / 3
+        assert view.take(np.array([], np.intp))[BlockRef("bert", 1, "mean")].shape == (0, 32)
+        again = view.take(np.array([3, 0, 1])).take(np.array([1]))
+        block = next(iter(view))
+        np.testing.assert_array_equal(again[block], view[block][[0]])
+
+    def test_selecting_and_joining(self, view: BlockView):
+        blocks = [BlockRef("llama", 3, "mean"), BlockRef("bert", 0, "mean")]
+        part = view.select(blocks)
+        assert list(part) == blocks
+        assert list(part.costs) == ["llama", "bert"]
+        assert part.n_computed == view.n_computed == 2 * 3
+        only = [view.select([block]) for block in blocks]
+        joined = BlockView.join(only)
+        assert list(joined) == blocks
+        for block in blocks:
+            np.testing.assert_array_equal(joined[block], view[block])
+        with pytest.raises(KeyError, match="bert:9:mean was not extracted"):
+            view.select([BlockRef("bert", 9, "mean")])
+        with pytest.raises(ConfigError, match="same texts"):
+            BlockView.join([only[0], only[1].take(np.array([0]))])
+
+    def test_just_these_blocks_are_read(self, tiny: TinyModels, tmp_path: Path):
+        texts = sentences(10)
+        encoders = [
+            FrozenEncoder.from_pretrained(tiny(name), name=name, device="cpu", dtype="float32")
+            for name in ("bert", "llama")
+        ]
+        store = EmbeddingStore(tmp_path)
+        blocks = [BlockRef("bert", 2, "max"), BlockRef("bert", 1, "mean")]
+        found = extract_blocks(texts, encoders, blocks, store)
+        assert list(found) == blocks
+        assert not encoders[1].is_loaded
+        expected = extract(texts, encoders[0], [1, 2], ("mean", "max"))
+        for block in blocks:
+            np.testing.assert_allclose(found[block], expected[block], rtol=1e-3, atol=1e-4)
+        (shard,) = tmp_path.glob("*/*.safetensors")
+        names = {name for name in load_file(shard) if ":" in name}
+        assert names == {"2:max", "1:mean"}
+        with pytest.raises(ConfigError, match=r"Unknown encoder 'brt'.*Did you mean 'bert'"):
+            extract_blocks(texts, encoders, [BlockRef("brt", 1, "mean")], None)
+
+    def test_an_encoders_own_layers_and_poolings(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"))
+        encoder.layers, encoder.pooling = [0, -1], ("last", "mean")
+        found = extract(["good"], encoder)
+        assert [str(block) for block in found] == [
+            *("tiny:0:last", "tiny:3:last", "tiny:0:mean", "tiny:3:mean"),
+        ]
+        assert list(extract_all(["good"], [encoder], None)) == list(found)
+        assert len(extract(["good"], encoder, "all", "max")) == 4
 
 
 class TestTexts:
@@ -294,13 +378,13 @@ class TestTexts:
                 np.testing.assert_array_equal(array, expected[ref])
 
 
-class TestTemplates:
-    TEMPLATE = "the film is {text} not good"
+class TestPrompts:
+    PROMPT = "the film is {text} not good"
     LONG = "bank " * 300
 
     @pytest.mark.parametrize("special", [True, False])
-    def test_the_text_is_cut_and_never_the_template(self, tiny: TinyModels, special: bool):
-        encoder = opened(tiny("llama", special=special), template=self.TEMPLATE, max_length=20)
+    def test_the_text_is_truncated_and_never_the_prompt(self, tiny: TinyModels, special: bool):
+        encoder = opened(tiny("llama", special=special), prompt=self.PROMPT, max_length=20)
         (row,) = encoder.tokenize([self.LONG]).ids
         inner = row[1:-1] if special else row
         assert len(row) == 20
@@ -313,12 +397,12 @@ class TestTemplates:
 
     def test_the_text_keeps_its_beginning(self, tiny: TinyModels):
         words = [f"w{number}" for number in range(30)]
-        encoder = opened(tiny("bert"), template=self.TEMPLATE, max_length=17)
+        encoder = opened(tiny("bert"), prompt=self.PROMPT, max_length=17)
         (row,) = encoder.tokenize([" ".join(words)]).ids
         assert row == [0, *ids("the film is"), *(ID[w] for w in words[:10]), *ids("not good"), 2]
 
     def test_short_and_empty_texts_are_whole(self, tiny: TinyModels):
-        encoder = opened(tiny("bert"), template=self.TEMPLATE)
+        encoder = opened(tiny("bert"), prompt=self.PROMPT)
         assert encoder.tokenize(["bad", ""]).ids == [
             [0, *ids("the film is bad not good"), 2],
             [0, *ids("the film is not good"), 2],
@@ -336,54 +420,54 @@ class TestTemplates:
                 around = ([0], [2]) if options["add_special_tokens"] else ([], [])
                 return {"input_ids": [[*around[0], *ids(text), *around[1]] for text in texts]}
 
-        tokenizer = TextTokenizer(Slow(), template=self.TEMPLATE, chat_question=None, max_length=12)
+        tokenizer = TextTokenizer(Slow(), prompt=self.PROMPT, chat_prompt=None, max_length=12)
         tokens = tokenizer([self.LONG, "bad", ""])
         assert tokens.ids[0] == [0, *ids("the film is bank bank bank bank bank not good"), 2]
         assert tokens.ids[1] == [0, *ids("the film is bad not good"), 2]
         assert tokens.truncated == [True, False, False]
 
-    def test_a_template_changes_what_is_read(self, tiny: TinyModels):
+    def test_a_prompt_changes_what_is_read(self, tiny: TinyModels):
         ref = BlockRef("tiny", 3, "last")
         plain, asked, by_hand = (
-            extract([text], opened(tiny("llama"), template=template), pooling="last")[ref]
-            for text, template in (
+            extract([text], opened(tiny("llama"), prompt=prompt), pooling="last")[ref]
+            for text, prompt in (
                 ("bad", None),
-                ("bad", self.TEMPLATE),
+                ("bad", self.PROMPT),
                 ("the film is bad not good", None),
             )
         )
         np.testing.assert_allclose(asked, by_hand, atol=1e-6)
         assert np.abs(asked - plain).max() > 1e-3
 
-    def test_a_template_may_hold_special_tokens(self, tiny: TinyModels):
-        encoder = opened(tiny("llama", special=False), template="<s> {text} </s>", max_length=6)
+    def test_a_prompt_may_contain_special_tokens(self, tiny: TinyModels):
+        encoder = opened(tiny("llama", special=False), prompt="<s> {text} </s>", max_length=6)
         assert encoder.tokenize([self.LONG]).ids == [[0, *[ID["bank"]] * 4, 2]]
 
-    def test_a_chat_question_uses_the_models_own_template(self, tiny: TinyModels, tmp_path: Path):
+    def test_a_chat_prompt_uses_the_models_own_template(self, tiny: TinyModels, tmp_path: Path):
         chat = (
             "{% for message in messages %}<s> {{ message['content'] }} </s>{% endfor %}"
             "{% if add_generation_prompt %} the{% endif %}"
         )
         folder = with_limit(tiny("llama"), tmp_path / "m", chat_template=chat)
-        asked = opened(folder, chat_question="good not bad").tokenize(["oil price", self.LONG])
+        asked = opened(folder, chat_prompt="good not bad").tokenize(["oil price", self.LONG])
         assert asked.ids[0] == [0, *ids("good not bad oil price"), 2, ID["the"]]
         assert asked.ids[1][:4] == [0, *ids("good not bad")]
         assert asked.ids[1][-2:] == [2, ID["the"]]
         assert len(asked.ids[1]) == 66
-        placed = opened(folder, chat_question="good {text} bad").tokenize(["oil"])
+        placed = opened(folder, chat_prompt="good {text} bad").tokenize(["oil"])
         assert placed.ids == [[0, *ids("good oil bad"), 2, ID["the"]]]
 
-    def test_unusable_templates_are_refused(self, tiny: TinyModels):
+    def test_unusable_prompts_are_refused(self, tiny: TinyModels):
         folder = tiny("bert")
-        for template in ("no slot", "{text} and {text}", ""):
-            with pytest.raises(ConfigError, match=r"must hold \{text\} exactly once"):
-                opened(folder, template=template)
-        with pytest.raises(ConfigError, match="a template and a chat question; choose one"):
-            opened(folder, template="{text}", chat_question="good")
+        for prompt in ("no slot", "{text} and {text}", ""):
+            with pytest.raises(ConfigError, match=r"must contain \{text\} exactly once"):
+                opened(folder, prompt=prompt)
+        with pytest.raises(ConfigError, match="both a prompt and a chat prompt; choose one"):
+            opened(folder, prompt="{text}", chat_prompt="good")
         with pytest.raises(ConfigError, match=r"takes 7 of at most 7 tokens.* Shorten it"):
-            opened(folder, template=self.TEMPLATE, max_length=7).tokenize(["good"])
-        with pytest.raises(ConfigError, match=r"has no chat template\. Use a plain template"):
-            opened(folder, chat_question="good").tokenize(["good"])
+            opened(folder, prompt=self.PROMPT, max_length=7).tokenize(["good"])
+        with pytest.raises(ConfigError, match=r"has no chat template\. Use a plain prompt"):
+            opened(folder, chat_prompt="good").tokenize(["good"])
         with pytest.raises(ConfigError, match="max_length=1 is too short"):
             opened(folder, max_length=1)
 
@@ -396,7 +480,7 @@ class TestChoices:
         ):
             extract(["good"], opened(tiny("bert")), layers)
 
-    @pytest.mark.parametrize("layers", ["some", [], [1.5], None, ["1"]])
+    @pytest.mark.parametrize("layers", ["some", [], [1.5], ["1"]])
     def test_what_is_no_layer_is_refused(self, tiny: TinyModels, layers: Any):
         with pytest.raises(ConfigError, match=r"[Ll]ayer"):
             extract(["good"], opened(tiny("bert")), layers)
@@ -407,11 +491,11 @@ class TestChoices:
         with pytest.raises(ConfigError, match="No pooling was given"):
             extract(["good"], opened(tiny("bert")), pooling=())
 
-    def test_layers_above_a_cut_are_gone(self, tiny: TinyModels):
+    def test_layers_above_a_cut_are_not_loaded(self, tiny: TinyModels):
         encoder = opened(tiny("bert")).truncate(-3)
         assert (encoder.highest_layer, encoder.n_layers) == (1, 3)
         assert len(extract(["good"], encoder, [0, 1])) == 2
-        with pytest.raises(ConfigError, match="truncated at layer 1; layer 3 is gone"):
+        with pytest.raises(ConfigError, match=r"layer 3 is not loaded \(encoder truncated at 1\)"):
             extract(["good"], encoder, [3])
 
     @pytest.mark.parametrize(
@@ -568,7 +652,7 @@ class TestModels:
             extract(["good"], opened(folder))
 
     def test_a_pickled_encoder_has_no_weights_and_works(self, tiny: TinyModels):
-        encoder = opened(tiny("bert"), template="the {text}").truncate(2)
+        encoder = opened(tiny("bert"), prompt="the {text}").truncate(2)
         expected = extract(["good", "bad"], encoder, [0, 2])
         data = pickle.dumps(encoder)
         assert len(data) < 2000
@@ -606,9 +690,8 @@ class TestCost:
     def test_it_is_measured_while_texts_are_read(self, tiny: TinyModels):
         encoder, texts = opened(tiny("bert")), sentences(60)
         found = extract([*texts, *texts[:10]], encoder, batch_tokens=100)
-        cost = found.cost
-        assert cost is not None
-        assert cost is found.cost
+        cost = found.costs["tiny"]
+        assert cost == found.costs["tiny"]
         assert (cost.encoder, cost.n_texts, cost.dims) == ("tiny", 60, 32)
         assert cost.parameters == encoder.layer_parameters
         assert cost.bytes_per_parameter == 4
@@ -641,8 +724,7 @@ class TestCost:
         tokens_per_text = np.mean([len(row) for row in tokenize(texts).ids])
         for layers in ("all", [1], [0, 2]):
             cold = [True]
-            cost = extract(texts, encoder, layers, batch_tokens=60).cost
-            assert cost is not None
+            cost = extract(texts, encoder, layers, batch_tokens=60).costs["tiny"]
             assert cost.tokenize_ms_per_text == pytest.approx(500 / 50)
             # the time at full depth follows from any layer
             assert cost.ms_per_text == pytest.approx(10 + N_LAYERS * tokens_per_text)
@@ -652,15 +734,14 @@ class TestCost:
         """So that a few texts are read for it."""
         encoder, notes = opened(tiny("bert")), Notes()
         found = extract(sentences(40), encoder, [0], reporter=notes)
-        assert found.cost is not None
-        assert (found.cost.n_texts, found.cost.measured_layer) == (32, N_LAYERS)
+        cost = found.costs["tiny"]
+        assert (cost.n_texts, cost.measured_layer) == (32, N_LAYERS)
         assert sum(notes.advanced) == 40
         assert notes.about("tiny: measuring its cost on 32 texts")
-        low = extract(sentences(40), opened(tiny("bert")).truncate(1), [0]).cost
-        assert low is not None
+        low = extract(sentences(40), opened(tiny("bert")).truncate(1), [0]).costs["tiny"]
         assert low.measured_layer == 1
         assert low.parameters == encoder.layer_parameters
-        assert extract(sentences(40), opened(tiny("bert")).truncate(0), [0]).cost is None
+        assert extract(sentences(40), opened(tiny("bert")).truncate(0), [0]).costs == {}
 
     def test_failed_batches_are_off_the_clock(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
@@ -676,24 +757,22 @@ class TestCost:
             return launch(ids, *rest)
 
         monkeypatch.setattr(encoder, "launch", tight)
-        cost = extract(sentences(40), encoder, batch_tokens=400).cost
-        assert cost is not None
+        cost = extract(sentences(40), encoder, batch_tokens=400).costs["tiny"]
         assert cost.ms_per_text == pytest.approx(cost.tokens_per_text)
 
     def test_one_batch_is_better_than_none(self, tiny: TinyModels):
-        cost = extract(["good"], opened(tiny("bert"))).cost
-        assert cost is not None
+        cost = extract(["good"], opened(tiny("bert"))).costs["tiny"]
         assert cost.n_texts == 1
         assert cost.ms_per_text > 0
 
     def test_each_encoder_of_several_has_its_cost(self, tiny: TinyModels):
         names = ("bert", "llama")
         encoders = [FrozenEncoder.from_pretrained(tiny(n), name=n, device="cpu") for n in names]
-        gathered = gather(sentences(10), encoders, "all", ("mean", "max"), None)
-        assert list(gathered.costs) == list(names)
+        costs = extract_all(sentences(10), encoders, None).costs
+        assert list(costs) == list(names)
         for encoder in encoders:
-            assert gathered.costs[encoder.name].parameters == encoder.layer_parameters
-            assert gathered.costs[encoder.name].dtype == encoder.dtype
+            assert costs[encoder.name].parameters == encoder.layer_parameters
+            assert costs[encoder.name].dtype == encoder.dtype
 
 
 def test_parameters_where_the_blocks_are_not_found(tmp_path: Path):
@@ -710,8 +789,7 @@ def test_parameters_where_the_blocks_are_not_found(tmp_path: Path):
     total = sum(weight.numel() for weight in encoder.stack.parameters())
     assert encoder.layer_parameters == (total,) * (N_LAYERS + 1)
     for layers in ([0], [1, 3]):
-        cost = extract(sentences(10), encoder, layers).cost
-        assert cost is not None
+        cost = extract(sentences(10), encoder, layers).costs["tiny"]
         assert (cost.stops_early, cost.measured_layer, cost.n_texts) == (False, N_LAYERS, 10)
         assert cost.ms_at(0) == cost.ms_at(3) == cost.ms_per_text
 
@@ -733,6 +811,7 @@ def test_parameters_of_a_gguf_file(tmp_path: Path):
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(VOCABULARY)
+    writer.add_token_scores([0.0] * len(VOCABULARY))
     block = {
         "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
         "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),

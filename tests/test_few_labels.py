@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import TinyModels
-from families import VOCABULARY
+from families import VOCABULARY, TinyModels
 from layerfuse import LayerFusionClassifier
 
 HEADS = ("ridge", "logistic", "kernel", "mlp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,19 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 from layerfuse.errors import ConfigError, FormatError
-from layerfuse.heads import HEADS, KernelHead, LinearHead, fit_head, load_head, search_penalty
-from layerfuse.heads.optimizer import FEW_ROWS, as_tensor, held_out
-from layerfuse.probing import decompose, leave_one_out, one_hot
+from layerfuse.heads import (
+    HEADS,
+    KernelHead,
+    LinearHead,
+    fit_head,
+    load_head,
+    ridge_leave_one_out,
+    search_penalty,
+)
+from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
+from layerfuse.heads.protocol import unit_mean_weights
+from layerfuse.probing.ridge import PENALTIES
+from layerfuse.targets import LabelSpace, Targets
 
 Array = npt.NDArray[Any]
 LINEAR = ("ridge", "logistic")
@@ -22,10 +33,14 @@ SEARCHED = ("ridge", "logistic", "kernel")  # those that have a penalty
 OTHERS = ("kernel", "mlp")
 
 
+def targets_of(y: Array, n_classes: int | None = None) -> Targets:
+    return Targets(LabelSpace(np.arange(n_classes or int(y.max()) + 1)), y)
+
+
 def problem(
     n_classes: int, n: int = 240, dim: int = 10, seed: int = 0, spread: float = 1.5
 ) -> tuple[Array, Array]:
-    """Centred features of total variance about one, and class indices."""
+    """Centered features of total variance about one, and class indices."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(n) % n_classes)
     X = rng.normal(size=(n, dim))
@@ -39,7 +54,7 @@ def problem(
 def test_logistic_equals_scikit_learns(n_classes: int, C: float) -> None:
     """Two classes are two columns: the softmax of the logits is always predict_proba."""
     X, y = problem(n_classes)
-    head = fit_head("logistic", X, y, n_classes, 1 / C)
+    head = fit_head("logistic", X, targets_of(y), 1 / C)
     assert isinstance(head, LinearHead)
     assert head.coef.shape == (10, n_classes)
     assert head.intercept.shape == (n_classes,)
@@ -51,16 +66,75 @@ def test_logistic_equals_scikit_learns(n_classes: int, C: float) -> None:
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_ridge_equals_scikit_learns(n_classes: int) -> None:
     X, y = problem(n_classes)
-    head = fit_head("ridge", X, y, n_classes, 3.0)
+    head = fit_head("ridge", X, targets_of(y), 3.0)
     oracle = Ridge(alpha=3.0).fit(X, np.eye(n_classes)[y])
     np.testing.assert_allclose(head.logits(X), oracle.predict(X), atol=1e-5)
     np.testing.assert_allclose(head.logits(X).sum(axis=1), 1, atol=1e-5)  # one-hot targets do
 
 
-def test_the_penalty_of_ridge_is_that_of_leave_one_out() -> None:
+def brute_force_losses(X: Array, y: Array, weights: Array) -> list[float]:
+    """The weighted squared error of each row by a ridge fitted without it, for each penalty."""
+    relative, T = weights / weights.mean(), np.eye(int(y.max()) + 1)[y]
+    losses = []
+    for penalty in PENALTIES * len(y):
+        loss = 0.0
+        for row in range(len(y)):
+            others = np.arange(len(y)) != row
+            model = Ridge(alpha=penalty).fit(X[others], T[others], sample_weight=relative[others])
+            error = T[row] - model.predict(X[row : row + 1])[0]
+            loss += relative[row] * float(error @ error)
+        losses.append(loss / len(y))
+    return losses
+
+
+@pytest.mark.parametrize("weighting", ["equal", "rows", "classes"])
+def test_the_penalty_of_ridge_is_that_of_leave_one_out(weighting: str) -> None:
+    X, y = problem(3, n=60, spread=1.0)
+    rng = np.random.default_rng(4)
+    weights = {
+        "equal": np.ones(60),
+        "rows": rng.exponential(size=60) + 0.01,
+        "classes": np.array([0.1, 1.0, 8.0])[y],
+    }[weighting]
+    losses = brute_force_losses(X.astype(float), y, weights)
+    found = search_penalty("ridge", X, targets_of(y), row_weights=3 * weights)
+    assert found == pytest.approx(PENALTIES[int(np.argmin(losses))] * 60)
+    result = ridge_leave_one_out(X, targets_of(y), unit_mean_weights(weights))
+    assert result.loss == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_weighted_leave_one_out_predictions_are_those_of_fits_without_the_row() -> None:
+    X, y = problem(2, n=40)
+    weights = np.random.default_rng(1).exponential(size=40).astype(np.float32) + 0.1
+    weights /= weights.mean()
+    result = ridge_leave_one_out(X, targets_of(y), weights)
+    for row in range(40):
+        others = np.arange(40) != row
+        model = Ridge(alpha=result.penalty)
+        model.fit(X[others].astype(float), np.eye(2)[y[others]], sample_weight=weights[others])
+        expected = model.predict(X[row : row + 1])[0]
+        np.testing.assert_allclose(result.predictions[row], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_the_search_reads_the_weights(kind: str) -> None:
+    """Half of the rows are noise; without their weight the penalty is that of the others."""
+    X, y = problem(2, n=400, spread=4.0)
+    y = np.where(np.arange(400) < 200, y, np.random.default_rng(0).integers(0, 2, 400))
+    weights = np.where(np.arange(400) < 200, 1.0, 1e-6)
+    weighted = search_penalty(kind, X, targets_of(y), row_weights=weights)
+    assert weighted < search_penalty(kind, X, targets_of(y))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_equal_weights_change_nothing(kind: str) -> None:
     X, y = problem(3)
-    expected = leave_one_out(decompose(X), one_hot(y, 3)).penalty
-    assert search_penalty("ridge", X, y) == pytest.approx(expected)
+    targets, weights = targets_of(y), np.full(len(y), 0.7)
+    penalty = search_penalty(kind, X, targets)
+    assert search_penalty(kind, X, targets, row_weights=weights) == penalty
+    plain = fit_head(kind, X, targets, penalty)
+    weighted = fit_head(kind, X, targets, penalty, row_weights=weights)
+    np.testing.assert_array_equal(weighted.logits(X), plain.logits(X))
 
 
 def test_the_penalty_of_logistic_is_near_scikit_learns_choice() -> None:
@@ -71,23 +145,25 @@ def test_the_penalty_of_logistic_is_near_scikit_learns_choice() -> None:
         Cs=grid, cv=3, scoring="neg_log_loss", max_iter=1000, use_legacy_attributes=False,
         l1_ratios=(0.0,),
     ).fit(X, y)  # fmt: skip
-    steps = np.abs(np.log10(1 / search_penalty("logistic", X, y)) - np.log10(oracle.C_))
+    steps = np.abs(np.log10(1 / search_penalty("logistic", X, targets_of(y))) - np.log10(oracle.C_))
     assert steps < 1.1
 
 
 @pytest.mark.parametrize("kind", LINEAR)
 def test_the_penalty_falls_where_the_signal_is_clear(kind: str) -> None:
-    clear = search_penalty(kind, *problem(2, spread=6.0))
-    unclear = search_penalty(kind, *problem(2, spread=0.3))
-    assert clear < unclear
+    penalties = []
+    for spread in (6.0, 0.3):
+        X, y = problem(2, spread=spread)
+        penalties.append(search_penalty(kind, X, targets_of(y)))
+    assert penalties[0] < penalties[1]
 
 
 @pytest.mark.parametrize("kind", LINEAR)
 def test_the_penalty_is_the_same_for_turned_features(kind: str) -> None:
     X, y = problem(3)
     turned, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(10, 10)))
-    again = search_penalty(kind, (X @ turned).astype(np.float32), y)
-    assert again == pytest.approx(search_penalty(kind, X, y), rel=1e-4)
+    again = search_penalty(kind, (X @ turned).astype(np.float32), targets_of(y))
+    assert again == pytest.approx(search_penalty(kind, X, targets_of(y)), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -95,9 +171,9 @@ def test_a_heavier_class_is_predicted_more_often(kind: str) -> None:
     X, y = problem(3, n=120, spread=1.0)
     counts = []
     for weight in (0.2, 1.0, 5.0):
-        weights = np.array([1.0, weight, 1.0])
-        penalty = search_penalty(kind, X, y, class_weight=weights)
-        head = fit_head(kind, X, y, 3, penalty, class_weight=weights)
+        weights = np.array([1.0, weight, 1.0])[y]
+        penalty = search_penalty(kind, X, targets_of(y), row_weights=weights)
+        head = fit_head(kind, X, targets_of(y), penalty, row_weights=weights)
         counts.append(int((head.logits(X).argmax(axis=1) == 1).sum()))
     assert counts[0] < counts[1] < counts[2]
 
@@ -107,19 +183,11 @@ def test_balanced_weights_help_a_rare_class(kind: str) -> None:
     X, y = problem(2, n=600, spread=1.0)
     kept = (y == 0) | (np.random.default_rng(0).random(600) < 0.1)
     X, y = X[kept], y[kept]
-    weights = len(y) / 2 / np.bincount(y)
-    plain = fit_head(kind, X, y, 2, 1.0).logits(X).argmax(axis=1)
-    balanced = fit_head(kind, X, y, 2, 1.0, class_weight=weights).logits(X).argmax(axis=1)
+    weights = (len(y) / 2 / np.bincount(y))[y]
+    plain = fit_head(kind, X, targets_of(y), 1.0).logits(X).argmax(axis=1)
+    balanced = fit_head(kind, X, targets_of(y), 1.0, row_weights=weights).logits(X).argmax(axis=1)
     rare = y == 1
     assert (balanced[rare] == 1).mean() > (plain[rare] == 1).mean() + 0.2
-
-
-@pytest.mark.parametrize("kind", LINEAR)
-def test_equal_weights_change_nothing(kind: str) -> None:
-    X, y = problem(3)
-    plain = fit_head(kind, X, y, 3, 0.5)
-    weighted = fit_head(kind, X, y, 3, 0.5, class_weight=np.ones(3))
-    np.testing.assert_allclose(weighted.logits(X), plain.logits(X), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -127,7 +195,7 @@ def test_equal_weights_change_nothing(kind: str) -> None:
 def test_a_class_without_rows_is_never_predicted(kind: str, n_seen: int) -> None:
     X, y = problem(n_seen)
     labels = np.array([0, 2, 3, 5])[y]  # of six classes, 1 and 4 are missing (or more)
-    head = fit_head(kind, X, labels, 6, 0.1)
+    head = fit_head(kind, X, targets_of(labels, 6), 0.1)
     rng = np.random.default_rng(0)
     far = rng.normal(size=(500, 10)).astype(np.float32)
     predicted = head.logits(np.concatenate([X, far])).argmax(axis=1)
@@ -150,16 +218,16 @@ def test_few_rows_are_enough(kind: str, counts: tuple[int, ...]) -> None:
     X = np.random.default_rng(0).normal(size=(len(y), 10)).astype(np.float32)
     X -= X.mean(axis=0)
     for seed in range(1 if kind == "mlp" else 3):
-        penalty = search_penalty(kind, X, y, seed=seed)
+        penalty = search_penalty(kind, X, targets_of(y), seed=seed)
         assert (penalty > 0) == (kind in SEARCHED)
-        assert np.isfinite(fit_head(kind, X, y, len(counts), penalty).logits(X)).all()
+        assert np.isfinite(fit_head(kind, X, targets_of(y), penalty).logits(X)).all()
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_constant_features_predict_the_most_frequent_class(kind: str) -> None:
     X, y = np.zeros((40, 5), np.float32), np.array([0] * 30 + [1] * 10)
-    penalty = search_penalty(kind, X, y)
-    assert (fit_head(kind, X, y, 2, penalty).logits(X).argmax(axis=1) == 0).all()
+    penalty = search_penalty(kind, X, targets_of(y))
+    assert (fit_head(kind, X, targets_of(y), penalty).logits(X).argmax(axis=1) == 0).all()
 
 
 def circle(n: int, seed: int) -> tuple[Array, Array]:
@@ -172,7 +240,7 @@ def circle(n: int, seed: int) -> tuple[Array, Array]:
 def test_a_circle_is_learned_by_heads_that_are_not_linear(kind: str) -> None:
     X, y = circle(800, seed=0)
     others, truth = circle(400, seed=1)
-    head = fit_head(kind, X, y, 2, search_penalty(kind, X, y))
+    head = fit_head(kind, X, targets_of(y), search_penalty(kind, X, targets_of(y)))
     accuracy = (head.logits(others).argmax(axis=1) == truth).mean()
     assert accuracy < 0.65 if kind in LINEAR else accuracy > 0.85
 
@@ -180,8 +248,8 @@ def test_a_circle_is_learned_by_heads_that_are_not_linear(kind: str) -> None:
 def test_kernel_equals_kernel_ridge_in_closed_form() -> None:
     """With all rows as landmarks nothing is approximated: ``K (K + alpha)^-1 Y``, both centred."""
     X, y = problem(3)
-    penalty = search_penalty("kernel", X, y)
-    head = fit_head("kernel", X, y, 3, penalty)
+    penalty = search_penalty("kernel", X, targets_of(y))
+    head = fit_head("kernel", X, targets_of(y), penalty)
     distances = np.linalg.norm(X[:, None].astype(float) - X[None], axis=2)
     median = np.median(distances[np.triu_indices(len(X), 1)])
     centre = np.eye(len(X)) - 1 / len(X)
@@ -193,7 +261,7 @@ def test_kernel_equals_kernel_ridge_in_closed_form() -> None:
 
 def test_kernel_with_fewer_landmarks_than_rows_is_near_the_exact_one() -> None:
     X, y = problem(3, n=2400, dim=6)
-    head = fit_head("kernel", X, y, 3, 1.0)
+    head = fit_head("kernel", X, targets_of(y), 1.0)
     assert isinstance(head, KernelHead)
     assert head.landmarks.shape == (6, 2048)
     drawn = head.landmarks.T / head.scale
@@ -207,7 +275,7 @@ def test_kernel_with_fewer_landmarks_than_rows_is_near_the_exact_one() -> None:
 
 def test_mlp_is_two_hidden_layers() -> None:
     X, y = problem(3)
-    head = fit_head("mlp", X, y, 3, 0.0)
+    head = fit_head("mlp", X, targets_of(y), 0.0)
     state = head.arrays()
     hidden = np.maximum(X @ state["weight.0"] + state["bias.0"], 0)
     hidden = np.maximum(hidden @ state["weight.1"] + state["bias.1"], 0)
@@ -224,7 +292,7 @@ def test_the_seed_decides_and_the_users_random_state_stays(kind: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     known = np.random.get_state()[1].copy()  # noqa: NPY002  # the state that must stay
-    one, same, other = (fit_head(kind, X, y, 2, 1.0, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (fit_head(kind, X, targets_of(y), 1.0, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.logits(X), same.logits(X))
     assert np.abs(one.logits(X) - other.logits(X)).max() > 1e-5
     assert torch.equal(torch.get_rng_state(), before)
@@ -234,7 +302,7 @@ def test_the_seed_decides_and_the_users_random_state_stays(kind: str) -> None:
 @pytest.mark.parametrize("kind", HEADS)
 def test_arrays_there_and_back(kind: str) -> None:
     X, y = problem(3)
-    head = fit_head(kind, X, y, 3, 0.5)
+    head = fit_head(kind, X, targets_of(y), 0.5)
     saved = {name: array.copy() for name, array in head.arrays().items()}
     assert {array.dtype for array in saved.values()} == {np.dtype(np.float32)}
     again = load_head(kind, saved, head.penalty)
@@ -253,12 +321,12 @@ def test_arrays_there_and_back(kind: str) -> None:
 def test_held_out_rows_are_stratified() -> None:
     y = np.repeat([0, 1, 2, 3], [600, 200, 9, 1])
     y = np.random.default_rng(0).permutation(y)
-    held = held_out(y, seed=0)
+    held = held_out_rows(targets_of(y), seed=0)
     assert 0.1 <= len(held) / len(y) <= 0.15
     np.testing.assert_allclose(np.bincount(y[held], minlength=4)[:2], [75, 25], atol=1)
     for seed in range(20):
-        assert not np.isin(np.flatnonzero(y == 3), held_out(y, seed)).any()
-    assert not len(held_out(y[: FEW_ROWS - 1], seed=0))
+        assert not np.isin(np.flatnonzero(y == 3), held_out_rows(targets_of(y), seed)).any()
+    assert not len(held_out_rows(targets_of(y[: MIN_ROWS_TO_HOLD_OUT - 1]), seed=0))
 
 
 def test_training_rows_are_not_copied() -> None:
@@ -270,18 +338,20 @@ def test_training_rows_are_not_copied() -> None:
 
 def test_a_head_is_float32_and_its_logits_are_linear() -> None:
     X, y = problem(3)
-    head = fit_head("logistic", X, y, 3, 1.0)
+    head = fit_head("logistic", X, targets_of(y), 1.0)
     assert isinstance(head, LinearHead)
     assert (head.coef.dtype, head.intercept.dtype) == (np.float32, np.float32)
     assert head.coef.flags.c_contiguous
     np.testing.assert_allclose(head.logits(X), X @ head.coef + head.intercept)
-    again = LinearHead(head.kind, head.coef.copy(), head.intercept.copy(), head.penalty)
+    again = LinearHead(head.coef.copy(), head.intercept.copy(), head.penalty)
     np.testing.assert_array_equal(again.logits(X), head.logits(X))
 
 
 def test_the_search_is_the_same_for_the_same_seed() -> None:
     X, y = problem(3)
-    assert search_penalty("logistic", X, y, seed=3) == search_penalty("logistic", X, y, seed=3)
+    assert search_penalty("logistic", X, targets_of(y), seed=3) == search_penalty(
+        "logistic", X, targets_of(y), seed=3
+    )
 
 
 def test_an_unknown_head_is_refused() -> None:
@@ -289,6 +359,21 @@ def test_an_unknown_head_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"'logistc'.*ridge, logistic, kernel, mlp\. Did you mean 'logistic'"
     ):
-        fit_head("logistc", X, y, 2, 1.0)
+        fit_head("logistc", X, targets_of(y), 1.0)
     with pytest.raises(ConfigError, match="Unknown head 'svm'"):
-        search_penalty("svm", X, y)
+        search_penalty("svm", X, targets_of(y))
+    with pytest.raises(FormatError, match=r"Unknown head 'svm'"):
+        load_head("svm", {}, 0.0)
+
+
+def test_a_head_that_came_with_a_fusion_is_loaded_but_cannot_be_asked_for() -> None:
+    saved = {"coef": np.eye(2, dtype=np.float32), "intercept": np.zeros(2, np.float32)}
+    head = load_head("linear", saved, 0.0)
+    assert (type(head), head.kind) == (LinearHead, "linear")
+    with pytest.raises(ConfigError, match="Unknown head 'linear'"):
+        fit_head("linear", np.eye(2, dtype=np.float32), targets_of(np.array([0, 1])), 1.0)
+
+
+def test_all_are_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "how_it_works.md").read_text("utf-8")
+    assert [name for name in HEADS if f"\n| `{name}` " not in page] == []

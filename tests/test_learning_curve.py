@@ -14,18 +14,17 @@ from commandline import rows, run, succeed, write_csv
 from families import save_model
 from helpers import Notes
 from layerfuse.blocks import BlockRef
-from layerfuse.commands.analyze import _sentence as curve_sentence
+from layerfuse.commands.analyze import _curve_summary as curve_sentence
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.evaluation import learning_curve as measuring
 from layerfuse.evaluation.learning_curve import (
-    WAYS,
+    METHODS,
     CurvePoint,
     LearningCurve,
     check_draws,
-    draw_rows,
     learning_curve,
 )
 from layerfuse.metrics import Estimate
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -68,8 +67,8 @@ class TestCurve:
         assert last.last_layer.value < last.best_block.value < last.fusion.value
 
     def test_more_labels_are_better(self, found: LearningCurve):
-        for way in WAYS:
-            values = [getattr(point, way).value for point in found.points]
+        for method in METHODS:
+            values = [getattr(point, method).value for point in found.points]
             assert values[0] < values[-1]
             assert min(np.diff(values)) > -0.03
 
@@ -81,9 +80,9 @@ class TestCurve:
 
     def test_estimates_are_means_over_draws_inside_their_intervals(self, found: LearningCurve):
         for point in found.points:
-            for way in WAYS:
-                estimate = getattr(point, way)
-                mean = np.mean([draw.accuracy[way] for draw in point.draws])
+            for method in METHODS:
+                estimate = getattr(point, method)
+                mean = np.mean([draw.accuracy[method] for draw in point.draws])
                 assert estimate.value == pytest.approx(mean)
                 assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
             gain = point.fusion.value - point.last_layer.value
@@ -136,8 +135,8 @@ class TestWhatIsSeen:
         self, data: tuple[Blocks, Array, Blocks, Array], monkeypatch: pytest.MonkeyPatch
     ):
         blocks, y, *test = data
-        drawn = draw_rows(y, 0.1, 0, seed=0)
-        monkeypatch.setattr(measuring, "draw_rows", lambda *_, **__: drawn)
+        drawn = Targets.from_labels(y).sample(60, 0)
+        monkeypatch.setattr(Targets, "sample", lambda *_: drawn)
         before = learning_curve(blocks, y, *test, shares=[0.1], repeats=1, selection="greedy")
         others = np.setdiff1d(np.arange(len(y)), drawn)
         changed = y.copy()
@@ -154,8 +153,8 @@ class TestWhatIsSeen:
         for point, other in zip(found.points, flipped.points, strict=True):
             for draw, opposite in zip(point.draws, other.draws, strict=True):
                 assert opposite.plans == draw.plans
-                for way in WAYS:
-                    assert opposite.accuracy[way] == pytest.approx(1 - draw.accuracy[way])
+                for method in METHODS:
+                    assert opposite.accuracy[method] == pytest.approx(1 - draw.accuracy[method])
 
     def test_blocks_are_read_for_all_draws_at_once(self, data: tuple[Blocks, Array, Blocks, Array]):
         class Counted(Mapping[BlockRef, Array]):
@@ -180,14 +179,14 @@ class TestWhatIsSeen:
 
 class TestDraws:
     def test_each_class_has_its_share_and_at_least_four_rows(self):
-        y = np.repeat([0, 1, 2], [200, 20, 3])
-        counts = [np.bincount(y[draw_rows(y, share, 0, seed=0)]) for share in (0.01, 0.5, 1)]
+        targets = Targets.from_labels(np.repeat([0, 1, 2], [200, 20, 3]))
+        counts = [targets[targets.sample(n, (0, 0), 4)].counts for n in (2, 112, 223)]
         np.testing.assert_array_equal(counts, [[4, 4, 3], [100, 10, 3], [200, 20, 3]])
 
     def test_draws_of_one_repeat_are_nested_and_others_differ(self):
-        y = np.arange(300) % 3
+        targets = Targets.from_labels(np.arange(300) % 3)
         small, large, other = (
-            draw_rows(y, share, repeat, seed=0) for share, repeat in ((0.1, 0), (0.4, 0), (0.1, 1))
+            targets.sample(n, (0, repeat), 4) for n, repeat in ((30, 0), (120, 0), (30, 1))
         )
         assert set(small) < set(large)
         assert len(small) == len(other) == 30
@@ -198,7 +197,7 @@ class TestDraws:
 
     @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan")])
     def test_shares_that_cannot_be_drawn(self, share: float):
-        with pytest.raises(ConfigError, match=r"above 0 and at most 100 %"):
+        with pytest.raises(ConfigError, match=r"above 0 and at most 100%"):
             check_draws([0.5, share], 1)
 
     def test_nothing_to_draw(self):
@@ -241,7 +240,7 @@ class TestBadInput:
             learning_curve(blocks, y[1:], test, y_test)
         with pytest.raises(DataError, match="400 rows, but there are 399 labels"):
             learning_curve(blocks, y, test, y_test[1:])
-        with pytest.raises(DataError, match="label 7"):
+        with pytest.raises(DataError, match="do not occur in training: 7"):
             learning_curve(blocks, y, test, np.where(y_test == 1, 7, 0))
         with pytest.raises(DataError, match="same"):
             learning_curve(blocks, 0 * y, test, y_test)
@@ -311,7 +310,7 @@ class TestCommand:
     def test_many_rows_are_measured_on_a_part_of_them(
         self, models: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("layerfuse.commands.analyze.MEASURED_ROWS", 45)
+        monkeypatch.setattr("layerfuse.commands.analyze.SAMPLE_ROWS", 45)
         done = succeed(
             "curve", "train.csv", "--test", "test.csv", *models, "--shares", 100, "--json"
         )

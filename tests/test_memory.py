@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from layerfuse.parallel import keep_few_kernels, peak_mb, resident_mb
+from layerfuse.parallel import limit_kernel_cache, peak_mb, resident_mb
 
 _CHILD = """
 import numpy as np
@@ -40,9 +40,9 @@ _PRODUCTS = """
 import sys
 import torch
 from layerfuse.encoders.cpu_kernels import pack_linears
-from layerfuse.parallel import give_back, keep_few_kernels, resident_mb
+from layerfuse.parallel import trim_heap, limit_kernel_cache, resident_mb
 if sys.argv[1] == "few":
-    keep_few_kernels()
+    limit_kernel_cache()
 layers = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.Linear(1536, 384)).eval()
 pack_linears(layers)
 with torch.inference_mode():
@@ -50,7 +50,7 @@ with torch.inference_mode():
     before = resident_mb()
     for rows in range(1, 301):
         layers(torch.ones(rows, 384))
-give_back()
+trim_heap()
 print(resident_mb() - before)
 """
 
@@ -67,6 +67,6 @@ def test_shapes_of_batches_do_not_pile_up_as_kernels():
 
 def test_what_the_user_set_for_the_kernels_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
-    keep_few_kernels()
+    limit_kernel_cache()
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"

@@ -1,16 +1,18 @@
-"""Spreading work over cores: order, errors, and the libraries' threads before and after."""
+"""Parallel loops: order, errors, and the libraries' threads before and after."""
 
 from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from layerfuse.parallel import Behind, ahead, n_cores, spread
+from layerfuse.errors import ConfigError
+from layerfuse.parallel import BackgroundTask, n_cores, n_threads, parallel_map, prefetch
 
 
 def blas_threads() -> list[int]:
@@ -26,11 +28,11 @@ def test_results_come_in_the_order_of_the_items() -> None:
         first.set() if item == 1 else None
         return item * item
 
-    assert list(spread(late, range(20))) == [item * item for item in range(20)]
+    assert list(parallel_map(late, range(20))) == [item * item for item in range(20)]
 
 
 def test_no_items() -> None:
-    assert list(spread(abs, [])) == []
+    assert list(parallel_map(abs, [])) == []
 
 
 def test_an_error_reaches_the_caller() -> None:
@@ -38,27 +40,78 @@ def test_an_error_reaches_the_caller() -> None:
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 3"):
-        list(spread(fail, [3]))
+        list(parallel_map(fail, [3]))
 
 
-def test_libraries_have_one_thread_meanwhile_and_theirs_again_after() -> None:
+def test_each_call_has_one_thread_of_the_libraries() -> None:
     np.ones((4, 4)) @ np.ones((4, 4))
     before = blas_threads(), torch.get_num_threads()
-    seen = list(spread(lambda _: (blas_threads(), torch.get_num_threads()), range(4)))
+    seen = list(parallel_map(lambda _: (blas_threads(), torch.get_num_threads()), range(4)))
     assert all(set(blas) == {1} and of_torch == 1 for blas, of_torch in seen)
     assert (blas_threads(), torch.get_num_threads()) == before
 
 
+def test_torch_keeps_its_threads_outside() -> None:
+    """The caller's and those of threads that begin meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        results = parallel_map(abs, range(4), 1)
+        next(results)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+        assert list(results) == [1, 2, 3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_overlapping_loops_leave_the_libraries_as_they_were() -> None:
+    """The first to begin ends first."""
+    before = blas_threads()
+    first, second = parallel_map(abs, range(3)), parallel_map(abs, range(3))
+    next(first), next(second)
+    assert list(first) == [1, 2]
+    assert set(blas_threads()) == {1}
+    assert list(second) == [1, 2]
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 3])
+def test_no_more_calls_at_once_than_jobs(n_jobs: int) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(_: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+
+    list(parallel_map(work, range(12), n_jobs))
+    assert most == n_jobs
+
+
+def test_numbers_of_jobs_are_those_of_scikit_learn() -> None:
+    assert [n_threads(3), n_threads(None), n_threads(-1)] == [3, n_cores(), n_cores()]
+    assert n_threads(-2) == max(1, n_cores() - 1)
+    assert n_threads(-1000) == 1
+    with pytest.raises(ConfigError, match="n_jobs=0"):
+        list(parallel_map(abs, [1], 0))
+
+
 def test_it_can_be_used_within_itself() -> None:
-    found = spread(lambda item: sum(spread(abs, range(item))), range(5))
+    found = parallel_map(lambda item: sum(parallel_map(abs, range(item))), range(5))
     assert list(found) == [0, 0, 1, 3, 6]
 
 
-class TestBehind:
+class TestBackgroundTask:
     def test_calls_run_in_order_behind_the_caller(self):
         done: list[int] = []
         gate = threading.Event()
-        with Behind() as behind:
+        with BackgroundTask() as behind:
             behind(gate.wait, 10)
             assert done == []  # the caller went on
             gate.set()
@@ -70,9 +123,9 @@ class TestBehind:
         def fail() -> None:
             raise OSError("the disk is full")
 
-        with pytest.raises(OSError, match="full"), Behind() as behind:
+        with pytest.raises(OSError, match="full"), BackgroundTask() as behind:
             behind(fail)
-        with Behind() as behind:
+        with BackgroundTask() as behind:
             behind(fail)
             with pytest.raises(OSError, match="full"):
                 behind(fail)
@@ -85,7 +138,7 @@ class TestBehind:
             done.append(1)
 
         def caller() -> None:
-            with Behind() as behind:
+            with BackgroundTask() as behind:
                 behind(slow)
                 raise ValueError("stop")
 
@@ -94,15 +147,15 @@ class TestBehind:
         assert done == [1]
 
 
-def test_ahead_keeps_the_order_and_hands_on_errors():
-    assert list(ahead(lambda number: number * 2, range(5))) == [0, 2, 4, 6, 8]
-    assert list(ahead(str, [])) == []
-    assert list(ahead(lambda number: number * 2, range(7), threads=3)) == [0, 2, 4, 6, 8, 10, 12]
+def test_prefetch_keeps_the_order_and_hands_on_errors():
+    assert list(prefetch(lambda number: number * 2, range(5))) == [0, 2, 4, 6, 8]
+    assert list(prefetch(str, [])) == []
+    assert list(prefetch(lambda number: number * 2, range(7), threads=3)) == [0, 2, 4, 6, 8, 10, 12]
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda number: 1 // number, [1, 0]))
+        list(prefetch(lambda number: 1 // number, [1, 0]))
 
 
-def test_ahead_keeps_all_threads_busy_and_no_more_than_one_result_a_thread():
+def test_prefetch_keeps_all_threads_busy_and_no_more_than_one_result_a_thread():
     together = threading.Barrier(3, timeout=10)
     started: list[int] = []
 
@@ -112,7 +165,7 @@ def test_ahead_keeps_all_threads_busy_and_no_more_than_one_result_a_thread():
             together.wait()  # three must run at once, or this is an error
         return number
 
-    results = ahead(work, range(20), threads=3)
+    results = prefetch(work, range(20), threads=3)
     assert next(results) == 0
     time.sleep(0.1)
     assert len(started) <= 4

@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pytest
 
 from layerfuse.blocks import BlockRef
-from layerfuse.evaluation import Rows, Verdict, compare_baselines, decide
-from layerfuse.evaluation.baselines import rivals, run_baselines
-from layerfuse.evaluation.nested import Training, pipeline
-from layerfuse.model_selection import Found, Recipe, search
-from layerfuse.pipeline import Task
+from layerfuse.evaluation import Rows, Verdict, judge
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies, run_baselines
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.probing import probe_blocks
-from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.selection import Allowance
+from layerfuse.resources import Budget, EncoderCost
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 
@@ -52,14 +52,14 @@ def planted(seed: int, kind: str) -> tuple[dict[BlockRef, Array], Array, set[Blo
     return {ref: block.astype(np.float32) for ref, block in blocks.items()}, y, found
 
 
-def training(blocks: dict[BlockRef, Array], y: Array) -> Training:
-    recipe = Recipe("greedy", Allowance(Budget(blocks=5), {}), "auto", "auto", Task(2))
-    return Training(blocks, y, np.arange(len(y)), probe_blocks(blocks, y), recipe)
+def sample_of(blocks: dict[BlockRef, Array], y: Array) -> TrainingSample:
+    space = SearchSpace("greedy", CostBudget(Budget(blocks=5), {}))
+    targets = Targets.from_labels(y)
+    return TrainingSample(blocks, targets, probe_blocks(blocks, targets), space)
 
 
-def find(blocks: dict[BlockRef, Array], y: Array) -> Found:
-    made = training(blocks, y)
-    return search(made.probed, y, made.recipe)
+def find(blocks: dict[BlockRef, Array], y: Array) -> SearchResult:
+    return sample_of(blocks, y).search()
 
 
 @pytest.mark.parametrize("kind", ["one", "sum", "product"])
@@ -74,24 +74,23 @@ def test_informative_blocks_are_found(kind: str) -> None:
 def verdict(seed: int) -> Verdict:
     """The verdict on blocks of noise, by nested resampling."""
     blocks, y, _ = planted(seed, "none")
-    made = training(blocks, y)
-    found = made.search()
-    ways = rivals([ENCODER], 1)
-    procedures = {rival.key: rival.procedure for rival in ways}
-    nested = made.out_of_fold({"pipeline": pipeline, **procedures}, 5)
+    sample = sample_of(blocks, y)
+    result = sample.search()
+    strategies = {one.key: one.choose for one in baseline_strategies([ENCODER], 1)}
+    folds = sample.targets.folds(5, seed=0)
+    nested = sample.out_of_fold({PIPELINE: nested_plan, **strategies}, folds)
     texts = [f"word{number}" for number in np.random.default_rng(seed).integers(0, 50, N)]
-    baselines = run_baselines(
-        made, found, lambda rival: nested[rival.key].logits, texts, None, n_folds=5, max_blocks=1
-    )
+    rows = TrainingRows(texts, sample.targets, np.arange(N), blocks)
+    baselines = run_baselines(sample, result, nested, folds, rows, max_blocks=1)
     n_layers = NOISE_BLOCKS + 1
     costs = {ENCODER: EncoderCost(ENCODER, tuple(range(1, n_layers + 2)), 4, 1.0, DIM)}
-    rows = Rows(y, nested["pipeline"].logits.argmax(axis=1), 2, seed)
-    comparisons = compare_baselines(baselines, rows, None, costs)
-    cost = pipeline_cost(found.plan.blocks, costs)
-    return decide(comparisons, found.plan, cost, made.probed.scores, {ENCODER: n_layers})
+    rows = Rows(sample.targets, sample.targets.space.decide(nested[PIPELINE].logits), seed)
+    scores, layers = sample.probed.scores, {ENCODER: n_layers}
+    return judge(baselines, rows, None, result.plan, scores, costs, layers)
 
 
 def test_nothing_is_gained_where_nothing_is_known() -> None:
     verdicts = [verdict(seed) for seed in SEEDS]
     assert sum(found.gained for found in verdicts) <= 1
-    assert sum(found.sentence.startswith("no") for found in verdicts) >= 19
+    said = [found.sentence for found in verdicts]
+    assert sum("not significantly better" in s or "no better than" in s for s in said) >= 19

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.report import make_run
 from commandline import Done, rows, run, succeed, write_csv
-from conftest import TinyModels
+from families import TinyModels
 from layerfuse import load, load_dataset
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.report.formats import baseline_name, interval, percent, points
@@ -103,7 +103,7 @@ def predicted(run: Path, name: str) -> dict[str, np.ndarray]:
 def test_rows_are_what_the_saved_classifier_predicts(place: tuple[Path, Done]):
     root, _ = place
     classifier = load(root / "run" / "bundle")
-    test = load_dataset(str(root / "test.csv"), labelled=True).splits["train"]
+    test = load_dataset(str(root / "test.csv"), labeled=True).splits["train"]
     proba = classifier.predict_proba(test.texts)
     found = predicted(root / "run", "test")
     assert classifier.classes_[found["predicted"]].tolist() == list(classifier.predict(test.texts))
@@ -143,7 +143,7 @@ def test_the_report_is_what_json_prints_and_fits_its_schema(
 def test_the_diagnosis_says_what_is_hard_doubled_and_measured(place: tuple[Path, Done]):
     root, _ = place
     report, found = read_run_report(root / "run"), predicted(root / "run", "cv")
-    train = load_dataset(str(root / "train.csv"), labelled=True).splits["train"]
+    train = load_dataset(str(root / "train.csv"), labeled=True).splits["train"]
     hardest = report.diagnosis.hardest
     lowest = sorted(found["label_probability"])[: len(hardest.texts)]
     assert [text.label_probability for text in hardest.texts] == pytest.approx(lowest)

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 
 from browser import Opened, colours, open_browser, open_page
 from commandline import rows, succeed, write_csv
-from conftest import TinyModels
+from families import TinyModels
 
 SECTIONS = [
     "worth",

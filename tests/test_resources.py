@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from layerfuse import BlockRef
-from layerfuse.embeddings.cost_record import CostRecord, Meter
-from layerfuse.errors import ConfigError, FormatError
+from layerfuse.embeddings.cost_record import CostRecord, ShardCost, record_cost, undisturbed
+from layerfuse.errors import ConfigError
 from layerfuse.resources import (
     Budget,
     EncoderCost,
@@ -95,7 +97,7 @@ class TestPipelineCost:
             )
 
     def test_an_encoder_without_a_cost_is_named(self):
-        with pytest.raises(ConfigError, match=r"cost of 'smal' is not known.*Did you mean 'small'"):
+        with pytest.raises(ConfigError, match=r"Unknown encoder 'smal'.*Did you mean 'small'"):
             pipeline_cost(refs("smal:1:mean"), COSTS)
         with pytest.raises(ConfigError, match="large has no layer 3"):
             pipeline_cost(refs("large:3:mean"), COSTS)
@@ -147,13 +149,29 @@ class TestBudget:
         with pytest.raises(ConfigError, match=rf"budget's {name} is 2.5; give a whole number"):
             Budget(**{name: 2.5})
 
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            {"dims": np.int64(800), "ms_per_text": np.float32(20)},
+            {"blocks": np.float64(3), "memory_mb": np.int32(1)},
+        ],
+    )
+    def test_numbers_of_numpy_are_numbers(self, limits: dict[str, Any]):
+        budget = resolve_budget(limits)
+        assert budget == Budget(**{name: limit.item() for name, limit in limits.items()})
+        json.dumps(budget.to_dict())
+        with pytest.raises(ConfigError, match="give a positive number"):
+            resolve_budget({"dims": np.int64(0)})
+        with pytest.raises(ConfigError, match="give a positive number"):
+            resolve_budget({"dims": np.bool_(True)})
+
     def test_a_mapping_becomes_a_budget(self):
         budget = Budget(ms_per_text=20, dims=800)
         assert resolve_budget({"dims": 800, "ms_per_text": 20}) == budget
         assert resolve_budget(budget) is budget
         assert resolve_budget(None) == Budget() == resolve_budget({})
         assert resolve_budget(budget.to_dict()) == budget
-        with pytest.raises(ConfigError, match=r"no limit 'dim'.*Did you mean 'dims'"):
+        with pytest.raises(ConfigError, match=r"limit 'dim'.*Did you mean 'dims'"):
             resolve_budget({"dim": 800})
         with pytest.raises(ConfigError, match="budget=20 is not a Budget"):
             resolve_budget(20)  # type: ignore[arg-type]
@@ -198,23 +216,30 @@ class TestParetoFront:
         assert pareto_front([]) == []
 
 
-class TestMeter:
-    SETTINGS: dict[str, Any] = {  # noqa: RUF012
-        "parameters": (10, 20, 30, 40, 50),
-        "bytes_per_parameter": 2.0,
-        "dim": 8,
-        "device": "cpu",
-        "dtype": "bfloat16",
-        "threads": 2,
-    }
+class TestRecord:
+    @staticmethod
+    def encoder(stops_early: bool = True) -> Any:
+        """What a record takes over from an encoder."""
+        return SimpleNamespace(
+            layer_parameters=(10, 20, 30, 40, 50),
+            bytes_per_parameter=2.0,
+            dim=8,
+            stops_early=stops_early,
+            device="cpu",
+            dtype="bfloat16",
+        )
+
+    @staticmethod
+    def shard(layer: int, n_texts: int, seconds: float, *batches: tuple[int, float]) -> ShardCost:
+        n_tokens = sum(tokens for tokens, _ in batches)
+        return ShardCost(layer, n_texts, n_tokens, n_tokens, seconds, batches)
 
     def test_the_first_of_several_batches_is_left_out(self):
-        meter = Meter()
-        meter.tokenized(4, 30, 300, 0.3)
-        meter.ran(4, 120, 99.0)
-        meter.ran(4, 100, 1.0)
-        meter.ran(4, 80, 0.8)
-        record = meter.record(**self.SETTINGS, stops_early=True)
+        shards = [
+            self.shard(4, 20, 0.2, (120, 99.0), (100, 1.0)),
+            self.shard(4, 10, 0.1, (80, 0.8)),
+        ]
+        record = record_cost(shards, self.encoder())
         assert record is not None
         assert (record.n_texts, record.n_tokens, record.timed_tokens) == (30, 300, 180)
         cost = record.cost("e")
@@ -223,47 +248,51 @@ class TestMeter:
         assert (cost.tokens_per_text, cost.encoder) == (10, "e")
 
     def test_a_warm_encoders_first_batch_counts(self):
-        meter = Meter(warm=True)
-        meter.tokenized(4, 10, 100, 0.0)
-        meter.ran(4, 60, 1.2)
-        meter.ran(4, 40, 0.8)
-        record = meter.record(**self.SETTINGS, stops_early=True)
+        shards = [self.shard(4, 10, 0.0, (60, 1.2), (40, 0.8))]
+        record = record_cost(shards, self.encoder(), warm=True)
         assert record is not None
         assert record.timed_tokens == 100
         assert record.cost("e").ms_per_text == pytest.approx(200)
 
     def test_the_layer_that_took_the_most_work_counts(self):
-        """Rows that lacked only low layers ran beside rows that lacked all."""
-        meter = Meter()
-        for layer, n_tokens in ((0, 900), (1, 300), (2, 200)):
-            meter.tokenized(layer, n_tokens // 10, n_tokens, 0.1)
-            meter.ran(layer, n_tokens, 0.01 * layer * n_tokens)
-        record = meter.record(**self.SETTINGS, stops_early=True)
+        """Texts that lacked only low layers ran beside texts that lacked all."""
+        shards = [
+            self.shard(layer, n_tokens // 10, 0.1, (n_tokens, 0.01 * layer * n_tokens))
+            for layer, n_tokens in ((0, 900), (1, 300), (2, 200))
+        ]
+        record = record_cost(shards, self.encoder())
         assert record is not None
         assert (record.layer, record.n_texts) == (2, 20)
         assert record.cost("e").ms_at(4) == pytest.approx(5 + 10 * 10 * 4)
-        whole = meter.record(**self.SETTINGS, stops_early=False)
+        whole = record_cost(shards, self.encoder(stops_early=False))
         assert whole is not None
         assert (whole.layer, whole.n_texts) == (4, 90)
 
     def test_no_block_no_record(self):
-        meter = Meter()
-        assert meter.record(**self.SETTINGS, stops_early=True) is None
-        meter.tokenized(0, 5, 50, 0.1)
-        meter.ran(0, 50, 0.1)
-        assert meter.record(**self.SETTINGS, stops_early=True) is None
+        assert record_cost([], self.encoder()) is None
+        assert record_cost([self.shard(0, 5, 0.1, (50, 0.1))], self.encoder()) is None
 
     def test_a_record_survives_json(self):
-        meter = Meter()
-        meter.tokenized(3, 5, 50, 0.1)
-        meter.ran(3, 50, 0.1)
-        record = meter.record(**self.SETTINGS, stops_early=True)
+        record = record_cost([self.shard(3, 5, 0.1, (50, 0.1))], self.encoder())
         assert record is not None
-        value = json.loads(json.dumps(record.to_dict()))
-        assert CostRecord.from_dict(value) == record
-        assert CostRecord.from_dict({**value, "added later": 1}) == record
-        for name in value:
-            with pytest.raises(FormatError, match=f"cannot be read.*{name}"):
-                CostRecord.from_dict({key: value[key] for key in value if key != name})
-            with pytest.raises(FormatError, match="cost"):
-                CostRecord.from_dict({**value, name: None})
+        value = json.loads(record.model_dump_json())
+        assert CostRecord.model_validate_json(json.dumps(value)) == record
+        assert CostRecord.model_validate_json(json.dumps({**value, "added later": 1})) == record
+        for name in set(value) - {"format", "format_version"}:
+            for damaged in (
+                {key: value[key] for key in value if key != name},
+                {**value, name: None},
+            ):
+                with pytest.raises(ValidationError, match=name):
+                    CostRecord.model_validate_json(json.dumps(damaged))
+
+
+def test_threads_that_read_at_once_know_of_it():
+    with undisturbed() as first:
+        assert first()
+        with undisturbed() as second:
+            assert not first()
+            assert not second()
+        assert not first(), "it was slowed down for a while"
+    with undisturbed() as third:
+        assert third()

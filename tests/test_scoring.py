@@ -16,17 +16,14 @@ from layerfuse.errors import ConfigError, DataError
 from layerfuse.probing import (
     decompose,
     leave_one_out,
-    one_hot,
     probe_blocks,
     probe_rows,
     spectrum,
-    standardisation,
+    standardization,
 )
-from layerfuse.probing import products as products_module
 from layerfuse.probing.axes import N_SEARCHED
-from layerfuse.probing.products import _CHUNK, NumpyProducts, TorchProducts, products_for
-from layerfuse.probing.ridge import PENALTIES
-from layerfuse.targets import stratified_folds, stratified_rows
+from layerfuse.probing.ridge import _CHUNK, PENALTIES
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +35,10 @@ def problem(n: int, dim: int, n_classes: int, seed: int = 0) -> tuple[Array, Arr
     X = rng.normal(size=(n, dim)) * rng.uniform(0.1, 5, size=dim) + rng.normal(size=dim)
     X[:, : min(dim, n_classes)] += 2 * np.eye(n_classes)[y][:, : min(dim, n_classes)]
     return X, y
+
+
+def one_hot(y: Array, n_classes: int) -> Array:
+    return np.eye(n_classes, dtype=np.float32)[y]
 
 
 def standardised(X: Array) -> Array:
@@ -120,7 +121,7 @@ def test_predictions_of_leave_one_out_never_saw_the_row() -> None:
 def test_standardised_columns_share_a_variance_of_one() -> None:
     X, _ = problem(50, 9, 2)
     X[:, 3] = 7.0
-    mean, scale = standardisation(X)
+    mean, scale = standardization(X)
     np.testing.assert_allclose((X - mean) * scale, standardised(X), atol=1e-12)
     assert scale[3] == 0
 
@@ -229,8 +230,8 @@ def test_ties_go_to_the_lower_layer() -> None:
 def test_principal_coordinates_score_as_the_blocks_do() -> None:
     X, y = problem(80, 12, 3)
     blocks = named([X, np.random.default_rng(5).normal(size=X.shape)])
-    probed = probe_blocks(blocks, y)
-    again = probe_rows(probed, np.arange(len(y)), y).scores
+    probed = probe_blocks(blocks, Targets.from_labels(y))
+    again = probe_rows(probed, np.arange(len(y)), Targets.from_labels(y)).scores
     for score, expected in zip(again, probed.scores, strict=True):
         assert score.loss == pytest.approx(expected.loss, rel=1e-3)
         assert score.accuracy == pytest.approx(expected.accuracy, abs=0.02)
@@ -244,7 +245,7 @@ def test_unusable_input_is_refused() -> None:
         score_blocks(named([X]), y, "rigde")
     with pytest.raises(DataError, match="e:1:mean has 19 rows, but there are 20 labels"):
         score_blocks(named([X, X[1:]]), y)
-    with pytest.raises(DataError, match="All labels are the same"):
+    with pytest.raises(DataError, match="only one class"):
         score_blocks(named([X]), np.zeros(20))
     y[:] = 0
     y[3] = 1
@@ -255,77 +256,23 @@ def test_unusable_input_is_refused() -> None:
 
 def test_folds_hold_each_row_out_once_and_each_class_in_its_share() -> None:
     y = np.repeat([0, 1, 2], [60, 30, 3])
-    folds = stratified_folds(y, 5, seed=0)
+    folds = Targets.from_labels(y).folds(5, seed=0)
     np.testing.assert_array_equal(np.sort(np.concatenate([held for _, held in folds])), range(93))
     for train, held in folds:
         assert not set(train) & set(held)
         assert np.bincount(y[held], minlength=3)[:2].tolist() == [12, 6]
-    again = stratified_folds(y, 5, seed=0)
+    again = Targets.from_labels(y).folds(5, seed=0)
     assert all((a[1] == b[1]).all() for a, b in zip(folds, again, strict=True))
-    assert len(stratified_folds(np.array([0, 0, 1, 1]), 5, seed=0)) == 2
+    assert len(Targets.from_labels([0, 0, 1, 1]).folds(5, seed=0)) == 2
 
 
 def test_a_sample_keeps_each_class_in_its_share() -> None:
     y = np.repeat([0, 1, 2], [600, 300, 5])
-    rows = stratified_rows(y, 90, seed=0)
+    rows = Targets.from_labels(y).sample(90, seed=0)
     assert np.bincount(y[rows]).tolist() == [60, 30, 2]
     assert (np.diff(rows) > 0).all()
-    np.testing.assert_array_equal(rows, stratified_rows(y, 90, seed=0))
-    np.testing.assert_array_equal(stratified_rows(y, 905, seed=0), np.arange(905))
-
-
-class TestProductsOfTorch:
-    """On the CPU, which runs the code that a GPU runs."""
-
-    @pytest.mark.parametrize("overwrite", [False, True])
-    @pytest.mark.parametrize(("n", "dim"), [(400, 30), (30, 400), (64, 64)])
-    def test_they_decompose_as_numpy_does(
-        self, n: int, dim: int, overwrite: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(products_module, "_CHUNK", 1500)  # so that there are several parts
-        X, y = problem(n, dim, 3)
-        Z = standardised(X).astype(np.float32)
-        found, expected = (
-            decompose(Z.copy(), overwrite=overwrite, products=products)
-            for products in (TorchProducts("cpu"), NumpyProducts())
-        )
-        assert found.rotated.dtype == np.float32
-        np.testing.assert_allclose(
-            found.eigenvalues, expected.eigenvalues, atol=1e-4 * expected.eigenvalues.max()
-        )
-        np.testing.assert_allclose(Z @ found.axes, found.rotated, atol=1e-4)
-        targets = one_hot(y, 3)
-        losses = [leave_one_out(space, targets).loss for space in (found, expected)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-
-    @pytest.mark.parametrize("fault", ["memory", "convergence", "driver", "values"])
-    def test_what_fails_there_is_done_in_numpy(
-        self, fault: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        import torch
-
-        def eigh(gram: torch.Tensor) -> Any:
-            if fault == "memory":
-                raise torch.OutOfMemoryError("no memory")
-            if fault == "convergence":
-                raise torch.linalg.LinAlgError("did not converge")
-            if fault == "driver":
-                raise RuntimeError("no kernel image is available")
-            return torch.full((len(gram),), torch.nan), gram
-
-        Z = standardised(problem(80, 9, 2)[0])
-        monkeypatch.setattr(torch.linalg, "eigh", eigh)
-        values, _ = TorchProducts("cpu").eigh(Z)
-        np.testing.assert_allclose(values, NumpyProducts().eigh(Z)[0])
-
-    def test_only_large_features_go_to_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(products_module, "_has_cuda", lambda: True)
-        for n, dim in ((5_000, 768), (500, 4_096)):
-            assert isinstance(products_for(n, dim), NumpyProducts)
-        for n, dim in ((200_000, 4_096), (10_000, 2_048), (4_000, 16_384)):
-            assert isinstance(products_for(n, dim), TorchProducts)
-        monkeypatch.setattr(products_module, "_has_cuda", lambda: False)
-        assert isinstance(products_for(200_000, 4_096), NumpyProducts)
+    np.testing.assert_array_equal(rows, Targets.from_labels(y).sample(90, seed=0))
+    np.testing.assert_array_equal(Targets.from_labels(y).sample(905, seed=0), np.arange(905))
 
 
 @pytest.mark.parametrize(("n", "dim"), [(40_000, 256), (300, 4_096)])

@@ -11,9 +11,10 @@ import pytest
 from layerfuse import select_blocks
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.probing import RidgeState, decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.probing import RidgeState, decompose, leave_one_out, probe_blocks
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.selection import SELECTIONS, Allowance, choose
+from layerfuse.selection import SELECTIONS, CostBudget, choose
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
@@ -53,8 +54,8 @@ def loo_errors(blocks: list[Array], targets: Array, penalty: float) -> Array:
 
 def plain_greedy(blocks: Blocks, y: Array, max_blocks: int) -> list[BlockRef]:
     """Forward selection that tries every block at every step; of ties it takes the lowest layer."""
-    probed = probe_blocks(blocks, y)
-    targets = one_hot(y, int(y.max()) + 1).astype(np.float64)
+    probed = probe_blocks(blocks, Targets.from_labels(y))
+    targets = Targets.from_labels(y).matrix.astype(np.float64)
     coordinates = {block: Z.astype(np.float64) for block, Z in probed.coordinates.items()}
     alone = {b: leave_one_out(decompose(Z), targets).loss for b, Z in coordinates.items()}
     chosen = [min(alone, key=lambda block: alone[block])]
@@ -91,7 +92,7 @@ def test_errors_with_another_block_equal_those_of_the_concatenation(
     blocks = noise(rng, n, dim, n_chosen + 1)
     blocks = [(Z - Z.mean(axis=0)) / np.float32(np.sqrt(dim)) for Z in blocks]
     blocks[0][:, 0] += y - y.mean()
-    targets = one_hot(y, 3)
+    targets = Targets.from_labels(y).matrix
     state = RidgeState.of(blocks[:-1], targets)
     together = decompose(np.concatenate(blocks, axis=1).astype(np.float64))
     expected = leave_one_out(together, targets.astype(np.float64), [state.penalty / n])
@@ -106,7 +107,7 @@ def test_errors_with_another_block_equal_those_of_the_concatenation(
 
 def test_a_block_added_twice_brings_next_to_nothing() -> None:
     blocks, y = several_signals(0)
-    probed, targets = probe_blocks(blocks, y), one_hot(y, 3)
+    probed, targets = probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y).matrix
     best = probed.coordinates[probed.scores.best.block]
     state = RidgeState.of([best], targets)
     assert abs(float((state.errors - state.errors_with(best, targets)).mean())) < 0.01
@@ -141,8 +142,10 @@ def test_of_blocks_that_bring_the_same_the_cheapest_is_added() -> None:
     parameters = {"e": tuple(1000 * (1 + layer) for layer in range(9)), "f": (1, 2)}
     costs = {name: EncoderCost(name, run, 4.0, 1.0, 4) for name, run in parameters.items()}
     del blocks[BlockRef("e", 2, "mean")]
-    allowance = Allowance(Budget(blocks=2), costs)
-    found = choose(probe_blocks(blocks, y), y, "greedy", allowance)
+    budget = CostBudget(Budget(blocks=2), costs)
+    found = choose(
+        probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y), "greedy", budget
+    )
     assert set(found.blocks) == {BlockRef("e", 4, "mean"), BlockRef("f", 1, "mean")}
 
 
@@ -208,11 +211,11 @@ def test_last_best_and_top_k() -> None:
     other = {BlockRef("f", b.layer, pooling): Z for b, Z in blocks.items() for pooling in ("cls",)}
     better = {BlockRef("f", 9, "max"): np.eye(3, dtype=np.float32)[y]}
     every = {**blocks, **other, **better}
-    ranked = [score.block for score in probe_blocks(every, y).scores.ranking]
+    ranked = [score.block for score in probe_blocks(every, Targets.from_labels(y)).scores.ranking]
     last = select_blocks(every, y, "last")
     assert last.blocks == (BlockRef("e", 9, "mean"), BlockRef("f", 9, "max"))
     with pytest.raises(
-        ConfigError, match=r"last layers break the budget \(2 blocks of at most 1\)"
+        ConfigError, match=r"last layers exceed the budget \(2 blocks of at most 1\)"
     ):
         select_blocks(every, y, "last", max_blocks=1)
     assert select_blocks(every, y, "best").blocks == (BlockRef("f", 9, "max"),)
@@ -236,13 +239,13 @@ def test_what_a_selection_says_fits_together(method: str) -> None:
     assert others == list(range(2, 2 + len(blocks) - len(found.blocks)))
     # The gains add up to the drop from the class frequencies to the whole selection.
     assert len(found.gains_) == len(found.blocks)
-    probed, targets = probe_blocks(blocks, y), one_hot(y, 3)
+    probed, targets = probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y).matrix
     chosen = np.concatenate([probed.coordinates[block] for block in found.blocks], axis=1)
     n = len(y)
     alone = (((targets - targets.mean(axis=0)) * n / (n - 1)) ** 2).sum(axis=1).mean()
     end = leave_one_out(decompose(chosen), targets).loss
     assert sum(found.gains_) == pytest.approx(alone - end, rel=1e-4)
-    assert found == choose(probed, y, method, Allowance(Budget(blocks=3), {}))
+    assert found == choose(probed, Targets.from_labels(y), method, CostBudget(Budget(blocks=3), {}))
 
 
 def test_the_order_of_the_blocks_changes_nothing() -> None:
@@ -309,8 +312,8 @@ class TestBudgets:
         bound = 0
         for seed in range(3):
             embeddings, y = three_encoders(seed)
-            probed = probe_blocks(embeddings, y)
-            free = choose(probed, y, method, Allowance(Budget(), COSTS))
+            probed = probe_blocks(embeddings, Targets.from_labels(y))
+            free = choose(probed, Targets.from_labels(y), method, CostBudget(Budget(), COSTS))
             for _ in range(25):
                 limits = {
                     "blocks": int(rng.integers(1, 7)),
@@ -321,7 +324,7 @@ class TestBudgets:
                 }
                 kept = rng.permutation(list(limits))[: rng.integers(1, 6)]
                 budget = Budget(**{name: limits[name] for name in kept})
-                found = choose(probed, y, method, Allowance(budget, COSTS))
+                found = choose(probed, Targets.from_labels(y), method, CostBudget(budget, COSTS))
                 assert len(found.blocks) >= 1
                 assert budget.allows(pipeline_cost(found.blocks, COSTS))
                 bound += not budget.allows(pipeline_cost(free.blocks, COSTS))
@@ -330,30 +333,34 @@ class TestBudgets:
     def test_top_k_fills_what_the_budget_leaves(self) -> None:
         """No block that was left out would still have fitted."""
         embeddings, y = three_encoders(0)
-        probed = probe_blocks(embeddings, y)
+        probed = probe_blocks(embeddings, Targets.from_labels(y))
         for dims in (3, 8, 14, 27):
-            allowance = Allowance(Budget(dims=dims), COSTS)
-            found = choose(probed, y, "top_k", allowance)
+            budget = CostBudget(Budget(dims=dims), COSTS)
+            found = choose(probed, Targets.from_labels(y), "top_k", budget)
             for block in set(embeddings) - set(found.blocks):
-                assert not allowance.allows([*found.blocks, block])
+                assert not budget.allows([*found.blocks, block])
 
     @pytest.mark.parametrize("method", ["greedy", "top_k", "best"])
     def test_the_best_that_can_be_paid_for_comes_first(self, method: str) -> None:
         embeddings, y = three_encoders(1)
-        probed = probe_blocks(embeddings, y)
-        allowance = Allowance(Budget(ms_per_text=7.9), COSTS)
-        assert not allowance.allows([probed.scores.best.block])
-        paid = [s.block for s in probed.scores.ranking if allowance.allows([s.block])]
+        probed = probe_blocks(embeddings, Targets.from_labels(y))
+        budget = CostBudget(Budget(ms_per_text=7.9), COSTS)
+        assert not budget.allows([probed.scores.best.block])
+        paid = [s.block for s in probed.scores.ranking if budget.allows([s.block])]
         assert {block.encoder for block in paid} == {"a", "b", "c"}
-        assert choose(probed, y, method, allowance).blocks[0] == paid[0]
+        assert choose(probed, Targets.from_labels(y), method, budget).blocks[0] == paid[0]
 
     def test_a_budget_that_binds_nothing_changes_nothing(self) -> None:
         embeddings, y = three_encoders(2)
-        probed = probe_blocks(embeddings, y)
+        probed = probe_blocks(embeddings, Targets.from_labels(y))
         wide = Budget(blocks=5, dims=10**6, ms_per_text=1e6, parameters=10**9, memory_mb=1e9)
         for method in SELECTIONS:
-            expected = choose(probed, y, method, Allowance(Budget(blocks=5), {}))
-            assert choose(probed, y, method, Allowance(wide, COSTS)) == expected
+            expected = choose(
+                probed, Targets.from_labels(y), method, CostBudget(Budget(blocks=5), {})
+            )
+            assert (
+                choose(probed, Targets.from_labels(y), method, CostBudget(wide, COSTS)) == expected
+            )
 
     @pytest.mark.parametrize(
         ("limits", "says"),
@@ -375,21 +382,25 @@ class TestBudgets:
         embeddings, y = three_encoders(0)
         costs = {**COSTS, "a": EncoderCost("a", (10, 25, 45, 60, 80), 1e6, 8.0, 6, 1.0)}
         only = {block: X for block, X in embeddings.items() if block.encoder == "a"}
-        allowance = Allowance(Budget(**limits), costs)
+        budget = CostBudget(Budget(**limits), costs)
         with pytest.raises(ConfigError, match="budget leaves no block: a:0:mean alone") as caught:
-            choose(probe_blocks(only, y), y, method, allowance)
+            choose(
+                probe_blocks(only, Targets.from_labels(y)), Targets.from_labels(y), method, budget
+            )
         assert says in str(caught.value)
         assert "Give a larger budget or smaller encoders" in str(caught.value)
 
     def test_last_layers_over_the_budget_are_refused(self) -> None:
         embeddings, y = three_encoders(0)
-        probed = probe_blocks(embeddings, y)
+        probed = probe_blocks(embeddings, Targets.from_labels(y))
         for limits, says in (
             ({"ms_per_text": 30.0}, r"31 ms per text of at most 30"),
             ({"blocks": 2}, r"3 blocks of at most 2"),
             ({"dims": 17}, r"18 dimensions of at most 17"),
         ):
-            with pytest.raises(ConfigError, match=rf"last layers break the budget \({says}"):
-                choose(probed, y, "last", Allowance(Budget(**limits), COSTS))
-        enough = Allowance(Budget(blocks=3, dims=18, ms_per_text=31), COSTS)
-        assert [block.layer for block in choose(probed, y, "last", enough).blocks] == [4, 4, 4]
+            with pytest.raises(ConfigError, match=rf"last layers exceed the budget \({says}"):
+                choose(probed, Targets.from_labels(y), "last", CostBudget(Budget(**limits), COSTS))
+        enough = CostBudget(Budget(blocks=3, dims=18, ms_per_text=31), COSTS)
+        assert [
+            block.layer for block in choose(probed, Targets.from_labels(y), "last", enough).blocks
+        ] == [4, 4, 4]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import json
 import os
 import shutil
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,14 +23,14 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from conftest import TinyModels
-from families import VOCABULARY, save_model
+from families import VOCABULARY, TinyModels, save_model
 from helpers import Extraction, Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
-from layerfuse.embeddings import keep_cost, read_cost, runner, text_hashes
-from layerfuse.embeddings.extraction import Embeddings
-from layerfuse.embeddings.section import Section
+from layerfuse.embeddings import plan, runner, text_hashes
+from layerfuse.embeddings.cost_record import keep_cost, read_cost
+from layerfuse.embeddings.shard import write_shard
+from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 
@@ -60,7 +63,7 @@ def tensor_names(shard: Path) -> set[str]:
         return set(file.keys()) - {"hashes", "truncated"}
 
 
-def assert_same(some: Embeddings, others: Embeddings) -> None:
+def assert_same(some: BlockView, others: BlockView) -> None:
     assert list(some) == list(others)
     for ref in some:
         np.testing.assert_array_equal(some[ref], others[ref])
@@ -178,7 +181,7 @@ class TestWhatIsComputed:
         folder = tiny("bert")
         encoders = [
             fresh(folder),
-            fresh(folder, template="the {text}"),
+            fresh(folder, prompt="the {text}"),
             fresh(folder, max_length=8),
             FrozenEncoder.from_pretrained(folder, name="tiny", device="cpu", dtype="bfloat16"),
             fresh(tiny("bert", seed=1)),
@@ -214,7 +217,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 1)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 1)
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -238,7 +241,8 @@ class TestWhatIsWritten:
         hashes = np.sort(text_hashes(["a", "b"]))
         cut = np.zeros(2, bool)
         edge = np.array([[65504.0], [-65504.0]], np.float32)
-        section.write(hashes, cut, {(0, "mean"): edge, (1, "mean"): edge * 1.01})
+        blocks = {(0, "mean"): edge, (1, "mean"): edge * 1.01}
+        section.add(write_shard(section.folder, hashes, cut, blocks))
         (shard,) = shards(store)
         tensors = load_file(shard)
         assert (tensors["0:mean"].dtype, tensors["1:mean"].dtype) == (np.float16, np.float32)
@@ -286,8 +290,7 @@ class TestCost:
         return path
 
     def test_it_is_written_and_read_back(self, encoder: FrozenEncoder, store: EmbeddingStore):
-        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).cost
-        assert cost is not None
+        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).costs["tiny"]
         path = self.path(store)
         assert path.name == "cost-cpu.json"
         value = read_json(path, kind="layerfuse-cost", version=1)
@@ -305,11 +308,11 @@ class TestCost:
     def test_a_warm_run_has_it_without_loading_the_model(
         self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
     ):
-        first = extract(TEXTS, encoder, store=store).cost
+        first = extract(TEXTS, encoder, store=store).costs["tiny"]
         written = self.path(store).stat().st_mtime_ns
         again = fresh(tiny("bert"))
         found = extract(TEXTS[:7], again, layers=[1], store=EmbeddingStore(store.root))
-        assert found.cost == first
+        assert found.costs["tiny"] == first
         assert not again.is_loaded
         assert self.path(store).stat().st_mtime_ns == written
 
@@ -317,8 +320,7 @@ class TestCost:
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):
         for n_texts, kept in ((10, 10), (15, 10), (40, 25)):  # 10, 5 and 25 are new
-            cost = extract(TEXTS[:n_texts], encoder, store=store).cost
-            assert cost is not None
+            cost = extract(TEXTS[:n_texts], encoder, store=store).costs["tiny"]
             assert cost.n_texts == kept
 
     @pytest.mark.parametrize(
@@ -360,11 +362,10 @@ class TestCost:
         notes, again = Notes(), fresh(tiny("bert"))
         found = extract(TEXTS, again, store=store, reporter=notes)
         assert not again.is_loaded, "measured when it is asked for"
-        cost = found.cost
+        cost = found.costs["tiny"]
         assert notes.about("tiny: measuring its cost on 32 texts")
         assert notes.advanced == []
         assert again.is_loaded
-        assert cost is not None
         assert cost.n_texts == 32
         record = read_cost(path.parent, "cpu")
         assert record is not None
@@ -376,11 +377,10 @@ class TestCost:
         """Embeddings that were stored before records were kept."""
         extract(TEXTS[:5], encoder, store=store)
         self.path(store).unlink()
-        measured = extract(TEXTS[:5], fresh(tiny("bert")), store=store).cost
-        assert measured is not None
+        measured = extract(TEXTS[:5], fresh(tiny("bert")), store=store).costs["tiny"]
         assert (measured.n_texts, measured.measured_layer) == (5, 3)
         again = fresh(tiny("bert"))
-        assert extract(TEXTS[:5], again, store=store).cost == measured
+        assert extract(TEXTS[:5], again, store=store).costs["tiny"] == measured
         assert not again.is_loaded
 
     def test_each_kind_of_device_has_its_own(self, encoder: FrozenEncoder, store: EmbeddingStore):
@@ -388,7 +388,7 @@ class TestCost:
         folder = self.path(store).parent
         record = read_cost(folder, "cpu")
         assert record is not None
-        other = dataclasses.replace(record, device="cuda:1", n_texts=5, forward_s=1.0)
+        other = record.model_copy(update={"device": "cuda:1", "n_texts": 5, "forward_s": 1.0})
         assert keep_cost(folder, other) == other
         assert read_cost(folder, "cuda:0") == other
         assert read_cost(folder, "cpu") == record
@@ -401,8 +401,7 @@ class TestCost:
             raise StorageError("read-only")
 
         monkeypatch.setattr(costs, "write_json", refuse)
-        cost = extract(TEXTS, encoder, store=store).cost
-        assert cost is not None
+        cost = extract(TEXTS, encoder, store=store).costs["tiny"]
         assert cost.n_texts == len(TEXTS)
         assert list(store.root.glob("*/cost-*")) == []
 
@@ -519,24 +518,22 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 40)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
         monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
-        write = Section.write
 
-        def watched(*arguments: Any) -> None:
+        def watched(*arguments: Any) -> Path:
             threads.add(threading.current_thread())
-            write(*arguments)
+            return write_shard(*arguments)
 
-        monkeypatch.setattr(Section, "write", watched)
+        monkeypatch.setattr(runner, "write_shard", watched)
         found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
         assert threads
         assert threading.current_thread() not in threads
         assert {len(load_file(path)["hashes"]) for path in shards(store)} <= {20, 10}
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
-        assert found.cost is not None
-        assert found.cost.ms_per_text > 0
+        assert found.costs["tiny"].ms_per_text > 0
 
     def test_out_of_memory_loses_no_batch(
         self, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
@@ -564,13 +561,13 @@ class TestWorkingAhead:
         def full(*_: Any) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(Section, "write", full)
+        monkeypatch.setattr(runner, "write_shard", full)
         with pytest.raises(StorageError, match="the disk is full"):
             extract(TEXTS, encoder, store=store)
 
 
 class TestDamaged:
-    def filled(self, encoder: FrozenEncoder, store: EmbeddingStore) -> tuple[Path, Embeddings]:
+    def filled(self, encoder: FrozenEncoder, store: EmbeddingStore) -> tuple[Path, BlockView]:
         extract(TEXTS, encoder, store=store)
         (shard,) = shards(store)
         return shard, extract(TEXTS, encoder, store=store)
@@ -644,7 +641,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(runner, "_SHARD_ROWS", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])
@@ -660,13 +657,13 @@ class TestDamaged:
     ):
         """Each time the shard is computed again, it is damaged again."""
         shard, _ = self.filled(encoder, store)
-        write = Section.write
 
-        def spoil(*arguments: Any) -> None:
-            write(*arguments)
+        def spoil(*arguments: Any) -> Path:
+            path = write_shard(*arguments)
             flip(shard, data_range(shard, "1:mean")[0])
+            return path
 
-        monkeypatch.setattr(Section, "write", spoil)
+        monkeypatch.setattr(runner, "write_shard", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
         notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)
@@ -730,3 +727,113 @@ def test_too_little_room_is_told_before_the_work(
         extract(TEXTS, encoder, store=store)
     assert shards(store) == []
     assert extract(TEXTS[:10], encoder, layers=[1], store=store).n_computed == 10
+
+
+class TestFormat:
+    """Names and bytes that stores on people's disks have: a change makes them useless."""
+
+    IDENTITY: dict[str, Any] = {  # noqa: RUF012
+        "fingerprints": {"weights": "0a", "tokenizer": "0b", "config": "0c"},
+        "revision": None,
+        "template": "query: {text}",
+        "chat_question": None,
+        "max_length": 512,
+        "dtype": "float32",
+    }
+
+    def test_a_sections_folder_is_named_by_its_identity(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        assert list(encoder.identity) == list(self.IDENTITY)
+        section = store.section("mini lm", self.IDENTITY)
+        assert section.folder == store.root / "mini_lm-e5883c5fa56c63a0"
+
+    def test_a_shard_is_named_by_its_texts_and_blocks(self, store: EmbeddingStore):
+        section = store.section("e", self.IDENTITY)
+        values = np.arange(6, dtype=np.float32).reshape(2, 3)
+        blocks = {(8, "mean"): values, (0, "cls"): values * 1e6}
+        hashes = np.sort(text_hashes(["good", "b\u00e4d"]))
+        path = write_shard(section.folder, hashes, np.array([True, False]), blocks)
+        assert path.name == "f17615ea3e21505d039f4b1509e66d48.safetensors"
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "ddb5273ce425f781"
+
+
+class TestTroubledFolders:
+    def test_a_section_that_is_deleted_while_it_is_read(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        found = extract(TEXTS, encoder, store=store)
+        shutil.rmtree(store.root)
+        for block in found:
+            with pytest.raises(StorageError, match="was deleted while it was in use"):
+                _ = found[block]
+        assert not store.root.exists()
+
+    def test_a_section_that_is_deleted_while_it_is_written(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
+        notes, launch = Notes(), encoder.launch
+
+        def launch_and_delete(*arguments: Any) -> Any:
+            if sum(notes.advanced) >= 20:
+                shutil.rmtree(store.root, ignore_errors=True)
+            return launch(*arguments)
+
+        monkeypatch.setattr(encoder, "launch", launch_and_delete)
+        with pytest.raises(StorageError, match="was deleted while it was in use"):
+            extract(TEXTS, encoder, store=store, reporter=notes)
+        assert not store.root.exists()
+        monkeypatch.undo()
+        assert extract(TEXTS, encoder, store=store).n_computed == len(TEXTS)
+
+    @pytest.fixture
+    def read_only(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+        """Refuses all writes, as the system does on a disk that is mounted read-only."""
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        def mount() -> None:
+            for name in ("mkdir", "replace", "rename", "unlink", "utime"):
+                monkeypatch.setattr(os, name, refuse)
+            monkeypatch.setattr(tempfile, "mkstemp", refuse)
+            monkeypatch.setattr(shutil, "rmtree", refuse)
+
+        return mount
+
+    def test_a_read_only_store_is_read(
+        self,
+        tiny: TinyModels,
+        encoder: FrozenEncoder,
+        store: EmbeddingStore,
+        read_only: Callable[[], None],
+    ):
+        expected = extract(TEXTS, encoder, store=store)
+        read_only()
+        found = extract(TEXTS[:20], fresh(tiny("bert")), store=store)
+        assert found.n_computed == 0
+        for block, array in found.items():
+            np.testing.assert_array_equal(array, expected[block][:20])
+        assert found.costs == expected.costs
+
+    def test_what_a_read_only_store_lacks_is_a_storage_error(
+        self,
+        encoder: FrozenEncoder,
+        store: EmbeddingStore,
+        read_only: Callable[[], None],
+    ):
+        found = extract(TEXTS, encoder, store=store)
+        (shard,) = shards(store)
+        flip(shard, data_range(shard, "2:mean")[0])
+        read_only()
+        refused = r"Writing .* is not allowed\. Choose a folder that you may write to"
+        with pytest.raises(StorageError, match=refused):
+            extract(sentences(50), encoder, store=store)
+        with pytest.raises(StorageError, match=refused):
+            extract(TEXTS, encoder, store=EmbeddingStore(store.root / "new"))
+        with pytest.raises(StorageError, match=refused):
+            _ = found[BlockRef("tiny", 2, "mean")]  # its shard is damaged
+        with pytest.raises(StorageError, match=refused):
+            store.prune(lambda info: True)
+        assert found[BlockRef("tiny", 1, "mean")].shape == (len(TEXTS), 32)

@@ -1,242 +1,69 @@
-"""The study: its statistics, its data, a whole run on tiny models, and going on after a kill."""
+"""The study: a whole run on tiny models, resuming it, its statistics, and planted claims."""
 
 from __future__ import annotations
 
 import copy
-import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from axe_playwright_python.sync_playwright import Axe
 from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_limits
 
+from benchmarks import tables
+from benchmarks.packaged import Texts
+from benchmarks.study import command
+from benchmarks.study.claims import CONFIRMED, PARTLY, REFUTED, UNTESTED, claims_of
+from benchmarks.study.costs import Timed, measure_cost, run_process, timed_choices
+from benchmarks.study.evidence import Evidence, holm, over_seeds, with_verdicts
+from benchmarks.study.fusions import Choice, encoder_groups, fusion_names
+from benchmarks.study.inputs import (
+    EmbeddedData,
+    StudySettings,
+    choose_precision,
+    count_shared,
+    read_encoder,
+)
+from benchmarks.study.page import page_of
+from benchmarks.study.profiles import describe_profile, profile_blocks
+from benchmarks.study.results import Results, read_json, write_json
 from browser import colours, open_browser, open_page
-from commandline import Row, rows, run, start, succeed, write_jsonl, write_text
+from commandline import Row, rows, write_jsonl, write_text
 from families import save_model
 from helpers import Notes
-from layerfuse.blocks import BlockRef
-from layerfuse.embeddings import EmbeddingStore
-from layerfuse.encoders import FrozenEncoder
-from layerfuse.encoders.devices import count_weights, quantisation
-from layerfuse.errors import ConfigError, DataError, LayerfuseError, MissingExtraError
-from layerfuse.probing import standardisation
-from layerfuse.study import PARTS, PRESETS, make_settings
-from layerfuse.study.combinations import Choice, encoder_groups, fusion_names
-from layerfuse.study.corrections import holm, over_seeds, verdict_of
-from layerfuse.study.costs import Timed, measure_cost, timed_choices
-from layerfuse.study.data import StudyData, count_shared, prepare
-from layerfuse.study.evidence import Evidence
-from layerfuse.study.page import claims_of
-from layerfuse.study.precision import fit_precision
-from layerfuse.study.profiles import profile_blocks
-from layerfuse.study.publishing import page_of, publish
-from layerfuse.study.reading import EmbeddedData, read_all
-from layerfuse.study.results import Results, write_compact
-from layerfuse.study.wording import CONFIRMED, REFINED, REFUTED, UNTESTED
+from layerfuse import BlockRef, BlockScores, EmbeddingStore, FrozenEncoder
+from layerfuse.blocks import BlockScore
+from layerfuse.errors import DataError, LayerfuseError
+from layerfuse.estimator.gathering import Gathered
+from layerfuse.scoring import standardisation
 
 SETS = ("alpha", "beta")
-POOLINGS = "mean"
-
-
-class TestCorrections:
-    def test_holm_is_the_plain_formula(self):
-        rng = np.random.default_rng(0)
-        for n in (1, 2, 7, 51):
-            p = rng.uniform(size=n) ** 3
-            expected = []
-            for own in p:
-                smaller = sorted(value for value in p if value <= own)
-                terms = [(n - place) * value for place, value in enumerate(smaller)]
-                expected.append(min(1.0, max(terms)))
-            np.testing.assert_allclose(holm(p), expected)
-
-    def test_holm_of_a_known_case_and_of_nothing(self):
-        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-        assert holm([]).shape == (0,)
-
-    def test_seeds_are_averaged_and_p_values_doubled_at_the_median(self):
-        rows = [
-            {"difference": value, "low": value - 1, "high": value + 2, "p_value": p}
-            for value, p in ((0.1, 0.01), (0.3, 0.2), (0.2, 0.04))
-        ]
-        found = over_seeds(rows)
-        assert found["difference"] == pytest.approx(0.2)
-        assert (found["low"], found["high"]) == pytest.approx((-0.8, 2.2))
-        assert found["sd"] == pytest.approx(0.1)
-        assert found["p_value"] == pytest.approx(0.08)
-        assert over_seeds(rows[:1])["p_value"] == 0.01
-        assert over_seeds(rows[:1])["sd"] is None
-
-    def test_a_verdict_needs_a_small_p_value(self):
-        assert verdict_of(0.1, 0.01) == "better"
-        assert verdict_of(-0.1, 0.01) == "worse"
-        assert verdict_of(0.1, 0.2) == "unclear"
-
-
-class TestSettings:
-    def test_presets_bring_their_encoders(self):
-        assert make_settings(Path("x")).encoders == ("minilm", "mpnet", "smollm2-135m")
-        paper = make_settings(Path("x"), preset="paper")
-        assert len(paper.encoders) == 7
-        assert paper.needs_code == PRESETS["paper"].needs_code == {"nvidia/NV-Embed-v2"}
-
-    @pytest.mark.parametrize(
-        ("given", "says"),
-        [
-            ({"preset": "papr"}, "Did you mean 'paper'"),
-            ({"parts": ["profile"]}, "Did you mean 'profiles'"),
-            ({"seeds": 0}, "seeds=0"),
-            ({"sample": 0}, "sample=0"),
-            ({"datasets": []}, "no dataset"),
-            ({"encoders": []}, "no encoder"),
-            ({"poolings": ["men"]}, "'men'"),
-        ],
-    )
-    def test_what_cannot_be_used_is_refused(self, given: dict[str, Any], says: str):
-        with pytest.raises(ConfigError, match=says):
-            make_settings(Path("x"), **given)
-
-
-class TestPrecision:
-    def test_the_largest_that_fits_is_taken(self):
-        seven = 7e9
-        found = [
-            fit_precision(seven, free, "bfloat16", quantised=True)
-            for free in (None, 80e9, 12e9, 6e9, 2e9)
-        ]
-        assert found == ["bfloat16", "bfloat16", "int8", "nf4", None]
-
-    def test_quantised_weights_need_cuda_and_their_package(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch
-    ):
-        with pytest.raises(ConfigError, match="'nf4' needs a CUDA device"):
-            FrozenEncoder.from_pretrained(place / "bert", dtype="nf4", device="cpu")
-        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-        with pytest.raises(MissingExtraError, match=r"layerfuse\[quantised\]"):
-            quantisation("int8", "cuda")
-
-    def test_packed_weights_count_as_what_they_stand_for(self):
-        packed = torch.nn.Parameter(torch.zeros(8, 1), requires_grad=False)
-        assert count_weights(packed) == 8
-        packed.quant_state = SimpleNamespace(shape=torch.Size([4, 4]))
-        assert count_weights(packed) == 16
-
-    def test_without_a_gpu_nothing_is_quantised(self):
-        assert fit_precision(7e9, 12e9, "float32", quantised=False) is None
-        assert fit_precision(1e8, 12e9, "float32", quantised=False) == "float32"
-
-
-class TestData:
-    def test_rare_classes_leaks_and_unseen_labels_are_named(self, tmp_path: Path):
-        lines = rows(12)
-        write_jsonl(tmp_path / "x" / "train.jsonl.gz", [*lines, lines[0], ("only me", "once")])
-        write_jsonl(tmp_path / "x" / "test.jsonl.gz", [lines[1], ("new", "once"), ("n", "other")])
-        notes = Notes()
-        data = prepare(str(tmp_path / "x"), None, notes)
-        assert notes.about("one training row: once")
-        assert data.name == "x"
-        assert data.facts["single_row_classes"] == ["once"]
-        assert (data.facts["train_rows"], data.facts["learned_rows"]) == (14, 13)
-        assert (data.facts["duplicates_train"], data.facts["leaks"]) == (1, 1)
-        assert data.facts["test_rows_of_unlearned_classes"] == 2
-        assert (data.y_test[1:] >= data.n_classes).all()
-        assert data.y_test[0] == data.y[1]
-
-    def test_a_part_can_be_taken(self, tmp_path: Path):
-        for split in ("train", "test"):
-            write_jsonl(tmp_path / "x" / f"{split}.jsonl.gz", rows(60))
-        data = prepare(str(tmp_path / "x"), 15, Notes())
-        assert (len(data.train), len(data.test)) == (15, 15)
-
-    def test_texts_shared_between_sets_are_counted(self, tmp_path: Path):
-        lines = rows(20)
-        write_jsonl(tmp_path / "x" / "train.jsonl.gz", lines[:10])
-        write_jsonl(tmp_path / "x" / "test.jsonl.gz", lines[10:14])
-        write_jsonl(tmp_path / "y" / "train.jsonl.gz", lines[12:])
-        write_jsonl(tmp_path / "y" / "test.jsonl.gz", [(lines[0][0].upper() + " !", lines[0][1])])
-        sets = [prepare(str(tmp_path / name), None, Notes()) for name in "xy"]
-        assert count_shared(sets) == [
-            {"test_of": "x", "train_of": "y", "rows": 2, "fraction": 0.5},
-            {"test_of": "y", "train_of": "x", "rows": 1, "fraction": 1.0},
-        ]
-
-    def test_test_rows_are_needed(self, tmp_path: Path):
-        write_jsonl(tmp_path / "x" / "train.jsonl.gz", rows(12))
-        with pytest.raises(DataError, match="no test rows"):
-            prepare(str(tmp_path / "x"), None, Notes())
-
-
-class TestUnits:
-    def test_a_unit_is_made_once_for_the_same_settings(self, tmp_path: Path):
-        made: list[int] = []
-
-        def make() -> dict[str, Any]:
-            made.append(1)
-            return {"value": 1 / 3, "rows": [{"a": 1.0, "b": None}]}
-
-        results = Results(tmp_path, Notes())
-        first = results.unit("x", {"seed": 0}, make)
-        assert first == results.unit("x", {"seed": 0}, make) == {
-            "value": 0.333333, "rows": [{"a": 1.0, "b": None}]
-        }  # fmt: skip
-        assert len(made) == 1
-        results.unit("x", {"seed": 1}, make)
-        assert len(made) == 2
-        write_text(tmp_path / "raw" / "x.json", '{"format": "layerfuse-study-unit", "form')
-        results.unit("x", {"seed": 1}, make)
-        assert len(made) == 3
-
-    def test_files_are_json_with_a_row_on_each_line(self, tmp_path: Path):
-        value = {"rows": [{"name": f"n{i}", "x": i / 7} for i in range(30)], "deep": {"a": [[]]}}
-        write_compact(tmp_path / "x.json", value)
-        text = (tmp_path / "x.json").read_text()
-        assert len(text.splitlines()) == 35
-        assert json.loads(text)["rows"][3] == {"name": "n3", "x": 0.428571}
-        assert json.loads(text)["deep"] == {"a": [[]]}
-
-
-class TestPlans:
-    def test_every_fusion_comes_plain_and_with_a_residual(self):
-        names = list(fusion_names())
-        assert len(names) == len(set(names)) == 23
-        assert {"concat", "tensor+residual", "stacking"} <= set(names)
-        assert "concat+residual" not in names
-
-    def test_costs_are_measured_whole_and_cut(self):
-        block = BlockRef("a", 1, "mean")
-        every = [
-            Choice(group, way, (block,))
-            for group in (("a",), ("b",), ("a", "b"))
-            for way in ("last", "best", "greedy")
-        ]
-        assert [timed.name for timed in timed_choices(every)] == [
-            "a-last-whole", "a-best-cut", "b-last-whole", "b-best-cut", "a+b-greedy-cut",
-            "a+b-greedy-whole",
-        ]  # fmt: skip
+ROOT = Path(__file__).parents[1]
+PARTS = ("profiles", "fusions", "complementarity", "curves")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny encoders and two sets."""
+    """Two tiny encoders and two datasets in which one label in five is another one."""
     root = tmp_path_factory.mktemp("study")
     save_model("bert", root / "bert")
     save_model("llama", root / "llama", seed=1)
     for seed, name in enumerate(SETS):
-        write_jsonl(root / name / "train.jsonl.gz", _noisy(90, seed))
-        write_jsonl(root / name / "test.jsonl.gz", _noisy(60, seed + 10))
+        for split, n, own in (("train", 90, seed), ("test", 60, seed + 10)):
+            write_jsonl(root / name / f"{split}.jsonl.gz", _noisy(n, own))
     return root
 
 
 def _noisy(n: int, seed: int) -> list[Row]:
-    """One label in five is another one: nothing reaches 100 %, so that ways differ."""
     lines, rng = rows(n, seed=seed), np.random.default_rng(seed)
     names = sorted({label for _, label in lines})
     return [
@@ -245,107 +72,116 @@ def _noisy(n: int, seed: int) -> list[Row]:
     ]
 
 
-def arguments(place: Path, out: Path, *more: object) -> list[object]:
+def arguments(place: Path, out: Path, *more: str) -> list[str]:
     return [
-        "reproduce", "--datasets", ",".join(str(place / name) for name in SETS),
-        "--encoders", f"{place / 'bert'},nowhere/such,{place / 'llama'}",
-        "--only", "profiles,fusions,complementarity,curves", "--pooling", POOLINGS,
-        "--store", place / "store", "--out", out, *more,
+        "--datasets", *(str(place / name) for name in SETS),
+        "--encoders", str(place / "bert"), "nowhere/such", str(place / "llama"),
+        "--poolings", "mean", "--only", *PARTS,
+        "--store", str(place / "store"), "--out", str(out), *more,
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(place: Path) -> tuple[Path, dict[str, Any]]:
-    """A whole run and what it printed."""
-    done = succeed(*arguments(place, place / "out", "--json"))
-    return place / "out", done.json
+def whole(place: Path) -> Path:
+    with threadpool_limits(1):
+        assert command.main(arguments(place, place / "out")) == 0
+    return place / "out"
 
 
 @pytest.fixture
-def evidence(whole: tuple[Path, dict[str, Any]]) -> Evidence:
-    """A copy that a test may change."""
-    found = Evidence.read(whole[0])
+def evidence(whole: Path) -> Evidence:
+    """A copy that a test may change before it reads a table."""
+    found = Evidence.read(whole)
     return Evidence(copy.deepcopy(found.index), copy.deepcopy(found.units))
 
 
 class TestWhole:
-    def test_everything_is_measured_and_what_is_missing_is_named(
-        self, whole: tuple[Path, dict[str, Any]]
-    ):
-        out, result = whole
-        assert list(result["skipped"]) == ["nowhere/such"]
-        assert list(result["encoders"]) == ["bert", "llama"]
+    def test_everything_is_measured_and_what_is_missing_is_named(self, place: Path, whole: Path):
+        index = read_json(whole / "study.json")
         kinds = ("data", "profile", "fusions-seed0", "complementarity", "curve")
-        assert result["units"] == [f"{name}-{kind}" for name in SETS for kind in kinds]
-        assert {path.stem for path in (out / "raw").iterdir()} == set(result["units"])
-        assert [claim["outcome"] for claim in result["claims"]][3] == UNTESTED
-        assert "nowhere/such" in (out / "summary.md").read_text()
-        figures = {path.name for path in (out / "figures").iterdir()}
+        assert index["units"] == [f"{name}-{kind}" for name in SETS for kind in kinds]
+        assert {path.stem for path in (whole / "raw").iterdir()} == set(index["units"])
+        assert list(index["skipped"]) == ["nowhere/such"]
+        assert list(index["encoders"]) == ["bert", "llama"]
+        figures = {path.name for path in (whole / "figures").iterdir()}
         assert {"layers.svg", "layers.png", "group_gains.svg", "curves.png"} <= figures
         assert "resources.svg" not in figures
-        assert (out / "report.html").stat().st_size < 6e6
+
+    def test_the_page_names_the_command_that_was_run(self, place: Path, whole: Path):
+        run = " ".join(["python -m benchmarks study", *arguments(place, whole)])
+        page = (whole / "summary.md").read_text()
+        assert f"`{run}`" in page
+        assert "nowhere/such" in page
 
     def test_a_profile_has_every_block_and_corrected_comparisons(self, evidence: Evidence):
-        profile = evidence.result("alpha", "profile")
-        assert profile is not None
-        assert len(profile["blocks"]) == 2 * 4
-        for name in ("bert", "llama"):
-            own = [row for row in profile["blocks"] if row["encoder"] == name]
-            compared = [row for row in own if "p" in row]
-            assert [row["layer"] for row in compared] == [0, 1, 2]
-            corrected = holm([row["p"] for row in compared])
-            np.testing.assert_allclose([row["p_holm"] for row in compared], corrected, rtol=1e-4)
-            assert all(row["low"] <= row["accuracy"] <= row["high"] for row in own)
+        blocks = evidence.blocks
+        assert len(blocks) == 2 * 2 * 4
+        assert blocks["accuracy"].between(blocks["low"], blocks["high"]).all()
+        for _, own in blocks.groupby(["dataset", "encoder"]):
+            compared = own.dropna(subset="p")
+            assert list(compared["layer"]) == [0, 1, 2]
+            np.testing.assert_allclose(compared["p_holm"], holm(compared["p"]), rtol=1e-4)
 
     def test_every_choice_and_fusion_is_there(self, evidence: Evidence):
-        ways = [(row["group"], row["way"]) for row in evidence.selections]
-        assert ("bert+llama", "search") in ways
-        assert ways.count(("bert", "last_four")) == len(SETS)
-        for row in evidence.selections:
-            for name in ("accuracy", "macro_f1"):
-                assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
-            assert ("member" in row) == ("+" in row["group"])
-        greedy = [r for r in evidence.fusions if r["way"] == "greedy" and r["dataset"] == "beta"]
-        assert [r["fusion"] for r in greedy] == [*fusion_names(), "concat", "concat"]
+        chosen = evidence.selections
+        assert list(chosen["way"]).count("search") == len(SETS)
+        assert len(chosen[(chosen["way"] == "last_four") & (chosen["group"] == "bert")]) == 2
+        assert chosen["macro_f1"].between(chosen["macro_f1_low"], chosen["macro_f1_high"]).all()
+        several = chosen["group"].str.contains("+", regex=False)
+        assert (chosen["member_group"].notna() == several).all()
+        fusions = evidence.fusions
+        greedy = fusions[(fusions["way"] == "greedy") & (fusions["dataset"] == "beta")]
+        assert list(greedy["fusion"]) == [*fusion_names(), "concat", "concat"]
 
-    def test_tables_hold_what_the_page_says(self, whole: tuple[Path, dict[str, Any]]):
-        out, _ = whole
-        with (out / "tables" / "layers.csv").open(encoding="utf-8") as file:
-            table = list(csv.DictReader(file))
-        assert len(table) == len(SETS) * 8
-        found = Evidence.read(out).result("alpha", "profile")
-        assert found is not None
-        assert float(table[0]["accuracy"]) == found["blocks"][0]["accuracy"]
+    def test_tables_hold_the_raw_numbers(self, whole: Path, evidence: Evidence):
+        table = pd.read_csv(whole / "tables" / "layers.csv")
+        raw = evidence.units["alpha-profile"]["result"]["blocks"]
+        assert list(table["accuracy"])[: len(raw)] == [row["accuracy"] for row in raw]
 
     def test_a_second_run_measures_nothing_and_writes_the_same(
-        self, place: Path, whole: tuple[Path, dict[str, Any]]
+        self, place: Path, whole: Path, capsys: pytest.CaptureFixture[str]
     ):
-        out, first = whole
-        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        again = succeed(*arguments(place, out, "--json")).json
-        assert again["reused_units"] == len(first["units"])
+        before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+        assert command.main(arguments(place, whole)) == 0
+        assert "0 units measured, 10 reused" in capsys.readouterr().out
         assert {path: path.read_bytes() for path in before} == before
 
-    def test_people_read_the_claims(self, place: Path, whole: tuple[Path, dict[str, Any]]):
-        done = succeed(*arguments(place, whole[0], "--no-figures"))
-        assert "1. Layers differ in how well they classify" in done.out
-        assert "skipped: nowhere/such" in done.out
-        assert "0 units measured and 10 found" in done.out
-        assert max(map(len, done.out.splitlines()[:-1])) <= 80
+    def test_a_killed_run_is_resumed_to_the_same_numbers(
+        self, place: Path, whole: Path, tmp_path: Path
+    ):
+        given = arguments(place, tmp_path, "--no-figures")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", "study", *given],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "raw" / "alpha-fusions-seed0.json").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "raw").glob("*.json")}
+        assert 3 <= len(kept) < 10
+        assert not (tmp_path / "study.json").exists()
+        assert command.main(given) == 0
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        for path in (tmp_path / "raw").glob("*.json"):
+            assert _numbers(path) == _numbers(whole / "raw" / path.name)
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.browser
-    def test_the_page_opens_in_a_browser(self, whole: tuple[Path, dict[str, Any]], scheme: str):
-        path = whole[0] / "report.html"
+    def test_the_page_opens_in_a_browser(self, whole: Path, scheme: str):
         with open_browser() as browser:
-            opened = open_page(browser, path, scheme=scheme, drawn=False)
+            opened = open_page(browser, whole / "report.html", scheme=scheme, drawn=False)
             page = opened.page
-            titles = page.locator("main h2").all_inner_texts()
-            assert titles == ["Findings", "Details"]
+            assert page.locator("main h2").all_inner_texts() == ["Findings", "Details"]
             links = page.locator("nav a")
             assert links.count() == page.locator("main h2, main h3").count() > 10
-            for place in links.evaluate_all("all => all.map(one => one.getAttribute('href'))"):
-                assert page.locator(f"main {place}").count() == 1
+            for link in links.evaluate_all("all => all.map(one => one.getAttribute('href'))"):
+                assert page.locator(f"main {link}").count() == 1
             images = page.locator("main img")
             drawn = "all => all.every(one => one.complete && one.naturalWidth > 300 && one.alt)"
             assert images.count() == 4
@@ -356,48 +192,25 @@ class TestWhole:
             found = Axe().run(page).response["violations"]
             assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
-    def test_the_page_is_made_from_the_raw_results_alone(
-        self, whole: tuple[Path, dict[str, Any]], tmp_path: Path
+    def test_the_html_page_holds_everything(self, whole: Path):
+        html = (whole / "report.html").read_text()
+        assert html.count("data:image/svg+xml;base64,") == 4
+        assert html.count("<table>") == html.count('class="scroll"') > 5
+
+    def test_make_check_notices_a_changed_number(
+        self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        out = shutil.copytree(whole[0], tmp_path / "copy")
-        before = page_of(out, ".")
-        path = out / "raw" / "alpha-profile.json"
-        value = json.loads(path.read_text())
-        value["result"]["encoders"]["bert"]["accuracy_best"] += 0.1
-        path.write_text(json.dumps(value))
-        assert page_of(out, ".") != before
-        publish(out, figures=False)
-        assert (out / "summary.md").read_text() == page_of(out, ".")
-
-
-class TestGoingOn:
-    def test_a_killed_run_goes_on_to_the_same_numbers(
-        self, place: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path
-    ):
-        out = tmp_path / "out"
-        process = start(*arguments(place, out, "--no-figures"), cwd=tmp_path)
-        done = out / "raw" / "alpha-fusions-seed0.json"
-        deadline = time.monotonic() + 300
-        while not done.exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.kill()
-        process.communicate()
-        kept = {path: path.stat().st_mtime_ns for path in (out / "raw").glob("*.json")}
-        assert 3 <= len(kept) < 10
-        assert not (out / "study.json").exists()
-        again = succeed(*arguments(place, out, "--no-figures", "--json")).json
-        assert again["reused_units"] == len(kept)
-        assert {path: path.stat().st_mtime_ns for path in kept} == kept
-        for path in (out / "raw").glob("*.json"):
-            assert _numbers(path) == _numbers(whole[0] / "raw" / path.name)
-
-    def test_a_folder_of_something_else_is_left_alone(self, place: Path, tmp_path: Path):
-        (tmp_path / "mine.txt").write_text("x")
-        done = run(*arguments(place, tmp_path))
-        assert done.code == 2
-        assert "no study's" in done.err
+        shutil.copytree(whole, tmp_path / "results" / "packaged")
+        monkeypatch.setattr(tables, "_HERE", tmp_path / "benchmarks")
+        monkeypatch.setattr(tables, "_PAGES", ())
+        assert tables.main(["--check"]) == 1
+        assert tables.main([]) == 0
+        assert tables.main(["--check"]) == 0
+        path = tmp_path / "results" / "packaged" / "raw" / "alpha-profile.json"
+        unit = json.loads(path.read_text())
+        unit["result"]["encoders"]["bert"]["accuracy_best"] += 0.1
+        path.write_text(json.dumps(unit))
+        assert tables.main(["--check"]) == 1
 
 
 def _numbers(path: Path) -> Any:
@@ -411,36 +224,198 @@ def _numbers(path: Path) -> Any:
     return strip(json.loads(path.read_text())["result"])
 
 
-def alpha_read_by_bert(place: Path) -> tuple[StudyData, EmbeddedData, Any]:
-    settings = make_settings(
-        place, datasets=[str(place / "alpha")], encoders=[str(place / "bert")], poolings=["mean"]
-    )
-    data = prepare(settings.datasets[0], None, Notes())
-    [own], encoders, _ = read_all([data], settings, EmbeddingStore(place / "store"), Notes())
-    return data, own, encoders
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--preset", "papr"], "'papr'"),
+        (["--only", "profile"], "'profile'"),
+        (["--seeds", "0"], "at least 1"),
+        (["--sample", "none"], "--sample"),
+        (["--poolings", "men"], "'men'"),
+    ],
+)
+def test_unusable_options_are_refused(
+    given: list[str], says: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(given)
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.txt").write_text("x")
+    assert command.main(arguments(place, tmp_path)) == 2
+    assert "--out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+class TestStatistics:
+    def test_holm_of_a_known_case_and_of_nothing(self):
+        np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+        assert holm([]).shape == (0,)
+
+    def test_verdicts_need_a_small_corrected_p_value(self):
+        rows = pd.DataFrame({"difference": [0.1, -0.1, 0.1], "p_value": [0.01, 0.01, 0.04]})
+        assert list(with_verdicts(rows[:2])["verdict"]) == ["better", "worse"]
+        assert list(with_verdicts(rows[[True, False, True]])["verdict"]) == ["better", "better"]
+        assert list(with_verdicts(rows.assign(p_value=0.02))["verdict"]) == ["unclear"] * 3
+
+    def test_seeds_are_averaged_and_p_values_doubled_at_the_median(self):
+        rows = pd.DataFrame(
+            [("x", own, own - 1, p) for own, p in ((0.1, 0.01), (0.3, 0.2), (0.2, 0.04))],
+            columns=["group", "difference", "low", "p_value"],
+        )
+        (row,) = over_seeds(rows, ["group"]).itertuples()
+        assert (row.difference, row.low, row.seeds) == (pytest.approx(0.2), pytest.approx(-0.8), 3)
+        assert (row.difference_sd, row.p_value) == (pytest.approx(0.1), pytest.approx(0.08))
+        (row,) = over_seeds(rows[:1], ["group"]).itertuples()
+        assert row.p_value == 0.01
+        assert np.isnan(row.difference_sd)
+
+
+class TestData:
+    def test_rare_classes_leaks_and_unseen_labels_are_named(self, tmp_path: Path):
+        lines = rows(12)
+        write_jsonl(tmp_path / "x" / "train.jsonl.gz", [*lines, lines[0], ("only me", "once")])
+        write_jsonl(tmp_path / "x" / "test.jsonl.gz", [lines[1], ("new", "once"), ("n", "other")])
+        notes = Notes()
+        data = Texts.read(str(tmp_path / "x"), None, notes)
+        assert notes.about("one training row: once")
+        assert data.facts["single_row_classes"] == ["once"]
+        assert (data.facts["train_rows"], data.facts["learned_rows"]) == (14, 13)
+        assert (data.facts["duplicates_train"], data.facts["leaks"]) == (1, 1)
+        assert data.facts["test_rows_of_unlearned_classes"] == 2
+        assert (data.y_test[1:] >= data.n_classes).all()
+        assert data.y_test[0] == data.y[1]
+
+    def test_texts_shared_between_datasets_are_counted(self, tmp_path: Path):
+        lines = rows(20)
+        write_jsonl(tmp_path / "x" / "train.jsonl.gz", lines[:10])
+        write_jsonl(tmp_path / "x" / "test.jsonl.gz", lines[10:14])
+        write_jsonl(tmp_path / "y" / "train.jsonl.gz", lines[12:])
+        write_jsonl(tmp_path / "y" / "test.jsonl.gz", [(lines[0][0].upper() + " !", lines[0][1])])
+        assert count_shared([Texts.read(str(tmp_path / name)) for name in "xy"]) == [
+            {"test_of": "x", "train_of": "y", "rows": 2, "fraction": 0.5},
+            {"test_of": "y", "train_of": "x", "rows": 1, "fraction": 1.0},
+        ]
+
+    def test_a_part_can_be_taken_and_test_rows_are_needed(self, tmp_path: Path):
+        write_jsonl(tmp_path / "x" / "train.jsonl.gz", rows(60))
+        with pytest.raises(DataError, match="no test rows"):
+            Texts.read(str(tmp_path / "x"))
+        write_jsonl(tmp_path / "x" / "test.jsonl.gz", rows(60))
+        data = Texts.read(str(tmp_path / "x"), 15)
+        assert (len(data.train), len(data.test)) == (15, 15)
+
+
+def test_the_largest_precision_that_fits_is_taken():
+    stored = 14e9  # of 7e9 parameters
+    for free, expected in ((80e9, "bfloat16"), (12e9, "int8"), (6e9, "nf4"), (2e9, None)):
+        assert choose_precision(stored, free, "bfloat16", on_cuda=True) == expected
+    assert choose_precision(stored, 12e9, "float32", on_cuda=False) is None
+
+
+class TestResults:
+    def test_a_unit_is_made_once_for_the_same_settings(self, tmp_path: Path):
+        made: list[int] = []
+
+        def make() -> dict[str, Any]:
+            made.append(1)
+            return {"value": 1 / 3, "rows": [{"a": 1.0, "b": None}]}
+
+        results = Results(tmp_path, Notes())
+        first = results.unit("x", {"seed": 0}, make)
+        assert first == results.unit("x", {"seed": 0}, make)
+        assert first == {"value": 0.333333, "rows": [{"a": 1.0, "b": None}]}
+        assert len(made) == 1
+        results.unit("x", {"seed": 1}, make)
+        assert len(made) == 2
+        write_text(tmp_path / "raw" / "x.json", '{"format": "layerfuse-study-unit", "form')
+        results.unit("x", {"seed": 1}, make)
+        assert len(made) == 3
+
+    def test_files_are_json_with_a_row_on_each_line(self, tmp_path: Path):
+        table = [{"name": f"n{i}", "x": i / 7} for i in range(30)]
+        write_json(tmp_path / "x.json", {"rows": table, "deep": {"a": [[]], "b": "n [a  {b] }"}})
+        assert len((tmp_path / "x.json").read_text().splitlines()) < 45
+        value = read_json(tmp_path / "x.json")
+        assert value["rows"][3] == {"name": "n3", "x": 0.428571}
+        assert value["deep"] == {"a": [[]], "b": "n [a  {b] }"}
+
+
+@pytest.fixture(scope="module")
+def alpha(place: Path) -> tuple[EmbeddedData, FrozenEncoder]:
+    """The first dataset as one encoder reads it."""
+    data, settings = Texts.read(str(place / "alpha")), StudySettings(poolings=("mean", "cls"))
+    store = EmbeddingStore(place / "store")
+    read = read_encoder(str(place / "bert"), [data], settings, store, "cpu", Notes())
+    train, test = read.blocks[0]
+    return EmbeddedData(data, Gathered([train]), Gathered([test])), read.encoder
 
 
 class TestProfiles:
-    def test_test_accuracy_is_that_of_a_ridge_regression(self, place: Path):
-        data, own, _ = alpha_read_by_bert(place)
-        found = profile_blocks(own, Notes())
-        for score in found.probed.scores:
+    def test_test_accuracy_is_that_of_a_ridge_regression(
+        self, alpha: tuple[EmbeddedData, FrozenEncoder]
+    ):
+        own, _ = alpha
+        profile = profile_blocks(own, Notes())
+        for score in profile.probed.scores:
             mean, scale = standardisation(own.train[score.block])
             model = Ridge(alpha=score.penalty).fit(
-                (own.train[score.block] - mean) * scale, np.eye(data.n_classes)[data.y]
+                (own.train[score.block] - mean) * scale, np.eye(own.data.n_classes)[own.data.y]
             )
-            other = (own.test[score.block] - mean) * scale
-            expected = model.predict(other).argmax(axis=1)
-            assert (found.predicted[score.block] == expected).mean() > 0.98
+            expected = model.predict((own.test[score.block] - mean) * scale).argmax(axis=1)
+            assert (profile.predicted[score.block] == expected).mean() > 0.98
+
+    def test_a_layer_that_is_the_same_for_every_text_is_no_evidence(
+        self, alpha: tuple[EmbeddedData, FrozenEncoder], evidence: Evidence
+    ):
+        own, _ = alpha
+        result = describe_profile(profile_blocks(own, Notes()), own.data.y_test)
+        by_name = {row["block"]: row for row in result["blocks"]}
+        assert [name for name, row in by_name.items() if row["constant"]] == ["bert:0:cls"]
+        assert "p" not in by_name["bert:0:cls"]
+        assert result["encoders"]["bert"]["compared"] == 5  # of 2 poolings x 3 lower layers
+        # at the pooling of the last layer it does not widen the spread either
+        profile = evidence.units["alpha-profile"]["result"]
+        for row in profile["blocks"]:
+            row["constant"] = row["layer"] == 0
+            row["accuracy"] = 0.01 if row["constant"] else 0.5
+        cases = Evidence(evidence.index, evidence.units).cases.set_index("dataset")
+        assert (cases.loc["alpha", "spread"] == 0).all()
 
 
 class TestCosts:
-    def test_a_cut_pipeline_runs_fewer_parameters(self, place: Path):
-        data, own, encoders = alpha_read_by_bert(place)
+    def test_costs_are_measured_whole_and_cut(self):
+        block = BlockRef("a", 1, "mean")
+        every = [
+            Choice(group, way, (block,))
+            for group in (("a",), ("b",), ("a", "b"))
+            for way in ("last", "best", "greedy")
+        ]
+        assert [timed.name for timed in timed_choices(every)] == [
+            "a-last-whole", "a-best-cut", "b-last-whole", "b-best-cut", "a+b-greedy-cut",
+            "a+b-greedy-whole",
+        ]  # fmt: skip
+
+    def test_a_cut_pipeline_runs_fewer_parameters(
+        self,
+        alpha: tuple[EmbeddedData, FrozenEncoder],
+        place: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        for name in ("statistics", "layerfuse", "torch"):  # of the user's, not to be imported
+            write_text(tmp_path / f"{name}.py", "raise SystemExit('imported')")
+        monkeypatch.chdir(tmp_path)
+        own, encoder = alpha
         probed = profile_blocks(own, Notes()).probed
         choice = Choice(("bert",), "best", (BlockRef("bert", 1, "mean"),))
+        texts, every = own.data.test[:4], np.arange(90)
         whole, cut = (
-            measure_cost(Timed(choice, is_cut), own, probed, encoders, data.test[:4], np.arange(90))
+            measure_cost(Timed(choice, is_cut), own, probed, {"bert": encoder}, texts, every)
             for is_cut in (False, True)
         )
         parameters = FrozenEncoder.from_pretrained(place / "bert").layer_parameters
@@ -452,20 +427,17 @@ class TestCosts:
             assert found["bundle_bytes"] > 0
 
     def test_a_process_that_fails_says_why(self, place: Path):
-        from layerfuse.study.costs import _in_a_process
-
         with pytest.raises(LayerfuseError, match=r"bundle\.json"):
-            _in_a_process({"bundle": str(place), "texts": ["x"], "cut": True, "device": "cpu"})
+            run_process(place, ["x"], cut=True, device="cpu")
 
 
-def _set_profiles(evidence: Evidence, difference: float, p: float, depth: float) -> None:
+def _plant_profiles(evidence: Evidence, difference: float, p: float, depth: float) -> None:
     """Every best layer, and every layer against the last and a borrowed one, differ by this."""
     for number, name in enumerate(SETS):
         profile = evidence.units[f"{name}-profile"]["result"]
-        for encoder, found in profile["encoders"].items():
-            found |= {"best": f"{encoder}:{number}:mean", "best_depth": depth}
-            found |= {"difference": difference, "low": difference, "high": difference}
-            found["p_value"] = p
+        for encoder, row in profile["encoders"].items():
+            row |= {"best": f"{encoder}:{number}:mean", "best_depth": depth, "p_value": p}
+            row |= {"difference": difference, "low": difference, "high": difference}
         for row in profile["blocks"]:
             if "p" in row:
                 row |= {"diff": difference, "p": p, "p_holm": p}
@@ -473,95 +445,95 @@ def _set_profiles(evidence: Evidence, difference: float, p: float, depth: float)
             row["best_p"] = p
 
 
+def outcomes(evidence: Evidence) -> list[str]:
+    return [claim.outcome for claim in claims_of(evidence)]
+
+
 class TestClaims:
-    def outcomes(self, evidence: Evidence) -> list[str]:
-        found = Evidence(evidence.index, evidence.units)  # without what was worked out before
-        return [claim.outcome for claim in claims_of(found)]
+    @pytest.mark.parametrize(
+        ("difference", "p", "depth", "expected"),
+        [
+            (0.1, 1e-9, 0.7, [CONFIRMED, CONFIRMED]),
+            (0.0, 1.0, 0.7, [REFUTED, REFUTED]),
+            (0.1, 1e-9, 0.1, [CONFIRMED, REFUTED]),  # early layers that win are no middle layers
+        ],
+    )
+    def test_layers(
+        self, evidence: Evidence, difference: float, p: float, depth: float, expected: list[str]
+    ):
+        _plant_profiles(evidence, difference, p, depth)
+        assert outcomes(evidence)[:2] == expected
 
-    def test_layers_that_differ_clearly_confirm(self, evidence: Evidence):
-        _set_profiles(evidence, 0.1, 1e-9, depth=0.7)
-        assert self.outcomes(evidence)[:2] == [CONFIRMED, CONFIRMED]
-
-    def test_layers_that_do_not_differ_refute(self, evidence: Evidence):
-        _set_profiles(evidence, 0.0, 1.0, depth=0.7)
-        assert self.outcomes(evidence)[:2] == [REFUTED, REFUTED]
-        claims = claims_of(evidence)
-        assert "not borne out" in " ".join(claims[0].sentences)
-        assert "No case shows" in " ".join(claims[1].sentences)
-
-    def test_early_layers_that_win_are_no_middle_layers(self, evidence: Evidence):
-        _set_profiles(evidence, 0.1, 1e-9, depth=0.1)
-        assert self.outcomes(evidence)[1] == REFUTED
-
-    def test_one_case_refines(self, evidence: Evidence):
-        _set_profiles(evidence, 0.0, 1.0, depth=0.7)
+    def test_one_case_confirms_in_part(self, evidence: Evidence):
+        _plant_profiles(evidence, 0.0, 1.0, depth=0.7)
         profile = evidence.units["alpha-profile"]["result"]
         profile["encoders"]["bert"] |= {"difference": 0.1, "p_value": 1e-9}
-        assert self.outcomes(evidence)[1] == REFINED
-
-    def _set_fusion(self, evidence: Evidence, difference: float, p: float, low: float) -> None:
-        for name in SETS:
-            for row in evidence.units[f"{name}-fusions-seed0"]["result"]["selections"]:
-                if "member_difference" in row:
-                    row |= {"member_difference": difference, "member_p_value": p}
-            found = evidence.units[f"{name}-complementarity"]["result"]
-            own = found["correlations"]["two encoders"][found["headline"]]
-            own |= {"value": low + 0.1, "low": low, "high": low + 0.2}
+        assert outcomes(evidence)[1] == PARTLY
 
     @pytest.mark.parametrize(
-        ("difference", "p", "low", "outcome"),
+        ("difference", "p", "low", "expected"),
         [
             (0.05, 1e-9, 0.3, CONFIRMED),
-            (0.05, 1e-9, -0.3, REFINED),
+            (0.05, 1e-9, -0.3, PARTLY),
             (-0.05, 1e-9, 0.3, REFUTED),
             (0.05, 0.5, 0.3, REFUTED),
         ],
     )
     def test_fusion(
-        self, evidence: Evidence, difference: float, p: float, low: float, outcome: str
+        self, evidence: Evidence, difference: float, p: float, low: float, expected: str
     ):
-        self._set_fusion(evidence, difference, p, low)
-        assert self.outcomes(evidence)[2] == outcome
+        for name in SETS:
+            for row in evidence.units[f"{name}-fusions-seed0"]["result"]["selections"]:
+                if "member_difference" in row:
+                    row |= {"member_difference": difference, "member_p_value": p}
+            result = evidence.units[f"{name}-complementarity"]["result"]
+            estimate = result["correlations"]["two encoders"][result["headline"]]
+            estimate |= {"value": low + 0.1, "low": low, "high": low + 0.2}
+        assert outcomes(evidence)[2] == expected
 
     @pytest.mark.parametrize(
-        ("times", "outcome"), [((3, 3), CONFIRMED), ((3, 0.5), REFINED), ((0.5, 0.5), REFUTED)]
+        ("times", "expected"), [((3, 3), CONFIRMED), ((3, 0.5), PARTLY), ((0.5, 0.5), REFUTED)]
     )
-    def test_costs(self, evidence: Evidence, times: tuple[float, float], outcome: str):
+    def test_costs(
+        self, evidence: Evidence, times: tuple[float, float], expected: str, tmp_path: Path
+    ):
         def measured(group: str, way: str, cut: bool, latency: float, peak: float) -> None:
-            name = f"alpha-resources-{group}-{way}-{cut}"
-            evidence.units[name] = {
-                "date": "2020-01-02",
-                "result": {
-                    "group": group, "way": way, "cut": cut, "parameters": 10, "peak_mb": peak,
-                    "base_mb": 100.0, "latency_ms": latency, "texts_per_s": 5.0, "device": "cpu",
-                    "load_s": 1.0, "embedding_bytes": 1, "bundle_bytes": 1,
-                },
+            result = {
+                "group": group, "way": way, "cut": cut, "parameters": 10, "peak_mb": peak,
+                "base_mb": 100.0, "latency_ms": latency, "texts_per_s": 5.0, "device": "cpu",
+                "load_s": 1.0, "embedding_bytes": 1, "bundle_bytes": 1,
             }  # fmt: skip
+            name = f"alpha-resources-{group}-{way}-{cut}"
+            evidence.units[name] = {"date": "2020-01-02", "result": result}
 
         measured("bert", "last", False, 10.0, 200.0)
         measured("bert+llama", "greedy", True, 10.0 * times[0], 100 + 100 * times[1])
         measured("bert+llama", "greedy", False, 99.0, 999.0)
-        assert self.outcomes(evidence)[3] == outcome
+        assert outcomes(evidence)[3] == expected
+        for name, unit in evidence.units.items():
+            write_json(tmp_path / "raw" / f"{name}.json", unit)
+        write_json(tmp_path / "study.json", {**evidence.index, "units": list(evidence.units)})
+        assert f"take {times[0]:.1f} times as long" in page_of(tmp_path, ".")
 
     def test_labels(self, evidence: Evidence):
         for name in SETS:
-            own = evidence.units[f"{name}-curve"]["result"]["points"]
-            own[0]["gain"]["value"], own[-1]["gain"]["value"] = 0.3, 0.1
-        assert self.outcomes(evidence)[4] == CONFIRMED
-        evidence.units["beta-curve"]["result"]["points"][0]["gain"]["value"] = 0.0
-        assert self.outcomes(evidence)[4] == REFINED
+            points = evidence.units[f"{name}-curve"]["result"]["points"]
+            points[0]["gain"]["value"], points[-1]["gain"]["value"] = 0.3, 0.1
+        assert outcomes(evidence)[4] == CONFIRMED
+        points[0]["gain"]["value"] = 0.0
+        assert outcomes(Evidence(evidence.index, evidence.units))[4] == PARTLY
 
-    def test_a_part_that_was_not_run_is_not_tested(self, evidence: Evidence):
-        bare = Evidence(
-            evidence.index, {k: v for k, v in evidence.units.items() if k.endswith("-data")}
-        )
-        assert [claim.outcome for claim in claims_of(bare)] == [UNTESTED] * 5
-        assert len(PARTS) == 5
+    def test_a_part_that_was_not_run_is_not_tested(self, whole: Path, tmp_path: Path):
+        index = read_json(whole / "study.json")
+        index["units"] = [name for name in index["units"] if name.endswith("-data")]
+        shutil.copytree(whole / "raw", tmp_path / "raw")
+        write_json(tmp_path / "study.json", index)
+        assert outcomes(Evidence.read(tmp_path)) == [UNTESTED] * 5
+        assert page_of(tmp_path, ".").count("Not tested.") == 5
+        command.publish(tmp_path)
 
 
-def test_groups_are_single_pairs_and_the_best_triple(evidence: Evidence):
-    from layerfuse.blocks import BlockScore, BlockScores
-
+def test_groups_are_single_pairs_and_the_best_triple():
     scores = BlockScores(
         tuple(
             BlockScore(BlockRef(name, 0, "mean"), 0.5, 0.0, 0.5, loss, 0.0, 1.0)
@@ -572,26 +544,3 @@ def test_groups_are_single_pairs_and_the_best_triple(evidence: Evidence):
     groups = encoder_groups(scores)
     assert len(groups) == 4 + 6 + 1
     assert groups[-1] == ("b", "c", "d")
-
-
-def test_make_check_notices_a_changed_number(
-    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    from benchmarks import tables
-
-    shutil.copytree(whole[0], tmp_path / "results" / "packaged")
-    monkeypatch.setattr(tables, "_HERE", tmp_path / "benchmarks")
-    monkeypatch.setattr(tables, "_PAGES", ())
-    assert tables.main(["--check"]) == 1
-    assert tables.main([]) == 0
-    assert tables.main(["--check"]) == 0
-    page = tmp_path / "docs" / "study.md"
-    text = page.read_text()
-    digit = next(place for place, sign in enumerate(text) if sign.isdigit())
-    page.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
-    assert tables.main(["--check"]) == 1
-    page.write_text(text)
-    table = tmp_path / "results" / "packaged" / "tables" / "layers.csv"
-    table.write_text(table.read_text().replace("0.", "1.", 1))
-    assert tables.main(["--check"]) == 1

@@ -12,13 +12,13 @@ from sklearn.linear_model import Ridge
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.evaluation.nested import OutOfFold, Training, pipeline
-from layerfuse.model_selection import Found, Recipe
-from layerfuse.pipeline import Plan, Task
-from layerfuse.probing import decompose, leave_one_out, one_hot, probe_blocks, probe_rows
+from layerfuse.evaluation.nested import OutOfFold, TrainingSample, nested_plan
+from layerfuse.model_selection import SearchResult, SearchSpace
+from layerfuse.pipeline import Plan, predict_held
+from layerfuse.probing import decompose, leave_one_out, probe_blocks, probe_rows
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
-from layerfuse.targets import stratified_folds
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 Embeddings = dict[BlockRef, Array]
@@ -36,16 +36,23 @@ def problem(n: int, n_classes: int = 2, *, seed: int = 0) -> tuple[Embeddings, A
     return embeddings, y
 
 
-def train_on(
-    embeddings: Embeddings, y: Array, rows: Array | None = None, **options: Any
-) -> Training:
-    rows = np.arange(len(y)) if rows is None else rows
+def sample_of(
+    embeddings: Embeddings, y: Array, row_weights: Array | None = None, **options: Any
+) -> TrainingSample:
     settings = {"selection": "greedy", "fusion": "concat", "head": "ridge", **options}
-    recipe = Recipe(
-        allowance=Allowance(Budget(blocks=3), {}), task=Task(int(y.max()) + 1), **settings
+    space = SearchSpace(budget=CostBudget(Budget(blocks=3), {}), **settings)
+    targets = Targets.from_labels(y)
+    return TrainingSample(
+        embeddings, targets, probe_blocks(embeddings, targets), space, row_weights
     )
-    measured = {block: X[rows] for block, X in embeddings.items()}
-    return Training(embeddings, y, rows, probe_blocks(measured, y[rows]), recipe)
+
+
+def folds_of(y: Array, n_folds: int) -> list[tuple[Array, Array]]:
+    return Targets.from_labels(y).folds(n_folds, seed=0)
+
+
+def one_hot(y: Array, n_classes: int) -> Array:
+    return np.eye(n_classes, dtype=np.float32)[y]
 
 
 def swapped(y: Array, folds: Sequence[tuple[Array, Array]]) -> tuple[Array, int]:
@@ -73,12 +80,12 @@ class TestOutOfFold:
     def test_a_fixed_plan_equals_a_loop_over_folds(self, n_classes: int) -> None:
         embeddings, y = problem(90, n_classes)
         chosen = list(embeddings)[:2]
-        training = train_on(embeddings, y)
+        training = sample_of(embeddings, y)
         plan = Plan(tuple(chosen))
-        (found,) = training.out_of_fold({"fixed": lambda *_: plan}, 4).values()
+        (found,) = training.out_of_fold({"fixed": lambda *_: plan}, folds_of(y, 4)).values()
         Z = np.concatenate([coordinates(embeddings[block]) for block in chosen], axis=1)
         targets = one_hot(y, n_classes).astype(np.float64)
-        folds = stratified_folds(y, 4, seed=0)
+        folds = folds_of(y, 4)
         for rows, held in folds:
             mean = Z[rows].mean(axis=0)
             penalty = leave_one_out(decompose(Z[rows] - mean), targets[rows]).penalty
@@ -102,13 +109,13 @@ class TestOutOfFold:
         self, n: int, n_folds: int, options: dict[str, str]
     ) -> None:
         embeddings, y = problem(n)
-        folds = stratified_folds(y, n_folds, seed=0)
+        folds = folds_of(y, n_folds)
         changed, number = swapped(y, folds)
-        again = stratified_folds(changed, n_folds, seed=0)
+        again = folds_of(changed, n_folds)
         for (_, one), (_, other) in zip(folds, again, strict=True):
             np.testing.assert_array_equal(one, other)
         before, after = (
-            train_on(embeddings, labels, **options).out_of_fold({"it": pipeline}, n_folds)["it"]
+            sample_of(embeddings, labels, **options).out_of_fold({"it": nested_plan}, folds)["it"]
             for labels in (y, changed)
         )
         held = folds[number][1]
@@ -121,11 +128,14 @@ class TestOutOfFold:
     def test_features_of_held_rows_only_turn_the_axes(self) -> None:
         """The axes come from all measured rows; the model on them from the others alone."""
         embeddings, y = problem(120)
-        training = train_on(embeddings, y)
-        rows, held = stratified_folds(y, 3, seed=0)[0]
+        training = sample_of(embeddings, y)
+        rows, held = folds_of(y, 3)[0]
         plan = Plan(tuple(embeddings), "sum+residual")
-        whole = training._predict(plan, rows, held)
-        alone = np.concatenate([training._predict(plan, rows, held[i : i + 1]) for i in range(5)])
+        Z = training.coordinates(plan.blocks)
+        whole = predict_held(plan, Z, training.targets, rows, held)
+        alone = np.concatenate(
+            [predict_held(plan, Z, training.targets, rows, held[i : i + 1]) for i in range(5)]
+        )
         np.testing.assert_allclose(alone, whole[:5], atol=1e-5)
 
     def test_senseless_labels_are_predicted_by_chance(self) -> None:
@@ -138,8 +148,8 @@ class TestOutOfFold:
                 BlockRef("e", layer, "mean"): rng.normal(size=(150, 6)).astype(np.float32)
                 for layer in range(30)
             }
-            training = train_on(embeddings, y)
-            found = training.out_of_fold({"it": pipeline}, 5)["it"]
+            training = sample_of(embeddings, y)
+            found = training.out_of_fold({"it": nested_plan}, folds_of(y, 5))["it"]
             shares.append((found.logits.argmax(axis=1) == y).mean())
             winners.append(training.probed.scores.best.accuracy)
         assert np.mean(shares) < 0.54
@@ -147,37 +157,67 @@ class TestOutOfFold:
 
     def test_every_procedure_is_told_what_its_fold_says(self) -> None:
         embeddings, y = problem(120)
-        training = train_on(embeddings, y)
-        seen: dict[float, tuple[Found, BlockScores]] = {}
+        training = sample_of(embeddings, y)
+        seen: dict[float, tuple[SearchResult, BlockScores]] = {}
 
-        def best(found: Found, scores: BlockScores) -> Plan:
+        def best(found: SearchResult, scores: BlockScores) -> Plan:
             seen[scores.best.loss] = found, scores
             return Plan((scores.best.block,))
 
-        names = {"pipeline": pipeline, "best": best, "again": best}
-        results = training.out_of_fold(names, 4)
-        folds = stratified_folds(y, 4, seed=0)
+        names = {"pipeline": nested_plan, "best": best, "again": best}
+        results = training.out_of_fold(names, folds_of(y, 4))
+        folds = folds_of(y, 4)
         assert len(seen) == 4
         for number, (rows, _) in enumerate(folds):
-            expected = probe_rows(training.probed, rows, y[rows]).scores
+            expected = probe_rows(training.probed, rows, training.targets[rows]).scores
             found, scores = seen[expected.best.loss]
             assert [score.loss for score in scores] == [score.loss for score in expected]
             assert results["pipeline"].plans[number] == found.plan
             assert results["best"].plans[number] == Plan((expected.best.block,))
         np.testing.assert_array_equal(results["again"].logits, results["best"].logits)
 
-    def test_only_measured_rows_are_predicted(self) -> None:
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("kind", ["partition", "half", "growing"])
+    def test_ridge_heads_equal_those_that_are_trained_in_each_fold(
+        self, kind: str, weighted: bool
+    ) -> None:
+        """Whatever a splitter leaves out, and for blocks in any order."""
+        n = 150
+        embeddings, y = problem(n, 3)
+        rng = np.random.default_rng(1)
+        weights = rng.uniform(0.2, 3, n).astype(np.float32) if weighted else None
+        training = sample_of(embeddings, y, weights)
+        folds = folds_of(y, 4)
+        if kind == "half":
+            folds = [tuple(np.split(rng.permutation(n), 2)) for _ in range(3)]
+        elif kind == "growing":  # in time: later rows are neither trained on nor predicted
+            folds = [(np.arange(end), np.arange(end, end + 30)) for end in (60, 90, 120)]
+        blocks = tuple(embeddings)
+        plans = [Plan(blocks[:1]), Plan((blocks[3], blocks[0], blocks[2]))]
+        for plan in plans:
+            training._coordinates.clear()
+            (found,) = training.out_of_fold({"it": lambda *_, plan=plan: plan}, folds).values()
+            Z = training.coordinates(plan.blocks)
+            for rows, held in folds:
+                expected = predict_held(plan, Z, training.targets, rows, held, row_weights=weights)
+                if kind == "half":  # a row is held out more than once: the last fold stays
+                    (rows, held) = folds[-1]
+                    expected = predict_held(
+                        plan, Z, training.targets, rows, held, row_weights=weights
+                    )
+                np.testing.assert_allclose(found.logits[held], expected, atol=1e-5)
+
+    def test_weights_of_rows_change_the_heads(self) -> None:
         embeddings, y = problem(120)
-        rows = np.arange(0, 120, 3)
-        changed = 1 - y
-        changed[rows] = y[rows]
-        one, other = (
-            train_on(embeddings, labels, rows).out_of_fold({"it": pipeline}, 3)["it"]
-            for labels in (y, changed)
+        weights = np.where(y == 0, 5.0, 1.0).astype(np.float32)
+        plain, weighted = (
+            sample_of(embeddings, y, own).out_of_fold({"it": nested_plan}, folds_of(y, 3))["it"]
+            for own in (None, weights)
         )
-        assert one.logits.shape == (40, 2)
-        np.testing.assert_array_equal(one.logits, other.logits)
-        assert one.plans == other.plans
+        more = (weighted.logits.argmax(axis=1) == 0).sum() - (
+            plain.logits.argmax(axis=1) == 0
+        ).sum()
+        assert more > 5
 
 
 class TestCalibrated:
@@ -191,13 +231,14 @@ class TestCalibrated:
         parts = np.split(rng.permutation(120), 3)
         for plan, rows, size in zip(plans, parts, (0.1, 8.0, 0.1), strict=True):
             found.add(rows, plan, size * logits[rows])
-        proba = found.calibrated("temperature", y)
+        proba = found.calibrated("temperature", Targets.from_labels(y))
         ridge = np.concatenate([parts[0], parts[2]])  # blocks differ, the kind is the same
         temperatures = []
+        targets = Targets.from_labels(y)
         for rows in (ridge, parts[1]):
-            calibrator = TemperatureCalibrator.fit(found.logits[rows], y[rows])
+            calibrator = TemperatureCalibrator.fit(found.logits[rows], targets[rows])
             temperatures.append(calibrator.temperature)
-            expected = calibrator.predict_proba(found.logits[rows])
+            expected = calibrator.predict_proba(found.logits[rows], targets.space)
             np.testing.assert_allclose(proba[rows], expected, rtol=1e-6)
         assert temperatures[1] > 20 * temperatures[0]
         np.testing.assert_allclose(proba.sum(axis=1), 1)
@@ -208,20 +249,20 @@ class TestCalibrated:
         logits = np.array([[0, 1], [2, 0], [0, 0], [5, 1]], np.float32)
         found.add(np.arange(4), Plan((BlockRef("e", 0, "mean"),)), logits)
         expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        proba = found.calibrated("none", np.array([0, 1, 0, 1]))
+        proba = found.calibrated("none", Targets.from_labels([0, 1, 0, 1]))
         np.testing.assert_allclose(proba, expected, rtol=1e-6)
 
 
 class TestFit:
-    def test_the_head_has_all_rows_and_its_penalty_the_measured_ones(self) -> None:
+    def test_the_head_has_all_rows_and_its_penalty_the_sample(self) -> None:
         embeddings, y = problem(150)
         rows = np.sort(np.random.default_rng(0).permutation(150)[:60])
-        training = train_on(embeddings, y, rows)
+        sample = sample_of({block: X[rows] for block, X in embeddings.items()}, y[rows])
         plan = Plan(tuple(embeddings)[:2])
-        fitted = training.fit(plan)
-        axes = {block: training.probed.axes[block] for block in plan.blocks}
-        turned = [own.transform(embeddings[block]) for block, own in axes.items()]
-        Z = np.concatenate(turned, axis=1)
+        chosen = {block: embeddings[block] for block in plan.blocks}  # no other is read
+        fitted = sample.fit(plan, chosen, Targets.from_labels(y))
+        axes = {block: sample.probed.axes[block] for block in plan.blocks}
+        Z = np.concatenate([own.transform(embeddings[b]) for b, own in axes.items()], axis=1)
         targets = one_hot(y, 2)
         some = Z[rows] - Z[rows].mean(axis=0)
         penalty = leave_one_out(decompose(some), targets[rows]).penalty
@@ -232,23 +273,13 @@ class TestFit:
         assert fitted.axes == tuple(axes.values())
         only = Ridge(alpha=penalty).fit(Z[rows], targets[rows]).predict(Z)
         assert np.abs(fitted.logits(embeddings) - only).max() > 0.01
-
-    def test_labels_that_are_not_measured_do_not_choose(self) -> None:
-        embeddings, y = problem(150)
-        rows = np.arange(0, 150, 2)
-        changed = 1 - y
-        changed[rows] = y[rows]
-        one, other = (train_on(embeddings, labels, rows) for labels in (y, changed))
-        assert one.search() == other.search()
-        plan = one.search().plan
-        assert one.fit(plan).model.head.penalty == other.fit(plan).model.head.penalty
-        before, after = (training.fit(plan).logits(embeddings) for training in (one, other))
-        assert np.abs(before - after).max() > 0.05
+        without = sample.fit(plan, sample.blocks, sample.targets)
+        np.testing.assert_allclose(without.logits(embeddings), only, atol=1e-4)
 
     def test_new_texts_do_not_depend_on_each_other(self) -> None:
         embeddings, y = problem(90, 3)
-        training = train_on(embeddings, y, fusion="hadamard+residual", head="kernel")
-        model = training.fit(training.search().plan)
+        sample = sample_of(embeddings, y, fusion="hadamard+residual", head="kernel")
+        model = sample.fit(sample.search().plan, embeddings, sample.targets)
         others, _ = problem(7, 3, seed=1)
         whole = model.predict_proba(others)
         alone = [
@@ -256,3 +287,4 @@ class TestFit:
             for i in range(7)
         ]
         np.testing.assert_allclose(np.concatenate(alone), whole, atol=1e-5)
+        np.testing.assert_allclose(whole.sum(axis=1), 1)

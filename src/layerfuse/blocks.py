@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from layerfuse.errors import ConfigError, did_you_mean
+from layerfuse.errors import ConfigError, check_choice
+from layerfuse.pooling import POOLINGS
 from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "POOLINGS",
     "BlockRef",
     "BlockScore",
     "BlockScores",
@@ -26,8 +26,6 @@ __all__ = [
 ]
 
 _SHOWN = 12  # blocks in a notebook's table
-
-POOLINGS: tuple[str, ...] = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 
 Layers: TypeAlias = int | Sequence[int] | Literal["all"]
 
@@ -181,6 +179,15 @@ class Selection:
 def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """Check pooling names and drop repeats, keeping the order.
 
+    Parameters
+    ----------
+    poolings : str or iterable of str
+        Names of `layerfuse.pooling.POOLINGS`.
+
+    Returns
+    -------
+    tuple of str
+
     Raises
     ------
     ConfigError
@@ -188,11 +195,7 @@ def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """
     names = (poolings,) if isinstance(poolings, str) else tuple(dict.fromkeys(poolings))
     for name in names:
-        if name not in POOLINGS:
-            raise ConfigError(
-                f"Unknown pooling {name!r}. Choose from {', '.join(POOLINGS)}."
-                + did_you_mean(str(name), POOLINGS)
-            )
+        check_choice(name, POOLINGS, "pooling")
     if not names:
         raise ConfigError(f"No pooling was given. Choose from {', '.join(POOLINGS)}.")
     return names

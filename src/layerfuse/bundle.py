@@ -1,61 +1,178 @@
-"""The saved classifier: a folder of tensors, JSON and a card; nothing in it can run."""
+"""The saved classifier: a folder of tensors, JSON and a model card; nothing in it can run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictBool, StrictInt, StrictStr
+from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
+from layerfuse.metrics import Evaluation
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.probing import PrincipalAxes
-from layerfuse.targets import label_array
+from layerfuse.targets import LabelSpace, label_array
 
-__all__ = ["Bundle", "EncoderSpec", "load_bundle", "save_bundle", "unsaved_kinds"]
+__all__ = [
+    "Bundle",
+    "EncoderSpec",
+    "Facts",
+    "Settings",
+    "load_bundle",
+    "rename_labels",
+    "save_bundle",
+    "unsaved_kinds",
+]
 
-_KIND, _VERSION = "layerfuse-bundle", 1
+_KIND, _VERSION = "layerfuse-bundle", 2
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
-_LABEL_KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
-_MIXED = "mixed"  # labels of several of these kinds
+
+Label = StrictBool | StrictInt | FiniteFloat | StrictStr
+Named = tuple[Literal["name", "path"], str]
+"""A str or a Path parameter."""
 
 
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What it takes to open an encoder again; ``source`` is a catalog name, path or Hub name."""
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderSpec(_Record):
+    """What it takes to open an encoder again, and to know that it is the same.
+
+    ``source`` is a catalog name, an absolute path or a Hub name.
+    """
 
     name: str
     source: str
     revision: str | None
     fingerprints: dict[str, str]
-    template: str | None
-    chat_question: str | None
+    prompt: str | None
+    chat_prompt: str | None
+    layers: Literal["all"] | int | tuple[int, ...]
+    pooling: str | tuple[str, ...]
     max_length: int
     dtype: str
+    batch_tokens: int | None
+
+    @classmethod
+    def of(cls, encoder: FrozenEncoder) -> EncoderSpec:
+        """The specification of an encoder that is there."""
+        layers, pooling = encoder.layers, encoder.pooling
+        return cls(
+            name=encoder.name,
+            source=encoder.source.origin,
+            revision=encoder.source.revision,
+            fingerprints=encoder.fingerprints,
+            prompt=encoder.prompt,
+            chat_prompt=encoder.chat_prompt,
+            layers=layers if isinstance(layers, (str, int)) else tuple(map(int, layers)),
+            pooling=pooling if isinstance(pooling, str) else tuple(pooling),
+            max_length=encoder.max_length,
+            dtype=encoder.dtype,
+            batch_tokens=encoder.batch_tokens,
+        )
+
+    def open(self, place: str | Path | None = None, *, device: str = "auto") -> FrozenEncoder:
+        """Find the encoder's files, where it was or at another place."""
+        return FrozenEncoder.from_pretrained(
+            self.source if place is None else place,
+            name=self.name,
+            revision=self.revision if place is None else None,
+            prompt=self.prompt,
+            chat_prompt=self.chat_prompt,
+            layers=self.layers,
+            pooling=self.pooling,
+            max_length=self.max_length,
+            device=device,
+            # Where bfloat16 would be emulated, float32 is faster and as true.
+            dtype="auto" if self.dtype == "bfloat16" else self.dtype,
+            batch_tokens=self.batch_tokens,
+        )
+
+
+class Settings(_Record):
+    """Constructor parameters of a classifier, so that a loaded one has those of the saved one."""
+
+    encoders: tuple[EncoderSpec | Named, ...]
+    one_encoder: bool
+    selection: str
+    max_blocks: int
+    budget: tuple[Literal["Budget", "mapping"], dict[str, int | float | None]] | None
+    fusion: str
+    head: str
+    class_weight: str | tuple[tuple[Label, float], ...] | None
+    fragments: str
+    calibration: str | None
+    cv: int
+    sample_size: int
+    store: Named | None
+    n_jobs: int | None
+    random_state: int | None
+    verbose: int
+
+
+class Facts(_Record):
+    """What a bundle knows of its training: settings, nested figures, columns of the table."""
+
+    cv: Evaluation | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, the labels its columns stand for, and the encoders that feed it.
-
-    ``classes`` (n_classes,) are the labels as they were given; ``facts`` is what the training run
-    says about itself.
-    """
+    """A model, the labels it predicts, the encoders that it reads, and facts of its training."""
 
     model: FusedModel
-    classes: npt.NDArray[Any]
+    space: LabelSpace
     encoders: tuple[EncoderSpec, ...]
-    facts: Mapping[str, Any]
+    facts: Facts = field(default_factory=Facts)
+
+
+class _Tensor(_Record):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class _Head(_Record):
+    kind: str
+    penalty: float
+
+
+class _Block(_Record):
+    encoder: str
+    layer: int
+    pooling: str
+
+
+class _File(_Record):
+    """bundle.json."""
+
+    format: str
+    format_version: int
+    layerfuse_version: str
+    classes: tuple[Label, ...]
+    encoders: tuple[EncoderSpec, ...]
+    blocks: tuple[_Block, ...]
+    fusion: str
+    head: _Head
+    temperature: float
+    tensors: dict[str, _Tensor]
+    facts: Facts
 
 
 def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
@@ -77,27 +194,33 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     tensors = {
         f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
     }
-    kind, labels = _labels_to_json(bundle.classes)
-    value = {
-        "format": _KIND,
-        "format_version": _VERSION,
-        "layerfuse_version": __version__,
-        "classes": {"kind": kind, "values": labels},
-        "encoders": [asdict(encoder) for encoder in bundle.encoders],
-        "blocks": [asdict(block) for block in bundle.model.blocks],
-        "fusion": {"name": fusion.name},
-        "head": {"kind": head.kind, "penalty": head.penalty},
-        "calibration": {"temperature": bundle.model.calibrator.temperature},
-        "tensors": {
-            name: {"shape": list(array.shape), "dtype": str(array.dtype)}
+    labels = bundle.space.classes.tolist()
+    if odd := unsaved_kinds(labels):
+        raise ConfigError(
+            f"Labels of type {', '.join(odd)} cannot be saved: a bundle holds strings, finite "
+            "numbers and booleans. Nothing is lost; give names to save them by: "
+            f"save(path, labels={{{labels[0]!r}: 'name', ...}})."
+        )
+    value = _File(
+        format=_KIND,
+        format_version=_VERSION,
+        layerfuse_version=__version__,
+        classes=tuple(labels),
+        encoders=bundle.encoders,
+        blocks=tuple(_Block(**asdict(block)) for block in bundle.model.blocks),
+        fusion=fusion.name,
+        head=_Head(kind=head.kind, penalty=head.penalty),
+        temperature=bundle.model.calibrator.temperature,
+        tensors={
+            name: _Tensor(shape=array.shape, dtype=str(array.dtype))
             for name, array in tensors.items()
         },
-        "facts": dict(bundle.facts),
-    }
+        facts=bundle.facts,
+    )
     with atomic_folder(path, overwrite=overwrite) as folder:
-        write_json(folder / _JSON, value)
+        write_json(folder / _JSON, value.model_dump(mode="json"))
         write_tensors(folder / _TENSORS, tensors)
-        (folder / _CARD).write_text(_card(bundle, labels), encoding="utf-8")
+        (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -110,44 +233,49 @@ def load_bundle(path: Path) -> Bundle:
     FormatError
         When it is damaged, was changed, or comes from a newer version.
     """
-    value = read_json(path / _JSON, kind=_KIND, version=_VERSION)
     try:
-        return _from_json(path, value)
+        file = _File.model_validate(read_json(path / _JSON, kind=_KIND, version=_VERSION))
+        return _from_file(path, file)
+    except PydanticError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _changed(path, f"{where}: {first['msg']}") from error
     except LayerfuseError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            f"{path / _JSON} lacks something or was changed after it was saved "
-            f"({type(error).__name__}: {error}). Save the bundle again."
-        ) from error
+        raise _changed(path, f"{type(error).__name__}: {error}") from error
 
 
-def _from_json(path: Path, value: dict[str, Any]) -> Bundle:
-    classes = _labels_from_json(value["classes"])
-    blocks = tuple(BlockRef(**block) for block in value["blocks"])
-    encoders = tuple(EncoderSpec(**encoder) for encoder in value["encoders"])
-    expected = {
-        name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in value["tensors"].items()
-    }
+def _changed(path: Path, why: str) -> FormatError:
+    return FormatError(
+        f"{path / _JSON} lacks something or was changed after it was saved ({why}). Save the "
+        "bundle again."
+    )
+
+
+def _from_file(path: Path, file: _File) -> Bundle:
+    blocks = tuple(BlockRef(block.encoder, block.layer, block.pooling) for block in file.blocks)
+    expected = {name: (entry.shape, entry.dtype) for name, entry in file.tensors.items()}
     tensors = read_tensors(path / _TENSORS, expected)
     axes = tuple(
         PrincipalAxes.from_arrays(_part(tensors, f"axes.{index}")) for index in range(len(blocks))
     )
-    fusion = load_fusion(value["fusion"]["name"], _part(tensors, "fusion"), len(blocks))
-    kind, penalty = value["head"]["kind"], value["head"]["penalty"]
-    head = load_head(kind, _part(tensors, "head"), penalty)
-    row = [np.zeros((1, dim), dtype=np.float32) for dim in (own.rank for own in axes)]
-    shape = (fusion.transform(row).shape[1], len(classes))
+    fusion = load_fusion(file.fusion, _part(tensors, "fusion"), len(blocks))
+    head = load_head(file.head.kind, _part(tensors, "head"), file.head.penalty)
+    space = LabelSpace(label_array(file.classes))
+    row = [np.zeros((1, own.rank), dtype=np.float32) for own in axes]
+    shape = (fusion.transform(row).shape[1], space.n_outputs)
     if head.shape != shape:
         raise FormatError(
             f"{path}: the head has shape {list(head.shape)}, but blocks and classes need "
             f"{list(shape)}. The bundle was changed after it was saved."
         )
-    if missing := {block.encoder for block in blocks} - {encoder.name for encoder in encoders}:
+    if missing := {block.encoder for block in blocks} - {spec.name for spec in file.encoders}:
         raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
-    calibrator = TemperatureCalibrator(value["calibration"]["temperature"])
-    model = FusedModel(axes, CoordinateModel(blocks, fusion, head), calibrator)
-    return Bundle(model, classes, encoders, value["facts"])
+    model = FusedModel(
+        axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
+    )
+    return Bundle(model, space, file.encoders, file.facts)
 
 
 def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:
@@ -164,35 +292,30 @@ def unsaved_kinds(labels: Iterable[Any]) -> list[str]:
         {
             type(label).__name__ if type(label) is not float else repr(label)
             for label in labels
-            if type(label) not in _LABEL_KINDS.values()
+            if type(label) not in (str, int, float, bool)
             or (type(label) is float and not math.isfinite(label))
         }
     )
 
 
-def _labels_to_json(classes: npt.NDArray[Any]) -> tuple[str, list[Any]]:
-    values = classes.tolist()
-    if odd := unsaved_kinds(values):
-        raise ConfigError(
-            f"Labels of type {', '.join(odd)} cannot be saved: a bundle holds strings, finite "
-            "numbers and booleans. Nothing is lost; give names to save them by: "
-            f"save(path, labels={{{values[0]!r}: 'name', …}})."
-        )
-    for kind, python in _LABEL_KINDS.items():
-        if all(type(value) is python for value in values):
-            return kind, values
-    return _MIXED, values
+def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
+    """Classes (n_classes,) under other names; those that ``names`` leaves out keep theirs.
+
+    Raises
+    ------
+    ConfigError
+        For a name of no class, or one name for two classes.
+    """
+    labels = classes.tolist()
+    if unknown := [label for label in names if label not in labels]:
+        raise ConfigError(f"labels names {unknown[0]!r}, which is not a label: {labels[:10]}.")
+    renamed = [names.get(label, label) for label in labels]
+    if len(set(renamed)) < len(renamed):
+        raise ConfigError(f"labels gives two classes one name: {renamed[:10]}. Give each its own.")
+    return label_array(renamed)
 
 
-def _labels_from_json(value: Mapping[str, Any]) -> npt.NDArray[Any]:
-    kind = value["kind"]
-    known = tuple(_LABEL_KINDS.values()) if kind == _MIXED else (_LABEL_KINDS[kind],)
-    if not all(type(label) in known for label in value["values"]):
-        raise FormatError(f"The bundle's labels are not all of type {kind}.")
-    return label_array(value["values"])
-
-
-def _card(bundle: Bundle, labels: Sequence[Any]) -> str:
+def _card(bundle: Bundle) -> str:
     """A model card that says what this is, for people and for model hubs."""
     lines = [
         "---",
@@ -201,7 +324,7 @@ def _card(bundle: Bundle, labels: Sequence[Any]) -> str:
         "---",
         "# A layerfuse text classifier",
         "",
-        f"Classes: {', '.join(str(label) for label in labels)}.",
+        f"Classes: {', '.join(str(label) for label in bundle.space.classes.tolist())}.",
         "",
         "It reads these layers of frozen language models:",
         "",
@@ -220,11 +343,16 @@ def _card(bundle: Bundle, labels: Sequence[Any]) -> str:
         'classifier.predict(["a text"])',
         "```",
         "",
-        "What its training run measured:",
-        "",
-        *(f"- {_fact_of_card(name, value)}" for name, value in bundle.facts.items()),
-        "",
     ]
+    if cv := bundle.facts.cv:
+        accuracy, macro_f1 = cv.accuracy, cv.macro_f1
+        lines += [
+            "Nested cross-validation of its training run:",
+            "",
+            f"- accuracy {accuracy.value:.1%} (95% interval {accuracy.low:.1%} to "
+            f"{accuracy.high:.1%}), macro-F1 {macro_f1.value:.1%}, {cv.n} rows",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -234,14 +362,3 @@ def _encoder_of_card(encoder: EncoderSpec) -> str:
     origin = "a local model" if local else encoder.source
     revision = f", revision {encoder.revision}" if encoder.revision else ""
     return f"`{encoder.name}`: {origin}{revision}"
-
-
-def _fact_of_card(name: str, value: Any) -> str:
-    """A measurement; of an evaluation the accuracy with its interval and macro-F1."""
-    if not isinstance(value, Mapping) or not {"n", "accuracy", "macro_f1", "ci95"} <= set(value):
-        return f"{name}: {value}"
-    low, high = (100 * share for share in value["ci95"])
-    return (
-        f"{name}: accuracy {100 * value['accuracy']:.1f} % (95 % interval {low:.1f} to "
-        f"{high:.1f}), macro-F1 {100 * value['macro_f1']:.1f} %, {value['n']} rows"
-    )

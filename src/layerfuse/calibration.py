@@ -1,4 +1,4 @@
-"""Making a head's probabilities true, without changing what it predicts."""
+"""Calibration of a head's probabilities, without changing what it predicts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,41 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.errors import ConfigError, DataError, did_you_mean
+from layerfuse.errors import ConfigError, DataError, check_choice
 from layerfuse.metrics import check_class_rows
+from layerfuse.targets import LabelSpace, Targets
 
 __all__ = ["CALIBRATIONS", "TemperatureCalibrator", "check_calibration", "fit_calibration"]
 
-CALIBRATIONS: tuple[str, ...] = ("temperature", "none")
+CALIBRATIONS: tuple[str, ...] = ("temperature",)
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 
 
 @dataclass(frozen=True)
 class TemperatureCalibrator:
-    """Divide logits by one number before the softmax; the predicted class stays the same.
+    """Divides logits by one number before the link; what is predicted stays the same.
 
     Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017),
-    section 4.2. ``temperature`` (no unit) is the whole state: above 1 softens, below 1 sharpens.
+    section 4.2.
+
+    Parameters
+    ----------
+    temperature : float
+        Above 1 softens, below 1 sharpens; no unit.
 
     Raises
     ------
     ConfigError
         For a temperature that is not a finite number above 0.
+
+    Examples
+    --------
+    >>> targets = Targets.from_labels(["ham", "ham", "ham", "spam"])
+    >>> logits = [[5.0, 0.0]] * 4
+    >>> calibrator = TemperatureCalibrator.fit(logits, targets)
+    >>> calibrator.predict_proba(logits, targets.space)[0].round(2).tolist()
+    [0.75, 0.25]
     """
 
     temperature: float = 1.0
@@ -40,19 +54,21 @@ class TemperatureCalibrator:
             )
 
     @classmethod
-    def fit(cls, logits: npt.ArrayLike, y: npt.ArrayLike) -> TemperatureCalibrator:
+    def fit(cls, logits: npt.ArrayLike, targets: Targets) -> TemperatureCalibrator:
         """Find the temperature of least log loss.
 
-        It is kept within 0.05 to 20. Where every row is predicted right, the loss falls for ever
-        as it shrinks; there each other class is given a share 1 / (n + n_classes) of the target,
-        after Platt ("Probabilistic Outputs for Support Vector Machines", 1999). Where nothing beats
-        1 on these rows, it is 1. Use rows that the head was not trained on: on its training rows a
-        head looks better calibrated than it is.
+        It is kept within 0.05 to 20. Where every row is predicted correctly the loss has no
+        minimum; there each other class gets a share 1 / (n + n_outputs) of the target, after Platt
+        ("Probabilistic Outputs for Support Vector Machines", 1999). Where nothing beats 1 on these
+        rows, it is 1. Use rows that the head was not trained on: it looks too well calibrated on
+        its training rows.
 
         Parameters
         ----------
-        logits : (n, n_classes), two columns for two classes
-        y : (n,) integer class indices, columns of ``logits``
+        logits : array-like of shape (n, n_outputs)
+            Two columns for two classes.
+        targets : Targets
+            Of the n rows.
 
         Raises
         ------
@@ -60,49 +76,53 @@ class TemperatureCalibrator:
             For arrays that do not fit together or hold a NaN or an infinity.
         """
         from scipy.optimize import minimize_scalar
-        from scipy.special import logsumexp
 
-        labels, table = check_class_rows(y, logits, "logits")
-        margins = table - table[np.arange(len(table)), labels][:, None]
-        n, n_classes = table.shape
-        share = 1.0 / (n + n_classes) if (margins.argmax(axis=1) == labels).all() else 0.0
+        _, table = check_class_rows(targets.codes, logits, "logits")
+        n, n_outputs = table.shape
+        all_correct = targets.correct(targets.space.decide(table)).all()
+        share = 1.0 / (n + n_outputs) if all_correct else 0.0
 
         def log_loss(log_temperature: float) -> float:
-            scaled = margins / math.exp(log_temperature)
-            return float((logsumexp(scaled, axis=1) - share * scaled.sum(axis=1)).mean())
+            return float(targets.log_loss(table / math.exp(log_temperature), share).mean())
 
-        found = minimize_scalar(
+        optimum = minimize_scalar(
             log_loss,
             bounds=(math.log(_LOWEST), math.log(_HIGHEST)),
             method="bounded",
             options={"xatol": 1e-6},
         )
-        return cls(math.exp(found.x) if found.fun < log_loss(0.0) else 1.0)
+        return cls(math.exp(optimum.x) if optimum.fun < log_loss(0.0) else 1.0)
 
-    def predict_proba(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Turn logits (n, n_classes) into float64 probabilities (n, n_classes).
+    def predict_proba(self, logits: npt.ArrayLike, space: LabelSpace) -> npt.NDArray[np.float64]:
+        """Logits (n, n_outputs) to float64 probabilities (n, n_outputs).
 
         Raises
         ------
         DataError
             For another shape.
         """
-        from scipy.special import softmax
-
         table = np.asarray(logits, dtype=np.float64)
-        if table.ndim != 2 or table.shape[1] < 2:
+        if table.ndim != 2 or table.shape[1] != space.n_outputs:
             raise DataError(
-                f"Got logits of shape {table.shape}. Expected (n, n_classes); two classes take "
-                f"two columns."
+                f"Got logits of shape {table.shape}. Expected (n, {space.n_outputs}), one column "
+                "for each class."
             )
-        probabilities: npt.NDArray[np.float64] = softmax(table / self.temperature, axis=1)
-        return probabilities
+        return space.link(table / self.temperature)
 
 
-def fit_calibration(name: str, logits: npt.ArrayLike, y: npt.ArrayLike) -> TemperatureCalibrator:
-    """Fit the calibration called ``name`` on logits (n, n_classes) and class indices y (n,).
+def fit_calibration(
+    name: str | None, logits: npt.ArrayLike, targets: Targets
+) -> TemperatureCalibrator:
+    """Fit a calibration by its name.
 
-    ``"temperature"`` finds one; ``"none"`` leaves logits as they are (temperature 1).
+    Parameters
+    ----------
+    name : {"temperature"} or None
+        None leaves logits as they are (temperature 1).
+    logits : array-like of shape (n, n_outputs)
+        Of rows that the head was not trained on.
+    targets : Targets
+        Of the n rows.
 
     Raises
     ------
@@ -111,16 +131,12 @@ def fit_calibration(name: str, logits: npt.ArrayLike, y: npt.ArrayLike) -> Tempe
     DataError
         For arrays that do not fit together.
     """
+    if name is None:
+        return TemperatureCalibrator()
     check_calibration(name)
-    return (
-        TemperatureCalibrator.fit(logits, y) if name == "temperature" else TemperatureCalibrator()
-    )
+    return TemperatureCalibrator.fit(logits, targets)
 
 
 def check_calibration(name: str) -> None:
     """Raise a ConfigError for an unknown calibration."""
-    if name not in CALIBRATIONS:
-        raise ConfigError(
-            f"Unknown calibration {name!r}. Choose from {', '.join(CALIBRATIONS)}."
-            + did_you_mean(str(name), CALIBRATIONS)
-        )
+    check_choice(name, CALIBRATIONS, "calibration")

@@ -1,4 +1,4 @@
-"""What is compared: probed blocks with their labels, and blocks named by a user."""
+"""Complementarity: which blocks or encoders are worth combining, by exact leave-one-out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.errors import ConfigError, did_you_mean
+from layerfuse.errors import ConfigError, check_choice, did_you_mean
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.probing import (
     Agreement,
@@ -21,21 +21,19 @@ from layerfuse.probing import (
     leave_one_out,
     linear_cka,
     measure_agreement,
-    one_hot,
     probe_blocks,
 )
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import Column, find_classes
+from layerfuse.targets import Column, Targets
 
 __all__ = [
     "HEADLINE",
     "MEASURES",
     "PAIRINGS",
     "Addition",
-    "Comparison",
-    "Labelled",
+    "EncoderComparison",
     "Pair",
-    "additions_to",
+    "ProbeData",
     "check_pairing",
     "compare",
     "find_blocks",
@@ -44,186 +42,72 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float32]
+Blocks = Mapping[BlockRef, Floats]
+
+PAIRINGS = ("encoders", "blocks")
+
+_BEST_BLOCKS = 12
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Probed blocks and the labels that they were probed with.
+class ProbeData:
+    """Probed blocks and the targets that they were probed with.
 
-    ``coordinates`` maps each block to its leading principal coordinates (n, columns), ``y`` holds
-    class indices (n,) and ``targets`` the same as one-hot rows (n, n_classes).
+    Attributes
+    ----------
+    scores : BlockScores
+        Of each block.
+    coordinates : mapping of BlockRef to ndarray of shape (n, columns)
+        Leading principal coordinates of each block.
+    targets : Targets
+        Of the n rows.
     """
 
     scores: BlockScores
-    coordinates: Mapping[BlockRef, Floats]
-    y: npt.NDArray[np.intp]
-    targets: Floats
+    coordinates: Blocks
+    targets: Targets
 
     @classmethod
-    def probe(
-        cls, embeddings: Mapping[BlockRef, Floats], y: Column, reporter: Reporter
-    ) -> Labelled:
-        """Probe each block (n, dim) once; ``y`` (n,) may be labels of any kind."""
-        classes, encoded = find_classes(y)
-        probed = probe_blocks(embeddings, encoded, reporter=reporter)
-        return cls(probed.scores, probed.coordinates, encoded, one_hot(encoded, len(classes)))
+    def probe(cls, blocks: Blocks, targets: Targets, reporter: Reporter = SILENT) -> ProbeData:
+        """Probe each block (n, dim) once."""
+        probed = probe_blocks(blocks, targets, reporter=reporter)
+        return cls(probed.scores, probed.coordinates, targets)
 
-    def correct(self, residuals: Floats) -> npt.NDArray[np.bool_]:
-        """Whether predictions with these residuals (n, n_classes) name the right class, (n,)."""
-        return np.asarray((self.targets - residuals).argmax(axis=1) == self.y)
+    def correct(self, predictions: Floats) -> npt.NDArray[np.bool_]:
+        """Whether predictions (n, n_outputs) of the target matrix are right, (n,)."""
+        return self.targets.correct(self.targets.space.decide(predictions))
 
-
-def find_blocks(
-    named: Sequence[BlockRef | str], known: Iterable[BlockRef], what: str
-) -> tuple[BlockRef, ...]:
-    """The named blocks without repeats; ``what`` is what a message calls the place of the name.
-
-    Raises
-    ------
-    ConfigError
-        For text that is no block, a block that is not ``known``, or no block at all.
-    """
-    names = [named] if isinstance(named, (str, BlockRef)) else named
-    refs = dict.fromkeys(BlockRef.parse(n) if isinstance(n, str) else n for n in names)
-    texts = dict.fromkeys(map(str, known))
-    for ref in refs:
-        if str(ref) not in texts:
-            encoders = ", ".join(dict.fromkeys(text.rsplit(":", 2)[0] for text in texts))
-            raise ConfigError(
-                f"{what} names {ref}, which is not one of the {len(texts)} blocks that are read "
-                f"(encoders: {encoders}).{did_you_mean(str(ref), texts)} Give its encoder, layer "
-                "and pooling to be read as well."
-            )
-    if not refs:
-        raise ConfigError(f"{what} names no block. Write one as encoder:layer:pooling.")
-    return tuple(refs)
-
-
-@dataclass(frozen=True)
-class Addition:
-    """What one more block would bring to a pipeline, by exact leave-one-out.
-
-    ``accuracy`` is a share from 0 to 1 with the block added, ``gain`` that minus the pipeline's,
-    with its 95 % paired interval; ``loss_gain`` is the drop in squared leave-one-out loss and
-    ``loss_gain_se`` the standard error of that over rows. ``new_encoder`` says that the pipeline
-    has no block of this encoder yet, so that adding costs another forward pass.
-    """
-
-    block: BlockRef
-    new_encoder: bool
-    accuracy: float
-    gain: PairedDifference
-    loss_gain: float
-    loss_gain_se: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "block": str(self.block),
-            "new_encoder": self.new_encoder,
-            "accuracy": self.accuracy,
-            "gain": self.gain.to_dict(),
-            "loss_gain": self.loss_gain,
-            "loss_gain_se": self.loss_gain_se,
-        }
-
-
-def rank_additions(
-    embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
-    y: Column,
-    to: Sequence[BlockRef | str] | None = None,
-    *,
-    candidates: Sequence[BlockRef | str] | None = None,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
-) -> tuple[Addition, ...]:
-    """Rank blocks by how much each would lower the leave-one-out loss of a pipeline.
-
-    Each candidate is added to the ridge regression on the pipeline's blocks by block inversion, at
-    the penalty that is best without it, as the greedy selection does. Ranking many candidates on
-    the rows they are measured on makes the winner look a little better than it is.
-
-    Parameters
-    ----------
-    embeddings
-        Mapping from block to array (n, dim).
-    y
-        Labels (n,), of any kind.
-    to
-        The blocks in use, as `BlockRef` or ``"encoder:layer:pooling"``; by default the block with
-        the lowest leave-one-out loss.
-    candidates
-        Blocks that may be added; by default all others.
-    seed
-        For the intervals.
-
-    Returns
-    -------
-    tuple of Addition
-        The largest gain in loss first.
-
-    Raises
-    ------
-    ConfigError
-        For a block that is not one of ``embeddings``.
-    DataError
-        When rows and labels differ in number, or there is only one class.
-    """
-    known = list(embeddings)
-    pipeline = None if to is None else find_blocks(to, known, "to")
-    others = None if candidates is None else find_blocks(candidates, known, "candidates")
-    data = Labelled.probe(embeddings, y, reporter)
-    return additions_to(
-        data, pipeline or (data.scores.best.block,), others or known, seed, reporter
-    )
-
-
-def additions_to(
-    data: Labelled,
-    pipeline: Sequence[BlockRef],
-    candidates: Sequence[BlockRef],
-    seed: int,
-    reporter: Reporter,
-) -> tuple[Addition, ...]:
-    """`rank_additions` on blocks that have been probed already; the pipeline's own are skipped."""
-    state = RidgeState.of([data.coordinates[block] for block in pipeline], data.targets)
-    before = data.correct(state.residuals(data.targets))
-    encoders = {block.encoder for block in pipeline}
-    others = [block for block in candidates if block not in pipeline]
-    found = []
-    with reporter.task("adding", len(others), "blocks") as advance:
-        for block in others:
-            residuals = state.residuals_with(data.coordinates[block], data.targets)
-            saved = state.errors - np.einsum("nc,nc->n", residuals, residuals)
-            after = data.correct(residuals)
-            addition = Addition(
-                block=block,
-                new_encoder=block.encoder not in encoders,
-                accuracy=float(after.mean()),
-                gain=paired_difference(after, before, seed=seed),
-                loss_gain=float(saved.mean()),
-                loss_gain_se=float(saved.std() / np.sqrt(len(saved))),
-            )
-            found.append(addition)
-            advance(1)
-    return tuple(sorted(found, key=lambda addition: (-addition.loss_gain, addition.block)))
-
-
-_LISTED_ROWS = 20
+    def fit(self, blocks: Sequence[BlockRef]) -> LeaveOneOut:
+        """The ridge regression on the blocks' coordinates side by side."""
+        joined = np.concatenate([self.coordinates[block] for block in blocks], axis=1)
+        return leave_one_out(decompose(joined), self.targets.matrix)
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two blocks on the same n rows, alone and fused, all by exact leave-one-out.
 
-    ``cka`` is the linear CKA of their principal coordinates, ``agreement`` counts the rows that
-    both, one or none of them gets right. Accuracies are shares from 0 to 1; losses are squared
-    errors of the one-hot targets, summed over classes and averaged over rows. ``accuracy``,
-    ``loss`` and ``penalty`` are those of the two fused (block-scaled concatenation, ridge).
+    Accuracies are shares from 0 to 1; losses are squared errors of the target matrix, summed over
+    outputs and averaged over rows.
 
-    ``gain`` is the fused accuracy minus that of the more accurate block, with its 95 % paired
-    interval; ``loss_gain`` is the loss of the block with the lower loss minus the fused loss, with
-    the standard error of that over rows. ``only_a`` and ``only_b`` are the numbers of the rows,
-    from 0, that only this block gets right.
+    Attributes
+    ----------
+    a, b : BlockRef
+        The two blocks.
+    cka : float
+        Linear CKA of their principal coordinates, from 0 to 1.
+    agreement : Agreement
+        Counts of the rows that both, one or none of them gets right.
+    loss_a, loss_b : float
+        Of each alone.
+    accuracy, loss, penalty : float
+        Of the two fused: block-scaled concatenation, ridge.
+    gain : PairedDifference
+        The fused accuracy minus that of the more accurate block.
+    loss_gain, loss_gain_se : float
+        The lower loss of the two minus the fused loss, and its standard error over rows.
+    only_a, only_b : tuple of int
+        Rows, from 0, that only this block gets right.
     """
 
     a: BlockRef
@@ -256,29 +140,20 @@ class Pair:
 
     @property
     def headline(self) -> float:
-        """The measure that pairs are ranked by, `HEADLINE`; the more, the better together."""
+        """The measure that pairs are ranked by, `HEADLINE`; higher is better."""
         return MEASURES[HEADLINE](self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; of the rows that one alone gets right the count and the first 20."""
+        """Plain values, without the numbers of rows."""
+        names = ("accuracy_a", "accuracy_b", "accuracy", "loss_a", "loss_b", "loss", "loss_gain",
+                 "loss_gain_se")  # fmt: skip
         return {
             "a": str(self.a),
             "b": str(self.b),
             "cka": self.cka,
             **self.agreement.to_dict(),
-            "accuracy_a": self.accuracy_a,
-            "accuracy_b": self.accuracy_b,
-            "accuracy": self.accuracy,
-            "loss_a": self.loss_a,
-            "loss_b": self.loss_b,
-            "loss": self.loss,
+            **{name: getattr(self, name) for name in names},
             "gain": self.gain.to_dict(),
-            "loss_gain": self.loss_gain,
-            "loss_gain_se": self.loss_gain_se,
-            **{
-                name: {"count": len(rows), "rows": list(rows[:_LISTED_ROWS])}
-                for name, rows in (("only_a", self.only_a), ("only_b", self.only_b))
-            },
         }
 
 
@@ -296,89 +171,182 @@ MEASURES: dict[str, Callable[[Pair], float]] = {
     "accuracy_balance": lambda pair: -abs(pair.accuracy_a - pair.accuracy_b),
     "least_accuracy": lambda pair: min(pair.accuracy_a, pair.accuracy_b),
 }
-"""Numbers that may say which pair is worth fusing, each turned so that more promises more."""
+"""Predictors of the gain from fusing a pair, each signed so that higher promises more."""
 
 HEADLINE = "loss_gain"
 """The one of `MEASURES` that pairs are ranked by and that is shown first."""
 
 
 def measure_pairs(
-    data: Labelled, pairs: Iterable[tuple[BlockRef, BlockRef]], seed: int = 0
+    data: ProbeData, pairs: Iterable[tuple[BlockRef, BlockRef]], seed: int = 0
 ) -> Iterator[Pair]:
     """Measure pairs in turn, each block alone only once; ``seed`` is for the intervals.
 
     Blocks alone and fused are measured on the same principal coordinates, so that a difference
-    never comes from what those leave out.
+    never comes from what those omit.
     """
     alone: dict[BlockRef, LeaveOneOut] = {}
     for a, b in pairs:
         for block in (a, b):
             if block not in alone:
-                alone[block] = _fit(data, [block])
-        yield _measure(data, a, b, alone[a], alone[b], seed)
+                alone[block] = data.fit([block])
+        fused = data.fit([a, b])
+        right_a, right_b, right = (
+            data.correct(result.predictions) for result in (alone[a], alone[b], fused)
+        )
+        lower = min(alone[a], alone[b], key=lambda result: result.loss)
+        more_accurate = right_a if right_a.sum() >= right_b.sum() else right_b
+        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors)
+        yield Pair(
+            a=a,
+            b=b,
+            cka=linear_cka(data.coordinates[a], data.coordinates[b]),
+            agreement=measure_agreement(right_a, right_b),
+            loss_a=alone[a].loss,
+            loss_b=alone[b].loss,
+            accuracy=float(right.mean()),
+            loss=fused.loss,
+            penalty=fused.penalty,
+            gain=paired_difference(right, more_accurate, seed=seed),
+            loss_gain=loss_gain,
+            loss_gain_se=loss_gain_se,
+            only_a=tuple(np.flatnonzero(right_a & ~right_b).tolist()),
+            only_b=tuple(np.flatnonzero(right_b & ~right_a).tolist()),
+        )
 
 
-def _measure(
-    data: Labelled,
-    a: BlockRef,
-    b: BlockRef,
-    alone_a: LeaveOneOut,
-    alone_b: LeaveOneOut,
+def _mean_and_se(values: npt.NDArray[np.floating]) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one more block would bring to a pipeline, by exact leave-one-out.
+
+    Attributes
+    ----------
+    block : BlockRef
+        The block to add.
+    new_encoder : bool
+        Whether the pipeline reads no block of this encoder yet, so that adding costs another
+        forward pass.
+    accuracy : float
+        With the block added, a share from 0 to 1.
+    gain : PairedDifference
+        That accuracy minus the pipeline's.
+    loss_gain, loss_gain_se : float
+        The drop in squared leave-one-out loss, and its standard error over rows.
+    """
+
+    block: BlockRef
+    new_encoder: bool
+    accuracy: float
+    gain: PairedDifference
+    loss_gain: float
+    loss_gain_se: float
+
+
+def rank_additions(
+    embeddings: Blocks,
+    y: Column,
+    to: Sequence[BlockRef | str] | None = None,
+    *,
+    candidates: Sequence[BlockRef | str] | None = None,
+    seed: int = 0,
+    reporter: Reporter = SILENT,
+) -> tuple[Addition, ...]:
+    """Rank blocks by how much each would lower the leave-one-out loss of a pipeline.
+
+    Each candidate is added to the ridge regression on the pipeline's blocks by block inversion, at
+    the penalty that is best without it, as the greedy selection does. Because candidates are ranked
+    on the rows they are measured on, the best of many looks slightly better than it is.
+
+    Parameters
+    ----------
+    embeddings : mapping of BlockRef to ndarray of shape (n, dim)
+        Each block.
+    y : array-like of shape (n,)
+        Labels of any kind.
+    to : sequence of BlockRef or str, optional
+        The blocks in use; by default the block with the lowest leave-one-out loss.
+    candidates : sequence of BlockRef or str, optional
+        Blocks that may be added; by default all others.
+    seed : int
+        For the intervals.
+    reporter : Reporter
+        Receives progress.
+
+    Returns
+    -------
+    tuple of Addition
+        The largest gain in loss first.
+
+    Raises
+    ------
+    ConfigError
+        For a block that is not one of ``embeddings``.
+    DataError
+        When rows and labels differ in number, or there is only one class.
+    """
+    known = list(embeddings)
+    pipeline = None if to is None else find_blocks(to, known, "to")
+    others = None if candidates is None else find_blocks(candidates, known, "candidates")
+    data = ProbeData.probe(embeddings, Targets.from_labels(y), reporter)
+    return _additions(data, pipeline or (data.scores.best.block,), others or known, seed, reporter)
+
+
+def _additions(
+    data: ProbeData,
+    pipeline: Sequence[BlockRef],
+    candidates: Sequence[BlockRef],
     seed: int,
-) -> Pair:
-    fused = _fit(data, [a, b])
-    right_a, right_b, right = (
-        np.asarray(found.predictions.argmax(axis=1) == data.y)
-        for found in (alone_a, alone_b, fused)
-    )
-    better = alone_a if alone_a.loss <= alone_b.loss else alone_b
-    saved = better.errors - fused.errors
-    rival = right_a if right_a.sum() >= right_b.sum() else right_b
-    return Pair(
-        a=a,
-        b=b,
-        cka=linear_cka(data.coordinates[a], data.coordinates[b]),
-        agreement=measure_agreement(right_a, right_b),
-        loss_a=alone_a.loss,
-        loss_b=alone_b.loss,
-        accuracy=float(right.mean()),
-        loss=fused.loss,
-        penalty=fused.penalty,
-        gain=paired_difference(right, rival, seed=seed),
-        loss_gain=float(saved.mean()),
-        loss_gain_se=float(saved.std() / np.sqrt(len(saved))),
-        only_a=_rows(right_a & ~right_b),
-        only_b=_rows(right_b & ~right_a),
-    )
-
-
-def _fit(data: Labelled, blocks: list[BlockRef]) -> LeaveOneOut:
-    """The ridge regression on the blocks' coordinates side by side."""
-    joined = np.concatenate([data.coordinates[block] for block in blocks], axis=1)
-    return leave_one_out(decompose(joined), data.targets)
-
-
-def _rows(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(mask).tolist())
-
-
-PAIRINGS = ("encoders", "blocks")
-
-_BEST_BLOCKS = 12
+    reporter: Reporter,
+) -> tuple[Addition, ...]:
+    """`rank_additions` of blocks that have been probed; the pipeline's own are skipped."""
+    matrix = data.targets.matrix
+    state = RidgeState.of([data.coordinates[block] for block in pipeline], matrix)
+    before = data.correct(matrix - state.residuals(matrix))
+    encoders = {block.encoder for block in pipeline}
+    others = [block for block in candidates if block not in pipeline]
+    found = []
+    with reporter.task("adding", len(others), "blocks") as advance:
+        for block in others:
+            residuals = state.residuals_with(data.coordinates[block], matrix)
+            after = data.correct(matrix - residuals)
+            saved = state.errors - np.einsum("nc,nc->n", residuals, residuals)
+            found.append(
+                Addition(
+                    block,
+                    block.encoder not in encoders,
+                    float(after.mean()),
+                    paired_difference(after, before, seed=seed),
+                    *_mean_and_se(saved),
+                )
+            )
+            advance(1)
+    return tuple(sorted(found, key=lambda addition: (-addition.loss_gain, addition.block)))
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
-    """Pairs of blocks on the same ``n`` rows, and what to add next to a pipeline.
+class EncoderComparison:
+    """Pairs of blocks on the same rows, and what to add next to a pipeline.
 
-    ``pairs`` and ``additions`` come best first, ``pairs`` by `Pair.headline` and ``additions`` by
-    their gain in loss. ``pipeline`` holds the blocks that are added to.
+    Attributes
+    ----------
+    n : int
+        Number of rows.
+    pairs : tuple of Pair
+        Best first, by `Pair.headline`.
+    pipeline : tuple of BlockRef
+        The blocks that are added to.
+    additions : tuple of Addition
+        Best first, by their gain in loss.
     """
 
     n: int
     pairs: tuple[Pair, ...]
     pipeline: tuple[BlockRef, ...]
-    additions: tuple[Addition, ...] = field(default=())
+    additions: tuple[Addition, ...] = ()
 
     @property
     def best(self) -> Pair:
@@ -392,35 +360,15 @@ class Comparison:
     def __repr__(self) -> str:
         best = self.best
         return (
-            f"Comparison({len(self.pairs)} pair{'s' if len(self.pairs) > 1 else ''} on {self.n} "
-            f"rows; best {best.a} + {best.b}: accuracy {best.accuracy:.3f} "
+            f"EncoderComparison({len(self.pairs)} pair{'s' if len(self.pairs) > 1 else ''} on "
+            f"{self.n} rows; best {best.a} + {best.b}: accuracy {best.accuracy:.3f} "
             f"({best.gain.difference:+.3f}), loss gain {best.loss_gain:.4f} "
             f"± {best.loss_gain_se:.4f})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, blocks as text."""
-        return {
-            "n": self.n,
-            "headline": {
-                "measure": HEADLINE,
-                "value": self.best.headline,
-                "a": str(self.best.a),
-                "b": str(self.best.b),
-            },
-            "strongest": {
-                "loss": self.strongest.loss,
-                "a": str(self.strongest.a),
-                "b": str(self.strongest.b),
-            },
-            "pairs": [pair.to_dict() for pair in self.pairs],
-            "pipeline": [str(block) for block in self.pipeline],
-            "additions": [addition.to_dict() for addition in self.additions],
-        }
-
 
 def compare(
-    embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
+    embeddings: Blocks,
     y: Column,
     *,
     pairs: str = "encoders",
@@ -428,33 +376,33 @@ def compare(
     to: Sequence[BlockRef | str] | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
-) -> Comparison:
+) -> EncoderComparison:
     """Measure which blocks are worth combining.
 
-    Every block is probed once (`score_blocks`); then each pair is measured on the leading principal
-    coordinates of both: how alike they are, on which rows each is right, and what a ridge
-    regression on the two fused brings by exact leave-one-out. Blocks are chosen on the rows they
-    are measured on, so gains of the best pairs are a little optimistic; rows that no choice saw
-    have the last word.
+    Every block is probed once; then each pair is measured on the leading principal coordinates of
+    both: how similar they are, on which rows each is right, and what a ridge regression on the two
+    fused gains by exact leave-one-out. Blocks are chosen on the rows they are measured on, so gains
+    of the best pairs are slightly optimistic; only rows that no choice has seen can confirm them.
 
     Parameters
     ----------
-    embeddings
-        Mapping from block to array (n, dim).
-    y
-        Labels (n,), of any kind.
-    pairs
+    embeddings : mapping of BlockRef to ndarray of shape (n, dim)
+        Each block.
+    y : array-like of shape (n,)
+        Labels of any kind.
+    pairs : {"encoders", "blocks"}
         ``"encoders"``: each pair of encoders, each at its block with the lowest leave-one-out loss.
         ``"blocks"``: each pair among the 12 best blocks overall and the best block and the last
         layer (at its best pooling) of each encoder.
-    blocks
-        Only these blocks, as `BlockRef` or ``"encoder:layer:pooling"``; with ``pairs="blocks"``
-        each pair among all of them.
-    to
+    blocks : sequence of BlockRef or str, optional
+        Only these blocks; with ``pairs="blocks"`` each pair among all of them.
+    to : sequence of BlockRef or str, optional
         The blocks in use that others may be added to (`rank_additions`); by default the one with
         the lowest leave-one-out loss.
-    seed
+    seed : int
         For the intervals.
+    reporter : Reporter
+        Receives progress.
 
     Raises
     ------
@@ -467,18 +415,18 @@ def compare(
     used = None if to is None else find_blocks(to, known, "to")
     if blocks is not None:
         known = list(find_blocks(blocks, known, "blocks"))
+        embeddings = {block: embeddings[block] for block in dict.fromkeys([*known, *(used or ())])}
     check_pairing(pairs, [block.encoder for block in known])
     if len(known) < 2:
         raise ConfigError("There is only one block to compare. Give at least two.")
-    wanted = dict.fromkeys([*known, *(used or ())])
-    data = Labelled.probe(_Some(embeddings, list(wanted)), y, reporter)
+    data = ProbeData.probe(embeddings, Targets.from_labels(y), reporter)
     scores = BlockScores(tuple(s for s in data.scores if s.block in set(known)), "ridge")
-    if pairs == "encoders":
-        chosen = _best_of_encoders(scores)
-    elif blocks is None:
-        chosen = _candidates(scores)
-    else:
-        chosen = [score.block for score in scores.ranking]
+    chosen = [score.block for score in scores.ranking]
+    if pairs == "encoders" or blocks is None:
+        kept = {scores.of(encoder).best.block for encoder in scores.encoders}
+        if pairs == "blocks":
+            kept |= {*chosen[:_BEST_BLOCKS], *(scores.last(e).block for e in scores.encoders)}
+        chosen = [block for block in chosen if block in kept]
     couples = list(combinations(chosen, 2))
     measured = []
     with reporter.task("comparing", len(couples), "pairs") as advance:
@@ -486,21 +434,23 @@ def compare(
             measured.append(pair)
             advance(1)
     pipeline = used or (scores.best.block,)
-    return Comparison(
-        n=len(data.y),
+    return EncoderComparison(
+        n=len(data.targets),
         pairs=tuple(sorted(measured, key=lambda pair: (-pair.headline, pair.a, pair.b))),
         pipeline=pipeline,
-        additions=additions_to(data, pipeline, known, seed, reporter),
+        additions=_additions(data, pipeline, known, seed, reporter),
     )
 
 
 def check_pairing(pairs: str, encoders: Sequence[str]) -> None:
-    """Raise a ConfigError for an unknown kind of pairs, or one encoder where two are needed."""
-    if pairs not in PAIRINGS:
-        raise ConfigError(
-            f"Unknown pairs {pairs!r}. Choose from {', '.join(PAIRINGS)}."
-            + did_you_mean(pairs, PAIRINGS)
-        )
+    """Refuse an unknown kind of pairs, and a single encoder where two are needed.
+
+    Raises
+    ------
+    ConfigError
+        In both cases.
+    """
+    check_choice(pairs, PAIRINGS, "pairs")
     names = list(dict.fromkeys(encoders))
     if pairs == "encoders" and len(names) < 2:
         raise ConfigError(
@@ -510,39 +460,27 @@ def check_pairing(pairs: str, encoders: Sequence[str]) -> None:
         )
 
 
-def _best_of_encoders(scores: BlockScores) -> list[BlockRef]:
-    """The block of each encoder with the lowest loss, the best encoder first."""
-    best: dict[str, BlockRef] = {}
-    for score in scores.ranking:
-        best.setdefault(score.block.encoder, score.block)
-    return list(best.values())
+def find_blocks(
+    named: Sequence[BlockRef | str], known: Iterable[BlockRef], what: str
+) -> tuple[BlockRef, ...]:
+    """The named blocks without repeats; ``what`` is the option or parameter that names them.
 
-
-def _candidates(scores: BlockScores) -> list[BlockRef]:
-    """The best blocks overall, each encoder's best and its last layer, by falling rank."""
-    ranked = [score.block for score in scores.ranking]
-    kept = {*ranked[:_BEST_BLOCKS], *_best_of_encoders(scores)}
-    for encoder in {block.encoder for block in ranked}:
-        own = [block for block in ranked if block.encoder == encoder]
-        last = max(block.layer for block in own)
-        kept.add(next(block for block in own if block.layer == last))
-    return [block for block in ranked if block in kept]
-
-
-class _Some(Mapping[BlockRef, npt.NDArray[np.float32]]):
-    """Some blocks of a mapping, each read only when it is asked for."""
-
-    def __init__(
-        self, embeddings: Mapping[BlockRef, npt.NDArray[np.float32]], blocks: list[BlockRef]
-    ) -> None:
-        self._embeddings = embeddings
-        self._blocks = blocks
-
-    def __getitem__(self, block: BlockRef) -> npt.NDArray[np.float32]:
-        return self._embeddings[block]
-
-    def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._blocks)
-
-    def __len__(self) -> int:
-        return len(self._blocks)
+    Raises
+    ------
+    ConfigError
+        For text that is no block, a block that is not ``known``, or no block at all.
+    """
+    names = [named] if isinstance(named, (str, BlockRef)) else named
+    refs = dict.fromkeys(BlockRef.parse(n) if isinstance(n, str) else n for n in names)
+    blocks = dict.fromkeys(known)
+    for ref in refs:
+        if ref not in blocks:
+            encoders = ", ".join(dict.fromkeys(block.encoder for block in blocks))
+            raise ConfigError(
+                f"{what} names {ref}, which is not one of the {len(blocks)} blocks that are read "
+                f"(encoders: {encoders}).{did_you_mean(str(ref), map(str, blocks))} Give its "
+                "encoder, layer and pooling to be read as well."
+            )
+    if not refs:
+        raise ConfigError(f"{what} names no block. Write one as encoder:layer:pooling.")
+    return tuple(refs)

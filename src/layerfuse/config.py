@@ -249,6 +249,13 @@ class FitConfig(CurveConfig):
         str | None,
         _choice("'balanced' weights classes inversely to frequency.", choices=("balanced",)),
     ] = None
+    fragments: Annotated[
+        str,
+        _choice(
+            "Training texts that are part of a longer one, where most are.",
+            choices=("drop", "keep"),
+        ),
+    ] = "drop"
     calibration: Annotated[
         str, _choice("Probability calibration.", choices=("temperature", "none"))
     ] = "temperature"

@@ -1,11 +1,11 @@
-"""What can go wrong, as types.
+"""Exception hierarchy.
 
 ::
 
     LayerfuseError                    base of everything raised on purpose
     ├── DataError (ValueError)        a file, a column, a text or a label is not usable
     ├── ConfigError (ValueError)      a parameter, layer, pooling or setting is not usable
-    │   └── GoneError (AttributeError)  a loaded classifier has not what fit measured
+    │   └── NotAvailableError (AttributeError)  only right after fit, not on a loaded classifier
     ├── NotFoundError (LookupError)   a named encoder, dataset, file or bundle is not there
     ├── UnsupportedModelError (ValueError)  the model cannot be read layer by layer
     ├── FormatError (ValueError)      a saved thing is damaged or from a newer version
@@ -13,9 +13,9 @@
     ├── NoMemoryError (MemoryError)   a model or its embeddings do not fit into memory
     └── MissingExtraError (ImportError)     an optional package is not installed
 
-    LayerfuseWarning (UserWarning)    something was decided that the user should know
+    LayerfuseWarning (UserWarning)    rows left out, texts truncated, settings that were not kept
 
-Every message says what was got, what was expected and what to do. The command line exits
+Every message says what it got, what it expected and what to do. The command line exits
 with 2 on any ``LayerfuseError`` and with 1 on anything else.
 """
 
@@ -30,11 +30,11 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FormatError",
-    "GoneError",
     "LayerfuseError",
     "LayerfuseWarning",
     "MissingExtraError",
     "NoMemoryError",
+    "NotAvailableError",
     "NotFoundError",
     "StorageError",
     "UnsupportedModelError",
@@ -57,7 +57,7 @@ class ConfigError(LayerfuseError, ValueError):
     """A parameter with a value that cannot be used."""
 
 
-class GoneError(ConfigError, AttributeError):
+class NotAvailableError(ConfigError, AttributeError):
     """Something that ``fit`` leaves, asked of a classifier that was loaded; `hasattr` says no."""
 
 
@@ -89,7 +89,7 @@ class MissingExtraError(LayerfuseError, ImportError):
 
 
 class LayerfuseWarning(UserWarning):
-    """Something was decided that the user should know."""
+    """Rows that were left out, texts that were truncated, settings that were not kept."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

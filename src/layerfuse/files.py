@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half written, and reading so that nothing is trusted."""
+"""Atomic writes and validated reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,14 @@ __all__ = [
     "human_bytes",
     "read_json",
     "read_tensors",
+    "storage_errors",
     "take_tensor",
     "write_json",
     "write_tensors",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UMASK = Lock()
 
 
 def cache_dir() -> Path:
@@ -54,8 +57,8 @@ def human_bytes(count: float) -> str:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    """Turn a refused write into an error that says what to do."""
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a write that the disk refused into a `StorageError` that says what to do."""
     try:
         yield
     except StorageError:
@@ -71,20 +74,20 @@ def _storage_errors(path: Path) -> Iterator[None]:
                 f"Writing {path} is not allowed. Choose a folder that you may write to."
             ) from error
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}. Choose another place."
+            f"{path} cannot be written: {error.strerror or error}. Choose another folder."
         ) from error
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the place of ``path`` only on success.
+    """Yield a temporary path beside ``path``; it replaces ``path`` only on success.
 
     Raises
     ------
     StorageError
         When the disk is full or not writable; nothing is left behind.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -93,9 +96,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
+            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -112,19 +113,25 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise StorageError(f"{path} exists already. Choose another folder, or remove it first.")
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o777 & ~mask)
+            temporary.chmod(0o777 & ~_umask())
             if overwrite and path.exists():
                 shutil.rmtree(path)
             temporary.replace(path)  # fails if another process made a folder here meanwhile
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask: it can only be read by setting it, by one thread at a time."""
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,62 +13,85 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.errors import check_choice
 from layerfuse.fusion import check_fusion
-from layerfuse.heads import check_head
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Plan, Task, predict_held
-from layerfuse.probing import Probed, find_interaction, one_hot
+from layerfuse.heads import HEADS
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Plan, find_penalty, predict_held
+from layerfuse.probing import ProbeResults, find_interaction
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.selection import Allowance, choose, is_informative, selection_of
-from layerfuse.targets import stratified_folds, stratified_rows
+from layerfuse.selection import CostBudget, choose_with_state, is_informative, selection_of
+from layerfuse.targets import Targets
 
-__all__ = ["AUTO", "Found", "Recipe", "Trial", "check_recipe", "search"]
+__all__ = [
+    "AUTO",
+    "SearchResult",
+    "SearchSpace",
+    "Trial",
+    "check_search",
+    "log_selection",
+    "search",
+]
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
-Parts = Sequence[tuple[Labels, Labels]]
+Rows = npt.NDArray[np.intp]
+Folds = Sequence[tuple[Rows, Rows]]
 
 AUTO = "auto"
 
-_RUNGS = (900, 3600, 10_000)  # rows of successive halving
-_WIDTHS = (64, 100, 200)  # leading coordinates of each block that they look at
-_KEPT = (2, 1)  # rivals that go on to the second and third rung
-_FOLDS = 3
-_FEWEST_ROWS = 300  # below, a trial could tell nothing
+# Those that were better than concatenation with a ridge head on some dataset of
+# benchmarks/README.md ("Fusions") or in significantly more comparisons of docs/study.md than they
+# were worse. All others are available by name.
+_FUSIONS = ("tensor+residual", "bilinear+residual")
+_HEADS = ("logistic",)
+_PRODUCTS = "tensor+residual"  # for two blocks that are informative only through products
 
-_FUSIONS = (
-    "cooccurrence",
-    "sum+residual",
-    "hadamard+residual",
-    "quaternion+residual",
-    "matmul+residual",
-    "tensor+residual",
-    "voting",
-    "stacking",
-    "gated",
-    "bilinear+residual",
-)
-_HEADS = ("logistic",)  # the others take longer than a search should
-_PRODUCTS = "tensor+residual"  # for two blocks that say something only through their products
+_RUNGS = (900, 3600)  # rows of successive halving
+_WIDTHS = (64, 100)  # leading coordinates of each block that they read
+_FOLDS = 3
+_FEWEST_ROWS = 300  # below, a trial has no power
+_FALSE_WINS = 0.05
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What is chosen before any label is seen; ``"auto"`` leaves fusion or head to the search."""
+class SearchSpace:
+    """What may be chosen.
+
+    Attributes
+    ----------
+    selection : str
+        One of `SELECTIONS`.
+    budget : CostBudget
+        Limits of the pipeline.
+    fusion, head : str
+        One of `FUSIONS` and of `HEADS`, or ``"auto"``: the search compares several.
+    seed : int
+        Of folds, subsamples and models.
+    """
 
     selection: str
-    allowance: Allowance
-    fusion: str
-    head: str
-    task: Task
+    budget: CostBudget
+    fusion: str = AUTO
+    head: str = AUTO
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A fusion and a head against plain concatenation with a ridge head.
+    """A candidate (a fusion and a head) against concatenation with a ridge head.
 
-    ``gain`` is the drop in the Brier score (squared error of probabilities, 0 to 2) of held-out
-    rows, with ``n_rows`` in all; ``gain_se`` is its standard error; ``accuracy_gain`` a share.
+    Attributes
+    ----------
+    fusion, head : str
+    n_rows : int
+        Held-out rows came from so many rows in all.
+    gain, gain_se : float
+        The drop in the Brier score (squared error of probabilities, 0 to 2) of held-out rows, and
+        its standard error.
+    accuracy_gain : float
+        A share from 0 to 1.
+    n_candidates : int
+        Candidates that were compared in the same search.
     """
 
     fusion: str
@@ -75,141 +100,235 @@ class Trial:
     gain: float
     gain_se: float
     accuracy_gain: float
+    n_candidates: int = 1
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the gain is above two standard errors (the best of many is above one by chance),
-        and not bought with accuracy."""
-        return self.gain > 2 * self.gain_se and self.accuracy_gain >= 0
+    def p_value(self) -> float:
+        """One-sided, of no gain, times the number of candidates (Bonferroni).
+
+        The correction is for all candidates, so that it holds although only the best of them are
+        compared on all rows.
+        """
+        if self.gain_se <= 0:
+            return 0.0 if self.gain > 0 else 1.0
+        return min(1.0, self.n_candidates * NormalDist().cdf(-self.gain / self.gain_se))
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the candidate is better at the 5% level, and no less accurate."""
+        return self.p_value < _FALSE_WINS and self.accuracy_gain >= 0
 
     def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the search decided: blocks, the plan for them, and what was tried on the way."""
+class SearchResult:
+    """What the search decided.
+
+    Attributes
+    ----------
+    selection : Selection
+        The blocks, and what each of them gains.
+    plan : Plan
+        What is to be trained on them.
+    trials : tuple of Trial
+        The comparisons on the way.
+    """
 
     selection: Selection
     plan: Plan
     trials: tuple[Trial, ...]
 
 
-def check_recipe(fusion: str, head: str) -> None:
+def check_search(fusion: str, head: str) -> None:
     """Raise a ConfigError for a fusion or head that is neither known nor ``"auto"``."""
     check_fusion(fusion, also=(AUTO,))
-    check_head(head, also=(AUTO,))
+    check_choice(head, (AUTO, *HEADS), "head")
 
 
-def search(probed: Probed, y: Labels, recipe: Recipe, reporter: Reporter = SILENT) -> Found:
+def search(
+    probed: ProbeResults,
+    targets: Targets,
+    space: SearchSpace,
+    *,
+    row_weights: Floats | None = None,
+    n_jobs: int | None = None,
+    reporter: Reporter = SILENT,
+) -> SearchResult:
     """Choose blocks, then fusion and head for them.
 
-    Fusions and heads are compared by successive halving (Jamieson and Talwalkar, AISTATS 2016):
-    all on a few rows, the few that beat concatenation with a ridge head on more, the best of them
-    on all: what wins with few rows and dimensions need not win with many. A rival is taken
-    only when its gain is above two standard errors; otherwise the plain one, which is cheaper,
-    stays. Where the chosen blocks say nothing, pairs of blocks are searched for products of their
-    coordinates that do.
+    Candidates for fusion and head are compared by successive halving (Jamieson and Talwalkar,
+    AISTATS 2016): all on a few rows, the best of them on more. One is taken only when it is
+    significantly better than concatenation with a ridge head, which is cheaper (`Trial`). Where the
+    chosen blocks are not informative, pairs of blocks are searched for products of their
+    coordinates that are.
 
     Parameters
     ----------
-    probed
-        Scores and principal coordinates of n rows.
-    y
-        Class indices (n,).
-    recipe
+    probed : ProbeResults
+        Of n rows.
+    targets : Targets
+        Of those rows.
+    space : SearchSpace
         What may be chosen.
+    row_weights : ndarray of shape (n,), optional
+        Weights of rows, for fusions and heads.
+    n_jobs : int, optional
+        Threads, as in scikit-learn; None takes all cores.
+    reporter : Reporter
+        Receives progress.
     """
-    selection = choose(probed, y, recipe.selection, recipe.allowance, reporter)
-    if recipe.fusion == AUTO and recipe.selection == "greedy":
-        targets = one_hot(y, recipe.task.n_classes)
-        if not is_informative(probed, selection.blocks, targets):
-            ranked = [score.block for score in probed.scores.ranking]
-            pair = find_interaction(probed.coordinates, ranked, targets)
-            if pair and recipe.allowance.allows(pair):
-                head = "ridge" if recipe.head == AUTO else recipe.head
-                return Found(selection_of(pair, probed, y), Plan(pair, _PRODUCTS, head), ())
-    plain = Plan(
-        selection.blocks,
-        "concat" if recipe.fusion == AUTO else recipe.fusion,
-        "ridge" if recipe.head == AUTO else recipe.head,
+    selection, state = choose_with_state(
+        probed, targets, space.selection, space.budget, n_jobs=n_jobs, reporter=reporter
     )
-    rivals = _rivals(plain, recipe)
-    if not rivals or len(y) < _FEWEST_ROWS:
-        return Found(selection, plain, ())
-    plan, trials = _halving(plain, rivals, probed, y, recipe.task, reporter)
-    return Found(selection, plan, trials)
+    any_fusion = space.fusion == AUTO and space.selection == "greedy"
+    if any_fusion and not is_informative(state, targets.matrix):
+        ranked = [score.block for score in probed.scores.ranking]
+        pair = find_interaction(probed.coordinates, ranked, targets.matrix)
+        if pair and space.budget.allows(pair):
+            plan = Plan(pair, _PRODUCTS, "ridge" if space.head == AUTO else space.head)
+            return SearchResult(selection_of(pair, probed, targets), plan, ())
+    baseline = Plan(
+        selection.blocks,
+        "concat" if space.fusion == AUTO else space.fusion,
+        "ridge" if space.head == AUTO else space.head,
+    )
+    candidates = _candidates(baseline, space)
+    if not candidates or len(targets) < _FEWEST_ROWS:
+        return SearchResult(selection, baseline, ())
+    race = _Race(probed.coordinates, targets, row_weights, space.seed, n_jobs)
+    plan, trials = race.run(baseline, candidates, reporter)
+    return SearchResult(selection, plan, trials)
 
 
-def _rivals(plain: Plan, recipe: Recipe) -> list[Plan]:
-    """Plans to compare with the plain one, over the same blocks."""
-    rivals = []
-    if recipe.fusion == AUTO and len(plain.blocks) > 1:
-        rivals += [Plan(plain.blocks, fusion, plain.head) for fusion in _FUSIONS]
-    if recipe.head == AUTO:
-        rivals += [Plan(plain.blocks, plain.fusion, head) for head in _HEADS]
-    return rivals
+def _candidates(baseline: Plan, space: SearchSpace) -> list[Plan]:
+    """Plans to compare with the baseline, over the same blocks."""
+    candidates = []
+    if space.fusion == AUTO and len(baseline.blocks) > 1:
+        candidates += [Plan(baseline.blocks, fusion, baseline.head) for fusion in _FUSIONS]
+    if space.head == AUTO:
+        candidates += [Plan(baseline.blocks, baseline.fusion, head) for head in _HEADS]
+    return candidates
 
 
-def _halving(
-    plain: Plan,
-    rivals: Sequence[Plan],
-    probed: Probed,
-    y: Labels,
-    task: Task,
-    reporter: Reporter,
-) -> tuple[Plan, tuple[Trial, ...]]:
-    trials: list[Trial] = []
-    won = plain
-    for rung, most in enumerate(_RUNGS):
-        rows = stratified_rows(y, most, task.seed)
-        folds = stratified_folds(y[rows], _FOLDS, task.seed)[: 1 if rung == 0 else _FOLDS]
-        parts = [(rows[train_rows], rows[held]) for train_rows, held in folds]
+@dataclass(frozen=True)
+class _Race:
+    """Successive halving over the rows of a search."""
 
-        width = _WIDTHS[rung]
-        coordinates = {block: probed.coordinates[block][:, :width] for block in plain.blocks}
+    coordinates: Mapping[BlockRef, Floats]
+    targets: Targets
+    row_weights: Floats | None
+    seed: int
+    n_jobs: int | None
 
-        def measure(
-            plan: Plan,
-            coordinates: Mapping[BlockRef, Floats] = coordinates,
-            parts: Parts = parts,
-        ) -> Floats:
-            return held_out_errors(plan, coordinates, y, task, parts)
+    def run(
+        self, baseline: Plan, candidates: Sequence[Plan], reporter: Reporter
+    ) -> tuple[Plan, tuple[Trial, ...]]:
+        """The winner and all trials."""
+        n_candidates = len(candidates)
+        trials: list[Trial] = []
+        for rung, most in enumerate(_RUNGS):
+            rows = self.targets.sample(most, self.seed)
+            folds = self.targets[rows].folds(_FOLDS, self.seed)
+            is_last = rung + 1 == len(_RUNGS) or len(rows) == len(self.targets)
+            if not is_last:
+                folds = folds[:1]
+            folds = [(rows[train], rows[held]) for train, held in folds]
+            errors = self._errors([baseline, *candidates], _WIDTHS[rung], folds, reporter)
+            tried = {
+                plan: _trial(plan, len(rows), errors[baseline] - errors[plan], n_candidates)
+                for plan in candidates
+            }
+            trials += tried.values()
+            candidates = sorted(
+                (plan for plan in candidates if tried[plan].gain > 0),
+                key=lambda plan: -tried[plan].gain,
+            )
+            if is_last:
+                significant = (plan for plan in candidates if tried[plan].is_significant)
+                return next(significant, baseline), tuple(trials)
+            candidates = candidates[:1]
+            if not candidates:
+                break
+        return baseline, tuple(trials)
 
-        plans = [plain, *rivals]
-        with reporter.task(f"comparing fusions on {len(rows)} rows", len(plans), "fits") as advance:
-            errors = {}
-            for plan, values in zip(plans, spread(measure, plans), strict=True):
-                errors[plan] = values
+    def _errors(
+        self, plans: Sequence[Plan], width: int, folds: Folds, reporter: Reporter
+    ) -> dict[Plan, Floats]:
+        coordinates = {b: self.coordinates[b][:, :width] for b in plans[0].blocks}
+
+        def measure(plan: Plan) -> Floats:
+            return held_out_errors(
+                plan,
+                coordinates,
+                self.targets,
+                folds,
+                row_weights=self.row_weights,
+                seed=self.seed,
+            )
+
+        n_rows = sum(len(held) for _, held in folds)
+        title = f"comparing fusions on {n_rows} held-out rows"
+        errors = {}
+        with reporter.task(title, len(plans), "fits") as advance:
+            for plan, own in zip(plans, parallel_map(measure, plans, self.n_jobs), strict=True):
+                errors[plan] = own
                 advance(1)
-        tried = {plan: _trial(plan, len(rows), errors[plain] - errors[plan]) for plan in rivals}
-        trials += tried.values()
-        better = sorted((p for p in rivals if tried[p].gain > 0), key=lambda p: -tried[p].gain)
-        if rung + 1 == len(_RUNGS) or len(rows) == len(y):
-            won = next((plan for plan in better if tried[plan].is_sure), plain)
-            break
-        rivals = better[: _KEPT[rung]]
-        if not rivals:
-            break
-    return won, tuple(trials)
+        return errors
 
 
 def held_out_errors(
-    plan: Plan, coordinates: Mapping[BlockRef, Floats], y: Labels, task: Task, parts: Parts
+    plan: Plan,
+    coordinates: Mapping[BlockRef, Floats],
+    targets: Targets,
+    folds: Folds,
+    *,
+    row_weights: Floats | None = None,
+    seed: int = 0,
 ) -> Floats:
-    """Squared error and 0/1 error of each held-out row, (n_held, 2), after one temperature for all.
+    """Errors of each held-out row, after one temperature for all.
 
-    ``parts`` holds rows to train on and rows that are held out; ``y`` are all rows' class indices.
+    The head's penalty is that of the first fold: searching it takes most of the time.
+
+    Parameters
+    ----------
+    plan, coordinates, targets, row_weights, seed
+        As in `predict_held`.
+    folds : list of (rows, held)
+        Rows to train on, and held-out rows.
+
+    Returns
+    -------
+    ndarray of shape (n_held, 2)
+        Squared errors of the probabilities, and whether the prediction is wrong.
     """
-    logits = [predict_held(plan, coordinates, y, rows, held, task) for rows, held in parts]
-    labels = np.concatenate([y[held] for _, held in parts])
-    joined = np.concatenate(logits)
-    proba = TemperatureCalibrator.fit(joined, labels).predict_proba(joined)
-    squared = ((proba - one_hot(labels, task.n_classes)) ** 2).sum(axis=1)
-    return np.stack([squared, proba.argmax(axis=1) != labels], axis=1)
+    rows = folds[0][0]
+
+    @cache
+    def penalty() -> float:
+        own = {block: coordinates[block][rows] for block in plan.blocks}
+        centered = {block: Z - Z.mean(axis=0) for block, Z in own.items()}
+        weights = None if row_weights is None else row_weights[rows]
+        return find_penalty(plan, centered, targets[rows], row_weights=weights, seed=seed)
+
+    logits = np.concatenate(
+        [
+            predict_held(
+                plan, coordinates, targets, *fold, row_weights=row_weights, seed=seed,
+                search=penalty,
+            )
+            for fold in folds
+        ]
+    )  # fmt: skip
+    truth = targets[np.concatenate([held for _, held in folds])]
+    proba = TemperatureCalibrator.fit(logits, truth).predict_proba(logits, truth.space)
+    wrong = ~truth.correct(truth.space.decide(proba))
+    return np.stack([truth.brier(proba), wrong], axis=1)
 
 
-def _trial(plan: Plan, n_rows: int, gains: Floats) -> Trial:
+def _trial(plan: Plan, n_rows: int, gains: Floats, n_candidates: int) -> Trial:
     """From the drop in both errors of each held-out row (n_held, 2)."""
     squared, wrong = gains.T
     return Trial(
@@ -219,4 +338,35 @@ def _trial(plan: Plan, n_rows: int, gains: Floats) -> Trial:
         gain=float(squared.mean()),
         gain_se=float(squared.std() / np.sqrt(len(squared))),
         accuracy_gain=float(wrong.mean()),
+        n_candidates=n_candidates,
     )
+
+
+def log_selection(
+    result: SearchResult, space: SearchSpace, head_kind: str, reporter: Reporter
+) -> None:
+    """Report which blocks, fusion and head were chosen, and why.
+
+    ``head_kind`` is that of the trained head, which may have come with the fusion.
+    """
+    plan = result.plan
+    why = space.selection
+    if space.selection == "greedy":
+        full = len(plan.blocks) == space.budget.limits.blocks
+        why += ", up to max_blocks" if full else ", no other gains more than one standard error"
+    reporter.note(f"chosen: {', '.join(map(str, plan.blocks))} ({why})")
+    tried = {(trial.fusion, trial.head) for trial in result.trials}
+    won = [t for t in result.trials if (t.fusion, t.head) == (plan.fusion, plan.head)]
+    if won:
+        reporter.note(
+            f"fusion {plan.fusion}, head {plan.head}: Brier score {won[-1].gain:.4f} ± "
+            f"{won[-1].gain_se:.4f} lower than concat with ridge on held-out training rows "
+            f"(p = {won[-1].p_value:.2g}, {len(tried)} candidates)"
+        )
+    elif tried:
+        reporter.note(
+            f"fusion {plan.fusion}, head {plan.head}: none of {len(tried)} others is "
+            "significantly better"
+        )
+    if head_kind not in HEADS and space.head != AUTO:
+        reporter.note(f"fusion {plan.fusion} brings its own head; head={space.head!r} is not used")

@@ -1,4 +1,4 @@
-"""Spreading numpy work over the cores."""
+"""Parallel loops over numpy work, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -9,47 +9,78 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+from layerfuse.errors import ConfigError
+
 __all__ = [
-    "Behind",
-    "ahead",
-    "give_back",
-    "keep_few_kernels",
+    "BackgroundTask",
+    "limit_kernel_cache",
     "n_cores",
+    "n_threads",
+    "parallel_map",
     "peak_mb",
+    "prefetch",
     "resident_mb",
-    "spread",
+    "trim_heap",
 ]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of ``function`` for each item, in order, one thread a core.
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int | None = None
+) -> Iterator[Result]:
+    """Results of ``function`` for each item, in order, from several threads.
 
-    Each call gets one thread of the linear algebra library. For matrices of a few thousand by a
-    few hundred that is faster than many threads on one call, and on a machine that is busy with
-    other work it is many times faster: threads of one call wait for each other.
+    Meanwhile each call has one thread of the linear algebra library (a setting of the process) and
+    of OpenMP, on which PyTorch runs (a setting of the calling thread alone). For matrices of a few
+    thousand by a few hundred that is faster than many threads on one call.
+
+    Parameters
+    ----------
+    function : callable
+        Called with one item; it should spend its time in numpy, which runs beside other threads.
+    items : iterable
+        What it is called with.
+    n_jobs : int, optional
+        Threads, as in scikit-learn: -1 or None for one a core, -2 for one less.
+
+    Yields
+    ------
+    object
+        One result for each item.
+
+    Examples
+    --------
+    >>> list(parallel_map(abs, [-1, 2, -3]))
+    [1, 2, 3]
     """
-    with (
-        _one_torch_thread(),
-        _controller().limit(limits=1, user_api="blas"),
-        ThreadPoolExecutor(n_cores()) as executor,
-    ):
+    workers = n_threads(n_jobs)
+    with _ONE_BLAS_THREAD, ThreadPoolExecutor(workers, initializer=_one_openmp_thread) as executor:
         yield from executor.map(function, items)
 
 
-def ahead(
+def n_threads(n_jobs: int | None) -> int:
+    """The threads that ``n_jobs`` means; a ConfigError for 0."""
+    if n_jobs == 0:
+        raise ConfigError("n_jobs=0 is no number of threads. Give 1 or more, or -1 for all cores.")
+    if n_jobs is None or n_jobs < 0:
+        return max(1, n_cores() + 1 + (-1 if n_jobs is None else n_jobs))
+    return n_jobs
+
+
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
 ) -> Iterator[Result]:
-    """Results of ``function`` for each item, in order; one a thread is worked out ahead.
+    """Results of ``function`` for each item, in order, each thread one item ahead of the caller.
 
-    After an error, or when the caller has enough, what runs is finished and the rest is not begun.
+    After an error, or when the caller stops early, running calls are finished and no other begins.
     """
     executor = ThreadPoolExecutor(threads)
     running: deque[Future[Result]] = deque()
@@ -64,27 +95,46 @@ def ahead(
         executor.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Where torch is in use, its calls take one thread as well."""
+class _OneBlasThread:
+    """One thread for the linear algebra libraries while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                import scipy.linalg  # noqa: F401  # only a library that is loaded can be limited
+
+                self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+
+
+_ONE_BLAS_THREAD = _OneBlasThread()
+
+
+def _one_openmp_thread() -> None:
+    """Where PyTorch is in use, one thread for its calls from the calling thread."""
     torch = sys.modules.get("torch")
     if torch is None:
-        yield
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    torch.get_num_threads()  # the first call in a thread sets its number of threads
+    with _OPENMP_LOCK:
+        if not _OPENMP:
+            _OPENMP.append(ThreadpoolController().select(user_api="openmp"))
+    _OPENMP[0].limit(limits=1)
 
 
-@cache
-def _controller() -> Any:
-    """Finding the libraries takes longer than many a call."""
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
-
-    return ThreadpoolController()
+_OPENMP: list[Any] = []
+_OPENMP_LOCK = Lock()
 
 
 def n_cores() -> int:
@@ -94,11 +144,11 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Behind:
-    """Runs calls one after another in a thread behind the caller, at most one at a time.
+class BackgroundTask:
+    """Runs calls one after another in a background thread.
 
-    A call waits for the one before it, so that no more than one call's data is kept. An error
-    comes out of the next call, or at the end of the ``with`` block, whichever is first.
+    A call waits for the previous one, so that the data of no more than one call is kept. An error
+    is raised by the next call or at the end of the ``with`` block, whichever comes first.
     """
 
     def __init__(self) -> None:
@@ -110,12 +160,12 @@ class Behind:
         self._running = self._executor.submit(function, *arguments)
 
     def wait(self) -> None:
-        """Until nothing runs; raises what the last call raised."""
+        """Wait until nothing runs; raise what the last call raised."""
         running, self._running = self._running, None
         if running is not None:
             running.result()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundTask:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -123,23 +173,22 @@ class Behind:
             if kind is None:
                 self.wait()
         finally:
-            self._executor.shutdown()  # what runs is finished: it may be a shard
+            self._executor.shutdown()  # waits: it may be writing a shard
 
 
 _KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-_KERNELS_KEPT = 16  # an encoder has about six shapes of product a batch; PyTorch keeps 1024
+_CACHED_KERNELS = 16  # an encoder has about six shapes of product a batch; PyTorch keeps 1024
 
 
 def resident_mb() -> float | None:
-    """The resident set now; the largest so far, or None, where the system does not tell."""
+    """The resident set in MB; the largest so far, or None, where the system has no such figure."""
     return _status("VmRSS") or peak_mb()
 
 
 def peak_mb() -> float | None:
-    """The largest resident set so far; None where the system does not tell.
+    """The largest resident set so far in MB; None where the system has no such figure.
 
-    What the system counts for a process may begin with the memory of the one that started it, so
-    Linux's own page on the process is asked first.
+    ``getrusage`` may count the memory of the parent process, so Linux's /proc comes first.
     """
     if (peak := _status("VmHWM")) is not None:
         return peak
@@ -152,7 +201,7 @@ def peak_mb() -> float | None:
 
 
 def _status(name: str) -> float | None:
-    """A figure of Linux's page on this process, or None."""
+    """A figure (MB) of /proc/self/status, or None."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
@@ -161,22 +210,22 @@ def _status(name: str) -> float | None:
         return None
 
 
-def keep_few_kernels() -> None:
-    """Limit how many kernels PyTorch and oneDNN keep on the CPU: one for each shape of product.
+def limit_kernel_cache() -> None:
+    """Limit how many kernels PyTorch and oneDNN cache on the CPU: one for each shape of product.
 
-    A kernel holds about a megabyte, and batches of texts have hundreds of shapes. Making kernels
-    anew took nothing that could be measured on texts read once, and up to a tenth of the smallest
-    encoder's time where the same texts came again and again. The variables are read at the first
-    product of a process; what the user has set stays as it is.
+    A kernel takes about a megabyte, and batches of texts have hundreds of shapes. Making kernels
+    again took no measurable time for texts read once, and up to a tenth of the smallest encoder's
+    time for texts read repeatedly. The variables are read at the first product of a process; values
+    set by the user are kept.
     """
     for name in _KERNEL_CACHES:
-        os.environ.setdefault(name, str(_KERNELS_KEPT))
+        os.environ.setdefault(name, str(_CACHED_KERNELS))
 
 
-def give_back() -> None:
-    """Let the C library return to the system what was freed, where it is glibc.
+def trim_heap() -> None:
+    """Return freed memory to the system, where the C library is glibc.
 
-    Batches of ever other sizes leave holes that it keeps otherwise.
+    Batches of varying sizes fragment its heap otherwise.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

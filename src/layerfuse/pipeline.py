@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,41 +11,50 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.fusion import FittedFusion, Fusion, fit_fusion
+from layerfuse.fusion import Fusion, fit_fusion
 from layerfuse.heads import Head, fit_head, search_penalty
 from layerfuse.probing import PrincipalAxes
+from layerfuse.targets import LabelSpace, Targets
 
-__all__ = ["Blocks", "CoordinateModel", "FusedModel", "Plan", "Task", "predict_held", "train"]
+__all__ = [
+    "N_LEADING",
+    "Blocks",
+    "CoordinateModel",
+    "FusedModel",
+    "Plan",
+    "find_penalty",
+    "predict_held",
+    "train",
+]
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
+Rows = npt.NDArray[np.intp]
 Blocks = Mapping[BlockRef, Floats]
 
-_LEADING = 100  # coordinates of each block by which a head's penalty is found
+N_LEADING = 64
+"""Leading coordinates of each block by which a head's penalty is found, at most."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained: which blocks, how they are fused, which head reads them."""
+    """What is to be trained.
+
+    Attributes
+    ----------
+    blocks : tuple of BlockRef
+    fusion : str
+        One of `FUSIONS`.
+    head : str
+        One of `HEADS`.
+    """
 
     blocks: tuple[BlockRef, ...]
     fusion: str = "concat"
     head: str = "ridge"
 
     def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every model of a dataset shares.
-
-    ``class_weight`` holds a weight for each class (n_classes,), or is None.
-    """
-
-    n_classes: int
-    class_weight: npt.NDArray[np.floating] | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,109 +66,146 @@ class CoordinateModel:
     head: Head
 
     def logits(self, coordinates: Blocks) -> Floats:
-        """Coordinates of n texts, each (n, rank), to logits (n, n_classes)."""
+        """Coordinates of n texts, each (n, rank), to logits (n, n_outputs)."""
         return self.head.logits(self.fusion.transform([coordinates[b] for b in self.blocks]))
 
 
 def train(
-    plan: Plan, coordinates: Blocks, y: Labels, task: Task, searched: Labels | None = None
+    plan: Plan,
+    coordinates: Blocks,
+    targets: Targets,
+    *,
+    row_weights: Floats | None = None,
+    seed: int = 0,
+    search: Callable[[], float] | None = None,
 ) -> CoordinateModel:
     """Fit fusion and head.
 
     Parameters
     ----------
-    plan
+    plan : Plan
         What to fit.
-    coordinates
-        For each block of the plan its principal coordinates (n, rank), centred.
-    y
-        Class indices (n,).
-    task
-        Classes, their weights, seed.
-    searched
-        Numbers of the rows on which the head's penalty is searched; all by default.
+    coordinates : mapping from BlockRef to ndarray of shape (n, rank)
+        Centered principal coordinates of each block of the plan.
+    targets : Targets
+        Of the n rows.
+    row_weights : ndarray of shape (n,), optional
+        Weights of rows.
+    seed : int
+        Of what the fusion and the head draw.
+    search : callable, optional
+        Finds the head's penalty; `find_penalty` on the given rows by default.
     """
     blocks = [coordinates[block] for block in plan.blocks]
-    fitted = _fuse(plan, blocks, y, task)
+    fitted = fit_fusion(plan.fusion, blocks, targets, row_weights=row_weights, seed=seed)
     head: Head | None = fitted.head
     if head is None:
-        penalty = _penalty(plan, blocks, y, task, searched)
+        if search is None:
+            penalty = find_penalty(plan, coordinates, targets, row_weights=row_weights, seed=seed)
+        else:
+            penalty = search()
         head = fit_head(
-            plan.head,
-            fitted.features,
-            y,
-            task.n_classes,
-            penalty,
-            class_weight=task.class_weight,
-            seed=task.seed,
+            plan.head, fitted.features, targets, penalty, row_weights=row_weights, seed=seed
         )
     return CoordinateModel(plan.blocks, fitted.fusion, head)
 
 
-def _fuse(plan: Plan, blocks: Sequence[Floats], y: Labels, task: Task) -> FittedFusion:
-    return fit_fusion(
-        plan.fusion,
-        blocks,
-        y,
-        task.n_classes,
-        seed=task.seed,
-        class_weight=task.class_weight,
-    )
-
-
-def _penalty(
-    plan: Plan, blocks: Sequence[Floats], y: Labels, task: Task, searched: Labels | None
+def find_penalty(
+    plan: Plan,
+    coordinates: Blocks,
+    targets: Targets,
+    *,
+    row_weights: Floats | None = None,
+    seed: int = 0,
 ) -> float:
-    """The head's penalty, from the leading coordinates: the others hardly change it, and take most
-    of the time."""
-    if searched is not None:
-        blocks, y = [block[searched] for block in blocks], y[searched]
-    features = _fuse(plan, [block[:, :_LEADING] for block in blocks], y, task).features
-    return search_penalty(
-        plan.head,
-        features - features.mean(axis=0),
-        y,
-        class_weight=task.class_weight,
-        seed=task.seed,
-    )
+    """The penalty of a plan's head; parameters are those of `train`.
+
+    By the leading coordinates of each block: the others hardly change it and take most of the time.
+    """
+    blocks = [coordinates[block][:, :N_LEADING] for block in plan.blocks]
+    fitted = fit_fusion(plan.fusion, blocks, targets, row_weights=row_weights, seed=seed)
+    features = fitted.features - fitted.features.mean(axis=0)
+    return search_penalty(plan.head, features, targets, row_weights=row_weights, seed=seed)
 
 
 def predict_held(
-    plan: Plan, coordinates: Blocks, y: Labels, rows: Labels, held: Labels, task: Task
+    plan: Plan,
+    coordinates: Blocks,
+    targets: Targets,
+    rows: Rows,
+    held: Rows,
+    *,
+    row_weights: Floats | None = None,
+    seed: int = 0,
+    search: Callable[[], float] | None = None,
 ) -> Floats:
-    """Train on some rows and predict others: logits (n_held, n_classes).
+    """Train on some rows and predict others.
 
-    ``coordinates`` are those of all n rows; they are centred on the rows that are trained on. ``y``
-    are class indices (n,), of which those of ``held`` are not read.
+    Parameters
+    ----------
+    plan : Plan
+        What to train.
+    coordinates : mapping from BlockRef to ndarray of shape (n, rank)
+        Of all rows; they are centered on those that are trained on.
+    targets : Targets
+        Of all n rows; those of ``held`` are not read.
+    rows, held : ndarray of row numbers
+        What is trained on, and what is predicted.
+    row_weights : ndarray of shape (n,), optional
+        Weights of all rows.
+    seed : int
+        Of what the fusion and the head draw.
+    search : callable, optional
+        Finds the head's penalty; `find_penalty` on ``rows`` by default.
+
+    Returns
+    -------
+    ndarray of shape (n_held, n_outputs)
+        Logits.
     """
     means = {block: coordinates[block][rows].mean(axis=0) for block in plan.blocks}
     known = {block: coordinates[block][rows] - mean for block, mean in means.items()}
     others = {block: coordinates[block][held] - mean for block, mean in means.items()}
-    return train(plan, known, y[rows], task).logits(others)
+    weights = None if row_weights is None else row_weights[rows]
+    model = train(plan, known, targets[rows], row_weights=weights, seed=seed, search=search)
+    return model.logits(others)
 
 
 @dataclass(frozen=True)
 class FusedModel:
-    """From blocks to probabilities, numpy only; ``axes`` holds one for each block."""
+    """From blocks to probabilities, numpy only.
+
+    Attributes
+    ----------
+    axes : tuple of PrincipalAxes
+        One for each block.
+    model : CoordinateModel
+    calibrator : TemperatureCalibrator
+    space : LabelSpace
+        What its outputs mean.
+    """
 
     axes: tuple[PrincipalAxes, ...]
     model: CoordinateModel
     calibrator: TemperatureCalibrator
+    space: LabelSpace
 
     @property
     def blocks(self) -> tuple[BlockRef, ...]:
+        """The blocks that it reads."""
         return self.model.blocks
 
     def logits(self, embeddings: Blocks) -> Floats:
-        """Blocks of n texts, each (n, dim), to logits (n, n_classes)."""
+        """Blocks of n texts, each (n, dim), to logits (n, n_outputs)."""
         pairs = zip(self.blocks, self.axes, strict=True)
         return self.model.logits(
             {block: axes.transform(embeddings[block]) for block, axes in pairs}
         )
 
     def predict_proba(self, embeddings: Blocks) -> npt.NDArray[np.float64]:
-        """Blocks of n texts to calibrated probabilities (n, n_classes)."""
-        return self.calibrator.predict_proba(self.logits(embeddings))
+        """Blocks of n texts to calibrated probabilities (n, n_outputs)."""
+        return self.calibrator.predict_proba(self.logits(embeddings), self.space)
 
     def with_temperature(self, calibrator: TemperatureCalibrator) -> FusedModel:
+        """The same model with another calibration."""
         return replace(self, calibrator=calibrator)

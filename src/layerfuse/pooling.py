@@ -1,40 +1,116 @@
-"""From token states to one vector: pure tensor functions, masked, summed in float32."""
+"""Pooling of token states to one vector per text.
+
+A pooling is one function and its entry in `POOLINGS`; no other module knows the names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from layerfuse.errors import check_choice
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Pooler", "pool"]
+__all__ = ["POOLINGS", "Pooler", "Pooling", "Reduction", "TokenState", "WeightedMean"]
 
-_TOKENS = ("cls", "last")  # one token's state, no sum
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """A mean summed in float32; ``weights`` maps the mask (batch, tokens) to weights of its shape,
+    which need not sum to 1."""
+
+    weights: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """The state of one token; ``position`` maps the mask (batch, tokens) to indices (batch,)."""
+
+    position: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Any other function: ``reduce`` maps the states (batch, tokens, dim), in their own dtype, and
+    the rows and columns of padding tokens to (batch, dim)."""
+
+    reduce: Callable[[torch.Tensor, tuple[torch.Tensor, ...]], torch.Tensor]
+
+
+Pooling: TypeAlias = WeightedMean | TokenState | Reduction
+
+
+def _uniform(mask: torch.Tensor) -> torch.Tensor:
+    """Real tokens count alike."""
+    return mask.float()
+
+
+def _linear(mask: torch.Tensor) -> torch.Tensor:
+    """Weights 1, 2, 3, … over real tokens (Muennighoff, "SGPT", 2022)."""
+    return (mask.cumsum(dim=1) * mask).float()
+
+
+def _without_sink(mask: torch.Tensor) -> torch.Tensor:
+    """Real tokens but the first, the attention sink of causal models (Xiao et al., 2023); a text
+    of one token keeps it."""
+    weights = mask.float()
+    several = mask.sum(dim=1) > 1
+    weights[several, _first(mask)[several]] = 0.0
+    return weights
+
+
+def _first(mask: torch.Tensor) -> torch.Tensor:
+    """The first real token."""
+    return mask.int().argmax(dim=1)
+
+
+def _last(mask: torch.Tensor) -> torch.Tensor:
+    """The last real token, wherever the padding is."""
+    return mask.shape[1] - 1 - _first(mask.flip(1))
+
+
+def _maximum(states: torch.Tensor, padding: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The largest value of each dimension over real tokens; exact in any dtype."""
+    if len(padding[0]):
+        states = states.index_put(padding, states.new_full((), -float("inf")))
+    return states.amax(dim=1)
+
+
+POOLINGS: dict[str, Pooling] = {
+    "mean": WeightedMean(_uniform),
+    "cls": TokenState(_first),
+    "last": TokenState(_last),
+    "max": Reduction(_maximum),
+    "weighted_mean": WeightedMean(_linear),
+    "mean_no_sink": WeightedMean(_without_sink),
+}
+"""All poolings by name, in the order in which they are listed."""
 
 
 class Pooler:
     """Pools the states of one batch for any number of layers.
 
-    What depends on the mask alone (positions and weights) is computed once per batch, so that a
-    layer costs one small matrix product for all means, a look-up for ``cls`` and ``last``, and a
-    maximum for ``max``; only the means need a float32 copy of the states.
+    What depends on the mask alone is computed once per batch. A layer then costs one small matrix
+    product for all means, which alone need a float32 copy of the states, a look-up for each token
+    state and a pass over the states for each reduction.
 
     Parameters
     ----------
-    mask : (batch, tokens) bool tensor
+    mask : torch.Tensor of shape (batch, tokens), bool
         True for real tokens; every row holds at least one.
     poolings : sequence of str
-        ``mean``: mean over real tokens.
-        ``cls``: the first real token.
-        ``last``: the last real token, wherever the padding is.
-        ``max``: the largest value of each dimension over real tokens.
-        ``weighted_mean``: weights 1, 2, 3 … over real tokens (Muennighoff, "SGPT", 2022).
-        ``mean_no_sink``: mean over real tokens but the first, which causal models turn into an
-        attention sink (Xiao et al., 2023); a text of one token keeps it.
+        Names of `POOLINGS`.
     device : str, optional
         Where the states will be; by default where the mask is. With the mask on the CPU nothing
         here waits for a GPU.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
     """
 
     def __init__(
@@ -45,68 +121,36 @@ class Pooler:
         def send(tensor: torch.Tensor) -> torch.Tensor:
             return tensor if device is None else tensor.to(device, non_blocking=True)
 
-        self._poolings = tuple(poolings)
-        means = [name for name in self._poolings if name not in (*_TOKENS, "max")]
-        self._rows = {name: row for row, name in enumerate(means)}
-        self._weights = (
-            send(torch.stack([_weights(mask, name) for name in means], dim=1)) if means else None
-        )
-        self._every = send(torch.arange(len(mask), device=mask.device))
-        self._tokens = {
-            name: send(_first(mask) if name == "cls" else mask.shape[1] - 1 - _first(mask.flip(1)))
-            for name in self._poolings
-            if name in _TOKENS
+        for name in poolings:
+            check_choice(name, POOLINGS, "pooling")
+        self._poolings = [POOLINGS[name] for name in poolings]
+        means = [way.weights(mask) for way in self._poolings if isinstance(way, WeightedMean)]
+        shares = [weights / weights.sum(dim=1, keepdim=True) for weights in means]
+        self._weights = send(torch.stack(shares, dim=1)) if shares else None
+        self._rows = send(torch.arange(len(mask), device=mask.device))
+        self._positions = {
+            way: send(way.position(mask)) for way in self._poolings if isinstance(way, TokenState)
         }
-        padding = (~mask).nonzero(as_tuple=True) if "max" in self._poolings else ()
+        reduces = any(isinstance(way, Reduction) for way in self._poolings)
+        padding = (~mask).nonzero(as_tuple=True) if reduces else ()
         self._padding = tuple(send(index) for index in padding)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Pool one layer's states (batch, tokens, dim) to (batch, poolings, dim) float32."""
+        """Pool one layer's states (batch, tokens, dim) to (batch, n_poolings, dim) float32."""
         import torch
 
-        means = None
+        means: list[torch.Tensor] = []
         if self._weights is not None:
-            means = torch.bmm(self._weights, states.float())
-            if len(self._rows) == len(self._poolings):
-                return means
+            products = torch.bmm(self._weights, states.float())
+            if products.shape[1] == len(self._poolings):
+                return products
+            means = list(products.unbind(dim=1))
         pooled = []
-        for name in self._poolings:
-            if name == "max":
-                pooled.append(self._largest(states).float())
-            elif name in _TOKENS:
-                pooled.append(states[self._every, self._tokens[name]].float())
+        for way in self._poolings:
+            if isinstance(way, WeightedMean):
+                pooled.append(means.pop(0))
+            elif isinstance(way, TokenState):
+                pooled.append(states[self._rows, self._positions[way]].float())
             else:
-                assert means is not None
-                pooled.append(means[:, self._rows[name]])
+                pooled.append(way.reduce(states, self._padding).float())
         return torch.stack(pooled, dim=1)
-
-    def _largest(self, states: torch.Tensor) -> torch.Tensor:
-        """In the states' own dtype, where a maximum is exact."""
-        if self._padding and len(self._padding[0]):
-            lowest = states.new_full((), -float("inf"))
-            states = states.index_put(self._padding, lowest)
-        return states.amax(dim=1)
-
-
-def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool (batch, tokens, dim) states with one pooling to (batch, dim) float32."""
-    return Pooler(mask, (pooling,))(states)[:, 0]
-
-
-def _weights(mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """The (batch, tokens) float32 weights whose product with the states is the pooled vector."""
-
-    if pooling == "mean":
-        weights = mask.float()
-    elif pooling == "weighted_mean":
-        weights = (mask.cumsum(dim=1) * mask).float()
-    else:  # mean_no_sink
-        weights = mask.float()
-        several = mask.sum(dim=1) > 1
-        weights[several, _first(mask)[several]] = 0.0
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def _first(mask: torch.Tensor) -> torch.Tensor:
-    """The (batch,) index of each row's first real token."""
-    return mask.int().argmax(dim=1)

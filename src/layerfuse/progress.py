@@ -1,11 +1,15 @@
-"""How long work tells what it does: a reporter is handed down, and the library never prints."""
+"""Progress reporting: a reporter is passed down, and the library prints only if ``verbose``."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Protocol
 
-__all__ = ["SILENT", "Advance", "Reporter"]
+__all__ = ["SILENT", "Advance", "Reporter", "current_reporter", "reporting_to"]
 
 
 class Advance(Protocol):
@@ -33,3 +37,40 @@ class _Silent:
 
 
 SILENT: Reporter = _Silent()
+
+
+class _Lines:
+    """Decisions and long steps as lines on standard error."""
+
+    def note(self, line: str) -> None:
+        print(f"[layerfuse] {line}", file=sys.stderr, flush=True)  # noqa: T201  # verbose=1 asked
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        started = time.perf_counter()
+        yield lambda count: None
+        self.note(f"{name}: {total:,} {unit} in {time.perf_counter() - started:.1f} s")
+
+
+_REPORTER: ContextVar[Reporter | None] = ContextVar("layerfuse_reporter", default=None)
+
+
+@contextmanager
+def reporting_to(reporter: Reporter) -> Iterator[None]:
+    """Within the block, estimators report to ``reporter`` whatever their ``verbose`` is.
+
+    Parameters
+    ----------
+    reporter : Reporter
+        Receives notes and progress of estimators that this thread (or task) uses.
+    """
+    token = _REPORTER.set(reporter)
+    try:
+        yield
+    finally:
+        _REPORTER.reset(token)
+
+
+def current_reporter(verbose: int) -> Reporter:
+    """The reporter of `reporting_to`, else one on standard error if ``verbose`` is above 0."""
+    return _REPORTER.get() or (_Lines() if verbose else SILENT)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from layerfuse.blocks import BlockRef
-from layerfuse.errors import ConfigError, did_you_mean
+from layerfuse.errors import ConfigError, check_choice
 
 __all__ = [
     "Budget",
@@ -40,12 +43,12 @@ class EncoderCost:
     bytes_per_parameter : float
         As loaded: 4 in float32, 2 in bfloat16 and float16, between them where dtypes are mixed.
     ms_per_text : float
-        Milliseconds for one text of average length at full depth: tokenisation, forward pass and
+        Milliseconds for one text of average length at full depth: tokenization, forward pass and
         pooling, in batches. Taken from ``measured_layer`` by depth when the run stopped below.
     dims : int
         The size of one embedding.
     tokenize_ms_per_text : float
-        The part of ``ms_per_text`` that is tokenisation.
+        The part of ``ms_per_text`` that is tokenization.
     tokens_per_text : float
         Average number of tokens of the texts measured.
     n_texts : int
@@ -105,7 +108,7 @@ class EncoderCost:
         """Milliseconds for one text when reading stops at ``layer``.
 
         An estimate by depth: blocks take equal shares of the time measured for the full depth, the
-        embedding output takes none, and tokenisation is paid whatever the layer.
+        embedding output takes none, and tokenization is paid whatever the layer.
         A time in ``ms_by_layer`` goes before it.
         """
         self.parameters_at(layer)
@@ -148,11 +151,7 @@ def pipeline_cost(blocks: Sequence[BlockRef], costs: Mapping[str, EncoderCost]) 
     """
     highest: dict[str, int] = {}
     for block in blocks:
-        if block.encoder not in costs:
-            raise ConfigError(
-                f"The cost of {block.encoder!r} is not known; known are {', '.join(costs)}."
-                + did_you_mean(block.encoder, costs)
-            )
+        check_choice(block.encoder, costs, "encoder")
         highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
     cut = [(costs[name], layer) for name, layer in highest.items()]
     return PipelineCost(
@@ -184,16 +183,17 @@ class Budget:
     def __post_init__(self) -> None:
         limit: Any
         for name, limit in self.limits.items():
-            is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+            option, _ = _LIMITS[name]
+            is_number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
             if not is_number or not 0 < limit < math.inf:
                 raise ConfigError(
                     f"The budget's {name} is {limit!r}; give a positive number with "
-                    f"{_OPTIONS[name]} ({name} in Python), or leave it out for no limit."
+                    f"{option} ({name} in Python), or leave it out for no limit."
                 )
             if name in ("blocks", "dims", "parameters") and limit != int(limit):
-                raise ConfigError(
-                    f"The budget's {name} is {limit!r}; give a whole number with {_OPTIONS[name]}."
-                )
+                raise ConfigError(f"The budget's {name} is {limit!r}; give a whole number.")
+            if isinstance(limit, np.generic):  # JSON knows Python's numbers only
+                object.__setattr__(self, name, limit.item())
 
     @property
     def limits(self) -> dict[str, float]:
@@ -208,30 +208,23 @@ class Budget:
     def exceeded(self, cost: PipelineCost) -> list[str]:
         """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20
         (--max-ms)"``; empty where the cost is allowed."""
-        return [
-            f"{_number(getattr(cost, name))} {_UNITS[name]} of at most {_number(limit)} "
-            f"({_OPTIONS[name]})"
-            for name, limit in self.limits.items()
-            if getattr(cost, name) > limit
-        ]
+        phrases = []
+        for name, limit in self.limits.items():
+            option, unit = _LIMITS[name]
+            if (value := getattr(cost, name)) > limit:
+                phrases.append(f"{_number(value)} {unit} of at most {_number(limit)} ({option})")
+        return phrases
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-_OPTIONS = {
-    "blocks": "--max-blocks",
-    "dims": "--max-dims",
-    "ms_per_text": "--max-ms",
-    "parameters": "--max-parameters",
-    "memory_mb": "--max-memory-mb",
-}
-_UNITS = {
-    "blocks": "blocks",
-    "dims": "dimensions",
-    "ms_per_text": "ms per text",
-    "parameters": "parameters",
-    "memory_mb": "MB of weights",
+_LIMITS = {  # the option and the unit
+    "blocks": ("--max-blocks", "blocks"),
+    "dims": ("--max-dims", "dimensions"),
+    "ms_per_text": ("--max-ms", "ms per text"),
+    "parameters": ("--max-parameters", "parameters"),
+    "memory_mb": ("--max-memory-mb", "MB of weights"),
 }
 
 
@@ -255,11 +248,7 @@ def resolve_budget(budget: Budget | Mapping[str, Any] | None) -> Budget:
     if not isinstance(budget, Mapping):
         raise ConfigError(f"budget={budget!r} is not a Budget, a mapping of limits or None.")
     for name in budget:
-        if name not in _UNITS:
-            raise ConfigError(
-                f"A budget has no limit {name!r}. Choose from {', '.join(_UNITS)}."
-                + did_you_mean(str(name), _UNITS)
-            )
+        check_choice(name, _LIMITS, "budget limit")
     return Budget(**budget)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -10,18 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, Selection
-from layerfuse.errors import ConfigError, did_you_mean
-from layerfuse.parallel import n_cores, spread
-from layerfuse.probing import Probed, RidgeState, find_pair, one_hot, prior_errors, probe_blocks
+from layerfuse.errors import ConfigError, check_choice
+from layerfuse.parallel import parallel_map
+from layerfuse.probing import ProbeResults, RidgeState, find_pair, prior_errors, probe_blocks
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.targets import Column, find_classes
+from layerfuse.targets import Column, Targets
 
 __all__ = [
     "SELECTIONS",
-    "Allowance",
+    "CostBudget",
     "check_selection",
     "choose",
+    "choose_with_state",
     "is_informative",
     "select_blocks",
     "selection_of",
@@ -31,155 +32,197 @@ SELECTIONS = ("last", "best", "top_k", "greedy")
 
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
+_BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
 
 Floats = npt.NDArray[np.float32]
 
 
 def select_blocks(
-    embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
+    embeddings: Mapping[BlockRef, Floats],
     y: Column,
     method: str = "greedy",
     *,
     max_blocks: int = 5,
+    n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Selection:
     """Choose blocks that predict the labels well together.
 
     Parameters
     ----------
-    embeddings
-        Mapping from block to array (n, dim).
-    y
-        Labels (n,), of any kind.
-    method
+    embeddings : mapping from BlockRef to ndarray of shape (n, dim)
+    y : array-like of shape (n,)
+        Labels of any kind.
+    method : {"greedy", "top_k", "best", "last"}
         ``"last"``: the last layer of each encoder, at its best pooling. ``"best"``: the single
         block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
         ``"greedy"``: forward selection (Efroymson, 1960) on the leave-one-out loss of a ridge
         regression over the block-scaled concatenation; stops at ``max_blocks`` or when no gain is
         above one standard error. Of blocks whose gains are within one standard error of the largest
-        the one that costs least is taken: an encoder in use before a new one, a low layer before a
-        high one.
-    max_blocks
-        The most blocks to choose.
+        the cheapest is taken: an encoder in use before a new one, a low layer before a high one.
+    max_blocks : int
+        Blocks to choose, at most.
+    n_jobs : int, optional
+        Threads, as in scikit-learn; None takes all cores.
+    reporter : Reporter
+        Receives progress.
 
     Raises
     ------
     ConfigError
         For an unknown method or a number of blocks below 1.
+
+    Examples
+    --------
+    >>> y = np.arange(40) % 2
+    >>> noise = np.random.default_rng(0).normal(size=(2, 40, 3)).astype(np.float32)
+    >>> blocks = {BlockRef("e", 0, "mean"): noise[0], BlockRef("e", 1, "mean"): noise[1]}
+    >>> blocks[BlockRef("e", 1, "mean")][:, 0] += 4 * y
+    >>> [str(block) for block in select_blocks(blocks, y).blocks]
+    ['e:1:mean']
     """
     check_selection(method)
     if max_blocks < 1:
         raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
-    allowance = Allowance(Budget(blocks=max_blocks), {})
-    _, codes = find_classes(y)
-    probed = probe_blocks(embeddings, codes, reporter=reporter)
-    return choose(probed, codes, method, allowance, reporter)
+    targets = Targets.from_labels(y)
+    probed = probe_blocks(embeddings, targets, n_jobs=n_jobs, reporter=reporter)
+    budget = CostBudget(Budget(blocks=max_blocks), {})
+    return choose(probed, targets, method, budget, n_jobs=n_jobs, reporter=reporter)
 
 
 @dataclass(frozen=True)
-class Allowance:
-    """A budget, and by each encoder's name what reading it costs.
+class CostBudget:
+    """Limits of a pipeline, and the costs that they are compared with.
 
-    The costs may be left out where the budget limits nothing but the number of blocks.
+    Attributes
+    ----------
+    limits : Budget
+    costs : mapping from str to EncoderCost
+        By the encoders' names; may be empty where only the number of blocks is limited.
     """
 
-    budget: Budget
+    limits: Budget
     costs: Mapping[str, EncoderCost]
 
     def allows(self, blocks: Sequence[BlockRef]) -> bool:
-        """Whether a pipeline on these blocks keeps the budget."""
+        """Whether a pipeline on these blocks is within the limits."""
         return not self.exceeded(blocks)
 
-    def price(self, blocks: Sequence[BlockRef]) -> tuple[float, ...]:
-        """What ties are decided by, the less the better: the parameters that these blocks run;
-        where costs are not known the encoders read, then the layers."""
+    def cost_key(self, blocks: Sequence[BlockRef]) -> tuple[float, ...]:
+        """What ties are broken by, the smaller the better: parameters in use.
+
+        Where costs are not known: the number of encoders, then of layers.
+        """
         highest: dict[str, int] = {}
         for block in blocks:
             highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
         if not set(highest) <= set(self.costs):
             return float(len(highest)), float(sum(highest.values()))
-        run = (self.costs[encoder].parameters_at(layer) for encoder, layer in highest.items())
-        return (float(sum(run)),)
+        used = (self.costs[encoder].parameters_at(layer) for encoder, layer in highest.items())
+        return (float(sum(used)),)
 
     def exceeded(self, blocks: Sequence[BlockRef]) -> list[str]:
-        """The limits that these blocks break, as a person would say them."""
-        limits = set(self.budget.limits)
-        if limits <= {"blocks"}:
-            most = self.budget.blocks
+        """The limits that these blocks exceed, as messages name them."""
+        if set(self.limits.limits) <= {"blocks"}:
+            most = self.limits.blocks
             over = most is not None and len(blocks) > most
             return [f"{len(blocks)} blocks of at most {most}"] if over else []
-        return self.budget.exceeded(pipeline_cost(blocks, self.costs))
+        return self.limits.exceeded(pipeline_cost(blocks, self.costs))
 
 
 def choose(
-    probed: Probed,
-    y: npt.NDArray[np.intp],
+    probed: ProbeResults,
+    targets: Targets,
     method: str,
-    allowance: Allowance,
+    budget: CostBudget,
+    *,
+    n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Selection:
     """`select_blocks` on blocks that have been probed already, within a budget.
 
+    Parameters
+    ----------
+    probed : ProbeResults
+        Of n rows.
+    targets : Targets
+        Of those rows.
+    method : str
+        One of `SELECTIONS`.
+    budget : CostBudget
+        What the pipeline may cost.
+    n_jobs : int, optional
+        Threads, as in scikit-learn; None takes all cores.
+    reporter : Reporter
+        Receives progress.
+
     Raises
     ------
     ConfigError
-        When no block alone keeps the budget, or the last layers do not.
+        When no block alone is within the budget, or the last layers are not.
+    """
+    return choose_with_state(probed, targets, method, budget, n_jobs=n_jobs, reporter=reporter)[0]
+
+
+def choose_with_state(
+    probed: ProbeResults,
+    targets: Targets,
+    method: str,
+    budget: CostBudget,
+    *,
+    n_jobs: int | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[Selection, RidgeState]:
+    """`choose`, and the ridge regression on the chosen blocks.
+
+    It may lack the last of them, where no other could follow.
     """
     check_selection(method)
-    classes, encoded = find_classes(y)
-    targets = one_hot(encoded, len(classes))
-    ranked = [s.block for s in probed.scores.ranking if allowance.allows([s.block])]
+    ranked = [s.block for s in probed.scores.ranking if budget.allows([s.block])]
     if not ranked:
         nearest = min(probed.scores.ranking, key=lambda score: score.block.layer).block
         raise ConfigError(
             f"The budget leaves no block: {nearest} alone takes "
-            f"{', '.join(allowance.exceeded([nearest]))}. Give a larger budget or smaller encoders."
+            f"{', '.join(budget.exceeded([nearest]))}. Give a larger budget or smaller encoders."
         )
     if method == "greedy":
-        return _greedy(probed, ranked, targets, allowance, reporter)
+        return _greedy(probed, ranked, targets.matrix, budget, n_jobs, reporter)
     if method == "last":
-        chosen = _last_layers(probed.scores)
-        if over := allowance.exceeded(chosen):
+        chosen = [probed.scores.last(encoder).block for encoder in probed.scores.encoders]
+        if over := budget.exceeded(chosen):
             raise ConfigError(
-                f"The last layers break the budget ({', '.join(over)}). Give a larger budget, "
+                f"The last layers exceed the budget ({', '.join(over)}). Give a larger budget, "
                 "fewer encoders or selection='greedy'."
             )
     else:
         chosen = []
         for block in ranked[:1] if method == "best" else ranked:
-            if allowance.allows([*chosen, block]):
+            if budget.allows([*chosen, block]):
                 chosen.append(block)
-    return selection_of(chosen, probed, encoded, method)
+    return _of_blocks(chosen, probed, targets.matrix, method)
 
 
 def selection_of(
-    blocks: Sequence[BlockRef], probed: Probed, y: npt.NDArray[np.intp], method: str = "greedy"
+    blocks: Sequence[BlockRef], probed: ProbeResults, targets: Targets, method: str = "greedy"
 ) -> Selection:
-    """The selection of given blocks, in their order; ``y`` are class indices (n,)."""
-    targets = one_hot(y, int(y.max()) + 1)
+    """The selection of given blocks, in their order."""
+    return _of_blocks(blocks, probed, targets.matrix, method)[0]
+
+
+def _of_blocks(
+    blocks: Sequence[BlockRef], probed: ProbeResults, matrix: Floats, method: str
+) -> tuple[Selection, RidgeState]:
     path = [
-        RidgeState.of([probed.coordinates[block] for block in blocks[: count + 1]], targets)
+        RidgeState.of([probed.coordinates[block] for block in blocks[: count + 1]], matrix)
         for count in range(len(blocks))
     ]
-    return _selection(blocks, method, probed.scores, targets, [state.loss for state in path])
+    losses = [state.loss for state in path]
+    return _selection(blocks, method, probed.scores, matrix, losses), path[-1]
 
 
 def check_selection(method: str) -> None:
     """Raise a ConfigError for an unknown method."""
-    if method not in SELECTIONS:
-        raise ConfigError(
-            f"Unknown selection {method!r}. Choose from {', '.join(SELECTIONS)}."
-            + did_you_mean(method, SELECTIONS)
-        )
-
-
-def _last_layers(scores: BlockScores) -> list[BlockRef]:
-    chosen = []
-    for encoder in dict.fromkeys(score.block.encoder for score in scores):
-        own = scores.of(encoder)
-        last = max(score.block.layer for score in own)
-        chosen.append(next(s.block for s in own.ranking if s.block.layer == last))
-    return chosen
+    check_choice(method, SELECTIONS, "selection")
 
 
 def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
@@ -191,100 +234,127 @@ def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
 
 
 def _greedy(
-    probed: Probed,
+    probed: ProbeResults,
     ranked: Sequence[BlockRef],
-    targets: npt.NDArray[np.float32],
-    allowance: Allowance,
+    matrix: Floats,
+    budget: CostBudget,
+    n_jobs: int | None,
     reporter: Reporter,
-) -> Selection:
-    chosen, losses = _start(probed, ranked, targets, allowance), []
-    # What each candidate brought when it was last tried, at first an unreachable hope.
-    hopes = {b: np.inf for b in _candidates(ranked) if b not in chosen}
-    most = min(allowance.budget.blocks or len(ranked), len(ranked))
-    if len(chosen) > 1:  # a pair: the loss on the way to it
-        losses.append(RidgeState.of([probed.coordinates[chosen[0]]], targets).loss)
+) -> tuple[Selection, RidgeState]:
+    first = RidgeState.of([probed.coordinates[ranked[0]]], matrix)
+    chosen, losses = [ranked[0]], [first.loss]
+    if not is_informative(first, matrix):
+        pair = find_pair(probed.coordinates, ranked, matrix)
+        if pair and budget.allows(pair):
+            chosen = list(pair)
+            losses = [RidgeState.of([probed.coordinates[pair[0]]], matrix).loss]
+    candidates = _Candidates(probed.coordinates, chosen, _candidates(ranked), matrix, n_jobs)
+    most = min(budget.limits.blocks or len(ranked), len(ranked))
+    state = first
     with reporter.task("selecting", most, "blocks") as advance:
         while True:
             advance(1)
-            state = RidgeState.of([probed.coordinates[block] for block in chosen], targets)
-            losses.append(state.loss)
-            # A candidate that breaks the budget now will break it later: costs only grow.
-            hopes = {b: hope for b, hope in hopes.items() if allowance.allows([*chosen, b])}
-            found = _most_helpful(state, probed, hopes, targets)
-            ties = _tied(found)
+            # A candidate that exceeds the budget now will exceed it later: costs only grow.
+            candidates.keep(lambda block: budget.allows([*chosen, block]))
+            if len(chosen) > 1 and (candidates or len(chosen) > len(losses)):
+                state = RidgeState.of([probed.coordinates[block] for block in chosen], matrix)
+                losses[len(chosen) - 1 :] = [state.loss]
+            ties = _tied(candidates.lazy_greedy_gains(state))
             if not ties:
                 break
-            price = {block: allowance.price([*chosen, block]) for block in ties}
-            best = min(ties, key=lambda block: (price[block], -hopes[block]))
+            best = min(ties, key=lambda b: (budget.cost_key([*chosen, b]), -candidates.bound(b)))
             chosen.append(best)
-            del hopes[best]
-    return _selection(chosen, "greedy", probed.scores, targets, losses)
+            losses.append(losses[-1] - candidates.bound(best))  # at the penalty without it
+            candidates.add(best)
+    return _selection(chosen, "greedy", probed.scores, matrix, losses), state
 
 
-def _start(
-    probed: Probed,
-    ranked: Sequence[BlockRef],
-    targets: npt.NDArray[np.float32],
-    allowance: Allowance,
-) -> list[BlockRef]:
-    """The best block, or the best pair where no block says anything for itself."""
-    best = [ranked[0]]
-    if is_informative(probed, best, targets):
-        return best
-    pair = find_pair(probed.coordinates, ranked, targets)
-    return list(pair) if pair and allowance.allows(pair) else best
-
-
-def is_informative(
-    probed: Probed, blocks: Sequence[BlockRef], targets: npt.NDArray[np.float32]
-) -> bool:
-    """Whether blocks, concatenated, beat the class frequencies by three standard errors."""
-    errors = RidgeState.of([probed.coordinates[block] for block in blocks], targets).errors
-    gains = prior_errors(targets) - errors
+def is_informative(state: RidgeState, matrix: Floats) -> bool:
+    """Whether chosen blocks beat the mean of the targets by three standard errors."""
+    gains = prior_errors(matrix) - state.errors
     return bool(gains.mean() > 3 * gains.std() / np.sqrt(len(gains)))
 
 
-def _most_helpful(
-    state: RidgeState,
-    probed: Probed,
-    hopes: dict[BlockRef, float],
-    targets: npt.NDArray[np.float32],
-) -> dict[BlockRef, Floats]:
-    """What the most helpful candidates bring: squared error that each row is spared, (n,).
+class _Candidates:
+    """The blocks that may be added, and what is known of each.
 
     A candidate seldom brings more than it did before another block was added (the gain has
-    diminishing returns), so candidates are tried by falling hope, and those that could not come
-    within a standard error of the best even if they brought all they hoped for are not tried
-    (accelerated greedy; Minoux, 1978).
+    diminishing returns), so that its last gain is taken as an upper bound.
     """
 
-    def gains_of(block: BlockRef) -> Floats:
-        return state.errors - state.errors_with(probed.coordinates[block], targets)
+    def __init__(
+        self,
+        coordinates: Mapping[BlockRef, Floats],
+        chosen: Sequence[BlockRef],
+        candidates: Sequence[BlockRef],
+        matrix: Floats,
+        n_jobs: int | None,
+    ) -> None:
+        self._coordinates = coordinates
+        self._matrix = matrix
+        self._n_jobs = n_jobs
+        self._chosen = list(chosen)
+        self._upper_bounds = {block: np.inf for block in candidates if block not in chosen}
+        self._grams: dict[BlockRef, Floats] = {}
+        self._crosses: dict[BlockRef, list[Floats]] = {block: [] for block in candidates}
 
-    found: dict[BlockRef, Floats] = {}
-    enough = 0.0
-    by_hope = iter(sorted(hopes, key=lambda block: -hopes[block]))
-    while blocks := list(islice(by_hope, n_cores())):
-        if hopes[blocks[0]] < enough:
-            break
-        for block, gains in zip(blocks, spread(gains_of, blocks), strict=True):
-            hopes[block] = float(gains.mean())
-            found[block] = gains
-            enough = max(enough, hopes[block] - _standard_error(gains))
-    return found
+    def __bool__(self) -> bool:
+        return bool(self._upper_bounds)
+
+    def keep(self, allowed: Callable[[BlockRef], bool]) -> None:
+        """Drop the candidates that are not allowed."""
+        self._upper_bounds = {b: bound for b, bound in self._upper_bounds.items() if allowed(b)}
+
+    def bound(self, block: BlockRef) -> float:
+        """The upper bound of a candidate's gain."""
+        return self._upper_bounds[block]
+
+    def add(self, block: BlockRef) -> None:
+        """Move a candidate to the chosen blocks."""
+        self._chosen.append(block)
+        del self._upper_bounds[block]
+
+    def lazy_greedy_gains(self, state: RidgeState) -> dict[BlockRef, Floats]:
+        """The drop in each row's squared error (n,) by the most helpful candidates.
+
+        Candidates are tried by falling upper bound until no other could come within a standard
+        error of the best (accelerated greedy; Minoux, 1978).
+        """
+        gains: dict[BlockRef, Floats] = {}
+        enough = 0.0
+        by_bound = iter(sorted(self._upper_bounds, key=lambda block: -self._upper_bounds[block]))
+        while blocks := list(islice(by_bound, _BATCH)):
+            if self._upper_bounds[blocks[0]] < enough:
+                break
+            errors = parallel_map(lambda block: self._errors(state, block), blocks, self._n_jobs)
+            for block, own in zip(blocks, errors, strict=True):
+                gains[block] = state.errors - own
+                self._upper_bounds[block] = float(gains[block].mean())
+                enough = max(enough, self._upper_bounds[block] - _standard_error(gains[block]))
+        return gains
+
+    def _errors(self, state: RidgeState, block: BlockRef) -> Floats:
+        """Squared errors (n,) with a candidate added; products of blocks are computed once."""
+        Z, crosses = self._coordinates[block], self._crosses[block]
+        if block not in self._grams:
+            self._grams[block] = Z.T @ Z
+        crosses += [self._coordinates[other].T @ Z for other in self._chosen[len(crosses) :]]
+        return state.errors_with(Z, self._matrix, self._grams[block], np.concatenate(crosses))
 
 
-def _tied(found: Mapping[BlockRef, Floats]) -> list[BlockRef]:
-    """The candidate with the largest gain and those within one standard error of it, each with a
-    gain above one standard error of its own."""
-    sure = [block for block, gains in found.items() if gains.mean() > _standard_error(gains)]
-    if not sure:
+def _tied(gains: Mapping[BlockRef, Floats]) -> list[BlockRef]:
+    """The candidate with the largest gain and those within one standard error of it.
+
+    Each has a gain above one standard error of its own.
+    """
+    positive = [block for block, own in gains.items() if own.mean() > _standard_error(own)]
+    if not positive:
         return []
-    most = found[max(sure, key=lambda block: float(found[block].mean()))]
+    largest = gains[max(positive, key=lambda block: float(gains[block].mean()))]
     return [
         block
-        for block in sure
-        if (most - found[block]).mean() <= _standard_error(most - found[block])
+        for block in positive
+        if (largest - gains[block]).mean() <= _standard_error(largest - gains[block])
     ]
 
 
@@ -296,11 +366,11 @@ def _selection(
     chosen: Sequence[BlockRef],
     method: str,
     scores: BlockScores,
-    targets: npt.NDArray[np.float32],
+    matrix: Floats,
     losses: Sequence[float],
 ) -> Selection:
     """``losses`` are those of the first block, the first two, and so on."""
-    gains = pairwise([float(prior_errors(targets).mean()), *losses])
+    gains = pairwise([float(prior_errors(matrix).mean()), *losses])
     others = [s.block for s in scores.ranking if s.block not in chosen]
     ranking = dict.fromkeys(chosen, 1) | {b: 2 + i for i, b in enumerate(others)}
     blocks = [score.block for score in scores]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +162,7 @@ def label_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
     return array
 
 
+@runtime_checkable
 class Splitter(Protocol):
     """A cross-validation splitter of scikit-learn, such as ``GroupKFold(5)``."""
 
@@ -292,6 +293,17 @@ class Targets:
         """Squared error of each row's probabilities (n, n_outputs), summed over outputs: 0 to 2."""
         return np.asarray(((proba - self.matrix) ** 2).sum(axis=1))
 
+    def log_loss(self, logits: Floats, smoothing: float = 0.0) -> npt.NDArray[np.float64]:
+        """Cross-entropy (n,) of logits (n, n_outputs), in nats.
+
+        With ``smoothing`` each other class has that share of the target.
+        """
+        table = np.asarray(logits, dtype=np.float64)
+        margins = table - table[np.arange(len(self)), self.codes][:, None]
+        highest = margins.max(axis=1)
+        loss = highest + np.log(np.exp(margins - highest[:, None]).sum(axis=1))
+        return np.asarray(loss - smoothing * margins.sum(axis=1))
+
     def evaluate(self, proba: npt.ArrayLike, *, seed: int = 0) -> Evaluation:
         """Metrics of probabilities (n, n_outputs) with 95% intervals."""
         return evaluate_predictions(self.codes, proba, seed=seed)
@@ -330,15 +342,18 @@ class Targets:
         return None if class_weights is None else class_weights[self.codes]
 
     def folds(
-        self, cv: int | Splitter, seed: int, groups: npt.NDArray[Any] | None = None
+        self,
+        cv: int | Splitter | Iterable[tuple[Rows, Rows]],
+        seed: int,
+        groups: npt.NDArray[Any] | None = None,
     ) -> list[tuple[Rows, Rows]]:
         """Folds as (training rows, held-out rows).
 
         Parameters
         ----------
-        cv : int or splitter
-            A number of shuffled folds, stratified by class (rare classes miss some folds), or a
-            splitter of scikit-learn.
+        cv : int, splitter or iterable of (rows, rows)
+            A number of shuffled folds, stratified by class (rare classes miss some folds), a
+            splitter of scikit-learn, or the folds themselves.
         seed : int
             Seed of the shuffle.
         groups : ndarray of shape (n,), optional
@@ -351,9 +366,12 @@ class Targets:
             warnings.filterwarnings(
                 "ignore", message="The least populated class", category=UserWarning
             )
-            if not isinstance(cv, int):
-                return [(np.asarray(a), np.asarray(b)) for a, b in
-                        cv.split(placeholder, self.codes, groups)]  # fmt: skip
+            if not isinstance(cv, (int, np.integer)):
+                pairs = (
+                    cv.split(placeholder, self.codes, groups) if isinstance(cv, Splitter) else cv
+                )
+                return [(np.asarray(rows), np.asarray(held)) for rows, held in pairs]
+            cv = int(cv)
             n_folds = max(2, min(cv, int(self.counts.max())))
             if groups is None:
                 folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
@@ -362,24 +380,17 @@ class Targets:
             grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
             return list(grouped.split(placeholder, self.codes, groups))
 
-    def sample(self, n_rows: int, seed: int) -> Rows:
-        """Sorted numbers of about ``n_rows`` rows, each class in its share but at least two."""
+    def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
+        """Sorted numbers of about ``n_rows`` rows, each class in its share, at least ``minimum``.
+
+        With the same seed a larger sample holds the rows of a smaller one.
+        """
         if n_rows >= len(self):
             return np.arange(len(self))
         random = np.random.default_rng(seed)
         kept = []
         for code in np.unique(self.codes):
             rows = np.flatnonzero(self.codes == code)
-            count = max(min(2, len(rows)), round(n_rows * len(rows) / len(self)))
+            count = max(min(minimum, len(rows)), round(n_rows * len(rows) / len(self)))
             kept.append(random.permutation(rows)[:count])
         return np.sort(np.concatenate(kept))
-
-
-def stratified_folds(y: Rows, n_folds: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """`Targets.folds` of class indices (n,)."""
-    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).folds(n_folds, seed)
-
-
-def stratified_rows(y: Rows, n_rows: int, seed: int) -> Rows:
-    """`Targets.sample` of class indices (n,)."""
-    return Targets(LabelSpace(np.arange(int(y.max()) + 1)), y).sample(n_rows, seed)

@@ -1,187 +1,210 @@
-"""LayerFusionClassifier: measure, choose, fuse, train."""
+"""LayerFusionClassifier: probe every layer, select, fuse, train a light head."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.blocks import BlockRef, Layers, Poolings
-from layerfuse.bundle import Bundle, EncoderSpec, save_bundle
+from layerfuse.blocks import BlockScores, Selection
+from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
 from layerfuse.calibration import fit_calibration
-from layerfuse.classifier.analysis import (
-    FIXED,
-    PIPELINE,
-    analyse,
-    measured_rows,
-    tell_candidates,
-    tell_choice,
-)
-from layerfuse.classifier.fit_record import FittedRows, JudgedMixin
-from layerfuse.classifier.scouting import SCOUT_ABOVE, Scouted, read_training
+from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
-    check_labels,
     check_parameters,
+    check_training,
     open_encoders,
-    recipe_of,
-    training_rows,
+    search_space,
+    seed_of,
+    settings_of,
+    warn_truncated,
 )
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import (
-    Gathered,
-    check_texts,
-    gather,
-    gather_blocks,
-    most_missing,
-)
+from layerfuse.embeddings.extraction import check_texts, extract_all, extract_blocks
+from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import ConfigError
-from layerfuse.metrics import evaluate_predictions
-from layerfuse.progress import Reporter
-from layerfuse.resources import Budget
-from layerfuse.targets import Column, label_array
+from layerfuse.errors import NotAvailableError
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.verdict import Verdict
+from layerfuse.metrics import Evaluation
+from layerfuse.model_selection import Trial, log_selection
+from layerfuse.pipeline import FusedModel, Plan
+from layerfuse.probing import probe_blocks
+from layerfuse.progress import Reporter, current_reporter
+from layerfuse.resources import Budget, EncoderCost
+from layerfuse.targets import Column, LabelSpace, Rows, Splitter
 
-__all__ = ["NESTED", "LayerFusionClassifier"]
-
-NESTED = "nested cross-validation"  # the name of `cv_` among a bundle's facts
+__all__ = ["LayerFusionClassifier"]
 
 
-class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A text classifier on fused layers of frozen language models.
+class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Text classifier on fused layers of frozen language models.
 
-    ``fit`` reads every layer of every encoder in one pass, scores each block by a leave-one-out
-    ridge probe, chooses blocks, fuses them and trains a light head on top. The method follows
-    Gwak and Jung, "Layer-Aware Embedding Fusion for LLMs in Text Classifications" (2025).
+    ``fit`` reads every layer of every encoder in one pass, scores each block (encoder, layer,
+    pooling) with a leave-one-out ridge probe, selects blocks, fuses them and trains a light head.
+    What belongs to an encoder (prompt, candidate layers and poolings, maximum length, dtype,
+    device) is set on the `FrozenEncoder`.
 
     Parameters
     ----------
-    encoders
-        Catalog names, model folders, ``.gguf`` files, Hub names, or `FrozenEncoder` objects.
-    layers
-        Candidate layers: ``"all"``, one number or several; negative ones count from the end.
-    pooling
-        Candidate poolings for all encoders, or a mapping from an encoder's name to its poolings
-        (``mean`` for those that it leaves out).
-    selection
-        ``"greedy"``, ``"top_k"``, ``"best"`` or ``"last"``; see `select_blocks`.
-    max_blocks
-        The most blocks to fuse.
-    budget
-        More limits that the pipeline keeps: a `Budget` or a mapping with any of ``dims``,
-        ``ms_per_text``, ``parameters``, ``memory_mb`` (and ``blocks``).
-    fusion
-        ``"concat"`` (block-scaled concatenation), ``"sum"``, ``"mean"``, ``"hadamard"``,
-        ``"matmul"``, ``"quaternion"``, ``"cooccurrence"``, ``"tensor"``, ``"scalar_mix"``,
-        ``"gated"``, ``"bilinear"``, each but the first also with ``"+residual"``; ``"voting"`` or
-        ``"stacking"``. ``"auto"`` takes what beats concatenation on training rows by more than two
-        standard errors, else concatenation.
-    head
-        ``"ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``; the penalty is found by
-        cross-validation. ``"auto"`` takes ``"ridge"`` unless another beats it likewise.
-        ``"scalar_mix"``, ``"gated"``, ``"bilinear"`` and ``"voting"`` bring a head of their own.
-    class_weight
-        None, ``"balanced"``, or a mapping from label to weight.
-    parts
-        ``"auto"`` leaves out training rows that are parts of longer rows where most rows are, such
-        as the phrases of a treebank; ``"keep"`` keeps them.
-    calibration
-        ``"temperature"`` (on out-of-fold logits) or ``"none"``.
-    templates, chat_questions
-        For an encoder's name a template with ``{text}``, or a question for its chat template.
-    max_length
-        The most tokens read of a text.
-    device, dtype
-        ``"auto"`` takes what the machine does well.
-    cv
+    encoders : sequence of str, Path or FrozenEncoder, default=("minilm",)
+        Catalog names, model folders, ``.gguf`` files, Hub names or encoders.
+    selection : {"greedy", "top_k", "best", "last"}, default="greedy"
+        How blocks are selected; see `select_blocks`.
+    max_blocks : int, default=5
+        Maximum number of blocks to fuse.
+    budget : Budget or mapping, optional
+        Further limits of the pipeline: ``dims``, ``ms_per_text``, ``parameters``, ``memory_mb``
+        (and ``blocks``).
+    fusion : str, default="auto"
+        A fusion by name (``"concat"``, ``"tensor+residual"``, ...), or ``"auto"``: concatenation,
+        unless another one significantly beats it on training rows.
+    head : str, default="auto"
+        ``"ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``, its penalty found by
+        cross-validation; ``"auto"``: ridge, unless another one significantly beats it.
+    class_weight : {"balanced"} or mapping from label to float, optional
+        As in scikit-learn.
+    fragments : {"drop", "keep"}, default="drop"
+        What happens to training texts that are part of a longer training text where most are, such
+        as the phrases of a treebank. Dropping them is a `LayerfuseWarning`.
+    calibration : {"temperature"}, optional, default="temperature"
+        Calibration of probabilities on out-of-fold logits; None for none.
+    cv : int, cross-validation splitter or iterable, default=5
         Folds of the nested resampling that gives ``cv_`` and the calibration.
-    store
-        ``"auto"`` keeps training embeddings in the user's cache; None in memory; or a folder.
-    scout
-        Above so many distinct training texts that are not in the store, 10,000 stratified rows are
-        read through all layers, and the others only up to the layers chosen; None reads all.
-    batch_tokens
-        The most tokens of a batch.
-    random_state
-        Seed of folds and subsamples.
-    reporter
-        Receives progress and decisions.
+    sample_size : int, default=10_000
+        Blocks are scored and selected on a stratified sample of at most this many rows. The other
+        rows are read only at the selected blocks, and the head is trained on all rows.
+    store : {"auto"}, path, EmbeddingStore or None, default="auto"
+        Embedding cache for training texts: the user's, a folder, or None for memory only.
+    n_jobs : int, optional
+        Threads for probing and model selection; None and -1 use all cores.
+    random_state : int, RandomState instance or None, default=0
+        Seed of folds and samples. None draws a new one at each ``fit``.
+    verbose : int, default=0
+        1 prints progress and decisions to standard error.
 
     Attributes
     ----------
-    classes_ : (n_classes,) the labels, sorted where they can be compared
-    profile_ : BlockScores, how good each block is on the training rows
-    selection_ : Selection, the blocks chosen and their gains
-    plan_ : Plan, the blocks, fusion and head that were trained
-    trials_ : tuple of Trial, the fusions and heads that were compared
-    model_ : FusedModel, from blocks to probabilities
-    encoders_ : tuple of the FrozenEncoder objects
-    cv_ : Evaluation of nested out-of-fold predictions, choosing included
-    verdict_ : Verdict, whether it was worth it; made when first asked for
-    n_rows_ : training rows that were learned from
-    truncated_share_ : the largest share of training texts that an encoder cut to ``max_length``
-    costs_ : EncoderCost of each encoder, by its name
-    timings_ : seconds of each stage
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted where they can be compared.
+    profile_ : BlockScores
+        How well each block predicts the labels. Like all that follows but ``model_``, ``plan_``,
+        ``encoders_`` and ``cv_``, it is absent from a loaded classifier.
+    selection_ : Selection
+        Selected blocks and their gains.
+    plan_ : Plan
+        Blocks, fusion and head of the trained pipeline.
+    trials_ : tuple of Trial
+        Fusions and heads that were compared.
+    model_ : FusedModel
+        From blocks to probabilities.
+    encoders_ : tuple of FrozenEncoder
+        The encoders, opened.
+    cv_ : Evaluation
+        Nested cross-validation of the whole procedure, selection included.
+    costs_ : dict of str to EncoderCost
+        Cost of each encoder, by name.
+    timings_ : dict of str to float
+        Seconds of each stage.
+    truncated_share_ : float
+        Largest share of training texts that an encoder truncated, 0 to 1.
+    n_rows_ : int
+        Rows that were learned from.
+    fit_record_ : FitRecord
+        Training rows and out-of-fold predictions: baselines, verdict. Not kept in pickles.
+
+    References
+    ----------
+    Gwak and Jung, "Layer-Aware Embedding Fusion for LLMs in Text Classifications", 2025,
+    arXiv:2504.05764.
+
+    Examples
+    --------
+    >>> from layerfuse import FrozenEncoder, LayerFusionClassifier
+    >>> encoder = FrozenEncoder.from_pretrained("minilm", pooling=("mean", "cls"))
+    >>> classifier = LayerFusionClassifier([encoder, "mpnet"])  # doctest: +SKIP
+    >>> classifier.fit(texts, labels).predict(["oil prices rose"])  # doctest: +SKIP
     """
+
+    classes_: npt.NDArray[Any]
+    profile_: BlockScores
+    selection_: Selection
+    plan_: Plan
+    trials_: tuple[Trial, ...]
+    model_: FusedModel
+    encoders_: tuple[FrozenEncoder, ...]
+    cv_: Evaluation
+    costs_: Mapping[str, EncoderCost]
+    timings_: dict[str, float]
+    truncated_share_: float
+    n_rows_: int
 
     def __init__(
         self,
-        encoders: Sequence[str | Path | FrozenEncoder] = ("minilm",),
+        encoders: str | Path | Sequence[str | Path | FrozenEncoder] = ("minilm",),
         *,
-        layers: Layers = "all",
-        pooling: Poolings = ("mean",),
         selection: str = "greedy",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,
         fusion: str = "auto",
         head: str = "auto",
         class_weight: str | Mapping[Any, float] | None = None,
-        parts: str = "auto",
-        calibration: str = "temperature",
-        templates: Mapping[str, str] | None = None,
-        chat_questions: Mapping[str, str] | None = None,
-        max_length: int = 512,
-        device: str = "auto",
-        dtype: str = "auto",
-        cv: int = 5,
+        fragments: str = "drop",
+        calibration: str | None = "temperature",
+        cv: int | Splitter | Iterable[tuple[Rows, Rows]] = 5,
+        sample_size: int = 10_000,
         store: str | Path | EmbeddingStore | None = "auto",
-        scout: int | None = SCOUT_ABOVE,
-        batch_tokens: int | None = None,
-        random_state: int = 0,
-        reporter: Reporter | None = None,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: int = 0,
     ) -> None:
         self.encoders = encoders
-        self.layers = layers
-        self.pooling = pooling
         self.selection = selection
         self.max_blocks = max_blocks
         self.budget = budget
         self.fusion = fusion
         self.head = head
         self.class_weight = class_weight
-        self.parts = parts
+        self.fragments = fragments
         self.calibration = calibration
-        self.templates = templates
-        self.chat_questions = chat_questions
-        self.max_length = max_length
-        self.device = device
-        self.dtype = dtype
         self.cv = cv
+        self.sample_size = sample_size
         self.store = store
-        self.scout = scout
-        self.batch_tokens = batch_tokens
+        self.n_jobs = n_jobs
         self.random_state = random_state
-        self.reporter = reporter
+        self.verbose = verbose
 
-    def fit(self, X: Column, y: Column) -> LayerFusionClassifier:
-        """Measure, choose, fuse and train on n texts and their labels.
+    def fit(
+        self,
+        X: Column,
+        y: Column,
+        sample_weight: npt.ArrayLike | None = None,
+        groups: Column | None = None,
+    ) -> Self:
+        """Probe, select, fuse and train.
 
-        Both may be lists, tuples, Series, numpy or Arrow arrays; labels of any hashable kind.
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts: a list, tuple, Series, numpy or Arrow array.
+        y : array-like of shape (n,)
+            Labels of any hashable kind.
+        sample_weight : array-like of float of shape (n,), optional
+            Weight of each row in heads and their penalties.
+        groups : array-like of shape (n,), optional
+            Rows of one group are never on both sides of a fold of the nested resampling.
+
+        Returns
+        -------
+        LayerFusionClassifier
+            Itself.
 
         Raises
         ------
@@ -190,121 +213,158 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         ConfigError, NotFoundError, UnsupportedModelError
             For parameters and encoders that cannot be used.
         """
-        started = time.perf_counter()
+        clock = Stopwatch()
         check_parameters(self)
-        texts = check_texts(X)
-        self.classes_, encoded = check_labels(y, len(texts), self._reporter)
-        whole = training_rows(texts, encoded, self.parts, self._reporter)
-        texts, encoded = [texts[row] for row in whole], encoded[whole]
-        self.open()
-        extracting = time.perf_counter()
-        embeddings = self._read_training(texts, encoded)
-        candidates = embeddings.sample if isinstance(embeddings, Scouted) else embeddings
-        tell_candidates(candidates, self.encoders_, self._reporter)
-        self.costs_ = embeddings.costs
-        recipe = recipe_of(self, encoded)
-        extracted = time.perf_counter()
-        analysis = analyse(
-            texts,
-            encoded,
-            embeddings,
-            self.encoders_,
-            recipe,
-            self.cv,
-            self._store(),
-            self._reporter,
+        reporter = self._reporter
+        seed = seed_of(self.random_state)
+        data = check_training(
+            X, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
-        found, nested, training = analysis.found, analysis.nested, analysis.training
-        self.profile_ = training.probed.scores
-        self.selection_, self.plan_, self.trials_ = found.selection, found.plan, found.trials
-        committing = time.perf_counter()
-        if isinstance(embeddings, Scouted):
-            embeddings.commit(found.plan.blocks, self._reporter)
-        training_head = time.perf_counter()
-        y_measured = encoded[training.rows]
-        calibrator = fit_calibration(self.calibration, nested[FIXED].logits, y_measured)
-        with self._reporter.task("training", 1, "model"):
-            self.model_ = training.fit(found.plan).with_temperature(calibrator)
-        tell_choice(found, recipe, self.model_, self._reporter)
-        measuring = time.perf_counter()
-        proba = nested[PIPELINE].calibrated(self.calibration, y_measured)
-        self.cv_ = evaluate_predictions(y_measured, proba, seed=self.random_state)
-        self.n_rows_ = len(texts)
-        self.truncated_share_ = embeddings.truncated_share
-        ended = time.perf_counter()
-        self.timings_ = {
-            "extract_s": extracted - extracting + training_head - committing,
-            **analysis.timings,
-            "head_s": measuring - training_head,
-            "total_s": ended - started,
+        encoders = open_encoders(self.encoders, reporter)
+        sample = data.targets.sample(self.sample_size, seed)
+        whole = len(sample) == len(data.texts)
+        if not whole:
+            reporter.note(f"blocks are scored on {len(sample)} of {len(data.texts)} rows")
+        clock("total_s")
+        embeddings = extract_all(
+            [data.texts[row] for row in sample], encoders, self._store(), reporter=reporter
+        )
+        costs = embeddings.costs
+        _log_candidates(embeddings, encoders, reporter)
+        clock("extract_s")
+        measured = data.targets[sample]
+        probed = probe_blocks(embeddings, measured, n_jobs=self.n_jobs, reporter=reporter)
+        clock("score_s")
+        space = search_space(self, costs, seed)
+        weights = None if data.weights is None else data.weights[sample]
+        training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
+        max_blocks = space.budget.limits.blocks or len(probed.scores)
+        strategies = {
+            strategy.key: strategy.choose
+            for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
         }
-        self._fitted = FittedRows(analysis, texts, whole, proba)
-        self._verdict = None
+        own_groups = None if data.groups is None else data.groups[sample]
+        folds = measured.folds(self.cv, seed, own_groups)
+        result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
+        proba = nested[PIPELINE].calibrated(self.calibration, measured)
+        cv_ = measured.evaluate(proba, seed=seed)
+        clock("search_s")
+        rows = embeddings
+        if not whole:
+            rows = extract_blocks(
+                data.texts, encoders, result.plan.blocks, self._store(), reporter=reporter
+            )
+            clock("extract_s")
+        calibrator = fit_calibration(self.calibration, nested[FINAL_PLAN].logits, measured)
+        with reporter.task("training", 1, "model"):
+            model = training.fit(result.plan, rows, data.targets, data.weights)
+            model = model.with_temperature(calibrator)
+        log_selection(result, space, model.model.head.kind, reporter)
+        clock("head_s")
+
+        self.label_space_ = data.targets.space
+        self.classes_ = data.targets.space.classes
+        self.profile_ = probed.scores
+        self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
+        self.model_, self.encoders_, self.cv_, self.costs_ = model, encoders, cv_, costs
+        self.n_rows_ = len(data.texts)
+        self.truncated_share_ = max(embeddings.truncated_share, rows.truncated_share)
+        warn_truncated(self.truncated_share_, encoders)
+        self.timings_ = clock.seconds()
+        self.fit_record_ = FitRecord(
+            training=TrainingRows(data.texts, data.targets, sample, rows, data.weights),
+            rows=data.rows,
+            sample=training,
+            result=result,
+            nested=nested,
+            proba=proba,
+            folds=folds,
+            costs=costs,
+            n_layers={encoder.name: encoder.n_layers for encoder in encoders},
+            max_blocks=max_blocks,
+            seed=seed,
+            reporter=reporter,
+        )
         return self
+
+    @property
+    def verdict_(self) -> Verdict:
+        """What the pipeline gains over the baselines, on nested out-of-fold predictions.
+
+        The baselines run when it is first asked for after ``fit``.
+
+        Raises
+        ------
+        NotAvailableError
+            For a classifier that was loaded or unpickled.
+        """
+        return self._record().verdict
 
     def predict_proba(self, X: Column) -> npt.NDArray[np.float64]:
-        """Probabilities (n_texts, n_classes), columns in the order of ``classes_``."""
-        check_is_fitted(self, "model_")
-        texts = check_texts(X)
-        # In an order of their own: a matrix product may round a row by its place.
-        place = {text: row for row, text in enumerate(sorted(set(texts)))}
-        embeddings = self._gather_blocks(list(place), self.model_.blocks, None)
-        return self.model_.predict_proba(embeddings)[[place[text] for text in texts]]
+        """Predict class probabilities.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes)
+            Probabilities, columns in the order of ``classes_``.
+        """
+        logits = self._logits(X)
+        return self.model_.calibrator.predict_proba(logits, self.label_space_)
+
+    def decision_function(self, X: Column) -> npt.NDArray[np.float64]:
+        """Confidence of each class, before calibration.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of shape (n,) for two classes, else (n, n_classes)
+            Logits. For two classes that of ``classes_[1]`` minus that of ``classes_[0]``.
+        """
+        logits = self._logits(X).astype(np.float64)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict(self, X: Column) -> npt.NDArray[Any]:
-        """Labels (n_texts,), as they were given to ``fit``."""
+        """Predict labels.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels, as they were given to ``fit``.
+        """
         proba = self.predict_proba(X)
-        return np.asarray(self.classes_[proba.argmax(axis=1)])
+        return self.label_space_.decode(self.label_space_.decide(proba))
 
-    def open(self) -> LayerFusionClassifier:
-        """Find the encoders without fitting, so that `extract` works; return self."""
-        self.encoders_ = open_encoders(
-            self.encoders,
-            self.templates or {},
-            self.chat_questions or {},
-            max_length=self.max_length,
-            device=self.device,
-            dtype=self.dtype,
-            reporter=self._reporter,
-        )
-        return self
+    def extract(self, X: Column) -> BlockView:
+        """All candidate blocks of some texts, through the embedding cache.
 
-    def extract(self, X: Column) -> Gathered:
-        """All candidate blocks of some texts, through the store."""
-        return gather(
-            check_texts(X),
-            self.encoders_,
-            self.layers,
-            self.pooling,
-            self._store(),
-            batch_tokens=self.batch_tokens,
-            reporter=self._reporter,
-        )
+        Needs no ``fit``, and leaves the classifier as it is.
 
-    def _gather_blocks(
-        self, texts: Sequence[str], blocks: Sequence[BlockRef], store: EmbeddingStore | None
-    ) -> Gathered:
-        return gather_blocks(
-            texts,
-            self.encoders_,
-            blocks,
-            store,
-            batch_tokens=self.batch_tokens,
-            reporter=self._reporter,
-        )
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
 
-    def _read_training(self, texts: Sequence[str], y: npt.NDArray[np.intp]) -> Gathered | Scouted:
-        """All candidate blocks; where too many texts are new, those of the measured rows alone."""
-        store = self._store()
-        return read_training(
-            texts,
-            measured_rows(y, self.random_state),
-            self.scout,
-            lambda: most_missing(texts, self.encoders_, self.layers, self.pooling, store),
-            self.extract,
-            lambda blocks: self._gather_blocks(texts, blocks, store),
-            self._reporter,
-        )
+        Returns
+        -------
+        BlockView
+            A mapping from `BlockRef` to float32 array of shape (n, dim).
+        """
+        encoders = getattr(self, "encoders_", None) or open_encoders(self.encoders, self._reporter)
+        return extract_all(check_texts(X), encoders, self._store(), reporter=self._reporter)
 
     def save(
         self,
@@ -312,11 +372,21 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         *,
         overwrite: bool = False,
         labels: Mapping[Any, str | int | float | bool] | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
     ) -> None:
-        """Write the classifier as a bundle folder (tensors, JSON, card); see `load`.
+        """Write the classifier as a bundle folder (tensors, JSON, model card); see `load`.
 
-        It holds strings, finite numbers and booleans as labels, exactly; ``labels`` maps others to
-        what shall be predicted instead.
+        Parameters
+        ----------
+        path : str or Path
+            The folder.
+        overwrite : bool, default=False
+            Replace a bundle that is there.
+        labels : mapping, optional
+            Names to save labels by. A bundle holds strings, finite numbers and booleans.
+        text_column, label_column : str, optional
+            Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
 
         Raises
         ------
@@ -326,18 +396,26 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
             When the folder exists or cannot be written.
         """
         check_is_fitted(self, "model_")
-        classes = rename_labels(self.classes_, labels or {})
+        space = LabelSpace(rename_labels(self.classes_, labels or {}))
         used = {block.encoder for block in self.model_.blocks}
-        encoders = [encoder for encoder in self.encoders_ if encoder.name in used]
-        facts = {NESTED: self.cv_.to_dict()} if hasattr(self, "cv_") else {}
-        bundle = Bundle(self.model_, classes, tuple(map(describe, encoders)), facts)
-        save_bundle(bundle, Path(path), overwrite=overwrite)
+        encoders = [EncoderSpec.of(encoder) for encoder in self.encoders_ if encoder.name in used]
+        facts = Facts(
+            cv=self.cv_,
+            text_column=text_column,
+            label_column=label_column,
+            settings=settings_of(self),
+        )
+        save_bundle(
+            Bundle(self.model_, space, tuple(encoders), facts), Path(path), overwrite=overwrite
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_fitted", None)
-        state["reporter"] = None
+        state.pop("fit_record_", None)
         return state
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "model_" in self.__dict__
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -346,38 +424,65 @@ class LayerFusionClassifier(JudgedMixin, ClassifierMixin, BaseEstimator):  # typ
         tags.input_tags.one_d_array = True
         return tags
 
+    def _logits(self, X: Column) -> npt.NDArray[np.float32]:
+        check_is_fitted(self, "model_")
+        texts = check_texts(X)
+        # In an order of their own: a matrix product may round a row by its place.
+        place = {text: row for row, text in enumerate(sorted(set(texts)))}
+        embeddings = extract_blocks(
+            list(place), self.encoders_, self.model_.blocks, None, reporter=self._reporter
+        )
+        return self.model_.logits(embeddings)[[place[text] for text in texts]]
+
+    def _record(self) -> FitRecord:
+        if not hasattr(self, "fit_record_"):
+            check_is_fitted(self, "model_")
+            raise NotAvailableError(
+                "The training rows are not available on a loaded or unpickled classifier. Call "
+                "fit, or read report.json in the run folder of layerfuse fit."
+            )
+        return self.fit_record_
+
+    @property
+    def _reporter(self) -> Reporter:
+        return current_reporter(self.verbose)
+
     def _store(self) -> EmbeddingStore | None:
         if isinstance(self.store, EmbeddingStore) or self.store is None:
             return self.store
         return EmbeddingStore() if self.store == "auto" else EmbeddingStore(self.store)
 
 
-def describe(encoder: FrozenEncoder) -> EncoderSpec:
-    """What it takes to open the encoder again, and to know that it is the same."""
-    return EncoderSpec(
-        name=encoder.name,
-        source=encoder.source.origin,
-        revision=encoder.source.revision,
-        fingerprints=encoder.fingerprints,
-        template=encoder.template,
-        chat_question=encoder.chat_question,
-        max_length=encoder.max_length,
-        dtype=encoder.dtype,
-    )
+class Stopwatch:
+    """Seconds of each stage, and ``total_s`` of them all."""
+
+    def __init__(self) -> None:
+        self._started = self._lap = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> None:
+        """Count the time since the last call for ``stage``."""
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._lap
+        self._lap = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, ``total_s`` last."""
+        stages = {name: value for name, value in self._seconds.items() if name != "total_s"}
+        return {**stages, "total_s": time.perf_counter() - self._started}
 
 
-def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
-    """Classes (n_classes,) under other names; those that ``names`` leaves out keep theirs.
-
-    Raises
-    ------
-    ConfigError
-        For a name of no class, or one name for two classes.
-    """
-    labels = classes.tolist()
-    if unknown := [label for label in names if label not in labels]:
-        raise ConfigError(f"labels names {unknown[0]!r}, which is not a label: {labels[:10]}.")
-    renamed = [names.get(label, label) for label in labels]
-    if len(set(renamed)) < len(renamed):
-        raise ConfigError(f"labels gives two classes one name: {renamed[:10]}. Give each its own.")
-    return label_array(renamed)
+def _log_candidates(
+    embeddings: BlockView, encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Report which blocks there are, and what they were computed with."""
+    for encoder in encoders:
+        own = [block for block in embeddings if block.encoder == encoder.name]
+        layers = sorted({block.layer for block in own})
+        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+        shown = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
+        poolings = ", ".join(dict.fromkeys(block.pooling for block in own))
+        reporter.note(
+            f"{encoder.name}: {len(own)} candidate blocks (layers {shown}; {poolings}), "
+            f"{encoder.dtype} on {encoder.device}"
+        )

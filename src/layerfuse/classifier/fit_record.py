@@ -1,170 +1,135 @@
-"""What a fitted classifier says of its training rows, and whether it was worth it."""
+"""What a fit knows about its training rows: baselines, out-of-fold predictions, the verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import NotFittedError
 
-from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.classifier.analysis import Analysis
-from layerfuse.embeddings.extraction import Gathered
-from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import GoneError
-from layerfuse.evaluation import Rows, Verdict, judge
-from layerfuse.evaluation.baselines import Baseline, run_baselines
-from layerfuse.pipeline import Blocks, Plan
-from layerfuse.progress import SILENT, Reporter
+from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
+from layerfuse.evaluation.comparison import Rows
+from layerfuse.evaluation.nested import OutOfFold, TrainingSample
+from layerfuse.evaluation.verdict import Verdict, judge
+from layerfuse.model_selection import SearchResult
+from layerfuse.pipeline import Blocks
+from layerfuse.progress import Reporter
 from layerfuse.resources import EncoderCost
 
-__all__ = ["FittedRows", "JudgedMixin"]
+__all__ = ["FitRecord"]
 
 
-@dataclass(frozen=True)
-class FittedRows:
-    """What the last ``fit`` leaves for reports.
+@dataclass(frozen=True, eq=False)
+class FitRecord:
+    """Training rows of a fit, and what was predicted for them out of fold.
 
-    ``rows`` are the numbers of ``texts`` among those that were given; ``proba`` are out of fold.
+    Attributes
+    ----------
+    training : TrainingRows
+        The n rows that were learned from: ``texts``, ``targets``, ``row_weights``, ``blocks``, and
+        ``sample``, the numbers of those that blocks were scored and selected on.
+    rows : ndarray of int of shape (n,)
+        Their row numbers among those given to ``fit``.
+    sample : TrainingSample
+        Blocks, targets, scores and search of the sample.
+    result : SearchResult
+        What the search found.
+    nested : dict of str to OutOfFold
+        Out-of-fold logits of the sample, by strategy.
+    proba : ndarray of float of shape (n_sample, n_classes)
+        Nested out-of-fold probabilities of the pipeline.
+    folds : list of (ndarray, ndarray)
+        Training and held-out rows of the sample.
+    costs : mapping of str to EncoderCost
+        By encoder.
+    n_layers : mapping of str to int
+        By encoder.
+    max_blocks : int
+        Most blocks that the pipeline could have.
+    seed : int
+        Seed of folds and samples.
+    reporter : Reporter
+        Receives progress.
     """
 
-    analysis: Analysis
-    texts: list[str]
+    training: TrainingRows
     rows: npt.NDArray[np.intp]
+    sample: TrainingSample
+    result: SearchResult
+    nested: Mapping[str, OutOfFold]
     proba: npt.NDArray[np.float64]
-
-
-_ROWS_GONE = "The training rows are gone (loaded or unpickled); call fit first."
-
-
-_MEASURED = {"costs_", "cv_", "n_rows_", "plan_", "profile_", "selection_", "timings_", "trials_",
-             "truncated_share_", "verdict_"}  # fmt: skip
-
-
-class JudgedMixin:
-    """The part of the classifier that looks back at the rows of its last ``fit``."""
-
-    # The classifier's own, which a part of it reads.
-    classes_: npt.NDArray[Any]
-    costs_: Mapping[str, EncoderCost]
-    cv: int
-    encoders_: Sequence[FrozenEncoder]
+    folds: Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
+    costs: Mapping[str, EncoderCost]
+    n_layers: Mapping[str, int]
     max_blocks: int
-    plan_: Plan
-    profile_: BlockScores
-    random_state: int
-
-    _fitted: FittedRows
-    _verdict: Verdict | None = None
-
-    reporter: Reporter | None
-
-    if not TYPE_CHECKING:  # or any misspelt name would pass
-
-        def __getattr__(self, name: str) -> Any:
-            if name in _MEASURED:
-                self._refuse(name)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def _refuse(self, name: str) -> NoReturn:
-        if "model_" not in self.__dict__:
-            raise NotFittedError(f"There is no {name} before fit. Call fit first.")
-        raise GoneError(
-            f"{name} tells of the training rows, and they are gone (loaded or unpickled). Call "
-            "fit; or, where layerfuse fit made a run folder, read report.json there."
-        )
+    seed: int
+    reporter: Reporter
 
     @property
-    def _reporter(self) -> Reporter:
-        return self.reporter or SILENT
+    def sample_rows(self) -> npt.NDArray[np.intp]:
+        """Row numbers (n_sample,) of the sample among the rows given to ``fit``."""
+        return self.rows[self.training.sample]
 
     def run_baselines(
-        self, X_test: Sequence[str] | None = None, embeddings: Gathered | None = None
+        self, X_test: Sequence[str] | None = None, blocks_test: Blocks | None = None
     ) -> list[Baseline]:
-        """Predictions of the baselines, each trained on the rows of the last ``fit``.
+        """Predictions of every baseline.
 
-        Out of fold for the measured training rows, and for test texts and their blocks (from
-        `extract`) when they are given. Only right after ``fit``: a loaded classifier has no rows.
+        With more than ``sample_size`` rows, baselines on blocks that were read for the sample alone
+        are trained on the sample.
+
+        Parameters
+        ----------
+        X_test : sequence of str, optional
+            Test texts.
+        blocks_test : mapping from BlockRef to ndarray, optional
+            Their candidate blocks, from `LayerFusionClassifier.extract`.
+
+        Returns
+        -------
+        list of Baseline
+            Out-of-fold predictions for the sample, and predictions for test texts if given.
         """
-        fitted = self._rows_of_fit()
         return run_baselines(
-            fitted.analysis.training,
-            fitted.analysis.found,
-            lambda rival: fitted.analysis.nested[rival.key].logits,
-            fitted.texts,
-            None if X_test is None or embeddings is None else (X_test, embeddings),
-            n_folds=self.cv,
+            self.sample,
+            self.result,
+            self.nested,
+            self.folds,
+            self.training,
+            test=None if X_test is None or blocks_test is None else (X_test, blocks_test),
             max_blocks=self.max_blocks,
-            reporter=self._reporter,
+            reporter=self.reporter,
         )
 
     def judge(self, baselines: Sequence[Baseline], test: Rows | None = None) -> Verdict:
-        """What the pipeline gains over the baselines (of `run_baselines`), in a sentence.
+        """What the pipeline gains over the baselines.
 
-        On nested out-of-fold predictions, and on the test rows whose predictions are given.
+        Parameters
+        ----------
+        baselines : sequence of Baseline
+            From `run_baselines`.
+        test : Rows, optional
+            Targets of test rows and the pipeline's decisions for them.
+
+        Returns
+        -------
+        Verdict
+            Comparisons on nested out-of-fold predictions, and on test rows if given.
         """
-        truth, proba = self.out_of_fold()
-        verdict = judge(
+        truth = self.sample.targets
+        return judge(
             baselines,
-            Rows(truth, proba.argmax(axis=1), len(self.classes_), self.random_state),
+            Rows(truth, truth.space.decide(self.proba), self.seed),
             test,
-            self.plan_,
-            self.profile_,
-            self.costs_,
-            {encoder.name: encoder.n_layers for encoder in self.encoders_},
-        )
-        training = self._rows_of_fit().analysis.training
-        read = set(training.embeddings)
-        fewer = any(
-            one.plan is not None and not read.issuperset(one.plan.blocks) for one in baselines
-        )
-        if test is None or not fewer:
-            return verdict
-        return replace(
-            verdict,
-            sentence=f"{verdict.sentence} Baselines on layers that were only scouted learned from "
-            f"{len(training.rows)} of {len(training.y)} rows.",
+            self.result.plan,
+            self.sample.probed.scores,
+            self.costs,
+            self.n_layers,
         )
 
-    @property
-    def verdict_(self) -> Verdict:
-        """Whether it was worth it, by nested out-of-fold predictions of the training rows.
-
-        The baselines run when it is first asked for after ``fit``.
-
-        Raises
-        ------
-        NotFittedError
-            Before ``fit``.
-        GoneError
-            For a classifier that was loaded or unpickled before it was asked.
-        """
-        if self._verdict is None:
-            if not hasattr(self, "_fitted"):
-                self._refuse("verdict_")
-            self._verdict = self.judge(self.run_baselines())
-        return self._verdict
-
-    def out_of_fold(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-        """Class indices (n_measured,) and nested out-of-fold probabilities of the last ``fit``."""
-        fitted = self._rows_of_fit()
-        training = fitted.analysis.training
-        return training.y[training.rows], fitted.proba
-
-    def measured_rows(self) -> npt.NDArray[np.intp]:
-        """Numbers (n_measured,) of the rows of `out_of_fold` among those given to ``fit``."""
-        fitted = self._rows_of_fit()
-        return fitted.rows[fitted.analysis.training.rows]
-
-    def measured_blocks(self, blocks: Sequence[BlockRef], rows: npt.NDArray[np.intp]) -> Blocks:
-        """Embeddings (n_rows, dim) of some of the measured rows of the last ``fit``."""
-        training = self._rows_of_fit().analysis.training
-        return {block: training.measured(block)[rows] for block in blocks}
-
-    def _rows_of_fit(self) -> FittedRows:
-        if not hasattr(self, "_fitted"):
-            raise GoneError(_ROWS_GONE)
-        return self._fitted
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The verdict by nested out-of-fold predictions; baselines run when it is first read."""
+        return self.judge(self.run_baselines())

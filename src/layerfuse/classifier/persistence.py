@@ -1,4 +1,4 @@
-"""What a bundle says of labels and encoders."""
+"""From a saved bundle back to a classifier."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerfuse.bundle import load_bundle
-from layerfuse.classifier.classifier import NESTED, LayerFusionClassifier
+from layerfuse.bundle import EncoderSpec, Named, Settings, load_bundle
+from layerfuse.classifier.classifier import LayerFusionClassifier
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import ConfigError, FormatError, NotFoundError, did_you_mean
-from layerfuse.heads import HEADS
-from layerfuse.metrics import Evaluation
+from layerfuse.errors import ConfigError, FormatError, LayerfuseError, NotFoundError, did_you_mean
+from layerfuse.resources import Budget
 
 __all__ = ["load"]
 
-
-_OF_A_RUN = Path("bundle", "bundle.json")
+_BUNDLE_OF_RUN = Path("bundle", "bundle.json")
 
 
 def load(
@@ -24,30 +22,36 @@ def load(
 ) -> LayerFusionClassifier:
     """Load a bundle, ready to predict; its encoders are cut above the highest layer in use.
 
-    Of what ``fit`` measured it holds ``cv_``.
+    The classifier has the parameters of the one that was saved, so it can be fitted again. Of what
+    ``fit`` measured it has ``cv_``.
 
     Parameters
     ----------
-    path
+    path : str or Path
         The bundle folder, or a run folder that holds one.
-    encoders
+    encoders : mapping of str to path, optional
         For an encoder's name, another place to load it from.
-    device
+    device : str, default="auto"
         Where to run.
+
+    Returns
+    -------
+    LayerFusionClassifier
+        Fitted.
 
     Raises
     ------
     NotFoundError, FormatError
-        When there is no bundle, or it cannot be trusted.
+        When there is no bundle, or it is damaged.
     ConfigError
         When ``encoders`` names one that the bundle does not read.
+
+    Examples
+    --------
+    >>> import layerfuse
+    >>> layerfuse.load("runs/tickets").predict(["My parcel is lost"])  # doctest: +SKIP
     """
-    folder = Path(path)
-    if (folder / _OF_A_RUN).is_file():
-        folder = folder / "bundle"
-    elif not (folder / "bundle.json").exists() and folder.is_dir():
-        _point_inside(folder)
-    bundle = load_bundle(folder)
+    bundle = load_bundle(bundle_folder(Path(path)))
     places = dict(encoders or {})
     names = [spec.name for spec in bundle.encoders]
     if unknown := [name for name in places if name not in names]:
@@ -57,52 +61,73 @@ def load(
         )
     opened = []
     for spec in bundle.encoders:
-        encoder = FrozenEncoder.from_pretrained(
-            places.get(spec.name, spec.source),
-            name=spec.name,
-            revision=spec.revision,
-            template=spec.template,
-            chat_question=spec.chat_question,
-            max_length=spec.max_length,
-            device=device,
-            # Where bfloat16 would be emulated, float32 is faster and as true.
-            dtype="auto" if spec.dtype == "bfloat16" else spec.dtype,
-        )
+        encoder = spec.open(places.get(spec.name), device=device)
         if encoder.fingerprints != spec.fingerprints:
             raise FormatError(
                 f"{encoder.path} is not the {spec.name} that the bundle was trained with: its "
                 f"files differ. Point to the original with --encoder {spec.name}=PATH (in Python "
                 f"load(path, encoders={{{spec.name!r}: PATH}}))."
             )
-        top = max(block.layer for block in bundle.model.blocks if block.encoder == spec.name)
-        opened.append(encoder.truncate(top))
-    model = bundle.model
-    classifier = LayerFusionClassifier(
-        encoders=tuple(opened), max_blocks=len(model.blocks), fusion=model.model.fusion.name
-    )
-    if model.model.head.kind in HEADS:  # else it came with the fusion
-        classifier.head = model.model.head.kind
+        blocks = [block for block in bundle.model.blocks if block.encoder == spec.name]
+        opened.append(encoder.truncate(max(block.layer for block in blocks)))
+    classifier = LayerFusionClassifier(**_parameters(bundle.facts.settings, places, device))
     classifier.encoders_ = tuple(opened)
-    classifier.classes_ = bundle.classes
+    classifier.label_space_ = bundle.space
+    classifier.classes_ = bundle.space.classes
     classifier.model_ = bundle.model
-    if NESTED in bundle.facts:
-        classifier.cv_ = _evaluation_of(folder, bundle.facts[NESTED])
+    if bundle.facts.cv is not None:
+        classifier.cv_ = bundle.facts.cv
     return classifier
 
 
-def _evaluation_of(folder: Path, value: Mapping[str, Any]) -> Evaluation:
+def bundle_folder(path: Path) -> Path:
+    """The bundle's folder, from it or the run folder that holds it.
+
+    Raises
+    ------
+    NotFoundError
+        Where not the folder but some in it are run folders; it names them.
+    """
+    if (path / _BUNDLE_OF_RUN).is_file():
+        return path / "bundle"
+    if path.is_dir() and not (path / "bundle.json").exists():
+        runs = sorted(found.parent.parent for found in path.glob(f"*/{_BUNDLE_OF_RUN}"))
+        if runs:
+            shown = ", ".join(map(str, runs[:5])) + (", ..." if len(runs) > 5 else "")
+            raise NotFoundError(f"{path} holds runs but is not one. Give one of them: {shown}.")
+    return path
+
+
+def _parameters(
+    settings: Settings | None, places: Mapping[str, str | Path], device: str
+) -> dict[str, Any]:
+    """Constructor parameters, as they were given to the classifier that was saved."""
+    if settings is None:
+        return {}
+    values = settings.model_dump(exclude={"one_encoder"})
+    encoders = tuple(_encoder(item, places, device) for item in settings.encoders)
+    values["encoders"] = encoders[0] if settings.one_encoder else encoders
+    if settings.budget is not None:
+        kind, limits = settings.budget
+        values["budget"] = Budget(**limits) if kind == "Budget" else limits  # type: ignore[arg-type]
+    if isinstance(settings.class_weight, tuple):
+        values["class_weight"] = dict(settings.class_weight)
+    if settings.store is not None:
+        values["store"] = _named(settings.store)
+    return values
+
+
+def _named(value: Named) -> str | Path:
+    kind, text = value
+    return Path(text) if kind == "path" else text
+
+
+def _encoder(
+    item: EncoderSpec | Named, places: Mapping[str, str | Path], device: str
+) -> str | Path | FrozenEncoder:
+    if not isinstance(item, EncoderSpec):
+        return _named(item)
     try:
-        return Evaluation.from_dict(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{folder}: the figures of its training were changed after it was saved "
-            f"({type(error).__name__}: {error}). Save the bundle again."
-        ) from error
-
-
-def _point_inside(folder: Path) -> None:
-    """Raise a NotFoundError where not the folder but some in it are run folders."""
-    runs = sorted(path.parent.parent for path in folder.glob(f"*/{_OF_A_RUN}"))
-    if runs:
-        shown = ", ".join(map(str, runs[:5])) + (", …" if len(runs) > 5 else "")
-        raise NotFoundError(f"{folder} holds runs and is none itself. Give one of them: {shown}.")
+        return item.open(places.get(item.name), device=device)
+    except LayerfuseError:  # one that the pipeline does not read need not be there to predict
+        return f"{item.name}={item.source}"

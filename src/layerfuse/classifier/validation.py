@@ -1,230 +1,347 @@
-"""What a user hands to the classifier, checked: labels, class weights, encoders."""
+"""What a user hands to the classifier, checked: parameters, rows, encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.class_weight import compute_class_weight
 
-from layerfuse.bundle import unsaved_kinds
+from layerfuse.bundle import EncoderSpec, Settings, unsaved_kinds
 from layerfuse.calibration import check_calibration
 from layerfuse.data import check_trainable, contained_rows
+from layerfuse.embeddings import EmbeddingStore
+from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import ConfigError, DataError, did_you_mean
-from layerfuse.model_selection import Recipe, check_recipe
-from layerfuse.pipeline import Task
+from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
+from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
-from layerfuse.resources import resolve_budget
-from layerfuse.selection import Allowance, check_selection
-from layerfuse.targets import Column, find_classes
+from layerfuse.resources import Budget, EncoderCost, resolve_budget
+from layerfuse.selection import CostBudget, check_selection
+from layerfuse.targets import Column, Targets, as_list
+
+if TYPE_CHECKING:
+    from layerfuse.classifier.classifier import LayerFusionClassifier
 
 __all__ = [
-    "PARTS",
-    "check_class_weight",
-    "check_labels",
+    "TrainingData",
     "check_parameters",
-    "check_parts",
-    "class_weights",
+    "check_training",
     "open_encoders",
-    "recipe_of",
-    "training_rows",
+    "search_space",
+    "seed_of",
+    "settings_of",
+    "warn_truncated",
 ]
 
-PARTS = ("auto", "keep")
+FRAGMENTS = ("drop", "keep")
 
-_MOSTLY_PARTS = 0.5
+_MOSTLY_FRAGMENTS = 0.5
+_MOST_SEEDS = 2**31
 
 
-def check_labels(
-    y: Column | None, n_texts: int, reporter: Reporter
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
-    """Classes (n_classes,) and class indices (n_texts,); see `find_classes`.
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to learn from: n texts, their targets, weights (n,) and groups (n,) if there are any.
+
+    ``rows`` (n,) are their numbers among the rows that were given.
+    """
+
+    texts: list[str]
+    targets: Targets
+    weights: npt.NDArray[np.floating] | None
+    groups: npt.NDArray[Any] | None
+    rows: npt.NDArray[np.intp]
+
+
+def check_parameters(model: LayerFusionClassifier) -> None:
+    """Raise a ConfigError for a parameter of the classifier that cannot be used."""
+    check_search(model.fusion, model.head)
+    check_selection(model.selection)
+    resolve_budget(model.budget)
+    max_blocks = whole_number("max_blocks", model.max_blocks, at_least=1)
+    n_encoders = 1 if isinstance(model.encoders, (str, Path)) else len(model.encoders)
+    if model.selection == "last" and n_encoders > max_blocks:
+        raise ConfigError(
+            f"selection='last' takes a block of each of the {n_encoders} encoders, and "
+            f"max_blocks={max_blocks} allows fewer. Raise it (--max-blocks {n_encoders}), "
+            "name fewer encoders, or use selection='greedy'."
+        )
+    if model.calibration is not None:
+        check_calibration(model.calibration)
+    if isinstance(model.class_weight, str) and model.class_weight != "balanced":
+        raise ConfigError(
+            f"class_weight={model.class_weight!r}: give None, 'balanced' or a mapping."
+        )
+    check_choice(model.fragments, FRAGMENTS, "fragments")
+    if not _gives_folds(model.cv):
+        whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
+    whole_number("sample_size", model.sample_size, at_least=2)
+    if model.n_jobs is not None and whole_number("n_jobs", model.n_jobs, at_least=-1) == 0:
+        raise ConfigError("n_jobs=0 runs nothing. Give None or -1 for all cores, or a number.")
+    seed_of(0 if isinstance(model.random_state, np.random.RandomState) else model.random_state)
+
+
+def _gives_folds(cv: object) -> bool:
+    """Whether it is a splitter of scikit-learn or holds folds."""
+    return not isinstance(cv, str) and (hasattr(cv, "split") or isinstance(cv, Iterable))
+
+
+def whole_number(name: str, value: object, *, at_least: int, also: str = "") -> int:
+    """A parameter as an int; numpy's integers are taken, booleans and texts are not.
+
+    Raises
+    ------
+    ConfigError
+        For anything else, or less than ``at_least``.
+    """
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= at_least:
+        return int(value)
+    raise ConfigError(
+        f"{name}={value!r} cannot be used. Give a whole number of at least {at_least}"
+        f"{f' {also}' if also else ''}."
+    )
+
+
+def seed_of(random_state: int | np.random.RandomState | None) -> int:
+    """The seed that a ``random_state`` stands for; an instance and None give a new one each time.
+
+    Raises
+    ------
+    ConfigError
+        For what is not one.
+    """
+    if random_state is None:
+        return int(np.random.default_rng().integers(_MOST_SEEDS))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(_MOST_SEEDS))
+    seed = whole_number("random_state", random_state, at_least=0, also="or a RandomState")
+    if seed >= 2**32:
+        raise ConfigError(f"random_state={seed} cannot be used. Give a number below 2**32.")
+    return seed
+
+
+def check_training(
+    X: Column,
+    y: Column | None,
+    sample_weight: npt.ArrayLike | None,
+    groups: Column | None,
+    class_weight: str | Mapping[Any, float] | None,
+    fragments: str,
+    reporter: Reporter,
+) -> TrainingData:
+    """Check the rows that ``fit`` was given, and leave out those that repeat parts of others.
 
     Raises
     ------
     DataError
-        When labels are not as many as the texts, one is missing or cannot be hashed, or there are
-        not two rows of two classes.
+        When labels, weights or groups are not as many as the texts, one is missing or cannot be
+        hashed, or there are not two rows of two classes.
+    ConfigError
+        For class weights that cannot be used.
     """
-    classes, codes = find_classes(y)
-    if len(codes) != n_texts:
+    texts = check_texts(X)
+    targets = Targets.from_labels(y)
+    if len(targets) != len(texts):
         raise DataError(
-            f"There are {n_texts} texts but {len(codes)} labels. Give one label for each text."
+            f"There are {len(texts)} texts but {len(targets)} labels. Give one label for each text."
         )
-    values = classes.tolist()
-    check_trainable([values[code] for code in codes], reporter)
-    if odd := unsaved_kinds(values):
+    check_trainable(targets.labels.tolist(), reporter)
+    if odd := unsaved_kinds(targets.space.classes.tolist()):
         reporter.note(
-            f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=…) "
+            f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=...) "
             "takes other names for them"
         )
-    return classes, codes
+    weights = _check_weights(sample_weight, len(texts))
+    group_of = _check_groups(groups, len(texts))
+    rows = _rows_to_learn(texts, targets, fragments, reporter)
+    kept = targets[rows]
+    by_class = kept.row_weights(kept.class_weights(class_weight))
+    own = None if weights is None else weights[rows]
+    return TrainingData(
+        [texts[row] for row in rows],
+        kept,
+        by_class if own is None else own if by_class is None else own * by_class,
+        None if group_of is None else group_of[rows],
+        rows,
+    )
 
 
-def training_rows(
-    texts: Sequence[str], y: npt.NDArray[np.intp], parts: str, reporter: Reporter
+def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float64] | None:
+    if given is None:
+        return None
+    weights = np.asarray(given, dtype=np.float64)
+    if weights.ndim == 0:
+        weights = np.full(n, float(weights))
+    if weights.shape != (n,):
+        raise DataError(f"sample_weight has shape {weights.shape}, expected ({n},).")
+    if not np.isfinite(weights).all() or weights.min() < 0:
+        raise DataError("sample_weight holds a number that is negative or not finite.")
+    if not weights.any():
+        raise DataError("Each sample_weight is zero. Give at least one row a weight above 0.")
+    return weights
+
+
+def _check_groups(given: Column | None, n: int) -> npt.NDArray[Any] | None:
+    if given is None:
+        return None
+    groups = as_list(given, "groups")
+    if len(groups) != n:
+        raise DataError(f"There are {n} texts but {len(groups)} groups. Give one for each text.")
+    numbers_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers_of[group] for group in groups], dtype=np.intp)
+
+
+def _rows_to_learn(
+    texts: Sequence[str], targets: Targets, fragments: str, reporter: Reporter
 ) -> npt.NDArray[np.intp]:
-    """Numbers of the rows to learn from: all, or only those that are no part of a longer row.
+    """Numbers of the rows to learn from: all, or those that are no part of a longer row.
 
-    Where most rows are phrases of other rows, they repeat what those say: held-out rows would not
-    be new, and many short rows outweigh the whole texts. ``"keep"`` keeps them all the same;
-    ``"auto"`` also does where a class of two rows or more would be left with fewer than two. ``y``
-    are class indices (n,).
+    Where most rows are phrases of other rows they repeat what those say: held-out rows would not be
+    new, and many short rows outweigh the whole texts. All are kept where a class of two rows or
+    more would be left with fewer than two.
     """
     every = np.arange(len(texts))
-    if parts == "keep":
+    if fragments == "keep":
         return every
     contained = contained_rows(texts)
-    if contained.mean() <= _MOSTLY_PARTS:
+    if contained.mean() <= _MOSTLY_FRAGMENTS:
         return every
-    left = np.bincount(y[~contained], minlength=int(y.max()) + 1)
-    if (left < np.minimum(2, np.bincount(y))).any():
+    left = targets[every[~contained]].counts
+    if (left < np.minimum(2, targets.counts)).any():
         return every
-    reporter.note(
-        f"{contained.sum()} of {len(texts)} rows are parts of longer rows and left out, so that "
-        f"{left.sum()} whole texts are learned from; parts='keep' keeps them"
+    message = (
+        f"{contained.sum()} of {len(texts)} training texts are part of a longer one and are left "
+        f"out; {len(texts) - contained.sum()} are learned from. fragments='keep' "
+        "(--fragments keep) keeps them."
     )
+    reporter.note(message)
+    warnings.warn(message, LayerfuseWarning, stacklevel=4)
     return every[~contained]
 
 
-def check_parameters(model: Any) -> None:
-    """Raise a ConfigError for a parameter of the classifier that cannot be used."""
-    check_recipe(model.fusion, model.head)
-    check_selection(model.selection)
-    resolve_budget(model.budget)
-    if model.max_blocks < 1:
-        raise ConfigError(f"max_blocks={model.max_blocks} chooses nothing; give at least 1.")
-    given = model.encoders
-    n_encoders = 1 if isinstance(given, (str, Path)) else len(given)
-    if model.selection == "last" and n_encoders > model.max_blocks:
-        raise ConfigError(
-            f"selection='last' takes a block of each of the {n_encoders} encoders, and "
-            f"max_blocks={model.max_blocks} allows fewer. Raise it (--max-blocks {n_encoders}), "
-            "name fewer encoders, or use selection='greedy'."
+def warn_truncated(share: float, encoders: Sequence[FrozenEncoder]) -> None:
+    """Warn where an encoder truncated training texts."""
+    if share > 0:
+        longest = ", ".join(f"{encoder.name} {encoder.max_length}" for encoder in encoders)
+        warnings.warn(
+            f"{share:.1%} of training texts were truncated (most tokens: {longest}, or the model's "
+            "own limit). Raise max_length on the encoder where the model allows it.",
+            LayerfuseWarning,
+            stacklevel=3,
         )
-    check_calibration(model.calibration)
-    check_class_weight(model.class_weight)
-    check_parts(model.parts)
-    if model.cv < 2:
-        raise ConfigError(f"cv={model.cv} is not enough; give at least 2 folds.")
 
 
-def recipe_of(model: Any, y: npt.NDArray[np.intp]) -> Recipe:
-    """What the fitted classes, the costs and the classifier's parameters make of a search.
-
-    ``y`` are class indices (n,).
-    """
+def search_space(
+    model: LayerFusionClassifier, costs: Mapping[str, EncoderCost], seed: int
+) -> SearchSpace:
+    """What the classifier's parameters and the encoders' costs leave to search."""
     budget = resolve_budget(model.budget)
-    budget = replace(budget, blocks=min(model.max_blocks, budget.blocks or model.max_blocks))
-    return Recipe(
+    budget = replace(budget, blocks=min(int(model.max_blocks), budget.blocks or model.max_blocks))
+    return SearchSpace(
         selection=model.selection,
-        allowance=Allowance(budget, model.costs_),
+        budget=CostBudget(budget, costs),
         fusion=model.fusion,
         head=model.head,
-        task=Task(
-            n_classes=len(model.classes_),
-            class_weight=class_weights(model.class_weight, model.classes_, y),
-            seed=model.random_state,
-        ),
+        seed=seed,
     )
 
 
-def check_parts(parts: str) -> None:
-    """Raise a ConfigError for an unknown way to treat rows that are part of others."""
-    if parts not in PARTS:
-        raise ConfigError(
-            f"Unknown parts={parts!r}. Choose from {', '.join(PARTS)}."
-            + did_you_mean(str(parts), PARTS)
-        )
-
-
-def class_weights(
-    given: str | Mapping[Any, float] | None, classes: npt.NDArray[Any], y: npt.NDArray[np.intp]
-) -> npt.NDArray[np.floating] | None:
-    """The weight of each class (n_classes,), or None for equal weights.
-
-    Raises
-    ------
-    ConfigError
-        For a word other than ``"balanced"``, or a label that does not occur.
-    """
-    if given is None:
-        return None
-    check_class_weight(given)
-    if isinstance(given, str):
-        balanced: npt.NDArray[np.floating] = compute_class_weight(
-            given, classes=np.arange(len(classes)), y=y
-        )
-        return balanced
-    labels = classes.tolist()
-    if unknown := [label for label in given if label not in labels]:
-        raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
-    if negative := [label for label, weight in given.items() if not weight > 0]:
-        raise ConfigError(f"class_weight gives {negative[0]!r} a weight that is not above 0.")
-    return np.array([given.get(label, 1.0) for label in labels])
-
-
-def check_class_weight(given: str | Mapping[Any, float] | None) -> None:
-    """Raise a ConfigError for a word other than ``"balanced"``."""
-    if isinstance(given, str) and given != "balanced":
-        raise ConfigError(f"class_weight={given!r}: give None, 'balanced' or a mapping.")
-
-
 def open_encoders(
-    encoders: str | Path | Sequence[str | Path | FrozenEncoder],
-    templates: Mapping[str, str],
-    chat_questions: Mapping[str, str],
-    *,
-    max_length: int,
-    device: str,
-    dtype: str,
-    reporter: Reporter,
+    encoders: str | Path | Sequence[str | Path | FrozenEncoder], reporter: Reporter
 ) -> tuple[FrozenEncoder, ...]:
-    """Open encoders by name or place (``NAME=PLACE`` renames), each with its template.
+    """Open encoders by name or path (``NAME=PATH`` renames).
 
     Raises
     ------
     ConfigError
-        For no encoder, two of one name, or a template for one that is not there.
+        For no encoder, or two of one name.
     """
-    given = [encoders] if isinstance(encoders, (str, Path)) else list(encoders)
+    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
     if not given:
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
     for item in given:
-        if not isinstance(item, FrozenEncoder) and not str(item).strip():
-            raise ConfigError("An encoder's name is empty. Name one, such as minilm.")
         if isinstance(item, FrozenEncoder):
             opened.append(item)
             continue
+        if not str(item).strip():
+            raise ConfigError("An encoder's name is empty. Name one, such as minilm.")
         is_path = isinstance(item, Path) or Path(item).exists()  # its name may hold a "="
         alias, _, place = ("", "", str(item)) if is_path else str(item).rpartition("=")
-        name = alias or Path(place).stem
-        opened.append(
-            FrozenEncoder.from_pretrained(
-                place,
-                name=alias or None,
-                template=templates.get(name),
-                chat_question=chat_questions.get(name),
-                max_length=max_length,
-                device=device,
-                dtype=dtype,
-                reporter=reporter,
-            )
-        )
+        opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
-    if unknown := [name for name in (*templates, *chat_questions) if name not in names]:
-        raise ConfigError(
-            f"A template or question names {unknown[0]!r}, which is not one of the encoders "
-            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
-        )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
             f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
         )
     return tuple(opened)
+
+
+def settings_of(model: LayerFusionClassifier) -> Settings:
+    """The classifier's parameters in the form that a bundle keeps.
+
+    A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
+    """
+    encoders = model.encoders
+    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+    store, budget, random_state = model.store, model.budget, model.random_state
+    if isinstance(model.cv, (int, np.integer)):
+        cv = int(model.cv)
+    else:
+        cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
+        _not_kept("cv", "a splitter", f"cv={cv}")
+    if isinstance(random_state, np.random.RandomState):
+        random_state = None
+        _not_kept("random_state", "a RandomState", "random_state=None")
+    return Settings(
+        encoders=tuple(
+            EncoderSpec.of(item)
+            if isinstance(item, FrozenEncoder)
+            else ("path" if isinstance(item, Path) else "name", str(item))
+            for item in given
+        ),
+        one_encoder=isinstance(encoders, (str, Path, FrozenEncoder)),
+        selection=model.selection,
+        max_blocks=int(model.max_blocks),
+        budget=(
+            None
+            if budget is None
+            else ("Budget", asdict(budget))
+            if isinstance(budget, Budget)
+            else ("mapping", dict(budget))
+        ),
+        fusion=model.fusion,
+        head=model.head,
+        class_weight=(
+            tuple(model.class_weight.items())
+            if isinstance(model.class_weight, Mapping)
+            else model.class_weight
+        ),
+        fragments=model.fragments,
+        calibration=model.calibration,
+        cv=cv,
+        sample_size=int(model.sample_size),
+        store=(
+            ("path", str(store.root))
+            if isinstance(store, EmbeddingStore)
+            else None
+            if store is None
+            else ("path" if isinstance(store, Path) else "name", str(store))
+        ),
+        n_jobs=model.n_jobs,
+        random_state=None if random_state is None else int(random_state),
+        verbose=int(model.verbose),
+    )
+
+
+def _not_kept(name: str, what: str, instead: str) -> None:
+    warnings.warn(
+        f"{name} is {what}, which a bundle cannot hold; it is saved as {instead}.",
+        LayerfuseWarning,
+        stacklevel=5,
+    )

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, resolve_layers, resolve_poolings
-from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.classifier.analysis import MEASURED_ROWS
-from layerfuse.commands.fit import make_classifier, read_data
-from layerfuse.commands.paths import check_new_file
-from layerfuse.complementarity import HEADLINE, Comparison, Pair, check_pairing, find_blocks
+from layerfuse.blocks import BlockRef
+from layerfuse.commands.fit import make_encoders, read_data
+from layerfuse.commands.paths import check_new_file, open_store
+from layerfuse.complementarity import HEADLINE, EncoderComparison, Pair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
-from layerfuse.config import FitConfig
+from layerfuse.config import CurveConfig, ReadConfig
 from layerfuse.data import Split, check_trainable
 from layerfuse.data.audit import Finding
-from layerfuse.embeddings.extraction import Rows
+from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
-from layerfuse.model_selection import check_recipe
+from layerfuse.model_selection import check_search
 from layerfuse.progress import Reporter
 from layerfuse.report.formats import percent, points, points_interval
 from layerfuse.report.results import (
@@ -34,21 +31,22 @@ from layerfuse.report.results import (
     TrainingData,
 )
 from layerfuse.report.run_report import BlockPair, write_model
-from layerfuse.resources import resolve_budget
-from layerfuse.selection import Allowance, check_selection
-from layerfuse.targets import Targets, stratified_rows
+from layerfuse.resources import Budget
+from layerfuse.selection import CostBudget, check_selection
+from layerfuse.targets import Targets
 
 __all__ = ["compare", "curve"]
 
 _EXAMPLES = 3  # texts that only one block of the best pair gets right, for each of the two
 _LISTED_ROWS = 20  # of those that only one block of a pair gets right
+_MOST_ROWS = 10_000  # of the training rows and of the test rows that are measured on
 _HELD_OUT = 4  # one row in so many, where there is no test split
 
 Indices = npt.NDArray[np.intp]
 
 
 def compare(
-    config: FitConfig, pairs: str, to: tuple[str, ...] | None, reporter: Reporter
+    config: ReadConfig, pairs: str, to: tuple[str, ...] | None, reporter: Reporter
 ) -> CompareResult:
     """Compare encoders or blocks on the training rows; nothing is trained or saved.
 
@@ -59,18 +57,19 @@ def compare(
     dataset = read_data(config, reporter)
     train = dataset.train
     check_trainable(train.labels)
-    classifier = make_classifier(config, reporter).open()
-    check_pairing(pairs, [encoder.name for encoder in classifier.encoders_])
+    encoders = make_encoders(config, reporter)
+    check_pairing(pairs, [encoder.name for encoder in encoders])
     if used is not None:  # before the work: blocks that will not be read
-        find_blocks(used, _blocks(config, classifier), "--to")
-    embeddings = classifier.extract(train.texts)
-    codes = Targets.from_labels(train.labels).codes
-    rows = stratified_rows(codes, MEASURED_ROWS, config.seed)
+        find_blocks(used, (block for one in encoders for block in one.candidates), "--to")
+    store = open_store(config.store, new=True)
+    embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
+    targets = Targets.from_labels(train.labels)
+    rows = targets.sample(_MOST_ROWS, config.seed)
     if len(rows) < len(train):
         reporter.note(f"blocks are compared on {len(rows)} of {len(train)} rows")
     comparison = compare_blocks(
-        embeddings if len(rows) == len(train) else Rows(embeddings, rows),
-        codes[rows],
+        embeddings if len(rows) == len(train) else embeddings.take(rows),
+        targets[rows].labels,
         pairs=pairs,
         to=used,
         seed=config.seed,
@@ -103,17 +102,6 @@ def _finding(own: Sequence[int], rows: Indices) -> Finding:
     return Finding(len(own), tuple(rows[list(own[:_LISTED_ROWS])].tolist()))
 
 
-def _blocks(config: FitConfig, classifier: LayerFusionClassifier) -> Iterator[BlockRef]:
-    """What `extract` of the settings will give."""
-    for encoder in classifier.encoders_:
-        pooling = config.pooling
-        own = pooling.get(encoder.name, "mean") if isinstance(pooling, Mapping) else pooling
-        layers = config.layers
-        for name in resolve_poolings(own):
-            for layer in resolve_layers(layers, encoder.n_layers, encoder.name):  # type: ignore[arg-type]
-                yield BlockRef(encoder.name, layer, name)
-
-
 def _examples(pair: Pair, rows: Indices, train: Split) -> Iterator[Example]:
     for block, own in ((pair.a, pair.only_a), (pair.b, pair.only_b)):
         for row in rows[list(own[:_EXAMPLES])].tolist():
@@ -121,7 +109,7 @@ def _examples(pair: Pair, rows: Indices, train: Split) -> Iterator[Example]:
             yield Example(right=block, row=row, label=label, text=train.texts[row])
 
 
-def _comparison_summary(comparison: Comparison) -> str:
+def _comparison_summary(comparison: EncoderComparison) -> str:
     """What fusing the best pair brings, or that it brings nothing significant."""
     pair, strongest, gain = comparison.best, comparison.strongest, comparison.best.gain
     numbers = (
@@ -143,7 +131,7 @@ def _comparison_summary(comparison: Comparison) -> str:
 
 
 def curve(
-    config: FitConfig,
+    config: CurveConfig,
     reporter: Reporter,
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
@@ -167,40 +155,40 @@ def curve(
     if out is not None:
         check_new_file(out)
     check_draws(shares, repeats)
-    check_recipe(config.fusion, config.head)
+    check_search(config.fusion, config.head)
     check_selection(config.selection)
-    classifier = make_classifier(config, reporter)
-    budget = replace(resolve_budget(classifier.budget), blocks=config.max_blocks)
     dataset = read_data(config, reporter)
     train, test = dataset.train, dataset.test
     check_trainable(train.labels)
     targets = Targets.from_labels(train.labels)
     if test is None:
         known, others = _hold_out(targets.codes, config.seed)
-        truth = targets.codes[others]
+        truth = targets[others]
         reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
     else:
-        known, truth = np.arange(len(train)), targets.space.encode(test.labels or ()).codes
+        known, truth = np.arange(len(train)), targets.space.encode(test.labels or ())
         others = np.arange(len(test))
     n_known = len(known)
-    known = known[stratified_rows(targets.codes[known], MEASURED_ROWS, config.seed)]
-    measured = stratified_rows(truth, MEASURED_ROWS, config.seed)
+    known = known[targets[known].sample(_MOST_ROWS, config.seed)]
+    measured = truth.sample(_MOST_ROWS, config.seed)
     for used, there, name in ((known, n_known, "training"), (measured, len(others), "test")):
         if len(used) < there:
             reporter.note(f"{len(used)} of {there} {name} rows are used")
-    classifier.open()
-    embeddings = classifier.extract(train.texts)
-    test_embeddings = embeddings if test is None else classifier.extract(test.texts)
-    only_blocks = set(budget.limits) <= {"blocks"}
+    encoders = make_encoders(config, reporter)
+    store = open_store(config.store, new=True)
+    embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
+    of_test = embeddings
+    if test is not None:
+        of_test = extract_all(test.texts, encoders, store, reporter=reporter)
     found = learning_curve(
-        Rows(embeddings, known),
-        targets.codes[known],
-        Rows(test_embeddings, others[measured]),
-        truth[measured],
+        embeddings.take(known),
+        targets[known].labels,
+        of_test.take(others[measured]),
+        truth[measured].labels,
         shares=shares,
         repeats=repeats,
         selection=config.selection,
-        allowance=Allowance(budget, {} if only_blocks else embeddings.costs),
+        budget=CostBudget(Budget(blocks=config.max_blocks), {}),
         fusion=config.fusion,
         head=config.head,
         seed=config.seed,

@@ -51,7 +51,7 @@ def list_models() -> ModelList:
                 layers=entry.n_layers,
                 dim=entry.dim,
                 pulled=is_pulled(entry.name),
-                license=entry.licence,
+                license=entry.license,
                 description=entry.description,
             )
             for entry in ENCODERS.values()

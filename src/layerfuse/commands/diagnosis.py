@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from layerfuse._version import __version__
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.complementarity import Labelled, measure_pairs
+from layerfuse.complementarity import ProbeData, measure_pairs
 from layerfuse.data import NEAR, TextDataset, near_duplicates
 from layerfuse.files import atomic_write
 from layerfuse.metrics import share_interval
@@ -32,7 +32,7 @@ from layerfuse.report.run_report import (
     NearDuplicates,
     NearPair,
 )
-from layerfuse.targets import Targets, stratified_rows
+from layerfuse.targets import Targets
 
 __all__ = [
     "Predicted",
@@ -193,13 +193,14 @@ def _complementarity(classifier: LayerFusionClassifier, reporter: Reporter) -> C
     for encoder in scores.encoders:
         blocks += [scores.of(encoder).best.block, scores.last(encoder).block]
     blocks = list(dict.fromkeys(blocks))[:_MOST_BLOCKS]
-    truth, _ = classifier.out_of_fold()
-    rows = stratified_rows(truth, _PAIR_ROWS, classifier.random_state)
-    data = Labelled.probe(classifier.measured_blocks(blocks, rows), truth[rows], SILENT)
+    record = classifier.fit_record_
+    rows = record.sample.targets.sample(_PAIR_ROWS, record.seed)
+    part = {block: record.sample.blocks[block][rows] for block in blocks}
+    data = ProbeData.probe(part, record.sample.targets[rows], SILENT)
     wanted = [(a, b) for place, a in enumerate(blocks) for b in blocks[place + 1 :]]
     found = []
     with reporter.task("comparing blocks", len(wanted), "pairs") as advance:
-        for pair in measure_pairs(data, wanted, classifier.random_state):
+        for pair in measure_pairs(data, wanted, record.seed):
             found.append(BlockPair.of(pair))
             advance(1)
     return Complementarity(n=len(rows), blocks=tuple(blocks), pairs=tuple(found))

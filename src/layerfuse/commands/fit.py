@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
 
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
+from layerfuse.classifier.validation import open_encoders
 from layerfuse.commands.diagnosis import (
     Predicted,
     diagnose,
@@ -23,36 +24,43 @@ from layerfuse.commands.diagnosis import (
 )
 from layerfuse.commands.paths import check_new_folder, open_store
 from layerfuse.commands.report import try_report
-from layerfuse.config import FitConfig
+from layerfuse.config import FitConfig, ReadConfig
 from layerfuse.data import TextDataset, audit, check_trainable, load_dataset
+from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError
-from layerfuse.evaluation import Comparison, Rows, Verdict, tradeoffs
+from layerfuse.errors import (
+    ConfigError,
+    FormatError,
+    LayerfuseError,
+    LayerfuseWarning,
+    NotFoundError,
+    StorageError,
+    did_you_mean,
+)
+from layerfuse.evaluation import BaselineComparison, Rows, Verdict, tradeoffs
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.latency import Latency, measure_latency
 from layerfuse.files import atomic_folder
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
-from layerfuse.progress import Advance, Reporter
+from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import (
     BaselineReport,
-    BaselineScore,
     CostReport,
     DataReport,
     EncoderReport,
     RunReport,
     SelectionReport,
     Timings,
-    Tradeoff,
     VerdictReport,
     read_run_report,
     write_run_report,
 )
-from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.targets import LabelSpace, Targets
+from layerfuse.resources import Budget, EncoderCost
+from layerfuse.targets import Targets
 
-__all__ = ["demo", "fit", "make_classifier", "profile", "read_data"]
+__all__ = ["demo", "fit", "make_classifier", "make_encoders", "profile", "read_data"]
 
 
 class _Recorder:
@@ -82,38 +90,37 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test is not None:  # before the work: labels that training does not have
         Targets.from_labels(labels).space.encode(test.labels or ())
     classifier = make_classifier(config, recorder)
-    classifier.fit(texts, labels)
+    with reporting_to(recorder), warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
+        classifier.fit(texts, labels)
 
     clock = time.perf_counter()
-    space = LabelSpace(classifier.classes_)
-    truth, proba = classifier.out_of_fold()
-    cv = Predicted.of(Targets(space, truth), proba, classifier.measured_rows())
+    space, record = classifier.label_space_, classifier.fit_record_
+    cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
     tested, test_metrics, test_rows, test_blocks = None, None, None, None
     if test is not None:
         targets = space.encode(test.labels or ())
-        test_blocks = classifier.extract(test.texts)
+        with reporting_to(recorder):
+            test_blocks = classifier.extract(test.texts)
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
         tested = Predicted.of(targets, proba)
-        test_rows = Rows(targets.codes, tested.predicted, space.n_outputs, config.seed)
+        test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
     clock = time.perf_counter()
-    baselines = classifier.run_baselines(None if test is None else test.texts, test_blocks)
+    baselines = record.run_baselines(None if test is None else test.texts, test_blocks)
     baselines_s = time.perf_counter() - clock
     clock = time.perf_counter()
     latency = _time_pipelines(classifier, baselines, texts, recorder)
-    if latency is not None:
-        classifier.costs_ = latency.costs(classifier.costs_)
+    costs = classifier.costs_ if latency is None else latency.costs(classifier.costs_)
+    record = replace(record, costs=costs)
     latency_s = time.perf_counter() - clock
     clock = time.perf_counter()
-    verdict = classifier.judge(baselines, test_rows)
+    verdict = record.judge(baselines, test_rows)
     baselines_s += time.perf_counter() - clock
     diagnosis = diagnose(classifier, texts, cv, tested, recorder)
-    cost, plan, selection = (
-        _cost(verdict, classifier, latency),
-        classifier.plan_,
-        classifier.selection_,
-    )
+    plan, selection = classifier.plan_, classifier.selection_
+    cost = _cost(verdict, plan.blocks, latency)
     times = Timings(**classifier.timings_)
     report = RunReport(
         layerfuse_version=__version__,
@@ -129,9 +136,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             audit=audit(dataset),
             near_duplicates=find_near_duplicates(dataset),
         ),
-        encoders=tuple(
-            _encoder(encoder, classifier.costs_[encoder.name]) for encoder in classifier.encoders_
-        ),
+        encoders=tuple(_encoder(encoder, costs[encoder.name]) for encoder in classifier.encoders_),
         profile=classifier.profile_,
         selection=SelectionReport(
             method=selection.method,
@@ -145,16 +150,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         test=test_metrics,
         baselines=tuple(map(_baseline, verdict.comparisons)),
         verdict=_verdict(verdict),
-        pareto=tuple(
-            Tradeoff(
-                name=row["name"],
-                blocks=tuple(map(BlockRef.parse, row["blocks"])),
-                accuracy=Estimate(row["accuracy"], *row["ci95"]),
-                cost=pipeline_cost(tuple(map(BlockRef.parse, row["blocks"])), classifier.costs_),
-                on_front=row["on_front"],
-            )
-            for row in tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)
-        ),
+        pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
         timings=times.model_copy(
@@ -170,7 +166,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         notes=tuple(recorder.notes),
     )
     with atomic_folder(run) as folder:
-        classifier.save(folder / "bundle")
+        classifier.save(
+            folder / "bundle", text_column=config.text_column, label_column=config.label_column
+        )
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)
     if config.report:
@@ -197,14 +195,12 @@ def _time_pipelines(
     return latency
 
 
-def _cost(
-    verdict: Verdict, classifier: LayerFusionClassifier, latency: Latency | None
-) -> CostReport:
-    used = pipeline_cost(classifier.plan_.blocks, classifier.costs_)
+def _cost(verdict: Verdict, blocks: Sequence[BlockRef], latency: Latency | None) -> CostReport:
+    used = verdict.cost
     if latency is None or verdict.time_ratio is None:
         return CostReport(pipeline=used, time_ratio=None, n_texts=0, n_rounds=0)
     against = tuple(map(BlockRef.parse, verdict.against))
-    ratios = latency.ratios(classifier.plan_.blocks, against)
+    ratios = latency.ratios(blocks, against)
     value = verdict.time_ratio
     span = Estimate(value, min(value, float(ratios.min())), max(value, float(ratios.max())))
     return CostReport(
@@ -222,31 +218,21 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
         dim=encoder.dim,
         device=encoder.device,
         dtype=encoder.dtype,
-        prompt=encoder.template,
-        chat_prompt=encoder.chat_question,
+        prompt=encoder.prompt,
+        chat_prompt=encoder.chat_prompt,
         max_length=encoder.max_length,
         cost=cost,
     )
 
 
-def _baseline(item: Comparison) -> BaselineReport:
-    plan = item.baseline.plan
+def _baseline(item: BaselineComparison) -> BaselineReport:
     return BaselineReport(
         name=item.baseline.name,
         encoder=item.baseline.encoder,
-        blocks=() if plan is None else plan.blocks,
-        cv=_score(item, "cv"),
-        test=_score(item, "test") if "test" in item.gain else None,
+        blocks=item.blocks,
+        cv=item.cv,
+        test=item.test,
         cost=item.cost,
-    )
-
-
-def _score(item: Comparison, rows: str) -> BaselineScore:
-    measured = item.measured[rows]
-    return BaselineScore(
-        accuracy=Estimate(measured["accuracy"], *measured["ci95"]),
-        macro_f1=measured["macro_f1"],
-        gain=item.gain[rows],
     )
 
 
@@ -268,9 +254,10 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
     check_scorer(scorer)
     dataset = read_data(config, reporter)
     check_trainable(dataset.train.labels)
-    classifier = make_classifier(config, reporter).open()
-    embeddings = classifier.extract(dataset.train.texts)
-    scores = score_blocks(embeddings, np.asarray(dataset.train.labels), scorer, reporter=reporter)
+    encoders = make_encoders(config, reporter)
+    store = open_store(config.store, new=True)
+    embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
+    scores = score_blocks(embeddings, dataset.train.labels or (), scorer, reporter=reporter)
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,
@@ -278,12 +265,47 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
     )
 
 
+def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder, ...]:
+    """The encoders of the settings, each with its prompt and candidates.
+
+    Raises
+    ------
+    ConfigError
+        For a prompt or a pooling of an encoder that is not there.
+    """
+    opened = open_encoders(config.encoders, reporter)
+    names = [encoder.name for encoder in opened]
+    by_name = config.pooling if isinstance(config.pooling, Mapping) else {}
+    for name in (*config.prompts, *config.chat_prompts, *by_name):
+        if name not in names:
+            raise ConfigError(
+                f"A prompt or pooling names {name!r}, which is not one of the encoders "
+                f"({', '.join(names)}).{did_you_mean(name, names)}"
+            )
+    return tuple(
+        FrozenEncoder(
+            encoder.source,
+            prompt=config.prompts.get(encoder.name),
+            chat_prompt=config.chat_prompts.get(encoder.name),
+            layers=config.layers,  # type: ignore[arg-type]  # a text is "all"
+            pooling=(
+                by_name.get(encoder.name, "mean")
+                if isinstance(config.pooling, Mapping)
+                else config.pooling
+            ),
+            max_length=config.max_length,
+            device=config.device,
+            dtype=config.dtype,
+            reporter=reporter,
+        )
+        for encoder in opened
+    )
+
+
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
     """The classifier of the settings, not fitted; its store is made when it is written to."""
     return LayerFusionClassifier(
-        encoders=config.encoders,
-        layers=config.layers,  # type: ignore[arg-type]  # checked where layers are resolved
-        pooling=config.pooling,
+        encoders=make_encoders(config, reporter),
         selection=config.selection,
         max_blocks=config.max_blocks,
         budget=Budget(
@@ -295,26 +317,22 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
-        calibration=config.calibration,
-        templates=config.prompts,
-        chat_questions=config.chat_prompts,
-        max_length=config.max_length,
-        device=config.device,
-        dtype=config.dtype,
+        fragments=config.fragments,
+        calibration=None if config.calibration == "none" else config.calibration,
         cv=config.cv,
         store=open_store(config.store, new=True),
+        n_jobs=config.n_jobs,
         random_state=config.seed,
-        reporter=reporter,
     )
 
 
-def read_data(config: FitConfig, reporter: Reporter) -> TextDataset:
+def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
     """The dataset of the settings, or the stratified part of it that they ask for."""
     dataset = load_dataset(
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
-        test=config.test,
+        test=getattr(config, "test", None),
         reporter=reporter,
     )
     if config.sample is not None:
@@ -342,13 +360,13 @@ def _run_folder(config: FitConfig) -> Path:
     return run
 
 
-_DATA = "r8"
-_ENCODERS = ("minilm", "smollm2-135m")
+_DATA = "r52"
+_ENCODERS = ("minilm",)
 _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 
 
 def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> RunReport:
-    """Fit two small encoders on a stratified part of R8; replaces the folder of an older demo."""
+    """Fit a small encoder on a stratified part of R52; replaces the folder of an older demo."""
     if out.exists():
         if not _is_demo(out):
             raise StorageError(f"{out} exists and is not a demo's folder. Choose another --out.")

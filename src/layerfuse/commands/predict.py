@@ -48,7 +48,7 @@ def predict(
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier = _load(bundle, places, device, reporter)
     known = _columns_of_fit(bundle)
-    dataset = _read(data, _Columns(text_column), known, reporter, labelled=False)
+    dataset = _read(data, _Columns(text_column), known, reporter, labeled=False)
     if text_column is None and dataset.text_column != known.text:
         _note_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
@@ -99,14 +99,14 @@ def _columns_of_fit(bundle: Path) -> _Columns:
 
 
 def _read(
-    data: str, given: _Columns, known: _Columns, reporter: Reporter, *, labelled: bool = True
+    data: str, given: _Columns, known: _Columns, reporter: Reporter, *, labeled: bool = True
 ) -> TextDataset:
     """Read a file by the given columns; others are those of ``fit``, each where the file has it."""
-    text, label = given.text or known.text, given.label or (known.label if labelled else None)
+    text, label = given.text or known.text, given.label or (known.label if labeled else None)
     while True:
         try:
             return load_dataset(
-                data, text_column=text, label_column=label, labelled=labelled, reporter=reporter
+                data, text_column=text, label_column=label, labeled=labeled, reporter=reporter
             )
         except ColumnError as error:
             if text is not None and error.column == text and given.text is None:

@@ -1,4 +1,4 @@
-"""Named encoders and datasets: where each can be had, with pinned checksums."""
+"""Datasets and the catalog: readers, audit, and downloads with pinned checksums."""
 
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, contained_rows, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package

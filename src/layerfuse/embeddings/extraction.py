@@ -3,88 +3,42 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, Layers, Poolings, resolve_layers, resolve_poolings
-from layerfuse.embeddings.cost_record import CostRecord, Meter, keep_cost, read_cost
-from layerfuse.embeddings.runner import Runner
-from layerfuse.embeddings.section import Key, Section, text_hashes
-from layerfuse.embeddings.shard import CorruptShardError
+from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.embeddings.cost_record import (
+    CostRecord,
+    keep_cost,
+    read_cost,
+    record_cost,
+    undisturbed,
+)
+from layerfuse.embeddings.engines import Engine, LocalEngine
+from layerfuse.embeddings.plan import ShardJob, plan_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard
+from layerfuse.embeddings.section import Missing, NotStoredError, Section, text_hashes
+from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import EmbeddingStore
+from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import ConfigError, DataError, StorageError, did_you_mean
+from layerfuse.errors import DataError, StorageError, check_choice
 from layerfuse.files import human_bytes
-from layerfuse.parallel import Behind
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
 
-__all__ = [
-    "Embeddings",
-    "Gathered",
-    "Rows",
-    "check_texts",
-    "extract",
-    "gather",
-    "gather_blocks",
-    "most_missing",
-]
+__all__ = ["check_texts", "extract", "extract_all", "extract_blocks"]
 
-_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
-_MENDS = 20  # damaged shards that one look-up will compute again
-
-_Plan: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
-"""Rows and the blocks that all of them lack; a row is in one pair at most."""
-
-
-class Embeddings(Mapping[BlockRef, npt.NDArray[np.float32]]):
-    """Blocks of one encoder over some texts: a mapping from block to array (n_texts, dim).
-
-    Arrays that lie in a store are read when they are asked for, one block at a time.
-    ``n_computed`` counts the distinct texts that were not in the store, ``truncated_share`` is the
-    share of texts that were cut to the encoder's token limit.
-    """
-
-    def __init__(
-        self,
-        refs: Sequence[BlockRef],
-        source: _Source,
-        n_computed: int,
-        truncated: npt.NDArray[Any],
-    ) -> None:
-        self._refs = tuple(refs)
-        self._source = source
-        self.n_computed = n_computed
-        self.truncated_share = float(truncated.mean())
-
-    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
-        if ref not in self._refs:
-            raise KeyError(f"{ref} was not extracted")
-        return self._source.block((ref.layer, ref.pooling))
-
-    @cached_property
-    def cost(self) -> EncoderCost | None:
-        """What the encoder costs, measured while texts were computed.
-
-        ``ms_per_text`` is for the texts recorded: with a store those of the run, this one or an
-        earlier one on the same kind of device, that computed the most. Where there is no record,
-        the encoder is loaded and up to 32 of the texts are read. None for an encoder that was
-        truncated at layer 0: it has no block to measure.
-        """
-        record = self._source.record()
-        return None if record is None else record.cost(self._refs[0].encoder)
-
-    def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._refs)
-
-    def __len__(self) -> int:
-        return len(self._refs)
+_MAX_REPAIRS = 20  # damaged shards that one look-up will compute again
+_SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
+_MEASURING = Lock()  # threads that measure at once would slow each other down
 
 
 def check_texts(texts: Column) -> list[str]:
@@ -110,13 +64,13 @@ def check_texts(texts: Column) -> list[str]:
 def extract(
     texts: Column,
     encoder: FrozenEncoder,
-    layers: Layers = "all",
-    pooling: str | Sequence[str] = ("mean",),
+    layers: Layers | None = None,
+    pooling: str | Sequence[str] | None = None,
     store: EmbeddingStore | None = None,
     *,
     batch_tokens: int | None = None,
     reporter: Reporter = SILENT,
-) -> Embeddings:
+) -> BlockView:
     """Compute blocks of an encoder, all layers and poolings in one forward pass.
 
     Equal texts are computed once. With a store, only what it does not hold is computed, shard by
@@ -124,307 +78,264 @@ def extract(
 
     Parameters
     ----------
-    texts
-        n_texts strings as a list, tuple, Series, numpy or Arrow array; empty ones are allowed.
-    encoder
-        The frozen encoder.
-    layers, pooling
-        Which blocks.
-    store
+    texts : list, tuple, Series, numpy or Arrow array of str, (n_texts,)
+        Empty strings are allowed.
+    encoder : FrozenEncoder
+    layers : "all", int or sequence of int, optional
+        By default ``encoder.layers``; negative numbers count from the end.
+    pooling : str or sequence of str, optional
+        By default ``encoder.pooling``.
+    store : EmbeddingStore, optional
         Where embeddings are kept (as float16 where they fit); None keeps them in memory (float32).
-    batch_tokens
+    batch_tokens : int, optional
         The most tokens of one batch, padding counted; halved when the device runs out of memory.
+        By default what suits the device.
+    reporter : Reporter
+        Receives progress.
 
     Returns
     -------
-    Embeddings
+    BlockView
         A mapping from `BlockRef` to a float32 array of shape (n_texts, dim).
 
     Raises
     ------
     DataError
         For texts that are not strings.
+    ConfigError
+        For a layer or pooling that does not exist.
     StorageError
-        When the disk is full; finished shards are kept.
+        When the store is full, read-only or deleted meanwhile; finished shards are kept.
+
+    Examples
+    --------
+    >>> encoder = FrozenEncoder.from_pretrained("minilm")  # doctest: +SKIP
+    >>> blocks = extract(["a film", "the plot"], encoder, layers=[4, -1])  # doctest: +SKIP
     """
+    blocks = _candidates(encoder, layers, pooling)
+    return _read(texts, [encoder], blocks, store, batch_tokens, reporter)
+
+
+def extract_all(
+    texts: Column,
+    encoders: Sequence[FrozenEncoder],
+    store: EmbeddingStore | None,
+    *,
+    reporter: Reporter = SILENT,
+) -> BlockView:
+    """All candidate blocks of several encoders: of each its own layers and poolings.
+
+    See `extract` for the parameters; with no store, embeddings are kept in memory.
+    """
+    blocks = [block for encoder in encoders for block in _candidates(encoder)]
+    return _read(texts, encoders, blocks, store, None, reporter)
+
+
+def extract_blocks(
+    texts: Column,
+    encoders: Sequence[FrozenEncoder],
+    blocks: Sequence[BlockRef],
+    store: EmbeddingStore | None,
+    *,
+    reporter: Reporter = SILENT,
+) -> BlockView:
+    """Just these blocks: encoders that have none are not read, the others up to their highest.
+
+    The view has the blocks in the order given. See `extract` for the parameters.
+
+    Raises
+    ------
+    ConfigError
+        For a block that none of the encoders has.
+    """
+    names = [encoder.name for encoder in encoders]
+    for block in blocks:
+        check_choice(block.encoder, names, "encoder")
+    return _read(texts, encoders, blocks, store, None, reporter)
+
+
+def _candidates(
+    encoder: FrozenEncoder,
+    layers: Layers | None = None,
+    pooling: str | Sequence[str] | None = None,
+) -> list[BlockRef]:
+    """An encoder's blocks by pooling and layer; what is None is the encoder's own choice."""
+    wanted = encoder.layers if layers is None else layers
+    poolings = resolve_poolings(encoder.pooling if pooling is None else pooling)
+    numbers = resolve_layers(wanted, encoder.n_layers, encoder.name)
+    return [BlockRef(encoder.name, layer, name) for name in poolings for layer in numbers]
+
+
+def _read(
+    texts: Column,
+    encoders: Sequence[FrozenEncoder],
+    blocks: Sequence[BlockRef],
+    store: EmbeddingStore | None,
+    batch_tokens: int | None,
+    reporter: Reporter,
+) -> BlockView:
+    """A view of these blocks, computed where they are not stored."""
     rows = check_texts(texts)
-    poolings = resolve_poolings(pooling)
-    wanted = resolve_layers(layers, encoder.n_layers, encoder.name)
-    keys = [(layer, name) for name in poolings for layer in wanted]
-    refs = [BlockRef(encoder.name, layer, name) for layer, name in keys]
     hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
     distinct = [rows[index] for index in first]
-    budget = batch_tokens or _BATCH_TOKENS[encoder.kind]
-    runner = Runner(distinct, encoder, budget, reporter)
-    if store is None:
-        computed = _InMemory.compute(runner, keys, back)
-        return Embeddings(refs, computed, len(distinct), computed.truncated[back])
-    section = store.section(encoder.name, encoder.identity, reporter)
-    stored = _Stored(section, runner, hashes, back, keys)
-    n_computed = stored.complete()
-    return Embeddings(refs, stored, n_computed, section.truncated(hashes, keys[0])[back])
-
-
-class _Source(Protocol):
-    """Where the arrays come from."""
-
-    def block(self, key: Key) -> npt.NDArray[np.float32]: ...
-
-    def record(self) -> CostRecord | None: ...
+    sources = {}
+    for encoder in encoders:
+        own = dict.fromkeys(block for block in blocks if block.encoder == encoder.name)
+        if own:
+            keys = tuple((block.layer, block.pooling) for block in own)
+            section = None
+            if store is not None:
+                section = store.section(encoder.name, encoder.identity, reporter)
+            source = _EncoderBlocks(
+                encoder, distinct, hashes, keys, section, batch_tokens, reporter
+            )
+            source.n_computed = source.complete()
+            sources[encoder.name] = source
+    return BlockView({block: sources[block.encoder] for block in blocks}, back)
 
 
 @dataclass
-class _InMemory:
-    blocks: dict[Key, npt.NDArray[np.float32]]
-    truncated: npt.NDArray[np.bool_]
-    back: npt.NDArray[np.intp]
-    runner: Runner
+class _EncoderBlocks:
+    """One encoder's blocks over distinct texts, in a section of a store or in memory."""
 
-    @classmethod
-    def compute(cls, runner: Runner, keys: Sequence[Key], back: npt.NDArray[np.intp]) -> _InMemory:
-        n_rows = len(runner.texts)
-        blocks: dict[Key, npt.NDArray[np.float32]] = {}
-        truncated = np.zeros(n_rows, dtype=bool)
-        for rows, cut, values in runner.shards(np.arange(n_rows), keys):
-            truncated[rows] = cut
-            for key, array in values.items():
-                if key not in blocks:
-                    blocks[key] = np.empty((n_rows, array.shape[1]), np.float32)
-                blocks[key][rows] = array
-        return cls(blocks, truncated, back, runner)
+    encoder: FrozenEncoder
+    texts: list[str]
+    hashes: Hashes
+    keys: tuple[Key, ...]
+    section: Section | None
+    batch_tokens: int | None
+    reporter: Reporter
+    engine: Engine = field(default_factory=LocalEngine)
+    arrays: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
+    record: CostRecord | None = None
+    n_computed: int = 0
 
-    def block(self, key: Key) -> npt.NDArray[np.float32]:
-        return self.blocks[key][self.back]
+    def __post_init__(self) -> None:
+        self.truncated = np.zeros(len(self.texts), dtype=bool)
 
-    def record(self) -> CostRecord | None:
-        return self.runner.record() or self.runner.sample()
-
-
-@dataclass
-class _Stored:
-    section: Section
-    runner: Runner
-    hashes: npt.NDArray[np.bytes_]
-    back: npt.NDArray[np.intp]
-    keys: Sequence[Key]
-    recorded: CostRecord | None = None
-
-    def complete(self) -> int:
-        """Compute and store what is missing; return how many texts that were."""
-        plan = self.section.missing(self.hashes, self.keys)
-        n_rows = _n_rows(plan)
-        name, total = self.runner.encoder.name, len(self.hashes)
-        self.runner.reporter.note(
-            f"{name}: {total - n_rows} of {total} distinct texts are in the store"
-            + (f", {n_rows} to compute" if n_rows else "")
-        )
-        self.runner.meter, self.runner.padding = Meter(), []
-        self._check_room(sum(len(rows) * len(keys) for rows, keys in plan))
-        self._compute(plan)
-        if n_rows:
-            real, padded = map(sum, zip(*self.runner.padding, strict=True))
-            self.runner.reporter.note(f"{name}: {1 - real / padded:.1%} of tokens were padding")
-            self._keep(self.runner.record())
-        return n_rows
-
-    def _compute(self, plan: _Plan) -> None:
-        """Read and store what is planned; when stopped, say how much of it all is stored."""
-        try:
-            with Behind() as behind:
-                for rows, keys in plan:
-                    for part, truncated, blocks in self.runner.shards(rows, keys):
-                        behind(self.section.write, self.hashes[part], truncated, blocks)
-                        if not self.runner.works_ahead:
-                            behind.wait()
-        except KeyboardInterrupt:
-            self.section.refresh()  # the last shard may have been written and not yet counted
-            total = len(self.hashes)
-            stored = total - _n_rows(self.section.missing(self.hashes, self.keys))
-            self.runner.reporter.note(
-                f"{self.runner.encoder.name}: stopped with {stored:,} of {total:,} distinct texts "
-                "stored; those of the part that was being read are lost"
-            )
-            raise
-
-    def record(self) -> CostRecord | None:
-        if self.recorded is None:
-            self.recorded = read_cost(self.section.folder, self.runner.encoder.device)
-        if self.recorded is None:
-            self._keep(self.runner.sample())
-        return self.recorded
-
-    def _keep(self, record: CostRecord | None) -> None:
-        if record is not None:
-            self.recorded = keep_cost(self.section.folder, record)
-
-    def _check_room(self, n_vectors: int) -> None:
-        if not n_vectors:
-            return
-        needed = n_vectors * self.runner.encoder.dim * 2
-        free = shutil.disk_usage(self.section.folder).free
-        if needed > free:
-            raise StorageError(
-                f"The embeddings of {self.runner.encoder.name} need about {human_bytes(needed)}, "
-                f"and {self.section.folder} has {human_bytes(free)} free. Free some space, choose "
-                "another folder with --store, or read fewer layers or poolings."
-            )
-
-    def block(self, key: Key) -> npt.NDArray[np.float32]:
-        for _ in range(_MENDS):
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """One block of some of the texts, (n_rows, dim)."""
+        if self.section is None:
+            return self.arrays[key][rows]
+        for _ in range(_MAX_REPAIRS):
             try:
-                return self.section.read(self.hashes[self.back], key)
-            except CorruptShardError:
-                self.complete()  # the shard was set aside; compute its rows again
+                return self.section.read(self.hashes[rows], key)
+            except (CorruptShardError, NotStoredError) as error:
+                with self.section.lock:  # the first thread computes, the others find it done
+                    if isinstance(error, CorruptShardError):
+                        self.section.recover(error)
+                    self.complete()
         raise StorageError(
             f"{self.section.folder} gives back other bytes than were written, again and again. "
             "Check the disk, or choose another folder with --store."
         )
 
+    def complete(self) -> int:
+        """Compute what is missing and return how many texts that were.
 
-def _n_rows(plan: _Plan) -> int:
-    """Rows that lack a block; each is in one part of the plan."""
-    return sum(len(rows) for rows, _ in plan)
-
-
-class Gathered(Mapping[BlockRef, npt.NDArray[np.float32]]):
-    """Blocks of several encoders: a mapping from block to array (n_texts, dim)."""
-
-    def __init__(self, parts: Sequence[Embeddings]) -> None:
-        self._parts = {ref: part for part in parts for ref in part}
-        self._encoders = tuple(parts)
-        self.n_computed = sum(part.n_computed for part in parts)
-        self.truncated_share = max((part.truncated_share for part in parts), default=0.0)
-
-    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
-        return self._parts[ref][ref]
+        A section is completed by one thread at a time, so that it holds what threads that come
+        one after another would have written.
+        """
+        if self.section is None:
+            everything = [(np.arange(len(self.texts)), self.keys)]
+            self._compute(plan_shards(self.texts, everything, self.encoder, self.batch_tokens))
+            return len(self.texts)
+        with self.section.lock:
+            self.section.refresh()  # another thread may have been here first
+            missing = self.section.missing(self.hashes, self.keys)
+            n_rows, total = _n_rows(missing), len(self.hashes)
+            self.reporter.note(
+                f"{self.encoder.name}: {total - n_rows} of {total} distinct texts are in the store"
+                + (f", {n_rows} to compute" if n_rows else "")
+            )
+            if n_rows:
+                self._check_room(self.section.folder, missing)
+                self._compute(plan_shards(self.texts, missing, self.encoder, self.batch_tokens))
+            self.truncated = self.section.truncated(self.hashes, self.keys[0])
+            return n_rows
 
     @property
-    def costs(self) -> dict[str, EncoderCost]:
-        """What each encoder costs, by its name; see `Embeddings.cost`."""
-        costs = (part.cost for part in self._encoders)
-        return {cost.encoder: cost for cost in costs if cost is not None}
+    def cost(self) -> EncoderCost | None:
+        """What the encoder costs, see `BlockView.costs`."""
+        with _MEASURING:
+            if self.record is None and self.section is not None:
+                self.record = read_cost(self.section.folder, self.encoder.device)
+            if self.record is None:
+                self.record = self._sample()
+        return None if self.record is None else self.record.cost(self.encoder.name)
 
-    def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._parts)
+    def _compute(self, jobs: Sequence[ShardJob]) -> None:
+        """Run jobs and keep their results; when stopped, report how many texts are stored."""
+        folder = None if self.section is None else self.section.folder
+        costs = []
+        try:
+            with (
+                undisturbed() as alone,
+                closing(self.engine.map(jobs, self.encoder, folder, self.reporter)) as results,
+            ):
+                for job, result in zip(jobs, results, strict=True):
+                    costs.append(result.cost)
+                    self._keep(job, result)
+                is_sound = alone()
+        except KeyboardInterrupt:
+            if self.section is not None:
+                self._report_stop(self.section)
+            raise
+        if self.section is not None:
+            share = 1 - sum(c.n_tokens for c in costs) / sum(c.n_padded for c in costs)
+            self.reporter.note(f"{self.encoder.name}: {share:.1%} of tokens were padding")
+        if is_sound and (record := record_cost(costs, self.encoder)):
+            self.record = record if folder is None else keep_cost(folder, record)
 
-    def __len__(self) -> int:
-        return len(self._parts)
+    def _keep(self, job: ShardJob, result: ShardResult) -> None:
+        if self.section is not None:
+            assert result.path is not None
+            self.section.add(result.path)
+            return
+        self.truncated[job.rows] = result.truncated
+        for key, array in result.blocks.items():
+            if key not in self.arrays:
+                self.arrays[key] = np.empty((len(self.texts), array.shape[1]), np.float32)
+            self.arrays[key][job.rows] = array
 
-
-class Rows(Mapping[BlockRef, npt.NDArray[np.float32]]):
-    """Some rows of each block."""
-
-    def __init__(
-        self,
-        embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
-        rows: npt.NDArray[np.intp],
-    ) -> None:
-        self._embeddings = embeddings
-        self._rows = rows
-
-    def __getitem__(self, block: BlockRef) -> npt.NDArray[np.float32]:
-        return self._embeddings[block][self._rows]
-
-    def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._embeddings)
-
-    def __len__(self) -> int:
-        return len(self._embeddings)
-
-
-def gather(
-    texts: Sequence[str],
-    encoders: Sequence[FrozenEncoder],
-    layers: Layers,
-    pooling: Poolings,
-    store: EmbeddingStore | None,
-    *,
-    batch_tokens: int | None = None,
-    reporter: Reporter = SILENT,
-) -> Gathered:
-    """`extract` with each encoder in turn.
-
-    Raises
-    ------
-    ConfigError
-        For poolings of an encoder that is not there.
-    """
-    by_name = _by_name(encoders, pooling)
-    return Gathered(
-        [
-            extract(
-                texts,
-                encoder,
-                layers,
-                by_name[encoder.name],
-                store,
-                batch_tokens=batch_tokens,
-                reporter=reporter,
-            )
-            for encoder in encoders
-        ]
-    )
-
-
-def gather_blocks(
-    texts: Sequence[str],
-    encoders: Sequence[FrozenEncoder],
-    blocks: Sequence[BlockRef],
-    store: EmbeddingStore | None,
-    *,
-    batch_tokens: int | None = None,
-    reporter: Reporter = SILENT,
-) -> Gathered:
-    """Given blocks: of each encoder in use its layers in their poolings, and none above."""
-    parts = []
-    for encoder in encoders:
-        own = [block for block in blocks if block.encoder == encoder.name]
-        if own:
-            layers = sorted({block.layer for block in own})
-            poolings = tuple(dict.fromkeys(block.pooling for block in own))
-            parts.append(
-                extract(
-                    texts,
-                    encoder,
-                    layers,
-                    poolings,
-                    store,
-                    batch_tokens=batch_tokens,
-                    reporter=reporter,
-                )
-            )
-    return Gathered(parts)
-
-
-def most_missing(
-    texts: Sequence[str],
-    encoders: Sequence[FrozenEncoder],
-    layers: Layers,
-    pooling: Poolings,
-    store: EmbeddingStore | None,
-) -> int:
-    """Distinct texts that `gather` would have to read, with the encoder that has most of them."""
-    by_name = _by_name(encoders, pooling)
-    hashes = np.unique(text_hashes(texts))
-    if store is None:
-        return len(hashes)
-    counts = []
-    for encoder in encoders:
-        wanted = resolve_layers(layers, encoder.n_layers, encoder.name)
-        keys = [(at, way) for way in resolve_poolings(by_name[encoder.name]) for at in wanted]
-        plan = store.section(encoder.name, encoder.identity).missing(hashes, keys)
-        counts.append(len({row for rows, _ in plan for row in rows.tolist()}))
-    return max(counts)
-
-
-def _by_name(
-    encoders: Sequence[FrozenEncoder], pooling: Poolings
-) -> dict[str, str | Sequence[str]]:
-    names = [encoder.name for encoder in encoders]
-    given = dict(pooling) if isinstance(pooling, Mapping) else dict.fromkeys(names, pooling)
-    if unknown := [name for name in given if name not in names]:
-        raise ConfigError(
-            f"A pooling names {unknown[0]!r}, which is not one of the encoders "
-            f"({', '.join(names)}).{did_you_mean(unknown[0], names)}"
+    def _report_stop(self, section: Section) -> None:
+        section.refresh()  # the last shard may have been written and not yet counted
+        total = len(self.hashes)
+        stored = total - _n_rows(section.missing(self.hashes, self.keys))
+        self.reporter.note(
+            f"{self.encoder.name}: stopped with {stored:,} of {total:,} distinct texts stored; "
+            "those of the shard that was being computed are lost"
         )
-    return {name: given.get(name, "mean") for name in names}
+
+    def _sample(self) -> CostRecord | None:
+        """Read a few of the texts up to the highest layer, for the sake of the times alone."""
+        if self.encoder.highest_layer == 0:
+            return None
+        texts = self.texts[:_SAMPLED]  # they are in the order of their hashes, so a fair draw
+        self.reporter.note(f"{self.encoder.name}: measuring its cost on {len(texts)} texts")
+        keys = ((self.encoder.highest_layer, "mean"),)
+        parts = [(np.arange(1), keys), (np.arange(len(texts)), keys)]
+        warm_up, *jobs = plan_shards(texts, parts, self.encoder, self.batch_tokens)
+        run_shard(warm_up, self.encoder)
+        with undisturbed() as alone:
+            costs = [run_shard(job, self.encoder).cost for job in jobs]
+            is_sound = alone()
+        record = record_cost(costs, self.encoder, warm=True)
+        if self.section is None or record is None or not is_sound:
+            return record  # better than none, but not for later runs to find
+        return keep_cost(self.section.folder, record)
+
+    def _check_room(self, folder: Path, missing: Missing) -> None:
+        needed = sum(len(rows) * len(keys) for rows, keys in missing) * self.encoder.dim * 2
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise StorageError(
+                f"The embeddings of {self.encoder.name} need about {human_bytes(needed)}, and "
+                f"{folder} has {human_bytes(free)} free. Free some space, choose another folder "
+                "with --store, or read fewer layers or poolings."
+            )
+
+
+def _n_rows(missing: Missing) -> int:
+    """Texts that lack a block; each is in one part."""
+    return sum(len(rows) for rows, _ in missing)

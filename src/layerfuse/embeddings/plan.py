@@ -1,32 +1,94 @@
-"""Which texts are read together: batches by length, with as little padding as is worth it."""
+"""What to read and how: jobs of one shard each, and batches by token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["plan_batches"]
+from layerfuse.embeddings.section import Missing
+from layerfuse.embeddings.shard import Key
+from layerfuse.encoders import FrozenEncoder
+
+__all__ = ["SHARD_ROWS", "SHARD_WORK", "ShardJob", "plan_batches", "plan_shards"]
+
+SHARD_ROWS = 2048
+SHARD_WORK = 7e10  # texts times parameters: some ten seconds on two cores, which a kill may cost
+_MIN_ROWS = 64
+_SHARD_BYTES = 192 << 20
+_BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+
+
+@dataclass(frozen=True, eq=False)
+class ShardJob:
+    """One shard to compute: plain data that can be pickled and run in another process.
+
+    ``rows`` (n_texts,) are the numbers of ``texts`` among those planned, ``keys`` the layer and
+    pooling of each block, ``batch_tokens`` the most tokens of one batch, padding counted.
+    """
+
+    rows: npt.NDArray[np.intp]
+    texts: tuple[str, ...]
+    keys: tuple[Key, ...]
+    batch_tokens: int
+
+
+def plan_shards(
+    texts: Sequence[str],
+    missing: Missing,
+    encoder: FrozenEncoder,
+    batch_tokens: int | None = None,
+) -> list[ShardJob]:
+    """Divide what is missing into jobs; the encoder's weights are not needed.
+
+    The jobs and the batches inside them follow from the order of the texts alone, so that a run
+    that was stopped and goes on yields the same bytes as one that was not.
+
+    ``texts`` are distinct and in the order of their hashes; ``missing`` is that of
+    `Section.missing`; by default ``batch_tokens`` is the encoder's own, or what suits the device.
+    """
+    budget = batch_tokens or encoder.batch_tokens or _BATCH_TOKENS[encoder.kind]
+    jobs = []
+    for rows, keys in missing:
+        fitting = _SHARD_BYTES // (4 * encoder.dim * len(keys))
+        size = max(1, min(_max_rows(encoder, max(layer for layer, _ in keys)), fitting))
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            jobs.append(ShardJob(part, tuple(texts[row] for row in part), keys, budget))
+    return jobs
+
+
+def _max_rows(encoder: FrozenEncoder, highest: int) -> int:
+    """Texts of a shard: fewer for a large encoder on the CPU, as a kill loses what is unwritten."""
+    if encoder.kind != "cpu":
+        return SHARD_ROWS // 2  # two are in flight
+    rows = SHARD_ROWS
+    while rows > _MIN_ROWS and rows * encoder.layer_parameters[highest] > SHARD_WORK:
+        rows //= 2
+    return rows
 
 
 def plan_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:
-    """Part rows into batches by falling length so that reading them costs least.
+    """Group texts into batches by falling length so that reading them costs least.
 
-    A batch costs its tokens, padding counted, and a fixed amount; of all ways to cut the sorted
-    rows the cheapest is found by dynamic programming.
+    A batch costs its tokens, padding counted, and a fixed overhead; of all ways to cut the sorted
+    texts the cheapest is found by dynamic programming.
 
     Parameters
     ----------
-    lengths
-        Tokens of each row, at least 1.
-    budget
-        The most tokens of a batch, padding counted; a longer row is a batch by itself.
-    overhead
+    lengths : sequence of int
+        Tokens of each text, at least 1; equal ones keep their order.
+    budget : int
+        The most tokens of a batch, padding counted; a longer text is a batch by itself.
+    overhead : int
         What a batch costs beside its tokens, in tokens.
 
-    Returns
-    -------
-    Row numbers of each batch; equal lengths keep their order.
+    Examples
+    --------
+    >>> plan_batches([3, 9, 3, 9, 3], budget=100, overhead=1)
+    [[1, 3], [0, 2, 4]]
     """
     widths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-widths, kind="stable")

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
+from threading import RLock
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.embeddings.shard import CorruptShardError, Shard, open_shard, write_shard
+from layerfuse.embeddings.shard import (
+    CorruptShardError,
+    Hashes,
+    Key,
+    Shard,
+    block_name,
+    check_folder,
+    open_shard,
+)
+from layerfuse.files import storage_errors
 from layerfuse.progress import SILENT, Reporter
 
-__all__ = ["Key", "Section", "text_hashes"]
+__all__ = ["Missing", "NotStoredError", "Section", "text_hashes"]
 
-Key: TypeAlias = tuple[int, str]
-"""A layer and a pooling."""
+Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
+"""Row numbers and the blocks that all of them lack; a row is in one pair at most."""
 
-Hashes: TypeAlias = npt.NDArray[np.bytes_]
+_LOCKS: dict[Path, RLock] = {}  # of each folder, however many stores and sections are open on it
+
+
+class NotStoredError(Exception):
+    """Texts that a section does not hold."""
 
 
 def text_hashes(texts: Iterable[str]) -> Hashes:
@@ -35,155 +51,159 @@ def text_hashes(texts: Iterable[str]) -> Hashes:
 
 @dataclass(frozen=True)
 class _Index:
-    """Where each row lies in some shards: sorted hashes with shard and row numbers."""
+    """Where each text lies in some shards: sorted hashes with shard and row numbers."""
 
-    shards: tuple[Shard, ...]
+    shards: list[Shard]
     hashes: Hashes
+    truncated: npt.NDArray[np.bool_]
     shard_of: npt.NDArray[np.intp]
     row_of: npt.NDArray[np.intp]
 
     @classmethod
-    def over(cls, shards: tuple[Shard, ...]) -> _Index:
+    def over(cls, shards: list[Shard]) -> _Index:
         sizes = [len(shard.hashes) for shard in shards]
         hashes = np.concatenate([np.empty(0, "S16"), *(shard.hashes for shard in shards)])
+        truncated = np.concatenate([np.empty(0, bool), *(shard.truncated for shard in shards)])
+        shard_of = np.repeat(np.arange(len(shards)), sizes)
+        row_of = np.concatenate([np.empty(0, np.intp), *map(np.arange, sizes)])
         order = np.argsort(hashes, kind="stable")
-        shard_of = np.repeat(np.arange(len(shards)), sizes)[order]
-        row_of = np.concatenate([np.empty(0, np.intp), *(np.arange(size) for size in sizes)])[order]
-        return cls(shards, hashes[order], shard_of, row_of)
+        return cls(shards, hashes[order], truncated[order], shard_of[order], row_of[order])
 
     def places(self, wanted: Hashes) -> npt.NDArray[np.intp]:
-        """Positions in this index, -1 where a row is not here; (n_wanted,)."""
+        """Positions in this index, -1 where a text is not here; (n_wanted,)."""
         if not len(self.hashes):
             return np.full(len(wanted), -1)
         at = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
         return np.where(self.hashes[at] == wanted, at, -1)
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder held at one moment; a change makes a new one, so that readers need no lock."""
+
+    shards: dict[str, Shard]
+    indexes: dict[tuple[str, ...], _Index] = field(default_factory=dict)
+
+    def holders(self, key: Key) -> tuple[str, ...]:
+        """File names of the shards with a block, sorted: of a text in two the first counts."""
+        name = block_name(key)
+        return tuple(sorted(file for file, shard in self.shards.items() if name in shard.names))
+
+    def index(self, holders: tuple[str, ...]) -> _Index:
+        if holders not in self.indexes:
+            self.indexes[holders] = _Index.over([self.shards[name] for name in holders])
+        return self.indexes[holders]
+
+
 class Section:
     """Embeddings of one encoder with one set of settings, in a folder of shards.
 
-    Damaged shards are set aside (renamed to ``*.corrupt``) and told of, so that their rows count as
-    missing and are computed again.
+    Safe to share between threads: ``lock``, one in the process for each folder, is held while its
+    contents change. Damaged shards are set aside (renamed to ``*.corrupt``) and reported, so that
+    their texts count as missing and are computed again.
     """
 
-    folder: Path
-    reporter: Reporter = SILENT
-    _shards: dict[str, Shard] = field(default_factory=dict)
-    _indexes: dict[tuple[str, ...], _Index] = field(default_factory=dict)
+    def __init__(self, folder: Path, reporter: Reporter = SILENT) -> None:
+        self.folder = folder
+        self.lock = _LOCKS.setdefault(folder.resolve(), RLock())
+        self._reporter = reporter
+        self._contents = _Contents({})
 
     def refresh(self) -> None:
-        """Look at the folder again: shards may have come from another process."""
-        present = {path.name: path for path in sorted(self.folder.glob("*.safetensors"))}
-        self._shards = {name: shard for name, shard in self._shards.items() if name in present}
-        for name, path in present.items():
-            if name not in self._shards:
-                self._add(path)
+        """List the folder again: shards may have come from another process."""
+        with self.lock:
+            check_folder(self.folder)
+            present = {path.name: path for path in sorted(self.folder.glob("*.safetensors"))}
+            known = self._contents.shards
+            self._contents = _Contents({name: known[name] for name in known if name in present})
+            for name, path in present.items():
+                if name not in known:
+                    self.add(path)
 
-    def missing(
-        self, hashes: Hashes, keys: Sequence[Key]
-    ) -> list[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]:
-        """Which rows lack which blocks: pairs of row numbers and the keys that all of them lack."""
+    def add(self, path: Path) -> None:
+        """Take in a shard that was just written, or set it aside when it is damaged."""
+        with self.lock:
+            try:
+                self._contents = _Contents({**self._contents.shards, path.name: open_shard(path)})
+            except CorruptShardError as error:
+                self._set_aside(error)
+
+    def missing(self, hashes: Hashes, keys: Sequence[Key]) -> Missing:
+        """Which of the texts lack which blocks."""
+        contents = self._contents
         groups: dict[tuple[str, ...], list[Key]] = {}
         for key in keys:
-            groups.setdefault(self._holders(key), []).append(key)
+            groups.setdefault(contents.holders(key), []).append(key)
         lacks = np.stack(
-            [self._index(holders).places(hashes) < 0 for holders in groups], axis=1
-        )  # (rows, groups)
-        plan = []
+            [contents.index(holders).places(hashes) < 0 for holders in groups], axis=1
+        )  # (n_texts, n_groups)
+        missing = []
         for pattern in np.unique(lacks, axis=0):
             if pattern.any():
                 rows = np.flatnonzero((lacks == pattern).all(axis=1))
-                wanted = [
-                    key
-                    for lacking, group in zip(pattern, groups.values(), strict=True)
-                    if lacking
-                    for key in group
-                ]
-                plan.append((rows, tuple(sorted(wanted))))
-        return plan
-
-    def write(
-        self,
-        hashes: Hashes,
-        truncated: npt.NDArray[np.bool_],
-        blocks: Mapping[Key, npt.NDArray[np.float32]],
-    ) -> None:
-        """Add a shard; blocks have shape (rows, dim)."""
-        named = {_name(key): array for key, array in blocks.items()}
-        self._add(write_shard(self.folder, hashes, truncated, named))
+                lacking = compress(groups.values(), pattern)
+                missing.append((rows, tuple(sorted(key for group in lacking for key in group))))
+        return missing
 
     def read(self, hashes: Hashes, key: Key) -> npt.NDArray[np.float32]:
-        """One block of rows that are all here, shape (rows, dim); touches no other block's bytes.
+        """One block of texts, (n_texts, dim); reads no other block's bytes.
 
         Raises
         ------
-        CorruptShardError
-            When a shard turns out to be damaged; it has been set aside then.
-        KeyError
-            When a row is missing.
+        CorruptShardError, NotStoredError
+            When a shard is damaged, see `recover`, or a text is missing.
         """
-        index = self._index(self._holders(key))
+        contents = self._contents
+        index = contents.index(contents.holders(key))
         places = index.places(hashes)
         if (places < 0).any():
-            raise KeyError(f"{int((places < 0).sum())} rows of {_name(key)} are not stored")
-        result: npt.NDArray[np.float32] | None = None
-        for number in np.unique(index.shard_of[places]):
-            rows = np.flatnonzero(index.shard_of[places] == number)
-            try:
-                values = index.shards[number].read(_name(key))
-            except CorruptShardError as error:
-                self._set_aside(error)
-                raise
-            if result is None:
+            raise NotStoredError(f"{int((places < 0).sum())} texts of {block_name(key)}")
+        shard_of, row_of = index.shard_of[places], index.row_of[places]
+        result = np.empty((len(hashes), 0), dtype=np.float32)
+        for number in np.unique(shard_of) if len(places) else [0]:
+            rows = np.flatnonzero(shard_of == number)
+            values = index.shards[number].read(block_name(key))
+            if not result.shape[1]:
                 result = np.empty((len(hashes), values.shape[1]), dtype=np.float32)
-            result[rows] = values[index.row_of[places[rows]]]
-        assert result is not None
+            result[rows] = values[row_of[rows]]
         return result
 
+    def recover(self, error: CorruptShardError) -> None:
+        """Set a shard aside after a failed `read`, unless it was computed again since then."""
+        with self.lock:
+            others = dict(self._contents.shards)
+            others.pop(error.path.name, None)
+            self._contents = _Contents(others)
+            try:  # another thread or process may have been here first
+                shard = open_shard(error.path)
+                if error.block is not None:
+                    shard.read(error.block)
+            except CorruptShardError as still:
+                self._set_aside(still)
+
     def truncated(self, hashes: Hashes, key: Key) -> npt.NDArray[np.bool_]:
-        """Which rows' texts were cut to fit, shape (rows,)."""
-        index = self._index(self._holders(key))
-        places = index.places(hashes)
-        flags = np.concatenate([shard.truncated for shard in index.shards])
-        starts = np.cumsum([0, *(len(shard.hashes) for shard in index.shards)])
-        return np.asarray(flags[starts[index.shard_of[places]] + index.row_of[places]])
+        """Which texts were truncated, shape (n_texts,)."""
+        contents = self._contents
+        index = contents.index(contents.holders(key))
+        return index.truncated[index.places(hashes)]
 
     def verify(self) -> list[Path]:
         """Read every byte; damaged shards are set aside and returned."""
-        before = {path.name for path in self.folder.glob("*.safetensors")}
-        self.refresh()
-        for shard in list(self._shards.values()):
-            try:
-                for name in shard.names:
-                    shard.read(name)
-            except CorruptShardError as error:
-                self._set_aside(error)
-        after = {path.name for path in self.folder.glob("*.safetensors")}
-        return [self.folder / name for name in sorted(before - after)]
-
-    def _add(self, path: Path) -> None:
-        self._indexes.clear()  # a shard that was computed again keeps its name
-        try:
-            self._shards[path.name] = open_shard(path)
-        except CorruptShardError as error:
-            self._set_aside(error)
+        with self.lock:
+            before = set(self.folder.glob("*.safetensors"))
+            self.refresh()
+            for shard in self._contents.shards.values():
+                try:
+                    for name in shard.names:
+                        shard.read(name)
+                except CorruptShardError as error:
+                    self.recover(error)
+            return sorted(before - set(self.folder.glob("*.safetensors")))
 
     def _set_aside(self, error: CorruptShardError) -> None:
-        self.reporter.note(f"a damaged shard was set aside and will be computed again: {error}")
-        self._shards.pop(error.path.name, None)
+        """Rename a damaged shard; one that is no longer there was set aside by another process."""
         if error.path.exists():
-            error.path.replace(error.path.with_suffix(".corrupt"))
-
-    def _holders(self, key: Key) -> tuple[str, ...]:
-        name = _name(key)
-        return tuple(shard for shard, held in self._shards.items() if name in held.names)
-
-    def _index(self, holders: tuple[str, ...]) -> _Index:
-        if holders not in self._indexes:
-            self._indexes[holders] = _Index.over(tuple(self._shards[name] for name in holders))
-        return self._indexes[holders]
-
-
-def _name(key: Key) -> str:
-    return f"{key[0]}:{key[1]}"
+            note = "a damaged shard was set aside and will be computed again"
+            self._reporter.note(f"{note}: {error}")
+            with storage_errors(error.path), contextlib.suppress(FileNotFoundError):
+                error.path.replace(error.path.with_suffix(".corrupt"))

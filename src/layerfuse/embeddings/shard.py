@@ -1,4 +1,4 @@
-"""One shard: a safetensors file with some blocks of some rows, checksummed and never changed."""
+"""One shard: a safetensors file with some blocks of some texts, checksummed and never changed."""
 
 from __future__ import annotations
 
@@ -7,76 +7,79 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.errors import StorageError
 from layerfuse.files import atomic_write, digest
 
-__all__ = ["CorruptShardError", "Shard", "open_shard", "write_shard"]
+__all__ = [
+    "CorruptShardError",
+    "Hashes",
+    "Key",
+    "Shard",
+    "block_name",
+    "check_folder",
+    "open_shard",
+    "write_shard",
+]
+
+Key: TypeAlias = tuple[int, str]
+"""A layer and a pooling."""
+
+Hashes: TypeAlias = npt.NDArray[np.bytes_]
+"""Digests of texts, dtype S16."""
 
 _HASHES, _TRUNCATED = "hashes", "truncated"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class CorruptShardError(Exception):
-    """A shard whose bytes are not what was written."""
+    """A shard that is missing, or whose bytes are not what was written."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, block: str | None = None) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
+        self.block = block  # the block that was read; None for the index
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A shard's index: which rows and blocks it holds; block values stay on disk.
+    """A shard's index: which texts and blocks it holds; block values stay on disk.
 
-    ``hashes`` has shape (rows,) and dtype S16, ``truncated`` (rows,) bool.
+    ``hashes`` and ``truncated`` have shape (n_texts,); ``names`` are those of `block_name`.
     """
 
     path: Path
     names: frozenset[str]
-    hashes: npt.NDArray[np.bytes_]
+    hashes: Hashes
     truncated: npt.NDArray[np.bool_]
     checksums: dict[str, int]
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One block's values, (rows, dim), after its checksum was verified.
-
-        Raises
-        ------
-        CorruptShardError
-            When the bytes are damaged.
-        """
+        """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path, framework="numpy") as file:
                 array: npt.NDArray[Any] = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise CorruptShardError(self.path, str(error)) from error
+            raise CorruptShardError(self.path, str(error), name) from error
         if _checksum(array) != self.checksums[name]:
-            raise CorruptShardError(self.path, f"block {name} does not match its checksum")
+            raise CorruptShardError(self.path, f"block {name} does not match its checksum", name)
         return array
 
 
 def open_shard(path: Path) -> Shard:
-    """Read a shard's index.
-
-    Raises
-    ------
-    CorruptShardError
-        When the file is not a whole shard.
-    """
+    """Read a shard's index, or raise a CorruptShardError when the file is not a whole shard."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            checksums = {
-                str(name): int(value)
-                for name, value in json.loads(file.metadata()["crc32"]).items()
-            }
+            stored = json.loads(file.metadata().get("crc32", ""))
+            checksums = {str(name): int(value) for name, value in stored.items()}
             names = set(file.keys())
             hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,13 +98,13 @@ def open_shard(path: Path) -> Shard:
 
 def write_shard(
     folder: Path,
-    hashes: npt.NDArray[np.bytes_],
+    hashes: Hashes,
     truncated: npt.NDArray[np.bool_],
-    blocks: Mapping[str, npt.NDArray[np.float32]],
+    blocks: Mapping[Key, npt.NDArray[np.float32]],
 ) -> Path:
-    """Write one shard atomically; its name follows from its content's keys.
+    """Write one shard atomically; its file name is a digest of its hashes and block names.
 
-    Blocks are stored as float16 unless a value would overflow; then as float32.
+    Blocks (n_texts, dim) are stored as float16 unless a value would overflow; then as float32.
     """
     from safetensors.numpy import save
 
@@ -109,16 +112,31 @@ def write_shard(
         _HASHES: np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 16),
         _TRUNCATED: truncated.astype(np.uint8),
     }
-    for name, array in blocks.items():
+    names = {block_name(key): array for key, array in blocks.items()}
+    for name, array in names.items():
         fits = array.size == 0 or float(np.abs(array).max()) <= _FLOAT16_MAX
         tensors[name] = array.astype(np.float16) if fits else array.astype(np.float32)
     checksums = json.dumps({name: _checksum(array) for name, array in tensors.items()})
-    key = digest(hashes.tobytes(), *sorted(blocks))
-    path = folder / f"{key}.safetensors"
+    path = folder / f"{digest(hashes.tobytes(), *sorted(names))}.safetensors"
     data = save(tensors, metadata={"crc32": checksums})
+    check_folder(folder)  # writing would make it anew, without its manifest
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a StorageError for a section's folder that was deleted since it was opened."""
+    if not folder.is_dir():
+        raise StorageError(
+            f"{folder} was deleted while it was in use. Run the same command again, and delete "
+            "embeddings only while nothing reads or writes them."
+        )
+
+
+def block_name(key: Key) -> str:
+    """The name of a block's tensor, such as ``"8:mean"``."""
+    return f"{key[0]}:{key[1]}"
 
 
 def _checksum(array: npt.NDArray[Any]) -> int:

@@ -1,4 +1,4 @@
-"""A folder of sections, one for each encoder and set of settings."""
+"""The embedding cache on disk: a folder of sections, one for each encoder and its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from layerfuse.embeddings.section import Section
 from layerfuse.errors import FormatError
-from layerfuse.files import cache_dir, digest, read_json, write_json
+from layerfuse.files import cache_dir, digest, read_json, storage_errors, write_json
 from layerfuse.progress import SILENT, Reporter
 
 __all__ = ["EmbeddingStore", "SectionInfo"]
@@ -41,17 +41,22 @@ class SectionInfo:
 
 
 class EmbeddingStore:
-    """The cache of embeddings on disk.
+    """The embedding cache on disk; safe to share between threads and processes.
 
-    A section's key names everything that changes a value (weights, tokenizer, template, token
-    limit, dtype, format version); inside it rows are found by the hash of their text, so equal
-    texts are computed once and new rows or poolings add only what is new. Several processes may
-    write at once: each shard is a file of its own, renamed into place when it is whole.
+    A section's key names everything that changes a value (weights, tokenizer, prompt, token limit,
+    dtype, format version). Inside it texts are found by their hash, so equal texts are computed
+    once, and new texts, layers or poolings add only what is new. Several processes may write at
+    once: each shard is a file of its own, renamed into place when it is complete.
 
     Parameters
     ----------
-    root
+    root : str or Path, optional
         Its folder; by default ``store`` in the cache folder (``LAYERFUSE_CACHE``).
+
+    Examples
+    --------
+    >>> store = EmbeddingStore("embeddings")
+    >>> blocks = extract(texts, encoder, store=store)  # doctest: +SKIP
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -69,6 +74,8 @@ class EmbeddingStore:
         ------
         FormatError
             When it was written by a newer version.
+        StorageError
+            When it is new and cannot be written.
         """
         key = digest(str(_VERSION), json.dumps(identity, sort_keys=True))[:16]
         safe = re.sub(r"[^\w.-]", "_", encoder)
@@ -94,24 +101,23 @@ class EmbeddingStore:
 
     def sections(self) -> list[SectionInfo]:
         """All sections, the most recently used first."""
-        found = []
+        infos = []
         for manifest in self.root.glob(f"*/{_MANIFEST}"):
-            try:
+            # Not ours, from a newer version, or deleted meanwhile: not ours to delete either.
+            with contextlib.suppress(FormatError, OSError, LookupError):
                 value = read_json(manifest, kind=_KIND, version=_VERSION)
-            except FormatError:
-                continue  # not ours, or from a newer version: not ours to delete either
-            shards = list(manifest.parent.glob("*.safetensors"))
-            found.append(
-                SectionInfo(
-                    encoder=value["encoder"],
-                    folder=manifest.parent,
-                    identity=value["identity"],
-                    shards=len(shards),
-                    n_bytes=sum(shard.stat().st_size for shard in shards),
-                    idle_s=max(0.0, time.time() - manifest.stat().st_mtime),
+                sizes = [path.stat().st_size for path in manifest.parent.glob("*.safetensors")]
+                infos.append(
+                    SectionInfo(
+                        encoder=value["encoder"],
+                        folder=manifest.parent,
+                        identity=value["identity"],
+                        shards=len(sizes),
+                        n_bytes=sum(sizes),
+                        idle_s=max(0.0, time.time() - manifest.stat().st_mtime),
+                    )
                 )
-            )
-        return sorted(found, key=lambda info: info.idle_s)
+        return sorted(infos, key=lambda info: info.idle_s)
 
     def verify(self, reporter: Reporter = SILENT) -> list[Path]:
         """Read every shard; damaged ones are set aside and returned."""
@@ -121,18 +127,26 @@ class EmbeddingStore:
         return damaged
 
     def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
-        """Delete the sections for which ``remove`` is true, and everyone's damaged shards and
-        temporary files older than an hour; return the deleted sections."""
-        gone = []
+        """Delete the sections for which ``remove`` is true and return them; of the others the
+        damaged shards, and temporary files older than an hour.
+
+        Raises
+        ------
+        StorageError
+            When a file cannot be deleted.
+        """
+        removed = []
         for info in self.sections():
             if remove(info):
-                shutil.rmtree(info.folder)
-                gone.append(info)
+                with storage_errors(info.folder):
+                    shutil.rmtree(info.folder)
+                removed.append(info)
                 continue
-            for damaged in info.folder.glob("*.corrupt"):
-                damaged.unlink(missing_ok=True)
-            for leftover in info.folder.glob(".*.tmp"):
-                # A young one may be another process's shard in flight.
-                if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
-                    leftover.unlink(missing_ok=True)
-        return gone
+            with storage_errors(info.folder):
+                for damaged in info.folder.glob("*.corrupt"):
+                    damaged.unlink(missing_ok=True)
+                for leftover in info.folder.glob(".*.tmp"):
+                    # A recent one may be another process's shard in flight.
+                    if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
+                        leftover.unlink(missing_ok=True)
+        return removed

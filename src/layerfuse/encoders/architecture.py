@@ -1,4 +1,4 @@
-"""Finding the parts of a Hugging Face model that layer-wise reading needs."""
+"""Discovery of the text stack and transformer blocks of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerfuse.encoders.devices import count_weights
+from layerfuse.encoders.devices import count_parameters
 from layerfuse.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Architecture", "find_architecture", "position_limit"]
 
-# A final norm that is called otherwise is counted at layer 0: some hundred parameters too early.
+# A final norm of another name is counted at layer 0: some hundred parameters too early.
 _AFTER_BLOCKS = frozenset(
     {"norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "project_out"}
 )
@@ -24,10 +24,10 @@ _AFTER_BLOCKS = frozenset(
 class Architecture:
     """The text stack of a model.
 
-    ``blocks`` is the list of transformer blocks, or None when it cannot be found; ``accepts`` is
-    the set of the forward method's parameter names; ``own_positions`` says that the model derives
-    position numbers from the padding itself (RoBERTa's way). ``layer_parameters``, of length
-    ``n_layers + 1``, and ``bytes_per_parameter`` are those of the whole stack, before any cut.
+    ``blocks`` are the transformer blocks, None where they cannot be found; ``accepts`` are the
+    parameter names of the forward method; ``own_positions`` says that the model derives position
+    numbers from the padding itself (like RoBERTa). ``layer_parameters``, (n_layers + 1,), and
+    ``bytes_per_parameter`` are those of the whole stack, before any cut.
     """
 
     stack: torch.nn.Module
@@ -63,7 +63,7 @@ def find_architecture(model: Any, name: str) -> Architecture:
             "transformer blocks that reads token ids. Choose a BERT-, GPT- or T5-like model."
         )
     if getattr(stack, "pooler", None) is not None:
-        stack.pooler = None  # the pooled output of BERT-like models is never read
+        stack.pooler = None  # the pooled output of BERT-like models is never used
     blocks = _find_blocks(stack, n_layers)
     weights = list(stack.parameters())
     n_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
@@ -78,7 +78,7 @@ def find_architecture(model: Any, name: str) -> Architecture:
             for module in stack.children()
         ),
         layer_parameters=_count_parameters(stack, blocks, n_layers),
-        bytes_per_parameter=n_bytes / max(1, sum(map(count_weights, weights))),
+        bytes_per_parameter=n_bytes / max(1, sum(map(count_parameters, weights))),
     )
 
 
@@ -109,17 +109,17 @@ def _count_parameters(
     Where the blocks are not found, every layer needs all.
     """
     if blocks is None:
-        return (sum(map(count_weights, stack.parameters())),) * (n_layers + 1)
+        return (sum(map(count_parameters, stack.parameters())),) * (n_layers + 1)
     parent = next(module for module in stack.modules() if blocks in list(module.children()))
     after = [module for name, module in parent.named_children() if name in _AFTER_BLOCKS]
     steps = [[block] for block in blocks]
     steps[-1] += after
     sizes = [
-        {id(weight): count_weights(weight) for module in step for weight in module.parameters()}
+        {id(weight): count_parameters(weight) for module in step for weight in module.parameters()}
         for step in steps
     ]
     inside = set().union(*sizes)
-    counted = {id(weight): count_weights(weight) for weight in stack.parameters()}
+    counted = {id(weight): count_parameters(weight) for weight in stack.parameters()}
     counted = {weight: size for weight, size in counted.items() if weight not in inside}
     totals = [sum(counted.values())]
     for step_sizes in sizes:
@@ -129,7 +129,7 @@ def _count_parameters(
 
 
 def position_limit(config: Any, own_positions: bool) -> int | None:
-    """How many tokens the position embeddings reach, or None where nothing limits them."""
+    """Maximum tokens of the position embeddings, or None where nothing limits them."""
     config = config.get_text_config(encoder=True)
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:

@@ -1,4 +1,4 @@
-"""Linear layers on the CPU by oneDNN's kernels, over weights packed once.
+"""Faster kernels on the CPU: oneDNN's linear layers over weights packed once, plain attention.
 
 PyTorch sends float32 products to a library that uses half of some CPUs' vector units, and packs
 bfloat16 weights anew at each call. oneDNN's own linear operator, which ``torch.compile`` puts in
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pack_linears", "use_plain_attention"]
 
-_MOST_BYTES = 2 << 30  # packed weights are copies
+_MAX_BYTES = 2 << 30  # packed weights are copies
 _TYPICAL_TOKENS = 1024
 
 
@@ -36,7 +36,7 @@ def pack_linears(stack: torch.nn.Module) -> int:
     ]
     weights = {id(module.weight): module.weight for module in linears}
     n_bytes = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    if n_bytes > _MOST_BYTES or not all(_works(w.dtype) for w in weights.values()):
+    if n_bytes > _MAX_BYTES or not all(_works(w.dtype) for w in weights.values()):
         return 0
     packed = {name: _pack(weight) for name, weight in weights.items()}
     for module in linears:
@@ -66,7 +66,7 @@ def _forward(packed: torch.Tensor, bias: torch.Tensor | None) -> Any:
 
 @cache
 def _works(dtype: torch.dtype) -> bool:
-    """Whether the operator is there and agrees with PyTorch's own."""
+    """Whether the operator exists and agrees with PyTorch's own."""
     import torch
 
     random = torch.Generator().manual_seed(0)
@@ -84,9 +84,10 @@ _NAME = "layerfuse_plain"
 
 
 def use_plain_attention(stack: Any) -> bool:
-    """Let a model on the CPU in bfloat16 use the plain products; return whether it does.
+    """Let a bfloat16 model on the CPU compute attention by plain products; return whether it does.
 
-    Only for models that choose their attention by name and have chosen PyTorch's fused kernel.
+    Without tile units they are faster than PyTorch's fused kernel. Only for models that choose
+    their attention by name and have chosen that kernel.
     """
     import torch
 
@@ -129,18 +130,12 @@ def _attend(
 
     _, heads, n_tokens, width = query.shape
     if kwargs.get("position_bias") is not None or key.shape[2] != n_tokens or n_tokens < 2:
+        options = {"scaling": scaling, "is_causal": is_causal, **kwargs}
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            is_causal=is_causal,
-            **kwargs,
+            module, query, key, value, attention_mask, **options
         )
         return result
-    shared = heads // key.shape[1]  # query heads that read one key head
+    shared = heads // key.shape[1]  # query heads per key head
     if shared > 1:
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -148,12 +143,6 @@ def _attend(
     if attention_mask is not None:
         scores += attention_mask
     elif causal:
-        scores += _causal(n_tokens, scores)
+        scores += torch.full((n_tokens, n_tokens), -torch.inf, dtype=scores.dtype).triu_(1)
     states = torch.matmul(scores.softmax(dim=-1), value)
     return states.transpose(1, 2).contiguous(), None
-
-
-def _causal(n_tokens: int, like: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.full((n_tokens, n_tokens), -torch.inf, dtype=like.dtype).triu_(1)

@@ -1,20 +1,35 @@
-"""Which device and which dtype: by what the machine does well, not by hope."""
+"""Device and dtype selection, and the loading options of quantized weights."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from layerfuse.errors import ConfigError, did_you_mean, require
+from layerfuse.errors import ConfigError, check_choice, require
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "QUANTISED", "choose_device", "choose_dtype", "count_weights", "quantisation"]
+__all__ = [
+    "DTYPES",
+    "QUANTIZED",
+    "choose_device",
+    "choose_dtype",
+    "count_parameters",
+    "device_kind",
+    "loading_options",
+]
 
-QUANTISED = ("int8", "nf4")
+QUANTIZED = ("int8", "nf4")
 """Dtypes of weights that bitsandbytes packs: LLM.int8() (Dettmers et al., NeurIPS 2022) and the
 4-bit NormalFloat of QLoRA (Dettmers et al., NeurIPS 2023). Activations are bfloat16."""
-DTYPES = ("float32", "bfloat16", "float16", *QUANTISED)
+DTYPES = ("float32", "bfloat16", "float16", *QUANTIZED)
+_DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+
+
+def device_kind(device: str) -> str:
+    """``"cuda"`` for ``"cuda:1"``."""
+    return device.partition(":")[0]
 
 
 def choose_device(device: str) -> str:
@@ -27,21 +42,15 @@ def choose_device(device: str) -> str:
     """
     import torch
 
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = device.partition(":")[0]
     present = {
-        "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
+        "cpu": True,
     }
-    if kind not in present:
-        raise ConfigError(
-            f"Unknown device {device!r}. Use auto, cpu, cuda, cuda:N, cuda:all or mps."
-            + did_you_mean(device, present)
-        )
+    if device == "auto":
+        return next(kind for kind, there in present.items() if there)
+    check_choice(re.sub(r":\d+$", ":N", device), _DEVICES, "device")
+    kind = device_kind(device)
     if not present[kind]:
         raise ConfigError(f"This machine has no {kind} device. Use --device auto or cpu.")
     return device
@@ -53,15 +62,13 @@ def choose_dtype(dtype: str, device: str) -> str:
     Raises
     ------
     ConfigError
-        For an unknown dtype, or a quantised one without a CUDA device.
+        For an unknown dtype, or a quantized one without a CUDA device.
     """
+    kind = device_kind(device)
     if dtype == "auto":
-        return "bfloat16" if _has_fast_bfloat16(device.partition(":")[0]) else "float32"
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"Unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}." + did_you_mean(dtype, DTYPES)
-        )
-    if dtype in QUANTISED and device.partition(":")[0] != "cuda":
+        return "bfloat16" if _has_fast_bfloat16(kind) else "float32"
+    check_choice(dtype, ("auto", *DTYPES), "dtype")
+    if dtype in QUANTIZED and kind != "cuda":
         raise ConfigError(
             f"dtype {dtype!r} needs a CUDA device, and this is {device}. Use auto, float32, "
             "bfloat16 or float16."
@@ -70,11 +77,8 @@ def choose_dtype(dtype: str, device: str) -> str:
 
 
 def _has_fast_bfloat16(kind: str) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; emulation can be a hundred times slower.
-
-    Asked of the hardware and not measured: a measurement on a busy machine may go either way, and
-    the dtype is part of what an embedding is.
-    """
+    """Whether the hardware multiplies bfloat16 itself; emulation can be a hundred times slower."""
+    # Asked of the hardware, not measured: the dtype is part of an embedding, and timings vary.
     import torch
 
     if kind == "cuda":
@@ -88,22 +92,22 @@ def _has_fast_bfloat16(kind: str) -> bool:
     return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)
 
 
-def quantisation(dtype: str, device: str) -> dict[str, Any]:
-    """What ``from_pretrained`` needs to load weights packed, straight onto the device.
+def loading_options(dtype: str, device: str) -> dict[str, Any]:
+    """Options of transformers' ``from_pretrained``; quantized weights go straight to the device.
 
     Raises
     ------
     MissingExtraError
-        When bitsandbytes is not installed.
+        When bitsandbytes is needed and not installed.
     """
     import torch
 
-    if dtype not in QUANTISED:
+    if dtype not in QUANTIZED:
         return {"dtype": getattr(torch, dtype)}
-    require("bitsandbytes", "quantised", f"Loading weights in {dtype}")
+    require("bitsandbytes", "quantized", f"Loading weights in {dtype}")
     from transformers import BitsAndBytesConfig
 
-    packing = (
+    config = (
         BitsAndBytesConfig(load_in_8bit=True)
         if dtype == "int8"
         else BitsAndBytesConfig(
@@ -112,15 +116,10 @@ def quantisation(dtype: str, device: str) -> dict[str, Any]:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     )
-    return {
-        "dtype": torch.bfloat16,
-        "quantization_config": packing,
-        "device_map": {"": device},
-    }
+    return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
 
 
-def count_weights(weight: torch.Tensor) -> int:
+def count_parameters(weight: torch.Tensor) -> int:
     """Parameters of a tensor; a packed one holds several in one element."""
     state = getattr(weight, "quant_state", None)
-    shape = weight.shape if state is None else state.shape
-    return int(shape.numel())
+    return int((weight if state is None else state).shape.numel())

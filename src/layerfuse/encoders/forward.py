@@ -1,9 +1,9 @@
-"""One forward pass over a batch: padding, pooling on the way, and results that may be pending."""
+"""One forward pass over a batch: padding, pooling inside the pass, and pending results."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Pending", "pad", "run_pass"]
 
 
-class _EnoughError(Exception):
-    """Ends a forward pass once the highest layer asked for has been read."""
+class _EarlyExit(Exception):  # noqa: N818  # no error
+    """Ends a forward pass once the highest layer asked for has been pooled."""
 
 
 class Pending:
@@ -49,7 +49,12 @@ class Pending:
             self._event.record()
 
     def result(self) -> dict[int, npt.NDArray[np.float32]]:
-        """For each layer an array of shape (n_texts, n_poolings, dim).
+        """Wait for the values.
+
+        Returns
+        -------
+        dict of int to ndarray of shape (batch, n_poolings, dim), float32
+            Pooled states of each layer.
 
         Raises
         ------
@@ -73,7 +78,7 @@ def pad(
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """The forward method's arguments on the device, and the (batch, tokens) bool mask on the CPU.
 
-    A batch without padding comes without a mask, so that models need not make or add one.
+    A batch without padding has no mask, so that models need not expand and add one.
     """
     import torch
 
@@ -105,47 +110,32 @@ def _send(tensor: torch.Tensor, device: str) -> torch.Tensor:
 
 
 def run_pass(
-    architecture: Architecture,
-    inputs: dict[str, Any],
-    pooler: Pooler,
-    layers: tuple[int, ...],
+    architecture: Architecture, inputs: dict[str, Any], pooler: Pooler, layers: tuple[int, ...]
 ) -> dict[int, torch.Tensor]:
-    """Pool each wanted layer while the forward pass goes by, and stop after the highest."""
-    pooled: dict[int, torch.Tensor] = {}
+    """Pool ascending ``layers`` during one forward pass, which ends after the highest of them.
+
+    A layer below the last is what the block after it receives. Hooks are on the modules meanwhile,
+    so that no other pass of the model may run.
+    """
     blocks = architecture.blocks
     if blocks is None:
         states = architecture.stack(**inputs, output_hidden_states=True).hidden_states
         return {layer: pooler(states[layer]) for layer in layers}
-    with _hooked(blocks, layers, pooler, pooled), contextlib.suppress(_EnoughError):
-        last = architecture.stack(**inputs)[0]
-        pooled[architecture.n_layers] = pooler(last)
-    return pooled
-
-
-@contextlib.contextmanager
-def _hooked(
-    blocks: torch.nn.ModuleList,
-    layers: tuple[int, ...],
-    pooler: Pooler,
-    pooled: dict[int, torch.Tensor],
-) -> Iterator[None]:
-    """Pool what block ``layer + 1`` receives, for each layer below the last."""
+    pooled: dict[int, torch.Tensor] = {}
 
     def hook_for(layer: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             pooled[layer] = pooler(args[0] if args else kwargs["hidden_states"])
             if layer == layers[-1]:
-                raise _EnoughError
+                raise _EarlyExit
 
         return hook
 
-    handles = [
-        blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
-        for layer in layers
-        if layer < len(blocks)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, contextlib.suppress(_EarlyExit):
+        for layer in layers:
+            if layer < len(blocks):
+                hooks.enter_context(
+                    blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
+                )
+        pooled[architecture.n_layers] = pooler(architecture.stack(**inputs)[0])
+    return pooled

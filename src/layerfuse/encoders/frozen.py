@@ -1,29 +1,31 @@
-"""A frozen language model that is read at every layer."""
+"""A frozen language model, read at every layer."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from threading import Lock, RLock
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import Layers, resolve_layers
+from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.encoders.architecture import Architecture, find_architecture, position_limit
 from layerfuse.encoders.cpu_kernels import pack_linears, use_plain_attention
-from layerfuse.encoders.devices import QUANTISED, choose_device, choose_dtype
+from layerfuse.encoders.devices import QUANTIZED, choose_device, choose_dtype, device_kind
 from layerfuse.encoders.forward import Pending, pad, run_pass
 from layerfuse.encoders.pretrained import load_model, load_tokenizer, too_large
 from layerfuse.encoders.source import EncoderSource, find_source
-from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_template
+from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
 from layerfuse.errors import ConfigError, NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.files import cache_dir, digest, write_json
-from layerfuse.parallel import keep_few_kernels
+from layerfuse.parallel import limit_kernel_cache
 from layerfuse.pooling import Pooler
 from layerfuse.progress import SILENT, Reporter
 
@@ -34,55 +36,71 @@ __all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
 
 DEFAULT_MAX_LENGTH = 512
 
-_LOADING = RLock()  # transformers' lazy imports and verbosity are the process's: one load at a time
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What an encoder holds in memory."""
+
+    architecture: Architecture
+    tokenizer: TextTokenizer
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What of an encoder is known without its weights, once they were loaded."""
+
+    n_layers: int
+    dim: int
+    layer_parameters: Sequence[int]
+
+
+@dataclass(eq=False, repr=False)
 class FrozenEncoder:
-    """A frozen language model with its tokenizer; made by `from_pretrained`.
+    """A frozen language model with its tokenizer, prompt and candidate blocks.
+
+    Made by `from_pretrained`, whose parameters are attributes of the same names.
 
     Layers are numbered from 0 (the embedding output) to ``n_layers`` (the model's own
     ``last_hidden_state``, after its final norm where it has one); layer ``i`` between them is what
     block ``i + 1`` receives, the raw output of block ``i``. Weights are loaded when they are first
-    needed, and are left out of pickles.
+    needed, and are left out of pickles and copies. Any number of threads may share an encoder.
+
+    Examples
+    --------
+    >>> encoder = FrozenEncoder.from_pretrained("minilm", layers=[3, -1])
+    >>> [str(block) for block in encoder.candidates]
+    ['minilm:3:mean', 'minilm:12:mean']
     """
 
-    def __init__(
-        self,
-        source: EncoderSource,
-        *,
-        template: str | None = None,
-        chat_question: str | None = None,
-        max_length: int = DEFAULT_MAX_LENGTH,
-        device: str = "auto",
-        dtype: str = "auto",
-        trust_remote_code: bool = False,
-        allow_pickle: bool = False,
-        reporter: Reporter = SILENT,
-    ) -> None:
-        check_template(template)
-        if template is not None and chat_question is not None:
-            raise ConfigError(
-                f"{source.name} was given a template and a chat question; choose one of them."
-            )
-        if max_length < 2:
-            raise ConfigError(f"max_length={max_length} is too short; give at least 2 tokens.")
-        self.source = source
-        self.template = template
-        self.chat_question = chat_question
-        self.max_length = max_length
-        self._all_gpus = device == "cuda:all"
-        self._copies: list[FrozenEncoder] = []
-        self.device = choose_device("cuda:0" if self._all_gpus else device)
-        self.dtype = choose_dtype(dtype, self.device)
-        self.trust_remote_code = trust_remote_code
-        self.allow_pickle = allow_pickle
-        self._reporter = reporter
-        self.fingerprints = source.fingerprints(allow_pickle=allow_pickle)
-        self._highest: int | None = None
-        self._tokenizer: TextTokenizer | None = None
-        self._pad_id = 0
-        self._architecture: Architecture | None = None
-        self._lock = Lock()  # hooks sit on the modules: one forward pass at a time
+    source: EncoderSource
+    _: KW_ONLY
+    prompt: str | None = None
+    chat_prompt: str | None = None
+    layers: Layers = "all"
+    pooling: str | Sequence[str] = ("mean",)
+    max_length: int = DEFAULT_MAX_LENGTH
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    reporter: Reporter = SILENT
+    _highest: int | None = field(default=None, init=False)
+    _loaded: _Loaded | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        if self.prompt is not None and self.chat_prompt is not None:
+            raise ConfigError(f"{self.name} has both a prompt and a chat prompt; choose one.")
+        resolve_poolings(self.pooling)
+        if self.max_length < 2:
+            raise ConfigError(f"max_length={self.max_length} is too short; give at least 2 tokens.")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ConfigError(f"batch_tokens={self.batch_tokens} is too few; give at least 1.")
+        self.device = choose_device(self.device)
+        self.dtype = choose_dtype(self.dtype, self.device)
+        self.fingerprints = self.source.fingerprints(allow_pickle=self.allow_pickle)
+        self._start_unloaded()
 
     @classmethod
     def from_pretrained(
@@ -91,22 +109,57 @@ class FrozenEncoder:
         *,
         name: str | None = None,
         revision: str | None = None,
+        prompt: str | None = None,
+        chat_prompt: str | None = None,
+        layers: Layers = "all",
+        pooling: str | Sequence[str] = ("mean",),
+        max_length: int = DEFAULT_MAX_LENGTH,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
         reporter: Reporter = SILENT,
-        **options: Any,
     ) -> FrozenEncoder:
         """Find an encoder by catalog name, model folder, ``.gguf`` file or Hub name.
 
         Parameters
         ----------
-        name_or_path
+        name_or_path : str or Path
             What to load; a catalog name is downloaded when it is not in the cache.
-        name
-            How its blocks are called; by default the catalog name or the folder's name.
-        revision
+        name : str, optional
+            The encoder's name in its blocks; by default the catalog name or the folder's name.
+        revision : str, optional
             The Hub revision.
-        **options
-            Those of the constructor: ``template``, ``chat_question``, ``max_length`` (tokens),
-            ``device``, ``dtype``, ``trust_remote_code``, ``allow_pickle``.
+        prompt : str, optional
+            Text around each text; contains ``{text}`` once. The text is truncated, never the
+            prompt.
+        chat_prompt : str, optional
+            A user message for the model's own chat template; the text takes the place of
+            ``{text}``, or follows after an empty line.
+        layers : {"all"}, int or sequence of int
+            Candidate layers; negative numbers count from the end.
+        pooling : str or sequence of str
+            Candidate poolings, names of `layerfuse.pooling.POOLINGS`.
+        max_length : int
+            Maximum tokens per text, special tokens and prompt included.
+        device : str
+            ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        dtype : str
+            ``"auto"`` (bfloat16 where the device computes it natively, else float32),
+            ``"float32"``, ``"bfloat16"``, ``"float16"``, or on CUDA ``"int8"`` or ``"nf4"``.
+        batch_tokens : int, optional
+            Maximum tokens per batch, padding included; by default it depends on the device.
+        trust_remote_code : bool
+            Whether code in the model folder may run.
+        allow_pickle : bool
+            Whether pickled weights, which can run code, may be read.
+        reporter : Reporter
+            Receives progress and notes.
+
+        Returns
+        -------
+        FrozenEncoder
 
         Raises
         ------
@@ -118,19 +171,33 @@ class FrozenEncoder:
             For an option that cannot be used.
         """
         source = find_source(str(name_or_path), name=name, revision=revision, reporter=reporter)
-        return cls(source, reporter=reporter, **options)
+        return cls(
+            source,
+            prompt=prompt,
+            chat_prompt=chat_prompt,
+            layers=layers,
+            pooling=pooling,
+            max_length=max_length,
+            device=device,
+            dtype=dtype,
+            batch_tokens=batch_tokens,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            reporter=reporter,
+        )
 
     def __repr__(self) -> str:
         return f"FrozenEncoder({self.name!r}, device={self.device!r}, dtype={self.dtype!r})"
 
     @property
     def name(self) -> str:
+        """The encoder's name in its blocks."""
         return self.source.name
 
     @property
     def kind(self) -> str:
         """The kind of device: cpu, cuda or mps."""
-        return self.device.partition(":")[0]
+        return device_kind(self.device)
 
     @property
     def path(self) -> Path:
@@ -143,21 +210,34 @@ class FrozenEncoder:
         return {
             "fingerprints": self.fingerprints,
             "revision": self.source.revision,
-            "template": self.template,
-            "chat_question": self.chat_question,
+            "template": self.prompt,
+            "chat_question": self.chat_prompt,
             "max_length": self.max_length,
             "dtype": self.dtype,
         }
 
     @property
+    def candidates(self) -> tuple[BlockRef, ...]:
+        """The blocks of ``layers`` and ``pooling``: for each pooling all layers.
+
+        Raises
+        ------
+        ConfigError
+            For a layer that the encoder does not have.
+        """
+        layers = resolve_layers(self.layers, self.n_layers, self.name)
+        poolings = resolve_poolings(self.pooling)
+        return tuple(BlockRef(self.name, layer, way) for way in poolings for layer in layers)
+
+    @property
     def n_layers(self) -> int:
         """The number of transformer blocks; there are ``n_layers + 1`` layers."""
-        return self._shape()["n_layers"]
+        return self._shape().n_layers
 
     @property
     def dim(self) -> int:
-        """The size of the blocks' hidden states."""
-        return self._shape()["dim"]
+        """The size of the hidden states."""
+        return self._shape().dim
 
     @property
     def highest_layer(self) -> int:
@@ -169,49 +249,49 @@ class FrozenEncoder:
         """Parameters of the embeddings and blocks up to each layer, (n_layers + 1,).
 
         Shared weights count once, a final norm at ``n_layers``; `truncate` changes nothing here.
-        Loads the weights.
         """
-        return self._load().layer_parameters
+        return tuple(self._shape().layer_parameters)
 
     @property
     def bytes_per_parameter(self) -> float:
         """Bytes of an average parameter as loaded. Loads the weights."""
-        return self._load().bytes_per_parameter
+        return self._load().architecture.bytes_per_parameter
 
     @property
     def stops_early(self) -> bool:
-        """Whether reading a low layer spares the blocks above it. Loads the weights."""
-        return self._load().blocks is not None
+        """Whether reading a low layer skips the blocks above it. Loads the weights."""
+        return self._load().architecture.blocks is not None
 
     @property
     def is_loaded(self) -> bool:
-        return self._architecture is not None
+        """Whether the weights are in memory."""
+        return self._loaded is not None
 
     @property
     def stack(self) -> torch.nn.Module:
-        """The model itself, its language-model head and pooler left out."""
-        return self._load().stack
+        """The model itself, without language-model head and pooler. Loads the weights."""
+        return self._load().architecture.stack
 
     def truncate(self, layer: int) -> FrozenEncoder:
-        """Give up the blocks above ``layer`` (their memory is freed) and return self.
+        """Drop the blocks above ``layer``, which frees their memory, and return self.
 
         The block after ``layer`` stays in place, unused: it marks where reading stops.
         """
         (layer,) = resolve_layers(layer, self.n_layers, self.name)
-        self._highest = min(layer, self.highest_layer)
-        self._copies.clear()
-        if self._architecture is not None:
-            self._cut(self._architecture)
+        highest = min(layer, self.highest_layer)
+        with self._lock:
+            self._highest = highest
+            if self._loaded is not None:
+                self._drop_blocks(self._loaded.architecture)
         return self
 
     def release(self) -> None:
-        """Let go of the weights and the tokenizer; they are loaded again when they are needed."""
-        self._tokenizer = self._architecture = None
-        self._copies.clear()
+        """Drop the weights and the tokenizer; they are loaded again when they are needed."""
+        self._loaded = None
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
-        return self._load_tokenizer()(texts)
+        return self._load().tokenizer(texts)
 
     def read(
         self,
@@ -221,24 +301,26 @@ class FrozenEncoder:
         *,
         padding_side: str = "right",
     ) -> dict[int, npt.NDArray[np.float32]]:
-        """One forward pass over one batch.
+        """Compute blocks of one batch in one forward pass.
 
         Parameters
         ----------
-        ids
+        ids : sequence of sequence of int
             Token ids of each text, from `tokenize`; none empty.
-        layers, poolings
-            What to read.
-        padding_side
-            Where short texts are padded; it changes nothing (``layerfuse models check`` shows it).
+        layers : {"all"}, int or sequence of int
+        poolings : sequence of str
+        padding_side : {"right", "left"}
+            Where short texts are padded; it does not change the values.
 
         Returns
         -------
-        dict
-            For each layer an array of shape (n_texts, n_poolings, dim).
+        dict of int to ndarray of shape (n_texts, n_poolings, dim), float32
+            Pooled states of each layer.
 
         Raises
         ------
+        ConfigError
+            For a layer or pooling that is not there.
         UnsupportedModelError
             When the model yields values that are not finite.
         """
@@ -255,97 +337,84 @@ class FrozenEncoder:
         """`read` without waiting for a GPU: its ``result()`` is what `read` returns."""
         import torch
 
-        architecture = self._load()
+        loaded = self._load()
         wanted = resolve_layers(layers, self.n_layers, self.name)
-        if wanted[-1] > self.highest_layer:
-            raise ConfigError(
-                f"{self.name} was truncated at layer {self._highest}; layer {wanted[-1]} is gone."
+        with torch.inference_mode():
+            inputs, mask = pad(
+                ids, loaded.tokenizer.pad_id, self.device, loaded.architecture, padding_side
             )
-        self._load_tokenizer()  # which knows the padding token
-        with self._lock, torch.inference_mode():
-            inputs, mask = pad(ids, self._pad_id, self.device, architecture, padding_side)
             pooler = Pooler(mask, poolings, self.device)
-            pooled = run_pass(architecture, inputs, pooler, wanted)
+            # Passes take turns, for a lock is right for any model: some write to their own modules
+            # during a pass (rotary frequencies, caches of remote code), which context-local hooks
+            # would not keep apart. Little is lost: one pass uses all cores, or only queues kernels.
+            with self._lock:
+                if wanted[-1] > self.highest_layer:
+                    raise ConfigError(
+                        f"{self.name}: layer {wanted[-1]} is not loaded (encoder truncated at "
+                        f"{self._highest}). Load the encoder again to read it."
+                    )
+                pooled = run_pass(loaded.architecture, inputs, pooler, wanted)
             return Pending(pooled, self.name, self.dtype)
 
-    def copies(self, most: int) -> list[FrozenEncoder]:
-        """At most ``most`` copies of an encoder for ``"cuda:all"``, each loaded on its own GPU.
-
-        There are none for another device. They are kept until `release`.
-        """
-        if self._all_gpus:
-            import torch
-
-            here = torch.cuda.get_device_properties(0)
-            for number in range(len(self._copies) + 1, min(torch.cuda.device_count(), most + 1)):
-                if torch.cuda.get_device_properties(number).name != here.name:
-                    break  # values would depend on which GPU reads a text
-                other = copy.copy(self)  # without weights, as in pickles
-                other.device, other._all_gpus = f"cuda:{number}", False
-                other.tokenize([])  # loading is not safe beside other threads: it is done here
-                self._copies.append(other)
-        return self._copies[:most]
-
-    def as_current_device(self) -> contextlib.AbstractContextManager[Any]:
-        """Makes a GPU the one that this thread's kernels are launched on."""
-        if self.kind != "cuda":
-            return contextlib.nullcontext()
-        import torch
-
-        return torch.cuda.device(self.device)
-
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_tokenizer"] = state["_architecture"] = None
-        state["_reporter"], state["_copies"] = SILENT, []
+        state = self.__dict__ | {"_loaded": None, "reporter": SILENT}
         del state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = Lock()
+        self._start_unloaded()
 
-    def _shape(self) -> dict[str, int]:
-        """Layers and size: remembered in the cache by fingerprint, so that stored embeddings can
-        be used without loading the model."""
-        if self._architecture is None:
+    def _start_unloaded(self) -> None:
+        self._loaded = None
+        self._lock = Lock()  # held to load, to cut and for a pass; never while a reporter runs
+        _ENCODERS.add(self)
+
+    def _shape(self) -> _Shape | Architecture:
+        """Sizes, kept in the cache by fingerprint, so that embeddings can be planned, and stored ones
+        used, without loading the model."""
+        if self._loaded is None:
             path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                known = json.loads(path.read_text(encoding="utf-8"))
-                return {"n_layers": int(known["n_layers"]), "dim": int(known["dim"])}
-            self._load()
-            shape = self._shape()
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                return _Shape(**json.loads(path.read_text(encoding="utf-8")))
+            found = self._load().architecture
             with contextlib.suppress(StorageError):
-                write_json(path, shape)
-            return shape
-        return {"n_layers": self._architecture.n_layers, "dim": self._architecture.dim}
+                write_json(path, asdict(_Shape(found.n_layers, found.dim, found.layer_parameters)))
+        return self._load().architecture
 
-    def _load(self) -> Architecture:
-        if self._architecture is None:
-            with _LOADING:
-                if self._architecture is None:
-                    self._architecture = self._loaded()
-        return self._architecture
+    def _load(self) -> _Loaded:
+        loaded = self._loaded
+        if loaded is not None:
+            return loaded
+        notes: list[str] = []
+        with self.reporter.task(f"loading {self.name}", 1, "model"), self._lock:
+            loaded = self._loaded
+            if loaded is None:  # another thread may have loaded it meanwhile
+                loaded = self._loaded = self._read_files(notes)
+        for note in notes:
+            self.reporter.note(note)
+        return loaded
 
-    def _loaded(self) -> Architecture:
-        keep_few_kernels()
-        with self._reporter.task(f"loading {self.name}", 1, "model"):
-            model = load_model(
-                self.source,
-                self.dtype,
-                device=self.device,
-                trust_remote_code=self.trust_remote_code,
-                allow_pickle=self.allow_pickle,
-            )
+    def _read_files(self, notes: list[str]) -> _Loaded:
+        limit_kernel_cache()
+        tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
+        model = load_model(
+            self.source,
+            self.dtype,
+            self.device,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
         architecture = find_architecture(model, self.name)
-        if architecture.blocks is None:
-            self._reporter.note(
-                f"{self.name}: its blocks were not found; all hidden states of a batch are kept in "
-                "memory and no layer is saved by stopping early"
-            )
-        self._cut(architecture)
+        config = architecture.stack.config
+        limits = (tokenizer.model_max_length, position_limit(config, architecture.own_positions))
+        limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
+        texts = TextTokenizer(
+            tokenizer, prompt=self.prompt, chat_prompt=self.chat_prompt, max_length=int(limit)
+        )
+        self._drop_blocks(architecture)
         try:
-            if self.dtype not in QUANTISED:  # those lie on the device already
+            if self.dtype not in QUANTIZED:  # those are on the device already
                 architecture.stack.to(self.device)
         except Exception as error:
             if is_out_of_memory(error):
@@ -355,33 +424,32 @@ class FrozenEncoder:
             pack_linears(architecture.stack)
             if self.dtype == "bfloat16":
                 use_plain_attention(architecture.stack)
-        self._reporter.note(
+        if architecture.blocks is None:
+            notes.append(
+                f"{self.name}: its blocks were not found; all hidden states of a batch are kept in "
+                "memory and no layer is saved by stopping early"
+            )
+        notes.append(
             f"{self.name}: {architecture.n_layers} layers of {architecture.dim}, "
             f"{self.dtype} on {self.device}"
         )
-        return architecture
+        return _Loaded(architecture, texts)
 
-    def _cut(self, architecture: Architecture) -> None:
+    def _drop_blocks(self, architecture: Architecture) -> None:
         if architecture.blocks is not None and self._highest is not None:
             del architecture.blocks[self._highest + 1 :]
 
-    def _load_tokenizer(self) -> TextTokenizer:
-        if self._tokenizer is None:
-            with _LOADING:
-                if self._tokenizer is None:
-                    self._tokenizer = self._loaded_tokenizer()
-        return self._tokenizer
 
-    def _loaded_tokenizer(self) -> TextTokenizer:
-        tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
-        architecture = self._load()
-        config = architecture.stack.config
-        limits = (tokenizer.model_max_length, position_limit(config, architecture.own_positions))
-        limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
-        self._pad_id = tokenizer.pad_token_id or 0
-        return TextTokenizer(
-            tokenizer,
-            template=self.template,
-            chat_question=self.chat_question,
-            max_length=int(limit),
-        )
+_ENCODERS: WeakSet[FrozenEncoder] = WeakSet()
+
+
+def _unlock_after_fork() -> None:
+    """A lock that another thread held at a fork is never released in the child; what it was
+    changing is loaded anew."""
+    for encoder in _ENCODERS:
+        if encoder._lock.locked():
+            encoder._start_unloaded()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_after_fork)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import warnings
 from collections.abc import Iterator
+from functools import partial
+from threading import RLock
 from typing import Any
 
-from layerfuse.encoders.devices import quantisation
+from layerfuse.encoders.devices import loading_options
 from layerfuse.encoders.source import EncoderSource
 from layerfuse.errors import NoMemoryError, UnsupportedModelError, is_out_of_memory, require
 
 __all__ = ["load_model", "load_tokenizer", "too_large"]
+
+# transformers loads with state of the whole process: its verbosity, its progress bars, torch's
+# default dtype and initializers. One load at a time, or one would restore what another has set.
+_PROCESS_STATE = RLock()
 
 
 def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
@@ -24,12 +28,12 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
     UnsupportedModelError
         When the folder holds no tokenizer that can be read.
     """
-    from transformers import AutoTokenizer
-
     with _quiet():
+        from transformers import AutoTokenizer
+
         try:
             return AutoTokenizer.from_pretrained(
-                source.folder, trust_remote_code=trust_remote_code, **_gguf(source)
+                source.folder, trust_remote_code=trust_remote_code, **_gguf_options(source)
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UnsupportedModelError(
@@ -41,54 +45,49 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
 def load_model(
     source: EncoderSource,
     dtype: str,
+    device: str,
     *,
-    device: str = "cpu",
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Any:
-    """The model without a language-model head, in evaluation mode on the CPU; quantised weights go
+    """The model without a language-model head, in evaluation mode on the CPU; quantized weights go
     straight to the device.
 
     Raises
     ------
     UnsupportedModelError
         When transformers cannot build a model from the files.
+    NoMemoryError
+        When the model does not fit.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    packing = quantisation(dtype, device)
     with _quiet():
+        from safetensors import SafetensorError
+        from transformers import AutoModel
+
+        wrong_file = (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError)
+        options = loading_options(dtype, device) | _gguf_options(source)
+        if not source.gguf_file:
+            options["use_safetensors"] = None if allow_pickle else True
         try:
             model, outcome = AutoModel.from_pretrained(
                 source.folder,
                 output_loading_info=True,
-                **packing,
                 trust_remote_code=trust_remote_code,
-                **({} if source.gguf_file else {"use_safetensors": None if allow_pickle else True}),
-                **_gguf(source),
+                **options,
             )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            RuntimeError,
-            SafetensorError,
-            MemoryError,
-        ) as error:
+        except (*wrong_file, MemoryError) as error:
             if is_out_of_memory(error):
                 raise NoMemoryError(too_large(source.name)) from error
             raise UnsupportedModelError(
                 f"{source.path} cannot be loaded as a text encoder: {_first_line(error)}"
             ) from error
     # Without this, transformers fills what is missing with random numbers.
-    lost = [name for name in outcome["missing_keys"] if not _is_unread(name)]
-    if lost:
+    missing = [name for name in outcome["missing_keys"] if not _is_unused(name)]
+    if missing:
         raise UnsupportedModelError(
-            f"{source.path} lacks {len(lost)} of the weights that its configuration asks for, such "
-            f"as {min(lost)}. The file is incomplete or belongs to another configuration; get it "
-            "again."
+            f"{source.path} lacks {len(missing)} of the weights that its configuration asks for, "
+            f"such as {min(missing)}. The file is incomplete or belongs to another configuration; "
+            "get it again."
         )
     return model.eval().requires_grad_(False)
 
@@ -101,16 +100,17 @@ def too_large(name: str) -> str:
     )
 
 
-def _is_unread(name: str) -> bool:
-    """Whether reading never uses the weight: poolers, heads, and an encoder-decoder's decoder of
-    which only the encoder was saved."""
+def _is_unused(name: str) -> bool:
+    """Whether no layer needs the weight: poolers, heads, and an encoder-decoder's decoder of which
+    only the encoder was saved."""
     parts = name.split(".")
     return parts[0] in ("pooler", "lm_head", "classifier", "score") or (
         parts[0] == "decoder" and len(parts) > 1 and parts[1] in ("block", "final_layer_norm")
     )
 
 
-def _gguf(source: EncoderSource) -> dict[str, str]:
+def _gguf_options(source: EncoderSource) -> dict[str, Any]:
+    """What transformers needs to read a GGUF file."""
     if source.gguf_file is None:
         return {}
     require("gguf", "gguf", "Reading a GGUF file")
@@ -124,18 +124,23 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the loader's progress bars and its report on heads that are left out to itself."""
-    from transformers.utils import logging as hf_logging
+    """No progress bars, and no report on the heads that are left out."""
+    with _PROCESS_STATE:
+        from transformers import modeling_gguf_pytorch_utils as gguf_reader
+        from transformers.utils import logging as hf_logging
 
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
-    try:
-        # The GGUF reader draws a bar that no setting turns off.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+        # Standard error and the warning filters stay alone: other threads write and change them.
+        verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+        gguf_bar = vars(gguf_reader).get("tqdm")  # no setting turns it off
+        hf_logging.set_verbosity(logging.ERROR)
+        hf_logging.disable_progress_bar()
+        if gguf_bar is not None:
+            vars(gguf_reader)["tqdm"] = partial(gguf_bar, disable=True)
+        try:
             yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
+        finally:
+            hf_logging.set_verbosity(verbosity)
+            if bars:
+                hf_logging.enable_progress_bar()
+            if gguf_bar is not None:
+                vars(gguf_reader)["tqdm"] = gguf_bar

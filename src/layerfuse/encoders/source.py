@@ -1,4 +1,4 @@
-"""Where an encoder's files are: a catalog name, a folder, a GGUF file or a Hub repository."""
+"""Location of an encoder's files: a catalog name, a folder, a GGUF file or a Hub repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _PICKLED = {".bin", ".pt", ".pth"}
 class EncoderSource:
     """The files of one encoder on this machine.
 
-    ``origin`` finds it again: a catalog name, an absolute path or a Hub name.
+    ``origin`` finds them again: a catalog name, an absolute path or a Hub name. ``gguf_file`` is a
+    file's name in ``folder``, ``revision`` the Hub commit.
     """
 
     name: str
@@ -39,7 +40,13 @@ class EncoderSource:
         return self.folder / self.gguf_file if self.gguf_file else self.folder
 
     def fingerprints(self, *, allow_pickle: bool) -> dict[str, str]:
-        """Digests of the weights, the tokenizer's files and the configuration."""
+        """Digests of the weights, the tokenizer's files and the configuration.
+
+        Raises
+        ------
+        UnsupportedModelError
+            When one of them is missing, or the weights are pickled and that is not allowed.
+        """
         if self.gguf_file:
             return {"weights": fingerprint_file(self.path)}  # whatever the file is called
         names = [file.name for file in self.folder.iterdir() if file.is_file()]
@@ -57,9 +64,8 @@ class EncoderSource:
                     else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
                 )
             )
-        config = ["config.json"]
-        tokenizer = [name for name in names if _is_of_tokenizer(name)]
-        if not tokenizer:  # transformers would make one up that knows no word
+        tokenizer = [name for name in names if _is_tokenizer_file(name)]
+        if not tokenizer:  # transformers would invent one without a vocabulary
             raise UnsupportedModelError(
                 f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
                 "not saved. Save them into the same folder: tokenizer.save_pretrained(folder)."
@@ -67,11 +73,11 @@ class EncoderSource:
         return {
             "weights": fingerprint_folder(self.folder, weights),
             "tokenizer": fingerprint_folder(self.folder, tokenizer),
-            "config": fingerprint_folder(self.folder, config),
+            "config": fingerprint_folder(self.folder, ["config.json"]),
         }
 
 
-def _is_of_tokenizer(name: str) -> bool:
+def _is_tokenizer_file(name: str) -> bool:
     path = Path(name)
     if path.suffix == ".json":
         return path.stem.startswith(("tokenizer", "special", "added", "chat", "vocab"))
@@ -139,7 +145,7 @@ def _download(repository: str, revision: str | None, reporter: Reporter) -> Path
         return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise NotFoundError(
-            f"{repository!r} is not a folder here, and it could not be had from the Hub: "
+            f"{repository!r} is not a folder here, and it could not be downloaded from the Hub: "
             f"{str(error).strip().splitlines()[0].rstrip('.')}.\nCheck the name and the "
             "connection, log in if the model is gated, or give a local folder."
         ) from error

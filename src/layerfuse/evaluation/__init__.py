@@ -1,6 +1,22 @@
-"""Whether it was worth it: comparisons with baselines, the decision, and its sentence."""
+"""Evaluation: baselines, nested resampling, comparison with baselines, verdict, learning curve."""
 
-from layerfuse.evaluation.comparison import Comparison, Rows, compare_baselines
-from layerfuse.evaluation.verdict import Verdict, decide, judge, tradeoffs
+from layerfuse.evaluation.comparison import (
+    BaselineComparison,
+    BaselineScore,
+    Rows,
+    Score,
+    compare_baselines,
+)
+from layerfuse.evaluation.verdict import Tradeoff, Verdict, judge, tradeoffs
 
-__all__ = ["Comparison", "Rows", "Verdict", "compare_baselines", "decide", "judge", "tradeoffs"]
+__all__ = [
+    "BaselineComparison",
+    "BaselineScore",
+    "Rows",
+    "Score",
+    "Tradeoff",
+    "Verdict",
+    "compare_baselines",
+    "judge",
+    "tradeoffs",
+]

@@ -2,107 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.evaluation.nested import Procedure, Training
-from layerfuse.model_selection import Found
-from layerfuse.parallel import spread
+from layerfuse.evaluation.nested import (
+    Floats,
+    Folds,
+    OutOfFold,
+    PlanStrategy,
+    Rows,
+    TrainingSample,
+)
+from layerfuse.model_selection import SearchResult
+from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Plan
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import stratified_folds
+from layerfuse.targets import Decisions, Targets
 
-__all__ = ["Baseline", "Rival", "rivals", "run_baselines", "tfidf_classifier"]
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
+__all__ = [
+    "Baseline",
+    "BaselineStrategy",
+    "TrainingRows",
+    "baseline_strategies",
+    "run_baselines",
+    "tfidf_classifier",
+]
 
 _WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A simpler way to a classifier: its name, the encoder it is about if any, and the way."""
+class BaselineStrategy:
+    """A simpler way to a classifier.
+
+    Attributes
+    ----------
+    name : str
+        last_layer, last_four, last_matched, best_block or first_N.
+    encoder : str or None
+        The encoder that it is about, if any.
+    choose : PlanStrategy
+        What it takes.
+    """
 
     name: str
     encoder: str | None
-    procedure: Procedure
+    choose: PlanStrategy
 
     @property
     def key(self) -> str:
+        """Its name among the strategies of `TrainingSample.out_of_fold`."""
         return f"{self.name}:{self.encoder}"
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One baseline's predictions, as class indices.
+    """The predictions of one baseline.
 
-    ``name`` is majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the
-    first N chosen blocks, concatenated); ``plan`` is what all measured rows lead to, None where no
-    encoder is read. ``out_of_fold`` (n_measured,) are predictions for training rows by models that
-    did not see them, ``predicted`` (n_test,) those for test rows if there are any.
+    Attributes
+    ----------
+    name : str
+        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the first N
+        chosen blocks, concatenated).
+    encoder : str or None
+        The encoder of its first block.
+    plan : Plan or None
+        What the whole sample leads to; None where no encoder is read.
+    out_of_fold : ndarray of shape (n_sample,)
+        Decisions for the rows of the sample by models that did not see them.
+    predicted : ndarray of shape (n_test,) or None
+        Decisions for test rows.
     """
 
     name: str
     encoder: str | None
     plan: Plan | None
-    out_of_fold: Labels
-    predicted: Labels | None
+    out_of_fold: Decisions
+    predicted: Decisions | None
 
 
-def rivals(encoders: Sequence[str], max_blocks: int) -> list[Rival]:
+@dataclass(frozen=True)
+class TrainingRows:
+    """All training rows, and which of them are the sample.
+
+    Attributes
+    ----------
+    texts : sequence of str, of length n
+    targets : Targets
+    sample : ndarray of shape (n_sample,)
+        Numbers of the sample's rows.
+    blocks : mapping from BlockRef to ndarray of shape (n, dim)
+        The blocks that were read for all rows; baselines on others learn from the sample alone.
+    row_weights : ndarray of shape (n,), optional
+        Weights of rows.
+    """
+
+    texts: Sequence[str]
+    targets: Targets
+    sample: Rows
+    blocks: Blocks
+    row_weights: Floats | None = None
+
+
+def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[BaselineStrategy]:
     """The baselines that read encoders.
 
     ``last_layer`` and ``last_four`` take each encoder's pooling that scores best at its last
-    layer; ``last_four`` joins its last four layers. ``last_matched`` joins as many last layers as
-    the pipeline has blocks, so that it is as wide, of the encoder whose last layer scores best.
+    layer; ``last_four`` concatenates its last four layers. ``last_matched`` concatenates as many
+    last layers as the pipeline has blocks, so that it is as wide, of the encoder whose last layer
+    scores best.
     """
-    found = []
+    strategies = []
     for encoder in encoders:
-        found.append(Rival("last_layer", encoder, _last_of(encoder, 1)))
-        found.append(Rival("last_four", encoder, _last_of(encoder, 4)))
-    found.append(Rival("last_matched", None, _last_matched))
-    found.append(Rival("best_block", None, lambda _, scores: Plan((scores.best.block,))))
-    found += [Rival(f"first_{count}", None, _first(count)) for count in range(1, max_blocks)]
-    return found
+        strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
+        strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
+    strategies.append(BaselineStrategy("last_matched", None, _last_matched))
+    strategies.append(BaselineStrategy("best_block", None, _best_block))
+    strategies += [
+        BaselineStrategy(f"first_{count}", None, _first(count)) for count in range(1, max_blocks)
+    ]
+    return strategies
 
 
-def _last_of(encoder: str, count: int) -> Procedure:
-    return lambda _, scores: _last_layers(scores.of(encoder), count)
+def _last_of(encoder: str, count: int) -> PlanStrategy:
+    return lambda _, scores: _last_layers(scores, encoder, count)
 
 
-def _last_layers(own: BlockScores, count: int) -> Plan:
+def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
     """The last ``count`` layers of one encoder, at the pooling that is best at the very last."""
-    layers = sorted({score.block.layer for score in own})
-    at_last = next(score.block for score in own.ranking if score.block.layer == layers[-1])
-    chosen = (BlockRef(at_last.encoder, layer, at_last.pooling) for layer in layers[-count:])
-    return Plan(tuple(chosen))
+    pooling = scores.last(encoder).block.pooling
+    layers = sorted({score.block.layer for score in scores.of(encoder)})
+    return Plan(tuple(BlockRef(encoder, layer, pooling) for layer in layers[-count:]))
 
 
-def _last_matched(found: Found, scores: BlockScores) -> Plan:
-    encoders = dict.fromkeys(score.block.encoder for score in scores)
-    lasts = {_last_layers(scores.of(encoder), 1).blocks[0] for encoder in encoders}
-    best = next(score.block for score in scores.ranking if score.block in lasts)
-    return _last_layers(scores.of(best.encoder), len(found.plan.blocks))
+def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
+    lasts = (scores.last(encoder) for encoder in scores.encoders)
+    best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
+    return _last_layers(scores, best.encoder, len(result.plan.blocks))
 
 
-def _first(count: int) -> Procedure:
-    return lambda found, _: Plan(found.plan.blocks[:count])
+def _best_block(_: SearchResult, scores: BlockScores) -> Plan:
+    return Plan((scores.best.block,))
+
+
+def _first(count: int) -> PlanStrategy:
+    return lambda result, _: Plan(result.plan.blocks[:count])
 
 
 def run_baselines(
-    training: Training,
-    found: Found,
-    out_of_fold: Callable[[Rival], Floats],
-    texts: Sequence[str],
-    test: tuple[Sequence[str], Blocks] | None,
+    sample: TrainingSample,
+    result: SearchResult,
+    nested: Mapping[str, OutOfFold],
+    folds: Folds,
+    training: TrainingRows,
     *,
-    n_folds: int,
+    test: tuple[Sequence[str], Blocks] | None = None,
     max_blocks: int,
     reporter: Reporter = SILENT,
 ) -> list[Baseline]:
@@ -110,55 +171,73 @@ def run_baselines(
 
     Parameters
     ----------
-    training, found
-        The training rows, and what the search found on them.
-    out_of_fold
-        Gives the logits (n_measured, n_classes) of a rival.
-    texts
-        Training texts (n,).
-    test
-        Test texts and their blocks.
-    n_folds, max_blocks
-        Those of the pipeline.
+    sample : TrainingSample
+        The rows by which was chosen.
+    result : SearchResult
+        What the search found on it.
+    nested : mapping from str to OutOfFold
+        With the keys of the `baseline_strategies`.
+    folds : list of (rows, held)
+        Those of ``nested``.
+    training : TrainingRows
+        All training rows.
+    test : tuple of texts and blocks, optional
+        Test rows.
+    max_blocks : int
+        That of the pipeline.
+    reporter : Reporter
+        Receives progress.
     """
-    scores = training.probed.scores
-    encoders = list(dict.fromkeys(score.block.encoder for score in scores))
-    plans = [(rival, rival.procedure(found, scores)) for rival in rivals(encoders, max_blocks)]
-    n_chosen = len(found.plan.blocks)
-    steps = {f"first_{count}" for count in range(n_chosen, max_blocks)}  # the pipeline itself
-    plans = [(rival, plan) for rival, plan in plans if rival.name not in steps]
-    y = training.y
-    majority = int(np.bincount(y).argmax())
+    scores = sample.probed.scores
+    strategies = baseline_strategies(scores.encoders, max_blocks)
+    n_chosen = len(result.plan.blocks)
+    itself = {f"first_{count}" for count in range(n_chosen, max_blocks)}
+    plans = [
+        (strategy, strategy.choose(result, scores))
+        for strategy in strategies
+        if strategy.name not in itself
+    ]
+    texts, targets = training.texts, training.targets
+    in_sample = [texts[row] for row in training.sample]
+    majority = targets.most_frequent[0]
     baselines = [
         Baseline(
             "majority",
             None,
             None,
-            np.full(len(training.rows), majority),
+            np.full(len(in_sample), majority),
             None if test is None else np.full(len(test[0]), majority),
         )
     ]
     distinct = list(dict.fromkeys(plan for _, plan in plans))
     with reporter.task("baselines", len(distinct) + 1, "baselines") as advance:
-        words = _tfidf_out_of_fold(training, texts, n_folds)
-        words_test = None if test is None else _tfidf(texts, y, test[0])
-        baselines.append(Baseline("tfidf", None, None, words, words_test))
+        out_of_fold = _tfidf_out_of_fold(in_sample, sample.targets, folds, sample.n_jobs)
+        predicted = None if test is None else _tfidf(texts, targets, test[0])
+        baselines.append(Baseline("tfidf", None, None, out_of_fold, predicted))
         advance(1)
 
-        def predict(plan: Plan) -> Labels | None:
-            return None if test is None else training.fit(plan).logits(test[1]).argmax(axis=1)
+        def predict(plan: Plan) -> Decisions | None:
+            if test is None:
+                return None
+            if set(plan.blocks) <= set(training.blocks):
+                model = sample.fit(plan, training.blocks, targets, training.row_weights)
+            else:
+                model = sample.fit(plan, sample.blocks, sample.targets, sample.row_weights)
+            return targets.space.decide(model.logits(test[1]))
 
-        predicted = {}
-        for plan, guessed in zip(distinct, spread(predict, distinct), strict=True):
-            predicted[plan] = guessed
+        decisions = {}
+        for plan, own in zip(distinct, parallel_map(predict, distinct, sample.n_jobs), strict=True):
+            decisions[plan] = own
             advance(1)
-    for rival, plan in plans:
-        known = out_of_fold(rival).argmax(axis=1)
-        baselines.append(Baseline(rival.name, plan.blocks[0].encoder, plan, known, predicted[plan]))
+    for strategy, plan in plans:
+        known = targets.space.decide(nested[strategy.key].logits)
+        baselines.append(
+            Baseline(strategy.name, plan.blocks[0].encoder, plan, known, decisions[plan])
+        )
     return baselines
 
 
-def tfidf_classifier() -> Any:
+def tfidf_classifier() -> Pipeline:
     """TF-IDF of words with multinomial logistic regression (C=10)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -168,19 +247,24 @@ def tfidf_classifier() -> Any:
     return make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000, tol=1e-3))
 
 
-def _tfidf(texts: Sequence[str], y: Labels, others: Sequence[str]) -> Labels:
+def _tfidf(texts: Sequence[str], targets: Targets, others: Sequence[str]) -> Decisions:
     try:
-        return np.asarray(tfidf_classifier().fit(texts, y).predict(others))
+        return np.asarray(tfidf_classifier().fit(texts, targets.codes).predict(others))
     except ValueError as error:  # no text holds a word
         if "empty vocabulary" not in str(error):
             raise
-        return np.full(len(others), int(np.bincount(y).argmax()))
+        return np.full(len(others), targets.most_frequent[0])
 
 
-def _tfidf_out_of_fold(training: Training, texts: Sequence[str], n_folds: int) -> Labels:
-    rows, y = training.rows, training.y
-    predicted = np.zeros(len(rows), dtype=np.intp)
-    for train, held in stratified_folds(y[rows], n_folds, training.recipe.task.seed):
-        known = [texts[row] for row in rows[train]]
-        predicted[held] = _tfidf(known, y[rows[train]], [texts[row] for row in rows[held]])
-    return predicted
+def _tfidf_out_of_fold(
+    texts: Sequence[str], targets: Targets, folds: Folds, n_jobs: int | None
+) -> Decisions:
+    def predict(fold: tuple[Rows, Rows]) -> Decisions:
+        rows, held = fold
+        known = [texts[row] for row in rows]
+        return _tfidf(known, targets[rows], [texts[row] for row in held])
+
+    decisions = targets.most_frequent
+    for (_, held), own in zip(folds, parallel_map(predict, folds, n_jobs), strict=True):
+        decisions[held] = own
+    return decisions

@@ -1,75 +1,109 @@
-"""The pipeline beside each baseline, on the same rows."""
+"""The pipeline and each baseline, measured on the same rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from functools import cached_property
 
 from layerfuse.blocks import BlockRef
 from layerfuse.evaluation.baselines import Baseline
-from layerfuse.metrics import PairedDifference, evaluate_predictions, paired_difference
+from layerfuse.metrics import Estimate, PairedDifference, paired_difference
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
+from layerfuse.targets import Decisions, Targets
 
-__all__ = ["Comparison", "Rows", "blocks_of", "compare_baselines", "label_of"]
+__all__ = ["BaselineComparison", "BaselineScore", "Rows", "Score", "compare_baselines"]
 
-Labels = npt.NDArray[np.intp]
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy with its 95% interval and macro-F1, as shares from 0 to 1."""
+
+    accuracy: Estimate
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class BaselineScore(Score):
+    """A baseline's score; ``gain`` is the pipeline's accuracy minus the baseline's."""
+
+    gain: PairedDifference
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Class indices (n,) of some rows, and the pipeline's predictions for them."""
+    """Some rows and the pipeline's decisions for them.
 
-    truth: Labels
-    predicted: Labels
-    n_classes: int
-    seed: int
+    Attributes
+    ----------
+    targets : Targets
+        Of n rows.
+    decisions : ndarray of shape (n,)
+        As `LabelSpace.decide` gives them.
+    seed : int
+        For the intervals.
+    """
 
-    def measure(self, predicted: Labels) -> dict[str, Any]:
-        """Accuracy with its 95 % interval and macro-F1 of class indices (n,)."""
-        measured = evaluate_predictions(
-            self.truth, np.eye(self.n_classes)[predicted], seed=self.seed
-        )
-        return {
-            "accuracy": measured.accuracy.value,
-            "macro_f1": measured.macro_f1.value,
-            "ci95": [measured.accuracy.low, measured.accuracy.high],
-        }
+    targets: Targets
+    decisions: Decisions
+    seed: int = 0
 
-    def minus(self, predicted: Labels) -> PairedDifference:
-        """The pipeline's accuracy minus that of other predictions (n,)."""
-        return paired_difference(
-            self.predicted == self.truth, predicted == self.truth, seed=self.seed
-        )
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @cached_property
+    def score(self) -> Score:
+        """The pipeline's."""
+        return self._score(self.decisions)
+
+    def compare(self, decisions: Decisions) -> BaselineScore:
+        """The score of a baseline's decisions (n,)."""
+        own = self._score(decisions)
+        correct, others = map(self.targets.correct, (self.decisions, decisions))
+        gain = paired_difference(correct, others, seed=self.seed)
+        return BaselineScore(own.accuracy, own.macro_f1, gain)
+
+    def _score(self, decisions: Decisions) -> Score:
+        certain = Targets(self.targets.space, decisions).matrix
+        measured = self.targets.evaluate(certain, seed=self.seed)
+        return Score(measured.accuracy, measured.macro_f1.value)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """The pipeline against one baseline.
 
-    ``measured`` and ``gain`` (the pipeline's accuracy minus the baseline's) go by ``"cv"`` (nested
-    out-of-fold predictions of training rows) and ``"test"``; ``cost`` is None where no encoder is
-    read.
+    Attributes
+    ----------
+    baseline : Baseline
+        With its predictions.
+    cv : BaselineScore
+        By nested out-of-fold predictions of training rows.
+    test : BaselineScore or None
+        On test rows, if there are any.
+    cost : PipelineCost or None
+        None where no encoder is read.
     """
 
     baseline: Baseline
-    measured: Mapping[str, Mapping[str, Any]]
-    gain: Mapping[str, PairedDifference]
+    cv: BaselineScore
+    test: BaselineScore | None
     cost: PipelineCost | None
 
-    def to_dict(self) -> dict[str, Any]:
-        plan = self.baseline.plan
-        return {
-            "name": self.baseline.name,
-            **({"encoder": self.baseline.encoder} if self.baseline.encoder else {}),
-            "blocks": [] if plan is None else [str(block) for block in plan.blocks],
-            **self.measured,
-            "pipeline_minus_baseline": {name: gain.to_dict() for name, gain in self.gain.items()},
-            "cost": None if self.cost is None else self.cost.to_dict(),
-        }
+    @property
+    def blocks(self) -> tuple[BlockRef, ...]:
+        """The blocks that the baseline reads."""
+        return () if self.baseline.plan is None else self.baseline.plan.blocks
+
+    @property
+    def label(self) -> str:
+        """The baseline's name, with its encoder where each encoder has one of that name."""
+        name, encoder = self.baseline.name, self.baseline.encoder
+        return f"{name} ({encoder})" if encoder and name.startswith("last") else name
+
+    def on(self, rows: str) -> BaselineScore:
+        """The score on ``"test"`` rows, or by ``"cv"``."""
+        return self.cv if rows == "cv" or self.test is None else self.test
 
 
 def compare_baselines(
@@ -77,40 +111,26 @@ def compare_baselines(
     cv: Rows,
     test: Rows | None,
     costs: Mapping[str, EncoderCost],
-) -> list[Comparison]:
+) -> list[BaselineComparison]:
     """Measure the pipeline against each baseline on the same rows.
 
     Parameters
     ----------
-    baselines
+    baselines : sequence of Baseline
         From `run_baselines`.
-    cv, test
-        Measured training rows with nested predictions, and test rows if there are any.
-    costs
-        What reading each encoder costs, by its name.
+    cv, test : Rows
+        Training rows with nested predictions, and test rows if there are any.
+    costs : mapping of str to EncoderCost
+        By each encoder's name.
     """
-    found = []
-    for baseline in baselines:
-        guesses = {"cv": (cv, baseline.out_of_fold)}
-        if test is not None and baseline.predicted is not None:
-            guesses["test"] = (test, baseline.predicted)
-        found.append(
-            Comparison(
-                baseline,
-                {name: rows.measure(guess) for name, (rows, guess) in guesses.items()},
-                {name: rows.minus(guess) for name, (rows, guess) in guesses.items()},
-                None if baseline.plan is None else pipeline_cost(baseline.plan.blocks, costs),
-            )
+    return [
+        BaselineComparison(
+            baseline,
+            cv.compare(baseline.out_of_fold),
+            None
+            if test is None or baseline.predicted is None
+            else test.compare(baseline.predicted),
+            None if baseline.plan is None else pipeline_cost(baseline.plan.blocks, costs),
         )
-    return found
-
-
-def label_of(item: Comparison) -> str:
-    """The baseline's name, with its encoder where each encoder has one of that name."""
-    own = item.baseline
-    several = own.encoder is not None and own.name.startswith("last")
-    return f"{own.name} ({own.encoder})" if several else own.name
-
-
-def blocks_of(item: Comparison) -> tuple[BlockRef, ...]:
-    return () if item.baseline.plan is None else item.baseline.plan.blocks
+        for baseline in baselines
+    ]

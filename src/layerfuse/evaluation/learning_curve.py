@@ -1,128 +1,90 @@
-"""Which rows are labelled: nested stratified draws."""
+"""Learning curve: accuracy by the number of labels, on nested stratified draws of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.metrics import Estimate
-from layerfuse.model_selection import Recipe, check_recipe, search
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Blocks, Plan, Task, train
-from layerfuse.probing import PrincipalAxes, Probed, probe_rows
+from layerfuse.model_selection import SearchSpace, check_search, search
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Blocks, Plan, predict_held
+from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance, check_selection
-from layerfuse.targets import Column, as_list, find_classes
+from layerfuse.selection import CostBudget, check_selection
+from layerfuse.targets import Column, Targets
 
 __all__ = [
+    "METHODS",
     "SHARES",
-    "WAYS",
     "CurvePoint",
     "Draw",
     "LearningCurve",
-    "Plans",
-    "Result",
     "check_draws",
-    "draw_rows",
     "learning_curve",
-    "measure_point",
-    "weigh_test_rows",
 ]
 
-Labels = npt.NDArray[np.intp]
+Floats: TypeAlias = npt.NDArray[np.float32]
+RowNumbers: TypeAlias = npt.NDArray[np.intp]
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Shares of the labels that a curve is measured at."""
 
-_FEWEST = 4  # rows of each class in a draw, where it has so many
-
-
-def check_draws(shares: Sequence[float], repeats: int) -> tuple[float, ...]:
-    """The shares sorted, each once.
-
-    Raises
-    ------
-    ConfigError
-        For no share, one that is not above 0 and at most 1, or fewer than one repeat.
-    """
-    for share in shares:
-        if not 0 < share <= 1:
-            raise ConfigError(
-                f"A share of {100 * share:g} % of the labels cannot be drawn. Give shares above 0 "
-                "and at most 100 %."
-            )
-    if not shares:
-        raise ConfigError("No share of the labels was given. Give at least one.")
-    if repeats < 1:
-        raise ConfigError(f"repeats={repeats} draws nothing; give at least 1.")
-    return tuple(sorted(set(shares)))
-
-
-def draw_rows(y: Labels, share: float, repeat: int, seed: int) -> Labels:
-    """Sorted numbers of the rows of one draw, each class in its share but at least four rows.
-
-    ``y`` are class indices (n,). With the same ``repeat`` and ``seed`` a larger ``share`` (0 to 1)
-    holds the rows of a smaller one.
-    """
-    order = np.random.default_rng([seed, repeat]).permutation(len(y))
-    kept = []
-    for label in np.unique(y):
-        own = order[y[order] == label]
-        kept.append(own[: max(min(_FEWEST, len(own)), round(share * len(own)))])
-    return np.sort(np.concatenate(kept))
-
-
-Floats = npt.NDArray[np.float32]
-Plans: TypeAlias = Mapping[str, Plan]
-
-WAYS = ("last_layer", "best_block", "fusion")
+METHODS = ("last_layer", "best_block", "fusion")
 """What is compared at each share."""
 
-Result: TypeAlias = tuple[Plans, Mapping[str, Labels]]
-"""For each way its plan, and the classes (n_test,) that it predicts."""
-
-_RESAMPLES, _PART = 2000, 100
+_PER_CLASS = 4  # rows of each class in a draw, at least
+_RESAMPLES, _CHUNK = 2000, 100
 _QUANTILES = (0.025, 0.975)
+_FIVE_BLOCKS = CostBudget(Budget(blocks=5), {})
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of labelled rows: what was trained on it, and how good that is.
+    """One draw of labeled rows.
 
-    ``plans`` and ``accuracy`` (shares from 0 to 1 of the test rows) go by the names in `WAYS`.
+    Attributes
+    ----------
+    repeat : int
+        Which draw of this share it is, from 0.
+    plans : mapping of str to Plan
+        What each of `METHODS` trained on it.
+    accuracy : mapping of str to float
+        Of each of `METHODS`, as a share of the test rows.
     """
 
     repeat: int
     plans: Mapping[str, Plan]
     accuracy: Mapping[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        ways = {
-            name: {
-                "accuracy": self.accuracy[name],
-                "blocks": [str(block) for block in plan.blocks],
-                "fusion": plan.fusion,
-                "head": plan.head,
-            }
-            for name, plan in self.plans.items()
-        }
-        return {"repeat": self.repeat, **ways}
-
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy with ``n_rows`` labels, ``share`` (0 to 1) of all.
+    """Accuracy with some of the labels.
 
-    The accuracies are means over draws, ``gain`` is fusion minus last layer on the same draws and
-    test rows; see `learning_curve` for what the intervals cover.
+    Attributes
+    ----------
+    share : float
+        Share of all labels, from 0 to 1.
+    n_rows : int
+        Number of labels.
+    last_layer, best_block, fusion : Estimate
+        Mean accuracy over draws.
+    gain : Estimate
+        Fusion minus last layer on the same draws and test rows.
+    draws : tuple of Draw
+        What was trained; see `learning_curve` for what the intervals cover.
     """
 
     share: float
@@ -133,19 +95,17 @@ class CurvePoint:
     gain: Estimate
     draws: tuple[Draw, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "share": self.share,
-            "n_rows": self.n_rows,
-            "repeats": len(self.draws),
-            **{name: getattr(self, name).to_dict() for name in (*WAYS, "gain")},
-            "draws": [draw.to_dict() for draw in self.draws],
-        }
-
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Points by rising number of labels, measured on ``n_test`` rows; ``n_train`` is all labels."""
+    """Points by increasing number of labels.
+
+    Attributes
+    ----------
+    points : tuple of CurvePoint
+    n_train, n_test : int
+        All labels, and the rows that accuracy is measured on.
+    """
 
     points: tuple[CurvePoint, ...]
     n_train: int
@@ -160,8 +120,8 @@ class LearningCurve:
     def rows_to_match(self) -> float | None:
         """Labels with which fusion first reaches what the last layer reaches with the most labels.
 
-        Between two points accuracy is taken to grow linearly in the logarithm of the number of
-        labels. The first point's number stands for itself or fewer; None when it is never reached.
+        Between two points accuracy is interpolated linearly in the logarithm of the number of
+        labels. The first point's number means itself or fewer; None when it is never reached.
         """
         target = self.points[-1].last_layer.value
         if self.points[0].fusion.value >= target:
@@ -173,62 +133,26 @@ class LearningCurve:
                 return float(below.n_rows * (above.n_rows / below.n_rows) ** part)
         return None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "n_train": self.n_train,
-            "n_test": self.n_test,
-            "rows_to_match": self.rows_to_match,
-            "largest_gain_rows": self.largest_gain.n_rows,
-            "points": [point.to_dict() for point in self.points],
-        }
 
+def check_draws(shares: Sequence[float], repeats: int) -> tuple[float, ...]:
+    """The shares sorted, each once.
 
-def weigh_test_rows(n_test: int, seed: int) -> Iterator[Floats]:
-    """How often each test row is drawn in each resample, in parts of (part, n_test)."""
-    random = np.random.default_rng(seed)
-    for _ in range(_RESAMPLES // _PART):
-        yield random.multinomial(n_test, np.full(n_test, 1 / n_test), _PART).astype(np.float32)
-
-
-def measure_point(
-    share: float,
-    n_rows: int,
-    results: Sequence[Result],
-    truth: Labels,
-    weights: Sequence[Floats],
-    seed: int,
-) -> CurvePoint:
-    """``results`` holds plans and predictions of each draw."""
-    correct = np.array([[guess[way] == truth for way in WAYS] for _, guess in results])
-    count, _, n_test = correct.shape
-    rows = correct.reshape(-1, n_test).astype(np.float32)
-    resampled = np.concatenate([rows @ part.T for part in weights], axis=1) / n_test
-    # The same repeats for every way, drawn beside the test rows.
-    random = np.random.default_rng([seed, n_rows])
-    repeats = random.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
-    means = np.einsum("rwb,br->wb", resampled.reshape(count, len(WAYS), -1), repeats)
-    accuracy = correct.mean(axis=2)  # (repeats, ways)
-    values = accuracy.mean(axis=0)
-    return CurvePoint(
-        share=share,
-        n_rows=n_rows,
-        last_layer=_estimate(values[0], means[0]),
-        best_block=_estimate(values[1], means[1]),
-        fusion=_estimate(values[2], means[2]),
-        gain=_estimate(values[2] - values[0], means[2] - means[0]),
-        draws=tuple(
-            Draw(repeat, plans, dict(zip(WAYS, accuracy[repeat].tolist(), strict=True)))
-            for repeat, (plans, _) in enumerate(results)
-        ),
-    )
-
-
-def _estimate(value: float, resampled: npt.NDArray[np.floating]) -> Estimate:
-    low, high = np.quantile(resampled, _QUANTILES)
-    return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))
-
-
-_FIVE_BLOCKS = Allowance(Budget(blocks=5), {})
+    Raises
+    ------
+    ConfigError
+        For no share, one that is not above 0 and at most 1, or fewer than one repeat.
+    """
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ConfigError(
+                f"A share of {100 * share:g}% of the labels cannot be drawn. Give shares above 0 "
+                "and at most 100%."
+            )
+    if not shares:
+        raise ConfigError("No share of the labels was given. Give at least one.")
+    if repeats < 1:
+        raise ConfigError(f"repeats={repeats} draws nothing; give at least 1.")
+    return tuple(sorted(set(shares)))
 
 
 def learning_curve(
@@ -240,165 +164,168 @@ def learning_curve(
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
     selection: str = "greedy",
-    allowance: Allowance = _FIVE_BLOCKS,
+    budget: CostBudget = _FIVE_BLOCKS,
     fusion: str = "concat",
     head: str = "ridge",
     seed: int = 0,
-    probed: Probed | None = None,
+    probed: ProbeResults | None = None,
     reporter: Reporter = SILENT,
 ) -> LearningCurve:
-    """Measure three ways to a classifier with more and more of the labels.
+    """Measure three methods with more and more of the labels.
 
     For each share, rows are drawn class by class; on these rows alone blocks are probed and chosen,
     and heads with their penalties are fitted: (a) the last layer of the encoder whose last layer
     has the lowest leave-one-out loss, (b) the block with the lowest, each with a ridge head, and
     (c) fusion by the given selection, fusion and head. Test labels are compared with predictions
-    and read for nothing else.
+    and used for nothing else.
 
-    Texts without labels are there for everyone: blocks are brought to principal axes that come from
-    all training embeddings and no label. As in a fit, choosing looks at the 200 leading ones, and
+    Unlabeled texts are available at any share: blocks are projected on principal axes that come
+    from all training embeddings and no label. As in a fit, choosing uses the 200 leading ones, and
     heads see 384. Blocks are read once for all draws, those that some draw uses once more.
 
     The draws of one repeat are nested: a larger share holds the rows of a smaller one. There is one
     draw only where all rows are drawn.
 
-    The 95 % intervals are percentiles of resampled test rows and, independently, resampled repeats
+    The 95% intervals are percentiles of resampled test rows and, independently, resampled repeats
     (the pigeonhole bootstrap; Owen, Annals of Applied Statistics, 2007), the same ones for every
-    way. They cover which test rows there were and which training rows were drawn from these ones.
-    With few repeats they know little of the latter, and where all rows are drawn nothing: they are
-    for this training set then. Another corpus or encoder they never cover.
+    method. They cover the choice of test rows and of training rows from these ones. With few
+    repeats they underestimate the latter, and where all rows are drawn they are for this training
+    set. They never cover another corpus or encoder.
 
     Parameters
     ----------
-    train_embeddings, test_embeddings
-        Mappings from the same blocks to arrays (n, dim) and (n_test, dim).
-    y, y_test
-        Labels (n,) and (n_test,), of any kind.
-    shares
+    train_embeddings, test_embeddings : mapping of BlockRef to ndarray
+        The same blocks of shape (n, dim) and (n_test, dim).
+    y, y_test : array-like of shape (n,) and (n_test,)
+        Labels of any kind.
+    shares : sequence of float
         Shares of the n rows, above 0 and at most 1. At least 4 rows of each class are drawn (all of
-        a class with fewer); a share that would draw as many rows as a smaller one is left out.
-    repeats
+        a class with fewer); a share that would draw as many rows as a smaller one is omitted.
+    repeats : int
         Draws for each share.
-    selection, allowance, fusion, head
-        How (c) is made; see `Recipe`. The allowance does not limit (a) and (b).
-    seed
+    selection, budget, fusion, head : str, CostBudget, str, str
+        Of method (c); see `SearchSpace`. The budget does not limit (a) and (b).
+    seed : int
         Of draws, intervals and models.
-    probed
-        What `probe_blocks` made of all training rows; its axes and coordinates are used and its
-        scores are not. Found anew where it is not given.
-    reporter
+    probed : ProbeResults, optional
+        What `probe_blocks` made of all training rows, of which the axes and coordinates are used;
+        computed where it is not given.
+    reporter : Reporter
         Receives progress.
 
     Raises
     ------
     ConfigError
-        For shares, repeats or a recipe that cannot be used.
+        For shares, repeats or a search space that cannot be used.
     DataError
         For one class only, no test rows, test labels that training lacks, or arrays that do not
         fit together.
     """
     shares = check_draws(shares, repeats)
-    check_recipe(fusion, head)
+    check_search(fusion, head)
     check_selection(selection)
-    classes, encoded = find_classes(y)
-    truth = _encode(classes.tolist(), as_list(y_test, "labels"))
-    recipe = Recipe(selection, allowance, fusion, head, Task(len(classes), None, seed))
-    drawn: dict[int, tuple[float, list[Labels]]] = {}
-    for share in reversed(shares):  # the largest first, so that no core waits for one at the end
-        first = draw_rows(encoded, share, 0, seed)
-        count = 1 if len(first) == len(encoded) else repeats
-        others = [draw_rows(encoded, share, repeat, seed) for repeat in range(1, count)]
-        drawn[len(first)] = (share, [first, *others])
-    jobs = [rows for _, draws in drawn.values() for rows in draws]
-    there = set(test_embeddings)  # `in` would read a block
-    if missing := [block for block in train_embeddings if block not in there]:
-        raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
-    axes, plans = _choose(train_embeddings, encoded, jobs, recipe, probed, reporter)
-    used = {block for found in plans for plan in found.values() for block in plan.blocks}
-    known = _coordinates(train_embeddings, used, axes, len(encoded))
-    other = _coordinates(test_embeddings, used, axes, len(truth))
-
-    def guess(job: tuple[Labels, Plans]) -> Result:
-        rows, plans = job
-        return plans, _predict(plans, known, other, rows, encoded[rows], recipe.task)
-
-    results: list[Result] = []
-    with reporter.task("training", len(jobs), "draws") as advance:
-        for result in spread(guess, zip(jobs, plans, strict=True)):
-            results.append(result)
-            advance(1)
-    weights = list(weigh_test_rows(len(truth), seed))
-    by_draw = iter(results)
-    points = []
-    for n_rows, (share, draws) in drawn.items():
-        own = [next(by_draw) for _ in draws]
-        points.append(measure_point(share, n_rows, own, truth, weights, seed))
-    return LearningCurve(tuple(reversed(points)), len(encoded), len(truth))
-
-
-def _encode(classes: list[Any], labels: list[Any]) -> Labels:
-    """Test labels (n_test,) to class indices."""
-    if len(classes) < 2:
-        raise DataError("All labels are the same; there is nothing to tell apart.")
-    if not len(labels):
+    targets = Targets.from_labels(y)
+    if np.count_nonzero(targets.counts) < 2:
+        raise DataError("All labels are the same. Give rows of at least two classes.")
+    truth = targets.space.encode(y_test)
+    if not len(truth):
         raise DataError("There are no test rows to measure on. Give at least one.")
-    places = {label: place for place, label in enumerate(classes)}
-    if unknown := [label for label in labels if label not in places]:
-        raise DataError(
-            f"Test rows hold the label {unknown[0]!r}, which training rows lack. Add training rows "
-            "of this class, or leave it out."
-        )
-    return np.array([places[label] for label in labels], dtype=np.intp)
-
-
-def _choose(
-    embeddings: Blocks,
-    y: Labels,
-    jobs: Sequence[Labels],
-    recipe: Recipe,
-    probed: Probed | None,
-    reporter: Reporter,
-) -> tuple[dict[BlockRef, PrincipalAxes], list[Plans]]:
-    """Each block's axes, and the plans of each draw of rows.
-
-    The coordinates that choosing looks at are gone afterwards: heads see more of fewer blocks.
-    """
+    if not len(train_embeddings):
+        raise DataError("There are no blocks. Give at least one.")
+    present = set(test_embeddings)  # `in` would read a block
+    if missing := [block for block in train_embeddings if block not in present]:
+        raise DataError(f"Test rows lack the block {missing[0]}. Give the same blocks for both.")
+    space = SearchSpace(selection, budget, fusion, head, seed)
+    drawn = _draw(targets, shares, repeats, seed)
+    jobs = [rows for _, draws in drawn.values() for rows in draws]
     if probed is None:
-        axes, leading = _turn(embeddings, len(y), reporter)
+        axes, leading = _project(train_embeddings, len(targets), reporter)
     else:
         axes, leading = dict(probed.axes), dict(probed.coordinates)
-    plans: list[Plans] = []
-    with reporter.task("choosing", len(jobs), "draws") as advance:
-        for found in spread(lambda rows: _plans(leading, rows, y[rows], recipe), jobs):
-            plans.append(found)
+
+    def choose(rows: RowNumbers) -> dict[str, Plan]:
+        return _choose(leading, rows, targets[rows], space)
+
+    plans = _with_progress("choosing", choose, jobs, "draws", reporter)
+    # Heads see more coordinates of fewer blocks: training rows, below them the test rows.
+    joined = {
+        block: np.concatenate(
+            [
+                axes[block].transform(_rows_of(blocks, block, n))
+                for blocks, n in ((train_embeddings, len(targets)), (test_embeddings, len(truth)))
+            ]
+        )
+        for block in {block for found in plans for plan in found.values() for block in plan.blocks}
+    }
+    both = Targets(targets.space, np.concatenate([targets.codes, truth.codes]))
+    held = np.arange(len(targets), len(both))
+
+    def measure(job: tuple[RowNumbers, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
+        rows, by_method = job
+        correct = {}
+        for plan in dict.fromkeys(by_method.values()):
+            logits = predict_held(plan, joined, both, rows, held, seed=seed)
+            correct[plan] = truth.correct(truth.space.decide(logits))
+        return np.array([correct[by_method[method]] for method in METHODS])
+
+    results = _with_progress(
+        "training", measure, list(zip(jobs, plans, strict=True)), "draws", reporter
+    )
+    weights = _test_row_weights(len(truth), seed)
+    points, start = [], 0
+    for n_rows, (share, draws) in drawn.items():
+        own = slice(start, start + len(draws))
+        correct = np.array(results[own])
+        points.append(_measure_point(share, n_rows, plans[own], correct, weights, seed))
+        start += len(draws)
+    return LearningCurve(tuple(reversed(points)), len(targets), len(truth))
+
+
+def _draw(
+    targets: Targets, shares: Sequence[float], repeats: int, seed: int
+) -> dict[int, tuple[float, list[RowNumbers]]]:
+    """By number of rows the share and its draws, the largest first: no core waits for it alone."""
+
+    def draw(share: float, repeat: int) -> RowNumbers:
+        return targets.sample(round(share * len(targets)), (seed, repeat), _PER_CLASS)
+
+    drawn: dict[int, tuple[float, list[RowNumbers]]] = {}
+    for share in reversed(shares):
+        first = draw(share, 0)
+        count = 1 if len(first) == len(targets) else repeats
+        drawn[len(first)] = (share, [first, *(draw(share, repeat) for repeat in range(1, count))])
+    return drawn
+
+
+def _with_progress(
+    name: str,
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    unit: str,
+    reporter: Reporter,
+) -> list[_Result]:
+    jobs, results = list(items), []
+    with reporter.task(name, len(jobs), unit) as advance:
+        for result in parallel_map(function, jobs):
+            results.append(result)
             advance(1)
-    return axes, plans
+    return results
 
 
-def _turn(
+def _project(
     embeddings: Blocks, n: int, reporter: Reporter
 ) -> tuple[dict[BlockRef, PrincipalAxes], dict[BlockRef, Floats]]:
-    """Each block's axes, and the coordinates (n, rank) that choosing looks at."""
-    if not len(embeddings):
-        raise DataError("There are no blocks. Give at least one.")
+    """Each block's axes, and the leading coordinates (n, columns) that choosing uses."""
 
-    def turn(block: BlockRef) -> tuple[BlockRef, PrincipalAxes, Floats]:
-        own, _, leading = PrincipalAxes.fit(_rows_of(embeddings, block, n))
-        return block, own, leading
+    def project(block: BlockRef) -> tuple[BlockRef, PrincipalAxes, Floats]:
+        axes, _, leading = PrincipalAxes.fit(_rows_of(embeddings, block, n))
+        return block, axes, leading
 
-    axes, coordinates = {}, {}
-    with reporter.task("principal axes", len(embeddings), "blocks") as advance:
-        for block, own, leading in spread(turn, embeddings):
-            axes[block], coordinates[block] = own, leading
-            advance(1)
-    return axes, coordinates
-
-
-def _coordinates(
-    embeddings: Blocks, used: Iterable[BlockRef], axes: Mapping[BlockRef, PrincipalAxes], n: int
-) -> dict[BlockRef, Floats]:
-    """The coordinates (n, rank) that heads see."""
-    return {block: axes[block].transform(_rows_of(embeddings, block, n)) for block in used}
+    results = _with_progress("principal axes", project, embeddings, "blocks", reporter)
+    return (
+        {block: axes for block, axes, _ in results},
+        {block: leading for block, _, leading in results},
+    )
 
 
 def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
@@ -408,49 +335,64 @@ def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
     return X
 
 
-def _plans(coordinates: Blocks, rows: Labels, y: Labels, recipe: Recipe) -> Plans:
-    """What each way comes to on some rows and their classes."""
-    scores: list[BlockScore] = []
-    for block, Z in coordinates.items():  # one by one: all blocks of all draws are too many
-        alone = Probed(BlockScores((), "ridge"), {block: Z}, {})
-        scores += probe_rows(alone, rows, y).scores
-    probed = Probed(BlockScores(tuple(scores), "ridge"), _Centred(coordinates, rows), {})
-    ranking = [score.block for score in probed.scores.ranking]
-    last = {block.encoder: block.layer for block in sorted(ranking)}
-    at_last = next(block for block in ranking if block.layer == last[block.encoder])
+def _choose(
+    coordinates: Blocks, rows: RowNumbers, targets: Targets, space: SearchSpace
+) -> dict[str, Plan]:
+    """What each method trains, from some rows and their targets alone."""
+    probed = ProbeResults(BlockScores((), "ridge"), coordinates, {})
+    probed = probe_rows(probed, rows, targets, n_jobs=1)
+    scores = probed.scores
+    lasts = {scores.last(encoder).block for encoder in scores.encoders}
+    ranking = [score.block for score in scores.ranking]
     return {
-        "last_layer": Plan((at_last,)),
+        "last_layer": Plan((next(block for block in ranking if block in lasts),)),
         "best_block": Plan((ranking[0],)),
-        "fusion": search(probed, y, recipe).plan,
+        "fusion": search(probed, targets, space).plan,
     }
 
 
-def _predict(
-    plans: Plans, known: Blocks, other: Blocks, rows: Labels, y: Labels, task: Task
-) -> dict[str, Labels]:
-    """Train each way's plan on some rows and their classes; class indices (n_test,) of others."""
-    predicted: dict[Plan, Labels] = {}
-    for plan in dict.fromkeys(plans.values()):
-        means = {block: known[block][rows].mean(axis=0) for block in plan.blocks}
-        own = {block: known[block][rows] - mean for block, mean in means.items()}
-        others = {block: other[block] - mean for block, mean in means.items()}
-        predicted[plan] = train(plan, own, y, task).logits(others).argmax(axis=1)
-    return {way: predicted[plan] for way, plan in plans.items()}
+def _test_row_weights(n_test: int, seed: int) -> list[Floats]:
+    """How often each test row is drawn in each resample, in chunks of shape (chunk, n_test)."""
+    random = np.random.default_rng(seed)
+    shares = np.full(n_test, 1 / n_test)
+    return [
+        random.multinomial(n_test, shares, _CHUNK).astype(np.float32)
+        for _ in range(_RESAMPLES // _CHUNK)
+    ]
 
 
-class _Centred(Mapping[BlockRef, Floats]):
-    """Some rows of each block, centred, made when they are asked for."""
+def _measure_point(
+    share: float,
+    n_rows: int,
+    plans: Sequence[Mapping[str, Plan]],
+    correct: npt.NDArray[np.bool_],
+    weights: Sequence[Floats],
+    seed: int,
+) -> CurvePoint:
+    """``correct`` (repeats, methods, n_test) says which test rows were right in each draw."""
+    count, _, n_test = correct.shape
+    rows = correct.reshape(-1, n_test).astype(np.float32)
+    resampled = np.concatenate([rows @ chunk.T for chunk in weights], axis=1) / n_test
+    # The same repeats for every method, drawn beside the test rows.
+    random = np.random.default_rng([seed, n_rows])
+    repeats = random.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
+    means = np.einsum("rmb,br->mb", resampled.reshape(count, len(METHODS), -1), repeats)
+    accuracy = correct.mean(axis=2)  # (repeats, methods)
+    last, best, fusion = accuracy.mean(axis=0)
+    return CurvePoint(
+        share=share,
+        n_rows=n_rows,
+        last_layer=_estimate(last, means[0]),
+        best_block=_estimate(best, means[1]),
+        fusion=_estimate(fusion, means[2]),
+        gain=_estimate(fusion - last, means[2] - means[0]),
+        draws=tuple(
+            Draw(repeat, by_method, dict(zip(METHODS, accuracy[repeat].tolist(), strict=True)))
+            for repeat, by_method in enumerate(plans)
+        ),
+    )
 
-    def __init__(self, coordinates: Blocks, rows: Labels) -> None:
-        self._coordinates = coordinates
-        self._rows = rows
 
-    def __getitem__(self, block: BlockRef) -> Floats:
-        Z = self._coordinates[block][self._rows]
-        return np.asarray(Z - Z.mean(axis=0))
-
-    def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._coordinates)
-
-    def __len__(self) -> int:
-        return len(self._coordinates)
+def _estimate(value: float, resampled: npt.NDArray[np.floating]) -> Estimate:
+    low, high = np.quantile(resampled, _QUANTILES)
+    return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))

@@ -1,9 +1,10 @@
-"""Training rows, from which pipelines are made and honestly measured."""
+"""The training sample, from which pipelines are made, and nested resampling of how."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import TypeAlias
 
 import numpy as np
@@ -11,167 +12,372 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
-from layerfuse.model_selection import Found, Recipe, search
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Blocks, FusedModel, Plan, predict_held, train
-from layerfuse.probing import Probed, probe_rows
+from layerfuse.model_selection import SearchResult, SearchSpace, search
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import (
+    N_LEADING,
+    Blocks,
+    FusedModel,
+    Plan,
+    find_penalty,
+    predict_held,
+    train,
+)
+from layerfuse.probing import ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import stratified_folds
+from layerfuse.targets import Targets
 
-__all__ = ["OutOfFold", "Procedure", "Training", "pipeline"]
+__all__ = ["FINAL_PLAN", "PIPELINE", "OutOfFold", "PlanStrategy", "TrainingSample", "nested_plan"]
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
+Rows = npt.NDArray[np.intp]
+Folds = Sequence[tuple[Rows, Rows]]
 
-Procedure: TypeAlias = Callable[[Found, BlockScores], Plan]
-"""A way to arrive at a plan from what the rows of a fold say."""
+PlanStrategy: TypeAlias = Callable[[SearchResult, BlockScores], Plan]
+"""A way to arrive at a plan from the search and the scores of a fold's training rows."""
+
+PIPELINE = "pipeline"
+"""Name of the strategy that takes what the search finds in each fold (`nested_plan`)."""
+
+FINAL_PLAN = "final_plan"
+"""Name of the strategy that takes what the search found on all rows, to calibrate what ships."""
+
+
+def nested_plan(result: SearchResult, scores: BlockScores) -> Plan:
+    """The plan that the search found in the fold."""
+    return result.plan
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What models said of rows that they had not seen.
+    """Predictions for rows by models that did not see them.
 
-    ``logits`` (n, n_classes) of a row come from the plan with the number ``plan_of`` (n,) in
-    ``plans``; two plans need not have logits of one scale.
+    Attributes
+    ----------
+    logits : ndarray of shape (n, n_outputs)
+        Those of two plans need not have the same scale.
+    plan_of : ndarray of shape (n,)
+        The number, in ``plans``, of the plan that a row's logits come from.
+    plans : list of Plan
+        One for each fold.
     """
 
     logits: Floats
-    plan_of: Labels
+    plan_of: Rows
     plans: list[Plan]
 
     @classmethod
-    def empty(cls, n: int, n_classes: int) -> OutOfFold:
-        return cls(np.zeros((n, n_classes), dtype=np.float32), np.zeros(n, dtype=np.intp), [])
+    def empty(cls, n: int, n_outputs: int) -> OutOfFold:
+        """To be filled by `add`."""
+        return cls(np.zeros((n, n_outputs), dtype=np.float32), np.zeros(n, dtype=np.intp), [])
 
-    def add(self, rows: Labels, plan: Plan, logits: Floats) -> None:
+    def add(self, rows: Rows, plan: Plan, logits: Floats) -> None:
         """Fill in the rows of one fold."""
         self.logits[rows] = logits
         self.plan_of[rows] = len(self.plans)
         self.plans.append(plan)
 
-    def calibrated(self, calibration: str, y: Labels) -> npt.NDArray[np.float64]:
-        """Probabilities (n, n_classes), with one temperature for each kind of model."""
+    def calibrated(self, calibration: str | None, targets: Targets) -> npt.NDArray[np.float64]:
+        """Probabilities (n, n_outputs), with one temperature for each kind of model."""
         proba = np.zeros(self.logits.shape)
         kinds = [(plan.fusion, plan.head) for plan in self.plans]
         for kind in dict.fromkeys(kinds):
             numbers = [number for number, other in enumerate(kinds) if other == kind]
-            rows = np.isin(self.plan_of, numbers)
-            calibrator = fit_calibration(calibration, self.logits[rows], y[rows])
-            proba[rows] = calibrator.predict_proba(self.logits[rows])
+            rows = np.flatnonzero(np.isin(self.plan_of, numbers))
+            calibrator = fit_calibration(calibration, self.logits[rows], targets[rows])
+            proba[rows] = calibrator.predict_proba(self.logits[rows], targets.space)
         return proba
 
 
-def pipeline(found: Found, scores: BlockScores) -> Plan:
-    """The procedure that ships: what the search found."""
-    return found.plan
-
-
-class Training:
-    """Training rows of all blocks.
+class TrainingSample:
+    """The rows by which blocks, fusion and head are chosen, at all candidate blocks.
 
     Parameters
     ----------
-    embeddings
-        Mapping from block to array (n, dim); read one block at a time.
-    y
-        Class indices (n,).
-    rows
-        Rows that measuring, choosing and resampling use; the final head uses all rows.
-    probed
-        Scores, principal coordinates and axes from those rows.
-    recipe
-        What is searched.
-    measured
-        All blocks of ``rows`` (n_measured, dim), where ``embeddings`` hold but some blocks.
+    blocks : mapping from BlockRef to ndarray of shape (n, dim)
+        Read one block at a time.
+    targets : Targets
+        Of the n rows.
+    probed : ProbeResults
+        Of the same rows.
+    space : SearchSpace
+        What may be chosen.
+    row_weights : ndarray of shape (n,), optional
+        Weights of rows, for fusions and heads.
+    n_jobs : int, optional
+        Threads, as in scikit-learn; None takes all cores.
     """
 
     def __init__(
         self,
-        embeddings: Blocks,
-        y: Labels,
-        rows: Labels,
-        probed: Probed,
-        recipe: Recipe,
-        measured: Blocks | None = None,
+        blocks: Blocks,
+        targets: Targets,
+        probed: ProbeResults,
+        space: SearchSpace,
+        row_weights: Floats | None = None,
+        n_jobs: int | None = None,
     ) -> None:
-        self.embeddings = embeddings
-        self._measured = measured
-        self.y = y
-        self.rows = rows
+        self.blocks = blocks
+        self.targets = targets
         self.probed = probed
-        self.recipe = recipe
-        self._kept: dict[BlockRef, Floats] = {}
-        self._kept_measured: dict[BlockRef, Floats] = {}
+        self.space = space
+        self.row_weights = row_weights
+        self.n_jobs = n_jobs
+        self._coordinates: dict[BlockRef, Floats] = {}
 
-    def search(self, reporter: Reporter = SILENT) -> Found:
-        """Choose blocks, fusion and head by the recipe, from all measured rows."""
-        return search(self.probed, self.y[self.rows], self.recipe, reporter)
+    def search(self, reporter: Reporter = SILENT) -> SearchResult:
+        """Choose blocks, fusion and head from all rows."""
+        return search(
+            self.probed,
+            self.targets,
+            self.space,
+            row_weights=self.row_weights,
+            n_jobs=self.n_jobs,
+            reporter=reporter,
+        )
 
-    def fit(self, plan: Plan) -> FusedModel:
-        """Fit a plan on all rows, or on the measured ones where others lack a block of it."""
-        if set(plan.blocks) <= set(self.embeddings):
-            coordinates = {block: self._coordinates(block) for block in plan.blocks}
-            model = train(plan, coordinates, self.y, self.recipe.task, self.rows)
-        else:
-            coordinates = {block: self._coordinates_measured(block) for block in plan.blocks}
-            model = train(plan, coordinates, self.y[self.rows], self.recipe.task)
+    def fit(
+        self, plan: Plan, blocks: Blocks, targets: Targets, row_weights: Floats | None = None
+    ) -> FusedModel:
+        """Train a plan on all rows; the penalty of its head is found on the sample.
+
+        Parameters
+        ----------
+        plan : Plan
+            What to train.
+        blocks : mapping from BlockRef to ndarray of shape (n_all, dim)
+            The plan's blocks of all training rows; `blocks` where the sample is all there is.
+        targets : Targets
+            Of those rows.
+        row_weights : ndarray of shape (n_all,), optional
+            Weights of those rows.
+        """
+        own = self.coordinates(plan.blocks)
         axes = tuple(self.probed.axes[block] for block in plan.blocks)
-        return FusedModel(axes, model, TemperatureCalibrator())
+        every = own
+        if blocks is not self.blocks:
+            pairs = zip(plan.blocks, axes, strict=True)
+            every = {block: axis.transform(blocks[block]) for block, axis in pairs}
+
+        def penalty() -> float:
+            return find_penalty(
+                plan, own, self.targets, row_weights=self.row_weights, seed=self.space.seed
+            )
+
+        model = train(
+            plan, every, targets, row_weights=row_weights, seed=self.space.seed, search=penalty
+        )
+        return FusedModel(axes, model, TemperatureCalibrator(), targets.space)
 
     def out_of_fold(
-        self, procedures: Mapping[str, Procedure], n_folds: int, reporter: Reporter = SILENT
+        self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
     ) -> dict[str, OutOfFold]:
-        """Predict each measured row by models that never saw its label.
+        """Predict each row by models that never saw its label.
 
-        The search runs anew inside each fold, so that what is measured is the whole procedure,
-        choosing included (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are
-        those of all measured rows: they depend on no label.
+        The search runs in each fold, so that the whole procedure is measured, choosing included
+        (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are those of all rows:
+        they depend on no label.
+
+        Parameters
+        ----------
+        strategies : mapping from str to PlanStrategy
+            What is measured.
+        folds : list of (rows, held)
+            Numbers of training and of held-out rows, such as those of `Targets.folds`.
+        reporter : Reporter
+            Receives progress.
+
+        Returns
+        -------
+        dict from str to OutOfFold
+            By the strategies' names.
         """
-        y = self.y[self.rows]
-        task = self.recipe.task
-        folds = stratified_folds(y, n_folds, task.seed)
 
-        def one_fold(fold: tuple[Labels, Labels]) -> dict[str, tuple[Plan, Floats]]:
-            rows, held = fold
-            probed = probe_rows(self.probed, rows, y[rows])
-            found = search(probed, y[rows], self.recipe)
-            plans = {name: choose(found, probed.scores) for name, choose in procedures.items()}
-            logits = {plan: self._predict(plan, rows, held) for plan in set(plans.values())}
-            return {name: (plan, logits[plan]) for name, plan in plans.items()}
+        found = self._search_rows([rows for rows, _ in folds], reporter)
+        return self._resample(strategies, found, folds, reporter)
 
-        results = {name: OutOfFold.empty(len(y), task.n_classes) for name in procedures}
-        with reporter.task("nested resampling", len(folds), "folds") as advance:
-            for (_, held), fold in zip(folds, spread(one_fold, folds), strict=True):
-                for name, (plan, logits) in fold.items():
-                    results[name].add(held, plan, logits)
+    def analyze(
+        self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
+    ) -> tuple[SearchResult, dict[str, OutOfFold]]:
+        """`search` and `out_of_fold` at once, which leaves no core idle.
+
+        `FINAL_PLAN` is among the strategies that are measured.
+        """
+        (result, _), *found = self._search_rows([None, *(rows for rows, _ in folds)], reporter)
+        every = {**strategies, FINAL_PLAN: lambda *_: result.plan}
+        return result, self._resample(every, found, folds, reporter)
+
+    def _search_rows(
+        self, parts: Sequence[Rows | None], reporter: Reporter
+    ) -> list[tuple[SearchResult, BlockScores]]:
+        """What a search on some rows finds (None: all), and their scores."""
+
+        def search_part(rows: Rows | None) -> tuple[SearchResult, BlockScores]:
+            if rows is None:
+                return self.search(), self.probed.scores
+            targets = self.targets[rows]
+            probed = probe_rows(self.probed, rows, targets, n_jobs=self.n_jobs)
+            weights = None if self.row_weights is None else self.row_weights[rows]
+            result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
+            return result, probed.scores
+
+        found = []
+        with reporter.task("searching blocks, fusion and head", len(parts), "folds") as advance:
+            for own in parallel_map(search_part, parts, self.n_jobs):
+                found.append(own)
                 advance(1)
+        return found
+
+    def _resample(
+        self,
+        strategies: Mapping[str, PlanStrategy],
+        found: Sequence[tuple[SearchResult, BlockScores]],
+        folds: Folds,
+        reporter: Reporter,
+    ) -> dict[str, OutOfFold]:
+        """Predictions of each strategy, from what was found in each fold."""
+        chosen = [{name: own(*pair) for name, own in strategies.items()} for pair in found]
+        jobs = [
+            (plan, fold)
+            for fold, plans in enumerate(chosen)
+            for plan in dict.fromkeys(plans.values())
+        ]
+        logits = self._predict(jobs, folds, reporter)
+        n_outputs = self.targets.space.n_outputs
+        results = {name: OutOfFold.empty(len(self.targets), n_outputs) for name in strategies}
+        for fold, ((_, held), plans) in enumerate(zip(folds, chosen, strict=True)):
+            for name, plan in plans.items():
+                results[name].add(held, plan, logits[plan, fold])
         return results
 
-    def _predict(self, plan: Plan, rows: Labels, held: Labels) -> Floats:
-        """Train on some of the measured rows, predict the logits of others."""
-        coordinates = {block: self._coordinates_measured(block) for block in plan.blocks}
-        y, task = self.y[self.rows], self.recipe.task
-        return predict_held(plan, coordinates, y, rows, held, task)
+    def _predict(
+        self, jobs: Sequence[tuple[Plan, int]], folds: Folds, reporter: Reporter
+    ) -> dict[tuple[Plan, int], Floats]:
+        """Logits of the held-out rows of a fold, by a plan that was trained on its other rows."""
+        used = dict.fromkeys(block for plan, _ in jobs for block in plan.blocks)
+        coordinates = self.coordinates(used)
+        ridge = _FoldedRidge(coordinates, self.targets, self.row_weights, folds, self.space.seed)
+        pairs = {pair for plan, _ in jobs if _is_ridge(plan) for pair in _pairs(plan)}
+        for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
+            pass
 
-    def _coordinates(self, block: BlockRef) -> Floats:
-        """Principal coordinates of all rows, (n, rank)."""
-        if block not in self._kept:
-            self._kept[block] = self.probed.axes[block].transform(self.embeddings[block])
-        return self._kept[block]
+        def predict(job: tuple[Plan, int]) -> Floats:
+            plan, fold = job
+            if _is_ridge(plan):
+                return ridge.predict(plan, fold)
+            return predict_held(
+                plan,
+                coordinates,
+                self.targets,
+                *folds[fold],
+                row_weights=self.row_weights,
+                seed=self.space.seed,
+            )
 
-    def measured(self, block: BlockRef) -> Floats:
-        """A block of the measured rows, (n_measured, dim)."""
-        if self._measured is not None:
-            return self._measured[block]
-        whole = self.embeddings[block]
-        return whole if len(self.rows) == len(self.y) else whole[self.rows]
+        logits = {}
+        with reporter.task("nested resampling", len(jobs), "fits") as advance:
+            results = parallel_map(predict, jobs, self.n_jobs)
+            for job, own in zip(jobs, results, strict=True):
+                logits[job] = own
+                advance(1)
+        return logits
 
-    def _coordinates_measured(self, block: BlockRef) -> Floats:
-        """Principal coordinates of the measured rows, (n_measured, rank)."""
-        if self._measured is None:
-            whole = self._coordinates(block)
-            return whole if len(self.rows) == len(self.y) else whole[self.rows]
-        if block not in self._kept_measured:
-            axes = self.probed.axes[block]
-            self._kept_measured[block] = axes.transform(self._measured[block])
-        return self._kept_measured[block]
+    def coordinates(self, blocks: Iterable[BlockRef]) -> dict[BlockRef, Floats]:
+        """Principal coordinates (n, rank) of some blocks."""
+        missing = [block for block in blocks if block not in self._coordinates]
+
+        def transform(block: BlockRef) -> Floats:
+            return self.probed.axes[block].transform(self.blocks[block])
+
+        found = parallel_map(transform, missing, self.n_jobs)
+        self._coordinates.update(zip(missing, found, strict=True))
+        return {block: self._coordinates[block] for block in blocks}
+
+
+def _is_ridge(plan: Plan) -> bool:
+    return (plan.fusion, plan.head) == ("concat", "ridge")
+
+
+def _pairs(plan: Plan) -> Iterable[tuple[BlockRef, BlockRef]]:
+    return combinations_with_replacement(sorted(plan.blocks), 2)
+
+
+class _FoldedRidge:
+    """Ridge heads over concatenated blocks, for many plans and all folds.
+
+    The products of two blocks' coordinates are summed once over the rows that each fold leaves out;
+    the sum over its training rows is the sum over all rows less that one. The result is that of
+    `predict_held`.
+    """
+
+    def __init__(
+        self,
+        coordinates: Blocks,
+        targets: Targets,
+        row_weights: Floats | None,
+        folds: Folds,
+        seed: int,
+    ) -> None:
+        self._coordinates = coordinates
+        self._targets = targets
+        self._row_weights = row_weights
+        self._folds = folds
+        self._seed = seed
+        n = len(targets)
+        self._left_out = [np.setdiff1d(np.arange(n), rows) for rows, _ in folds]
+        together = np.concatenate(self._left_out)
+        self._is_partition = np.array_equal(np.sort(together), np.arange(n))
+        # Products with a column of ones are sums.
+        self._beside = np.column_stack([np.ones(n, dtype=np.float32), targets.matrix])
+        self._products: dict[tuple[BlockRef, BlockRef], list[Floats]] = {}
+        self._with_targets: dict[BlockRef, list[Floats]] = {}
+
+    def prepare(self, pair: tuple[BlockRef, BlockRef]) -> None:
+        """Sum the products of two blocks, and those of one with its targets."""
+        a, b = pair
+        left, right = self._coordinates[a], self._coordinates[b]
+        without = [self._product(left, right, rows) for rows in self._left_out]
+        if self._is_partition:
+            total = np.sum(without, axis=0)
+        else:
+            total = self._product(left, right, np.arange(len(left)))
+        self._products[pair] = [total - part for part in without]
+        if a == b:  # not by a difference: the targets of held-out rows are not read
+            self._with_targets[a] = [
+                self._product(left, self._beside, rows) for rows, _ in self._folds
+            ]
+
+    def _product(self, left: Floats, right: Floats, rows: Rows) -> Floats:
+        """``left^T right`` over some rows, by their weights."""
+        own = left[rows]
+        if self._row_weights is not None:
+            own = own * self._row_weights[rows, None]
+        return np.asarray(own.T @ right[rows])
+
+    def predict(self, plan: Plan, fold: int) -> Floats:
+        """Logits (n_held, n_outputs) of the fold's held-out rows."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        rows, held = self._folds[fold]
+        blocks = [self._coordinates[block] for block in plan.blocks]
+        targets = self._targets[rows]
+        weights = None if self._row_weights is None else self._row_weights[rows]
+        scale = np.float32(1.0 if weights is None else weights.mean())
+        gram = np.block([[self._gram(a, b, fold) for b in plan.blocks] for a in plan.blocks])
+        beside = np.concatenate([self._with_targets[block][fold] for block in plan.blocks])
+        totals = self._beside[rows] if weights is None else self._beside[rows] * weights[:, None]
+        totals = totals.sum(axis=0, dtype=np.float64).astype(np.float32)
+        mean, center = beside[:, :1] / totals[0], totals[1:] / totals[0]
+        gram -= mean * beside[:, 0]
+        leading = {block: self._coordinates[block][rows, :N_LEADING] for block in plan.blocks}
+        penalty = find_penalty(plan, leading, targets, row_weights=weights, seed=self._seed)
+        gram[np.diag_indices_from(gram)] += np.float32(penalty) * scale
+        factor = cho_factor(gram, overwrite_a=True)
+        coef = cho_solve(factor, beside[:, 1:] - mean * totals[1:])
+        features = np.concatenate([block[held] for block in blocks], axis=1)
+        return np.asarray(features @ coef + (center - mean[:, 0] @ coef), dtype=np.float32)
+
+    def _gram(self, a: BlockRef, b: BlockRef, fold: int) -> Floats:
+        if (a, b) in self._products:
+            return self._products[a, b][fold]
+        return self._products[b, a][fold].T

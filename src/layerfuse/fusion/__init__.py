@@ -1,6 +1,6 @@
 """Combining the embeddings of several blocks into one feature matrix."""
 
-from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion
+from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionKind
 from layerfuse.fusion.registry import FUSIONS, check_fusion, fit_fusion, load_fusion
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "RESIDUAL",
     "FittedFusion",
     "Fusion",
+    "FusionKind",
     "check_fusion",
     "fit_fusion",
     "load_fusion",

@@ -1,4 +1,4 @@
-"""Combining what the blocks predict, one ridge probe for each: soft voting and stacking."""
+"""Combining what the blocks predict, one ridge regression for each: soft voting and stacking."""
 
 from __future__ import annotations
 
@@ -6,151 +6,139 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.errors import ConfigError, FormatError
 from layerfuse.files import take_tensor
-from layerfuse.fusion.protocol import FittedFusion
-from layerfuse.heads import LinearHead, fit_ridge
-from layerfuse.probing import decompose, leave_one_out, one_hot, standardisation
+from layerfuse.fusion.protocol import FittedFusion, FusionInputs, FusionKind
+from layerfuse.heads import Floats, LinearHead, RidgeHead, ridge_leave_one_out
+from layerfuse.probing import standardization
+from layerfuse.targets import LabelSpace
 
-__all__ = ["PREDICTIONS", "Stacking", "Voting", "fit_predictions", "load_predictions"]
+__all__ = ["Stacking", "StackingFusion", "Voting", "VotingFusion"]
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
-
-PREDICTIONS = ("voting", "stacking")
+_NO_RESIDUAL = "it combines predictions, beside which there is no room"
 
 
 @dataclass(frozen=True)
-class Probes:
-    """One linear map for each block: ``coefs`` (dim, n_classes), ``intercepts`` (n_classes,)."""
-
-    coefs: tuple[Floats, ...]
-    intercepts: tuple[Floats, ...]
-
-    def scores(self, blocks: Sequence[Floats]) -> list[Floats]:
-        """Arrays (n, dim), one for each block, to ridge scores (n, n_classes) each."""
-        return [
-            block @ coef + intercept
-            for block, coef, intercept in zip(blocks, self.coefs, self.intercepts, strict=True)
-        ]
-
-    def arrays(self) -> dict[str, Floats]:
-        groups = (("coef", self.coefs), ("intercept", self.intercepts))
-        return {f"{name}.{i}": array for name, group in groups for i, array in enumerate(group)}
-
-
-@dataclass(frozen=True)
-class Voting:
+class VotingFusion:
     """Soft voting: ``log(1/k sum_j softmax(s_j / t_j))`` with s_j the ridge scores of block j.
 
-    (n, dim) for each block to (n, n_classes). ``temperatures`` holds one calibrator for each block,
-    fitted on the probe's leave-one-out scores: ridge scores are no logits by themselves.
+    (n, dim) for each block to (n, n_outputs). Each block has a temperature t_j, fitted on its
+    leave-one-out scores: ridge scores are no logits by themselves. ``heads`` give s_j / t_j.
     """
 
-    probes: Probes
-    temperatures: tuple[TemperatureCalibrator, ...]
-    name: str = "voting"
+    heads: tuple[LinearHead, ...]
+    name = "voting"
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to log probabilities (n, n_classes)."""
-        return _vote(self.probes.scores(blocks), self.temperatures)
+        return _vote(_scores(self.heads, blocks))
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``coef.i``, ``intercept.i`` of each block, ``temperature`` (k,)."""
-        values = [calibrator.temperature for calibrator in self.temperatures]
-        return {**self.probes.arrays(), "temperature": np.array(values, dtype=np.float32)}
+        return _arrays(self.heads)
+
+
+class Voting(FusionKind):
+    """See `VotingFusion`. Its head passes the log probabilities on."""
+
+    name = VotingFusion.name
+    brings_head = True
+    no_residual = _NO_RESIDUAL
+
+    def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
+        n_outputs = inputs.targets.space.n_outputs
+        heads, unseen = _fit_heads(inputs)
+        ts = [np.float32(TemperatureCalibrator.fit(s, inputs.targets).temperature) for s in unseen]
+        scaled = (
+            LinearHead(head.coef / t, head.intercept / t) for head, t in zip(heads, ts, strict=True)
+        )
+        votes = _vote([scores / t for scores, t in zip(unseen, ts, strict=True)])
+        head = LinearHead(np.eye(n_outputs, dtype=np.float32), np.zeros(n_outputs, np.float32))
+        return FittedFusion(VotingFusion(tuple(scaled)), votes, head)
+
+    def load(self, arrays: Mapping[str, Floats], n_blocks: int) -> VotingFusion:
+        return VotingFusion(_load_heads(arrays, n_blocks))
+
+
+def _vote(logits: Sequence[Floats]) -> Floats:
+    """Logits (n, n_outputs) of each block to log probabilities (n, n_outputs)."""
+    proba = [LabelSpace(np.arange(table.shape[1])).link(table) for table in logits]
+    # A probability below float64's range counts as the smallest one that has a logarithm.
+    mean = np.maximum(np.mean(proba, axis=0), np.finfo(np.float64).tiny)
+    return np.asarray(np.log(mean), dtype=np.float32)
 
 
 @dataclass(frozen=True)
-class Stacking:
-    """Stacked generalisation (Wolpert, Neural Networks, 1992): ``[s_1, ..., s_k]``, standardised.
+class StackingFusion:
+    """Stacked generalization (Wolpert, Neural Networks, 1992): ``[s_1, ..., s_k]``, standardized.
 
-    (n, dim) for each block to (n, k * n_classes), with s_j the ridge scores of block j. A head is
-    trained on leave-one-out scores; ``mean`` and ``scale`` (k * n_classes,) are of those.
+    (n, dim) for each block to (n, k * n_outputs), with s_j the ridge scores of block j. A head is
+    trained on leave-one-out scores; ``mean`` and ``scale`` (k * n_outputs,) are of those.
     """
 
-    probes: Probes
+    heads: tuple[LinearHead, ...]
     mean: Floats
     scale: Floats
-    name: str = "stacking"
+    name = "stacking"
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to standardised scores (n, k * n_classes)."""
-        return self.standardise(self.probes.scores(blocks))
+        return self.standardize(_scores(self.heads, blocks))
 
-    def standardise(self, scores: Sequence[Floats]) -> Floats:
-        """Scores (n, n_classes) of each block to features (n, k * n_classes)."""
+    def standardize(self, scores: Sequence[Floats]) -> Floats:
+        """Scores (n, n_outputs) of each block to features (n, k * n_outputs)."""
         joined = np.concatenate(scores, axis=1, dtype=np.float32)
         return np.asarray((joined - self.mean) * self.scale)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``coef.i``, ``intercept.i`` of each block, ``mean`` and ``scale``."""
-        return {**self.probes.arrays(), "mean": self.mean, "scale": self.scale}
+        return {**_arrays(self.heads), "mean": self.mean, "scale": self.scale}
 
 
-def fit_predictions(
-    name: str,
-    blocks: Sequence[Floats],
-    y: Labels,
-    n_classes: int,
-    class_weight: npt.NDArray[np.floating] | None,
-) -> FittedFusion:
-    """Fit ``"voting"`` or ``"stacking"`` on scaled, centred training rows, one (n, dim) per block.
+class Stacking(FusionKind):
+    """See `StackingFusion`."""
 
-    Each probe's penalty is that of the lowest exact leave-one-out loss. With ``class_weight``
-    (n_classes,) voting multiplies each class's probability by its weight, in its head; stacking
-    leaves weights to the head that is trained on it.
-    """
-    targets = one_hot(y, n_classes)
-    maps, unseen = [], []
-    for block in blocks:
-        result = leave_one_out(decompose(block), targets)
-        maps.append(fit_ridge(block, targets, None, result.penalty))
-        unseen.append(np.asarray(result.predictions, dtype=np.float32))
-    probes = Probes(tuple(coef for coef, _ in maps), tuple(intercept for _, intercept in maps))
-    if name == "stacking":
-        joined = np.concatenate(unseen, axis=1)
-        mean, scale = standardisation(joined)
-        stacking = Stacking(probes, mean.astype(np.float32), scale.astype(np.float32))
-        return FittedFusion(stacking, stacking.standardise(unseen))
-    # Temperatures are saved as float32, so that is what they are from the start.
-    found = (float(np.float32(TemperatureCalibrator.fit(s, y).temperature)) for s in unseen)
-    voting = Voting(probes, tuple(TemperatureCalibrator(value) for value in found))
-    weights = np.ones(n_classes) if class_weight is None else np.maximum(class_weight, 1e-12)
-    head = LinearHead(
-        "voting", np.eye(n_classes, dtype=np.float32), np.log(weights).astype(np.float32)
-    )
-    return FittedFusion(voting, _vote(unseen, voting.temperatures), head)
+    name = StackingFusion.name
+    no_residual = _NO_RESIDUAL
 
+    def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
+        heads, unseen = _fit_heads(inputs)
+        mean, scale = standardization(np.concatenate(unseen, axis=1))
+        fusion = StackingFusion(heads, mean.astype(np.float32), scale.astype(np.float32))
+        return FittedFusion(fusion, fusion.standardize(unseen))
 
-def load_predictions(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> Voting | Stacking:
-    """The inverse of ``arrays``; a FormatError when they do not fit together."""
-    first = take_tensor(arrays, "coef.0", None, None)
-    n_classes = first.shape[1]
-    coefs = (take_tensor(arrays, f"coef.{i}", None, n_classes) for i in range(1, n_blocks))
-    intercepts = (take_tensor(arrays, f"intercept.{i}", n_classes) for i in range(n_blocks))
-    probes = Probes((first, *coefs), tuple(intercepts))
-    if name == "stacking":
-        width = n_blocks * n_classes
+    def load(self, arrays: Mapping[str, Floats], n_blocks: int) -> StackingFusion:
+        heads = _load_heads(arrays, n_blocks)
+        width = n_blocks * heads[0].shape[1]
         mean, scale = take_tensor(arrays, "mean", width), take_tensor(arrays, "scale", width)
-        return Stacking(probes, mean, scale)
-    values = take_tensor(arrays, "temperature", n_blocks)
-    try:
-        return Voting(probes, tuple(TemperatureCalibrator(float(value)) for value in values))
-    except ConfigError as error:
-        raise FormatError(
-            f"Tensor 'temperature' was changed after it was saved: {error}"
-        ) from error
+        return StackingFusion(heads, mean, scale)
 
 
-def _vote(scores: Sequence[Floats], temperatures: Sequence[TemperatureCalibrator]) -> Floats:
-    proba = [
-        calibrator.predict_proba(table)
-        for calibrator, table in zip(temperatures, scores, strict=True)
-    ]
-    # A probability below float64's range counts as the smallest one that has a logarithm.
-    mean = np.maximum(np.mean(proba, axis=0), np.finfo(np.float64).tiny)
-    return np.asarray(np.log(mean), dtype=np.float32)
+def _fit_heads(inputs: FusionInputs) -> tuple[tuple[RidgeHead, ...], list[Floats]]:
+    """A ridge head for each block, and its leave-one-out scores (n, n_outputs)."""
+    targets, weights, seed = inputs.targets, inputs.row_weights, inputs.seed
+    found = [ridge_leave_one_out(block, targets, weights) for block in inputs.blocks]
+    heads = (
+        RidgeHead.fit(block, targets, own.penalty, row_weights=weights, seed=seed)
+        for block, own in zip(inputs.blocks, found, strict=True)
+    )
+    return tuple(heads), [np.asarray(own.predictions, dtype=np.float32) for own in found]
+
+
+def _scores(heads: Sequence[LinearHead], blocks: Sequence[Floats]) -> list[Floats]:
+    return [head.logits(block) for head, block in zip(heads, blocks, strict=True)]
+
+
+def _arrays(heads: Sequence[LinearHead]) -> dict[str, Floats]:
+    own = [(f"{name}.{i}", a) for i, head in enumerate(heads) for name, a in head.arrays().items()]
+    return dict(own)
+
+
+def _load_heads(arrays: Mapping[str, Floats], n_blocks: int) -> tuple[LinearHead, ...]:
+    """The inverse of `_arrays`."""
+    width = take_tensor(arrays, "coef.0", None, None).shape[1]
+    pairs = (
+        (
+            take_tensor(arrays, f"coef.{i}", None, width),
+            take_tensor(arrays, f"intercept.{i}", width),
+        )
+        for i in range(n_blocks)
+    )
+    return tuple(LinearHead(coef, intercept) for coef, intercept in pairs)

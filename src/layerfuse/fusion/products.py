@@ -1,4 +1,4 @@
-"""Blocks of different sizes brought to one size by their leading principal directions."""
+"""Closed-form fusions: blocks are projected to one size and combined by a fixed operation."""
 
 from __future__ import annotations
 
@@ -6,68 +6,61 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.files import take_tensor
-from layerfuse.probing import standardisation
+from layerfuse.fusion.protocol import FittedFusion, FusionInputs, FusionKind
+from layerfuse.heads import Floats
+from layerfuse.probing import decompose, standardization
 
-__all__ = [
-    "PROJECTED",
-    "Projected",
-    "fit_projected",
-    "fit_projections",
-    "load_projected",
-    "principal_directions",
-    "root_mean_square",
-    "widened",
-]
+__all__ = ["PRODUCTS", "Concat", "ProductFusion", "fit_projections", "root_mean_square"]
 
-Floats = npt.NDArray[np.float32]
+Doubles: TypeAlias = npt.NDArray[np.float64]
+
+_TENSOR_DIMS = 1024  # maximum number of columns of a tensor fusion's output
+
+
+class Concat(FusionKind):
+    """Block-scaled concatenation: ``[z_1, ..., z_k]``, (n, sum of dims). It learns nothing."""
+
+    name = "concat"
+    no_residual = "concatenation is the residual already"
+
+    def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
+        return FittedFusion(self, self.transform(inputs.blocks))
+
+    def load(self, arrays: Mapping[str, Floats], n_blocks: int) -> Concat:
+        return self
+
+    def transform(self, blocks: Sequence[Floats]) -> Floats:
+        return np.concatenate(blocks, axis=1, dtype=np.float32)
+
+    def arrays(self) -> dict[str, Floats]:
+        return {}
 
 
 def fit_projections(blocks: Sequence[Floats], size: int) -> list[Floats]:
-    """Learn one map (dim, width) for each block from scaled, centred training rows (n, dim).
+    """Learn one map (dim, width) for each block from scaled, centered training rows (n, dim).
 
-    Its columns are the leading principal directions, times one number with which the projected
-    training rows have a mean square of 1, so that products of many vectors neither vanish nor
-    explode. The width is ``size``, or the smallest rank of any block if that is less, so that all
-    blocks have one width; blocks of constants do not count, and their maps are 0.
+    Its columns are the leading principal directions, the largest entry of each positive, times one
+    number with which the projected training rows have a mean square of 1, so that products of many
+    vectors neither vanish nor explode. The width is ``size``, or the smallest rank of any block if
+    that is less, so that all blocks have one width; constant blocks do not count, and their maps
+    are 0.
     """
-    found = [principal_directions(block, size) for block in blocks]
-    ranks = [directions.shape[1] for directions in found if directions.shape[1]]
-    width = min(ranks, default=1)
+    found = [decompose(block).axes[:, :size] for block in blocks]
+    width = min((axes.shape[1] for axes in found if axes.shape[1]), default=1)
     projections = []
-    for block, directions in zip(blocks, found, strict=True):
-        kept = _padded(directions[:, :width], width)
-        spread = root_mean_square(block @ kept)
-        projections.append(kept / np.float32(spread if spread > 0 else 1.0))
+    for block, axes in zip(blocks, found, strict=True):
+        largest = np.abs(axes).argmax(axis=0)
+        signs = np.sign(axes[largest, np.arange(axes.shape[1])])
+        directions = _resize((axes * signs).astype(np.float32), width)
+        spread = root_mean_square(block @ directions)
+        projections.append(directions / np.float32(spread if spread > 0 else 1.0))
     return projections
-
-
-def widened(projections: Sequence[Floats], width: int) -> list[Floats]:
-    """Cut maps (dim, any) to their first ``width`` columns, or fill them up with zeros."""
-    return [_padded(projection[:, :width], width) for projection in projections]
-
-
-def principal_directions(Z: Floats, size: int) -> Floats:
-    """The leading principal directions (dim, at most ``size``) of centred features (n, dim).
-
-    By the smaller of the two Gram matrices; the largest entry of each direction is positive.
-    """
-    wide = Z.shape[1] > Z.shape[0]
-    values, vectors = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
-    values, vectors = values[-size:], vectors[:, -size:]
-    # Directions below the precision of the Gram matrix carry only rounding errors.
-    kept = values > values[-1] * max(Z.shape) * np.finfo(np.float32).eps
-    vectors = vectors[:, kept & (values > 0)][:, ::-1]
-    if wide:
-        vectors = Z.T @ vectors
-        vectors /= np.linalg.norm(vectors, axis=0)
-    largest = np.abs(vectors).argmax(axis=0)
-    signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
-    return np.ascontiguousarray(vectors * signs, dtype=np.float32)
 
 
 def root_mean_square(values: Floats) -> float:
@@ -75,89 +68,78 @@ def root_mean_square(values: Floats) -> float:
     return float(np.sqrt(np.square(values).mean(dtype=np.float64))) if values.size else 0.0
 
 
-def _padded(matrix: Floats, width: int) -> Floats:
-    return np.pad(matrix, ((0, 0), (0, width - matrix.shape[1])))
-
-
-_TENSOR_DIMS = 1024  # the most columns of a tensor fusion's output
-
-Doubles = npt.NDArray[np.float64]
+def _resize(matrix: Floats, width: int) -> Floats:
+    """Cut a matrix (n, any) to its first ``width`` columns, or pad it with zeros."""
+    kept = matrix[:, :width]
+    return np.pad(kept, ((0, 0), (0, width - kept.shape[1])))
 
 
 @dataclass(frozen=True)
-class Projected:
+class ProductFusion:
     r"""``(f(z_1 P_1, ..., z_k P_k) - mean) * scale``: the operation's output, scaled like a block.
 
-    ``projections`` holds one array (dim, size) for each block: its leading principal directions
-    times one number (`fit_projections`). ``mean`` and ``scale`` (d_out,) bring the output's columns
-    to mean 0 and variance 1/d_out on the training rows. ``name`` names the operation f, one of
-    `PROJECTED`.
+    Block j has its projection P_j (dim, width), from `fit_projections`; ``mean`` and ``scale``
+    (d_out,) bring the output's columns to mean 0 and variance 1/d_out on the training rows.
     """
 
-    name: str
+    operation: Product
     projections: tuple[Floats, ...]
     mean: Floats
     scale: Floats
 
+    @property
+    def name(self) -> str:
+        return self.operation.name
+
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to features (n, d_out)."""
-        fused = _combine(self.name, self.projections, blocks)
+        fused = self.operation.project_and_combine(self.projections, blocks)
         fused -= self.mean
         fused *= self.scale
         return fused.astype(np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``projection.i`` of each block, ``mean`` and ``scale``."""
         maps = {f"projection.{index}": array for index, array in enumerate(self.projections)}
         return {**maps, "mean": self.mean, "scale": self.scale}
 
 
-def fit_projected(name: str, blocks: Sequence[Floats], size: int) -> Projected:
-    """Learn a closed-form fusion from scaled, centred training rows, one (n, dim) per block.
-
-    ``size`` is the most columns of a projected block; see `fit_projections`.
-    """
-    projections = fit_projections(blocks, size)
-    width = _width(name, projections[0].shape[1], len(blocks))
-    projections = widened(projections, width)
-    mean, scale = standardisation(_combine(name, projections, blocks))
-    return Projected(name, tuple(projections), mean.astype(np.float32), scale.astype(np.float32))
+def _any_width(width: int, n_blocks: int) -> int:
+    return width
 
 
-def load_projected(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> Projected:
-    """The inverse of `Projected.arrays`; a FormatError when they do not fit together."""
-    width = take_tensor(arrays, "projection.0", None, None).shape[1]
-    maps = (take_tensor(arrays, f"projection.{index}", None, width) for index in range(n_blocks))
-    d_out = width
-    if name == "cooccurrence":
-        d_out = width + n_blocks**2
-    elif name == "tensor":
-        d_out = len(_pairs(n_blocks)) * width**2
-    mean, scale = take_tensor(arrays, "mean", d_out), take_tensor(arrays, "scale", d_out)
-    return Projected(name, tuple(maps), mean, scale)
+@dataclass(frozen=True)
+class Product(FusionKind):
+    """A fusion by a fixed operation on projected blocks."""
 
+    name: str
+    combine: Callable[[Sequence[Doubles]], Doubles]  # arrays (n, width) to (n, d_out)
+    usable_width: Callable[[int, int], int] = _any_width  # of a width, for so many blocks
 
-def _width(name: str, width: int, n_blocks: int) -> int:
-    """The columns that an operation can use of vectors with ``width`` columns."""
-    if name == "matmul":
-        return math.isqrt(width) ** 2
-    if name == "tensor":
-        return min(width, math.isqrt(_TENSOR_DIMS // len(_pairs(n_blocks))))
-    return max(4, width // 4 * 4) if name == "quaternion" else width
+    def project_and_combine(
+        self, projections: Sequence[Floats], blocks: Sequence[Floats]
+    ) -> Doubles:
+        """Arrays (n, dim), one for each block, to (n, d_out)."""
+        # In float64: a product of many blocks leaves float32's range.
+        return self.combine(
+            [(z @ P).astype(np.float64) for z, P in zip(blocks, projections, strict=True)]
+        )
 
+    def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
+        projections = fit_projections(inputs.blocks, inputs.size)
+        width = self.usable_width(projections[0].shape[1], len(projections))
+        projections = [_resize(projection, width) for projection in projections]
+        mean, scale = standardization(self.project_and_combine(projections, inputs.blocks))
+        fusion = ProductFusion(
+            self, tuple(projections), mean.astype(np.float32), scale.astype(np.float32)
+        )
+        return FittedFusion(fusion, fusion.transform(inputs.blocks))
 
-def _pairs(n_blocks: int) -> list[tuple[int, int]]:
-    """All pairs of blocks; one block is paired with itself."""
-    return list(combinations(range(n_blocks), 2)) or [(0, 0)]
-
-
-def _combine(name: str, projections: Sequence[Floats], blocks: Sequence[Floats]) -> Doubles:
-    # In float64: a product of many blocks leaves float32's range.
-    vectors = [
-        (block @ projection).astype(np.float64)
-        for block, projection in zip(blocks, projections, strict=True)
-    ]
-    return PROJECTED[name](vectors)
+    def load(self, arrays: Mapping[str, Floats], n_blocks: int) -> ProductFusion:
+        width = take_tensor(arrays, "projection.0", None, None).shape[1]
+        width = self.usable_width(width, n_blocks)
+        maps = [take_tensor(arrays, f"projection.{i}", None, width) for i in range(n_blocks)]
+        d_out = self.combine([np.zeros((1, width))] * n_blocks).shape[1]
+        mean, scale = take_tensor(arrays, "mean", d_out), take_tensor(arrays, "scale", d_out)
+        return ProductFusion(self, tuple(maps), mean, scale)
 
 
 def _sum(vectors: Sequence[Doubles]) -> Doubles:
@@ -171,10 +153,7 @@ def _mean(vectors: Sequence[Doubles]) -> Doubles:
 
 
 def _hadamard(vectors: Sequence[Doubles]) -> Doubles:
-    """``h_1 * ... * h_k``, entry by entry: (n, size) each to (n, size).
-
-    Gwak and Jung, arXiv 2504.05764 (2025).
-    """
+    """``h_1 * ... * h_k``, entry by entry: Gwak and Jung, arXiv 2504.05764 (2025)."""
     return np.asarray(np.prod(vectors, axis=0))
 
 
@@ -189,6 +168,10 @@ def _matmul(vectors: Sequence[Doubles]) -> Doubles:
     for vector in vectors[1:]:
         product = product @ vector.reshape(n, r, r)
     return product.reshape(n, size).copy()
+
+
+def _matmul_width(width: int, n_blocks: int) -> int:
+    return math.isqrt(width) ** 2
 
 
 def _quaternion(vectors: Sequence[Doubles]) -> Doubles:
@@ -209,10 +192,14 @@ def _quaternion(vectors: Sequence[Doubles]) -> Doubles:
     return np.concatenate(product, axis=1)
 
 
+def _quaternion_width(width: int, n_blocks: int) -> int:
+    return max(4, width // 4 * 4)
+
+
 def _cooccurrence(vectors: Sequence[Doubles]) -> Doubles:
     """``[2 sigmoid(s H H^T) - 1, mean_j h_j]`` with H the (k, size) matrix of a text's vectors.
 
-    (n, size) each to (n, k^2 + size). Power-normalised co-occurrence pooling of LLMEmbed (Liu et
+    (n, size) each to (n, k^2 + size). Power-normalized co-occurrence pooling of LLMEmbed (Liu et
     al., ACL 2024). Projected training rows have a mean square of 1, so that the
     diagonal of H H^T is ``size`` on average: s = 1/size keeps the sigmoid from saturating.
     """
@@ -235,13 +222,21 @@ def _tensor(vectors: Sequence[Doubles]) -> Doubles:
     return np.concatenate(products, axis=1)
 
 
-PROJECTED: dict[str, Callable[[Sequence[Doubles]], Doubles]] = {
-    "sum": _sum,
-    "mean": _mean,
-    "hadamard": _hadamard,
-    "matmul": _matmul,
-    "quaternion": _quaternion,
-    "cooccurrence": _cooccurrence,
-    "tensor": _tensor,
-}
-"""Operations on k projected vectors, arrays (n, size) each, to (n, d_out)."""
+def _tensor_width(width: int, n_blocks: int) -> int:
+    return min(width, math.isqrt(_TENSOR_DIMS // len(_pairs(n_blocks))))
+
+
+def _pairs(n_blocks: int) -> list[tuple[int, int]]:
+    """All pairs of blocks; one block is paired with itself."""
+    return list(combinations(range(n_blocks), 2)) or [(0, 0)]
+
+
+PRODUCTS = (
+    Product("sum", _sum),
+    Product("mean", _mean),
+    Product("hadamard", _hadamard),
+    Product("matmul", _matmul, _matmul_width),
+    Product("quaternion", _quaternion, _quaternion_width),
+    Product("cooccurrence", _cooccurrence),
+    Product("tensor", _tensor, _tensor_width),
+)

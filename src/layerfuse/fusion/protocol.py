@@ -1,44 +1,60 @@
-"""What all fusions share: the protocol, the result of a fit, concatenation and residual forms."""
+"""The protocols of fusions: what is fitted, and the kinds that can be fitted; residual forms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from layerfuse.heads import LinearHead
+from layerfuse.heads import Floats, LinearHead
+from layerfuse.targets import Targets
 
-__all__ = ["RESIDUAL", "Concat", "FittedFusion", "Fusion", "Residual"]
-
-Floats = npt.NDArray[np.float32]
+__all__ = ["RESIDUAL", "FittedFusion", "Fusion", "FusionInputs", "FusionKind", "Residual"]
 
 RESIDUAL = "+residual"
 """What follows the operation's name in the name of its residual form."""
 
 
 class Fusion(Protocol):
-    """Several scaled, centred blocks to one feature matrix; numpy only."""
+    """Several scaled, centered blocks to one feature matrix; numpy only."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """A name of `FUSIONS`."""
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
         """Arrays (n, dim), one for each block, to features (n, d_out)."""
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved, float32; `load_fusion` is the inverse."""
+        """What must be saved; `load_fusion` is the inverse."""
+
+
+@dataclass(frozen=True)
+class FusionInputs:
+    """What fusions are fitted on; see `fit_fusion`."""
+
+    blocks: Sequence[Floats]
+    targets: Targets
+    row_weights: Floats | None  # with a mean of 1
+    size: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class FittedFusion:
-    """A fusion, and what it makes of its training rows.
+    """A fusion, and its output for its training rows.
 
-    ``features`` (n, d_out) are what a head is to be trained on: ``transform`` of the training
-    blocks, save for ``stacking`` and ``voting``, where each row's features come from models that
-    did not see it. ``head`` came with the fusion (trained jointly, or fixed), or is None.
+    Attributes
+    ----------
+    fusion : Fusion
+    features : ndarray of shape (n, d_out)
+        What a head is to be trained on: ``transform`` of the training blocks, except for
+        ``stacking`` and ``voting``, where each row's features come from models that did not see it.
+    head : LinearHead or None
+        The head that came with the fusion (trained jointly, or fixed).
     """
 
     fusion: Fusion
@@ -46,19 +62,30 @@ class FittedFusion:
     head: LinearHead | None = None
 
 
-@dataclass(frozen=True)
-class Concat:
-    """Block-scaled concatenation: ``[z_1, ..., z_k]``, (n, sum of dims)."""
+class FusionKind(ABC):
+    """How a fusion is fitted and loaded.
 
-    name: str = "concat"
+    A new one is a new file, and an object in the tuple of `layerfuse.fusion.registry`.
+    """
 
-    def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to one array (n, sum of dims)."""
-        return np.concatenate(blocks, axis=1, dtype=np.float32)
+    name: str  # in `FUSIONS`
+    brings_head: bool = False  # whether the fusion comes with a head, so that none can be chosen
+    no_residual: str | None = None  # why there is no residual form, or None where there is one
 
-    def arrays(self) -> dict[str, Floats]:
-        """Nothing: concatenation learns nothing."""
-        return {}
+    @abstractmethod
+    def fit(self, inputs: FusionInputs, *, residual: bool = False) -> FittedFusion:
+        """Fit on training rows.
+
+        With ``residual`` a head that comes with the fusion reads the blocks beside its output.
+        """
+
+    @abstractmethod
+    def load(self, arrays: Mapping[str, Floats], n_blocks: int) -> Fusion:
+        """The inverse of `Fusion.arrays`; a FormatError when they do not fit together."""
+
+    def forms(self) -> tuple[FusionKind, ...]:
+        """The fusion, and its residual form if there is one."""
+        return (self,) if self.no_residual else (self, _ResidualKind(self))
 
 
 @dataclass(frozen=True)
@@ -76,9 +103,24 @@ class Residual:
         return self.operation.name + RESIDUAL
 
     def transform(self, blocks: Sequence[Floats]) -> Floats:
-        """Arrays (n, dim), one for each block, to (n, d_out of the operation + sum of dims)."""
         return np.concatenate([self.operation.transform(blocks), *blocks], axis=1, dtype=np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """Those of the operation."""
         return self.operation.arrays()
+
+
+class _ResidualKind(FusionKind):
+    """The residual form of an operation."""
+
+    def __init__(self, operation: FusionKind) -> None:
+        self.operation = operation
+        self.name = operation.name + RESIDUAL
+        self.brings_head = operation.brings_head
+
+    def fit(self, inputs: FusionInputs, *, residual: bool = True) -> FittedFusion:
+        own = self.operation.fit(inputs, residual=True)
+        features = np.concatenate([own.features, *inputs.blocks], axis=1, dtype=np.float32)
+        return FittedFusion(Residual(own.fusion), features, own.head)
+
+    def load(self, arrays: Mapping[str, Floats], n_blocks: int) -> Residual:
+        return Residual(self.operation.load(arrays, n_blocks))

@@ -4,121 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from layerfuse.errors import ConfigError, FormatError, did_you_mean
-from layerfuse.fusion.ensembles import PREDICTIONS, fit_predictions, load_predictions
-from layerfuse.fusion.learned import NEURAL, fit_neural, load_neural
-from layerfuse.fusion.products import PROJECTED, fit_projected, load_projected
-from layerfuse.fusion.protocol import RESIDUAL, Concat, FittedFusion, Fusion, Residual
+from layerfuse.errors import ConfigError, FormatError, check_choice
+from layerfuse.fusion.ensembles import Stacking, Voting
+from layerfuse.fusion.learned import Bilinear, Gated, ScalarMix
+from layerfuse.fusion.products import PRODUCTS, Concat
+from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionInputs, FusionKind
+from layerfuse.heads.protocol import Floats, Weights, unit_mean_weights
+from layerfuse.targets import Targets
 
 __all__ = ["FUSIONS", "check_fusion", "fit_fusion", "load_fusion"]
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
+_LEARNED = (ScalarMix(), Gated(), Bilinear())
+_KINDS: tuple[FusionKind, ...] = (Concat(), *PRODUCTS, *_LEARNED, Voting(), Stacking())
 
-FUSIONS: tuple[str, ...] = ("concat", *PROJECTED, *NEURAL, *PREDICTIONS)
-"""All operations; ``NAME+residual`` is the residual form of those in between."""
-
-_PLAIN_ONLY = {
-    "concat": "concatenation is the residual already",
-    **dict.fromkeys(PREDICTIONS, "it combines predictions, beside which there is no room"),
-}
+FUSIONS: dict[str, FusionKind] = {form.name: form for kind in _KINDS for form in kind.forms()}
+"""All fusions by name, residual forms (``NAME+residual``) included."""
 
 
 def fit_fusion(
-    name: str,
-    blocks: Sequence[Floats],
-    y: Labels,
-    n_classes: int,
-    *,
-    size: int = 256,
-    seed: int = 0,
-    class_weight: npt.NDArray[np.floating] | None = None,
-) -> FittedFusion:
+    name: str, blocks: Sequence[Floats], targets: Targets, *,
+    row_weights: Weights | None = None, size: int = 256, seed: int = 0,
+) -> FittedFusion:  # fmt: skip
     """Fit a fusion on training rows.
 
     Parameters
     ----------
-    name
-        One of `FUSIONS`, or one with ``+residual``: the scaled blocks are kept beside its output.
-    blocks, y
-        Scaled, centred blocks, such as principal coordinates, one (n, dim) each, and class
-        indices (n,), which ``concat`` and the projected operations do not read.
-    size
-        Columns to which the projected and the neural operations bring each block, at most.
-    seed
-        Of what the neural operations draw.
-    class_weight
-        A weight for each class (n_classes,), or None; for fusions that bring a head.
+    name : str
+        One of `FUSIONS`.
+    blocks : sequence of ndarrays of shape (n, dim)
+        Scaled, centered blocks, such as principal coordinates.
+    targets : Targets
+        Of the n rows. ``concat`` and the projected operations do not read them.
+    row_weights : ndarray of shape (n,), optional
+        Weights of rows, at any scale, for fusions that read targets.
+    size : int
+        Maximum number of columns to which the projected and the learned operations bring each
+        block.
+    seed : int
+        Of what the learned operations draw.
 
     Raises
     ------
     ConfigError
-        For a name that is not known or has no residual form.
+        For an unknown name, or an operation without a residual form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> blocks = [np.array([[-1.0], [1.0]], dtype="float32")] * 2
+    >>> fit_fusion("concat", blocks, Targets.from_labels(["no", "yes"])).features.tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
     """
     check_fusion(name)
-    operation = name.removesuffix(RESIDUAL)
-    residual = operation != name
-    if operation in PREDICTIONS:
-        return fit_predictions(operation, blocks, y, n_classes, class_weight)
-    fusion: Fusion = Concat()
-    head = None
-    if operation in PROJECTED:
-        fusion = fit_projected(operation, blocks, size)
-    elif operation in NEURAL:
-        fusion, head = fit_neural(
-            operation, blocks, y, n_classes,
-            size=size, seed=seed, residual=residual, class_weight=class_weight,
-        )  # fmt: skip
-    if residual:
-        fusion = Residual(fusion)
-    return FittedFusion(fusion, fusion.transform(blocks), head)
+    weights = unit_mean_weights(row_weights)
+    return FUSIONS[name].fit(FusionInputs(blocks, targets, weights, size, seed))
 
 
 def load_fusion(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> Fusion:
-    """The inverse of a fusion's ``arrays``.
+    """A fusion of ``n_blocks`` blocks from its ``name`` and ``arrays()``.
 
     Raises
     ------
     FormatError
-        For a name that is not known, or arrays that are missing, too many or do not fit together.
+        For an unknown name, or arrays that are missing, too many or do not fit together.
     """
     try:
         check_fusion(name)
     except ConfigError as error:
-        raise FormatError(f"There is a fusion {name!r}, which this layerfuse lacks.") from error
-    operation = name.removesuffix(RESIDUAL)
-    fusion: Fusion = Concat()
-    if operation in PROJECTED:
-        fusion = load_projected(operation, arrays, n_blocks)
-    elif operation in NEURAL:
-        fusion = load_neural(operation, arrays, n_blocks)
-    elif operation in PREDICTIONS:
-        fusion = load_predictions(operation, arrays, n_blocks)
-    if more := set(arrays) - set(fusion.arrays()):
-        raise FormatError(f"The fusion {name!r} has no use for the tensors {sorted(more)}.")
-    return fusion if operation == name else Residual(fusion)
+        raise FormatError(f"{error} A newer layerfuse may have saved it.") from error
+    fusion = FUSIONS[name].load(arrays, n_blocks)
+    if unused := set(arrays) - set(fusion.arrays()):
+        raise FormatError(f"The fusion {name!r} has no use for the tensors {sorted(unused)}.")
+    return fusion
 
 
 def check_fusion(name: str, also: Sequence[str] = ()) -> None:
-    """Raise a ConfigError for a name that is not known or has no residual form.
+    """Refuse a name that is neither one of `FUSIONS` nor one of ``also``.
 
-    ``also`` are other names that may stand where a fusion's does.
+    Raises
+    ------
+    ConfigError
+        For an unknown name, or an operation without a residual form.
     """
-    if name in also:
-        return
-    operation = name.removesuffix(RESIDUAL)
-    if operation not in FUSIONS:
-        known = (*also, *FUSIONS)
-        residual = [own + RESIDUAL for own in FUSIONS if own not in _PLAIN_ONLY]
+    operation = FUSIONS.get(str(name).removesuffix(RESIDUAL))
+    if name not in FUSIONS and operation is not None:
         raise ConfigError(
-            f"Unknown fusion {name!r}. Choose from {', '.join(known)}; most also as "
-            f"NAME{RESIDUAL}." + did_you_mean(name, [*known, *residual])
+            f"The fusion {operation.name!r} has no residual form: {operation.no_residual}. Use "
+            f"fusion={operation.name!r}."
         )
-    if operation != name and operation in _PLAIN_ONLY:
-        raise ConfigError(
-            f"The fusion {operation!r} has no residual form: {_PLAIN_ONLY[operation]}. Use "
-            f"fusion={operation!r}."
-        )
+    check_choice(name, (*also, *FUSIONS), "fusion")

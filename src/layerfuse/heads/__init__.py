@@ -1,31 +1,25 @@
 """The classifier that ships, over fused features."""
 
 from layerfuse.heads.kernel import KernelHead
-from layerfuse.heads.linear import NEVER, LinearHead, fit_ridge
-from layerfuse.heads.mlp import PUBLISHED, MlpHead, fit_mlp
-from layerfuse.heads.registry import (
-    HEADS,
-    Head,
-    check_head,
-    fit_head,
-    load_head,
-    row_weights,
-    search_penalty,
-)
+from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead, ridge_leave_one_out
+from layerfuse.heads.mlp import PAPER_SCHEDULE, MlpHead
+from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats, Head, HeadKind
+from layerfuse.heads.registry import HEADS, fit_head, load_head, search_penalty
 
 __all__ = [
     "HEADS",
-    "NEVER",
-    "PUBLISHED",
+    "PAPER_SCHEDULE",
+    "UNSEEN_CLASS_LOGIT",
+    "Floats",
     "Head",
+    "HeadKind",
     "KernelHead",
     "LinearHead",
+    "LogisticHead",
     "MlpHead",
-    "check_head",
+    "RidgeHead",
     "fit_head",
-    "fit_mlp",
-    "fit_ridge",
     "load_head",
-    "row_weights",
+    "ridge_leave_one_out",
     "search_penalty",
 ]

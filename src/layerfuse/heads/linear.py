@@ -1,25 +1,22 @@
-"""Linear heads: multinomial logistic regression, and ridge regression on one-hot labels."""
+"""Linear heads: ridge regression on the target matrix, and multinomial logistic regression."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.files import take_tensor
-from layerfuse.probing import decompose, leave_one_out, one_hot
-from layerfuse.targets import stratified_folds
+from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
+from layerfuse.probing import LeaveOneOut, decompose, leave_one_out
+from layerfuse.targets import Targets
 
-__all__ = ["NEVER", "LinearHead", "fit_linear", "fit_ridge", "search_linear"]
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
-
-NEVER = -30.0
-"""The logit of a class that was not seen."""
+__all__ = ["LinearHead", "LogisticHead", "RidgeHead", "ridge_leave_one_out"]
 
 _FOLDS = 3
 _SEARCH_DIMS = 256
@@ -30,109 +27,122 @@ _GRID = tuple(float(C) for C in np.logspace(-1.5, 3, 10))
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits ``X @ coef + intercept``: ``coef`` (dim, n_classes), ``intercept`` (n_classes,).
+    """Logits ``X @ coef + intercept``; by itself a head that came with a fusion.
 
-    ``kind`` is ``ridge`` or ``logistic``, or that of a head that came with a fusion: ``softmax``
-    (trained jointly) or ``voting`` (fixed). ``penalty`` is the strength found: 1/C for
-    ``logistic``, alpha for ``ridge``, 0 for the others.
+    Attributes
+    ----------
+    coef : ndarray of shape (dim, n_outputs)
+    intercept : ndarray of shape (n_outputs,)
+    penalty : float
+        alpha for ``ridge``, 1/C for ``logistic``, 0 for a head that came with a fusion.
     """
 
-    kind: str
+    kind: ClassVar[str] = "linear"
     coef: Floats
     intercept: Floats
     penalty: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(dim, n_classes)."""
         return self.coef.shape[0], self.coef.shape[1]
 
     def logits(self, X: Floats) -> Floats:
-        """Features (n, dim) to logits (n, n_classes)."""
         return np.asarray(X @ self.coef + self.intercept)
 
     def arrays(self) -> dict[str, Floats]:
-        """What must be saved: ``coef`` and ``intercept``."""
         return {"coef": self.coef, "intercept": self.intercept}
 
     @classmethod
-    def from_arrays(cls, kind: str, arrays: Mapping[str, Floats], penalty: float) -> LinearHead:
-        """The inverse of `arrays`; a FormatError when they do not fit together."""
+    def load(cls, arrays: Mapping[str, Floats], penalty: float) -> Self:
         coef = take_tensor(arrays, "coef", None, None)
-        return cls(kind, coef, take_tensor(arrays, "intercept", coef.shape[1]), penalty)
+        return cls(coef, take_tensor(arrays, "intercept", coef.shape[1]), penalty)
 
 
-def search_linear(kind: str, Z: Floats, y: Labels, weights: Floats | None, seed: int) -> float:
-    """The penalty of ``"ridge"`` or ``"logistic"``; ``weights`` (n,) are those of rows, or None."""
-    if kind == "ridge":
-        return leave_one_out(decompose(Z), one_hot(y, int(y.max()) + 1)).penalty
-    # The penalty is the same for features that were turned, and small directions hardly matter.
-    turned = decompose(Z).rotated[:, :_SEARCH_DIMS]
-    # Constant features fit alike at any penalty; folds need two classes of two rows or more.
-    if not turned.shape[1] or np.sort(np.bincount(y, minlength=2))[-2] < 2:
-        return 1.0 / _GRID[0]
-    return 1.0 / _search_c(turned, y, weights, seed)
+class RidgeHead(LinearHead):
+    """Ridge regression on the target matrix; the penalty by exact leave-one-out."""
+
+    kind = "ridge"
+
+    @classmethod
+    def fit(
+        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
+    ) -> Self:
+        from sklearn.linear_model import Ridge
+
+        model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=row_weights)
+        coef = np.ascontiguousarray(model.coef_.T, dtype=np.float32)
+        return cls(coef, model.intercept_.astype(np.float32), penalty)
+
+    @classmethod
+    def search_penalty(
+        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
+    ) -> float:
+        return ridge_leave_one_out(X, targets, row_weights).penalty
 
 
-def fit_linear(
-    kind: str, X: Floats, y: Labels, n_classes: int, penalty: float, weights: Floats | None
-) -> LinearHead:
-    """Fit ``"ridge"`` or ``"logistic"``; ``weights`` (n,) are those of rows, or None."""
-    if kind == "ridge":
-        coef, intercept = fit_ridge(X, one_hot(y, n_classes), weights, penalty)
-    else:
-        coef, intercept = _fit_logistic(X, y, n_classes, weights, penalty)
-        coef, intercept = np.ascontiguousarray(coef.T), intercept.astype(np.float32)
-    return LinearHead(kind, coef.astype(np.float32), intercept, penalty)
+def ridge_leave_one_out(X: Floats, targets: Targets, row_weights: Floats | None) -> LeaveOneOut:
+    """Exact leave-one-out ridge predictions of centered features (n, dim), at the best penalty."""
+    if row_weights is None:
+        return leave_one_out(decompose(X), targets.matrix)
+    weighted_mean = np.average(X, axis=0, weights=row_weights).astype(np.float32)
+    scaled = (X - weighted_mean) * np.sqrt(row_weights)[:, None]
+    return leave_one_out(decompose(scaled), targets.matrix, row_weights=row_weights)
 
 
-def fit_ridge(
-    X: Floats, targets: Floats, weights: Floats | None, penalty: float
-) -> tuple[Floats, Floats]:
-    """Ridge regression of targets (n, n_targets): ``coef`` (dim, n_targets) and intercept."""
-    from sklearn.linear_model import Ridge
+class LogisticHead(LinearHead):
+    """Multinomial logistic regression; the penalty by the log loss over stratified folds."""
 
-    model = Ridge(alpha=penalty).fit(X, targets, sample_weight=weights)
-    coef = np.ascontiguousarray(model.coef_.T, dtype=np.float32)
-    return coef, model.intercept_.astype(np.float32)
+    kind = "logistic"
+
+    @classmethod
+    def fit(
+        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
+    ) -> Self:
+        model = _logistic(1.0 / penalty).fit(X, targets.codes, sample_weight=row_weights)
+        own_coef, own_intercept = model.coef_, model.intercept_
+        if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
+            own_coef, own_intercept = (
+                np.concatenate([-part, part]) / 2 for part in (own_coef, own_intercept)
+            )
+        # A class without a row here (a rare one, within a fold) is never predicted.
+        coef = np.zeros((X.shape[1], targets.space.n_outputs), dtype=np.float32)
+        intercept = np.full(targets.space.n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
+        coef[:, model.classes_], intercept[model.classes_] = own_coef.T, own_intercept
+        return cls(coef, intercept, penalty)
+
+    @classmethod
+    def search_penalty(
+        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
+    ) -> float:
+        # The penalty is the same for rotated features, and small directions hardly matter.
+        rotated = decompose(X).rotated[:, :_SEARCH_DIMS]
+        # Constant features fit alike at any penalty; folds need two classes of two rows or more.
+        if not rotated.shape[1] or np.count_nonzero(targets.counts >= 2) < 2:
+            return 1.0 / _GRID[0]
+        return 1.0 / _search_c(rotated, targets, row_weights, seed)
 
 
-def _fit_logistic(
-    X: Floats, y: Labels, n_classes: int, weights: Floats | None, penalty: float
-) -> tuple[Floats, Floats]:
-    model = _logistic(1.0 / penalty).fit(X, y, sample_weight=weights)
-    coef, intercept = model.coef_, model.intercept_
-    if len(coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two rows it is a softmax
-        coef, intercept = (np.concatenate([-part, part]) / 2 for part in (coef, intercept))
-    if len(coef) == n_classes:
-        return coef, intercept
-    # A class without a row here (a rare one, within a fold) is never predicted.
-    every_coef = np.zeros((n_classes, X.shape[1]), dtype=np.float32)
-    every_intercept = np.full(n_classes, NEVER, dtype=np.float32)
-    every_coef[model.classes_], every_intercept[model.classes_] = coef, intercept
-    return every_coef, every_intercept
-
-
-def _logistic(C: float, *, warm_start: bool = False) -> Any:
+def _logistic(C: float, *, warm_start: bool = False) -> LogisticRegression:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=C, max_iter=1000, tol=1e-4, warm_start=warm_start)
 
 
-def _search_c(X: Floats, y: Labels, weights: Floats | None, seed: int) -> float:
+def _search_c(X: Floats, targets: Targets, row_weights: Floats | None, seed: int) -> float:
     """The C with the lowest log loss over stratified folds; stops once it has risen."""
-    folds = stratified_folds(y, _FOLDS, seed)
-    n_classes = int(y.max()) + 1
+    folds = targets.folds(_FOLDS, seed)
     models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
     losses: list[float] = []
     for C in _GRID:
         loss = 0.0
         for model, (train, held) in zip(models, folds, strict=True):
-            chosen = None if weights is None else weights[train]
-            model.set_params(C=C).fit(X[train], y[train], sample_weight=chosen)
-            proba = np.full((len(held), n_classes), np.exp(NEVER))
+            own = None if row_weights is None else row_weights[train]
+            model.set_params(C=C).fit(X[train], targets.codes[train], sample_weight=own)
+            proba = np.full((len(held), targets.space.n_outputs), np.exp(UNSEEN_CLASS_LOGIT))
             proba[:, model.classes_] = model.predict_proba(X[held])
-            loss -= float(np.log(np.maximum(proba[np.arange(len(held)), y[held]], 1e-12)).sum())
+            # Per row first: one output is not 0.
+            terms = (targets[held].matrix * np.log(np.maximum(proba, 1e-12))).sum(axis=1)
+            loss -= float((terms if row_weights is None else terms * row_weights[held]).sum())
         losses.append(loss)
         if loss > min(losses):
             break

@@ -1,4 +1,4 @@
-"""Gradient descent with early stopping on part of the training rows; torch only when called."""
+"""Training by gradient descent with early stopping; torch only when called."""
 
 from __future__ import annotations
 
@@ -9,49 +9,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.heads.protocol import Floats
+from layerfuse.targets import Targets
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FEW_ROWS", "Schedule", "as_tensor", "descend", "held_out", "uniform"]
+__all__ = ["MIN_ROWS_TO_HOLD_OUT", "Schedule", "as_tensor", "held_out_rows", "train", "uniform"]
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
+MIN_ROWS_TO_HOLD_OUT = 40
+"""With fewer rows all are trained on, for a fixed number of epochs."""
 
-FEW_ROWS = 40
-"""Below this many rows all are trained on, for a fixed number of epochs."""
-
-_PART = 8  # one row in eight is held out
-_FEW_EPOCHS = 50
+_HELD_OUT_FRACTION = 8  # one row in eight
+_FIXED_EPOCHS = 50
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and in what steps to train.
+    """Step sizes and stopping rule of AdamW (Loshchilov and Hutter, ICLR 2019)."""
 
-    ``rate`` is the learning rate, ``decay`` the decoupled weight decay of AdamW (Loshchilov and
-    Hutter, ICLR 2019; with 0 it is Adam), ``batch`` the rows of a step, ``epochs`` the most
-    passes over the rows, ``patience`` the passes without a lower held-out log loss that end it.
+    rate: float  # learning rate
+    decay: float  # decoupled weight decay; with 0 it is Adam
+    batch: int  # rows per step
+    epochs: int  # maximum number of passes over the rows
+    patience: int  # passes without a lower held-out log loss that end the training
+
+
+def held_out_rows(targets: Targets, seed: int) -> npt.NDArray[np.intp]:
+    """Sorted rows (n_held,), about 12% of every class; each class keeps a row to train on.
+
+    Empty below `MIN_ROWS_TO_HOLD_OUT` rows.
     """
-
-    rate: float
-    decay: float
-    batch: int
-    epochs: int
-    patience: int
-
-
-def held_out(y: Labels, seed: int) -> Labels:
-    """Rows (n_held,) of every class in its share, about 12 %; each class keeps a row to train on.
-
-    Empty below `FEW_ROWS` rows.
-    """
-    if len(y) < FEW_ROWS:
+    if len(targets) < MIN_ROWS_TO_HOLD_OUT:
         return np.empty(0, dtype=np.intp)
     random = np.random.default_rng(seed)
-    order = random.permutation(len(y))
-    order = order[np.argsort(y[order], kind="stable")]
-    first = np.diff(y[order], prepend=-1) != 0
-    return np.sort(order[~first][random.integers(_PART) :: _PART])
+    order = random.permutation(len(targets))
+    order = order[np.argsort(targets.codes[order], kind="stable")]
+    first = np.diff(targets.codes[order], prepend=-1) != 0
+    return np.sort(order[~first][random.integers(_HELD_OUT_FRACTION) :: _HELD_OUT_FRACTION])
 
 
 def as_tensor(array: npt.NDArray[np.floating]) -> torch.Tensor:
@@ -62,10 +57,8 @@ def as_tensor(array: npt.NDArray[np.floating]) -> torch.Tensor:
     return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
 
-def uniform(
-    generator: torch.Generator, *shape: int, fan_in: int | None = None
-) -> npt.NDArray[np.float32]:
-    """Starting weights, uniform within 1/sqrt(fan_in); the fan-in is the first length if None."""
+def uniform(generator: torch.Generator, *shape: int, fan_in: int | None = None) -> Floats:
+    """Initial weights, uniform within 1/sqrt(fan_in); the fan-in is the first length if None."""
     import torch
 
     bound = (fan_in or shape[0]) ** -0.5
@@ -73,66 +66,56 @@ def uniform(
     return np.asarray(drawn, dtype=np.float32)
 
 
-def descend(
+def train(
     forward: Callable[[Mapping[str, torch.Tensor], Sequence[torch.Tensor], bool], torch.Tensor],
     start: Mapping[str, Floats],
-    fixed: Sequence[str],
+    frozen: Sequence[str],
     inputs: Sequence[Floats],
-    y: Labels,
+    targets: Targets,
     schedule: Schedule,
     generator: torch.Generator,
-    *,
-    weights: Floats | None = None,
-    seed: int = 0,
+    row_weights: Floats | None,
+    seed: int,
 ) -> dict[str, Floats]:
-    """Minimise the cross-entropy of ``forward``'s logits; return the parameters found.
+    """Minimize the cross-entropy of logits (n_batch, n_outputs) over inputs of n rows.
 
-    The parameters are those of the epoch with the lowest log loss on the held-out rows
-    (`held_out`), or of the last epoch where none are held out. Only ``generator`` is drawn from,
-    so that torch's global state stays as it was.
-
-    Parameters
-    ----------
-    forward
-        Called with the parameters, the inputs' rows of a batch, and whether it is training;
-        returns logits (n_batch, n_classes).
-    start, fixed
-        Parameters at the start, and the names of those that stay as they are.
-    inputs, y
-        Arrays of n rows, and class indices (n,).
-    weights
-        A weight for each row (n,), or None.
+    ``forward`` is called with the parameters, a batch of each input, and whether it is training;
+    ``start`` are the initial parameters, of which those in ``frozen`` stay as they are. Only
+    ``generator`` is drawn from, so that torch's global state stays as it was; ``seed`` is that of
+    the held-out rows. Returns the parameters of the epoch with the lowest log loss on those
+    (`held_out_rows`), or of the last epoch where none are held out.
     """
     import torch
 
     parameters = {name: as_tensor(array.copy()) for name, array in start.items()}
-    learned = [value for name, value in parameters.items() if name not in fixed]
+    learned = [value for name, value in parameters.items() if name not in frozen]
     for value in learned:
         value.requires_grad_()
-    optimiser = torch.optim.AdamW(learned, lr=schedule.rate, weight_decay=schedule.decay)
-    tensors, labels = [as_tensor(array) for array in inputs], torch.from_numpy(y.astype(np.int64))
-    share = torch.ones(len(y)) if weights is None else as_tensor(weights / weights.mean())
-    held = held_out(y, seed)
-    rows = torch.from_numpy(np.setdiff1d(np.arange(len(y)), held))
-    parts = _batches(torch.from_numpy(held), schedule.batch)
+    optimizer = torch.optim.AdamW(learned, lr=schedule.rate, weight_decay=schedule.decay)
+    tensors = [as_tensor(array) for array in inputs]
+    labels = torch.from_numpy(targets.codes.astype(np.int64))
+    weights = torch.ones(len(targets)) if row_weights is None else as_tensor(row_weights)
+    held = held_out_rows(targets, seed)
+    rows = torch.from_numpy(np.setdiff1d(np.arange(len(targets)), held))
+    held_batches = _batches(torch.from_numpy(held), schedule.batch)
 
     def loss(batch: torch.Tensor, training: bool) -> torch.Tensor:
         logits = forward(parameters, [tensor[batch] for tensor in tensors], training)
         losses = torch.nn.functional.cross_entropy(logits, labels[batch], reduction="none")
-        return (losses * share[batch]).sum()
+        return (losses * weights[batch]).sum()
 
     lowest, waited = float("inf"), 0
     best = {name: value.detach().clone() for name, value in parameters.items()}
-    for _ in range(schedule.epochs if len(held) else min(_FEW_EPOCHS, schedule.epochs)):
+    for _ in range(schedule.epochs if len(held) else min(_FIXED_EPOCHS, schedule.epochs)):
         order = torch.randperm(len(rows), generator=generator)
         for batch in _batches(rows[order], schedule.batch):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (loss(batch, True) / len(batch)).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
-            now = sum(float(loss(part, False)) for part in parts) if len(held) else -float("inf")
-        if now < lowest or not len(held):
-            lowest, waited = now, 0
+            held_loss = sum(float(loss(batch, False)) for batch in held_batches)
+        if held_loss < lowest or not len(held):
+            lowest, waited = held_loss, 0
             best = {name: value.detach().clone() for name, value in parameters.items()}
         else:
             waited += 1

@@ -1,165 +1,104 @@
-"""Heads by name: what they share, how they are fitted and loaded."""
+"""Heads by name: how they are fitted and loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
+from layerfuse.errors import ConfigError, FormatError, check_choice
+from layerfuse.heads.kernel import KernelHead
+from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead
+from layerfuse.heads.mlp import MlpHead
+from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights, unit_mean_weights
+from layerfuse.targets import Targets
 
-from layerfuse.errors import ConfigError, FormatError, did_you_mean
-from layerfuse.heads.kernel import KernelHead, fit_kernel, search_kernel
-from layerfuse.heads.linear import LinearHead, fit_linear, search_linear
-from layerfuse.heads.mlp import MlpHead, fit_mlp
+__all__ = ["HEADS", "fit_head", "load_head", "search_penalty"]
 
-__all__ = ["HEADS", "Head", "check_head", "fit_head", "load_head", "row_weights", "search_penalty"]
+_KINDS: tuple[HeadKind, ...] = (RidgeHead, LogisticHead, KernelHead, MlpHead)
 
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
-
-HEADS = ("ridge", "logistic", "kernel", "mlp")
-"""Heads that can be asked for; `load_head` also knows those that come with a fusion."""
-
-_LINEAR = ("ridge", "logistic", "softmax", "voting")
-
-
-class Head(Protocol):
-    """A classifier over fused features, numpy only.
-
-    ``penalty`` is the strength found, in the units of the kind, and 0 where it has none; ``shape``
-    is (dim, n_classes).
-    """
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def penalty(self) -> float: ...
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    def logits(self, X: Floats) -> Floats:
-        """Features (n, dim) to logits (n, n_classes)."""
-
-    def arrays(self) -> dict[str, Floats]:
-        """What must be saved, float32; `load_head` is the inverse."""
+HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}
+"""Heads that can be asked for, by name."""
 
 
 def search_penalty(
-    kind: str,
-    Z: Floats,
-    y: Labels,
-    *,
-    class_weight: npt.NDArray[np.floating] | None = None,
-    seed: int = 0,
+    name: str, X: Floats, targets: Targets, *, row_weights: Weights | None = None, seed: int = 0
 ) -> float:
     """Find the penalty of a head.
 
-    Exact leave-one-out for ``ridge`` and ``kernel``, stratified folds for ``logistic``; ``mlp``
-    has none (0), since early stopping limits it.
+    By exact leave-one-out for ``ridge`` and ``kernel`` and by stratified folds for ``logistic``;
+    ``mlp`` has none.
 
     Parameters
     ----------
-    kind
+    name : str
         One of `HEADS`.
-    Z, y
-        Centred, block-scaled features (n, dim), of which the leading principal coordinates are
-        enough, and class indices (n,).
-    class_weight
-        A weight for each class (n_classes,), or None.
+    X : ndarray of shape (n, dim)
+        Centered, block-scaled features, of which the leading principal coordinates are enough.
+    targets : Targets
+        Of the n rows.
+    row_weights : ndarray of shape (n,), optional
+        Weights of rows, at any scale, in the fits and in the held-out loss.
+    seed : int
+        Of folds and landmarks.
 
     Returns
     -------
     float
-        1/C for logistic, alpha for ridge and kernel, 0 for mlp.
+        1/C for ``logistic``, alpha for ``ridge`` and ``kernel``, 0 for ``mlp``.
 
     Raises
     ------
     ConfigError
-        For an unknown kind.
+        For an unknown name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.array([[-0.7], [-0.5], [0.5], [0.7]], dtype="float32")
+    >>> targets = Targets.from_labels(["no", "no", "yes", "yes"])
+    >>> head = fit_head("ridge", X, targets, search_penalty("ridge", X, targets))
+    >>> targets.space.decode(targets.space.decide(head.logits(X))).tolist()
+    ['no', 'no', 'yes', 'yes']
     """
-    check_head(kind)
-    if kind == "mlp":
-        return 0.0
-    if kind == "kernel":
-        return search_kernel(Z, y, seed)
-    return search_linear(kind, Z, y, row_weights(class_weight, y), seed)
+    check_choice(name, HEADS, "head")
+    weights = unit_mean_weights(row_weights)
+    return HEADS[name].search_penalty(X, targets, row_weights=weights, seed=seed)
 
 
 def fit_head(
-    kind: str,
-    X: Floats,
-    y: Labels,
-    n_classes: int,
-    penalty: float,
-    *,
-    class_weight: npt.NDArray[np.floating] | None = None,
-    seed: int = 0,
-) -> Head:
+    name: str, X: Floats, targets: Targets, penalty: float, *,
+    row_weights: Weights | None = None, seed: int = 0,
+) -> Head:  # fmt: skip
     """Fit a head.
 
     Parameters
     ----------
-    kind
-        ``"ridge"``: ridge regression on one-hot labels; ``"logistic"``: multinomial logistic
-        regression; ``"kernel"``: ridge regression with a Gaussian kernel over landmarks;
-        ``"mlp"``: the neural head of the papers, trained by torch.
-    X, y
-        Block-scaled features (n, dim) and class indices (n,).
-    penalty
-        From `search_penalty`; ``mlp`` does not read it.
-    class_weight
-        A weight for each class (n_classes,), or None.
-    seed
-        Of what ``kernel`` and ``mlp`` draw.
+    penalty : float
+        From `search_penalty`, whose other parameters are the same.
 
     Raises
     ------
     ConfigError
-        For an unknown kind.
+        For an unknown name.
     """
-    check_head(kind)
-    weights = row_weights(class_weight, y)
-    if kind == "mlp":
-        return fit_mlp(X, y, n_classes, weights, seed)
-    if kind == "kernel":
-        return fit_kernel(X, y, n_classes, penalty, weights, seed)
-    return fit_linear(kind, X, y, n_classes, penalty, weights)
+    check_choice(name, HEADS, "head")
+    weights = unit_mean_weights(row_weights)
+    return HEADS[name].fit(X, targets, penalty, row_weights=weights, seed=seed)
 
 
 def load_head(kind: str, arrays: Mapping[str, Floats], penalty: float) -> Head:
-    """The inverse of a head's ``arrays``.
+    """A head from its ``kind``, ``arrays()`` and ``penalty``.
 
     Raises
     ------
     FormatError
-        For a kind that is not known, or arrays that are missing, too many or do not fit together.
+        For an unknown kind, or arrays that are missing, too many or do not fit together.
     """
-    head: Head
-    if kind in _LINEAR:
-        head = LinearHead.from_arrays(kind, arrays, penalty)
-    elif kind == "kernel":
-        head = KernelHead.from_arrays(arrays, penalty)
-    elif kind == "mlp":
-        head = MlpHead.from_arrays(arrays)
-    else:
-        raise FormatError(f"There is a head {kind!r}, which this layerfuse lacks.")
-    if more := set(arrays) - set(head.arrays()):
-        raise FormatError(f"The head {kind!r} has no use for the tensors {sorted(more)}.")
+    loaders = {**{name: own.load for name, own in HEADS.items()}, LinearHead.kind: LinearHead.load}
+    try:
+        check_choice(kind, loaders, "head")
+    except ConfigError as error:
+        raise FormatError(f"{error} A newer layerfuse may have saved it.") from error
+    head = loaders[kind](arrays, penalty)
+    if unused := set(arrays) - set(head.arrays()):
+        raise FormatError(f"The head {kind!r} has no use for the tensors {sorted(unused)}.")
     return head
-
-
-def check_head(kind: str, also: Sequence[str] = ()) -> None:
-    """Raise a ConfigError for a kind of head that is neither known nor one of ``also``."""
-    known = (*also, *HEADS)
-    if kind not in known:
-        raise ConfigError(
-            f"Unknown head {kind!r}. Choose from {', '.join(known)}." + did_you_mean(kind, known)
-        )
-
-
-def row_weights(class_weight: npt.NDArray[np.floating] | None, y: Labels) -> Floats | None:
-    """Weights of classes (n_classes,) to weights of rows (n,); None stays None."""
-    return None if class_weight is None else class_weight[y].astype(np.float32)

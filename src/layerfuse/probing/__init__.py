@@ -1,4 +1,4 @@
-"""How good each block is for the labels."""
+"""How good each block is for the targets."""
 
 from layerfuse.probing.axes import PrincipalAxes
 from layerfuse.probing.diversity import Agreement, linear_cka, measure_agreement
@@ -6,7 +6,7 @@ from layerfuse.probing.forward import RidgeState
 from layerfuse.probing.interactions import find_interaction, find_pair, prior_errors
 from layerfuse.probing.probe import (
     SCORERS,
-    Probed,
+    ProbeResults,
     check_scorer,
     probe_blocks,
     probe_rows,
@@ -18,9 +18,8 @@ from layerfuse.probing.ridge import (
     Spectrum,
     decompose,
     leave_one_out,
-    one_hot,
     spectrum,
-    standardisation,
+    standardization,
 )
 
 __all__ = [
@@ -28,7 +27,7 @@ __all__ = [
     "Agreement",
     "LeaveOneOut",
     "PrincipalAxes",
-    "Probed",
+    "ProbeResults",
     "RidgeState",
     "Spectrum",
     "check_scorer",
@@ -38,12 +37,11 @@ __all__ = [
     "leave_one_out",
     "linear_cka",
     "measure_agreement",
-    "one_hot",
     "prior_errors",
     "probe_blocks",
     "probe_rows",
     "probe_space",
     "score_blocks",
     "spectrum",
-    "standardisation",
+    "standardization",
 ]

@@ -1,4 +1,4 @@
-"""A block's leading principal axes: the small space in which blocks are compared and fused."""
+"""The leading principal axes of a block, in which blocks are compared and fused."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ import numpy.typing as npt
 
 from layerfuse.errors import DataError
 from layerfuse.files import take_tensor
-from layerfuse.probing.ridge import Spectrum, decompose, standardisation
+from layerfuse.probing.ridge import Spectrum, decompose, standardization
 
 __all__ = ["N_AXES", "N_SEARCHED", "PrincipalAxes"]
 
 Floats = npt.NDArray[np.float32]
 
 N_AXES = 384
-"""The most axes of a block that heads see."""
+"""Principal axes of a block that heads see, at most."""
 
-N_SEARCHED = 200
-"""The most leading axes of a block that choosing looks at."""
+N_SEARCHED = 160
+"""Leading axes of a block by which blocks are chosen, at most."""
 
 
 @dataclass(frozen=True)
 class PrincipalAxes:
-    """How an embedding becomes a block's principal coordinates.
+    """The map from an embedding to the principal coordinates of a block.
 
-    Each column is standardised on the training rows and scaled by 1/sqrt(dim), so that every block
-    has a total variance of one and a wide one does not drown a narrow one; then the block is turned
-    onto its ``rank`` leading principal axes (Pearson, 1901).
+    Each column is standardized on the training rows and scaled by 1/sqrt(dim), so that every block
+    has a total variance of one and a wide one does not drown a narrow one; then the block is
+    rotated onto its leading principal axes (Pearson, 1901).
 
-    ``mean`` and ``scale`` are (dim,), ``axes`` (dim, rank), its columns orthonormal.
+    Attributes
+    ----------
+    mean, scale : ndarray of shape (dim,)
+    axes : ndarray of shape (dim, rank)
+        With orthonormal columns.
     """
 
     mean: Floats
@@ -40,15 +44,22 @@ class PrincipalAxes:
 
     @classmethod
     def fit(cls, X: npt.NDArray[np.floating]) -> tuple[PrincipalAxes, Spectrum, Floats]:
-        """Find the axes of training rows (n, dim).
+        """Find the axes of training rows.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, dim)
 
         Returns
         -------
-        The axes; the whole spectrum, on which a probe can be measured; and the leading coordinates
-        (n, at most `N_SEARCHED`), by which blocks are chosen. A constant block has no axis; it gets
-        one of zeros, so that it stays a block.
+        axes : PrincipalAxes
+            A constant block has no axis; it gets one of zeros, so that it stays a block.
+        space : Spectrum
+            Of all axes, for a probe.
+        leading : ndarray of shape (n, at most N_SEARCHED)
+            The coordinates by which blocks are chosen.
         """
-        mean, scale = standardisation(X)
+        mean, scale = standardization(X)
         Z = X - mean
         Z *= scale
         space = decompose(Z, overwrite=True)
@@ -60,14 +71,16 @@ class PrincipalAxes:
 
     @property
     def dim(self) -> int:
+        """Columns of the embedding."""
         return int(self.axes.shape[0])
 
     @property
     def rank(self) -> int:
+        """Principal coordinates."""
         return int(self.axes.shape[1])
 
     def transform(self, X: Floats) -> Floats:
-        """Embeddings (n, dim) to principal coordinates (n, rank), centred on the training rows.
+        """Embeddings (n, dim) to principal coordinates (n, rank), centered on the training rows.
 
         Raises
         ------

@@ -98,9 +98,9 @@ Doubles = npt.NDArray[np.float64]
 
 
 def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
-    r"""Linear centred kernel alignment of two feature matrices over the same rows.
+    r"""Linear centered kernel alignment of two feature matrices over the same rows.
 
-    :math:`\|X^T Y\|_F^2 / (\|X^T X\|_F \|Y^T Y\|_F)` with centred columns (Kornblith et al.,
+    :math:`\|X^T Y\|_F^2 / (\|X^T X\|_F \|Y^T Y\|_F)` with centered columns (Kornblith et al.,
     "Similarity of Neural Network Representations Revisited", ICML 2019, section 3): 1 for features
     that are equal up to rotation, scale and offset, 0 for features that are uncorrelated in every
     pair of columns. Where there are fewer rows than columns the same numbers come from the two
@@ -134,7 +134,7 @@ def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
         if not np.isfinite(table).all():
             row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
             raise DataError(f"Row {row} of {name} holds a NaN or an infinity. Give finite numbers.")
-    a, b = _centred(a), _centred(b)
+    a, b = _centered(a), _centered(b)
     if len(a) < max(a.shape[1], b.shape[1]):
         left, right = a @ a.T, b @ b.T
         shared, own = float((left * right).sum()), np.linalg.norm(left) * np.linalg.norm(right)
@@ -144,12 +144,12 @@ def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
     return float(np.clip(shared / own, 0.0, 1.0)) if own > 0 else 0.0
 
 
-def _centred(X: Doubles) -> Doubles:
+def _centered(X: Doubles) -> Doubles:
     """Columns of mean 0, the whole of norm 1; what is constant becomes exactly 0."""
     varies = X.max(axis=0) > X.min(axis=0)
-    centred = np.where(varies, X - X.mean(axis=0), 0.0)
-    largest = np.abs(centred).max(initial=0.0)
+    centered = np.where(varies, X - X.mean(axis=0), 0.0)
+    largest = np.abs(centered).max(initial=0.0)
     if largest == 0:
-        return centred
-    centred = centred / largest  # first, so that no square overflows
-    return np.asarray(centred / np.linalg.norm(centred))
+        return centered
+    centered = centered / largest  # first, so that no square overflows
+    return np.asarray(centered / np.linalg.norm(centered))

@@ -1,4 +1,4 @@
-"""Adding one block to a ridge regression without fitting it anew."""
+"""Adding one block to a ridge regression without fitting it again."""
 
 from __future__ import annotations
 
@@ -12,68 +12,102 @@ from layerfuse.probing.ridge import decompose, leave_one_out
 
 __all__ = ["RidgeState"]
 
+Floats = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class RidgeState:
-    """The ridge regression on the blocks chosen so far, each (n, columns) and centred.
+    """The ridge regression on the blocks chosen so far.
 
-    Its hat matrix is ``U U^T`` with ``basis`` U (n, columns); ``leverages`` (n,) is the diagonal
-    with the intercept's share, ``fitted`` (n, n_classes) the fitted values, ``errors`` (n,) the
-    squared leave-one-out errors.
+    Attributes
+    ----------
+    penalty : float
+        That of the lowest leave-one-out loss, in the units of the blocks' Gram matrix.
+    rotation : ndarray of shape (columns, rank)
+        From the concatenated blocks to the basis.
+    basis : ndarray of shape (n, rank)
+        U, where the hat matrix is ``U U^T``.
+    leverages : ndarray of shape (n,)
+        The diagonal of the hat matrix, with the intercept's share.
+    fitted : ndarray of shape (n, n_outputs)
+        Fitted values.
+    errors : ndarray of shape (n,)
+        Squared leave-one-out errors, summed over outputs.
     """
 
     penalty: float
-    basis: npt.NDArray[np.float32]
-    leverages: npt.NDArray[np.float32]
-    fitted: npt.NDArray[np.float32]
-    errors: npt.NDArray[np.float32]
+    rotation: Floats
+    basis: Floats
+    leverages: Floats
+    fitted: Floats
+    errors: Floats
 
     @property
     def loss(self) -> float:
+        """The mean of the errors."""
         return float(self.errors.mean())
 
     @classmethod
-    def of(
-        cls, blocks: Sequence[npt.NDArray[np.float32]], targets: npt.NDArray[np.float32]
-    ) -> RidgeState:
-        """Fit at the penalty with the lowest leave-one-out loss."""
+    def of(cls, blocks: Sequence[Floats], targets: Floats) -> RidgeState:
+        """Fit centered blocks, each (n, columns), to a target matrix (n, n_outputs)."""
         space = decompose(np.concatenate(blocks, axis=1))
         result = leave_one_out(space, targets)
-        basis = space.rotated / np.sqrt(space.eigenvalues + np.float32(result.penalty))
-        centre = targets.mean(axis=0)
+        roots = np.sqrt(space.eigenvalues + np.float32(result.penalty))
+        basis = space.rotated / roots
+        center = targets.mean(axis=0)
         return cls(
             penalty=result.penalty,
+            rotation=space.axes / roots,
             basis=basis,
             leverages=1.0 / np.float32(len(targets)) + np.einsum("nd,nd->n", basis, basis),
-            fitted=centre + basis @ (basis.T @ (targets - centre)),
+            fitted=center + basis @ (basis.T @ (targets - center)),
             errors=result.errors.astype(np.float32),
         )
 
-    def residuals(self, targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Exact leave-one-out residuals (n, n_classes) of the chosen blocks."""
-        spare = np.maximum(1.0 - self.leverages, 1e-6)
-        return np.asarray((targets - self.fitted) / spare[:, None])
+    def residuals(self, targets: Floats) -> Floats:
+        """Exact leave-one-out residuals (n, n_outputs) of the chosen blocks."""
+        one_minus_leverage = np.maximum(1.0 - self.leverages, 1e-6)
+        return np.asarray((targets - self.fitted) / one_minus_leverage[:, None])
 
     def errors_with(
-        self, block: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """Exact squared leave-one-out errors (n,) once ``block`` (n, columns) is added."""
-        residuals = self.residuals_with(block, targets)
+        self,
+        block: Floats,
+        targets: Floats,
+        gram: Floats | None = None,
+        cross: Floats | None = None,
+    ) -> Floats:
+        """Exact squared leave-one-out errors (n,) with ``block`` added; see `residuals_with`."""
+        residuals = self.residuals_with(block, targets, gram, cross)
         return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 
     def residuals_with(
-        self, block: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """Exact leave-one-out residuals (n, n_classes) once ``block`` (n, columns) is added.
+        self,
+        block: Floats,
+        targets: Floats,
+        gram: Floats | None = None,
+        cross: Floats | None = None,
+    ) -> Floats:
+        """Exact leave-one-out residuals (n, n_outputs) with ``block`` added, at the same penalty.
 
-        By block inversion: with W the block less its part in the chosen blocks' hat matrix, the new
-        hat matrix is the old one plus ``W (Z^T W + penalty)^-1 W^T``. The penalty stays as it is.
+        By block inversion: with H the hat matrix and Z the block, ``(I - H) Z M^T`` with ``M^T M =
+        (Z^T (I - H) Z + penalty)^-1`` times its own transpose is what is added to H.
+
+        Parameters
+        ----------
+        block : ndarray of shape (n, columns)
+            Centered.
+        targets : ndarray of shape (n, n_outputs)
+        gram : ndarray of shape (columns, columns), optional
+            ``Z^T Z`` where it is known.
+        cross : ndarray of shape (chosen columns, columns), optional
+            The chosen blocks' columns times the block's, where they are known.
         """
-        rest = block - self.basis @ (self.basis.T @ block)
-        inner = block.T @ rest
+        shared = self.basis.T @ block if cross is None else self.rotation.T @ cross
+        inner = (block.T @ block if gram is None else gram) - shared.T @ shared
         inner[np.diag_indices_from(inner)] += np.float32(self.penalty)
-        root = np.linalg.cholesky((inner + inner.T) / 2)
-        added = rest @ np.linalg.inv(root).T  # its product with itself is the new part
+        whitening = np.linalg.inv(np.linalg.cholesky((inner + inner.T) / 2)).T
+        added = block @ whitening
+        added -= self.basis @ (shared @ whitening)
         fitted = self.fitted + added @ (added.T @ targets)
-        spare = np.maximum(1.0 - self.leverages - np.einsum("nd,nd->n", added, added), 1e-6)
-        return np.asarray((targets - fitted) / spare[:, None])
+        leverages = self.leverages + np.einsum("nd,nd->n", added, added)
+        return np.asarray((targets - fitted) / np.maximum(1.0 - leverages, 1e-6)[:, None])

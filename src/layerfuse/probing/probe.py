@@ -1,4 +1,4 @@
-"""Scoring blocks with a probe: a linear classifier that measures a block and is thrown away."""
+"""Scoring blocks with a probe: a linear classifier that measures a block and is discarded."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.errors import ConfigError, DataError, did_you_mean
-from layerfuse.parallel import spread
+from layerfuse.errors import DataError, check_choice
+from layerfuse.parallel import parallel_map
 from layerfuse.probing.axes import PrincipalAxes
-from layerfuse.probing.ridge import Spectrum, decompose, leave_one_out, one_hot
+from layerfuse.probing.ridge import Spectrum, decompose, leave_one_out
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import Column, find_classes, stratified_folds
+from layerfuse.targets import Column, Decisions, Targets
 
 __all__ = [
     "SCORERS",
-    "Probed",
+    "ProbeResults",
     "check_scorer",
     "probe_blocks",
     "probe_rows",
@@ -27,38 +27,52 @@ __all__ = [
     "score_blocks",
 ]
 
-Blocks: TypeAlias = Mapping[BlockRef, npt.NDArray[np.float32]]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Blocks: TypeAlias = Mapping[BlockRef, Floats]
 
 _FOLDS = 5
 _LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
 
 
 @dataclass(frozen=True)
-class Probed:
-    """Scores, each block's leading principal coordinates (n, columns), and its principal axes.
+class ProbeResults:
+    """What probing each block gave.
 
-    There are fewer coordinates than axes: they are for choosing, where many blocks are compared.
+    Attributes
+    ----------
+    scores : BlockScores
+    coordinates : mapping from BlockRef to ndarray of shape (n, columns)
+        Leading principal coordinates of the rows, by which blocks are chosen; fewer than the axes.
+    axes : mapping from BlockRef to PrincipalAxes
     """
 
     scores: BlockScores
-    coordinates: Mapping[BlockRef, npt.NDArray[np.float32]]
+    coordinates: Blocks
     axes: Mapping[BlockRef, PrincipalAxes]
 
 
 def score_blocks(
-    embeddings: Blocks, y: Column, scorer: str = "ridge", *, reporter: Reporter = SILENT
+    embeddings: Blocks,
+    y: Column,
+    scorer: str = "ridge",
+    *,
+    n_jobs: int | None = None,
+    reporter: Reporter = SILENT,
 ) -> BlockScores:
     """Score each block by how well a linear probe predicts the labels from it alone.
 
     Parameters
     ----------
-    embeddings
-        Mapping from block to array (n, dim).
-    y
-        Labels (n,), of any kind.
-    scorer
-        ``"ridge"``: ridge regression on one-hot labels, exact leave-one-out in closed form.
+    embeddings : mapping from BlockRef to ndarray of shape (n, dim)
+    y : array-like of shape (n,)
+        Labels of any kind.
+    scorer : {"ridge", "logistic"}
+        ``"ridge"``: ridge regression on the target matrix, exact leave-one-out in closed form.
         ``"logistic"``: multinomial logistic regression, stratified 5-fold; slower, a cross-check.
+    n_jobs : int, optional
+        Threads, as in scikit-learn; None takes all cores.
+    reporter : Reporter
+        Receives progress.
 
     Raises
     ------
@@ -66,99 +80,125 @@ def score_blocks(
         For an unknown scorer.
     DataError
         When rows and labels differ in number, or there is only one class.
+
+    Examples
+    --------
+    >>> y = np.arange(40) % 2
+    >>> noise = np.random.default_rng(0).normal(size=(2, 40, 3)).astype(np.float32)
+    >>> blocks = {BlockRef("e", 0, "mean"): noise[0], BlockRef("e", 1, "mean"): noise[1]}
+    >>> blocks[BlockRef("e", 1, "mean")][:, 0] += 4 * y
+    >>> score_blocks(blocks, y).best.block
+    BlockRef(encoder='e', layer=1, pooling='mean')
     """
-    return probe_blocks(embeddings, y, scorer, reporter=reporter).scores
+    targets = Targets.from_labels(y)
+    return probe_blocks(embeddings, targets, scorer, n_jobs=n_jobs, reporter=reporter).scores
 
 
 def probe_blocks(
     embeddings: Blocks,
-    y: Column,
+    targets: Targets,
     scorer: str = "ridge",
     *,
+    n_jobs: int | None = None,
     reporter: Reporter = SILENT,
-) -> Probed:
-    """`score_blocks`, keeping each block's leading principal coordinates and its axes."""
+) -> ProbeResults:
+    """`score_blocks`, with each block's axes and leading principal coordinates."""
     check_scorer(scorer)
-    classes, encoded = find_classes(y)
-    if len(classes) < 2:
-        raise DataError("All labels are the same; there is nothing to tell apart.")
+    if np.count_nonzero(targets.counts) < 2:
+        raise DataError("There is only one class. Give rows of at least two.")
 
-    def probe(block: BlockRef) -> tuple[BlockScore, PrincipalAxes, npt.NDArray[np.float32]]:
+    def probe(block: BlockRef) -> tuple[BlockScore, PrincipalAxes, Floats]:
         features = embeddings[block]
-        if len(features) != len(encoded):
+        if len(features) != len(targets):
             raise DataError(
-                f"{block} has {len(features)} rows, but there are {len(encoded)} labels."
+                f"{block} has {len(features)} rows, but there are {len(targets)} labels."
             )
         axes, space, leading = PrincipalAxes.fit(features)
-        return SCORERS[scorer](block, space, encoded, len(classes)), axes, leading
+        return SCORERS[scorer](block, space, targets), axes, leading
 
     scores, coordinates, axes = [], {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
-        for score, own, leading in spread(probe, embeddings):
+        for score, own_axes, leading in parallel_map(probe, embeddings, n_jobs):
             scores.append(score)
-            axes[score.block], coordinates[score.block] = own, leading
+            axes[score.block], coordinates[score.block] = own_axes, leading
             advance(1)
-    return Probed(BlockScores(tuple(scores), scorer), coordinates, axes)
+    return ProbeResults(BlockScores(tuple(scores), scorer), coordinates, axes)
 
 
 def check_scorer(scorer: str) -> None:
     """Raise a ConfigError for an unknown scorer."""
-    if scorer not in SCORERS:
-        raise ConfigError(
-            f"Unknown scorer {scorer!r}. Choose from {', '.join(SCORERS)}."
-            + did_you_mean(scorer, SCORERS)
-        )
+    check_choice(scorer, SCORERS, "scorer")
 
 
-def probe_rows(probed: Probed, rows: npt.NDArray[np.intp], y: npt.NDArray[np.intp]) -> Probed:
+def probe_rows(
+    probed: ProbeResults,
+    rows: npt.NDArray[np.intp],
+    targets: Targets,
+    *,
+    n_jobs: int | None = None,
+) -> ProbeResults:
     """Score blocks by the ridge probe from the principal coordinates of some of their rows.
 
-    For choosing only: the scores are of the coordinates alone, and come without macro-F1 (NaN),
-    which takes longer than the probe. ``y`` are the class indices of those rows. The axes stay:
-    they come from the embeddings of all rows and from no label.
+    For choosing only: the probe sees the coordinates alone, and there is no macro-F1 (NaN), which
+    takes longer than the probe. The axes stay as they are: they come from the embeddings of all
+    rows and from no label.
+
+    Parameters
+    ----------
+    probed : ProbeResults
+        Of all rows.
+    rows : ndarray of shape (n_rows,)
+        Numbers of the rows to learn from.
+    targets : Targets
+        Of those rows.
+    n_jobs : int, optional
+        Threads, as in scikit-learn; None takes all cores.
     """
-    targets = one_hot(y, int(y.max()) + 1)
-    centred, scores = {}, []
-    for block, Z in probed.coordinates.items():
-        centred[block] = Z[rows] - Z[rows].mean(axis=0)
-        result = leave_one_out(decompose(centred[block]), targets)
-        correct = result.predictions.argmax(axis=1) == y
-        scores.append(_score(block, correct, result.errors, result.penalty))
-    return Probed(BlockScores(tuple(scores), "ridge"), centred, probed.axes)
+
+    def probe(block: BlockRef) -> tuple[BlockScore, Floats]:
+        Z = probed.coordinates[block][rows]
+        Z -= Z.mean(axis=0)
+        result = leave_one_out(decompose(Z), targets.matrix)
+        correct = targets.correct(targets.space.decide(result.predictions))
+        return _score(block, correct, result.errors, result.penalty), Z
+
+    scores, coordinates = [], {}
+    for score, Z in parallel_map(probe, probed.coordinates, n_jobs):
+        scores.append(score)
+        coordinates[score.block] = Z
+    return ProbeResults(BlockScores(tuple(scores), "ridge"), coordinates, probed.axes)
 
 
-def probe_space(
-    block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int
-) -> BlockScore:
-    """The ridge score of a block from its whole spectrum; ``y`` are class indices (n,)."""
-    result = leave_one_out(space, one_hot(y, n_classes))
-    predicted = result.predictions.argmax(axis=1)
-    score = _score(block, predicted == y, result.errors, result.penalty)
-    return replace(score, macro_f1=_macro_f1(y, predicted))
+def probe_space(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
+    """The ridge score of a block from its whole spectrum."""
+    result = leave_one_out(space, targets.matrix)
+    decisions = targets.space.decide(result.predictions)
+    score = _score(block, targets.correct(decisions), result.errors, result.penalty)
+    return replace(score, macro_f1=_macro_f1(targets, decisions))
 
 
-def _logistic(
-    block: BlockRef, space: Spectrum, y: npt.NDArray[np.intp], n_classes: int
-) -> BlockScore:
+def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
 
-    if (np.bincount(y) > 1).sum() < 2:
+    if np.count_nonzero(targets.counts > 1) < 2:
         raise DataError("The logistic scorer needs two rows of two classes; use scorer='ridge'.")
-    folds = stratified_folds(y, _FOLDS, seed=0)
-    best: tuple[npt.NDArray[np.floating], npt.NDArray[np.intp], float] | None = None
+    folds = targets.folds(_FOLDS, seed=0)
+    best: tuple[npt.NDArray[np.float64], Decisions, float] | None = None
     for C in _LOGISTIC_C:
-        proba = np.zeros((len(y), n_classes))
+        proba = np.zeros((len(targets), targets.space.n_outputs))
         for rows, held in folds:
-            model = LogisticRegression(C=C, max_iter=1000).fit(space.rotated[rows], y[rows])
+            model = LogisticRegression(C=C, max_iter=1000)
+            model.fit(space.rotated[rows], targets.codes[rows])
             # a class of which all rows are held out is not one of the model's
             proba[np.ix_(held, model.classes_)] = model.predict_proba(space.rotated[held])
-        losses = -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-12))
+        losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
         if best is None or losses.mean() < best[0].mean():
-            best = (losses, proba.argmax(axis=1), 1.0 / C)
+            best = (losses, targets.space.decide(proba), 1.0 / C)
     assert best is not None
-    score = _score(block, best[1] == y, best[0], best[2])
-    return replace(score, macro_f1=_macro_f1(y, best[1]))
+    losses, decisions, penalty = best
+    score = _score(block, targets.correct(decisions), losses, penalty)
+    return replace(score, macro_f1=_macro_f1(targets, decisions))
 
 
 def _score(
@@ -179,13 +219,13 @@ def _score(
     )
 
 
-def _macro_f1(y: npt.NDArray[np.intp], predicted: npt.NDArray[np.intp]) -> float:
+def _macro_f1(targets: Targets, decisions: Decisions) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(y, predicted, average="macro", zero_division=0))
+    return float(f1_score(targets.codes, decisions, average="macro", zero_division=0))
 
 
-SCORERS: dict[str, Callable[[BlockRef, Spectrum, npt.NDArray[np.intp], int], BlockScore]] = {
+SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets], BlockScore]] = {
     "ridge": probe_space,
     "logistic": _logistic,
 }

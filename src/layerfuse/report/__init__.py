@@ -80,7 +80,7 @@ def plot_verdict(verdict: Verdict) -> alt.VConcatChart:
         )
         for item in verdict.comparisons
         if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
-        for gain in (item.gain[verdict.rows],)
+        for gain in (item.on(verdict.rows).gain,)
     ]
     if not rows:
         raise ConfigError("This verdict has no comparisons to draw.")

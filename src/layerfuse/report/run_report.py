@@ -13,6 +13,7 @@ from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.errors import FormatError, NotFoundError
+from layerfuse.evaluation import BaselineScore, Tradeoff
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation, PairedDifference
 from layerfuse.model_selection import Trial
@@ -131,14 +132,6 @@ class SelectionReport(Model):
     """Other fusions and heads that were compared with concatenation and a ridge head."""
 
 
-class BaselineScore(Model):
-    """A baseline on some rows; ``gain`` is the pipeline's accuracy minus the baseline's."""
-
-    accuracy: Estimate
-    macro_f1: float
-    gain: PairedDifference
-
-
 class BaselineReport(Model):
     """One baseline: majority, tfidf, last_layer, last_four, last_matched, best_block or first_N."""
 
@@ -169,17 +162,6 @@ class VerdictReport(Model):
     rows: RowsOf
     recommended: str
     time_ratio: float | None
-
-
-class Tradeoff(Model):
-    """A pipeline with its nested accuracy on training rows and its cost."""
-
-    name: str
-    blocks: tuple[BlockRef, ...]
-    accuracy: Estimate
-    cost: PipelineCost
-    on_front: bool
-    """Whether no other beats it in accuracy, time, memory and dimensions at once."""
 
 
 class CostReport(Model):

@@ -1,0 +1,75 @@
+"""The protocols of heads: what is fitted, and the kinds that can be fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.targets import Targets
+
+__all__ = ["UNSEEN_CLASS_LOGIT", "Floats", "Head", "HeadKind", "Weights", "unit_mean_weights"]
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Weights: TypeAlias = npt.NDArray[np.floating]
+
+UNSEEN_CLASS_LOGIT = -30.0
+"""The logit of a class without a training row."""
+
+_SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
+
+
+class Head(Protocol):
+    """A classifier over fused features; numpy only."""
+
+    @property
+    def kind(self) -> str:
+        """A name of `HEADS`, or ``"linear"`` for a head that came with a fusion."""
+
+    @property
+    def penalty(self) -> float:
+        """The penalty it was fitted with, in the units of its kind; 0 where it has none."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(dim, n_outputs)."""
+
+    def logits(self, X: Floats) -> Floats:
+        """Features (n, dim) to logits (n, n_outputs)."""
+
+    def arrays(self) -> dict[str, Floats]:
+        """What must be saved; `load_head` is the inverse."""
+
+
+class HeadKind(Protocol):
+    """A class of heads: a new one is a new file, and its name in `layerfuse.heads.registry`."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in `HEADS`."""
+
+    def fit(
+        self, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
+    ) -> Head:
+        """Fit a head; see `fit_head`. ``row_weights`` (n,) have a mean of 1, or are None."""
+
+    def search_penalty(
+        self, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
+    ) -> float:
+        """Find the penalty; see `search_penalty`. ``row_weights`` as in `fit`."""
+
+    def load(self, arrays: Mapping[str, Floats], penalty: float) -> Head:
+        """The inverse of `Head.arrays`; a FormatError when they do not fit together."""
+
+
+def unit_mean_weights(row_weights: Weights | None) -> Floats | None:
+    """Weights of rows (n,) divided by their mean, so that a penalty means the same at any scale.
+
+    None where all are equal.
+    """
+    if row_weights is None or np.ptp(row_weights) == 0:
+        return None
+    relative = np.maximum(row_weights / row_weights.mean(), _SMALLEST_WEIGHT)
+    return np.asarray(relative, dtype=np.float32)
