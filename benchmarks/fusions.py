@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from layerfuse.baselines import rivals
+from layerfuse.estimator.gathering import Gathered, Rows
+from layerfuse.scoring import probe_blocks, stratified_rows
+from layerfuse.search import Recipe
+from layerfuse.training import Training, pipeline
 
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
 from benchmarks.study.fusions import fusion_names
-from layerfuse.baselines import rivals
 from layerfuse.blocks import BlockRef
-from layerfuse.estimator.gathering import Gathered, Rows
 from layerfuse.heads import PUBLISHED, fit_mlp
 from layerfuse.metrics import evaluate_predictions, paired_difference
 from layerfuse.pipeline import Plan, Task
 from layerfuse.resources import Budget
-from layerfuse.scoring import probe_blocks, stratified_rows
-from layerfuse.search import Recipe
 from layerfuse.selection import Allowance
-from layerfuse.training import Training, pipeline
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
 from layerfuse.corpus import audit, check_trainable
-from layerfuse.errors import DataError, LayerfuseError
 from layerfuse.estimator import gather
 from layerfuse.estimator.gathering import Gathered
 from layerfuse.estimator.inputs import training_rows
 from layerfuse.events import SILENT, Reporter
+
+from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
+from layerfuse.errors import DataError, LayerfuseError
 from layerfuse.files import digest
 
 DATASETS = ("mr", "sst2", "r8", "r52")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from layerfuse.estimator.gathering import Rows
+from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks
 
 from layerfuse import BlockRef
 from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
-from layerfuse.estimator.gathering import Rows
 from layerfuse.parallel import n_cores, spread
-from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks
 
 OUTCOMES = ("accuracy_gain", "loss_gain")
 

@@ -28,7 +28,7 @@ from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
-from layerfuse.probing import probe_blocks, standardization
+from layerfuse.probing import probe_blocks
 
 Array = npt.NDArray[Any]
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from conftest import TinyModels
 from layerfuse.encoder import FrozenEncoder
 from layerfuse.encoder.quantising import count_weights, quantisation
+
+from conftest import TinyModels
 from layerfuse.errors import ConfigError, MissingExtraError
 
 

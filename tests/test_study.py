@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from layerfuse.estimator.gathering import Gathered
+from layerfuse.scoring import standardisation
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
@@ -43,8 +45,6 @@ from helpers import Notes
 from layerfuse import BlockRef, BlockScores, EmbeddingStore, FrozenEncoder
 from layerfuse.blocks import BlockScore
 from layerfuse.errors import DataError, LayerfuseError
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.scoring import standardisation
 
 SETS = ("alpha", "beta")
 ROOT = Path(__file__).parents[1]

@@ -9,6 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from layerfuse.events import SILENT
+from layerfuse.terminal import TerminalReporter
+
 from benchmarks.study.claims import claims_of
 from benchmarks.study.evidence import Evidence
 from benchmarks.study.figures import draw_all
@@ -17,9 +20,7 @@ from benchmarks.study.measure import run_study
 from benchmarks.study.page import FIGURES, page_of, write_html
 from layerfuse.blocks import POOLINGS
 from layerfuse.errors import ConfigError, LayerfuseError
-from layerfuse.events import SILENT
 from layerfuse.files import atomic_write
-from layerfuse.terminal import TerminalReporter
 
 _COLUMNS = 80
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from layerfuse.estimator.saving import describe
+from layerfuse.scoring import Probed
 
 from benchmarks.study.fusions import Choice
 from benchmarks.study.inputs import EmbeddedData
@@ -20,9 +22,7 @@ from layerfuse import FrozenEncoder
 from layerfuse.bundle import Bundle, save_bundle
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator.saving import describe
 from layerfuse.pipeline import FusedModel, Plan, Task, train
-from layerfuse.scoring import Probed
 
 _PROCESS = Path(__file__).with_name("process.py")
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from layerfuse.events import Reporter
+from layerfuse.scoring import Probed, probe_rows, stratified_rows
+from layerfuse.search import Recipe, search
 
 from benchmarks.packaged import Labels
 from benchmarks.study.inputs import EmbeddedData, StudySettings
 from layerfuse import BlockRef, BlockScores, LayerfuseError
-from layerfuse.events import Reporter
 from layerfuse.fusion import FUSIONS, RESIDUAL, check_fusion
 from layerfuse.metrics import Estimate, evaluate_predictions, paired_difference, share_interval
 from layerfuse.parallel import spread
 from layerfuse.pipeline import Plan, Task, train
 from layerfuse.resources import Budget
-from layerfuse.scoring import Probed, probe_rows, stratified_rows
-from layerfuse.search import Recipe, search
 from layerfuse.selection import Allowance, choose
 
 Floats = npt.NDArray[np.float32]

@@ -10,13 +10,13 @@ from typing import Any
 
 import psutil
 import torch
+from layerfuse.estimator.gathering import Gathered
+from layerfuse.events import Reporter
+from layerfuse.extraction import Embeddings
 
 from benchmarks.packaged import ENCODERS, POOLINGS, Texts
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.events import Reporter
-from layerfuse.extraction import Embeddings
 from layerfuse.files import digest, human_bytes
 
 PARTS = ("profiles", "fusions", "complementarity", "curves", "resources")

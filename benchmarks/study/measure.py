@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layerfuse.estimator.gathering import Gathered, Rows
+from layerfuse.events import Reporter
+from layerfuse.learning_curve import learning_curve
+from layerfuse.scoring import Probed, one_hot, stratified_rows
 
 from benchmarks.packaged import Texts
 from benchmarks.pairs import correlate, measure_predictors, summarize, top_picks
@@ -35,10 +39,6 @@ from benchmarks.study.results import Results, machine, write_json
 from layerfuse import BlockRef, EmbeddingStore
 from layerfuse.complementarity import HEADLINE, Labelled, measure_pairs
 from layerfuse.errors import ConfigError, LayerfuseError
-from layerfuse.estimator.gathering import Gathered, Rows
-from layerfuse.events import Reporter
-from layerfuse.learning_curve import learning_curve
-from layerfuse.scoring import Probed, one_hot, stratified_rows
 
 _ROUND = 3  # goes up when a unit's numbers come to mean something else
 _RESAMPLES = 200

@@ -16,10 +16,10 @@ from typing import Any
 started = time.perf_counter()
 import psutil  # noqa: E402  # imports are timed
 import torch  # noqa: E402
-
-from layerfuse import BlockRef, FrozenEncoder, extract, load  # noqa: E402
 from layerfuse.encoder import loading  # noqa: E402, F401  # what the first load would import
 from layerfuse.memory import peak_mb  # noqa: E402
+
+from layerfuse import BlockRef, FrozenEncoder, extract, load  # noqa: E402
 
 imported = time.perf_counter()
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from layerfuse.events import Reporter
+from layerfuse.scoring import PrincipalAxes, Probed, one_hot, probe_space
 from sklearn.metrics import f1_score
 
 from benchmarks.packaged import Labels
@@ -14,10 +16,8 @@ from benchmarks.study.evidence import holm
 from benchmarks.study.fusions import last_block, names_of
 from benchmarks.study.inputs import EmbeddedData
 from layerfuse import BlockRef, BlockScores
-from layerfuse.events import Reporter
 from layerfuse.metrics import paired_difference, share_interval
 from layerfuse.parallel import spread
-from layerfuse.scoring import PrincipalAxes, Probed, one_hot, probe_space
 
 
 @dataclass(frozen=True)

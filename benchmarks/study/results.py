@@ -16,11 +16,11 @@ from typing import Any
 
 import psutil
 import torch
+from layerfuse.events import Reporter
 
 from benchmarks.common import cpu
 from layerfuse import __version__
 from layerfuse.errors import FormatError
-from layerfuse.events import Reporter
 from layerfuse.files import atomic_write, digest
 
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")

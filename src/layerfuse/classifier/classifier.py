@@ -54,7 +54,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     Parameters
     ----------
-    encoders : sequence of str, Path or FrozenEncoder, default=("minilm",)
+    encoders : str, Path, FrozenEncoder or sequence of them, default=("minilm",)
         Catalog names, model folders, ``.gguf`` files, Hub names or encoders.
     selection : {"greedy", "top_k", "best", "last"}, default="greedy"
         How blocks are selected; see `select_blocks`.
@@ -148,7 +148,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def __init__(
         self,
-        encoders: str | Path | Sequence[str | Path | FrozenEncoder] = ("minilm",),
+        encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder] = ("minilm",),
         *,
         selection: str = "greedy",
         max_blocks: int = 5,
@@ -396,14 +396,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             When the folder exists or cannot be written.
         """
         check_is_fitted(self, "model_")
-        space = LabelSpace(rename_labels(self.classes_, labels or {}))
+        names = dict(labels or {})
+        space = LabelSpace(rename_labels(self.classes_, names))
         used = {block.encoder for block in self.model_.blocks}
         encoders = [EncoderSpec.of(encoder) for encoder in self.encoders_ if encoder.name in used]
         facts = Facts(
-            cv=self.cv_,
+            cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
-            settings=settings_of(self),
+            settings=settings_of(self, names),
         )
         save_bundle(
             Bundle(self.model_, space, tuple(encoders), facts), Path(path), overwrite=overwrite

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.bundle import EncoderSpec, Settings, unsaved_kinds
+from layerfuse.bundle import EncoderSpec, Named, Settings, unsaved_kinds
 from layerfuse.calibration import check_calibration
 from layerfuse.data import check_trainable, contained_rows
 from layerfuse.embeddings import EmbeddingStore
@@ -64,7 +64,7 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     check_selection(model.selection)
     resolve_budget(model.budget)
     max_blocks = whole_number("max_blocks", model.max_blocks, at_least=1)
-    n_encoders = 1 if isinstance(model.encoders, (str, Path)) else len(model.encoders)
+    n_encoders = len(_listed(model.encoders))
     if model.selection == "last" and n_encoders > max_blocks:
         raise ConfigError(
             f"selection='last' takes a block of each of the {n_encoders} encoders, and "
@@ -252,7 +252,7 @@ def search_space(
 
 
 def open_encoders(
-    encoders: str | Path | Sequence[str | Path | FrozenEncoder], reporter: Reporter
+    encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder], reporter: Reporter
 ) -> tuple[FrozenEncoder, ...]:
     """Open encoders by name or path (``NAME=PATH`` renames).
 
@@ -261,7 +261,7 @@ def open_encoders(
     ConfigError
         For no encoder, or two of one name.
     """
-    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+    given = _listed(encoders)
     if not given:
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
@@ -282,61 +282,75 @@ def open_encoders(
     return tuple(opened)
 
 
-def settings_of(model: LayerFusionClassifier) -> Settings:
-    """The classifier's parameters in the form that a bundle keeps.
+def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Settings:
+    """The classifier's parameters in the form that a bundle keeps; ``names`` renames labels.
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
-    encoders = model.encoders
-    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
-    store, budget, random_state = model.store, model.budget, model.random_state
-    if isinstance(model.cv, (int, np.integer)):
-        cv = int(model.cv)
-    else:
+    encoders, budget = model.encoders, model.budget
+    store, random_state, cv = model.store, model.random_state, model.cv
+    limits = resolve_budget(budget)
+    if not isinstance(cv, (int, np.integer)):
         cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
         _not_kept("cv", "a splitter", f"cv={cv}")
     if isinstance(random_state, np.random.RandomState):
         random_state = None
         _not_kept("random_state", "a RandomState", "random_state=None")
+    class_weight: str | tuple[tuple[Any, float], ...] | None
+    if isinstance(model.class_weight, Mapping):
+        labels = as_list(list(model.class_weight), "labels")
+        weights = map(float, model.class_weight.values())
+        class_weight = tuple(
+            zip((names.get(label, label) for label in labels), weights, strict=True)
+        )
+    else:
+        class_weight = model.class_weight
+    kept_budget: tuple[Literal["Budget", "mapping"], dict[str, int | float | None]] | None = None
+    if isinstance(budget, Budget):
+        kept_budget = "Budget", dict(limits.limits)
+    elif budget is not None:
+        kept_budget = "mapping", {name: getattr(limits, name) for name in budget}
     return Settings(
         encoders=tuple(
-            EncoderSpec.of(item)
-            if isinstance(item, FrozenEncoder)
-            else ("path" if isinstance(item, Path) else "name", str(item))
-            for item in given
+            EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
+            for item in _listed(encoders)
         ),
-        one_encoder=isinstance(encoders, (str, Path, FrozenEncoder)),
+        encoders_type=(
+            "one"
+            if isinstance(encoders, (str, Path, FrozenEncoder))
+            else "list"
+            if isinstance(encoders, list)
+            else "tuple"
+        ),
         selection=model.selection,
         max_blocks=int(model.max_blocks),
-        budget=(
-            None
-            if budget is None
-            else ("Budget", asdict(budget))
-            if isinstance(budget, Budget)
-            else ("mapping", dict(budget))
-        ),
+        budget=kept_budget,
         fusion=model.fusion,
         head=model.head,
-        class_weight=(
-            tuple(model.class_weight.items())
-            if isinstance(model.class_weight, Mapping)
-            else model.class_weight
-        ),
+        class_weight=class_weight,
         fragments=model.fragments,
         calibration=model.calibration,
-        cv=cv,
+        cv=int(cv),
         sample_size=int(model.sample_size),
         store=(
-            ("path", str(store.root))
-            if isinstance(store, EmbeddingStore)
-            else None
+            None
             if store is None
-            else ("path" if isinstance(store, Path) else "name", str(store))
+            else _named(store.root if isinstance(store, EmbeddingStore) else store)
         ),
-        n_jobs=model.n_jobs,
+        n_jobs=None if model.n_jobs is None else int(model.n_jobs),
         random_state=None if random_state is None else int(random_state),
         verbose=int(model.verbose),
     )
+
+
+def _listed(
+    encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder],
+) -> list[str | Path | FrozenEncoder]:
+    return [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+
+
+def _named(value: str | Path) -> Named:
+    return ("path" if isinstance(value, Path) else "name", str(value))
 
 
 def _not_kept(name: str, what: str, instead: str) -> None:

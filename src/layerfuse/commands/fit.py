@@ -167,7 +167,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     )
     with atomic_folder(run) as folder:
         classifier.save(
-            folder / "bundle", text_column=config.text_column, label_column=config.label_column
+            folder / "bundle", text_column=dataset.text_column, label_column=dataset.label_column
         )
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)

@@ -70,12 +70,15 @@ class TextDataset:
         Names of the table's columns, where they are known.
     text_column : str or None
         The column of the texts, where it is known.
+    label_column : str or None
+        The column of the labels, where it is known and was read.
     """
 
     name: str
     splits: dict[str, Split]
     columns: tuple[str, ...] = field(default=(), compare=False)
     text_column: str | None = field(default=None, compare=False)
+    label_column: str | None = field(default=None, compare=False)
 
     @property
     def train(self) -> Split:

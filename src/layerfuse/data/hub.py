@@ -64,7 +64,7 @@ def read_hub(
             splits[name] = to_split(table, text, label)
     if not splits:
         raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
-    return TextDataset(repo_id.rpartition("/")[2], splits)
+    return TextDataset(repo_id.rpartition("/")[2], splits, table.names, text, label)
 
 
 def _table(where: str, part: Any) -> Table:

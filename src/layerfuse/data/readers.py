@@ -65,7 +65,7 @@ def read_dataset(
         text, label = find_columns(table, text, label, labeled)
         splits[name] = to_split(table, text, label)
     name = path.resolve().name
-    return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text)
+    return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text, label)
 
 
 def _suffix(path: Path) -> str:

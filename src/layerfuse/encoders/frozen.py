@@ -371,8 +371,7 @@ class FrozenEncoder:
         _ENCODERS.add(self)
 
     def _shape(self) -> _Shape | Architecture:
-        """Sizes, kept in the cache by fingerprint, so that embeddings can be planned, and stored ones
-        used, without loading the model."""
+        """Sizes, kept in the cache by fingerprint: stored embeddings need no loaded model."""
         if self._loaded is None:
             path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
             with contextlib.suppress(OSError, ValueError, TypeError):
