@@ -17,12 +17,11 @@ import numpy.typing as npt
 from benchmarks.study.fusions import Choice
 from benchmarks.study.inputs import EmbeddedData
 from layerfuse import FrozenEncoder
-from layerfuse.bundle import Bundle, save_bundle
+from layerfuse.bundle import Bundle, EncoderSpec, Facts, save_bundle
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import LayerfuseError
-from layerfuse.estimator.saving import describe
-from layerfuse.pipeline import FusedModel, Plan, Task, train
-from layerfuse.scoring import Probed
+from layerfuse.pipeline import FusedModel, Plan, train
+from layerfuse.probing import ProbeResults
 
 _PROCESS = Path(__file__).with_name("process.py")
 
@@ -58,7 +57,7 @@ def timed_choices(every: Sequence[Choice]) -> list[Timed]:
 def measure_cost(
     timed: Timed,
     embedded: EmbeddedData,
-    probed: Probed,
+    probed: ProbeResults,
     encoders: Mapping[str, FrozenEncoder],
     texts: Sequence[str],
     rows: npt.NDArray[np.intp],
@@ -70,13 +69,13 @@ def measure_cost(
         block: own.transform(embedded.train[block][rows])
         for block, own in zip(blocks, axes, strict=True)
     }
-    model = train(Plan(blocks), coordinates, data.y[rows], Task(data.n_classes))
+    model = train(Plan(blocks), coordinates, data.targets[rows])
     used = [encoders[name] for name in dict.fromkeys(block.encoder for block in blocks)]
     bundle = Bundle(
-        FusedModel(axes, model, TemperatureCalibrator()),
-        np.array([f"c{number}" for number in range(data.n_classes)]),
-        tuple(map(describe, used)),
-        {},
+        FusedModel(axes, model, TemperatureCalibrator(), data.targets.space),
+        data.targets.space,
+        tuple(map(EncoderSpec.of, used)),
+        Facts(),
     )
     with tempfile.TemporaryDirectory(prefix="layerfuse-study") as temporary:
         folder = Path(temporary) / "bundle"

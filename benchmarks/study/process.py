@@ -19,8 +19,8 @@ import psutil  # noqa: E402  # imports are timed
 import torch  # noqa: E402
 
 from layerfuse import BlockRef, FrozenEncoder, extract, load  # noqa: E402
-from layerfuse.encoder import loading  # noqa: E402, F401  # what the first load would import
-from layerfuse.memory import peak_mb  # noqa: E402
+from layerfuse.encoders import pretrained  # noqa: E402, F401  # what the first load would import
+from layerfuse.parallel import peak_mb  # noqa: E402
 
 imported = time.perf_counter()
 

@@ -20,8 +20,8 @@ import torch
 from benchmarks.common import cpu
 from layerfuse import __version__
 from layerfuse.errors import FormatError
-from layerfuse.events import Reporter
 from layerfuse.files import atomic_write, digest
+from layerfuse.progress import Reporter
 
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
 
