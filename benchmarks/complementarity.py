@@ -25,7 +25,8 @@ Floats = npt.NDArray[Any]
 
 
 def run() -> list[dict[str, Any]]:
-    results, correlations = [], []
+    results: list[dict[str, Any]] = []
+    correlations = []
     for texts in read_sets(DATASETS):
         name = texts.name
         rows = texts.targets.sample(MOST_ROWS, 0)

@@ -7,6 +7,7 @@ measure. A run goes on where an interrupted one was; without results/fusions.jso
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,8 +118,8 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     test = share_interval(int(right.sum()), len(right))
     cv = share_interval(int(targets.correct(decide(nested.logits)).sum()), len(targets))
     gap = cv.value - test.value
-    halves = [(own.high - own.low) / 2 for own in (cv, test)]
-    result = {
+    halves = ((own.high - own.low) / 2 for own in (cv, test))
+    result: dict[str, Any] = {
         "dataset": data.name,
         "seed": seed,
         "rows": len(targets),
@@ -128,7 +129,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
         "nested": cv.to_dict(),
         "test": test.to_dict(),
         "nested_minus_test": gap,
-        "joint_half_width": float(np.hypot(*halves)),
+        "joint_half_width": math.hypot(*halves),
         "against": {
             name: {
                 "blocks": [str(block) for block in plan.blocks],

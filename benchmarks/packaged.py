@@ -49,15 +49,13 @@ class Texts:
     @property
     def key(self) -> str:
         """A digest of every text and label."""
-        labels = (
-            self.targets.codes.astype(np.int64).tobytes(),
-            self.y_test.astype(np.int64).tobytes(),
-        )
+        codes = (self.targets.codes, self.y_test)
+        labels = (own.astype(np.int64).tobytes() for own in codes)
         return digest(digest(*self.train), digest(*self.test), *labels)
 
     @classmethod
     def read(cls, source: str, sample: int | None = None, reporter: Reporter = SILENT) -> Texts:
-        """Leave out classes with one training row and, where most are, rows that are part of others.
+        """Leave out classes with one training row and, where most are, parts of other rows.
 
         ``sample`` takes a stratified part of about that many rows of each split.
         """

@@ -62,7 +62,8 @@ def measure_predictors(
     """Measure pairs of blocks (n, dim) on half A of the rows, and on B what fusing them brought.
 
     Heads are ridge regressions on A's leading principal coordinates of each block, at the penalty
-    with the lowest leave-one-out loss on A. Each class has two rows or more. ``max_pairs`` measures a random part of the pairs, and those with the best block.
+    with the lowest leave-one-out loss on A. Each class has two rows or more. ``max_pairs`` measures
+    a random part of the pairs, and those with the best block.
     """
     first, second = halves(targets.codes, seed)
     probed = probe_blocks(embeddings.take(first), targets[first])

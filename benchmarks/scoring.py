@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,13 +63,10 @@ def _time(texts: Texts, embeddings: BlockView) -> dict[str, Any]:
     features = StandardScaler().fit_transform(embeddings[BlockRef(_ENCODER, 15, "mean")])
     peers = []
     for name, model in (
-        (
-            "RidgeClassifierCV, 10 penalties, leave-one-out",
-            RidgeClassifierCV(np.logspace(-1, 4, 10)),
-        ),
+        ("RidgeClassifierCV, 10 penalties, leave-one-out", RidgeClassifierCV(_RIDGE_PENALTIES)),
         ("LogisticRegressionCV, 8 penalties, 5 folds", _logistic()),
     ):
-        seconds = _seconds(lambda model=model: model.fit(features, y))
+        seconds = _seconds(partial(model.fit, features, y))
         ratio = seconds * len(embeddings) / ours
         print(f"{name}: {seconds:.2f} s a block, {ratio:.0f} times ours", flush=True)
         peers.append({"peer": name, "peer_s_per_block": seconds, "peer_over_ours": ratio})

@@ -188,7 +188,7 @@ def _curve(
     )
     value = asdict(curve)
     for point in value["points"]:
-        del point["draws"]
+        point["repeats"] = len(point.pop("draws"))
     return value
 
 
