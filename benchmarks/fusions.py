@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -125,8 +125,8 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
         "blocks": [str(block) for block in found.plan.blocks],
         "fusion": found.plan.fusion,
         "head": found.plan.head,
-        "nested": cv.accuracy.to_dict(),
-        "test": test.accuracy.to_dict(),
+        "nested": asdict(cv.accuracy),
+        "test": asdict(test.accuracy),
         "nested_minus_test": gap,
         "joint_half_width": float(np.hypot(*halves)),
         "against": {

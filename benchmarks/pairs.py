@@ -126,8 +126,8 @@ def halves(y: Labels, seed: int) -> tuple[Labels, Labels]:
     """Sorted row numbers of two halves; each has half of each class, the first the odd one."""
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
-    place = np.arange(len(y)) - np.searchsorted(y[order], y[order])
-    return np.sort(order[place % 2 == 0]), np.sort(order[place % 2 == 1])
+    rank = np.arange(len(y)) - np.searchsorted(y[order], y[order])
+    return np.sort(order[rank % 2 == 0]), np.sort(order[rank % 2 == 1])
 
 
 def correlate(pairs: Pairs, n_resamples: int = 500, seed: int = 0) -> dict[str, Floats]:
@@ -151,7 +151,7 @@ def correlate(pairs: Pairs, n_resamples: int = 500, seed: int = 0) -> dict[str, 
                 times[pairs.best] = 1
             samples.append(np.repeat(kept, times[pairs.members[kept]].prod(axis=1)))
         correlations[group] = np.stack(
-            [spearman(pairs.predictors.iloc[own], pairs.realized.iloc[own]) for own in samples]
+            [spearman(pairs.predictors.iloc[rows], pairs.realized.iloc[rows]) for rows in samples]
         )
     return correlations
 
@@ -173,8 +173,8 @@ def summarize(datasets: Sequence[Mapping[str, Floats]]) -> dict[str, Any]:
         estimates = np.stack([middle[0], low, high], axis=-1)
         summary[group] = {
             outcome: {
-                name: dict(zip(("value", "low", "high"), own.tolist(), strict=True))
-                for name, own in zip(MEASURES, estimates[:, column], strict=True)
+                name: dict(zip(("value", "low", "high"), estimate.tolist(), strict=True))
+                for name, estimate in zip(MEASURES, estimates[:, column], strict=True)
             }
             for column, outcome in enumerate(OUTCOMES)
         }

@@ -330,7 +330,7 @@ class TestPlots:
         by_name = {row["name"]: row["value"] for row in rows}
         assert "majority" not in by_name
         item = next(i for i in fitted.verdict_.comparisons if i.baseline.name == "tfidf")
-        assert by_name["TF-IDF"] == pytest.approx(100 * item.cv.gain.difference)
+        assert by_name["TF-IDF + logistic"] == pytest.approx(100 * item.cv.gain.difference)
         chart.save(str(tmp_path / "gains.svg"))
         assert "tfidf" in (tmp_path / "gains.svg").read_text(encoding="utf-8")
 

@@ -217,13 +217,14 @@ class TestJobs:
 
 
 class TestViews:
-    @pytest.fixture
-    def view(self, tiny: TinyModels) -> BlockView:
+    @pytest.fixture(params=[False, True], ids=["in memory", "in a store"])
+    def view(self, tiny: TinyModels, tmp_path: Path, request: pytest.FixtureRequest) -> BlockView:
         encoders = [
             FrozenEncoder.from_pretrained(tiny(name), name=name, device="cpu", max_length=8)
             for name in ("bert", "llama")
         ]
-        return extract_all(["good film", "bad", "good film", "bad " * 20], encoders, None)
+        store = EmbeddingStore(tmp_path) if request.param else None
+        return extract_all(["good film", "bad", "good film", "bad " * 20], encoders, store)
 
     def test_taking_rows(self, view: BlockView):
         for rows in (np.array([3, 0, 3]), np.array([True, False, False, True])):
@@ -234,6 +235,7 @@ class TestViews:
             assert part.costs == view.costs
         assert view.truncated_share == 1 / 4
         assert view.take(np.array([3, 0, 3])).truncated_share == 2 / 3
+        assert view.take(np.array([], np.intp))[BlockRef("bert", 1, "mean")].shape == (0, 32)
         again = view.take(np.array([3, 0, 1])).take(np.array([1]))
         block = next(iter(view))
         np.testing.assert_array_equal(again[block], view[block][[0]])

@@ -46,12 +46,10 @@ def timed_choices(every: Sequence[Choice]) -> list[Timed]:
     timed = []
     for choice in every:
         alone = len(choice.encoders) == 1
-        if alone and choice.way == "last":
-            timed.append(Timed(choice, cut=False))
-        elif choice.way == ("best" if alone else "greedy"):
+        if choice.way == ("best" if alone else "greedy"):
             timed.append(Timed(choice, cut=True))
-            if not alone and choice.encoders == largest:
-                timed.append(Timed(choice, cut=False))
+        if choice.way == "last" if alone else choice.way == "greedy" and choice.encoders == largest:
+            timed.append(Timed(choice, cut=False))
     return timed
 
 
@@ -67,8 +65,8 @@ def measure_cost(
     blocks, data = timed.choice.blocks, embedded.data
     axes = tuple(probed.axes[block] for block in blocks)
     coordinates = {
-        block: own.transform(embedded.train[block][rows])
-        for block, own in zip(blocks, axes, strict=True)
+        block: projection.transform(embedded.train[block][rows])
+        for block, projection in zip(blocks, axes, strict=True)
     }
     model = train(Plan(blocks), coordinates, data.y[rows], Task(data.n_classes))
     used = [encoders[name] for name in dict.fromkeys(block.encoder for block in blocks)]

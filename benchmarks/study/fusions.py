@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def measure_fusions(
     recipe = Recipe("greedy", blocks_only(settings.max_blocks), "auto", "auto", task)
     searched = search(_restrict(drawn, groups[-1]), y, recipe).plan
     plans[Choice(groups[-1], "search", searched.blocks)] = searched
-    every = dict.fromkeys([*plans.values(), *(plan for own in fused.values() for plan in own)])
+    every = dict.fromkeys([*plans.values(), *chain.from_iterable(fused.values())])
     predicted = _predict_all(list(every), embedded, probed, rows, task, reporter)
     correct = {plan: labels == data.y_test for plan, (labels, _) in predicted.items()}
     losses = {score.block: score.loss for score in drawn.scores}
@@ -151,8 +151,8 @@ def measure_fusions(
 
     def best_single(way: str, encoders: Sequence[str]) -> Choice:
         """Of some encoders the one whose best block of a way has the lowest training loss."""
-        own = [c for c in plans if c.way == way and len(c.encoders) == 1 and c.group in encoders]
-        return min(own, key=lambda choice: min(losses[block] for block in choice.blocks))
+        single = [c for c in plans if c.way == way and c.encoders in {(e,) for e in encoders}]
+        return min(single, key=lambda choice: min(losses[block] for block in choice.blocks))
 
     def row_of(choice: Choice, plan: Plan) -> dict[str, Any]:
         names = {"group": choice.group, "way": choice.way, "fusion": plan.fusion, "head": plan.head}
@@ -184,8 +184,8 @@ def measure_fusions(
             **_estimate("accuracy", share_interval(int(correct[plan].sum()), n_test)),
             **against("concat", plan, plans[choice]),
         }
-        for choice, own in fused.items()
-        for plan in own
+        for choice in fused
+        for plan in fused[choice]
     ]
     measured = {"selections": selections, "fusions": fusions}
     return {"rows": len(rows), "test_rows": n_test, **measured}
@@ -222,8 +222,8 @@ def _predict_all(
 
     def predict(plan: Plan) -> tuple[Labels, float]:
         started = time.perf_counter()
-        own = {block: coordinates[block][0] for block in plan.blocks}
-        logits = train(plan, own, embedded.data.y[rows], task).logits(test)
+        train_rows = {block: coordinates[block][0] for block in plan.blocks}
+        logits = train(plan, train_rows, embedded.data.y[rows], task).logits(test)
         return logits.argmax(axis=1), time.perf_counter() - started
 
     def is_fast(plan: Plan) -> bool:

@@ -87,7 +87,7 @@ def run_study(
             raise ConfigError(f"Two {kind}s are called {twice[0]!r}. Rename one of them.")
     results = Results(out, reporter)
     for number, data in enumerate(datasets):
-        sides = zip(*(own.blocks[number] for own in encoders), strict=True)
+        sides = zip(*(read.blocks[number] for read in encoders), strict=True)
         embedded = EmbeddedData(data, *map(Gathered, sides))
         _measure(embedded, encoders, settings, results, reporter, resources=number == 0)
     index = {
@@ -96,7 +96,7 @@ def run_study(
         "command": command,
         "settings": asdict(settings),
         "datasets": [data.name for data in datasets],
-        "encoders": {own.name: own.facts for own in encoders},
+        "encoders": {read.name: read.facts for read in encoders},
         "skipped": skipped,
         "shared_texts": count_shared(datasets),
         "machine": machine(),
@@ -121,7 +121,7 @@ def _measure(
         "round": _ROUND,
         "dataset": data.name,
         "rows": data.key,
-        "encoders": {own.name: own.identity for own in encoders},
+        "encoders": {read.name: read.identity for read in encoders},
         **{name: value for name, value in asdict(settings).items() if name not in _SELECTED},
     }
 
@@ -138,11 +138,11 @@ def _measure(
     def choices() -> dict[str, Any]:
         probed = profile().probed
         every = choose_all(probed, data.y, encoder_groups(probed.scores), settings.max_blocks)
-        rows = [{**asdict(own), "blocks": list(map(str, own.blocks))} for own in every]
+        rows = [{**asdict(one), "blocks": list(map(str, one.blocks))} for one in every]
         return {"choices": rows}
 
     def costs(timed: Timed) -> dict[str, Any]:
-        opened = {own.name: own.encoder for own in encoders}
+        opened = {read.name: read.encoder for read in encoders}
         rows = stratified_rows(data.y, settings.most_rows, seed=0)
         texts = data.test[:: max(1, len(data.test) // settings.timed)][: settings.timed]
         return measure_cost(timed, embedded, profile().probed, opened, texts, rows)
@@ -162,9 +162,9 @@ def _measure(
         Choice(tuple(row["encoders"]), row["way"], tuple(map(BlockRef.parse, row["blocks"])))
         for row in unit("choices", choices)["choices"]
     ]
-    place = {name: machine()[name] for name in ("cpu", "cores", "gpu")}
+    hardware = {name: machine()[name] for name in ("cpu", "cores", "gpu")}
     for timed in timed_choices(every):
-        unit(f"resources-{timed.name}", partial(costs, timed), machine=place)
+        unit(f"resources-{timed.name}", partial(costs, timed), machine=hardware)
 
 
 def _curve(

@@ -88,13 +88,13 @@ def describe_profile(profile: Profile, y_test: Labels) -> dict[str, Any]:
         }
 
     for name in names_of(scores):
-        own = scores.of(name)
-        best, last = own.best.block, last_block(own)
-        constant = {s.block: not axes[s.block].axes.any() for s in own}
-        lower = [s.block for s in own if s.block.layer < last.layer and not constant[s.block]]
+        encoder_scores = scores.of(name)
+        best, last = encoder_scores.best.block, last_block(encoder_scores)
+        constant = {s.block: not axes[s.block].axes.any() for s in encoder_scores}
+        lower = [b for b in constant if b.layer < last.layer and not constant[b]]
         against_last = compare({b: replace(b, layer=last.layer) for b in lower}, "")
-        against_best = compare({s.block: best for s in own if s.block != best}, "best_")
-        for score in own:
+        against_best = compare({b: best for b in constant if b != best}, "best_")
+        for score in encoder_scores:
             block = score.block
             share = share_interval(int(correct[block].sum()), len(y_test))
             f1 = f1_score(y_test, profile.predicted[block], average="macro", zero_division=0)

@@ -106,6 +106,8 @@ class _OneBlasThread:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
+                import scipy.linalg  # noqa: F401  # only a library that is loaded can be limited
+
                 self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
             self._inside += 1
 

@@ -239,20 +239,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         space = search_space(self, costs, seed)
         weights = None if data.weights is None else data.weights[sample]
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
-        result = training.search(reporter)
-        clock("select_s")
         max_blocks = space.budget.limits.blocks or len(probed.scores)
         strategies = {
             strategy.key: strategy.choose
             for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
         }
-        strategies |= {PIPELINE: nested_plan, FINAL_PLAN: lambda *_: result.plan}
         own_groups = None if data.groups is None else data.groups[sample]
         folds = measured.folds(self.cv, seed, own_groups)
-        nested = training.out_of_fold(strategies, folds, reporter)
+        result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
         cv_ = measured.evaluate(proba, seed=seed)
-        clock("cv_s")
+        clock("search_s")
         rows = embeddings
         if not whole:
             rows = extract_blocks(

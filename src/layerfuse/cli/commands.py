@@ -224,7 +224,7 @@ def demo(
     report: WriteReport = True,
     output: Output = _PRINT,
 ) -> None:
-    """Run an end-to-end demo on a subset of R8 with two small encoders, in minutes."""
+    """Run an end-to-end demo on a subset of R52 with a small encoder, in about a minute."""
     from layerfuse.commands.fit import demo as run
     from layerfuse.report.terminal import render_demo
 

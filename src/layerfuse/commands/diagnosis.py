@@ -36,6 +36,8 @@ from layerfuse.targets import Targets
 
 __all__ = [
     "Predicted",
+    "calibration",
+    "confusion",
     "diagnose",
     "environment",
     "find_near_duplicates",
@@ -115,14 +117,15 @@ def diagnose(
     classes = [str(label) for label in classifier.classes_.tolist()]
     shown = cv if test is None else test
     return Diagnosis(
-        confusion=_confusion(shown, len(classes)),
-        calibration=_calibration(shown),
+        confusion=confusion(shown, len(classes)),
+        calibration=calibration(shown),
         hardest=_hardest(cv, texts, classes),
         complementarity=_complementarity(classifier, reporter),
     )
 
 
-def _confusion(rows: Predicted, n_classes: int) -> tuple[ConfusionCell, ...]:
+def confusion(rows: Predicted, n_classes: int) -> tuple[ConfusionCell, ...]:
+    """Cells of the confusion matrix, the empty ones left out."""
     cells, counts = np.unique(rows.truth * n_classes + rows.predicted, return_counts=True)
     return tuple(
         ConfusionCell(truth=cell // n_classes, predicted=cell % n_classes, count=count)
@@ -130,7 +133,7 @@ def _confusion(rows: Predicted, n_classes: int) -> tuple[ConfusionCell, ...]:
     )
 
 
-def _calibration(rows: Predicted) -> tuple[CalibrationBin, ...]:
+def calibration(rows: Predicted) -> tuple[CalibrationBin, ...]:
     """Rows by confidence in tenths, those without rows left out."""
     edges = np.linspace(0, 1, _BINS + 1)
     places = np.clip(np.digitize(rows.confidence, edges[1:-1], right=True), 0, _BINS - 1)

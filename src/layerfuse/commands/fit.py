@@ -360,13 +360,13 @@ def _run_folder(config: FitConfig) -> Path:
     return run
 
 
-_DATA = "r8"
-_ENCODERS = ("minilm", "smollm2-135m")
+_DATA = "r52"
+_ENCODERS = ("minilm",)
 _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 
 
 def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> RunReport:
-    """Fit two small encoders on a stratified part of R8; replaces the folder of an older demo."""
+    """Fit a small encoder on a stratified part of R52; replaces the folder of an older demo."""
     if out.exists():
         if not _is_demo(out):
             raise StorageError(f"{out} exists and is not a demo's folder. Choose another --out.")

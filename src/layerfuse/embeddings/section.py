@@ -146,28 +146,26 @@ class Section:
         return missing
 
     def read(self, hashes: Hashes, key: Key) -> npt.NDArray[np.float32]:
-        """One block of texts that are all here, (n_texts, dim); reads no other block's bytes.
+        """One block of texts, (n_texts, dim); reads no other block's bytes.
 
         Raises
         ------
-        CorruptShardError
-            When a shard is damaged; `recover` sets it aside.
-        NotStoredError
-            When a text is missing.
+        CorruptShardError, NotStoredError
+            When a shard is damaged, see `recover`, or a text is missing.
         """
         contents = self._contents
         index = contents.index(contents.holders(key))
         places = index.places(hashes)
         if (places < 0).any():
             raise NotStoredError(f"{int((places < 0).sum())} texts of {block_name(key)}")
-        result: npt.NDArray[np.float32] | None = None
-        for number in np.unique(index.shard_of[places]):
-            rows = np.flatnonzero(index.shard_of[places] == number)
+        shard_of, row_of = index.shard_of[places], index.row_of[places]
+        result = np.empty((len(hashes), 0), dtype=np.float32)
+        for number in np.unique(shard_of) if len(places) else [0]:
+            rows = np.flatnonzero(shard_of == number)
             values = index.shards[number].read(block_name(key))
-            if result is None:
+            if not result.shape[1]:
                 result = np.empty((len(hashes), values.shape[1]), dtype=np.float32)
-            result[rows] = values[index.row_of[places[rows]]]
-        assert result is not None
+            result[rows] = values[row_of[rows]]
         return result
 
     def recover(self, error: CorruptShardError) -> None:
@@ -205,8 +203,7 @@ class Section:
     def _set_aside(self, error: CorruptShardError) -> None:
         """Rename a damaged shard; one that is no longer there was set aside by another process."""
         if error.path.exists():
-            self._reporter.note(
-                f"a damaged shard was set aside and will be computed again: {error}"
-            )
+            note = "a damaged shard was set aside and will be computed again"
+            self._reporter.note(f"{note}: {error}")
             with storage_errors(error.path), contextlib.suppress(FileNotFoundError):
                 error.path.replace(error.path.with_suffix(".corrupt"))

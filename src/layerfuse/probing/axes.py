@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 N_AXES = 384
 """Principal axes of a block that heads see, at most."""
 
-N_SEARCHED = 200
+N_SEARCHED = 160
 """Leading axes of a block by which blocks are chosen, at most."""
 
 

@@ -292,8 +292,7 @@ class Timings(Model):
 
     extract_s: float = 0.0
     score_s: float = 0.0
-    select_s: float = 0.0
-    cv_s: float = 0.0
+    search_s: float = 0.0
     head_s: float = 0.0
     baselines_s: float = 0.0
     latency_s: float = 0.0

@@ -632,8 +632,7 @@ def _runtime(report: RunReport) -> Section:
     steps = {
         "extracting embeddings": times.extract_s,
         "scoring blocks": times.score_s,
-        "selection, comparing fusions": times.select_s,
-        "nested resampling": times.cv_s,
+        "selection and nested resampling": times.search_s,
         "training the head": times.head_s,
         "baselines": times.baselines_s,
         "timing pipelines side by side": times.latency_s,

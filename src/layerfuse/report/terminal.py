@@ -182,8 +182,10 @@ def _print_run(report: RunReport, out: Console, verbose: bool) -> None:
         f"\nSelected ({selection.method}): {selection.fusion} fusion, {selection.head} head"
         f"{compared}"
     )
-    for place, (block, gain) in enumerate(zip(selection.blocks, selection.gains, strict=True), 1):
-        out.print(f"  {place}. {block}  loss −{gain:.4f}", soft_wrap=True)
+    names = list(map(str, selection.blocks))
+    for place, (name, gain) in enumerate(zip(names, selection.gains, strict=True), 1):
+        padded = name.ljust(max(map(len, names)))
+        out.print(f"  {place}. {padded}  loss −{gain:.4f}", soft_wrap=True)
     out.print()
     out.print(report.headline, style="bold")
     sentence = report.verdict.sentence
