@@ -17,6 +17,7 @@ from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bun
 from layerfuse.calibration import fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
+    Encoders,
     check_parameters,
     check_training,
     open_encoders,
@@ -148,7 +149,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def __init__(
         self,
-        encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder] = ("minilm",),
+        encoders: Encoders = ("minilm",),
         *,
         selection: str = "greedy",
         max_blocks: int = 5,
