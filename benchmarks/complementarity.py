@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from layerfuse.estimator.gathering import Rows
-from layerfuse.scoring import stratified_rows
 
 from benchmarks.common import RESULTS
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets

@@ -10,9 +10,6 @@ from typing import Any
 
 import psutil
 import torch
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.events import Reporter
-from layerfuse.extraction import Embeddings
 
 from benchmarks.packaged import ENCODERS, POOLINGS, Texts
 from layerfuse import EmbeddingStore, FrozenEncoder, extract

@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import torch
-from layerfuse.events import Reporter
 
 from benchmarks.common import cpu
 from layerfuse._version import __version__
