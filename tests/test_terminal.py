@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layerfuse.terminal import TerminalReporter
 
 import layerfuse
 from commandline import rows, run, start, succeed, write_csv

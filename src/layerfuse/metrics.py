@@ -339,9 +339,7 @@ def _binned_gap(labels: Ints, table: Floats, n_bins: int) -> float:
     return float(np.abs(np.bincount(bins, weights=gaps, minlength=n_bins)).sum() / len(gaps))
 
 
-def _calibration_gaps(
-    labels: Ints, table: Floats, n_bins: int
-) -> tuple[Ints, Floats]:
+def _calibration_gaps(labels: Ints, table: Floats, n_bins: int) -> tuple[Ints, Floats]:
     """Each row's confidence bin (n,) and its confidence minus 1 if right (n,)."""
     confidence = table.max(axis=1)
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
