@@ -1,6 +1,6 @@
 """Time, peak memory and size of the page of a run with 60,000 test rows of 52 classes, two encoders
-of 25 layers and three poolings. The run folder is made up; its page is made in a process of its own,
-whose maximum resident set is the peak, imports included."""
+of 25 layers and three poolings. The run folder is made up; its page is made by a process of its
+own, whose maximum resident set is the peak, imports included."""
 
 from __future__ import annotations
 

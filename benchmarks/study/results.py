@@ -18,10 +18,10 @@ import psutil
 import torch
 
 from benchmarks.common import cpu
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.errors import FormatError
-from layerfuse.events import Reporter
 from layerfuse.files import atomic_write, digest
+from layerfuse.progress import Reporter
 
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
 
