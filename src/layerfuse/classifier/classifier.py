@@ -80,7 +80,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     cv : int, cross-validation splitter or iterable, default=5
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     sample_size : int, default=10_000
-        Blocks are scored and selected on a stratified sample of at most this many rows. The other
+        Blocks are scored and selected on a stratified sample of about this many rows. The other
         rows are read only at the selected blocks, and the head is trained on all rows.
     store : {"auto"}, path, EmbeddingStore or None, default="auto"
         Embedding cache for training texts: the user's, a folder, or None for memory only.
