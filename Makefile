@@ -37,9 +37,11 @@ browser:
 	      chromium fonts-dejavu-core >/dev/null; } || \
 	  echo "no browser: install chromium, or leave its tests out: PYTEST_ARGS=\"-m 'not browser'\"" >&2
 
-check: lint ## lint, formatting, types, and that tables, reference and schema are up to date
+check: lint ## lint, formatting, types, import order; tables, reference and schema are up to date
 	@echo "mypy"
 	@$(BIN)/mypy
+	@echo "imports"
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@echo "tables"
 	@$(BIN)/python -m benchmarks.tables --check
 	@echo "command-line reference"

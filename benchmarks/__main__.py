@@ -9,15 +9,15 @@ from benchmarks import (
     complementarity,
     demo,
     extraction,
+    fit_time,
     fusions,
     memory,
     predict,
     profile,
     report,
     scoring,
-    scout,
     search,
-    warm,
+    walk,
 )
 from benchmarks.common import save
 from benchmarks.study.command import main as study
@@ -27,15 +27,15 @@ BENCHMARKS = {
     "profile": profile.run,
     "scoring": scoring.run,
     "predict": predict.run,
-    "scout": scout.run,
     "accuracy": accuracy.run,
     "memory": memory.run,
-    "warm": warm.run,
+    "fit_time": fit_time.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
+    "walk": walk.run,
 }
 
 

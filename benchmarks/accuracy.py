@@ -1,16 +1,28 @@
-"""The runs behind the table of the project's README: `layerfuse fit` on three of the four sets."""
+"""The runs behind the table of the project's README: `layerfuse fit` on the four sets."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from benchmarks.common import save
 from layerfuse.commands.fit import fit
 from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
+from layerfuse.metrics import Evaluation
 from layerfuse.progress import SILENT
+from layerfuse.report.run_report import (
+    BaselineReport,
+    CostReport,
+    RunReport,
+    SelectionReport,
+    Timings,
+    VerdictReport,
+)
 
 _ASKED = (
     "<|im_start|>user\nIs this movie review positive or negative? {text}<|im_end|>\n"
@@ -20,6 +32,7 @@ _BOTH = ("mpnet", "smollm2-135m")
 RUNS = (
     FitConfig("mr", encoders=_BOTH, pooling=("mean", "last"), report=False),
     FitConfig("r8", encoders=("mpnet",), report=False),
+    FitConfig("r52", encoders=_BOTH, report=False),
     FitConfig("sst2", encoders=_BOTH, report=False),
     FitConfig(
         "mr",
@@ -30,21 +43,55 @@ RUNS = (
     ),
 )
 
-_LEFT_OUT = {"profile", "run", "encoders", "pareto"}  # large, or of this machine
+
+class AccuracyRun(BaseModel):
+    """What is kept of a run's report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    train_rows: int
+    learned_rows: int
+    truncated_share: float
+    settings: FitConfig
+    selection: SelectionReport
+    cv: Evaluation
+    test: Evaluation
+    baselines: tuple[BaselineReport, ...]
+    cost: CostReport
+    verdict: VerdictReport
+    timings: Timings
+
+    @classmethod
+    def of(cls, report: RunReport) -> AccuracyRun:
+        assert report.test is not None, "the four sets have test rows"
+        return cls(
+            data=report.data.name,
+            train_rows=report.data.train_rows,
+            learned_rows=report.data.learned_rows,
+            truncated_share=report.data.truncated_share,
+            settings=replace(report.settings, out=None),
+            selection=report.selection,
+            cv=report.cv,
+            test=report.test,
+            baselines=report.baselines,
+            cost=report.cost,
+            verdict=report.verdict,
+            timings=report.timings,
+        )
 
 
 def run() -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for config in RUNS:
         with TemporaryDirectory() as folder:
-            own = {**config.__dict__, "out": str(Path(folder) / "run")}
             try:
-                found = fit(FitConfig(**own), SILENT)
+                report = fit(replace(config, out=str(Path(folder) / "run")), SILENT)
             except LayerfuseError as error:
                 print(f"{config.data} is left out: {error}")
                 continue
-        found["settings"] = {**found["settings"], "out": None}
-        results.append({key: value for key, value in found.items() if key not in _LEFT_OUT})
+        own = AccuracyRun.of(report)
+        results.append(own.model_dump(mode="json"))
         save("accuracy", results)  # what is measured is kept if the rest is interrupted
-        print(f"{config.data}: {found['test']['accuracy']:.4f}. {found['verdict']['sentence']}")
+        print(f"{own.data}: {own.test.accuracy.value:.4f}. {own.verdict.sentence}")
     return results

@@ -24,7 +24,7 @@ _PACKAGES = ("layerfuse", "torch", "transformers", "sentence-transformers", "sci
 
 
 def texts_of(dataset: str, n: int, split: str = "test") -> list[str] | None:
-    """Every k-th text of a split, or None where the dataset cannot be had."""
+    """Every k-th text of a split, or None where the dataset is not available."""
     try:
         rows = load_dataset(dataset).splits[split].texts
     except LayerfuseError as error:

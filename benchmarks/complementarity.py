@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from layerfuse.estimator.gathering import Rows
-from layerfuse.scoring import stratified_rows
 
 from benchmarks.common import RESULTS
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets
@@ -27,13 +25,14 @@ Floats = npt.NDArray[Any]
 
 
 def run() -> list[dict[str, Any]]:
-    results, correlations = [], []
+    results: list[dict[str, Any]] = []
+    correlations = []
     for texts in read_sets(DATASETS):
         name = texts.name
-        rows = stratified_rows(texts.y, MOST_ROWS, seed=0)
+        rows = texts.targets.sample(MOST_ROWS, 0)
         start = time.perf_counter()
-        embeddings = Rows(embed(texts.train, ENCODERS, POOLINGS), rows)
-        pairs = measure_predictors(embeddings, texts.y[rows], max_pairs=MAX_PAIRS)
+        embeddings = embed(texts.train, ENCODERS, POOLINGS).take(rows)
+        pairs = measure_predictors(embeddings, texts.targets[rows], max_pairs=MAX_PAIRS)
         # Not for the repository, but a new predictor can be tried on it in seconds.
         raw = RESULTS / "raw" / f"complementarity-{name}.npz"
         raw.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +49,7 @@ def run() -> list[dict[str, Any]]:
             {
                 "dataset": name,
                 "rows": len(rows),
-                "classes": int(texts.y.max()) + 1,
+                "classes": texts.targets.space.n_outputs,
                 "blocks": len(pairs.blocks),
                 "pairs": len(pairs.members),
                 "seconds": time.perf_counter() - start,

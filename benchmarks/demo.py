@@ -13,4 +13,4 @@ __all__ = ["run"]
 
 def run() -> list[dict[str, Any]]:
     """The demo's report; its run folder is that of the command itself."""
-    return [demo(Path("runs/demo"), 1200, SILENT)]
+    return [demo(Path("runs/demo"), 1200, SILENT).model_dump(mode="json")]

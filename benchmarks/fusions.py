@@ -7,29 +7,31 @@ measure. A run goes on where an interrupted one was; without results/fusions.jso
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from layerfuse.baselines import rivals
-from layerfuse.estimator.gathering import Gathered, Rows
-from layerfuse.scoring import probe_blocks, stratified_rows
-from layerfuse.search import Recipe
-from layerfuse.training import Training, pipeline
 
 from benchmarks.common import cpu, measured, save
-from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, read_sets
-from benchmarks.study.fusions import fusion_names
+from benchmarks.packaged import DATASETS, MOST_ROWS, Labels, Texts, embed, read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.heads import PUBLISHED, fit_mlp
-from layerfuse.metrics import evaluate_predictions, paired_difference
-from layerfuse.pipeline import Plan, Task
+from layerfuse.embeddings.views import BlockView
+from layerfuse.evaluation.baselines import baseline_strategies
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.fusion import FUSIONS
+from layerfuse.heads import PAPER_SCHEDULE, MlpHead
+from layerfuse.metrics import paired_difference, share_interval
+from layerfuse.model_selection import SearchSpace
+from layerfuse.pipeline import Plan
+from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5
@@ -37,7 +39,6 @@ SHARE = 0.8
 PAPERS = "mlp as published"
 
 Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.intp]
 
 
 def run() -> list[dict[str, Any]]:
@@ -57,48 +58,49 @@ def run() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Data:
-    """A set's embeddings, with class indices."""
+    """A set's embeddings, with what is to be predicted (see `Texts`)."""
 
     name: str
-    train: Gathered
-    y: Labels
-    test: Gathered
+    train: BlockView
+    targets: Targets
+    test: BlockView
     y_test: Labels
 
     @classmethod
     def embed(cls, texts: Texts) -> Data:
-        return cls(texts.name, embed(texts.train), texts.y, embed(texts.test), texts.y_test)
+        return cls(texts.name, embed(texts.train), texts.targets, embed(texts.test), texts.y_test)
+
+
+def search_space(seed: int = 0) -> SearchSpace:
+    """Greedy selection of at most `MAX_BLOCKS` blocks, any fusion and head."""
+    return SearchSpace("greedy", CostBudget(Budget(blocks=MAX_BLOCKS), {}), seed=seed)
 
 
 def measure(data: Data, seed: int) -> dict[str, Any]:
-    n_rows = min(MOST_ROWS, round(SHARE * len(data.y)))
-    rows = stratified_rows(data.y, n_rows, seed)
-    y = data.y[rows]
-    n_classes = int(y.max()) + 1
+    n_rows = min(MOST_ROWS, round(SHARE * len(data.targets)))
+    rows = data.targets.sample(n_rows, seed)
+    targets = data.targets[rows]
+    decide = targets.space.decide
     start = time.perf_counter()
-    embeddings = Rows(data.train, rows)
-    probed = probe_blocks(embeddings, y)
-    allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
-    recipe = Recipe("greedy", allowance, "auto", "auto", Task(n_classes, None, seed))
-    training = Training(embeddings, y, np.arange(len(y)), probed, recipe)
+    embeddings = data.train.take(rows)
+    probed = probe_blocks(embeddings, targets)
+    training = TrainingSample(embeddings, targets, probed, search_space(seed))
     probing = time.perf_counter() - start
     start = time.perf_counter()
     found = training.search()
     searching = time.perf_counter() - start
     start = time.perf_counter()
-    nested = training.out_of_fold({"pipeline": pipeline}, 5)["pipeline"].logits.argmax(axis=1)
+    nested = training.out_of_fold({PIPELINE: nested_plan}, targets.folds(5, seed))[PIPELINE]
     resampling = time.perf_counter() - start
 
     def correct(plan: Plan) -> npt.NDArray[np.bool_]:
-        predicted = training.fit(plan).logits(data.test).argmax(axis=1)
-        return np.asarray(predicted == data.y_test)
+        model = training.fit(plan, embeddings, targets)
+        return np.asarray(decide(model.logits(data.test)) == data.y_test)
 
     right = correct(found.plan)
     ways = {
-        f"{rival.name}{f' ({rival.encoder})' if rival.encoder else ''}": rival.procedure(
-            found, probed.scores
-        )
-        for rival in rivals(ENCODERS, 1)
+        f"{own.name}{f' ({own.encoder})' if own.encoder else ''}": own.choose(found, probed.scores)
+        for own in baseline_strategies(probed.scores.encoders, 1)
     }
     table = []
     for plan in plans(found.selection.blocks):
@@ -113,22 +115,21 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     share = float((published(training, data, found.selection.blocks) == data.y_test).mean())
     seconds = time.perf_counter() - start
     table.append({"fusion": "concat", "head": PAPERS, "test": share, "seconds": seconds})
-    test = evaluate_predictions(right.astype(int), np.eye(2)[np.ones(len(right), dtype=int)])
-    cv_right = nested == y
-    cv = evaluate_predictions(cv_right.astype(int), np.eye(2)[np.ones(len(y), dtype=int)])
-    gap = cv.accuracy.value - test.accuracy.value
-    halves = [(e.accuracy.high - e.accuracy.low) / 2 for e in (cv, test)]
-    result = {
+    test = share_interval(int(right.sum()), len(right))
+    cv = share_interval(int(targets.correct(decide(nested.logits)).sum()), len(targets))
+    gap = cv.value - test.value
+    halves = ((own.high - own.low) / 2 for own in (cv, test))
+    result: dict[str, Any] = {
         "dataset": data.name,
         "seed": seed,
-        "rows": len(y),
+        "rows": len(targets),
         "blocks": [str(block) for block in found.plan.blocks],
         "fusion": found.plan.fusion,
         "head": found.plan.head,
-        "nested": asdict(cv.accuracy),
-        "test": asdict(test.accuracy),
+        "nested": cv.to_dict(),
+        "test": test.to_dict(),
         "nested_minus_test": gap,
-        "joint_half_width": float(np.hypot(*halves)),
+        "joint_half_width": math.hypot(*halves),
         "against": {
             name: {
                 "blocks": [str(block) for block in plan.blocks],
@@ -140,36 +141,39 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
         "seconds": {"probing": probing, "searching": searching, "resampling": resampling},
     }
     print(
-        f"{data.name} {seed}: nested {100 * cv.accuracy.value:.2f}, test "
-        f"{100 * test.accuracy.value:.2f}; {', '.join(result['blocks'])}; {found.plan.fusion}, "
+        f"{data.name} {seed}: nested {100 * cv.value:.2f}, test "
+        f"{100 * test.value:.2f}; {', '.join(result['blocks'])}; {found.plan.fusion}, "
         f"{found.plan.head}; probing {probing:.0f} s, search {searching:.1f} s, nested "
         f"{resampling:.0f} s"
     )
     return result
 
 
-def published(training: Training, data: Data, blocks: tuple[BlockRef, ...]) -> Labels:
+def published(training: TrainingSample, data: Data, blocks: tuple[BlockRef, ...]) -> Labels:
     """Class indices (n_test,) by the papers' head on the concatenated blocks.
 
     1024 and 256 units, Adam at 1e-4, batches of 1024, 100 epochs, the best one by a part of the
     training rows that no step was taken on.
     """
-    concat = training.fit(Plan(blocks))
+    concat = training.fit(Plan(blocks), training.blocks, training.targets)
 
     def features(embeddings: Mapping[BlockRef, Floats]) -> Floats:
         pairs = zip(blocks, concat.axes, strict=True)
         return concat.model.fusion.transform([a.transform(embeddings[b]) for b, a in pairs])
 
-    task = training.recipe.task
-    X = features(training.embeddings)
-    head = fit_mlp(X, training.y, task.n_classes, None, task.seed, PUBLISHED)
-    return np.asarray(head.logits(features(data.test)).argmax(axis=1))
+    head = MlpHead.fit(
+        features(training.blocks),
+        training.targets,
+        seed=training.space.seed,
+        schedule=PAPER_SCHEDULE,
+    )
+    return training.targets.space.decide(head.logits(features(data.test)))
 
 
-def plans(blocks: Any) -> list[Plan]:
+def plans(blocks: tuple[BlockRef, ...]) -> list[Plan]:
     """Each fusion, plain and residual, with a ridge head; concatenation with each head."""
     heads = ("logistic", "kernel", "mlp")
-    plain = [Plan(blocks, name) for name in fusion_names()]
+    plain = [Plan(blocks, name) for name in FUSIONS]
     return plain + [Plan(blocks, "concat", head) for head in heads]
 
 

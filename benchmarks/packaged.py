@@ -1,7 +1,8 @@
-"""Datasets with class indices, and the benchmarks' four as the packaged encoders read them."""
+"""Datasets with targets, and the benchmarks' four as the packaged encoders read them."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from layerfuse.corpus import audit, check_trainable
-from layerfuse.estimator import gather
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.estimator.inputs import training_rows
-from layerfuse.events import SILENT, Reporter
 
 from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
-from layerfuse.errors import DataError, LayerfuseError
+from layerfuse.classifier.validation import check_training
+from layerfuse.data import audit
+from layerfuse.embeddings.extraction import extract_all
+from layerfuse.embeddings.views import BlockView
+from layerfuse.errors import DataError, LayerfuseError, LayerfuseWarning
 from layerfuse.files import digest
+from layerfuse.progress import SILENT, Reporter
+from layerfuse.targets import Targets
 
 DATASETS = ("mr", "sst2", "r8", "r52")
 ENCODERS = ("minilm", "mpnet", "smollm2-135m")
@@ -30,30 +32,30 @@ Labels = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Texts:
-    """A dataset's texts with class indices.
+    """A dataset's texts and what is to be predicted.
 
-    ``y`` (n,) are indices of the ``n_classes`` classes that are learned; ``y_test`` (n_test,) may
-    also hold ``n_classes`` and above, which stand for labels that training lacks: predictions of
-    such rows count as wrong. ``facts`` says what was left out and what is wrong with the data.
+    ``targets`` are those of the n training texts. ``y_test`` (n_test,) are class indices of the
+    same space, and above them indices of labels that training lacks: predictions of such rows
+    count as wrong. ``facts`` says what was left out and what is wrong with the data.
     """
 
     name: str
     train: Sequence[str]
-    y: Labels
+    targets: Targets
     test: Sequence[str]
     y_test: Labels
-    n_classes: int
     facts: Mapping[str, Any]
 
     @property
     def key(self) -> str:
         """A digest of every text and label."""
-        labels = (self.y.astype(np.int64).tobytes(), self.y_test.astype(np.int64).tobytes())
+        codes = (self.targets.codes, self.y_test)
+        labels = (own.astype(np.int64).tobytes() for own in codes)
         return digest(digest(*self.train), digest(*self.test), *labels)
 
     @classmethod
     def read(cls, source: str, sample: int | None = None, reporter: Reporter = SILENT) -> Texts:
-        """Leave out classes with one training row and rows that are parts of others.
+        """Leave out classes with one training row and, where most are, parts of other rows.
 
         ``sample`` takes a stratified part of about that many rows of each split.
         """
@@ -71,19 +73,21 @@ class Texts:
             reporter.note(f"{name}: left out, as they have one training row: {', '.join(single)}")
             kept = [row for row, label in enumerate(train.labels or ()) if counts[label] > 1]
             train = train.take(kept)
-        check_trainable(train.labels)
-        classes, y = np.unique(np.asarray(train.labels), return_inverse=True)
-        whole = training_rows(train.texts, y, "auto", reporter)
-        learned = train.take(whole.tolist())
-        unseen = sorted(set(test.labels or ()) - set(classes.tolist()), key=str)
-        index = {label: number for number, label in enumerate([*classes.tolist(), *unseen])}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LayerfuseWarning)  # the reporter is told as well
+            learned = check_training(
+                train.texts, train.labels or (), None, None, None, "drop", reporter
+            )
+        classes = learned.targets.space.classes.tolist()
+        unseen = sorted(set(test.labels or ()) - set(classes), key=str)
+        index = {label: number for number, label in enumerate([*classes, *unseen])}
         y_test = np.array([index[label] for label in test.labels or ()], dtype=np.intp)
         in_train, in_test = (audited.splits[split] for split in ("train", dataset.test_name))
         facts = {
             "classes": len(classes),
             "train_rows": len(dataset.train),
-            "learned_rows": len(learned),
-            "parts_left_out": len(train) - len(learned),
+            "learned_rows": len(learned.texts),
+            "parts_left_out": len(train) - len(learned.texts),
             "single_row_classes": single,
             "test_split": dataset.test_name,
             "test_rows": len(test),
@@ -94,7 +98,7 @@ class Texts:
             "duplicates_test": in_test.duplicates.count,
             "leaks": audited.leaks.count,
         }
-        return cls(name, learned.texts, y[whole], test.texts, y_test, len(classes), facts)
+        return cls(name, learned.texts, learned.targets, test.texts, y_test, facts)
 
 
 def read_sets(names: Sequence[str]) -> list[Texts]:
@@ -112,7 +116,7 @@ def embed(
     texts: Sequence[str],
     encoders: Sequence[str | Path] = ENCODERS,
     poolings: Sequence[str] = POOLINGS,
-) -> Gathered:
+) -> BlockView:
     """Every layer in every pooling, from the user's store or computed into it."""
-    models = [FrozenEncoder.from_pretrained(encoder) for encoder in encoders]
-    return gather(texts, models, "all", poolings, EmbeddingStore())
+    models = [FrozenEncoder.from_pretrained(encoder, pooling=poolings) for encoder in encoders]
+    return extract_all(texts, models, EmbeddingStore())

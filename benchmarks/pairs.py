@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from layerfuse.estimator.gathering import Rows
-from layerfuse.scoring import decompose, leave_one_out, one_hot, probe_blocks
 
 from layerfuse import BlockRef
-from layerfuse.complementarity import MEASURES, Labelled, measure_pairs
-from layerfuse.parallel import n_cores, spread
+from layerfuse.complementarity import MEASURES, ProbeData, measure_pairs
+from layerfuse.embeddings.views import BlockView
+from layerfuse.parallel import n_cores, parallel_map
+from layerfuse.probing import probe_blocks
+from layerfuse.targets import Targets
 
 OUTCOMES = ("accuracy_gain", "loss_gain")
 
@@ -52,8 +53,8 @@ class Pairs:
 
 
 def measure_predictors(
-    embeddings: Mapping[BlockRef, npt.NDArray[np.float32]],
-    y: Labels,
+    embeddings: BlockView,
+    targets: Targets,
     *,
     max_pairs: int | None = None,
     seed: int = 0,
@@ -61,17 +62,17 @@ def measure_predictors(
     """Measure pairs of blocks (n, dim) on half A of the rows, and on B what fusing them brought.
 
     Heads are ridge regressions on A's leading principal coordinates of each block, at the penalty
-    with the lowest leave-one-out loss on A. ``y`` are class indices (n,), each class with two rows
-    or more. ``max_pairs`` measures a random part of the pairs, and those with the best block.
+    with the lowest leave-one-out loss on A. Each class has two rows or more. ``max_pairs`` measures
+    a random part of the pairs, and those with the best block.
     """
-    first, second = halves(y, seed)
-    probed = probe_blocks(Rows(embeddings, first), y[first])
+    first, second = halves(targets.codes, seed)
+    probed = probe_blocks(embeddings.take(first), targets[first])
     coordinates = probed.coordinates
-    targets = one_hot(y[first], int(y.max()) + 1)
-    center = targets.mean(axis=0)
-    data = Labelled(probed.scores, coordinates, y[first], targets)
+    data = ProbeData(probed.scores, coordinates, targets[first])
+    matrix, truth, others = data.targets.matrix, targets[second], embeddings.take(second)
+    center = matrix.mean(axis=0)
     held_out = {
-        block: probed.axes[block].transform(embeddings[block][second])[:, : Z.shape[1]]
+        block: probed.axes[block].transform(others[block])[:, : Z.shape[1]]
         for block, Z in coordinates.items()
     }
 
@@ -80,12 +81,12 @@ def measure_predictors(
         Z = np.concatenate([coordinates[block] for block in pair], axis=1)
         gram = Z.T @ Z
         gram[np.diag_indices_from(gram)] += np.float32(penalty)
-        weights = np.linalg.solve(gram, Z.T @ (targets - center))
+        weights = np.linalg.solve(gram, Z.T @ (matrix - center))
         predicted = center + np.concatenate([held_out[block] for block in pair], axis=1) @ weights
-        loss = ((np.eye(len(center))[y[second]] - predicted) ** 2).sum(axis=1).mean()
-        return float((predicted.argmax(axis=1) == y[second]).mean()), float(loss)
+        correct = truth.correct(truth.space.decide(predicted))
+        return float(correct.mean()), float(truth.brier(predicted.astype(np.float64)).mean())
 
-    fits = {block: leave_one_out(decompose(Z), targets) for block, Z in coordinates.items()}
+    fits = {block: data.fit([block]) for block in coordinates}
     alone = {block: measure([block], fit.penalty) for block, fit in fits.items()}
     blocks = tuple(embeddings)
     best = blocks.index(min(fits, key=lambda block: fits[block].loss))
@@ -110,7 +111,7 @@ def measure_predictors(
     couples = [(blocks[a], blocks[b]) for a, b in members]
     cuts = np.linspace(0, len(couples), n_cores() + 1).astype(int)
     slices = [couples[start:end] for start, end in pairwise(cuts)]
-    table = pd.DataFrame([row for rows in spread(measure_slice, slices) for row in rows])
+    table = pd.DataFrame([row for rows in parallel_map(measure_slice, slices) for row in rows])
     predictors, realized = table.iloc[:, : len(MEASURES)], table.iloc[:, len(MEASURES) :]
     return Pairs(
         blocks=blocks,
@@ -126,8 +127,8 @@ def halves(y: Labels, seed: int) -> tuple[Labels, Labels]:
     """Sorted row numbers of two halves; each has half of each class, the first the odd one."""
     order = np.random.default_rng(seed).permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
-    rank = np.arange(len(y)) - np.searchsorted(y[order], y[order])
-    return np.sort(order[rank % 2 == 0]), np.sort(order[rank % 2 == 1])
+    place = np.arange(len(y)) - np.searchsorted(y[order], y[order])
+    return np.sort(order[place % 2 == 0]), np.sort(order[place % 2 == 1])
 
 
 def correlate(pairs: Pairs, n_resamples: int = 500, seed: int = 0) -> dict[str, Floats]:
@@ -151,7 +152,7 @@ def correlate(pairs: Pairs, n_resamples: int = 500, seed: int = 0) -> dict[str, 
                 times[pairs.best] = 1
             samples.append(np.repeat(kept, times[pairs.members[kept]].prod(axis=1)))
         correlations[group] = np.stack(
-            [spearman(pairs.predictors.iloc[rows], pairs.realized.iloc[rows]) for rows in samples]
+            [spearman(pairs.predictors.iloc[own], pairs.realized.iloc[own]) for own in samples]
         )
     return correlations
 
@@ -173,8 +174,8 @@ def summarize(datasets: Sequence[Mapping[str, Floats]]) -> dict[str, Any]:
         estimates = np.stack([middle[0], low, high], axis=-1)
         summary[group] = {
             outcome: {
-                name: dict(zip(("value", "low", "high"), estimate.tolist(), strict=True))
-                for name, estimate in zip(MEASURES, estimates[:, column], strict=True)
+                name: dict(zip(("value", "low", "high"), own.tolist(), strict=True))
+                for name, own in zip(MEASURES, estimates[:, column], strict=True)
             }
             for column, outcome in enumerate(OUTCOMES)
         }

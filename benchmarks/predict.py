@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.common import alternate, compared, texts_of
 from benchmarks.peers import sentence_transformers
 from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load, load_dataset
+from layerfuse.data import Split
 from layerfuse.errors import LayerfuseError
 
 _ENCODER = "mpnet"
@@ -35,7 +36,8 @@ def run() -> list[dict[str, Any]]:
         except LayerfuseError as error:
             print(f"{dataset} is left out: {error}")
             continue
-        fitted = LayerFusionClassifier([_ENCODER], max_length=256, cv=2)
+        encoder = FrozenEncoder.from_pretrained(_ENCODER, max_length=256)
+        fitted = LayerFusionClassifier([encoder], cv=2)
         fitted.fit(train.texts, train.labels or ())
         with tempfile.TemporaryDirectory() as folder:
             fitted.save(Path(folder) / "bundle")
@@ -46,7 +48,7 @@ def run() -> list[dict[str, Any]]:
     return results
 
 
-def _measure(pipeline: LayerFusionClassifier, texts: list[str], train: Any) -> dict[str, Any]:
+def _measure(pipeline: LayerFusionClassifier, texts: list[str], train: Split) -> dict[str, Any]:
     full = FrozenEncoder.from_pretrained(_ENCODER, max_length=256)
     encode = sentence_transformers(full)
     head = LogisticRegression(max_iter=1000).fit(encode(train.texts), train.labels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.packaged import DATASETS, POOLINGS, Texts, embed, read_sets
 from layerfuse import BlockRef, score_blocks
-from layerfuse.targets import stratified_rows
+from layerfuse.embeddings.views import BlockView
 
 _ENCODER = "smollm2-135m"
 _TIMED = ("mr", "r52")
@@ -33,7 +34,7 @@ def run() -> list[dict[str, Any]]:
     results = []
     for texts in read_sets(DATASETS):
         embeddings = embed(texts.train, [_ENCODER])
-        found: dict[str, Any] = {"dataset": texts.name, "rows": len(texts.y)}
+        found: dict[str, Any] = {"dataset": texts.name, "rows": len(texts.targets)}
         found["blocks"] = len(embeddings)
         if texts.name in _TIMED:
             found |= _time(texts, embeddings)
@@ -53,30 +54,28 @@ def _logistic() -> Any:
     )
 
 
-def _time(texts: Texts, embeddings: Any) -> dict[str, Any]:
-    score_blocks(embeddings, texts.y)  # fills the file cache, as an extraction just before would
-    times = [_seconds(lambda: score_blocks(embeddings, texts.y)) for _ in range(5)]
+def _time(texts: Texts, embeddings: BlockView) -> dict[str, Any]:
+    y = texts.targets.codes
+    score_blocks(embeddings, y)  # fills the file cache, as an extraction just before would
+    times = [_seconds(lambda: score_blocks(embeddings, y)) for _ in range(5)]
     ours = statistics.median(times)
-    print(f"{len(embeddings)} blocks of {len(texts.y)} rows of {texts.name}: {ours:.1f} s")
+    print(f"{len(embeddings)} blocks of {len(y)} rows of {texts.name}: {ours:.1f} s")
     features = StandardScaler().fit_transform(embeddings[BlockRef(_ENCODER, 15, "mean")])
     peers = []
     for name, model in (
-        (
-            "RidgeClassifierCV, 10 penalties, leave-one-out",
-            RidgeClassifierCV(np.logspace(-1, 4, 10)),
-        ),
+        ("RidgeClassifierCV, 10 penalties, leave-one-out", RidgeClassifierCV(_RIDGE_PENALTIES)),
         ("LogisticRegressionCV, 8 penalties, 5 folds", _logistic()),
     ):
-        seconds = _seconds(lambda model=model: model.fit(features, texts.y))
+        seconds = _seconds(partial(model.fit, features, y))
         ratio = seconds * len(embeddings) / ours
         print(f"{name}: {seconds:.2f} s a block, {ratio:.0f} times ours", flush=True)
         peers.append({"peer": name, "peer_s_per_block": seconds, "peer_over_ours": ratio})
     return {"ours_s": times, "ours_median_s": ours, "peers": peers}
 
 
-def _rank(texts: Texts, embeddings: Any) -> dict[str, Any]:
-    rows = stratified_rows(texts.y, _RANKED_ROWS, 0)
-    part, y = embeddings.take(rows), texts.y[rows]
+def _rank(texts: Texts, embeddings: BlockView) -> dict[str, Any]:
+    rows = texts.targets.sample(_RANKED_ROWS, 0)
+    part, y = embeddings.take(rows), texts.targets.codes[rows]
     ranking = [score.block for score in score_blocks(part, y).ranking]
     layers = np.linspace(1, max(block.layer for block in part), _SPREAD).round().astype(int)
     blocks = ranking[:2] + [BlockRef(_ENCODER, int(layer), POOLINGS[0]) for layer in layers]

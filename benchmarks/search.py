@@ -9,19 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from benchmarks.fusions import MAX_BLOCKS, Data
+from benchmarks.fusions import Data, search_space
 from benchmarks.packaged import read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.evaluation.nested import Training
-from layerfuse.model_selection import Recipe
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Plan, Task
-from layerfuse.probing import Probed, decompose, leave_one_out, one_hot, probe_blocks
-from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
+from layerfuse.complementarity import ProbeData
+from layerfuse.evaluation.nested import TrainingSample
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Plan
+from layerfuse.probing import probe_blocks
 
 
 def run() -> list[dict[str, Any]]:
@@ -29,27 +24,26 @@ def run() -> list[dict[str, Any]]:
     if not sets:
         return []
     data = Data.embed(sets[0])
-    y = data.y
+    targets = data.targets
     start = time.perf_counter()
-    probed = probe_blocks(data.train, y)
-    allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
-    recipe = Recipe("greedy", allowance, "auto", "auto", Task(int(y.max()) + 1))
-    training = Training(data.train, y, np.arange(len(y)), probed, recipe)
+    probed = probe_blocks(data.train, targets)
+    training = TrainingSample(data.train, targets, probed, search_space())
     probing = time.perf_counter() - start
     found = training.search()
     ours = time.perf_counter() - start
     start = time.perf_counter()
-    chosen = exhaustive(probed, y, len(found.selection.blocks))
+    probes = ProbeData(probed.scores, probed.coordinates, targets)
+    chosen = exhaustive(probes, len(found.selection.blocks))
     theirs = time.perf_counter() - start
-    targets = one_hot(y, int(y.max()) + 1)
     measured = {}
     for name, blocks in (("ours", found.selection.blocks), ("exhaustive", tuple(chosen))):
-        result = leave_one_out(decompose(_joined(probed, blocks)), targets)
-        test = training.fit(Plan(blocks)).logits(data.test).argmax(axis=1) == data.y_test
+        result = probes.fit(blocks)
+        logits = training.fit(Plan(blocks), data.train, targets).logits(data.test)
+        test = targets.space.decide(logits) == data.y_test
         measured[name] = {
             "blocks": [str(block) for block in blocks],
             "loss": result.loss,
-            "leave_one_out_accuracy": float((result.predictions.argmax(axis=1) == y).mean()),
+            "leave_one_out_accuracy": float(probes.correct(result.predictions).mean()),
             "test_accuracy": float(test.mean()),
         }
         print(name, measured[name])
@@ -59,7 +53,7 @@ def run() -> list[dict[str, Any]]:
         {
             "dataset": "mr",
             "blocks": len(data.train),
-            "rows": len(y),
+            "rows": len(targets),
             "ours_s": ours,
             "probing_s": probing,
             "exhaustive_s": theirs,
@@ -70,20 +64,15 @@ def run() -> list[dict[str, Any]]:
     ]
 
 
-def exhaustive(probed: Probed, y: npt.NDArray[np.intp], n_blocks: int) -> list[BlockRef]:
+def exhaustive(probes: ProbeData, n_blocks: int) -> list[BlockRef]:
     """Forward selection that tries every block at every step, each at its best penalty."""
-    targets = one_hot(y, int(y.max()) + 1)
     chosen: list[BlockRef] = []
     for _ in range(n_blocks):
-        rest = [block for block in probed.coordinates if block not in chosen]
+        rest = [block for block in probes.coordinates if block not in chosen]
 
         def loss(block: BlockRef) -> float:
-            return leave_one_out(decompose(_joined(probed, [*chosen, block])), targets).loss
+            return probes.fit([*chosen, block]).loss
 
-        losses = dict(zip(rest, spread(loss, rest), strict=True))
+        losses = dict(zip(rest, parallel_map(loss, rest), strict=True))
         chosen.append(min(losses, key=lambda block: losses[block]))
     return chosen
-
-
-def _joined(probed: Probed, blocks: Any) -> npt.NDArray[Any]:
-    return np.concatenate([probed.coordinates[block] for block in blocks], axis=1)

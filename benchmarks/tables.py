@@ -12,16 +12,17 @@ import json
 import re
 import statistics
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.accuracy import AccuracyRun
 from benchmarks.markdown import SETS, markdown_table, percent
 from benchmarks.study.page import page_of
-from layerfuse.report import render_fit
+from layerfuse.report.run_report import RunReport
+from layerfuse.report.terminal import render_demo
 
 _HERE = Path(__file__).parent
 _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
@@ -63,7 +64,10 @@ def _pages() -> Iterator[tuple[Path, str]]:
 
 def _table(name: str) -> str:
     source, make = TABLES[name]
-    value = json.loads((_HERE / "results" / f"{source}.json").read_text(encoding="utf-8"))
+    path = _HERE / "results" / f"{source}.json"
+    if not path.exists():
+        return f"Not measured yet: `python -m benchmarks {source}`.\n"
+    value = json.loads(path.read_text(encoding="utf-8"))
     hardware = value["hardware"]
     place = f"{hardware['cpu']}, {hardware['cores']} cores"
     return "\n".join([*make(value["results"]), "", f"({place}, {value['date']})", ""])
@@ -76,30 +80,32 @@ def _between(low: float, high: float, digits: int = 1, times: float = 100) -> st
 def accuracy(results: list[Result]) -> list[str]:
     """The product's own runs beside the baselines."""
 
-    def row(run: Result) -> list[str]:
-        settings, test = run["settings"], run["test"]
-        encoders = " + ".join(settings["encoders"])
-        # results of before 2026-11-26 have the latter two names
-        names = ("prompts", "chat_prompts", "templates", "chat_questions")
-        if any(settings.get(name) for name in names):
-            encoders += ", asked"
-        low, high = test["ci95"]
+    def row(run: AccuracyRun) -> list[str]:
+        encoders = " + ".join(run.settings.encoders)
+        if run.settings.prompts or run.settings.chat_prompts:
+            encoders += ", prompted"
+        own = run.test.accuracy
         return [
-            SETS[run["data"]["name"]],
+            SETS[run.data],
             encoders,
             *(_baseline(run, name) for name in ("tfidf", "last_layer", "last_four", "best_block")),
-            f"**{percent(test['accuracy'])}** ({percent(low)} to {percent(high)})",
-            percent(run["cv"]["accuracy"]),
+            f"**{percent(own.value)}** ({percent(own.low)} to {percent(own.high)})",
+            percent(run.cv.accuracy.value),
         ]
 
     columns = ["data", "encoders", "TF-IDF", "last layer", "last four", "best block"]
-    return markdown_table([*columns, "layerfuse (95 %)", "nested"], map(row, results))
+    return markdown_table(
+        [*columns, "layerfuse (95% interval)", "nested"],
+        map(row, map(AccuracyRun.model_validate, results)),
+    )
 
 
-def _baseline(run: Result, name: str) -> str:
+def _baseline(run: AccuracyRun, name: str) -> str:
     """Of several encoders the one that is better on training rows."""
-    own = [b for b in run["baselines"] if b["name"].startswith(name)]
-    return percent(max(own, key=lambda b: b["cv"]["accuracy"])["test"]["accuracy"])
+    own = (baseline for baseline in run.baselines if baseline.name == name)
+    best = max(own, key=lambda baseline: baseline.cv.accuracy.value)
+    assert best.test is not None
+    return percent(best.test.accuracy.value)
 
 
 def _ratio(compared: Result) -> str:
@@ -192,44 +198,17 @@ def scoring(results: list[Result]) -> list[str]:
     )
 
 
-def scout(results: list[Result]) -> list[str]:
-    """The two fits, and what scouting saves."""
+def fit_time(results: list[Result]) -> list[str]:
+    """Seconds of fits with stored embeddings."""
 
     def row(case: Result) -> list[str]:
-        total = case["timings"]["total_s"]
-        own = (c for c in results if c["selection"] == case["selection"] and c["scout"] is None)
-        whole = next(own)["timings"]["total_s"]
         return [
-            case["selection"],
-            "whole" if case["scout"] is None else "scouted",
-            f"{total:.0f}",
-            f"{case['timings']['extract_s']:.0f}",
-            f"{100 * (1 - total / whole):.0f}",
-            f"{case['highest_layer']} of {case['n_layers']}",
-            percent(case["test_accuracy"]),
+            case["fit"],
+            *(f"{case[key]:.1f}" for key in ("total_median_s", "learning_median_s")),
         ]
 
-    columns = [
-        "selection",
-        "read",
-        "s",
-        "of which reading",
-        "saved, %",
-        "highest layer",
-        "test accuracy",
-    ]
-    return markdown_table(columns, map(row, results))
-
-
-def warm(results: list[Result]) -> list[str]:
-    """A first and a second fit."""
-
-    def row(case: Result) -> list[str]:
-        name = f"{SETS[case['dataset']]}, {' + '.join(case['encoders'])}"
-        return [name, *(f"{case[key]:.1f}" for key in ("first_s", "second_s", "ratio"))]
-
-    columns = ["fit", "first, s", "second, s", "first / second"]
-    return markdown_table(columns, map(row, (case for case in results if "dataset" in case)))
+    columns = ["fit", "whole process, s", "learning, s"]
+    return markdown_table(columns, map(row, (case for case in results if "fit" in case)))
 
 
 def fusions(results: list[Result]) -> list[str]:
@@ -298,18 +277,12 @@ def complementarity(results: list[Result]) -> list[str]:
 
 
 def demo(results: list[Result]) -> list[str]:
-    """What the demo printed: charts, accuracies and verdict; tables in between are left out."""
-    printed = Console(file=io.StringIO(), width=_COLUMNS, markup=False, highlight=False)
-    render_fit(results[0], printed)
-    lines = [line.rstrip() for line in printed.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-
-    def place(start: str) -> int:
-        return next(number for number, line in enumerate(lines) if line.startswith(start))
-
-    charts = lines[1 : place("Blocks ")]
-    table = lines[place("Accuracy on") : place("Its probabilities")]
-    verdict = textwrap.wrap(lines[place("Verdict:")], _COLUMNS)
-    return ["```text", *charts, "...", *filter(None, table), "...", *verdict, "```"]
+    """What the demo prints."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=_COLUMNS, markup=False, highlight=False)
+    render_demo(RunReport.model_validate(results[0]), console)
+    lines = (line.rstrip() for line in printed.getvalue().strip("\n").splitlines())
+    return ["```text", *lines, "```"]
 
 
 def _by_set(results: list[Result]) -> dict[str, list[Result]]:
@@ -333,8 +306,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "predict": ("predict", predict),
     "profile": ("profile", profile),
     "scoring": ("scoring", scoring),
-    "scout": ("scout", scout),
-    "warm": ("warm", warm),
+    "fit_time": ("fit_time", fit_time),
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),

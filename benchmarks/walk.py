@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import layerfuse
 
@@ -43,7 +44,7 @@ def entered(function: Callable[[], Any]) -> tuple[set[str], set[tuple[str, str]]
         function()
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # the documented way to end it
+        threading.setprofile(None)  # the documented way to end it
     return modules, functions
 
 
@@ -62,18 +63,17 @@ def run() -> list[dict[str, Any]]:
         table = root / "train.csv"
         with table.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
-        options = ["--dtype", "float32", "--device", "cpu", "--quiet", "--no-report"]
-        command = ["fit", str(table), "--encoder", str(model), "--out", str(root / "run"), *options]
+        command = ["fit", str(table), "--encoder", str(model), "--out", str(root / "run")]
+        command += ["--store", str(root / "cache"), "--dtype", "float32", "--device", "cpu"]
+        command += ["--quiet", "--no-report"]
 
         def python() -> None:
             encoder = FrozenEncoder.from_pretrained(model, dtype="float32", device="cpu")
             LayerFusionClassifier([encoder], store=root / "store").fit(texts, labels)
 
         def terminal() -> None:
-            try:
-                main(command)
-            except SystemExit as end:
-                assert not end.code, end
+            with mock.patch.object(sys, "argv", ["layerfuse", *command]):
+                assert main() == 0
 
         for name, walk in (("fit(X, y)", python), ("layerfuse fit table.csv", terminal)):
             modules, functions = entered(walk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import MEASURES, compare
-from layerfuse.probing import probe_blocks
+from layerfuse.embeddings.shard import Key
+from layerfuse.embeddings.views import BlockView
+from layerfuse.probing import probe_blocks, standardization
+from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +45,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planted(n: int = 400) -> tuple[dict[BlockRef, Array], Array]:
+@dataclass
+class Stored:
+    """A block in memory."""
+
+    array: Array
+    n_computed = 0
+    cost = None
+
+    def __post_init__(self) -> None:
+        self.truncated = np.zeros(len(self.array), dtype=bool)
+
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> Array:
+        return self.array[rows]
+
+
+def planted(n: int = 400) -> tuple[BlockView, Targets]:
     """Blocks that know the first, the second or no half of the signal, more or less well."""
     rng = np.random.default_rng(0)
     halves = rng.normal(size=(2, n))
@@ -51,8 +70,8 @@ def planted(n: int = 400) -> tuple[dict[BlockRef, Array], Array]:
         array = rng.normal(size=(n, 6)).astype(np.float32)
         if number % 3 < 2:
             array[:, 0] = halves[number % 3] + (0.2 + 0.1 * number) * rng.normal(size=n)
-        blocks[BlockRef("xyz"[number // 3], number % 3, "mean")] = array
-    return blocks, y
+        blocks[BlockRef("xyz"[number // 3], number % 3, "mean")] = Stored(array)
+    return BlockView(blocks, np.arange(n)), Targets.from_labels(y)
 
 
 def test_halves_are_of_equal_classes() -> None:
@@ -64,12 +83,11 @@ def test_halves_are_of_equal_classes() -> None:
 
 
 def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
-    blocks, y = planted()
-    found = measure_predictors(blocks, y)
+    blocks, targets = planted()
+    y = targets.codes
+    found = measure_predictors(blocks, targets)
     first, second = halves(y, seed=0)
-    on_first = compare(
-        {b: X[first] for b, X in blocks.items()}, y[first], pairs="blocks", blocks=list(blocks)
-    )
+    on_first = compare(blocks.take(first), y[first], pairs="blocks", blocks=list(blocks))
     pairs = {frozenset((pair.a, pair.b)): pair for pair in on_first.pairs}
     assert len(found.members) == len(pairs) == 36
 
@@ -77,7 +95,7 @@ def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
         """Predictions on the second half by scikit-learn's ridge on whole blocks."""
         train, test = [], []
         for name in names:
-            mean, scale = standardisation(blocks[name][first])
+            mean, scale = standardization(blocks[name][first])
             train.append((blocks[name][first] - mean) * scale)
             test.append((blocks[name][second] - mean) * scale)
         model = Ridge(alpha=penalty).fit(np.concatenate(train, 1), np.eye(2)[y[first]])
@@ -85,21 +103,21 @@ def test_predictors_see_one_half_and_gains_come_from_the_other() -> None:
 
     alone = {
         score.block: score.penalty
-        for score in probe_blocks({b: X[first] for b, X in blocks.items()}, y[first]).scores
+        for score in probe_blocks(blocks.take(first), targets[first]).scores
     }
     for row, (a, b) in enumerate(found.members):
         pair = pairs[frozenset((found.blocks[a], found.blocks[b]))]
         for name, measure in MEASURES.items():
             assert found.predictors[name][row] == pytest.approx(measure(pair), abs=1e-5)
         fused = head([pair.a, pair.b], pair.penalty)
-        rival = head([pair.better], alone[pair.better])
+        baseline = head([pair.better], alone[pair.better])
         right, before = (
-            (predicted.argmax(axis=1) == y[second]).mean() for predicted in (fused, rival)
+            (predicted.argmax(axis=1) == y[second]).mean() for predicted in (fused, baseline)
         )
         assert found.realized["accuracy_gain"][row] == pytest.approx(right - before, abs=0.006)
         loss, loss_before = (
             ((np.eye(2)[y[second]] - predicted) ** 2).sum(axis=1).mean()
-            for predicted in (fused, rival)
+            for predicted in (fused, baseline)
         )
         assert found.realized["loss_gain"][row] == pytest.approx(loss_before - loss, abs=1e-4)
 
@@ -164,7 +182,7 @@ def test_rows_of_a_class_with_one_row_are_left_out(
     write_jsonl(tmp_path / "r52" / "test.jsonl.gz", [("new", "once"), lines[1]])
     [texts] = read_sets(["r52"])
     assert list(texts.train) == [f"t{i}" for i in range(8)]
-    assert list(texts.y) == [0, 1] * 4
+    assert list(texts.targets.codes) == [0, 1] * 4
     assert list(texts.y_test) == [2, 1]
 
 

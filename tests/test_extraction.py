@@ -491,6 +491,28 @@ class TestChoices:
         with pytest.raises(ConfigError, match="No pooling was given"):
             extract(["good"], opened(tiny("bert")), pooling=())
 
+    def test_candidates_are_the_layers_and_poolings_as_given(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), layers=(-1, 0), pooling=["max", "mean"], batch_tokens=7)
+        assert (encoder.layers, encoder.pooling) == ((-1, 0), ["max", "mean"])
+        assert encoder.batch_tokens == 7
+        assert [str(block) for block in encoder.candidates] == [
+            *("tiny:0:max", "tiny:3:max"),
+            *("tiny:0:mean", "tiny:3:mean"),
+        ]
+        every = opened(tiny("bert"))
+        assert every.candidates == tuple(BlockRef("tiny", layer, "mean") for layer in range(4))
+        assert encoder.identity == every.identity, "stores don't depend on them"
+        with pytest.raises(ConfigError, match="tiny has no layer 9"):
+            assert opened(tiny("bert"), layers=9).candidates
+
+    def test_the_identity_has_the_names_of_existing_stores(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), prompt="the {text}", max_length=9)
+        assert encoder.identity == {
+            "fingerprints": encoder.fingerprints, "revision": None, "template": "the {text}",
+            "chat_question": None, "max_length": 9, "dtype": "float32",
+        }  # fmt: skip
+        assert opened(tiny("bert"), chat_prompt="good").identity["chat_question"] == "good"
+
     def test_layers_above_a_cut_are_not_loaded(self, tiny: TinyModels):
         encoder = opened(tiny("bert")).truncate(-3)
         assert (encoder.highest_layer, encoder.n_layers) == (1, 3)
@@ -502,10 +524,12 @@ class TestChoices:
         ("option", "message"),
         [
             ({"device": "gpu"}, "Unknown device 'gpu'"),
+            ({"device": "cuda:all"}, "Unknown device 'cuda:all'. Choose from auto, cpu, cuda, "),
             ({"dtype": "float16x"}, "Unknown dtype 'float16x'.*Did you mean 'float16'"),
+            ({"batch_tokens": 0}, "batch_tokens=0 is too few"),
         ],
     )
-    def test_unknown_devices_and_dtypes_are_refused(
+    def test_unusable_settings_are_refused(
         self, tiny: TinyModels, option: dict[str, str], message: str
     ):
         options = {"device": "cpu", "dtype": "float32", **option}

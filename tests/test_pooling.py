@@ -30,11 +30,8 @@ def batch(side: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def expected(states: torch.Tensor, mask: torch.Tensor) -> npt.NDArray[np.float64]:
-    rows = [
-        [plain_pool(row[own], name) for name in NAMES]
-        for row, own in zip(states, mask, strict=True)
-    ]
-    return np.array(rows)
+    texts = [row[own] for row, own in zip(states, mask, strict=True)]
+    return np.array([[plain_pool(text, name) for name in NAMES] for text in texts])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -16,8 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.scoring import standardisation
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
@@ -27,7 +25,7 @@ from benchmarks.study import command
 from benchmarks.study.claims import CONFIRMED, PARTLY, REFUTED, UNTESTED, claims_of
 from benchmarks.study.costs import Timed, measure_cost, run_process, timed_choices
 from benchmarks.study.evidence import Evidence, holm, over_seeds, with_verdicts
-from benchmarks.study.fusions import Choice, encoder_groups, fusion_names
+from benchmarks.study.fusions import Choice, encoder_groups
 from benchmarks.study.inputs import (
     EmbeddedData,
     StudySettings,
@@ -45,6 +43,8 @@ from helpers import Notes
 from layerfuse import BlockRef, BlockScores, EmbeddingStore, FrozenEncoder
 from layerfuse.blocks import BlockScore
 from layerfuse.errors import DataError, LayerfuseError
+from layerfuse.fusion import FUSIONS
+from layerfuse.probing import standardization
 
 SETS = ("alpha", "beta")
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ class TestWhole:
         assert (chosen["member_group"].notna() == several).all()
         fusions = evidence.fusions
         greedy = fusions[(fusions["way"] == "greedy") & (fusions["dataset"] == "beta")]
-        assert list(greedy["fusion"]) == [*fusion_names(), "concat", "concat"]
+        assert list(greedy["fusion"]) == [*FUSIONS, "concat", "concat"]
 
     def test_tables_hold_the_raw_numbers(self, whole: Path, evidence: Evidence):
         table = pd.read_csv(whole / "tables" / "layers.csv")
@@ -287,8 +287,8 @@ class TestData:
         assert (data.facts["train_rows"], data.facts["learned_rows"]) == (14, 13)
         assert (data.facts["duplicates_train"], data.facts["leaks"]) == (1, 1)
         assert data.facts["test_rows_of_unlearned_classes"] == 2
-        assert (data.y_test[1:] >= data.n_classes).all()
-        assert data.y_test[0] == data.y[1]
+        assert (data.y_test[1:] >= data.targets.space.n_outputs).all()
+        assert data.y_test[0] == data.targets.codes[1]
 
     def test_texts_shared_between_datasets_are_counted(self, tmp_path: Path):
         lines = rows(20)
@@ -351,8 +351,7 @@ def alpha(place: Path) -> tuple[EmbeddedData, FrozenEncoder]:
     data, settings = Texts.read(str(place / "alpha")), StudySettings(poolings=("mean", "cls"))
     store = EmbeddingStore(place / "store")
     read = read_encoder(str(place / "bert"), [data], settings, store, "cpu", Notes())
-    train, test = read.blocks[0]
-    return EmbeddedData(data, Gathered([train]), Gathered([test])), read.encoder
+    return EmbeddedData(data, *read.blocks[0]), read.encoder
 
 
 class TestProfiles:
@@ -362,9 +361,9 @@ class TestProfiles:
         own, _ = alpha
         profile = profile_blocks(own, Notes())
         for score in profile.probed.scores:
-            mean, scale = standardisation(own.train[score.block])
+            mean, scale = standardization(own.train[score.block])
             model = Ridge(alpha=score.penalty).fit(
-                (own.train[score.block] - mean) * scale, np.eye(own.data.n_classes)[own.data.y]
+                (own.train[score.block] - mean) * scale, own.data.targets.matrix
             )
             expected = model.predict((own.test[score.block] - mean) * scale).argmax(axis=1)
             assert (profile.predicted[score.block] == expected).mean() > 0.98

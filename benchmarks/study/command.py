@@ -9,18 +9,17 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from layerfuse.events import SILENT
-from layerfuse.terminal import TerminalReporter
-
 from benchmarks.study.claims import claims_of
 from benchmarks.study.evidence import Evidence
 from benchmarks.study.figures import draw_all
 from benchmarks.study.inputs import DATASETS, PARTS, PRESETS, StudySettings
 from benchmarks.study.measure import run_study
 from benchmarks.study.page import FIGURES, page_of, write_html
-from layerfuse.blocks import POOLINGS
+from layerfuse.cli.console import TerminalReporter
+from layerfuse.config import POOLING_NAMES
 from layerfuse.errors import ConfigError, LayerfuseError
 from layerfuse.files import atomic_write
+from layerfuse.progress import SILENT
 
 _COLUMNS = 80
 
@@ -87,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", choices=PRESETS, default="packaged", help="paper needs a GPU and the Hub")
     add("--datasets", nargs="+", default=DATASETS, help=f"default: {' '.join(DATASETS)}")
     add("--encoders", nargs="+", help="default: the preset's; NAME=PATH renames")
-    add("--poolings", nargs="+", choices=POOLINGS, default=poolings, help=" ".join(poolings))
+    add("--poolings", nargs="+", choices=POOLING_NAMES, default=poolings, help=" ".join(poolings))
     add("--seeds", type=_positive, default=1, help="draws of training rows for the fusions")
     add("--sample", type=_positive, help="use a stratified part of this many rows")
     add("--only", nargs="+", choices=PARTS, default=PARTS, help="run only these parts")
@@ -95,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--trust", nargs="+", default=(), help="trust remote code from these repositories")
     add("--no-figures", action="store_true", help="tables and text only")
     add("--store", help="folder of the embedding cache")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N, cuda:all or mps")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--quiet", action="store_true", help="no progress")
     return parser
 

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from layerfuse.estimator.saving import describe
-from layerfuse.scoring import Probed
 
 from benchmarks.study.fusions import Choice
 from benchmarks.study.inputs import EmbeddedData
 from layerfuse import FrozenEncoder
-from layerfuse.bundle import Bundle, save_bundle
+from layerfuse.bundle import Bundle, EncoderSpec, Facts, save_bundle
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import LayerfuseError
-from layerfuse.pipeline import FusedModel, Plan, Task, train
+from layerfuse.pipeline import FusedModel, Plan, train
+from layerfuse.probing import ProbeResults
 
 _PROCESS = Path(__file__).with_name("process.py")
 
@@ -46,17 +45,19 @@ def timed_choices(every: Sequence[Choice]) -> list[Timed]:
     timed = []
     for choice in every:
         alone = len(choice.encoders) == 1
-        if choice.way == ("best" if alone else "greedy"):
-            timed.append(Timed(choice, cut=True))
-        if choice.way == "last" if alone else choice.way == "greedy" and choice.encoders == largest:
+        if alone and choice.way == "last":
             timed.append(Timed(choice, cut=False))
+        elif choice.way == ("best" if alone else "greedy"):
+            timed.append(Timed(choice, cut=True))
+            if not alone and choice.encoders == largest:
+                timed.append(Timed(choice, cut=False))
     return timed
 
 
 def measure_cost(
     timed: Timed,
     embedded: EmbeddedData,
-    probed: Probed,
+    probed: ProbeResults,
     encoders: Mapping[str, FrozenEncoder],
     texts: Sequence[str],
     rows: npt.NDArray[np.intp],
@@ -65,16 +66,16 @@ def measure_cost(
     blocks, data = timed.choice.blocks, embedded.data
     axes = tuple(probed.axes[block] for block in blocks)
     coordinates = {
-        block: projection.transform(embedded.train[block][rows])
-        for block, projection in zip(blocks, axes, strict=True)
+        block: own.transform(embedded.train[block][rows])
+        for block, own in zip(blocks, axes, strict=True)
     }
-    model = train(Plan(blocks), coordinates, data.y[rows], Task(data.n_classes))
+    model = train(Plan(blocks), coordinates, data.targets[rows])
     used = [encoders[name] for name in dict.fromkeys(block.encoder for block in blocks)]
     bundle = Bundle(
-        FusedModel(axes, model, TemperatureCalibrator()),
-        np.array([f"c{number}" for number in range(data.n_classes)]),
-        tuple(map(describe, used)),
-        {},
+        FusedModel(axes, model, TemperatureCalibrator(), data.targets.space),
+        data.targets.space,
+        tuple(map(EncoderSpec.of, used)),
+        Facts(),
     )
     with tempfile.TemporaryDirectory(prefix="layerfuse-study") as temporary:
         folder = Path(temporary) / "bundle"

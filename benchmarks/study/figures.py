@@ -7,10 +7,10 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
-from layerfuse.figures import Chart, save_chart
 
 from benchmarks.markdown import set_name
 from benchmarks.study.evidence import Evidence
+from layerfuse.report.theme import Chart, save_chart
 
 _WIDTH, _HEIGHT = 290, 170  # pixels of one of two columns
 _HEADER: dict[str, Any] = {"labelFontSize": 13, "labelFontWeight": 600}

@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from layerfuse.events import Reporter
-from layerfuse.scoring import Probed, probe_rows, stratified_rows
-from layerfuse.search import Recipe, search
 
 from benchmarks.packaged import Labels
 from benchmarks.study.inputs import EmbeddedData, StudySettings
-from layerfuse import BlockRef, BlockScores, LayerfuseError
-from layerfuse.fusion import FUSIONS, RESIDUAL, check_fusion
+from layerfuse import BlockRef, BlockScores
+from layerfuse.fusion import FUSIONS, RESIDUAL
 from layerfuse.metrics import Estimate, evaluate_predictions, paired_difference, share_interval
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Plan, Task, train
+from layerfuse.model_selection import SearchSpace, search
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Plan, train
+from layerfuse.probing import ProbeResults, probe_rows
+from layerfuse.progress import Reporter
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance, choose
+from layerfuse.selection import CostBudget, choose
+from layerfuse.targets import Targets
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,14 +45,9 @@ class Choice:
         return "+".join(self.encoders)
 
 
-def names_of(scores: BlockScores) -> list[str]:
-    """Encoders in the order of their blocks."""
-    return list(dict.fromkeys(score.block.encoder for score in scores))
-
-
 def encoder_groups(scores: BlockScores) -> list[tuple[str, ...]]:
     """Each encoder, all pairs, and the triple: of more than three encoders that of the best."""
-    names = names_of(scores)
+    names = scores.encoders
     groups: list[tuple[str, ...]] = [(name,) for name in names]
     groups += combinations(names, 2)
     if len(names) > 2:
@@ -60,19 +56,13 @@ def encoder_groups(scores: BlockScores) -> list[tuple[str, ...]]:
     return groups
 
 
-def last_block(scores: BlockScores) -> BlockRef:
-    """The last layer of one encoder at the pooling with the lowest loss there."""
-    n_layers = max(score.block.layer for score in scores)
-    return next(s.block for s in scores.ranking if s.block.layer == n_layers)
-
-
-def blocks_only(max_blocks: int) -> Allowance:
+def blocks_only(max_blocks: int) -> CostBudget:
     """A budget of nothing but the number of blocks."""
-    return Allowance(Budget(blocks=max_blocks), {})
+    return CostBudget(Budget(blocks=max_blocks), {})
 
 
 def choose_all(
-    probed: Probed, y: Labels, groups: Sequence[tuple[str, ...]], max_blocks: int
+    probed: ProbeResults, targets: Targets, groups: Sequence[tuple[str, ...]], max_blocks: int
 ) -> list[Choice]:
     """Blocks of each group of encoders by each way of choosing, from training rows alone.
 
@@ -83,37 +73,31 @@ def choose_all(
     chosen = []
     for encoders in groups:
         part = _restrict(probed, encoders)
-        last = tuple(last_block(part.scores.of(name)) for name in encoders)
+        last = tuple(part.scores.last(name).block for name in encoders)
         ways = {"last": last}
         if len(encoders) == 1:
             layers = sorted({score.block.layer for score in part.scores})[-4:]
             ways["last_four"] = tuple(replace(last[0], layer=layer) for layer in layers)
         ways["best"] = tuple(part.scores.of(name).best.block for name in encoders)
         ways["top_k"] = tuple(score.block for score in part.scores.ranking[:max_blocks])
-        ways["greedy"] = choose(part, y, "greedy", blocks_only(max_blocks)).blocks
+        ways["greedy"] = choose(part, targets, "greedy", blocks_only(max_blocks)).blocks
         chosen += [Choice(encoders, way, blocks) for way, blocks in ways.items()]
     return chosen
 
 
-def _restrict(probed: Probed, encoders: Sequence[str]) -> Probed:
+def _restrict(probed: ProbeResults, encoders: Sequence[str]) -> ProbeResults:
     """Only the blocks of some encoders."""
     scores = tuple(score for score in probed.scores if score.block.encoder in encoders)
     coordinates = {score.block: probed.coordinates[score.block] for score in scores}
-    return Probed(BlockScores(scores, probed.scores.scorer), coordinates, probed.axes)
-
-
-def fusion_names() -> Iterator[str]:
-    """Every operation, plain and with a residual where there is one."""
-    for name in (form for base in FUSIONS for form in (base, base + RESIDUAL)):
-        try:
-            check_fusion(name)
-        except LayerfuseError:
-            continue
-        yield name
+    return ProbeResults(BlockScores(scores, probed.scores.scorer), coordinates, probed.axes)
 
 
 def measure_fusions(
-    embedded: EmbeddedData, probed: Probed, settings: StudySettings, seed: int, reporter: Reporter
+    embedded: EmbeddedData,
+    probed: ProbeResults,
+    settings: StudySettings,
+    seed: int,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Every choice of blocks, concatenated, for each encoder, all pairs and the triple; every
     fusion of the best blocks of pairs and triple, and of the triple's greedy blocks.
@@ -122,13 +106,14 @@ def measure_fusions(
     no label. Test labels are compared with predictions and read for nothing else.
     """
     data = embedded.data
-    n_rows = min(settings.most_rows, round(settings.share * len(data.y)))
-    rows = stratified_rows(data.y, n_rows, seed)
-    y, task = data.y[rows], Task(data.n_classes, None, seed)
-    drawn = probe_rows(probed, rows, y)
+    n_rows = min(settings.most_rows, round(settings.share * len(data.targets)))
+    rows = data.targets.sample(n_rows, seed)
+    targets = data.targets[rows]
+    drawn = probe_rows(probed, rows, targets)
     groups = encoder_groups(drawn.scores)
     plans = {
-        choice: Plan(choice.blocks) for choice in choose_all(drawn, y, groups, settings.max_blocks)
+        choice: Plan(choice.blocks)
+        for choice in choose_all(drawn, targets, groups, settings.max_blocks)
     }
     fused = {
         choice: list(_fusions(choice.blocks, heads=choice.way == "greedy"))
@@ -137,11 +122,11 @@ def measure_fusions(
         or (choice.way == "greedy" and choice.encoders == groups[-1])
     }
     # What a fit with automatic settings on the largest group would come to.
-    recipe = Recipe("greedy", blocks_only(settings.max_blocks), "auto", "auto", task)
-    searched = search(_restrict(drawn, groups[-1]), y, recipe).plan
+    space = SearchSpace("greedy", blocks_only(settings.max_blocks), seed=seed)
+    searched = search(_restrict(drawn, groups[-1]), targets, space).plan
     plans[Choice(groups[-1], "search", searched.blocks)] = searched
-    every = dict.fromkeys([*plans.values(), *chain.from_iterable(fused.values())])
-    predicted = _predict_all(list(every), embedded, probed, rows, task, reporter)
+    every = dict.fromkeys([*plans.values(), *(plan for own in fused.values() for plan in own)])
+    predicted = _predict_all(list(every), embedded, probed, rows, seed, reporter)
     correct = {plan: labels == data.y_test for plan, (labels, _) in predicted.items()}
     losses = {score.block: score.loss for score in drawn.scores}
 
@@ -151,8 +136,8 @@ def measure_fusions(
 
     def best_single(way: str, encoders: Sequence[str]) -> Choice:
         """Of some encoders the one whose best block of a way has the lowest training loss."""
-        single = [c for c in plans if c.way == way and c.encoders in {(e,) for e in encoders}]
-        return min(single, key=lambda choice: min(losses[block] for block in choice.blocks))
+        own = [c for c in plans if c.way == way and len(c.encoders) == 1 and c.group in encoders]
+        return min(own, key=lambda choice: min(losses[block] for block in choice.blocks))
 
     def row_of(choice: Choice, plan: Plan) -> dict[str, Any]:
         names = {"group": choice.group, "way": choice.way, "fusion": plan.fusion, "head": plan.head}
@@ -184,8 +169,8 @@ def measure_fusions(
             **_estimate("accuracy", share_interval(int(correct[plan].sum()), n_test)),
             **against("concat", plan, plans[choice]),
         }
-        for choice in fused
-        for plan in fused[choice]
+        for choice, own in fused.items()
+        for plan in own
     ]
     measured = {"selections": selections, "fusions": fusions}
     return {"rows": len(rows), "test_rows": n_test, **measured}
@@ -198,7 +183,7 @@ def _estimate(name: str, estimate: Estimate, prefix: str = "") -> dict[str, floa
 
 def _fusions(blocks: tuple[BlockRef, ...], *, heads: bool) -> Iterator[Plan]:
     """Each fusion of some blocks with a ridge head; with ``heads``, concatenation with others."""
-    yield from (Plan(blocks, name) for name in fusion_names())
+    yield from (Plan(blocks, name) for name in FUSIONS)
     if heads:
         yield from (Plan(blocks, "concat", head) for head in _HEADS)
 
@@ -206,12 +191,14 @@ def _fusions(blocks: tuple[BlockRef, ...], *, heads: bool) -> Iterator[Plan]:
 def _predict_all(
     plans: Sequence[Plan],
     embedded: EmbeddedData,
-    probed: Probed,
+    probed: ProbeResults,
     rows: Labels,
-    task: Task,
+    seed: int,
     reporter: Reporter,
 ) -> dict[Plan, tuple[Labels, float]]:
     """Classes (n_test,) by each plan, trained on some rows, and the seconds that it took."""
+
+    targets = embedded.data.targets[rows]
 
     def project(block: BlockRef) -> tuple[Floats, Floats]:
         """Coordinates of training and test rows, centered on the former; each is read once."""
@@ -222,22 +209,22 @@ def _predict_all(
 
     def predict(plan: Plan) -> tuple[Labels, float]:
         started = time.perf_counter()
-        train_rows = {block: coordinates[block][0] for block in plan.blocks}
-        logits = train(plan, train_rows, embedded.data.y[rows], task).logits(test)
-        return logits.argmax(axis=1), time.perf_counter() - started
+        own = {block: coordinates[block][0] for block in plan.blocks}
+        logits = train(plan, own, targets, seed=seed).logits(test)
+        return targets.space.decide(logits), time.perf_counter() - started
 
     def is_fast(plan: Plan) -> bool:
         return plan.head == "ridge" and plan.fusion.removesuffix(RESIDUAL) not in _DESCENDED
 
     blocks = list(dict.fromkeys(block for plan in plans for block in plan.blocks))
-    coordinates = dict(zip(blocks, spread(project, blocks), strict=True))
+    coordinates = dict(zip(blocks, parallel_map(project, blocks), strict=True))
     test = {block: sides[1] for block, sides in coordinates.items()}
     # The slowest first, so that no core waits for one at the end.
     ordered = sorted(plans, key=is_fast)
     predicted = {}
-    title = f"fusions of {embedded.data.name}, seed {task.seed}"
+    title = f"fusions of {embedded.data.name}, seed {seed}"
     with reporter.task(title, len(ordered), "fits") as advance:
-        for plan, prediction in zip(ordered, spread(predict, ordered), strict=True):
+        for plan, prediction in zip(ordered, parallel_map(predict, ordered), strict=True):
             predicted[plan] = prediction
             advance(1)
     return predicted

@@ -10,14 +10,13 @@ from typing import Any
 
 import psutil
 import torch
-from layerfuse.estimator.gathering import Gathered
-from layerfuse.events import Reporter
-from layerfuse.extraction import Embeddings
 
 from benchmarks.packaged import ENCODERS, POOLINGS, Texts
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
+from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import digest, human_bytes
+from layerfuse.progress import Reporter
 
 PARTS = ("profiles", "fusions", "complementarity", "curves", "resources")
 """What is measured, in this order."""
@@ -102,8 +101,8 @@ class EmbeddedData:
     """A dataset with its blocks; arrays are read from the store when they are asked for."""
 
     data: Texts
-    train: Gathered
-    test: Gathered
+    train: BlockView
+    test: BlockView
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class ReadEncoder:
     """An encoder without its weights, and for each dataset the blocks of train and test."""
 
     encoder: FrozenEncoder
-    blocks: Sequence[tuple[Embeddings, Embeddings]]
+    blocks: Sequence[tuple[BlockView, BlockView]]
 
     @property
     def name(self) -> str:
@@ -163,7 +162,7 @@ def read_encoder(
             reporter.note(f"{encoder.name}: {sizes}, so it is loaded in {chosen}")
         encoder.dtype = chosen
 
-    def embed(texts: Sequence[str]) -> Embeddings:
+    def embed(texts: Sequence[str]) -> BlockView:
         return extract(texts, encoder, "all", settings.poolings, store, reporter=reporter)
 
     blocks = []

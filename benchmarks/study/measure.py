@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layerfuse.estimator.gathering import Gathered, Rows
-from layerfuse.events import Reporter
-from layerfuse.learning_curve import learning_curve
-from layerfuse.scoring import Probed, one_hot, stratified_rows
 
 from benchmarks.packaged import Texts
 from benchmarks.pairs import correlate, measure_predictors, summarize, top_picks
@@ -25,7 +21,6 @@ from benchmarks.study.fusions import (
     choose_all,
     encoder_groups,
     measure_fusions,
-    names_of,
 )
 from benchmarks.study.inputs import (
     EmbeddedData,
@@ -37,8 +32,12 @@ from benchmarks.study.inputs import (
 from benchmarks.study.profiles import Profile, describe_profile, profile_blocks
 from benchmarks.study.results import Results, machine, write_json
 from layerfuse import BlockRef, EmbeddingStore
-from layerfuse.complementarity import HEADLINE, Labelled, measure_pairs
+from layerfuse.complementarity import HEADLINE, ProbeData, measure_pairs
+from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, LayerfuseError
+from layerfuse.evaluation.learning_curve import learning_curve
+from layerfuse.probing import ProbeResults
+from layerfuse.progress import Reporter
 
 _ROUND = 3  # goes up when a unit's numbers come to mean something else
 _RESAMPLES = 200
@@ -87,8 +86,8 @@ def run_study(
             raise ConfigError(f"Two {kind}s are called {twice[0]!r}. Rename one of them.")
     results = Results(out, reporter)
     for number, data in enumerate(datasets):
-        sides = zip(*(read.blocks[number] for read in encoders), strict=True)
-        embedded = EmbeddedData(data, *map(Gathered, sides))
+        sides = zip(*(own.blocks[number] for own in encoders), strict=True)
+        embedded = EmbeddedData(data, *map(BlockView.join, sides))
         _measure(embedded, encoders, settings, results, reporter, resources=number == 0)
     index = {
         "format": "layerfuse-study",
@@ -96,7 +95,7 @@ def run_study(
         "command": command,
         "settings": asdict(settings),
         "datasets": [data.name for data in datasets],
-        "encoders": {read.name: read.facts for read in encoders},
+        "encoders": {own.name: own.facts for own in encoders},
         "skipped": skipped,
         "shared_texts": count_shared(datasets),
         "machine": machine(),
@@ -121,7 +120,7 @@ def _measure(
         "round": _ROUND,
         "dataset": data.name,
         "rows": data.key,
-        "encoders": {read.name: read.identity for read in encoders},
+        "encoders": {own.name: own.identity for own in encoders},
         **{name: value for name, value in asdict(settings).items() if name not in _SELECTED},
     }
 
@@ -137,13 +136,13 @@ def _measure(
 
     def choices() -> dict[str, Any]:
         probed = profile().probed
-        every = choose_all(probed, data.y, encoder_groups(probed.scores), settings.max_blocks)
-        rows = [{**asdict(one), "blocks": list(map(str, one.blocks))} for one in every]
+        every = choose_all(probed, data.targets, encoder_groups(probed.scores), settings.max_blocks)
+        rows = [{**asdict(own), "blocks": list(map(str, own.blocks))} for own in every]
         return {"choices": rows}
 
     def costs(timed: Timed) -> dict[str, Any]:
-        opened = {read.name: read.encoder for read in encoders}
-        rows = stratified_rows(data.y, settings.most_rows, seed=0)
+        opened = {own.name: own.encoder for own in encoders}
+        rows = data.targets.sample(settings.most_rows, 0)
         texts = data.test[:: max(1, len(data.test) // settings.timed)][: settings.timed]
         return measure_cost(timed, embedded, profile().probed, opened, texts, rows)
 
@@ -162,50 +161,49 @@ def _measure(
         Choice(tuple(row["encoders"]), row["way"], tuple(map(BlockRef.parse, row["blocks"])))
         for row in unit("choices", choices)["choices"]
     ]
-    hardware = {name: machine()[name] for name in ("cpu", "cores", "gpu")}
+    place = {name: machine()[name] for name in ("cpu", "cores", "gpu")}
     for timed in timed_choices(every):
-        unit(f"resources-{timed.name}", partial(costs, timed), machine=hardware)
+        unit(f"resources-{timed.name}", partial(costs, timed), machine=place)
 
 
 def _curve(
-    embedded: EmbeddedData, probed: Probed, settings: StudySettings, reporter: Reporter
+    embedded: EmbeddedData, probed: ProbeResults, settings: StudySettings, reporter: Reporter
 ) -> dict[str, Any]:
     """The last layer, the best block and fusion with some labels and with all.
 
     Test rows of classes that training lacks are left out here.
     """
     data = embedded.data
-    known = np.flatnonzero(data.y_test < data.n_classes)
+    known = np.flatnonzero(data.y_test < data.targets.space.n_outputs)
     curve = learning_curve(
         embedded.train,
-        data.y,
-        Rows(embedded.test, known),
+        data.targets.codes,
+        embedded.test.take(known),
         data.y_test[known],
         shares=settings.curve_shares,
         repeats=settings.curve_repeats,
-        allowance=blocks_only(settings.max_blocks),
+        budget=blocks_only(settings.max_blocks),
         probed=probed,
         reporter=reporter,
-    ).to_dict()
-    for point in curve["points"]:
-        del point["draws"]
-    return curve
+    )
+    value = asdict(curve)
+    for point in value["points"]:
+        point["repeats"] = len(point.pop("draws"))
+    return value
 
 
 def _complementarity(
-    embedded: EmbeddedData, probed: Probed, settings: StudySettings
+    embedded: EmbeddedData, probed: ProbeResults, settings: StudySettings
 ) -> dict[str, Any]:
     """Encoders at their best blocks, pair by pair; and how measures on one half of some training
     rows rank pairs of blocks by the gain on the other half. No test row is read.
     """
-    y = embedded.data.y
-    best = [probed.scores.of(name).best.block for name in names_of(probed.scores)]
-    data = Labelled(probed.scores, probed.coordinates, y, one_hot(y, embedded.data.n_classes))
+    targets = embedded.data.targets
+    best = [probed.scores.of(name).best.block for name in probed.scores.encoders]
+    data = ProbeData(probed.scores, probed.coordinates, targets)
     encoder_pairs = [pair.to_dict() for pair in measure_pairs(data, combinations(best, 2))]
-    for row in encoder_pairs:
-        del row["only_a"], row["only_b"]
-    rows = stratified_rows(y, settings.pair_rows, seed=0)
-    pairs = measure_predictors(Rows(embedded.train, rows), y[rows], max_pairs=settings.pairs)
+    rows = targets.sample(settings.pair_rows, 0)
+    pairs = measure_predictors(embedded.train.take(rows), targets[rows], max_pairs=settings.pairs)
     correlations = summarize([correlate(pairs, n_resamples=_RESAMPLES)])
     kept = pairs.groups()["two encoders"]
     points = np.stack([pairs.predictors[HEADLINE][kept], pairs.realized["accuracy_gain"][kept]], 1)

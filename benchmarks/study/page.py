@@ -18,7 +18,7 @@ from markdown_it.token import Token
 from benchmarks.markdown import percent, set_name
 from benchmarks.study.claims import claims_of
 from benchmarks.study.evidence import ALPHA, Evidence
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.files import atomic_write, human_bytes
 
 FIGURES = "figures"

@@ -1,10 +1,11 @@
 """Loads a bundle, predicts, and says what that took; ``costs.py`` runs this file by its path.
 
-Standard input holds one JSON object (``bundle``, ``texts``, ``cut``, ``device``), and so does
-standard output. MB are 10^6 bytes: ``peak_mb`` is the highest resident size or, on CUDA, what was
-allocated there, ``base_mb`` what Python and torch take before any model. ``parameters`` are those
-that a forward pass runs. ``import_s`` is for packages, ``load_s`` for weights and tokenizers,
-``latency_ms`` the median over single texts, ``texts_per_s`` the rate for all texts in one call.
+Reads one JSON object from standard input (``bundle``, ``texts``, ``cut``, ``device``) and writes
+one to standard output. Memory is this process's, in MB (10^6 bytes): ``peak_mb`` its highest
+resident size or, on CUDA, what was allocated there, ``base_mb`` what Python and torch take before
+any model. ``parameters`` are those that a forward pass runs. ``import_s`` and ``load_s`` are for
+packages, and for weights and tokenizers; ``latency_ms`` is the median over single texts,
+``texts_per_s`` the rate for all texts in one call.
 """
 
 import json
@@ -16,10 +17,10 @@ from typing import Any
 started = time.perf_counter()
 import psutil  # noqa: E402  # imports are timed
 import torch  # noqa: E402
-from layerfuse.encoder import loading  # noqa: E402, F401  # what the first load would import
-from layerfuse.memory import peak_mb  # noqa: E402
 
 from layerfuse import BlockRef, FrozenEncoder, extract, load  # noqa: E402
+from layerfuse.encoders import pretrained  # noqa: E402, F401  # what the first load would import
+from layerfuse.parallel import peak_mb  # noqa: E402
 
 imported = time.perf_counter()
 
@@ -40,8 +41,8 @@ def main() -> None:
     model, encoders = classifier.model_, classifier.encoders_
     if not asked["cut"]:
         encoders = tuple(
-            FrozenEncoder(one.source, max_length=one.max_length, device=one.device, dtype=one.dtype)
-            for one in encoders
+            FrozenEncoder(own.source, max_length=own.max_length, device=own.device, dtype=own.dtype)
+            for own in encoders
         )
 
     def predict(texts: list[str]) -> float:
@@ -49,9 +50,9 @@ def main() -> None:
         start = time.perf_counter()
         blocks: dict[BlockRef, Any] = {}
         for encoder in encoders:
-            used = [block for block in model.blocks if block.encoder == encoder.name]
-            layers = sorted({block.layer for block in used} | {encoder.highest_layer})
-            poolings = list(dict.fromkeys(block.pooling for block in used))
+            own = [block for block in model.blocks if block.encoder == encoder.name]
+            layers = sorted({block.layer for block in own} | {encoder.highest_layer})
+            poolings = list(dict.fromkeys(block.pooling for block in own))
             blocks |= extract(texts, encoder, layers, poolings)
         model.predict_proba(blocks)
         return time.perf_counter() - start
@@ -63,7 +64,7 @@ def main() -> None:
     resident = resident_mb()  # before the peak, which must hold it
     on_cuda = device.startswith("cuda")
     measured = {
-        "parameters": sum(encoder.layer_parameters[encoder.highest_layer] for encoder in encoders),
+        "parameters": sum(own.layer_parameters[own.highest_layer] for own in encoders),
         "import_s": imported - started,
         "load_s": loaded - before,
         "latency_ms": 1e3 * latency,

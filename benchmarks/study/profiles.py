@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from layerfuse.events import Reporter
-from layerfuse.scoring import PrincipalAxes, Probed, one_hot, probe_space
 from sklearn.metrics import f1_score
 
 from benchmarks.packaged import Labels
 from benchmarks.study.evidence import holm
-from benchmarks.study.fusions import last_block, names_of
 from benchmarks.study.inputs import EmbeddedData
 from layerfuse import BlockRef, BlockScores
 from layerfuse.metrics import paired_difference, share_interval
-from layerfuse.parallel import spread
+from layerfuse.parallel import parallel_map
+from layerfuse.probing import PrincipalAxes, ProbeResults, probe_space
+from layerfuse.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -28,34 +27,33 @@ class Profile:
     the penalty that leave-one-out chose.
     """
 
-    probed: Probed
+    probed: ProbeResults
     predicted: Mapping[BlockRef, Labels]
 
 
 def profile_blocks(embedded: EmbeddedData, reporter: Reporter) -> Profile:
     """Probe each block once; training and test rows are read one block at a time."""
-    y, n_classes = embedded.data.y, embedded.data.n_classes
-    targets = one_hot(y, n_classes)
-    center = targets.mean(axis=0)
+    targets = embedded.data.targets
+    center = targets.matrix.mean(axis=0)
 
     def probe(block: BlockRef) -> tuple[Any, ...]:
         axes, space, leading = PrincipalAxes.fit(embedded.train[block])
-        score = probe_space(block, space, y, n_classes)
+        score = probe_space(block, space, targets)
         # Axes are orthogonal, so the ridge solution takes no system of equations.
         used = slice(0, axes.rank)
         shrunk = space.rotated[:, used] / (space.eigenvalues[used] + np.float32(score.penalty))
-        weights = shrunk.T @ (targets - center)
+        weights = shrunk.T @ (targets.matrix - center)
         logits = axes.transform(embedded.test[block])[:, : len(weights)] @ weights
-        return score, axes, leading, (center + logits).argmax(axis=1)
+        return score, axes, leading, targets.space.decide(center + logits)
 
     scores, axes, coordinates, predicted = [], {}, {}, {}
     blocks = list(embedded.train)
     with reporter.task(f"layers of {embedded.data.name}", len(blocks), "blocks") as advance:
-        for block, result in zip(blocks, spread(probe, blocks), strict=True):
+        for block, result in zip(blocks, parallel_map(probe, blocks), strict=True):
             score, axes[block], coordinates[block], predicted[block] = result
             scores.append(score)
             advance(1)
-    return Profile(Probed(BlockScores(tuple(scores), "ridge"), coordinates, axes), predicted)
+    return Profile(ProbeResults(BlockScores(tuple(scores), "ridge"), coordinates, axes), predicted)
 
 
 def describe_profile(profile: Profile, y_test: Labels) -> dict[str, Any]:
@@ -87,14 +85,14 @@ def describe_profile(profile: Profile, y_test: Labels) -> dict[str, Any]:
             for (block, pair), p in zip(pairs.items(), corrected, strict=True)
         }
 
-    for name in names_of(scores):
-        encoder_scores = scores.of(name)
-        best, last = encoder_scores.best.block, last_block(encoder_scores)
-        constant = {s.block: not axes[s.block].axes.any() for s in encoder_scores}
-        lower = [b for b in constant if b.layer < last.layer and not constant[b]]
+    for name in scores.encoders:
+        own = scores.of(name)
+        best, last = own.best.block, scores.last(name).block
+        constant = {s.block: not axes[s.block].axes.any() for s in own}
+        lower = [s.block for s in own if s.block.layer < last.layer and not constant[s.block]]
         against_last = compare({b: replace(b, layer=last.layer) for b in lower}, "")
-        against_best = compare({b: best for b in constant if b != best}, "best_")
-        for score in encoder_scores:
+        against_best = compare({s.block: best for s in own if s.block != best}, "best_")
+        for score in own:
             block = score.block
             share = share_interval(int(correct[block].sum()), len(y_test))
             f1 = f1_score(y_test, profile.predicted[block], average="macro", zero_division=0)

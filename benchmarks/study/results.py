@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 import torch
-from layerfuse.events import Reporter
 
 from benchmarks.common import cpu
-from layerfuse import __version__
+from layerfuse._version import __version__
 from layerfuse.errors import FormatError
 from layerfuse.files import atomic_write, digest
+from layerfuse.progress import Reporter
 
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
 

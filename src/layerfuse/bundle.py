@@ -41,6 +41,9 @@ __all__ = [
     "Bundle",
     "EncoderSpec",
     "Facts",
+    "Label",
+    "Limits",
+    "Named",
     "Settings",
     "load_bundle",
     "rename_labels",
@@ -120,12 +123,16 @@ class EncoderSpec(_Record):
         )
 
 
-_Limits = dict[str, int | float | None]
-
-
-def _checked(limits: _Limits) -> _Limits:
+def _checked(limits: dict[str, int | float | None]) -> dict[str, int | float | None]:
     resolve_budget(limits)
     return limits
+
+
+Limits = tuple[
+    Literal["Budget", "mapping"],
+    Annotated[dict[str, int | float | None], AfterValidator(_checked)],
+]
+"""A budget, and whether it was a Budget or a mapping."""
 
 
 class Settings(_Record):
@@ -135,7 +142,7 @@ class Settings(_Record):
     encoders_type: Literal["one", "list", "tuple"]
     selection: str
     max_blocks: int
-    budget: tuple[Literal["Budget", "mapping"], Annotated[_Limits, AfterValidator(_checked)]] | None
+    budget: Limits | None
     fusion: str
     head: str
     class_weight: str | tuple[tuple[Label, float], ...] | None

@@ -55,7 +55,13 @@ def _commas(_: object, tokens: Sequence[Token]) -> tuple[str, ...]:
 
 
 def _percentages(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
-    return tuple(float(part.removesuffix("%")) for part in _commas(_, tokens))
+    values = []
+    for part in _commas(_, tokens):
+        try:
+            values.append(float(part.removesuffix("%")))
+        except ValueError as error:
+            raise ValueError(f"{part!r} is not a percentage.") from error
+    return tuple(values)
 
 
 def _pairs(_: object, tokens: Sequence[Token]) -> dict[str, str]:

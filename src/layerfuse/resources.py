@@ -36,7 +36,6 @@ class EncoderCost:
     Attributes
     ----------
     encoder : str
-        The encoder's name.
     parameters : tuple of int, (n_layers + 1,)
         ``parameters[i]`` counts the embeddings and blocks 1 to i, which is what a model cut at
         layer i has to hold; shared weights count once, a final norm at ``n_layers``.

@@ -17,6 +17,7 @@ from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bun
 from layerfuse.calibration import fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
+    Encoders,
     check_parameters,
     check_training,
     open_encoders,
@@ -79,7 +80,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     cv : int, cross-validation splitter or iterable, default=5
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     sample_size : int, default=10_000
-        Blocks are scored and selected on a stratified sample of at most this many rows. The other
+        Blocks are scored and selected on a stratified sample of about this many rows. The other
         rows are read only at the selected blocks, and the head is trained on all rows.
     store : {"auto"}, path, EmbeddingStore or None, default="auto"
         Embedding cache for training texts: the user's, a folder, or None for memory only.
@@ -148,7 +149,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def __init__(
         self,
-        encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder] = ("minilm",),
+        encoders: Encoders = ("minilm",),
         *,
         selection: str = "greedy",
         max_blocks: int = 5,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.bundle import EncoderSpec, Named, Settings, unsaved_kinds
+from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings, unsaved_kinds
 from layerfuse.calibration import check_calibration
 from layerfuse.data import check_trainable, contained_rows
 from layerfuse.embeddings import EmbeddingStore
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from layerfuse.classifier.classifier import LayerFusionClassifier
 
 __all__ = [
+    "Encoders",
     "TrainingData",
     "check_parameters",
     "check_training",
@@ -37,6 +38,9 @@ __all__ = [
     "settings_of",
     "warn_truncated",
 ]
+
+Encoders: TypeAlias = str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder]
+"""Names, model folders or encoders, or just one."""
 
 FRAGMENTS = ("drop", "keep")
 
@@ -64,7 +68,7 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     check_selection(model.selection)
     resolve_budget(model.budget)
     max_blocks = whole_number("max_blocks", model.max_blocks, at_least=1)
-    n_encoders = len(_listed(model.encoders))
+    n_encoders = len(_as_list(model.encoders))
     if model.selection == "last" and n_encoders > max_blocks:
         raise ConfigError(
             f"selection='last' takes a block of each of the {n_encoders} encoders, and "
@@ -251,9 +255,11 @@ def search_space(
     )
 
 
-def open_encoders(
-    encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder], reporter: Reporter
-) -> tuple[FrozenEncoder, ...]:
+def _as_list(encoders: Encoders) -> list[str | Path | FrozenEncoder]:
+    return [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+
+
+def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder, ...]:
     """Open encoders by name or path (``NAME=PATH`` renames).
 
     Raises
@@ -261,7 +267,7 @@ def open_encoders(
     ConfigError
         For no encoder, or two of one name.
     """
-    given = _listed(encoders)
+    given = _as_list(encoders)
     if not given:
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
@@ -287,47 +293,28 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
-    encoders, budget = model.encoders, model.budget
     store, random_state, cv = model.store, model.random_state, model.cv
-    limits = resolve_budget(budget)
+    one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
     if not isinstance(cv, (int, np.integer)):
         cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
         _not_kept("cv", "a splitter", f"cv={cv}")
     if isinstance(random_state, np.random.RandomState):
         random_state = None
         _not_kept("random_state", "a RandomState", "random_state=None")
-    class_weight: str | tuple[tuple[Any, float], ...] | None
-    if isinstance(model.class_weight, Mapping):
-        labels = as_list(list(model.class_weight), "labels")
-        weights = map(float, model.class_weight.values())
-        class_weight = tuple(
-            zip((names.get(label, label) for label in labels), weights, strict=True)
-        )
-    else:
-        class_weight = model.class_weight
-    kept_budget: tuple[Literal["Budget", "mapping"], dict[str, int | float | None]] | None = None
-    if isinstance(budget, Budget):
-        kept_budget = "Budget", dict(limits.limits)
-    elif budget is not None:
-        kept_budget = "mapping", {name: getattr(limits, name) for name in budget}
     return Settings(
         encoders=tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
-            for item in _listed(encoders)
+            for item in _as_list(model.encoders)
         ),
         encoders_type=(
-            "one"
-            if isinstance(encoders, (str, Path, FrozenEncoder))
-            else "list"
-            if isinstance(encoders, list)
-            else "tuple"
+            "one" if one_encoder else "list" if isinstance(model.encoders, list) else "tuple"
         ),
         selection=model.selection,
         max_blocks=int(model.max_blocks),
-        budget=kept_budget,
+        budget=_limits(model.budget),
         fusion=model.fusion,
         head=model.head,
-        class_weight=class_weight,
+        class_weight=_weights(model.class_weight, names),
         fragments=model.fragments,
         calibration=model.calibration,
         cv=int(cv),
@@ -343,10 +330,22 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
     )
 
 
-def _listed(
-    encoders: str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder],
-) -> list[str | Path | FrozenEncoder]:
-    return [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
+    if budget is None:
+        return None
+    limits = asdict(resolve_budget(budget))
+    if isinstance(budget, Budget):
+        return ("Budget", limits)
+    return ("mapping", {name: limits[name] for name in budget})
+
+
+def _weights(
+    class_weight: str | Mapping[Any, float] | None, names: Mapping[Any, Any]
+) -> str | tuple[tuple[Label, float], ...] | None:
+    if not isinstance(class_weight, Mapping):
+        return class_weight
+    labels = [names.get(label, label) for label in as_list(list(class_weight), "labels")]
+    return tuple(zip(labels, map(float, class_weight.values()), strict=True))
 
 
 def _named(value: str | Path) -> Named:

@@ -23,18 +23,8 @@ def read_hub(
 ) -> TextDataset:
     """Read every split of a dataset of the Hub, with class names in place of class numbers.
 
-    A split whose labels are withheld (all -1, as in GLUE's test sets) is left out.
-
-    Parameters
-    ----------
-    repo_id : str
-        Such as ``"stanfordnlp/sst2"``.
-    text_column, label_column : str, optional
-        Found by their names and contents by default.
-    revision, config : str, optional
-        Of the dataset.
-    labeled : bool
-        Whether labels are needed.
+    A split whose labels are withheld (all -1, as in GLUE's test sets) is left out. Parameters are
+    those of `layerfuse.data.load_dataset`; ``revision`` and ``config`` choose among the dataset's.
 
     Raises
     ------

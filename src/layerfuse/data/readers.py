@@ -34,18 +34,8 @@ def read_dataset(
 ) -> TextDataset:
     """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
-    Columns are found in the first split and must be the same in the others.
-
-    Parameters
-    ----------
-    source : str or Path
-        A file, which becomes the split ``"train"``, or a folder with a file for each split.
-    text_column, label_column : str, optional
-        Found by their names and contents by default.
-    test : str or Path, optional
-        The file of the split ``"test"``.
-    labeled : bool
-        Whether labels are needed; if not, they are read only from a given ``label_column``.
+    A file becomes the split ``"train"``. Columns are found in the first split and must be the same
+    in the others. Parameters are those of `layerfuse.data.load_dataset`.
 
     Raises
     ------

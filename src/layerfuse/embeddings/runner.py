@@ -39,18 +39,10 @@ class ShardResult:
     path: Path | None = None
 
 
-def run_shard(
-    job: ShardJob,
-    encoder: FrozenEncoder,
-    folder: Path | None = None,
-    *,
-    advance: Advance = lambda count: None,
-    reporter: Reporter = SILENT,
-) -> ShardResult:
+def run_shard(job: ShardJob, encoder: FrozenEncoder, folder: Path | None = None) -> ShardResult:
     """Run one job from end to end, in any process.
 
-    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks;
-    ``advance`` and ``reporter`` are told of texts read and of batches that did not fit.
+    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks.
 
     Raises
     ------
@@ -60,7 +52,7 @@ def run_shard(
         When the shard cannot be written.
     """
     tokens, seconds = tokenize_shard(job, encoder)
-    result = read_shard(job, tokens, seconds, encoder, advance, reporter)
+    result = read_shard(job, tokens, seconds, encoder, lambda count: None, SILENT)
     return write_result(job, result, folder)
 
 

@@ -86,15 +86,8 @@ class EmbeddingStore:
             with contextlib.suppress(OSError):  # a store may be read-only
                 os.utime(manifest)
         else:
-            write_json(
-                manifest,
-                {
-                    "format": _KIND,
-                    "format_version": _VERSION,
-                    "encoder": encoder,
-                    "identity": dict(identity),
-                },
-            )
+            head = {"format": _KIND, "format_version": _VERSION, "encoder": encoder}
+            write_json(manifest, {**head, "identity": dict(identity)})
         section = Section(folder, reporter)
         section.refresh()
         return section
