@@ -14,16 +14,6 @@ from layerfuse.tabular import to_frame, to_html
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "BlockRef",
-    "BlockScore",
-    "BlockScores",
-    "Layers",
-    "Poolings",
-    "Selection",
-    "resolve_layers",
-    "resolve_poolings",
-]
 
 _SHOWN = 12  # blocks in a notebook's table
 

@@ -37,20 +37,6 @@ from layerfuse.probing import PrincipalAxes
 from layerfuse.resources import resolve_budget
 from layerfuse.targets import LabelSpace, label_array
 
-__all__ = [
-    "Bundle",
-    "EncoderSpec",
-    "Facts",
-    "Label",
-    "Limits",
-    "Named",
-    "Settings",
-    "load_bundle",
-    "rename_labels",
-    "save_bundle",
-    "unsaved_kinds",
-]
-
 _KIND, _VERSION = "layerfuse-bundle", 2
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
 

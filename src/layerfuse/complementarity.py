@@ -26,21 +26,6 @@ from layerfuse.probing import (
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Column, Targets
 
-__all__ = [
-    "HEADLINE",
-    "MEASURES",
-    "PAIRINGS",
-    "Addition",
-    "EncoderComparison",
-    "Pair",
-    "ProbeData",
-    "check_pairing",
-    "compare",
-    "find_blocks",
-    "measure_pairs",
-    "rank_additions",
-]
-
 Floats = npt.NDArray[np.float32]
 Blocks = Mapping[BlockRef, Floats]
 

@@ -14,18 +14,6 @@ import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
 
-__all__ = [
-    "Estimate",
-    "Evaluation",
-    "PairedDifference",
-    "check_class_rows",
-    "check_correct_pair",
-    "evaluate_predictions",
-    "expected_calibration_error",
-    "paired_difference",
-    "share_interval",
-]
-
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 

@@ -23,16 +23,6 @@ from layerfuse.progress import SILENT, Reporter
 from layerfuse.selection import CostBudget, choose_with_state, is_informative, selection_of
 from layerfuse.targets import Targets
 
-__all__ = [
-    "AUTO",
-    "SearchResult",
-    "SearchSpace",
-    "Trial",
-    "check_search",
-    "log_selection",
-    "search",
-]
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
 Folds = Sequence[tuple[Rows, Rows]]

@@ -17,18 +17,6 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from layerfuse.errors import ConfigError
 
-__all__ = [
-    "BackgroundTask",
-    "limit_kernel_cache",
-    "n_cores",
-    "n_threads",
-    "parallel_map",
-    "peak_mb",
-    "prefetch",
-    "resident_mb",
-    "trim_heap",
-]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

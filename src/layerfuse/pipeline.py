@@ -16,17 +16,6 @@ from layerfuse.heads import Head, fit_head, search_penalty
 from layerfuse.probing import PrincipalAxes
 from layerfuse.targets import LabelSpace, Targets
 
-__all__ = [
-    "N_LEADING",
-    "Blocks",
-    "CoordinateModel",
-    "FusedModel",
-    "Plan",
-    "find_penalty",
-    "predict_held",
-    "train",
-]
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
 Blocks = Mapping[BlockRef, Floats]

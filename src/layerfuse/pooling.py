@@ -14,8 +14,6 @@ from layerfuse.errors import check_choice
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["POOLINGS", "Pooler", "Pooling", "Reduction", "TokenState", "WeightedMean"]
-
 
 @dataclass(frozen=True)
 class WeightedMean:

@@ -13,16 +13,6 @@ import numpy as np
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import ConfigError, check_choice
 
-__all__ = [
-    "Budget",
-    "EncoderCost",
-    "PipelineCost",
-    "Point",
-    "pareto_front",
-    "pipeline_cost",
-    "resolve_budget",
-]
-
 _MB = 1e6
 
 

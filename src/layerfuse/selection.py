@@ -17,17 +17,6 @@ from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets
 
-__all__ = [
-    "SELECTIONS",
-    "CostBudget",
-    "check_selection",
-    "choose",
-    "choose_with_state",
-    "is_informative",
-    "select_blocks",
-    "selection_of",
-]
-
 SELECTIONS = ("last", "best", "top_k", "greedy")
 
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …

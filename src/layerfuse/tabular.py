@@ -11,7 +11,6 @@ from layerfuse.errors import require
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["to_frame", "to_html"]
 
 Records = Sequence[Mapping[str, Any]]
 

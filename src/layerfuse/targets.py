@@ -18,16 +18,6 @@ import numpy.typing as npt
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.metrics import Evaluation, evaluate_predictions
 
-__all__ = [
-    "Column",
-    "LabelSpace",
-    "Targets",
-    "as_list",
-    "find_classes",
-    "is_missing",
-    "label_array",
-]
-
 Column: TypeAlias = Iterable[Any]
 """A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
 

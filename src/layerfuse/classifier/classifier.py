@@ -42,8 +42,6 @@ from layerfuse.progress import Reporter, current_reporter
 from layerfuse.resources import Budget, EncoderCost
 from layerfuse.targets import Column, LabelSpace, Rows, Splitter
 
-__all__ = ["LayerFusionClassifier"]
-
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classifier on fused layers of frozen language models.

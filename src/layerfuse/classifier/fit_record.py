@@ -18,8 +18,6 @@ from layerfuse.pipeline import Blocks
 from layerfuse.progress import Reporter
 from layerfuse.resources import EncoderCost
 
-__all__ = ["FitRecord"]
-
 
 @dataclass(frozen=True, eq=False)
 class FitRecord:

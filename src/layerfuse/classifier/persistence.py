@@ -12,8 +12,6 @@ from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError, NotFoundError, did_you_mean
 from layerfuse.resources import Budget
 
-__all__ = ["load"]
-
 _BUNDLE_OF_RUN = Path("bundle", "bundle.json")
 
 

@@ -27,17 +27,6 @@ from layerfuse.targets import Column, Targets, as_list
 if TYPE_CHECKING:
     from layerfuse.classifier.classifier import LayerFusionClassifier
 
-__all__ = [
-    "Encoders",
-    "TrainingData",
-    "check_parameters",
-    "check_training",
-    "open_encoders",
-    "search_space",
-    "seed_of",
-    "settings_of",
-    "warn_truncated",
-]
 
 Encoders: TypeAlias = str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder]
 """Names, model folders or encoders, or just one."""

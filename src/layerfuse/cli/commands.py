@@ -36,8 +36,6 @@ from layerfuse.config import (
     option,
 )
 
-__all__ = ["app"]
-
 
 def _shown(value: object) -> str | None:
     """A default as it would be typed; None hides it."""

@@ -35,8 +35,6 @@ from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Targets
 
-__all__ = ["compare", "curve"]
-
 _EXAMPLES = 3  # texts that only one block of the best pair gets right, for each of the two
 _LISTED_ROWS = 20  # of those that only one block of a pair gets right
 _MOST_ROWS = 10_000  # of the training rows and of the test rows that are measured on

@@ -60,8 +60,6 @@ from layerfuse.report.run_report import (
 from layerfuse.resources import Budget, EncoderCost
 from layerfuse.targets import Targets
 
-__all__ = ["demo", "fit", "make_classifier", "make_encoders", "profile", "read_data"]
-
 
 class _Recorder:
     """Hands everything on to a reporter, and keeps the notes."""

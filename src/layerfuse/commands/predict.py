@@ -18,8 +18,6 @@ from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import EvaluateResult, Prediction, PredictResult
 from layerfuse.targets import LabelSpace
 
-__all__ = ["evaluate", "predict", "write_predictions"]
-
 
 def predict(
     bundle: Path,

@@ -19,16 +19,6 @@ from layerfuse.data.dataset import Split, TextDataset
 if TYPE_CHECKING:
     from datasketch import MinHash
 
-__all__ = [
-    "NEAR",
-    "Audit",
-    "Finding",
-    "NearDuplicate",
-    "SplitAudit",
-    "audit",
-    "contained_rows",
-    "near_duplicates",
-]
 
 NEAR = 0.8
 """Jaccard similarity of words and word pairs from which two texts are near-duplicates."""

@@ -14,8 +14,6 @@ from layerfuse.errors import ConfigError, DataError
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Targets
 
-__all__ = ["Split", "TextDataset", "check_trainable"]
-
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")  # the first that is there is the test
 
 

@@ -39,17 +39,6 @@ from layerfuse.errors import (
 from layerfuse.files import atomic_folder, cache_dir, human_bytes
 from layerfuse.progress import SILENT, Advance, Reporter
 
-__all__ = [
-    "download",
-    "encoder_path",
-    "extract",
-    "is_pulled",
-    "load_dataset",
-    "place",
-    "pull_dataset",
-    "pull_encoder",
-]
-
 _MB = 1_000_000  # bytes
 _POLL_S = 0.2
 _STALE_S = 24 * 3600

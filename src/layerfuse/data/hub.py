@@ -9,8 +9,6 @@ from layerfuse.data.columns import Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.errors import DataError, NotFoundError, require
 
-__all__ = ["read_hub"]
-
 
 def read_hub(
     repo_id: str,

@@ -16,8 +16,6 @@ from layerfuse.data.columns import Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.errors import DataError, NotFoundError, did_you_mean
 
-__all__ = ["read_dataset"]
-
 _TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")

@@ -19,8 +19,6 @@ from layerfuse.encoders import FrozenEncoder
 from layerfuse.files import write_json
 from layerfuse.resources import EncoderCost
 
-__all__ = ["CostRecord", "ShardCost", "keep_cost", "read_cost", "record_cost", "undisturbed"]
-
 
 @dataclass(frozen=True)
 class ShardCost:

@@ -34,8 +34,6 @@ from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
 
-__all__ = ["check_texts", "extract", "extract_all", "extract_blocks"]
-
 _MAX_REPAIRS = 20  # damaged shards that one look-up will compute again
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
 _MEASURING = Lock()  # threads that measure at once would slow each other down

@@ -18,8 +18,6 @@ from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.progress import SILENT, Advance, Reporter
 
-__all__ = ["ShardResult", "read_shard", "run_shard", "tokenize_shard", "write_result"]
-
 _BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
 
 

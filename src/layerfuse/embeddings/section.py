@@ -26,8 +26,6 @@ from layerfuse.embeddings.shard import (
 from layerfuse.files import storage_errors
 from layerfuse.progress import SILENT, Reporter
 
-__all__ = ["Missing", "NotStoredError", "Section", "text_hashes"]
-
 Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
 """Row numbers and the blocks that all of them lack; a row is in one pair at most."""
 

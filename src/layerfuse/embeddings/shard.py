@@ -15,17 +15,6 @@ import numpy.typing as npt
 from layerfuse.errors import StorageError
 from layerfuse.files import atomic_write, digest
 
-__all__ = [
-    "CorruptShardError",
-    "Hashes",
-    "Key",
-    "Shard",
-    "block_name",
-    "check_folder",
-    "open_shard",
-    "write_shard",
-]
-
 Key: TypeAlias = tuple[int, str]
 """A layer and a pooling."""
 

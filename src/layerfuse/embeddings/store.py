@@ -18,8 +18,6 @@ from layerfuse.errors import FormatError
 from layerfuse.files import cache_dir, digest, read_json, storage_errors, write_json
 from layerfuse.progress import SILENT, Reporter
 
-__all__ = ["EmbeddingStore", "SectionInfo"]
-
 _KIND, _VERSION = "layerfuse-store", 1
 _MANIFEST = "manifest.json"
 _IN_FLIGHT_S = 3600.0

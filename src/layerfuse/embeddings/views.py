@@ -13,8 +13,6 @@ from layerfuse.embeddings.shard import Key
 from layerfuse.errors import ConfigError
 from layerfuse.resources import EncoderCost
 
-__all__ = ["BlockSource", "BlockView"]
-
 
 class BlockSource(Protocol):
     """Blocks of one encoder over distinct texts.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["pack_linears", "use_plain_attention"]
 
 _MAX_BYTES = 2 << 30  # packed weights are copies
 _TYPICAL_TOKENS = 1024

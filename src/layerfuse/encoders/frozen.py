@@ -32,7 +32,6 @@ from layerfuse.progress import SILENT, Reporter
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
 
 DEFAULT_MAX_LENGTH = 512
 

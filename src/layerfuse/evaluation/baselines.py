@@ -26,14 +26,6 @@ from layerfuse.targets import Decisions, Targets
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = [
-    "Baseline",
-    "BaselineStrategy",
-    "TrainingRows",
-    "baseline_strategies",
-    "run_baselines",
-    "tfidf_classifier",
-]
 
 _WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
 

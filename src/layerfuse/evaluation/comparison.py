@@ -12,8 +12,6 @@ from layerfuse.metrics import Estimate, PairedDifference, paired_difference
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
 from layerfuse.targets import Decisions, Targets
 
-__all__ = ["BaselineComparison", "BaselineScore", "Rows", "Score", "compare_baselines"]
-
 
 @dataclass(frozen=True)
 class Score:

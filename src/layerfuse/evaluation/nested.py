@@ -27,8 +27,6 @@ from layerfuse.probing import ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Targets
 
-__all__ = ["FINAL_PLAN", "PIPELINE", "OutOfFold", "PlanStrategy", "TrainingSample", "nested_plan"]
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
 Folds = Sequence[tuple[Rows, Rows]]

@@ -23,7 +23,6 @@ from layerfuse.tabular import to_frame, to_html
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Tradeoff", "Verdict", "judge", "signed", "times", "tradeoffs"]
 
 _SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
 

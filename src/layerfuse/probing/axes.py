@@ -12,8 +12,6 @@ from layerfuse.errors import DataError
 from layerfuse.files import take_tensor
 from layerfuse.probing.ridge import Spectrum, decompose, standardization
 
-__all__ = ["N_AXES", "N_SEARCHED", "PrincipalAxes"]
-
 Floats = npt.NDArray[np.float32]
 
 N_AXES = 384

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from layerfuse.errors import DataError
 from layerfuse.metrics import check_correct_pair
 
-__all__ = ["Agreement", "linear_cka", "measure_agreement"]
-
 
 @dataclass(frozen=True)
 class Agreement:

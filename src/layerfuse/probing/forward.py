@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from layerfuse.probing.ridge import decompose, leave_one_out
 
-__all__ = ["RidgeState"]
-
 Floats = npt.NDArray[np.float32]
 
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.probing.ridge import leave_one_out, spectrum
 
-__all__ = ["find_interaction", "find_pair", "prior_errors"]
-
 Floats = npt.NDArray[np.float32]
 
 _MOST_ROWS = 2000

@@ -17,16 +17,6 @@ from layerfuse.probing.ridge import Spectrum, decompose, leave_one_out
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Column, Decisions, Targets
 
-__all__ = [
-    "SCORERS",
-    "ProbeResults",
-    "check_scorer",
-    "probe_blocks",
-    "probe_rows",
-    "probe_space",
-    "score_blocks",
-]
-
 Floats: TypeAlias = npt.NDArray[np.float32]
 Blocks: TypeAlias = Mapping[BlockRef, Floats]
 

@@ -15,16 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "PENALTIES",
-    "LeaveOneOut",
-    "Spectrum",
-    "decompose",
-    "leave_one_out",
-    "spectrum",
-    "standardization",
-]
-
 Floats = npt.NDArray[np.floating]
 
 PENALTIES = np.logspace(-5.0, -0.5, 10)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["baseline_name", "interval", "percent", "plural", "points", "points_interval", "sentence_case"]
-
 _BASELINES = {
     "pipeline": "layerfuse",
     "majority": "most frequent label",

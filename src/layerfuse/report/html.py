@@ -31,8 +31,6 @@ from layerfuse.report.run_report import RunReport
 from layerfuse.report.sections import Section, sections_of
 from layerfuse.report.theme import DRAWING, THEMES, save_chart, vega_lite_version, vega_spec
 
-__all__ = ["asset", "environment", "policy_of", "write_page"]
-
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 
 

@@ -19,34 +19,6 @@ from layerfuse.metrics import Estimate, Evaluation, PairedDifference
 from layerfuse.model_selection import Trial
 from layerfuse.resources import EncoderCost, PipelineCost
 
-__all__ = [
-    "BaselineReport",
-    "BaselineScore",
-    "BlockPair",
-    "CalibrationBin",
-    "Complementarity",
-    "ConfusionCell",
-    "CostReport",
-    "DataReport",
-    "Diagnosis",
-    "EncoderReport",
-    "Environment",
-    "HardText",
-    "HardestTexts",
-    "Model",
-    "NearDuplicates",
-    "NearPair",
-    "RunReport",
-    "SelectionReport",
-    "Timings",
-    "Tradeoff",
-    "VerdictReport",
-    "read_model",
-    "read_run_report",
-    "write_model",
-    "write_run_report",
-]
-
 RowsOf = Literal["cv", "test"]
 """Nested out-of-fold predictions of training rows, or predictions of test rows."""
 

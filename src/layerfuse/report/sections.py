@@ -32,7 +32,6 @@ from layerfuse.report.run_report import RunReport
 if TYPE_CHECKING:
     from layerfuse.report.theme import Chart
 
-__all__ = ["Figure", "Section", "Table", "sections_of"]
 
 _SHOWN_CLASSES = 12  # in the confusion matrix that stands open
 _MOST_CLASSES = 120  # above, the whole matrix would be no picture

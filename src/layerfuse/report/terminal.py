@@ -36,21 +36,6 @@ from layerfuse.report.results import (
 )
 from layerfuse.report.run_report import RunReport
 
-__all__ = [
-    "layer_chart",
-    "render_audit",
-    "render_check",
-    "render_comparison",
-    "render_curve",
-    "render_demo",
-    "render_evaluation",
-    "render_fit",
-    "render_rows",
-    "render_scores",
-    "render_verify",
-    "render_written",
-]
-
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 80  # columns of a terminal that nobody has widened
 _MOST_BLOCKS = 12  # of a table
