@@ -101,6 +101,7 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
         )
         for name in names
     )
+    headline = "fusion of 5 blocks classifies 90.0% of the texts correctly."
     advice = "Simpler, and as good: one:24:mean alone."
     report = RunReport(
         layerfuse_version=__version__,
@@ -121,7 +122,8 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
         test=metrics[1],
         baselines=baselines,
         verdict=VerdictReport(
-            sentence=f"fusion adds 2.0 points. {advice}",
+            sentence=f"{headline} It is better. {advice}",
+            headline=headline,
             advice=advice,
             gained=True,
             against=("one:24:mean",),
@@ -147,7 +149,7 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
             hardest=_hardest(),
             complementarity=_complementarity(gain),
         ),
-        timings=Timings(extract_s=1.0, score_s=1.0, select_s=1.0, cv_s=1.0, total_s=4.0),
+        timings=Timings(extract_s=1.0, score_s=1.0, search_s=1.0, total_s=4.0),
         settings=FitConfig("made up"),
         environment=environment(),
         notes=("made up: nothing was read",),

@@ -237,6 +237,7 @@ def _baseline(item: BaselineComparison) -> BaselineReport:
 def _verdict(verdict: Verdict) -> VerdictReport:
     return VerdictReport(
         sentence=verdict.sentence,
+        headline=verdict.headline,
         advice=verdict.advice,
         gained=verdict.gained,
         against=verdict.against,

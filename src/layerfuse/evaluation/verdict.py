@@ -150,6 +150,8 @@ class Verdict:
     ----------
     sentence : str
         How accurate the pipeline is, how it compares with the baselines, and the advice.
+    headline : str
+        The start of the sentence: how accurate the pipeline is.
     advice : str
         The end of the sentence, which names a simpler baseline that is as good; may be empty.
     gained : bool
@@ -175,6 +177,7 @@ class Verdict:
     """
 
     sentence: str
+    headline: str
     advice: str
     gained: bool
     against: tuple[str, ...]
@@ -295,14 +298,16 @@ def judge(
     against = "That is no better than always predicting the most frequent label."
     if informative:
         against = _against(last, where, f"{block.encoder}'s {layer}", ratio, plan)
+    headline = _headline(measured, where, plan)
     parts = [
-        _headline(measured, where, plan),
+        headline,
         against,
         f"Significantly better: {'; '.join(better)}." if better else "",
         advice,
     ]
     return Verdict(
         sentence=" ".join(filter(None, parts)),
+        headline=headline,
         advice=advice,
         gained=informative and gain.low > 0,
         against=tuple(map(str, last.blocks)),
