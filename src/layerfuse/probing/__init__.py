@@ -1,7 +1,13 @@
 """How good each block is for the targets."""
 
-from layerfuse.probing.diversity import Agreement, linear_cka, measure_agreement
-from layerfuse.probing.interactions import find_interaction, find_pair, prior_errors
+from layerfuse.probing.pairs import (
+    Agreement,
+    find_interaction,
+    find_pair,
+    linear_cka,
+    measure_agreement,
+    prior_errors,
+)
 from layerfuse.probing.probe import (
     SCORERS,
     PrincipalAxes,
