@@ -20,10 +20,10 @@ from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit, Finding, SplitAudit
+from layerfuse.evaluation.verdict import BaselineScore, Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     BaselineReport,
-    BaselineScore,
     BlockPair,
     Complementarity,
     CostReport,
@@ -37,7 +37,6 @@ from layerfuse.report.run_report import (
     RunReport,
     SelectionReport,
     Timings,
-    Tradeoff,
     VerdictReport,
     write_run_report,
 )

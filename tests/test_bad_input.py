@@ -369,8 +369,8 @@ MISTAKES = [
         {"cfg/x": ""},
     ),
     # folders
-    Mistake("out where nothing can be made", "fit --out /proc/x/run", ("/proc is not writable", "--out")),
-    Mistake("store where nothing can be made", "fit --store /proc/x", ("/proc is not writable", "--store")),
+    Mistake("unwritable out", "fit --out /proc/x/run", ("/proc is not writable", "--out")),
+    Mistake("unwritable store", "fit --store /proc/x", ("/proc is not writable", "--store")),
     Mistake(
         "predictions onto a device", "predict {run} train.csv --out /dev/null",
         ("a device or a pipe", "name of a file"),

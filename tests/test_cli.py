@@ -23,13 +23,13 @@ from safetensors import safe_open
 import layerfuse
 from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import N_LAYERS, save_model
-from layerfuse.blocks import POOLINGS
 from layerfuse.cli.commands import app
 from layerfuse.config import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS
 from layerfuse.encoders import checks as checking
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
+from layerfuse.pooling import POOLINGS
 
 N_TRAIN, N_TEST = 60, 30
 CONTROL = ("\x1b", "\r", "\b")  # what progress bars and colours are made of

@@ -58,7 +58,7 @@ class ProbeData:
         probed = probe_blocks(blocks, targets, reporter=reporter)
         return cls(probed.scores, probed.coordinates, targets)
 
-    def correct(self, predictions: Floats) -> npt.NDArray[np.bool_]:
+    def correct(self, predictions: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """Whether predictions (n, n_outputs) of the target matrix are right, (n,)."""
         return self.targets.correct(self.targets.space.decide(predictions))
 

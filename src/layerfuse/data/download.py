@@ -27,8 +27,7 @@ from layerfuse.data.catalog import (
     Package,
 )
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.hub import read_hub
-from layerfuse.data.readers import read_dataset
+from layerfuse.data.readers import read_dataset, read_hub
 from layerfuse.errors import (
     FormatError,
     MissingExtraError,

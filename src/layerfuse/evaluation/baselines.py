@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.evaluation.nested import (
-    Floats,
-    Folds,
-    OutOfFold,
-    PlanStrategy,
-    Rows,
-    TrainingSample,
-)
+from layerfuse.evaluation.nested import Floats, Folds, OutOfFold, PlanStrategy, Rows, TrainingSample
 from layerfuse.model_selection import SearchResult
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Plan

@@ -19,13 +19,7 @@ from markupsafe import Markup
 
 from layerfuse._version import __version__
 from layerfuse.files import atomic_write
-from layerfuse.report.formats import (
-    interval,
-    percent,
-    points,
-    points_interval,
-    sentence_case,
-)
+from layerfuse.report.formats import interval, percent, points, points_interval, sentence_case
 from layerfuse.report.results import CurveResult
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.sections import Section, sections_of
