@@ -37,13 +37,17 @@ browser:
 	      chromium fonts-dejavu-core >/dev/null; } || \
 	  echo "no browser: install chromium, or leave its tests out: PYTEST_ARGS=\"-m 'not browser'\"" >&2
 
-check: lint ## lint, formatting, types, and that tables and reference are up to date
+check: lint ## lint, formatting, types, import order; tables, reference and schema are up to date
 	@echo "mypy"
 	@$(BIN)/mypy
+	@echo "imports"
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@echo "tables"
 	@$(BIN)/python -m benchmarks.tables --check
 	@echo "command-line reference"
 	@$(BIN)/python docs/reference.py --check
+	@echo "schema of the run report"
+	@$(BIN)/python docs/schema.py --check
 
 lint: $(DEV) ## lint and formatting only
 	@echo "ruff check"
@@ -66,6 +70,7 @@ study: $(DEV) ## write docs/study.md from results/packaged (python -m benchmarks
 
 docs: $(DEV) ## the documentation, in docs/_build/html; a warning ends the build
 	@$(BIN)/python docs/reference.py
+	@$(BIN)/python docs/schema.py
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

@@ -11,7 +11,7 @@ import pytest
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import DataError, FormatError
 from layerfuse.probing import PrincipalAxes, probe_blocks
-from layerfuse.probing.axes import N_AXES, N_SEARCHED
+from layerfuse.probing.probe import N_AXES, N_SEARCHED
 from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]

@@ -205,7 +205,7 @@ MISTAKES = [
     ),
     Mistake(
         "unseen label in the test file", "fit --test x.csv",
-        ("labels that training never saw: other", "Add training rows"),
+        ("do not occur in training: other", "Add training rows"),
         {"x.csv": table([("a text", "other")])},
     ),
     Mistake("missing test file", "fit --test tset.csv", ("no file 'tset.csv'",)),
@@ -301,7 +301,7 @@ MISTAKES = [
     ),
     Mistake(
         "last layers over the budget", "fit --selection last --max-parameters 9000",
-        ("The last layers break the budget", "parameters of at most 9,000", "selection='greedy'"),
+        ("The last layers exceed the budget", "parameters of at most 9,000", "selection='greedy'"),
     ),
     Mistake(
         "more last layers than blocks",
@@ -369,8 +369,8 @@ MISTAKES = [
         {"cfg/x": ""},
     ),
     # folders
-    Mistake("out where nothing can be made", "fit --out /proc/x/run", ("/proc may not", "--out")),
-    Mistake("store where nothing can be made", "fit --store /proc/x", ("/proc may not", "--store")),
+    Mistake("unwritable out", "fit --out /proc/x/run", ("/proc is not writable", "--out")),
+    Mistake("unwritable store", "fit --store /proc/x", ("/proc is not writable", "--store")),
     Mistake(
         "predictions onto a device", "predict {run} train.csv --out /dev/null",
         ("a device or a pipe", "name of a file"),
@@ -383,7 +383,7 @@ MISTAKES = [
         "store is a file", "fit --store train.csv", ("train.csv", "not a folder", "--store")
     ),
     Mistake("listed store is a file", "store ls --store train.csv", ("not a folder", "--store")),
-    Mistake("no such store", "store ls --store no", ("There is no store no", "--store")),
+    Mistake("no such store", "store ls --store no", ("There is no embedding cache no", "--store")),
     Mistake("demo onto another run", "demo --out full", ("full", "not a demo's folder", "--out"),
             {"full/report.json": '{"settings": {"data": "mine.csv", "encoders": ["minilm"]}}'}),
     Mistake("prune of what", "store prune", ("--encoder NAME", "--all")),
@@ -397,17 +397,17 @@ MISTAKES = [
     Mistake("predict on nothing", "predict {run} no.csv", ("no file 'no.csv'",)),
     Mistake(
         "predict without a text column", "predict {run} x.csv",
-        ("no column that is plainly the text", "--text-column"),
+        ("no column 'text'", "one, two, three", "--text-column"),
         {"x.csv": table([("a", "b", "c")], ("one", "two", "three"))},
     ),
     Mistake(
         "predict on rows without a header", "predict {run} x.csv",
-        ("x seems to have no header", "which is a label", "'text,label'"),
+        ("no column 'text'", "If the file has no header", "'text,label'"),
         {"x.csv": table(DATA[1:], DATA[0])},
     ),
     Mistake(
         "predict on texts without a header", "predict {run} x.csv",
-        ("no header", "named 'a good text", "--text-column"),
+        ("no header", "a good text or so", "--text-column"),
         {"x.csv": "a good text or so\nanother\n"},
     ),
     Mistake(
@@ -426,7 +426,7 @@ MISTAKES = [
         ("no split 'tset'", "train"),
     ),
     Mistake(
-        "evaluate unseen labels", "evaluate {run} x.csv", ("training never saw: other",),
+        "evaluate unseen labels", "evaluate {run} x.csv", ("do not occur in training: other",),
         {"x.csv": table([("a text", "other"), ("a film", "news")])},
     ),
 ]  # fmt: skip

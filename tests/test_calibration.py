@@ -160,8 +160,8 @@ def test_no_rows_give_no_probabilities() -> None:
 def test_fit_calibration_by_name() -> None:
     logits, y = calibrated(n=200)
     assert fit_calibration("temperature", logits, targets(logits, y)) == fit(logits, y)
-    assert fit_calibration("none", logits, targets(logits, y)) == TemperatureCalibrator(1.0)
-    with pytest.raises(ConfigError, match=r"'temprature'.*temperature, none\. Did you mean 'temp"):
+    assert fit_calibration(None, logits, targets(logits, y)) == TemperatureCalibrator(1.0)
+    with pytest.raises(ConfigError, match=r"'temprature'.*temperature\. Did you mean 'temp"):
         fit_calibration("temprature", logits, targets(logits, y))
 
 

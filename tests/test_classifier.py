@@ -64,7 +64,7 @@ class TestFitAndPredict:
         assert fitted.cv_.n == 160
         assert fitted.cv_.accuracy.value > 0.85
         assert fitted.truncated_share_ == 0
-        stages = {"extract_s", "score_s", "select_s", "head_s", "cv_s", "total_s"}
+        stages = {"extract_s", "score_s", "search_s", "head_s", "total_s"}
         assert set(fitted.timings_) == stages
         assert fitted.timings_["total_s"] == pytest.approx(
             sum(fitted.timings_[name] for name in stages - {"total_s"}), abs=1

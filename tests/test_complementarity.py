@@ -187,7 +187,7 @@ class TestCompare:
         blocks, y = planted(0)
         pair = couple(compare(blocks, y), "a", "c")
         coordinates = probe_blocks(blocks, Targets.from_labels(y)).coordinates
-        targets = np.eye(2, dtype=np.float32)[y].astype(np.float64)
+        targets = Targets.from_labels(y).matrix.astype(np.float64)
         alone, other, fused = (
             leave_one_out(decompose(np.concatenate(part, axis=1).astype(np.float64)), targets)
             for part in (
@@ -323,7 +323,7 @@ class TestAdditions:
         pipeline = [BlockRef("a", 1, "mean"), BlockRef("a", 0, "mean")]
         coordinates, targets = (
             probe_blocks(blocks, Targets.from_labels(y)).coordinates,
-            np.eye(2, dtype=np.float32)[y],
+            Targets.from_labels(y).matrix,
         )
         used = [coordinates[block] for block in pipeline]
         state = RidgeState.of(used, targets)

@@ -72,5 +72,5 @@ def test_plain_attention_is_for_bfloat16_without_tile_units(
         encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype=dtype)
         return str(encoder.stack.config._attn_implementation)
 
-    assert chosen("bfloat16") == ("sdpa" if tiles else cpu_kernels._NAME)
+    assert chosen("bfloat16") == ("sdpa" if tiles else cpu_kernels._PLAIN_ATTENTION)
     assert chosen("float32") == "sdpa"

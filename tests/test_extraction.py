@@ -217,13 +217,14 @@ class TestJobs:
 
 
 class TestViews:
-    @pytest.fixture
-    def view(self, tiny: TinyModels) -> BlockView:
+    @pytest.fixture(params=[False, True], ids=["in memory", "in a store"])
+    def view(self, tiny: TinyModels, tmp_path: Path, request: pytest.FixtureRequest) -> BlockView:
         encoders = [
             FrozenEncoder.from_pretrained(tiny(name), name=name, device="cpu", max_length=8)
             for name in ("bert", "llama")
         ]
-        return extract_all(["good film", "bad", "good film", "bad " * 20], encoders, None)
+        store = EmbeddingStore(tmp_path) if request.param else None
+        return extract_all(["good film", "bad", "good film", "bad " * 20], encoders, store)
 
     def test_taking_rows(self, view: BlockView):
         for rows in (np.array([3, 0, 3]), np.array([True, False, False, True])):
@@ -234,6 +235,7 @@ class TestViews:
             assert part.costs == view.costs
         assert view.truncated_share == 1 / 4
         assert view.take(np.array([3, 0, 3])).truncated_share == 2 / 3
+        assert view.take(np.array([], np.intp))[BlockRef("bert", 1, "mean")].shape == (0, 32)
         again = view.take(np.array([3, 0, 1])).take(np.array([1]))
         block = next(iter(view))
         np.testing.assert_array_equal(again[block], view[block][[0]])
@@ -489,6 +491,28 @@ class TestChoices:
         with pytest.raises(ConfigError, match="No pooling was given"):
             extract(["good"], opened(tiny("bert")), pooling=())
 
+    def test_candidates_are_the_layers_and_poolings_as_given(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), layers=(-1, 0), pooling=["max", "mean"], batch_tokens=7)
+        assert (encoder.layers, encoder.pooling) == ((-1, 0), ["max", "mean"])
+        assert encoder.batch_tokens == 7
+        assert [str(block) for block in encoder.candidates] == [
+            *("tiny:0:max", "tiny:3:max"),
+            *("tiny:0:mean", "tiny:3:mean"),
+        ]
+        every = opened(tiny("bert"))
+        assert every.candidates == tuple(BlockRef("tiny", layer, "mean") for layer in range(4))
+        assert encoder.identity == every.identity, "stores don't depend on them"
+        with pytest.raises(ConfigError, match="tiny has no layer 9"):
+            assert opened(tiny("bert"), layers=9).candidates
+
+    def test_the_identity_has_the_names_of_existing_stores(self, tiny: TinyModels):
+        encoder = opened(tiny("bert"), prompt="the {text}", max_length=9)
+        assert encoder.identity == {
+            "fingerprints": encoder.fingerprints, "revision": None, "template": "the {text}",
+            "chat_question": None, "max_length": 9, "dtype": "float32",
+        }  # fmt: skip
+        assert opened(tiny("bert"), chat_prompt="good").identity["chat_question"] == "good"
+
     def test_layers_above_a_cut_are_not_loaded(self, tiny: TinyModels):
         encoder = opened(tiny("bert")).truncate(-3)
         assert (encoder.highest_layer, encoder.n_layers) == (1, 3)
@@ -500,10 +524,12 @@ class TestChoices:
         ("option", "message"),
         [
             ({"device": "gpu"}, "Unknown device 'gpu'"),
+            ({"device": "cuda:all"}, "Unknown device 'cuda:all'. Choose from auto, cpu, cuda, "),
             ({"dtype": "float16x"}, "Unknown dtype 'float16x'.*Did you mean 'float16'"),
+            ({"batch_tokens": 0}, "batch_tokens=0 is too few"),
         ],
     )
-    def test_unknown_devices_and_dtypes_are_refused(
+    def test_unusable_settings_are_refused(
         self, tiny: TinyModels, option: dict[str, str], message: str
     ):
         options = {"device": "cpu", "dtype": "float32", **option}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from families import VOCABULARY, TinyModels
-from layerfuse import LayerFusionClassifier
+from helpers import build
+from layerfuse.heads import HEADS
 
-HEADS = ("ridge", "logistic", "kernel", "mlp")
 FUSIONS = ("auto", "concat", "stacking", "voting", "gated")
 
 
@@ -28,17 +28,8 @@ def few(n_classes: int, each: int = 4) -> tuple[list[str], list[int]]:
 def test_four_rows_of_each_class(tiny: TinyModels, n_classes: int, fusion: str, head: str):
     """Three blocks, so that there is something to fuse; warnings are errors here."""
     texts, labels = few(n_classes)
-    model = LayerFusionClassifier(
-        [f"{family}={tiny(family)}" for family in ("bert", "llama")],
-        selection="top_k",
-        max_blocks=3,
-        fusion=fusion,
-        head=head,
-        cv=5,
-        store=None,
-        device="cpu",
-        dtype="float32",
-    ).fit(texts, labels)
+    options = {"selection": "top_k", "max_blocks": 3, "fusion": fusion, "head": head}
+    model = build(tiny, "bert", "llama", cv=5, store=None, **options).fit(texts, labels)
     proba = model.predict_proba(texts)
     assert len(model.plan_.blocks) == 3
     np.testing.assert_allclose(proba.sum(axis=1), 1)

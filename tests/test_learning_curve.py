@@ -275,18 +275,19 @@ class TestCommand:
         asked = ("--test", "test.csv", "--shares", "1, 5,30%,100", "--repeats", 2, "--json")
         report = succeed("curve", "train.csv", *asked, *models).json
         assert report["measured_on"] == "test"
-        assert (report["n_train"], report["n_test"]) == (90, 60)
+        curve = report["curve"]
+        assert (curve["n_train"], curve["n_test"]) == (90, 60)
         assert (report["fusion"], report["head"]) == ("concat", "ridge")
         # 1 and 5 % would both draw four rows of each of three classes
-        assert [point["n_rows"] for point in report["points"]] == [12, 27, 90]
-        assert [point["share"] for point in report["points"]] == [0.01, 0.3, 1]
-        assert [point["repeats"] for point in report["points"]] == [2, 2, 1]
-        for point in report["points"]:
+        assert [point["n_rows"] for point in curve["points"]] == [12, 27, 90]
+        assert [point["share"] for point in curve["points"]] == [0.01, 0.3, 1]
+        assert [len(point["draws"]) for point in curve["points"]] == [2, 2, 1]
+        for point in curve["points"]:
             assert point["gain"]["low"] <= point["gain"]["value"] <= point["gain"]["high"]
             for draw in point["draws"]:
-                assert len(draw["last_layer"]["blocks"]) == 1
-                assert 0 <= draw["fusion"]["accuracy"] <= 1
-        assert report["verdict"]["sentence"].endswith(".")
+                assert len(draw["plans"]["last_layer"]["blocks"]) == 1
+                assert 0 <= draw["accuracy"]["fusion"] <= 1
+        assert report["verdict"].endswith(".")
 
     def test_without_test_rows_a_part_of_the_training_rows_is_held_out(
         self, models: tuple[object, ...]
@@ -294,52 +295,54 @@ class TestCommand:
         done = succeed("curve", "train.csv", *models, "--shares", "100", "--json")
         report = done.json
         assert report["measured_on"] == "held-out training rows"
-        assert report["n_train"] + report["n_test"] == report["data"]["train_rows"] == 90
-        assert report["n_test"] == 24  # 8 of the 30 rows of each class
+        n_train, n_test = report["curve"]["n_train"], report["curve"]["n_test"]
+        assert n_train + n_test == report["data"]["train_rows"] == 90
+        assert n_test == 24  # 8 of the 30 rows of each class
         assert "· no test split: 24 training rows are held out to measure on\n" in done.err
 
     def test_people_get_a_table_of_80_columns_at_most(self, models: tuple[object, ...]):
         done = succeed("curve", "train.csv", "--test", "test.csv", *models, "--repeats", 2)
         assert done.out.startswith("Verdict: ")
         assert max(len(line) for line in done.out.splitlines()) <= 80
-        assert "Accuracy on 60 test rows, in %" in done.out
-        shown = [line.split()[:3] for line in done.out.splitlines() if " % " in line]
-        assert ["12", "13.3", "%"] in shown
-        assert ["90", "100", "%"] in shown
+        assert "Accuracy on 60 test rows" in done.out
+        shown = [line.split()[:2] for line in done.out.splitlines() if "%" in line]
+        assert ["12", "13.3%"] in shown
+        assert ["90", "100%"] in shown
 
     def test_many_rows_are_measured_on_a_part_of_them(
         self, models: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("layerfuse.commands.analyze.SAMPLE_ROWS", 45)
+        monkeypatch.setattr("layerfuse.commands.analyze._MOST_ROWS", 45)
         done = succeed(
             "curve", "train.csv", "--test", "test.csv", *models, "--shares", 100, "--json"
         )
-        assert (done.json["n_train"], done.json["n_test"]) == (45, 45)
+        curve = done.json["curve"]
+        assert (curve["n_train"], curve["n_test"]) == (45, 45)
         assert "· 45 of 90 training rows are used\n" in done.err
         assert "· 45 of 60 test rows are used\n" in done.err
 
     def test_a_settings_file_may_choose_the_fusion(self, models: tuple[object, ...]):
-        Path("fit.toml").write_text('fusion = "voting"\nmax_dims = 64\n', encoding="utf-8")
+        Path("fit.toml").write_text('fusion = "voting"\nmax_blocks = 2\n', encoding="utf-8")
         asked = ("--config", "fit.toml", "--shares", "50", "--repeats", 1, "--json")
         report = succeed("curve", "train.csv", *models, *asked).json
         assert (report["fusion"], report["head"]) == ("voting", "ridge")
-        (draw,) = report["points"][0]["draws"]
-        assert len(draw["fusion"]["blocks"]) <= 2  # of 32 dimensions
+        (draw,) = report["curve"]["points"][0]["draws"]
+        assert len(draw["plans"]["fusion"]["blocks"]) <= 2
 
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            ("--shares 0", ("'0'", "above 0 and at most 100")),
-            ("--shares 10,101", ("'101'", "above 0 and at most 100")),
-            ("--shares -5", ("'-5'", "above 0")),
-            ("--shares nan", ("'nan'", "above 0")),
-            ("--shares ten", ("'ten' is not a percentage",)),
-            ("--shares 1,,5", ("'' is not a percentage",)),
-            ("--repeats 0", ("repeats=0", "at least 1")),
-            ("--repeats two", ("a valid integer",)),
+            ("--shares 0", ("0.0", "--shares", "> 0")),
+            ("--shares 10,101", ("101.0", "--shares", "<= 100")),
+            ("--shares -5", ("-5.0", "--shares", "> 0")),
+            ("--shares nan", ("nan", "--shares", "<= 100")),
+            ("--shares ten", ("'ten' is not a percentage", "--shares")),
+            ("--shares 1,,5", ("'' is not a percentage", "--shares")),
+            ("--repeats 0", ("0", "--repeats", ">= 1")),
+            ("--repeats two", ("'two' is not an integer", "--repeats")),
             ("--fusion conct", ("'conct'", "Did you mean 'concat'?")),
-            ("--selection greed", ("'greed'", "Did you mean 'greedy'?")),
-            ("--max-blocks 0", ("is 0", "positive number")),
+            ("--selection greed", ("greed", "--selection", "Did you mean")),
+            ("--max-blocks 0", ("0", "--max-blocks", ">= 1")),
             ("--test nothing.csv", ("nothing.csv",)),
         ],
     )

@@ -6,21 +6,25 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import validate
 from rich.console import Console
 
 from benchmarks.report import make_run
 from commandline import Done, rows, run, succeed, write_csv
 from families import TinyModels
 from layerfuse import load, load_dataset
-from layerfuse.report import render_scores
-from layerfuse.report.details import read_details, read_rows
-from layerfuse.report.parts import readable
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.report.formats import baseline_name, interval, percent, points
+from layerfuse.report.html import write_page
+from layerfuse.report.results import ProfileResult, TrainingData
+from layerfuse.report.run_report import RunReport, read_run_report
+from layerfuse.report.terminal import render_fit, render_scores
 
 QUICK = ["--cv", 2, "--fusion", "concat", "--head", "ridge", "--pooling", "mean,last"]
 
@@ -90,52 +94,105 @@ def test_people_are_told_where_the_page_is(place: tuple[Path, Done], tmp_path: P
     assert done.out.startswith(str(tmp_path / "page.html"))
 
 
+def predicted(run: Path, name: str) -> dict[str, np.ndarray]:
+    """Columns of ``rows.parquet``, of ``cv`` or ``test``."""
+    table = pq.read_table(run / "rows.parquet", filters=[("measured", "=", name)])
+    return {column: table[column].to_numpy() for column in table.column_names[1:]}
+
+
 def test_rows_are_what_the_saved_classifier_predicts(place: tuple[Path, Done]):
     root, _ = place
     classifier = load(root / "run" / "bundle")
     test = load_dataset(str(root / "test.csv"), labeled=True).splits["train"]
     proba = classifier.predict_proba(test.texts)
-    found = read_rows(root / "run", len(classifier.classes_))["test"]
-    assert classifier.classes_[found.predicted].tolist() == classifier.predict(test.texts).tolist()
-    assert classifier.classes_[found.truth].tolist() == list(test.labels or ())
-    np.testing.assert_allclose(
-        found.confidence, proba.max(axis=1), atol=0.02
-    )  # the store keeps float16
-    np.testing.assert_allclose(
-        found.own, proba[np.arange(len(proba)), found.truth], atol=0.02
-    )  # the store keeps float16
+    found = predicted(root / "run", "test")
+    assert classifier.classes_[found["predicted"]].tolist() == list(classifier.predict(test.texts))
+    assert classifier.classes_[found["truth"]].tolist() == list(test.labels or ())
+    own = proba[np.arange(len(proba)), found["truth"]]
+    # the store keeps float16
+    np.testing.assert_allclose(found["confidence"], proba.max(axis=1), atol=0.02)
+    np.testing.assert_allclose(found["label_probability"], own, atol=0.02)
 
 
 def test_rows_agree_with_the_report(place: tuple[Path, Done]):
-    folder = place[0] / "run"
-    result = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    for name, found in read_rows(folder, 3).items():
-        assert len(found) == result[name]["n"]
-        assert found.right.mean() == pytest.approx(result[name]["accuracy"])
+    report = read_run_report(place[0] / "run")
+    assert report.test is not None
+    for name, metrics in (("cv", report.cv), ("test", report.test)):
+        found = predicted(place[0] / "run", name)
+        assert len(found["truth"]) == metrics.n
+        correct = found["truth"] == found["predicted"]
+        assert correct.mean() == pytest.approx(metrics.accuracy.value)
 
 
-def test_details_say_what_is_hard_doubled_and_measured(place: tuple[Path, Done]):
+def test_the_report_is_what_json_prints_and_fits_its_schema(
+    tiny: TinyModels, place: tuple[Path, Done], tmp_path: Path
+):
     root, _ = place
-    details, found = read_details(root / "run"), read_rows(root / "run", 3)["cv"]
+    files = [root / "train.csv", "--store", root / "store", "--out", tmp_path / "run"]
+    done = succeed("fit", *files, "-e", tiny("bert"), *QUICK, "--no-report", "--json")
+    saved = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert done.json == saved
+    path = Path(__file__).parents[1] / "docs" / "run_report.schema.json"
+    validate(saved, json.loads(path.read_text(encoding="utf-8")))
+    report = RunReport.model_validate(saved)
+    assert report == read_run_report(tmp_path / "run")
+    assert report.test is None
+    assert report.verdict.rows == "cv"
+
+
+def test_the_diagnosis_says_what_is_hard_doubled_and_measured(place: tuple[Path, Done]):
+    root, _ = place
+    report, found = read_run_report(root / "run"), predicted(root / "run", "cv")
     train = load_dataset(str(root / "train.csv"), labeled=True).splits["train"]
-    own = {int(row): float(value) for row, value in zip(found.rows, found.own, strict=True)}
-    hardest = details["hardest"]["texts"]
-    assert [text["own"] for text in hardest] == sorted(own.values())[: len(hardest)]
-    for text in hardest:
-        assert train.texts[text["row"]] == text["text"]
+    hardest = report.diagnosis.hardest
+    lowest = sorted(found["label_probability"])[: len(hardest.texts)]
+    assert [text.label_probability for text in hardest.texts] == pytest.approx(lowest)
+    for text in hardest.texts:
+        assert train.texts[text.row] == text.text
         assert train.labels is not None
-        assert train.labels[text["row"]] == text["label"]
-    assert details["hardest"]["wrong"] == int((~found.right).sum())
-    assert details["audit"]["leaks"]["count"] == 4
-    chosen = {f"{b['encoder']}:{b['layer']}:{b['pooling']}" for b in _chosen(root / "run")}
-    assert chosen <= set(details["complementarity"]["blocks"])
-    count = len(details["complementarity"]["blocks"])
-    assert len(details["complementarity"]["pairs"]) == count * (count - 1) // 2
+        assert train.labels[text.row] == text.label
+    assert hardest.wrong == int((found["truth"] != found["predicted"]).sum())
+    assert report.data.audit.leaks.count == 4
+    blocks = report.diagnosis.complementarity.blocks
+    assert set(report.selection.blocks) <= set(blocks)
+    assert len(report.diagnosis.complementarity.pairs) == len(blocks) * (len(blocks) - 1) // 2
 
 
-def _chosen(folder: Path) -> list[dict[str, str]]:
-    result = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return list(result["selection"]["blocks"])
+def test_confusion_and_calibration_count_every_test_row(place: tuple[Path, Done]):
+    report = read_run_report(place[0] / "run")
+    assert report.test is not None
+    cells, bins = report.diagnosis.confusion, report.diagnosis.calibration
+    assert sum(cell.count for cell in cells) == sum(row.count for row in bins) == report.test.n
+    hits = sum(cell.count for cell in cells if cell.truth == cell.predicted)
+    assert hits / report.test.n == pytest.approx(report.test.accuracy.value)
+    shares = sum(row.count * row.accuracy.value for row in bins) / report.test.n
+    assert shares == pytest.approx(report.test.accuracy.value)
+
+
+def test_pipelines_are_timed_side_by_side(place: tuple[Path, Done]):
+    """All that is compared has a time of these rounds, and the ratio is that of the times."""
+    report = read_run_report(place[0] / "run")
+    assert report.cost.n_rounds >= 3
+    assert report.cost.time_ratio is not None
+    (last,) = report.verdict.against
+    ms = {str(item.blocks[0]): item.cost for item in report.baselines if len(item.blocks) == 1}
+    against = ms[last]
+    assert against is not None
+    ratio = report.cost.pipeline.ms_per_text / against.ms_per_text
+    assert report.cost.time_ratio.value == pytest.approx(ratio)
+    assert report.cost.time_ratio.low <= ratio <= report.cost.time_ratio.high
+    timed = {(e.name, layer) for e in report.encoders for layer in e.cost.ms_by_layer}
+    for baseline in report.baselines:
+        for encoder in {block.encoder for block in baseline.blocks}:
+            own = [block.layer for block in baseline.blocks if block.encoder == encoder]
+            assert (encoder, max(own)) in timed
+
+
+def test_notes_of_the_run_are_kept(place: tuple[Path, Done]):
+    root, done = place
+    notes = read_run_report(root / "run").notes
+    assert any("4 of 44 test texts are training texts too" in note for note in notes)
+    assert all(f"· {note}" in done.err for note in notes)
 
 
 def test_the_page_says_apart_what_is_simpler(tmp_path: Path):
@@ -143,20 +200,34 @@ def test_the_page_says_apart_what_is_simpler(tmp_path: Path):
     succeed("report", tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert '<p class="advice">Simpler, and as good: one:24:mean alone.</p>' in page
-    assert '<p class="verdict gained">Fusion adds 2.0 points.</p>' in page
+    assert '<p class="verdict gained">It is better.</p>' in page
+    assert '<p class="headline">Fusion of 5 blocks classifies 90.0%' in page
+
+
+def test_pages_made_by_several_threads_are_those_of_one(tmp_path: Path):
+    report = make_run(tmp_path, rows=200)
+    whole, _ = write_page(report, None, tmp_path / "alone.html")
+    expected = (tmp_path / "alone.html").read_text(encoding="utf-8")
+
+    def make(number: int) -> str:
+        write_page(report, None, tmp_path / f"{number}.html")
+        return (tmp_path / f"{number}.html").read_text(encoding="utf-8")
+
+    with ThreadPoolExecutor(8) as pool:
+        pages = list(pool.map(make, range(24)))
+    assert len(whole) == 14
+    assert [number for number, page in enumerate(pages) if page != expected] == []
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
         ("report.json", None, "no report.json"),
-        ("report.json", "{", "cannot be read"),
-        ("report.json", "[]", "one object"),
-        ("details.json", None, "no details.json"),
-        ("details.json", '{"format": "other"}', "should be"),
-        ("rows.parquet", None, "fit"),
-        ("rows.parquet", "PAR1", "damaged"),
-        ("curve.json", "no", "cannot be read"),
+        ("report.json", "{", "Invalid JSON"),
+        ("report.json", "[]", "RunReport"),
+        ("report.json", '{"settings": {"data": "mine.csv"}}', "layerfuse_version"),
+        ("curve.json", "no", "Invalid JSON"),
+        ("curve.json", "{}", "data: Field required"),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, name: str, damage: str | None, says: str):
@@ -167,17 +238,23 @@ def test_a_damaged_run_is_named(tmp_path: Path, name: str, damage: str | None, s
     done = run("report", tmp_path)
     assert done.code == 2, done.err
     assert says in done.err
+    assert str(tmp_path) in done.err
     assert len(done.err.splitlines()) <= 5
 
 
-def test_rows_of_other_classes_are_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("accuracy", "high"), ("n", None), ("accuracy", {"value": 2})],
+)
+def test_a_damaged_field_is_named(tmp_path: Path, field: str, value: object):
     make_run(tmp_path, rows=200)
-    details = json.loads((tmp_path / "details.json").read_text(encoding="utf-8"))
-    details["classes"] = details["classes"][:5]
-    (tmp_path / "details.json").write_text(json.dumps(details), encoding="utf-8")
+    saved = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    saved["cv"][field] = value
+    (tmp_path / "report.json").write_text(json.dumps(saved), encoding="utf-8")
     done = run("report", tmp_path)
     assert done.code == 2
-    assert "classes" in done.err
+    assert "report.json is not a RunReport" in done.err
+    assert f"cv.{field}" in done.err
 
 
 @pytest.mark.parametrize("path", ["gone", "file"])
@@ -188,27 +265,28 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path, path: str):
     assert "run folder" in done.err
 
 
-def test_the_page_of_many_rows_is_small_and_the_rows_file_too(tmp_path: Path):
+def test_the_page_of_many_classes_is_small(tmp_path: Path):
     make_run(tmp_path)
     made = succeed("report", tmp_path, "--json").json
     assert made["n_bytes"] < 6e6
-    assert (tmp_path / "rows.parquet").stat().st_size < 2e6
-    assert pq.read_metadata(tmp_path / "rows.parquet").num_rows == 70_000
 
 
-def profile_of(layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of one encoder; the higher a layer, the better."""
-    numbers = {"accuracy_se": 0.01, "macro_f1": 0.5, "loss_se": 0.1, "penalty": 1.0}
-    return [
-        {"encoder": "e", "layer": layer, "pooling": "mean", "accuracy": layer / 100}
-        | {"loss": 1 - layer / 100, **numbers}
+def result_of(layers: Sequence[int]) -> ProfileResult:
+    """Scores of one encoder; the higher a layer, the better."""
+    scores = tuple(
+        BlockScore(BlockRef("e", layer, "mean"), layer / 100, 0.01, 0.5, 1 - layer / 100, 0.1, 1.0)
         for layer in layers
-    ]
+    )
+    return ProfileResult(
+        data=TrainingData(name="x", train_rows=9),
+        profile=BlockScores(scores, "ridge"),
+        truncated_share=0.0,
+    )
 
 
 def printed(layers: Sequence[int]) -> list[str]:
     out = Console(file=io.StringIO(), width=80)
-    render_scores({"profile": profile_of(layers)}, out)
+    render_scores(result_of(layers), out)
     assert isinstance(out.file, io.StringIO)
     return [line.rstrip() for line in out.file.getvalue().splitlines()]
 
@@ -217,7 +295,7 @@ def printed(layers: Sequence[int]) -> list[str]:
     ("layers", "said"), [(range(4, 31), "4 to 30"), ((8, 16, 24, 30), "8, 16, 24, 30")]
 )
 def test_the_chart_names_the_layers_that_it_shows(layers: Sequence[int], said: str):
-    assert any(line.startswith(f"layers {said}: ") for line in printed(layers))
+    assert any(f"layers {said}, " in line for line in printed(layers))
 
 
 @pytest.mark.parametrize(("layers", "shown"), [(range(31), "12 of 31"), (range(12), "all")])
@@ -229,13 +307,53 @@ def test_the_table_says_how_it_is_sorted_and_what_it_leaves_out(layers: Sequence
     assert names == [f"e:{layer}:mean" for layer in reversed(layers)][:12]
 
 
+class TestFitInTheTerminal:
+    def lines(self, report: RunReport, *, verbose: bool = False) -> list[str]:
+        out = Console(file=io.StringIO(), width=80, markup=False, emoji=False, highlight=False)
+        render_fit(report, out, verbose=verbose)
+        assert isinstance(out.file, io.StringIO)
+        return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+    def test_one_screen_says_what_matters(self, tmp_path: Path):
+        report = make_run(tmp_path, rows=200)
+        lines = self.lines(report)
+        assert len(lines) <= 30
+        assert max(map(len, lines)) <= 80
+        text = "\n".join(lines)
+        assert "Verdict: Fusion of 5 blocks classifies 90.0% of the texts correctly." in text
+        for block in report.selection.blocks:
+            assert str(block) in text
+        for name in ("TF-IDF", "last layer (one)", "best block", "1.5x the last layer"):
+            assert name in text
+        assert "last matched" not in text
+        assert lines[-1] == "Next: layerfuse predict runs/made-up FILE"
+
+    def test_verbose_says_the_rest_before_it(self, tmp_path: Path):
+        report = make_run(tmp_path, rows=200)
+        short, long = self.lines(report), self.lines(report, verbose=True)
+        assert long[-2:] == short[-2:]
+        text = "\n".join(long)
+        for name in ("Blocks by loss", "Errors by class", "Calibration", "front", "Seconds"):
+            assert name in text
+            assert name not in "\n".join(short)
+
+
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "encoder", "shown"),
     [
-        ("first_3", "first 3 chosen"),
-        ("last_layer (my_model)", "last layer (my_model)"),
-        ("tfidf", "TF-IDF + logistic"),
+        ("first_3", None, "first 3 selected"),
+        ("last_layer", "my_model", "last layer (my_model)"),
+        ("last_layer (my_model)", None, "last layer (my_model)"),
+        ("best_block", "my_model", "best block"),
+        ("tfidf", None, "TF-IDF + logistic"),
     ],
 )
-def test_names_that_people_read(name: str, said: str):
-    assert readable(name) == said
+def test_names_that_people_read(name: str, encoder: str | None, shown: str):
+    assert baseline_name(name, encoder) == shown
+
+
+def test_numbers_are_written_one_way():
+    assert percent(0.9449) == "94.5%"
+    assert percent(None) == "–"
+    assert points(-0.0123) == "−1.2"
+    assert interval(0.9, 0.951) == "90.0 to 95.1"

@@ -21,7 +21,7 @@ from layerfuse.probing import (
     spectrum,
     standardization,
 )
-from layerfuse.probing.axes import N_SEARCHED
+from layerfuse.probing.probe import N_SEARCHED
 from layerfuse.probing.ridge import _CHUNK, PENALTIES
 from layerfuse.targets import Targets
 

@@ -103,7 +103,7 @@ class Evidence:
 
     @cached_property
     def data(self) -> pd.DataFrame:
-        return pd.DataFrame([{"dataset": own, **facts} for own, facts in self._results("data")])
+        return pd.DataFrame([{"dataset": d, **facts} for d, facts in self._results("data")])
 
     @cached_property
     def blocks(self) -> pd.DataFrame:

@@ -39,7 +39,7 @@ PRESETS = {
 }
 """Encoders that are studied together."""
 
-_NEED_CODE = frozenset({"nvidia/NV-Embed-v2"})  # their repositories' own
+_NEED_CODE = frozenset({"nvidia/NV-Embed-v2"})  # of their repositories
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.1, "nf4": 0.65}
 _OVERHEAD = 1.15  # weights and a batch's activations, over the weights alone
 
@@ -123,9 +123,13 @@ class ReadEncoder:
 
     @property
     def facts(self) -> dict[str, Any]:
-        own = self.encoder
-        facts: dict[str, Any] = {"layers": own.n_layers, "dim": own.dim, "dtype": own.dtype}
-        return {**facts, "fingerprints": own.fingerprints}
+        encoder = self.encoder
+        return {
+            "layers": encoder.n_layers,
+            "dim": encoder.dim,
+            "dtype": encoder.dtype,
+            "fingerprints": encoder.fingerprints,
+        }
 
 
 def read_encoder(

@@ -73,7 +73,7 @@ def _template(name: str) -> Template:
         keep_trailing_newline=True,
     )
     filters = (set_name, percent, human_bytes, _points, _short, _estimate, _gain, _p_value)
-    environment.filters |= {own.__name__.lstrip("_"): own for own in filters}
+    environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
     return environment.get_template(name)
 
 

@@ -5,25 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from layerfuse.errors import ConfigError, check_choice
+from layerfuse.errors import ConfigError, check_choice, require
 from layerfuse.pooling import POOLINGS
-from layerfuse.tabular import to_frame, to_html
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "BlockRef",
-    "BlockScore",
-    "BlockScores",
-    "Layers",
-    "Poolings",
-    "Selection",
-    "resolve_layers",
-    "resolve_poolings",
-]
 
 _SHOWN = 12  # blocks in a notebook's table
 
@@ -233,3 +223,39 @@ def resolve_layers(layers: Layers, n_layers: int, encoder: str = "the encoder") 
     if not wanted:
         raise ConfigError("No layer was given. Use layers='all' or a list of layer numbers.")
     return tuple(sorted({layer % (n_layers + 1) for layer in wanted}))
+
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def to_frame(records: Records, what: str) -> pd.DataFrame:
+    """A row for each record; ``what`` says in a message what the table is of.
+
+    Raises
+    ------
+    MissingExtraError
+        Without the package ``pandas``.
+    """
+    pandas = require("pandas", "pandas", f"A table of {what}")
+    frame: pd.DataFrame = pandas.DataFrame.from_records(list(records))
+    return frame
+
+
+def to_html(caption: str, records: Records) -> str:
+    """A plain table, everything in it escaped; numbers stand to the right."""
+    names = list(records[0]) if records else []
+    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+    body = "".join(
+        f"<tr>{''.join(_cell(record[name]) for name in names)}</tr>" for record in records
+    )
+    return (
+        f"<table><caption>{escape(caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+        return f'<td style="text-align: right">{shown}</td>'
+    return f"<td>{escape('' if value is None else str(value))}</td>"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, FiniteFloat, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+)
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import BlockRef, resolve_poolings
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
@@ -24,18 +33,8 @@ from layerfuse.heads import load_head
 from layerfuse.metrics import Evaluation
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.probing import PrincipalAxes
-from layerfuse.targets import LabelSpace, label_array
-
-__all__ = [
-    "Bundle",
-    "EncoderSpec",
-    "Facts",
-    "Settings",
-    "load_bundle",
-    "rename_labels",
-    "save_bundle",
-    "unsaved_kinds",
-]
+from layerfuse.resources import resolve_budget
+from layerfuse.targets import LabelSpace, label_array, unsaved_kinds
 
 _KIND, _VERSION = "layerfuse-bundle", 2
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
@@ -78,7 +77,13 @@ class EncoderSpec(_Record):
             fingerprints=encoder.fingerprints,
             prompt=encoder.prompt,
             chat_prompt=encoder.chat_prompt,
-            layers=layers if isinstance(layers, (str, int)) else tuple(map(int, layers)),
+            layers=(
+                layers
+                if isinstance(layers, str)
+                else int(layers)
+                if isinstance(layers, (int, np.integer))
+                else tuple(map(int, layers))
+            ),
             pooling=pooling if isinstance(pooling, str) else tuple(pooling),
             max_length=encoder.max_length,
             dtype=encoder.dtype,
@@ -103,14 +108,26 @@ class EncoderSpec(_Record):
         )
 
 
+def _checked(limits: dict[str, int | float | None]) -> dict[str, int | float | None]:
+    resolve_budget(limits)
+    return limits
+
+
+Limits = tuple[
+    Literal["Budget", "mapping"],
+    Annotated[dict[str, int | float | None], AfterValidator(_checked)],
+]
+"""A budget, and whether it was a Budget or a mapping."""
+
+
 class Settings(_Record):
     """Constructor parameters of a classifier, so that a loaded one has those of the saved one."""
 
-    encoders: tuple[EncoderSpec | Named, ...]
-    one_encoder: bool
+    encoders: Annotated[tuple[EncoderSpec | Named, ...], Field(min_length=1)]
+    encoders_type: Literal["one", "list", "tuple"]
     selection: str
     max_blocks: int
-    budget: tuple[Literal["Budget", "mapping"], dict[str, int | float | None]] | None
+    budget: Limits | None
     fusion: str
     head: str
     class_weight: str | tuple[tuple[Label, float], ...] | None
@@ -143,6 +160,12 @@ class Bundle:
     facts: Facts = field(default_factory=Facts)
 
 
+def _distinct(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    if len(set(labels)) < max(2, len(labels)):
+        raise ValueError("fewer than two classes, or one of them twice")
+    return labels
+
+
 class _Tensor(_Record):
     shape: tuple[int, ...]
     dtype: str
@@ -155,8 +178,8 @@ class _Head(_Record):
 
 class _Block(_Record):
     encoder: str
-    layer: int
-    pooling: str
+    layer: NonNegativeInt
+    pooling: Annotated[str, AfterValidator(lambda name: resolve_poolings(name)[0])]
 
 
 class _File(_Record):
@@ -165,12 +188,12 @@ class _File(_Record):
     format: str
     format_version: int
     layerfuse_version: str
-    classes: tuple[Label, ...]
+    classes: Annotated[tuple[Label, ...], AfterValidator(_distinct)]
     encoders: tuple[EncoderSpec, ...]
     blocks: tuple[_Block, ...]
     fusion: str
     head: _Head
-    temperature: float
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     tensors: dict[str, _Tensor]
     facts: Facts
 
@@ -180,8 +203,6 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
 
     Raises
     ------
-    ConfigError
-        When a label is not a string, a finite number or a boolean.
     StorageError
         When the folder exists or cannot be written.
     """
@@ -194,18 +215,11 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     tensors = {
         f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
     }
-    labels = bundle.space.classes.tolist()
-    if odd := unsaved_kinds(labels):
-        raise ConfigError(
-            f"Labels of type {', '.join(odd)} cannot be saved: a bundle holds strings, finite "
-            "numbers and booleans. Nothing is lost; give names to save them by: "
-            f"save(path, labels={{{labels[0]!r}: 'name', ...}})."
-        )
     value = _File(
         format=_KIND,
         format_version=_VERSION,
         layerfuse_version=__version__,
-        classes=tuple(labels),
+        classes=tuple(bundle.space.classes.tolist()),
         encoders=bundle.encoders,
         blocks=tuple(_Block(**asdict(block)) for block in bundle.model.blocks),
         fusion=fusion.name,
@@ -270,8 +284,9 @@ def _from_file(path: Path, file: _File) -> Bundle:
             f"{path}: the head has shape {list(head.shape)}, but blocks and classes need "
             f"{list(shape)}. The bundle was changed after it was saved."
         )
-    if missing := {block.encoder for block in blocks} - {spec.name for spec in file.encoders}:
-        raise FormatError(f"{path / _JSON} does not describe the encoders {sorted(missing)}.")
+    described = sorted(spec.name for spec in file.encoders)
+    if described != (used := sorted({block.encoder for block in blocks})):
+        raise _changed(path, f"encoders: {described}, but blocks are of {used}")
     model = FusedModel(
         axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
     )
@@ -286,25 +301,14 @@ def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.N
     }
 
 
-def unsaved_kinds(labels: Iterable[Any]) -> list[str]:
-    """The kinds among the labels that a bundle cannot hold; it holds str, int, float and bool."""
-    return sorted(
-        {
-            type(label).__name__ if type(label) is not float else repr(label)
-            for label in labels
-            if type(label) not in (str, int, float, bool)
-            or (type(label) is float and not math.isfinite(label))
-        }
-    )
-
-
 def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
-    """Classes (n_classes,) under other names; those that ``names`` leaves out keep theirs.
+    """Classes (n_classes,) by the names to save; those that ``names`` leaves out keep theirs.
 
     Raises
     ------
     ConfigError
-        For a name of no class, or one name for two classes.
+        For a name of no class, one name for two classes, or a label that is then not a string, a
+        finite number or a boolean.
     """
     labels = classes.tolist()
     if unknown := [label for label in names if label not in labels]:
@@ -312,6 +316,12 @@ def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.ND
     renamed = [names.get(label, label) for label in labels]
     if len(set(renamed)) < len(renamed):
         raise ConfigError(f"labels gives two classes one name: {renamed[:10]}. Give each its own.")
+    if odd := unsaved_kinds(renamed):
+        raise ConfigError(
+            f"Labels of type {', '.join(odd)} cannot be saved: a bundle holds strings, finite "
+            "numbers and booleans. Nothing is lost; give names to save them by: "
+            f"save(path, labels={{{labels[0]!r}: 'name', ...}})."
+        )
     return label_array(renamed)
 
 
@@ -349,8 +359,10 @@ def _card(bundle: Bundle) -> str:
         lines += [
             "Nested cross-validation of its training run:",
             "",
-            f"- accuracy {accuracy.value:.1%} (95% interval {accuracy.low:.1%} to "
-            f"{accuracy.high:.1%}), macro-F1 {macro_f1.value:.1%}, {cv.n} rows",
+            f"- accuracy {accuracy.value:.1%}",
+            f"- 95% interval {accuracy.low:.1%} to {accuracy.high:.1%}",
+            f"- macro-F1 {macro_f1.value:.1%}",
+            f"- {cv.n} rows",
             "",
         ]
     return "\n".join(lines)

@@ -12,8 +12,6 @@ from layerfuse.errors import ConfigError, DataError, check_choice
 from layerfuse.metrics import check_class_rows
 from layerfuse.targets import LabelSpace, Targets
 
-__all__ = ["CALIBRATIONS", "TemperatureCalibrator", "check_calibration", "fit_calibration"]
-
 CALIBRATIONS: tuple[str, ...] = ("temperature",)
 
 _LOWEST, _HIGHEST = 0.05, 20.0

@@ -26,21 +26,6 @@ from layerfuse.probing import (
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Column, Targets
 
-__all__ = [
-    "HEADLINE",
-    "MEASURES",
-    "PAIRINGS",
-    "Addition",
-    "EncoderComparison",
-    "Pair",
-    "ProbeData",
-    "check_pairing",
-    "compare",
-    "find_blocks",
-    "measure_pairs",
-    "rank_additions",
-]
-
 Floats = npt.NDArray[np.float32]
 Blocks = Mapping[BlockRef, Floats]
 
@@ -73,7 +58,7 @@ class ProbeData:
         probed = probe_blocks(blocks, targets, reporter=reporter)
         return cls(probed.scores, probed.coordinates, targets)
 
-    def correct(self, predictions: Floats) -> npt.NDArray[np.bool_]:
+    def correct(self, predictions: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """Whether predictions (n, n_outputs) of the target matrix are right, (n,)."""
         return self.targets.correct(self.targets.space.decide(predictions))
 

@@ -15,31 +15,6 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
-__all__ = [
-    "FUSION_NAMES",
-    "HEAD_NAMES",
-    "OUTPUT",
-    "POOLING_NAMES",
-    "BlocksInUse",
-    "Bundle",
-    "CurveConfig",
-    "Data",
-    "Device",
-    "Dtype",
-    "FitConfig",
-    "LabelColumn",
-    "MovedEncoders",
-    "ReadConfig",
-    "SettingsFile",
-    "Shares",
-    "Store",
-    "TestFile",
-    "TextColumn",
-    "WriteReport",
-    "count",
-    "option",
-]
-
 # Those of the registries, which --help and completion must not import: they load torch.
 POOLING_NAMES = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 HEAD_NAMES = ("ridge", "logistic", "kernel", "mlp")
@@ -55,7 +30,13 @@ def _commas(_: object, tokens: Sequence[Token]) -> tuple[str, ...]:
 
 
 def _percentages(_: object, tokens: Sequence[Token]) -> tuple[float, ...]:
-    return tuple(float(part.removesuffix("%")) for part in _commas(_, tokens))
+    values = []
+    for part in _commas(_, tokens):
+        try:
+            values.append(float(part.removesuffix("%")))
+        except ValueError as error:
+            raise ValueError(f"{part!r} is not a percentage.") from error
+    return tuple(values)
 
 
 def _pairs(_: object, tokens: Sequence[Token]) -> dict[str, str]:

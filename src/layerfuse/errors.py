@@ -26,24 +26,6 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "FormatError",
-    "LayerfuseError",
-    "LayerfuseWarning",
-    "MissingExtraError",
-    "NoMemoryError",
-    "NotAvailableError",
-    "NotFoundError",
-    "StorageError",
-    "UnsupportedModelError",
-    "check_choice",
-    "did_you_mean",
-    "is_out_of_memory",
-    "require",
-]
-
 
 class LayerfuseError(Exception):
     """Base of every error that layerfuse raises on purpose."""

@@ -19,22 +19,6 @@ import numpy.typing as npt
 
 from layerfuse.errors import FormatError, NotFoundError, StorageError
 
-__all__ = [
-    "atomic_folder",
-    "atomic_write",
-    "cache_dir",
-    "digest",
-    "fingerprint_file",
-    "fingerprint_folder",
-    "human_bytes",
-    "read_json",
-    "read_tensors",
-    "storage_errors",
-    "take_tensor",
-    "write_json",
-    "write_tensors",
-]
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
 

@@ -1,31 +1,18 @@
-"""How good predictions are, with 95 % intervals: arrays in, numbers out.
+"""Metrics of predictions with 95% intervals: arrays in, numbers out.
 
 Rows are the unit of resampling throughout. Probabilities may come in any float type; they are
-brought to float64 and each row is divided by its sum, which must be 1 within 0.001.
+converted to float64 and each row is divided by its sum, which must be 1 within 0.001.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
-
-__all__ = [
-    "Estimate",
-    "Evaluation",
-    "PairedDifference",
-    "check_class_rows",
-    "check_correct_pair",
-    "evaluate_predictions",
-    "expected_calibration_error",
-    "paired_difference",
-    "share_interval",
-]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -38,21 +25,25 @@ _SUM_TOLERANCE = 1e-3  # a float16 softmax is off by up to 0.0005
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval, ``low <= value <= high``, in the unit of the number."""
+    """A number and its 95% interval, ``low <= value <= high``, in the unit of the number."""
 
     value: float
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good predictions on ``n`` rows are.
+    """Metrics of predictions on ``n`` rows.
 
-    ``accuracy``, ``macro_f1`` and ``ece`` are shares from 0 to 1, ``log_loss`` is in nats.
+    Attributes
+    ----------
+    n : int
+        Number of rows.
+    accuracy, macro_f1, ece : Estimate
+        Shares from 0 to 1; ``ece`` is the expected calibration error.
+    log_loss : Estimate
+        In nats.
     """
 
     n: int
@@ -61,37 +52,12 @@ class Evaluation:
     log_loss: Estimate
     ece: Estimate
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers: the values by name, ``ci95`` of accuracy, and all ``intervals``."""
-        estimates = {
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "log_loss": self.log_loss,
-            "ece": self.ece,
-        }
-        return {
-            "n": self.n,
-            **{name: estimate.value for name, estimate in estimates.items()},
-            "ci95": [self.accuracy.low, self.accuracy.high],
-            "intervals": {name: [e.low, e.high] for name, e in estimates.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_dict`."""
-
-        def estimate(name: str) -> Estimate:
-            low, high = value["intervals"][name]
-            return Estimate(float(value[name]), float(low), float(high))
-
-        return cls(int(value["n"]), *map(estimate, ("accuracy", "macro_f1", "log_loss", "ece")))
-
 
 @dataclass(frozen=True)
 class PairedDifference:
     """Accuracy of a minus accuracy of b on the same rows, as a share from -1 to 1.
 
-    ``low`` and ``high`` are the 95 % interval; ``p_value`` is two-sided for "no difference".
+    ``low`` and ``high`` are the 95% interval; ``p_value`` is two-sided for "no difference".
     """
 
     difference: float
@@ -100,20 +66,27 @@ class PairedDifference:
     p_value: float
 
     def to_dict(self) -> dict[str, float]:
-        return {
-            "difference": self.difference,
-            "low": self.low,
-            "high": self.high,
-            "p_value": self.p_value,
-        }
+        return asdict(self)
 
 
 def check_class_rows(
     y: npt.ArrayLike, values: npt.ArrayLike, name: str = "values"
 ) -> tuple[Ints, Floats]:
-    """Check that ``y`` (n,) holds class indices for the rows of ``values`` (n, n_classes).
+    """Check class indices (n,) against the rows of a table (n, n_classes).
 
-    Returns both as int64 and float64; ``name`` is what messages call ``values``.
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Class indices, columns of ``values``.
+    values : array-like of shape (n, n_classes)
+        Such as probabilities.
+    name : str
+        What messages call ``values``.
+
+    Returns
+    -------
+    labels, table : ndarray of int64 and of float64
+        Both converted.
 
     Raises
     ------
@@ -149,23 +122,27 @@ def check_class_rows(
 def evaluate_predictions(
     y_true: npt.ArrayLike, proba: npt.ArrayLike, *, n_resamples: int = 1000, seed: int = 0
 ) -> Evaluation:
-    """Accuracy, macro-F1, log loss and calibration error with 95 % intervals.
+    """Accuracy, macro-F1, log loss and calibration error with 95% intervals.
 
     Values are scikit-learn's: macro-F1 is averaged over the classes that are labels or
     predictions of some row (``zero_division=0``), log loss clips probabilities at 2.2e-16.
-    Accuracy's interval is Wilson's score interval (1927), which stays right near 100 %. The
+    Accuracy's interval is Wilson's score interval (1927), which stays valid near 100%. The
     others come from resampled rows (Efron, 1979): percentiles for macro-F1 and log loss, where
     a class that a resample misses altogether drops out of that resample's mean; percentiles
     reflected at the value for ECE, whose resamples are biased upwards as the value itself is.
-    They hold the value always. Even so, ECE's interval is the least exact of the four: for a
-    nearly perfectly calibrated model it covers the truth less often than it says.
+    They always include the value. ECE's interval is the least exact of the four: for a nearly
+    perfectly calibrated model it covers the truth less often than 95%.
 
     Parameters
     ----------
-    y_true : (n,) integer class indices, columns of ``proba``
-    proba : (n, n_classes) probabilities, rows summing to 1; the prediction is the first maximum
-    n_resamples : how many times the n rows are drawn again with replacement
-    seed : for the draws
+    y_true : array-like of shape (n,)
+        Class indices, columns of ``proba``.
+    proba : array-like of shape (n, n_classes)
+        Probabilities, rows summing to 1; the prediction is the first maximum.
+    n_resamples : int
+        How many times the n rows are drawn again with replacement.
+    seed : int
+        For the draws.
 
     Raises
     ------
@@ -173,6 +150,12 @@ def evaluate_predictions(
         For arrays that do not fit together or rows that are not probabilities.
     ConfigError
         For ``n_resamples`` below 1.
+
+    Examples
+    --------
+    >>> measured = evaluate_predictions([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> round(measured.accuracy.value, 2), round(measured.accuracy.low, 2)
+    (0.67, 0.21)
     """
     from sklearn.metrics import f1_score, log_loss
 
@@ -196,7 +179,7 @@ def evaluate_predictions(
 
 
 def share_interval(hits: int, n: int) -> Estimate:
-    """``hits`` of ``n`` as a share, with Wilson's 95 % score interval (1927)."""
+    """``hits`` of ``n`` as a share, with Wilson's 95% score interval (1927)."""
     from scipy.stats import binomtest
 
     wilson = binomtest(hits, n).proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
@@ -211,12 +194,16 @@ def expected_calibration_error(
     Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017), equations 2 to 5: rows
     fall into ``n_bins`` bins of equal width, closed above, by the largest probability;
     ``sum over bins of |rows in bin| / n * |accuracy - mean confidence|``. It is 0 for perfect
-    calibration only in the limit: few rows a bin raise it.
+    calibration only in the limit: few rows per bin raise it.
 
     Parameters
     ----------
-    y_true : (n,) integer class indices, columns of ``proba``
-    proba : (n, n_classes) probabilities, rows summing to 1
+    y_true : array-like of shape (n,)
+        Class indices, columns of ``proba``.
+    proba : array-like of shape (n, n_classes)
+        Probabilities, rows summing to 1.
+    n_bins : int
+        Number of bins.
 
     Raises
     ------
@@ -238,7 +225,7 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two classifiers on the same rows: accuracy of a minus accuracy of b.
 
-    The interval is the 95 % percentile interval of resampled pairs (Efron, 1979); a pair's
+    The interval is the 95% percentile interval of resampled pairs (Efron, 1979); a pair's
     difference is -1, 0 or 1, so that resampling n pairs is one multinomial draw. The p-value is
     McNemar's test (1947) in its exact binomial form on the rows where only one of them is
     right. Where there is no such row the difference and interval are 0 and the p-value is 1:
@@ -246,9 +233,12 @@ def paired_difference(
 
     Parameters
     ----------
-    correct_a, correct_b : (n,) bool, whether each row's prediction is right
-    n_resamples : how many times the n pairs are drawn again with replacement
-    seed : for the draws
+    correct_a, correct_b : array-like of bool, shape (n,)
+        Whether each row's prediction is right.
+    n_resamples : int
+        How many times the n pairs are drawn again with replacement.
+    seed : int
+        For the draws.
 
     Raises
     ------
@@ -337,11 +327,12 @@ def _binned_gap(labels: Ints, table: Floats, n_bins: int) -> float:
     return float(np.abs(np.bincount(bins, weights=gaps, minlength=n_bins)).sum() / len(gaps))
 
 
-def _calibration_gaps(labels: Ints, table: Floats, n_bins: int) -> tuple[npt.NDArray[Any], Floats]:
+def _calibration_gaps(labels: Ints, table: Floats, n_bins: int) -> tuple[Ints, Floats]:
     """Each row's confidence bin (n,) and its confidence minus 1 if right (n,)."""
     confidence = table.max(axis=1)
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
-    return np.digitize(confidence, edges, right=True), confidence - (table.argmax(1) == labels)
+    bins = np.digitize(confidence, edges, right=True)
+    return bins.astype(np.int64), confidence - (table.argmax(1) == labels)
 
 
 def _check_probabilities(y_true: npt.ArrayLike, proba: npt.ArrayLike) -> tuple[Ints, Floats]:
@@ -352,7 +343,7 @@ def _check_probabilities(y_true: npt.ArrayLike, proba: npt.ArrayLike) -> tuple[I
         row = int(np.flatnonzero(wrong)[0])
         raise DataError(
             f"{int(wrong.sum())} of {len(table)} rows of proba are not probabilities: row {row} "
-            f"sums to {sums[row]:.6g} and its least value is {table[row].min():.6g}. Expected "
+            f"sums to {sums[row]:.6g} and its lowest value is {table[row].min():.6g}. Expected "
             f"values from 0 to 1 that sum to 1; take the softmax of logits first."
         )
     return labels, table / sums[:, None]

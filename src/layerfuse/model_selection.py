@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -16,21 +17,11 @@ from layerfuse.errors import check_choice
 from layerfuse.fusion import check_fusion
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Plan, predict_held
+from layerfuse.pipeline import Plan, find_penalty, predict_held
 from layerfuse.probing import ProbeResults, find_interaction
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.selection import CostBudget, choose_with_state, is_informative, selection_of
 from layerfuse.targets import Targets
-
-__all__ = [
-    "AUTO",
-    "SearchResult",
-    "SearchSpace",
-    "Trial",
-    "check_search",
-    "log_selection",
-    "search",
-]
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
@@ -289,6 +280,8 @@ def held_out_errors(
 ) -> Floats:
     """Errors of each held-out row, after one temperature for all.
 
+    The head's penalty is that of the first fold: searching it takes most of the time.
+
     Parameters
     ----------
     plan, coordinates, targets, row_weights, seed
@@ -301,12 +294,24 @@ def held_out_errors(
     ndarray of shape (n_held, 2)
         Squared errors of the probabilities, and whether the prediction is wrong.
     """
+    rows = folds[0][0]
+
+    @cache
+    def penalty() -> float:
+        own = {block: coordinates[block][rows] for block in plan.blocks}
+        centered = {block: Z - Z.mean(axis=0) for block, Z in own.items()}
+        weights = None if row_weights is None else row_weights[rows]
+        return find_penalty(plan, centered, targets[rows], row_weights=weights, seed=seed)
+
     logits = np.concatenate(
         [
-            predict_held(plan, coordinates, targets, *fold, row_weights=row_weights, seed=seed)
+            predict_held(
+                plan, coordinates, targets, *fold, row_weights=row_weights, seed=seed,
+                search=penalty,
+            )
             for fold in folds
         ]
-    )
+    )  # fmt: skip
     truth = targets[np.concatenate([held for _, held in folds])]
     proba = TemperatureCalibrator.fit(logits, truth).predict_proba(logits, truth.space)
     wrong = ~truth.correct(truth.space.decide(proba))

@@ -17,18 +17,6 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from layerfuse.errors import ConfigError
 
-__all__ = [
-    "BackgroundTask",
-    "limit_kernel_cache",
-    "n_cores",
-    "n_threads",
-    "parallel_map",
-    "peak_mb",
-    "prefetch",
-    "resident_mb",
-    "trim_heap",
-]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -106,6 +94,8 @@ class _OneBlasThread:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
+                import scipy.linalg  # noqa: F401  # only a library that is loaded can be limited
+
                 self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
             self._inside += 1
 

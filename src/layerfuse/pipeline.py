@@ -16,22 +16,11 @@ from layerfuse.heads import Head, fit_head, search_penalty
 from layerfuse.probing import PrincipalAxes
 from layerfuse.targets import LabelSpace, Targets
 
-__all__ = [
-    "N_LEADING",
-    "Blocks",
-    "CoordinateModel",
-    "FusedModel",
-    "Plan",
-    "find_penalty",
-    "predict_held",
-    "train",
-]
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
 Blocks = Mapping[BlockRef, Floats]
 
-N_LEADING = 100
+N_LEADING = 64
 """Leading coordinates of each block by which a head's penalty is found, at most."""
 
 
@@ -137,6 +126,7 @@ def predict_held(
     *,
     row_weights: Floats | None = None,
     seed: int = 0,
+    search: Callable[[], float] | None = None,
 ) -> Floats:
     """Train on some rows and predict others.
 
@@ -154,6 +144,8 @@ def predict_held(
         Weights of all rows.
     seed : int
         Of what the fusion and the head draw.
+    search : callable, optional
+        Finds the head's penalty; `find_penalty` on ``rows`` by default.
 
     Returns
     -------
@@ -164,7 +156,8 @@ def predict_held(
     known = {block: coordinates[block][rows] - mean for block, mean in means.items()}
     others = {block: coordinates[block][held] - mean for block, mean in means.items()}
     weights = None if row_weights is None else row_weights[rows]
-    return train(plan, known, targets[rows], row_weights=weights, seed=seed).logits(others)
+    model = train(plan, known, targets[rows], row_weights=weights, seed=seed, search=search)
+    return model.logits(others)
 
 
 @dataclass(frozen=True)

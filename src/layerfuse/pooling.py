@@ -14,8 +14,6 @@ from layerfuse.errors import check_choice
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["POOLINGS", "Pooler", "Pooling", "Reduction", "TokenState", "WeightedMean"]
-
 
 @dataclass(frozen=True)
 class WeightedMean:
@@ -124,14 +122,16 @@ class Pooler:
         for name in poolings:
             check_choice(name, POOLINGS, "pooling")
         self._poolings = [POOLINGS[name] for name in poolings]
-        means = [way.weights(mask) for way in self._poolings if isinstance(way, WeightedMean)]
+        means = [each.weights(mask) for each in self._poolings if isinstance(each, WeightedMean)]
         shares = [weights / weights.sum(dim=1, keepdim=True) for weights in means]
         self._weights = send(torch.stack(shares, dim=1)) if shares else None
         self._rows = send(torch.arange(len(mask), device=mask.device))
         self._positions = {
-            way: send(way.position(mask)) for way in self._poolings if isinstance(way, TokenState)
+            each: send(each.position(mask))
+            for each in self._poolings
+            if isinstance(each, TokenState)
         }
-        reduces = any(isinstance(way, Reduction) for way in self._poolings)
+        reduces = any(isinstance(each, Reduction) for each in self._poolings)
         padding = (~mask).nonzero(as_tuple=True) if reduces else ()
         self._padding = tuple(send(index) for index in padding)
 
@@ -146,11 +146,11 @@ class Pooler:
                 return products
             means = list(products.unbind(dim=1))
         pooled = []
-        for way in self._poolings:
-            if isinstance(way, WeightedMean):
+        for pooling in self._poolings:
+            if isinstance(pooling, WeightedMean):
                 pooled.append(means.pop(0))
-            elif isinstance(way, TokenState):
-                pooled.append(states[self._rows, self._positions[way]].float())
+            elif isinstance(pooling, TokenState):
+                pooled.append(states[self._rows, self._positions[pooling]].float())
             else:
-                pooled.append(way.reduce(states, self._padding).float())
+                pooled.append(pooling.reduce(states, self._padding).float())
         return torch.stack(pooled, dim=1)

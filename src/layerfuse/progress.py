@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Protocol
 
-__all__ = ["SILENT", "Advance", "Reporter", "current_reporter", "reporting_to"]
-
 
 class Advance(Protocol):
     """Called with the number of items that were just finished."""

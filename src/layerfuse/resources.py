@@ -13,16 +13,6 @@ import numpy as np
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import ConfigError, check_choice
 
-__all__ = [
-    "Budget",
-    "EncoderCost",
-    "PipelineCost",
-    "Point",
-    "pareto_front",
-    "pipeline_cost",
-    "resolve_budget",
-]
-
 _MB = 1e6
 
 
@@ -36,7 +26,6 @@ class EncoderCost:
     Attributes
     ----------
     encoder : str
-        The encoder's name.
     parameters : tuple of int, (n_layers + 1,)
         ``parameters[i]`` counts the embeddings and blocks 1 to i, which is what a model cut at
         layer i has to hold; shared weights count once, a final norm at ``n_layers``.

@@ -17,22 +17,11 @@ from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets
 
-__all__ = [
-    "SELECTIONS",
-    "CostBudget",
-    "check_selection",
-    "choose",
-    "choose_with_state",
-    "is_informative",
-    "select_blocks",
-    "selection_of",
-]
-
 SELECTIONS = ("last", "best", "top_k", "greedy")
 
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
-_BATCH = 4  # candidates whose gains are computed before the next look at the upper bounds
+_BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
 
 Floats = npt.NDArray[np.float32]
 
@@ -173,7 +162,10 @@ def choose_with_state(
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[Selection, RidgeState]:
-    """`choose`, and the ridge regression on the chosen blocks."""
+    """`choose`, and the ridge regression on the chosen blocks.
+
+    It may lack the last of them, where no other could follow.
+    """
     check_selection(method)
     ranked = [s.block for s in probed.scores.ranking if budget.allows([s.block])]
     if not ranked:
@@ -251,16 +243,17 @@ def _greedy(
     with reporter.task("selecting", most, "blocks") as advance:
         while True:
             advance(1)
-            if len(chosen) > 1:
-                state = RidgeState.of([probed.coordinates[block] for block in chosen], matrix)
-                losses.append(state.loss)
             # A candidate that exceeds the budget now will exceed it later: costs only grow.
             candidates.keep(lambda block: budget.allows([*chosen, block]))
+            if len(chosen) > 1 and (candidates or len(chosen) > len(losses)):
+                state = RidgeState.of([probed.coordinates[block] for block in chosen], matrix)
+                losses[len(chosen) - 1 :] = [state.loss]
             ties = _tied(candidates.lazy_greedy_gains(state))
             if not ties:
                 break
             best = min(ties, key=lambda b: (budget.cost_key([*chosen, b]), -candidates.bound(b)))
             chosen.append(best)
+            losses.append(losses[-1] - candidates.bound(best))  # at the penalty without it
             candidates.add(best)
     return _selection(chosen, "greedy", probed.scores, matrix, losses), state
 
@@ -293,6 +286,9 @@ class _Candidates:
         self._upper_bounds = {block: np.inf for block in candidates if block not in chosen}
         self._grams: dict[BlockRef, Floats] = {}
         self._crosses: dict[BlockRef, list[Floats]] = {block: [] for block in candidates}
+
+    def __bool__(self) -> bool:
+        return bool(self._upper_bounds)
 
     def keep(self, allowed: Callable[[BlockRef], bool]) -> None:
         """Drop the candidates that are not allowed."""

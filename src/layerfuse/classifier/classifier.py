@@ -17,6 +17,7 @@ from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bun
 from layerfuse.calibration import fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
+    Encoders,
     check_parameters,
     check_training,
     open_encoders,
@@ -41,8 +42,6 @@ from layerfuse.progress import Reporter, current_reporter
 from layerfuse.resources import Budget, EncoderCost
 from layerfuse.targets import Column, LabelSpace, Rows, Splitter
 
-__all__ = ["LayerFusionClassifier"]
-
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Text classifier on fused layers of frozen language models.
@@ -54,7 +53,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     Parameters
     ----------
-    encoders : sequence of str, Path or FrozenEncoder, default=("minilm",)
+    encoders : str, Path, FrozenEncoder or sequence of them, default=("minilm",)
         Catalog names, model folders, ``.gguf`` files, Hub names or encoders.
     selection : {"greedy", "top_k", "best", "last"}, default="greedy"
         How blocks are selected; see `select_blocks`.
@@ -79,7 +78,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     cv : int, cross-validation splitter or iterable, default=5
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     sample_size : int, default=10_000
-        Blocks are scored and selected on a stratified sample of at most this many rows. The other
+        Blocks are scored and selected on a stratified sample of about this many rows. The other
         rows are read only at the selected blocks, and the head is trained on all rows.
     store : {"auto"}, path, EmbeddingStore or None, default="auto"
         Embedding cache for training texts: the user's, a folder, or None for memory only.
@@ -148,7 +147,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     def __init__(
         self,
-        encoders: str | Path | Sequence[str | Path | FrozenEncoder] = ("minilm",),
+        encoders: Encoders = ("minilm",),
         *,
         selection: str = "greedy",
         max_blocks: int = 5,
@@ -238,20 +237,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         space = search_space(self, costs, seed)
         weights = None if data.weights is None else data.weights[sample]
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
-        result = training.search(reporter)
-        clock("select_s")
         max_blocks = space.budget.limits.blocks or len(probed.scores)
         strategies = {
             strategy.key: strategy.choose
             for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
         }
-        strategies |= {PIPELINE: nested_plan, FINAL_PLAN: lambda *_: result.plan}
         own_groups = None if data.groups is None else data.groups[sample]
         folds = measured.folds(self.cv, seed, own_groups)
-        nested = training.out_of_fold(strategies, folds, reporter)
+        result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
         cv_ = measured.evaluate(proba, seed=seed)
-        clock("cv_s")
+        clock("search_s")
         rows = embeddings
         if not whole:
             rows = extract_blocks(
@@ -399,14 +395,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             When the folder exists or cannot be written.
         """
         check_is_fitted(self, "model_")
-        space = LabelSpace(rename_labels(self.classes_, labels or {}))
+        names = dict(labels or {})
+        space = LabelSpace(rename_labels(self.classes_, names))
         used = {block.encoder for block in self.model_.blocks}
         encoders = [EncoderSpec.of(encoder) for encoder in self.encoders_ if encoder.name in used]
         facts = Facts(
-            cv=self.cv_,
+            cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
-            settings=settings_of(self),
+            settings=settings_of(self, names),
         )
         save_bundle(
             Bundle(self.model_, space, tuple(encoders), facts), Path(path), overwrite=overwrite

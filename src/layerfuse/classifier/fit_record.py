@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
-from layerfuse.evaluation.comparison import Rows
 from layerfuse.evaluation.nested import OutOfFold, TrainingSample
-from layerfuse.evaluation.verdict import Verdict, judge
+from layerfuse.evaluation.verdict import Rows, Verdict, judge
 from layerfuse.model_selection import SearchResult
 from layerfuse.pipeline import Blocks
 from layerfuse.progress import Reporter
 from layerfuse.resources import EncoderCost
-
-__all__ = ["FitRecord"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,6 @@ from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError, NotFoundError, did_you_mean
 from layerfuse.resources import Budget
 
-__all__ = ["load"]
-
 _BUNDLE_OF_RUN = Path("bundle", "bundle.json")
 
 
@@ -104,9 +102,12 @@ def _parameters(
     """Constructor parameters, as they were given to the classifier that was saved."""
     if settings is None:
         return {}
-    values = settings.model_dump(exclude={"one_encoder"})
-    encoders = tuple(_encoder(item, places, device) for item in settings.encoders)
-    values["encoders"] = encoders[0] if settings.one_encoder else encoders
+    values = settings.model_dump(exclude={"encoders_type"})
+    encoders = [_encoder(item, places, device) for item in settings.encoders]
+    form = settings.encoders_type
+    values["encoders"] = (
+        encoders[0] if form == "one" else encoders if form == "list" else tuple(encoders)
+    )
     if settings.budget is not None:
         kind, limits = settings.budget
         values["budget"] = Budget(**limits) if kind == "Budget" else limits  # type: ignore[arg-type]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.bundle import EncoderSpec, Settings, unsaved_kinds
+from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration
-from layerfuse.data import check_trainable, contained_rows
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
@@ -22,24 +22,18 @@ from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
 from layerfuse.selection import CostBudget, check_selection
-from layerfuse.targets import Column, Targets, as_list
+from layerfuse.targets import Column, Targets, as_list, check_trainable, unsaved_kinds
 
 if TYPE_CHECKING:
     from layerfuse.classifier.classifier import LayerFusionClassifier
 
-__all__ = [
-    "TrainingData",
-    "check_parameters",
-    "check_training",
-    "open_encoders",
-    "search_space",
-    "seed_of",
-    "settings_of",
-    "warn_truncated",
-]
+
+Encoders: TypeAlias = str | Path | FrozenEncoder | Sequence[str | Path | FrozenEncoder]
+"""Names, model folders or encoders, or just one."""
 
 FRAGMENTS = ("drop", "keep")
 
+_PREFIX = 3  # words by which the start of a longer text is looked up
 _MOSTLY_FRAGMENTS = 0.5
 _MOST_SEEDS = 2**31
 
@@ -64,7 +58,7 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     check_selection(model.selection)
     resolve_budget(model.budget)
     max_blocks = whole_number("max_blocks", model.max_blocks, at_least=1)
-    n_encoders = 1 if isinstance(model.encoders, (str, Path)) else len(model.encoders)
+    n_encoders = len(_as_list(model.encoders))
     if model.selection == "last" and n_encoders > max_blocks:
         raise ConfigError(
             f"selection='last' takes a block of each of the {n_encoders} encoders, and "
@@ -78,16 +72,17 @@ def check_parameters(model: LayerFusionClassifier) -> None:
             f"class_weight={model.class_weight!r}: give None, 'balanced' or a mapping."
         )
     check_choice(model.fragments, FRAGMENTS, "fragments")
-    if (
-        isinstance(model.cv, str)
-        or not isinstance(model.cv, Iterable)
-        and not hasattr(model.cv, "split")
-    ):
+    if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
     if model.n_jobs is not None and whole_number("n_jobs", model.n_jobs, at_least=-1) == 0:
         raise ConfigError("n_jobs=0 runs nothing. Give None or -1 for all cores, or a number.")
     seed_of(0 if isinstance(model.random_state, np.random.RandomState) else model.random_state)
+
+
+def _gives_folds(cv: object) -> bool:
+    """Whether it is a splitter of scikit-learn or holds folds."""
+    return not isinstance(cv, str) and (hasattr(cv, "split") or isinstance(cv, Iterable))
 
 
 def whole_number(name: str, value: object, *, at_least: int, also: str = "") -> int:
@@ -250,9 +245,11 @@ def search_space(
     )
 
 
-def open_encoders(
-    encoders: str | Path | Sequence[str | Path | FrozenEncoder], reporter: Reporter
-) -> tuple[FrozenEncoder, ...]:
+def _as_list(encoders: Encoders) -> list[str | Path | FrozenEncoder]:
+    return [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+
+
+def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder, ...]:
     """Open encoders by name or path (``NAME=PATH`` renames).
 
     Raises
@@ -260,7 +257,7 @@ def open_encoders(
     ConfigError
         For no encoder, or two of one name.
     """
-    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+    given = _as_list(encoders)
     if not given:
         raise ConfigError("No encoder was given. Name one, for example encoders=['minilm'].")
     opened = []
@@ -281,17 +278,14 @@ def open_encoders(
     return tuple(opened)
 
 
-def settings_of(model: LayerFusionClassifier) -> Settings:
-    """The classifier's parameters in the form that a bundle keeps.
+def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Settings:
+    """The classifier's parameters in the form that a bundle keeps; ``names`` renames labels.
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
-    encoders = model.encoders
-    given = [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
-    store, budget, random_state = model.store, model.budget, model.random_state
-    if isinstance(model.cv, (int, np.integer)):
-        cv = int(model.cv)
-    else:
+    store, random_state, cv = model.store, model.random_state, model.cv
+    one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
+    if not isinstance(cv, (int, np.integer)):
         cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
         _not_kept("cv", "a splitter", f"cv={cv}")
     if isinstance(random_state, np.random.RandomState):
@@ -299,43 +293,53 @@ def settings_of(model: LayerFusionClassifier) -> Settings:
         _not_kept("random_state", "a RandomState", "random_state=None")
     return Settings(
         encoders=tuple(
-            EncoderSpec.of(item)
-            if isinstance(item, FrozenEncoder)
-            else ("path" if isinstance(item, Path) else "name", str(item))
-            for item in given
+            EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
+            for item in _as_list(model.encoders)
         ),
-        one_encoder=isinstance(encoders, (str, Path, FrozenEncoder)),
+        encoders_type=(
+            "one" if one_encoder else "list" if isinstance(model.encoders, list) else "tuple"
+        ),
         selection=model.selection,
         max_blocks=int(model.max_blocks),
-        budget=(
-            None
-            if budget is None
-            else ("Budget", asdict(budget))
-            if isinstance(budget, Budget)
-            else ("mapping", dict(budget))
-        ),
+        budget=_limits(model.budget),
         fusion=model.fusion,
         head=model.head,
-        class_weight=(
-            tuple(model.class_weight.items())
-            if isinstance(model.class_weight, Mapping)
-            else model.class_weight
-        ),
+        class_weight=_weights(model.class_weight, names),
         fragments=model.fragments,
         calibration=model.calibration,
-        cv=cv,
+        cv=int(cv),
         sample_size=int(model.sample_size),
         store=(
-            ("path", str(store.root))
-            if isinstance(store, EmbeddingStore)
-            else None
+            None
             if store is None
-            else ("path" if isinstance(store, Path) else "name", str(store))
+            else _named(store.root if isinstance(store, EmbeddingStore) else store)
         ),
-        n_jobs=model.n_jobs,
+        n_jobs=None if model.n_jobs is None else int(model.n_jobs),
         random_state=None if random_state is None else int(random_state),
         verbose=int(model.verbose),
     )
+
+
+def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
+    if budget is None:
+        return None
+    limits = asdict(resolve_budget(budget))
+    if isinstance(budget, Budget):
+        return ("Budget", limits)
+    return ("mapping", {name: limits[name] for name in budget})
+
+
+def _weights(
+    class_weight: str | Mapping[Any, float] | None, names: Mapping[Any, Any]
+) -> str | tuple[tuple[Label, float], ...] | None:
+    if not isinstance(class_weight, Mapping):
+        return class_weight
+    labels = [names.get(label, label) for label in as_list(list(class_weight), "labels")]
+    return tuple(zip(labels, map(float, class_weight.values()), strict=True))
+
+
+def _named(value: str | Path) -> Named:
+    return ("path" if isinstance(value, Path) else "name", str(value))
 
 
 def _not_kept(name: str, what: str, instead: str) -> None:
@@ -344,3 +348,27 @@ def _not_kept(name: str, what: str, instead: str) -> None:
         LayerfuseWarning,
         stacklevel=5,
     )
+
+
+def contained_rows(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Mark the texts whose words are, in order and without gaps, a part of a longer text.
+
+    Such rows are the phrases of a treebank: a model that has seen the sentence has seen its
+    phrases. Words are separated by white space. Time and memory are linear in their number.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+    """
+    words = [tuple(text.split()) for text in texts]
+    by_start: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for text in words:
+        by_start[text[:_PREFIX]].add(text)
+    contained = set()
+    for text in set(words):
+        for start in range(len(text)):
+            for length in range(1, _PREFIX + 1):
+                for part in by_start.get(text[start : start + length], ()):
+                    if len(part) < len(text) and text[start : start + len(part)] == part:
+                        contained.add(part)
+    return np.array([text in contained for text in words])

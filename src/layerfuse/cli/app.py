@@ -24,8 +24,6 @@ from layerfuse.errors import (
     is_out_of_memory,
 )
 
-__all__ = ["main"]
-
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 _RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go to the store
 

@@ -36,8 +36,6 @@ from layerfuse.config import (
     option,
 )
 
-__all__ = ["app"]
-
 
 def _shown(value: object) -> str | None:
     """A default as it would be typed; None hides it."""
@@ -224,7 +222,7 @@ def demo(
     report: WriteReport = True,
     output: Output = _PRINT,
 ) -> None:
-    """Run an end-to-end demo on a subset of R8 with two small encoders, in minutes."""
+    """Run an end-to-end demo on a subset of R52 with a small encoder, in about a minute."""
     from layerfuse.commands.fit import demo as run
     from layerfuse.report.terminal import render_demo
 

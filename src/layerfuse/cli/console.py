@@ -18,8 +18,6 @@ from rich.console import Console
 from layerfuse.config import OUTPUT, option
 from layerfuse.progress import SILENT, Advance, Reporter
 
-__all__ = ["Output", "TerminalReporter", "console", "print_json"]
-
 _BAR = 20  # characters, so that a line fits 80
 _LINE_S = 15  # seconds between two lines of a long step where no bar can be drawn
 # A label may look like markup, and "llama:100:mean" holds the name of an emoji.

@@ -29,18 +29,6 @@ from layerfuse.report.results import (
     StoreList,
 )
 
-__all__ = [
-    "audit_data",
-    "check_model",
-    "list_datasets",
-    "list_models",
-    "list_store",
-    "prune_store",
-    "pull_data",
-    "pull_model",
-    "verify_store",
-]
-
 
 def list_models() -> ModelList:
     """The named encoders."""

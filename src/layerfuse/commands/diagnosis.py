@@ -34,16 +34,6 @@ from layerfuse.report.run_report import (
 )
 from layerfuse.targets import Targets
 
-__all__ = [
-    "Predicted",
-    "calibration",
-    "confusion",
-    "diagnose",
-    "environment",
-    "find_near_duplicates",
-    "write_rows",
-]
-
 _TEXTS = 40  # of the hardest texts, and of near-duplicate pairs, that are kept
 _LONGEST = 600  # characters kept of each
 _PAIR_ROWS = 2000  # on which pairs of blocks are measured

@@ -25,7 +25,7 @@ from layerfuse.commands.diagnosis import (
 from layerfuse.commands.paths import check_new_folder, open_store
 from layerfuse.commands.report import try_report
 from layerfuse.config import FitConfig, ReadConfig
-from layerfuse.data import TextDataset, audit, check_trainable, load_dataset
+from layerfuse.data import TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
@@ -58,9 +58,7 @@ from layerfuse.report.run_report import (
     write_run_report,
 )
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.targets import Targets
-
-__all__ = ["demo", "fit", "make_classifier", "make_encoders", "profile", "read_data"]
+from layerfuse.targets import Targets, check_trainable
 
 
 class _Recorder:
@@ -167,7 +165,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     )
     with atomic_folder(run) as folder:
         classifier.save(
-            folder / "bundle", text_column=config.text_column, label_column=config.label_column
+            folder / "bundle", text_column=dataset.text_column, label_column=dataset.label_column
         )
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)
@@ -239,6 +237,7 @@ def _baseline(item: BaselineComparison) -> BaselineReport:
 def _verdict(verdict: Verdict) -> VerdictReport:
     return VerdictReport(
         sentence=verdict.sentence,
+        headline=verdict.headline,
         advice=verdict.advice,
         gained=verdict.gained,
         against=verdict.against,
@@ -360,13 +359,13 @@ def _run_folder(config: FitConfig) -> Path:
     return run
 
 
-_DATA = "r8"
-_ENCODERS = ("minilm", "smollm2-135m")
+_DATA = "r52"
+_ENCODERS = ("minilm",)
 _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 
 
 def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> RunReport:
-    """Fit two small encoders on a stratified part of R8; replaces the folder of an older demo."""
+    """Fit a small encoder on a stratified part of R52; replaces the folder of an older demo."""
     if out.exists():
         if not _is_demo(out):
             raise StorageError(f"{out} exists and is not a demo's folder. Choose another --out.")

@@ -8,8 +8,6 @@ from pathlib import Path
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
 
-__all__ = ["check_new_file", "check_new_folder", "open_store"]
-
 
 def check_new_folder(path: Path) -> None:
     """Raise StorageError when ``path`` exists or cannot be made."""

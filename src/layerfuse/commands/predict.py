@@ -5,28 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
+from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.commands.paths import check_new_file
 from layerfuse.data import TEXT_NAMES, ColumnError, TextDataset, load_dataset
 from layerfuse.errors import DataError, NotFoundError, StorageError
 from layerfuse.files import atomic_write
-from layerfuse.progress import Reporter
+from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import EvaluateResult, Prediction, PredictResult
-from layerfuse.report.run_report import RunReport, read_model
 from layerfuse.targets import LabelSpace
-
-__all__ = ["evaluate", "predict", "write_predictions"]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Names of columns; None where none is given."""
-
-    text: str | None
-    label: str | None = None
 
 
 def predict(
@@ -46,13 +36,13 @@ def predict(
         check_new_file(out)
         if Path(data).exists() and out.resolve() == Path(data).resolve():
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
-    classifier = _load(bundle, places, device, reporter)
-    known = _columns_of_fit(bundle)
-    dataset = _read(data, _Columns(text_column), known, reporter, labeled=False)
-    if text_column is None and dataset.text_column != known.text:
+    classifier, facts = _load(bundle, places, device)
+    dataset = _read(data, facts, text_column, None, reporter, labeled=False)
+    if text_column is None and facts.text_column is None:
         _note_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
-    proba = classifier.predict_proba(texts)
+    with reporting_to(reporter):
+        proba = classifier.predict_proba(texts)
     space = LabelSpace(classifier.classes_)
     best = space.decide(proba)
     return PredictResult(
@@ -83,49 +73,41 @@ def _note_column(
         )
 
 
-def _columns_of_fit(bundle: Path) -> _Columns:
-    """The columns that ``fit`` was given; none where there is no run folder.
-
-    Raises
-    ------
-    FormatError
-        When the run folder's report is damaged.
-    """
-    run = bundle.parent if bundle.name == "bundle" else bundle
-    report = read_model(run / "report.json", RunReport)
-    if report is None:
-        return _Columns(None)
-    return _Columns(report.settings.text_column, report.settings.label_column)
-
-
 def _read(
-    data: str, given: _Columns, known: _Columns, reporter: Reporter, *, labeled: bool = True
+    data: str,
+    facts: Facts,
+    text: str | None,
+    label: str | None,
+    reporter: Reporter,
+    *,
+    labeled: bool = True,
 ) -> TextDataset:
-    """Read a file by the given columns; others are those of ``fit``, each where the file has it."""
-    text, label = given.text or known.text, given.label or (known.label if labeled else None)
-    while True:
-        try:
-            return load_dataset(
-                data, text_column=text, label_column=label, labeled=labeled, reporter=reporter
-            )
-        except ColumnError as error:
-            if text is not None and error.column == text and given.text is None:
-                text = None
-            elif label is not None and error.column == label and given.label is None:
-                label = None
-            else:
-                raise
+    """Read the columns that are named, else those that ``fit`` read, else plain ones."""
+    try:
+        return load_dataset(
+            data,
+            text_column=text or facts.text_column,
+            label_column=label or (facts.label_column if labeled else None),
+            labeled=labeled,
+            reporter=reporter,
+        )
+    except ColumnError as error:
+        if error.column in (text, label):
+            raise
+        raise DataError(
+            f"{error}\nThe classifier was trained on column {error.column!r}. If the file has no "
+            "header, add a first line that names the columns, such as 'text,label'."
+        ) from error
 
 
 def _load(
-    bundle: Path, places: Mapping[str, str], device: str, reporter: Reporter
-) -> LayerFusionClassifier:
+    bundle: Path, places: Mapping[str, str], device: str
+) -> tuple[LayerFusionClassifier, Facts]:
     if not bundle.is_dir():
         what = "is not a folder" if bundle.exists() else "does not exist"
         raise NotFoundError(f"{bundle} {what}. Give a run folder that `layerfuse fit` has written.")
     classifier = load(bundle, encoders=places, device=device)
-    classifier.set_params(reporter=reporter)
-    return classifier
+    return classifier, load_bundle(bundle_folder(bundle)).facts
 
 
 def write_predictions(result: PredictResult, out: Path | None) -> str:
@@ -152,14 +134,15 @@ def evaluate(
     reporter: Reporter,
 ) -> EvaluateResult:
     """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
-    classifier = _load(bundle, places, device, reporter)
-    given = _Columns(text_column, label_column)
-    dataset = _read(data, given, _columns_of_fit(bundle), reporter)
+    classifier, facts = _load(bundle, places, device)
+    dataset = _read(data, facts, text_column, label_column, reporter)
     name = split or dataset.test_name or "train"
     if name not in dataset.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(dataset.splits)}.")
     rows = dataset.splits[name]
     targets = LabelSpace(classifier.classes_).encode(rows.labels or ())
-    metrics = targets.evaluate(classifier.predict_proba(rows.texts))
+    with reporting_to(reporter):
+        proba = classifier.predict_proba(rows.texts)
+    metrics = targets.evaluate(proba)
     # a file is not a split, though it is read as one
     return EvaluateResult(data=data, split=None if Path(data).is_file() else name, metrics=metrics)

@@ -11,8 +11,6 @@ from layerfuse.progress import Reporter
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import read_model, read_run_report
 
-__all__ = ["report", "try_report"]
-
 _NAME = "report.html"
 
 

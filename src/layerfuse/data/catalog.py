@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["DATASETS", "ENCODERS", "DatasetEntry", "EncoderEntry", "HubSource", "Package"]
-
 
 @dataclass(frozen=True)
 class Package:

@@ -10,8 +10,6 @@ from typing import Any
 from layerfuse.data.dataset import Split
 from layerfuse.errors import DataError, did_you_mean
 
-__all__ = ["TEXT_NAMES", "ColumnError", "Table", "find_columns", "to_split"]
-
 TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 _SENTENCE = 3  # words; an only column with so long a name is a text without a header

@@ -27,8 +27,7 @@ from layerfuse.data.catalog import (
     Package,
 )
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.hub import read_hub
-from layerfuse.data.readers import read_dataset
+from layerfuse.data.readers import read_dataset, read_hub
 from layerfuse.errors import (
     FormatError,
     MissingExtraError,
@@ -38,17 +37,6 @@ from layerfuse.errors import (
 )
 from layerfuse.files import atomic_folder, cache_dir, human_bytes
 from layerfuse.progress import SILENT, Advance, Reporter
-
-__all__ = [
-    "download",
-    "encoder_path",
-    "extract",
-    "is_pulled",
-    "load_dataset",
-    "place",
-    "pull_dataset",
-    "pull_encoder",
-]
 
 _MB = 1_000_000  # bytes
 _POLL_S = 0.2

@@ -14,9 +14,7 @@ from typing import Any
 
 from layerfuse.data.columns import Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.errors import DataError, NotFoundError, did_you_mean
-
-__all__ = ["read_dataset"]
+from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
@@ -34,18 +32,8 @@ def read_dataset(
 ) -> TextDataset:
     """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
-    Columns are found in the first split and must be the same in the others.
-
-    Parameters
-    ----------
-    source : str or Path
-        A file, which becomes the split ``"train"``, or a folder with a file for each split.
-    text_column, label_column : str, optional
-        Found by their names and contents by default.
-    test : str or Path, optional
-        The file of the split ``"test"``.
-    labeled : bool
-        Whether labels are needed; if not, they are read only from a given ``label_column``.
+    A file becomes the split ``"train"``. Columns are found in the first split and must be the same
+    in the others. Parameters are those of `layerfuse.data.load_dataset`.
 
     Raises
     ------
@@ -65,7 +53,7 @@ def read_dataset(
         text, label = find_columns(table, text, label, labeled)
         splits[name] = to_split(table, text, label)
     name = path.resolve().name
-    return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text)
+    return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text, label)
 
 
 def _suffix(path: Path) -> str:
@@ -270,3 +258,59 @@ def _parquet(path: Path) -> Table:
             f"{path} cannot be read as parquet: {reason}\nDownload or write it again."
         ) from error
     return Table(str(path), tuple(table.column_names), lambda name: table.column(name).to_pylist())
+
+
+def read_hub(
+    repo_id: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    revision: str | None = None,
+    *,
+    config: str | None = None,
+    labeled: bool = True,
+) -> TextDataset:
+    """Read every split of a dataset of the Hub, with class names in place of class numbers.
+
+    A split whose labels are withheld (all -1, as in GLUE's test sets) is left out. Parameters are
+    those of `layerfuse.data.load_dataset`; ``revision`` and ``config`` choose among the dataset's.
+
+    Raises
+    ------
+    MissingExtraError
+        Without the package ``datasets``.
+    NotFoundError
+        When it could not be downloaded.
+    DataError
+        As in :func:`layerfuse.data.read_dataset`.
+    """
+    datasets = require("datasets", "hub", f"Reading {repo_id!r} from the Hugging Face Hub")
+    try:
+        loaded = datasets.load_dataset(repo_id, config, revision=revision)
+    except Exception as error:  # the package raises its own, the HTTP client's and OS errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NotFoundError(
+            f"The dataset {repo_id!r} could not be downloaded from the Hub: {reason}\n"
+            "Check its name (hub:owner/name, or hub:owner/name:config) and the connection, or "
+            "give a file."
+        ) from error
+    splits: dict[str, Split] = {}
+    text, label = text_column, label_column
+    for name, part in loaded.items():
+        table = _table(f"{repo_id} ({name})", part)
+        text, label = find_columns(table, text, label, labeled)
+        if label is None or any(value is not None for value in table.column(label)):
+            splits[name] = to_split(table, text, label)
+    if not splits:
+        raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
+    return TextDataset(repo_id.rpartition("/")[2], splits, table.names, text, label)
+
+
+def _table(where: str, part: Any) -> Table:
+    def column(name: str) -> Sequence[Any]:
+        values = list(part[name])
+        names = getattr(part.features[name], "names", None)  # only class labels have them
+        if names is None:
+            return values
+        return [None if value is None or value < 0 else names[value] for value in values]
+
+    return Table(where, tuple(part.column_names), column)

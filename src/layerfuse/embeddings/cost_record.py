@@ -14,12 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from layerfuse.embeddings.shard import check_folder
+from layerfuse.embeddings.section import check_folder
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.files import write_json
 from layerfuse.resources import EncoderCost
-
-__all__ = ["CostRecord", "ShardCost", "keep_cost", "read_cost", "record_cost", "undisturbed"]
 
 
 @dataclass(frozen=True)

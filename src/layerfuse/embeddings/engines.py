@@ -14,8 +14,6 @@ from layerfuse.encoders import FrozenEncoder
 from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import Reporter
 
-__all__ = ["Engine", "LocalEngine"]
-
 
 class Engine(Protocol):
     """Runs shard jobs.

@@ -23,8 +23,15 @@ from layerfuse.embeddings.cost_record import (
 from layerfuse.embeddings.engines import Engine, LocalEngine
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard
-from layerfuse.embeddings.section import Missing, NotStoredError, Section, text_hashes
-from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
+from layerfuse.embeddings.section import (
+    CorruptShardError,
+    Hashes,
+    Key,
+    Missing,
+    NotStoredError,
+    Section,
+    text_hashes,
+)
 from layerfuse.embeddings.store import EmbeddingStore
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
@@ -33,8 +40,6 @@ from layerfuse.files import human_bytes
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
-
-__all__ = ["check_texts", "extract", "extract_all", "extract_blocks"]
 
 _MAX_REPAIRS = 20  # damaged shards that one look-up will compute again
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
@@ -88,10 +93,9 @@ def extract(
     store : EmbeddingStore, optional
         Where embeddings are kept (as float16 where they fit); None keeps them in memory (float32).
     batch_tokens : int, optional
-        The most tokens of one batch, padding counted; halved when the device runs out of memory.
-        By default what suits the device.
+        The most tokens of one batch, padding counted; by default what suits the device. It is
+        halved when the device runs out of memory.
     reporter : Reporter
-        Receives progress.
 
     Returns
     -------
@@ -100,10 +104,8 @@ def extract(
 
     Raises
     ------
-    DataError
-        For texts that are not strings.
-    ConfigError
-        For a layer or pooling that does not exist.
+    DataError, ConfigError
+        For texts that are not strings, and layers or poolings that do not exist.
     StorageError
         When the store is full, read-only or deleted meanwhile; finished shards are kept.
 
@@ -275,7 +277,10 @@ class _EncoderBlocks:
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)
-                    self._keep(job, result)
+                    if self.section is None:
+                        self._keep(job, result)
+                    elif result.path is not None:
+                        self.section.add(result.path)
                 is_sound = alone()
         except KeyboardInterrupt:
             if self.section is not None:
@@ -288,10 +293,6 @@ class _EncoderBlocks:
             self.record = record if folder is None else keep_cost(folder, record)
 
     def _keep(self, job: ShardJob, result: ShardResult) -> None:
-        if self.section is not None:
-            assert result.path is not None
-            self.section.add(result.path)
-            return
         self.truncated[job.rows] = result.truncated
         for key, array in result.blocks.items():
             if key not in self.arrays:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.embeddings.section import Missing
-from layerfuse.embeddings.shard import Key
+from layerfuse.embeddings.section import Key, Missing
 from layerfuse.encoders import FrozenEncoder
-
-__all__ = ["SHARD_ROWS", "SHARD_WORK", "ShardJob", "plan_batches", "plan_shards"]
 
 SHARD_ROWS = 2048
 SHARD_WORK = 7e10  # texts times parameters: some ten seconds on two cores, which a kill may cost

@@ -12,13 +12,10 @@ import numpy.typing as npt
 
 from layerfuse.embeddings.cost_record import ShardCost
 from layerfuse.embeddings.plan import ShardJob, plan_batches
-from layerfuse.embeddings.section import text_hashes
-from layerfuse.embeddings.shard import Key, write_shard
+from layerfuse.embeddings.section import Key, text_hashes, write_shard
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.progress import SILENT, Advance, Reporter
-
-__all__ = ["ShardResult", "read_shard", "run_shard", "tokenize_shard", "write_result"]
 
 _BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
 
@@ -39,18 +36,10 @@ class ShardResult:
     path: Path | None = None
 
 
-def run_shard(
-    job: ShardJob,
-    encoder: FrozenEncoder,
-    folder: Path | None = None,
-    *,
-    advance: Advance = lambda count: None,
-    reporter: Reporter = SILENT,
-) -> ShardResult:
+def run_shard(job: ShardJob, encoder: FrozenEncoder, folder: Path | None = None) -> ShardResult:
     """Run one job from end to end, in any process.
 
-    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks;
-    ``advance`` and ``reporter`` are told of texts read and of batches that did not fit.
+    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks.
 
     Raises
     ------
@@ -60,7 +49,7 @@ def run_shard(
         When the shard cannot be written.
     """
     tokens, seconds = tokenize_shard(job, encoder)
-    result = read_shard(job, tokens, seconds, encoder, advance, reporter)
+    result = read_shard(job, tokens, seconds, encoder, lambda count: None, SILENT)
     return write_result(job, result, folder)
 
 

@@ -18,8 +18,6 @@ from layerfuse.errors import FormatError
 from layerfuse.files import cache_dir, digest, read_json, storage_errors, write_json
 from layerfuse.progress import SILENT, Reporter
 
-__all__ = ["EmbeddingStore", "SectionInfo"]
-
 _KIND, _VERSION = "layerfuse-store", 1
 _MANIFEST = "manifest.json"
 _IN_FLIGHT_S = 3600.0
@@ -86,15 +84,8 @@ class EmbeddingStore:
             with contextlib.suppress(OSError):  # a store may be read-only
                 os.utime(manifest)
         else:
-            write_json(
-                manifest,
-                {
-                    "format": _KIND,
-                    "format_version": _VERSION,
-                    "encoder": encoder,
-                    "identity": dict(identity),
-                },
-            )
+            head = {"format": _KIND, "format_version": _VERSION, "encoder": encoder}
+            write_json(manifest, {**head, "identity": dict(identity)})
         section = Section(folder, reporter)
         section.refresh()
         return section

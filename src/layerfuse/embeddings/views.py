@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.shard import Key
+from layerfuse.embeddings.section import Key
 from layerfuse.errors import ConfigError
 from layerfuse.resources import EncoderCost
-
-__all__ = ["BlockSource", "BlockView"]
 
 
 class BlockSource(Protocol):
@@ -57,13 +55,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     @classmethod
     def join(cls, views: Sequence[BlockView]) -> BlockView:
-        """The blocks of several views over the same texts, as those of several encoders.
-
-        Raises
-        ------
-        ConfigError
-            When there are none, or their texts differ.
-        """
+        """The blocks of one or more views over the same texts, such as those of two encoders."""
         if not views or any(not np.array_equal(view._rows, views[0]._rows) for view in views):
             raise ConfigError("Only views over the same texts can be joined, at least one of them.")
         sources = {ref: source for view in views for ref, source in view._sources.items()}
@@ -79,27 +71,11 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         return len(self._sources)
 
     def take(self, rows: npt.NDArray[Any]) -> BlockView:
-        """The same blocks of some rows.
-
-        Parameters
-        ----------
-        rows : ndarray
-            Row numbers (n,) or a mask (n_rows,).
-
-        Returns
-        -------
-        BlockView
-        """
+        """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
         return BlockView(self._sources, self._rows[rows])
 
     def select(self, blocks: Iterable[BlockRef]) -> BlockView:
-        """Some of the blocks, in the order given.
-
-        Raises
-        ------
-        KeyError
-            For a block that is not here.
-        """
+        """Some of the blocks, in the order given; a KeyError for one that is not here."""
         return BlockView({ref: self._source(ref) for ref in blocks}, self._rows)
 
     @property

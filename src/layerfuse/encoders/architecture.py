@@ -12,7 +12,6 @@ from layerfuse.errors import UnsupportedModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Architecture", "find_architecture", "position_limit"]
 
 # A final norm of another name is counted at layer 0: some hundred parameters too early.
 _AFTER_BLOCKS = frozenset(

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from layerfuse.encoders.frozen import FrozenEncoder
 from layerfuse.pooling import POOLINGS, Pooler
 
-__all__ = ["Check", "check_encoder"]
-
 _TEXTS = (
     "A short text.",
     "no",

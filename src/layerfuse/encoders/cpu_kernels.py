@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["pack_linears", "use_plain_attention"]
 
 _MAX_BYTES = 2 << 30  # packed weights are copies
 _TYPICAL_TOKENS = 1024
+_PLAIN_ATTENTION = "layerfuse_plain"
 
 
 def pack_linears(stack: torch.nn.Module) -> int:
@@ -44,13 +44,11 @@ def pack_linears(stack: torch.nn.Module) -> int:
     return len(linears)
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
+def _pack(weight: torch.Tensor) -> Any:
     import torch
 
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(
-        weight.detach().contiguous(), _TYPICAL_TOKENS
-    )
-    return packed
+    contiguous = weight.detach().contiguous()
+    return torch.ops.mkldnn._reorder_linear_weight(contiguous, _TYPICAL_TOKENS)
 
 
 def _forward(packed: torch.Tensor, bias: torch.Tensor | None) -> Any:
@@ -80,9 +78,6 @@ def _works(dtype: torch.dtype) -> bool:
     )
 
 
-_NAME = "layerfuse_plain"
-
-
 def use_plain_attention(stack: Any) -> bool:
     """Let a bfloat16 model on the CPU compute attention by plain products; return whether it does.
 
@@ -108,9 +103,9 @@ def use_plain_attention(stack: Any) -> bool:
         lowest = torch.finfo(torch.bfloat16).min
         return torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, lowest)
 
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, additive_mask)
-    stack.set_attn_implementation(_NAME)
+    AttentionInterface.register(_PLAIN_ATTENTION, _attend)
+    AttentionMaskInterface.register(_PLAIN_ATTENTION, additive_mask)
+    stack.set_attn_implementation(_PLAIN_ATTENTION)
     return True
 
 

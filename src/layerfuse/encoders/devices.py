@@ -10,15 +10,6 @@ from layerfuse.errors import ConfigError, check_choice, require
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "DTYPES",
-    "QUANTIZED",
-    "choose_device",
-    "choose_dtype",
-    "count_parameters",
-    "device_kind",
-    "loading_options",
-]
 
 QUANTIZED = ("int8", "nf4")
 """Dtypes of weights that bitsandbytes packs: LLM.int8() (Dettmers et al., NeurIPS 2022) and the

@@ -16,8 +16,6 @@ from layerfuse.pooling import Pooler
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Pending", "pad", "run_pass"]
-
 
 class _EarlyExit(Exception):  # noqa: N818  # no error
     """Ends a forward pass once the highest layer asked for has been pooled."""

@@ -32,7 +32,6 @@ from layerfuse.progress import SILENT, Reporter
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_MAX_LENGTH", "FrozenEncoder"]
 
 DEFAULT_MAX_LENGTH = 512
 
@@ -69,7 +68,7 @@ class FrozenEncoder:
     --------
     >>> encoder = FrozenEncoder.from_pretrained("minilm", layers=[3, -1])
     >>> [str(block) for block in encoder.candidates]
-    ['minilm:3:mean', 'minilm:12:mean']
+    ['minilm:3:mean', 'minilm:6:mean']
     """
 
     source: EncoderSource
@@ -227,7 +226,7 @@ class FrozenEncoder:
         """
         layers = resolve_layers(self.layers, self.n_layers, self.name)
         poolings = resolve_poolings(self.pooling)
-        return tuple(BlockRef(self.name, layer, way) for way in poolings for layer in layers)
+        return tuple(BlockRef(self.name, layer, name) for name in poolings for layer in layers)
 
     @property
     def n_layers(self) -> int:
@@ -287,7 +286,8 @@ class FrozenEncoder:
 
     def release(self) -> None:
         """Drop the weights and the tokenizer; they are loaded again when they are needed."""
-        self._loaded = None
+        with self._lock:
+            self._loaded = None
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
@@ -348,7 +348,7 @@ class FrozenEncoder:
             # during a pass (rotary frequencies, caches of remote code), which context-local hooks
             # would not keep apart. Little is lost: one pass uses all cores, or only queues kernels.
             with self._lock:
-                if wanted[-1] > self.highest_layer:
+                if self._highest is not None and wanted[-1] > self._highest:
                     raise ConfigError(
                         f"{self.name}: layer {wanted[-1]} is not loaded (encoder truncated at "
                         f"{self._highest}). Load the encoder again to read it."
@@ -371,8 +371,7 @@ class FrozenEncoder:
         _ENCODERS.add(self)
 
     def _shape(self) -> _Shape | Architecture:
-        """Sizes, kept in the cache by fingerprint, so that embeddings can be planned, and stored ones
-        used, without loading the model."""
+        """Sizes, kept in the cache by fingerprint: stored embeddings need no loaded model."""
         if self._loaded is None:
             path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
             with contextlib.suppress(OSError, ValueError, TypeError):

@@ -13,8 +13,6 @@ from layerfuse.encoders.devices import loading_options
 from layerfuse.encoders.source import EncoderSource
 from layerfuse.errors import NoMemoryError, UnsupportedModelError, is_out_of_memory, require
 
-__all__ = ["load_model", "load_tokenizer", "too_large"]
-
 # transformers loads with state of the whole process: its verbosity, its progress bars, torch's
 # default dtype and initializers. One load at a time, or one would restore what another has set.
 _PROCESS_STATE = RLock()

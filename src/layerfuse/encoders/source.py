@@ -12,8 +12,6 @@ from layerfuse.errors import NotFoundError, UnsupportedModelError, did_you_mean
 from layerfuse.files import fingerprint_file, fingerprint_folder
 from layerfuse.progress import SILENT, Reporter
 
-__all__ = ["EncoderSource", "find_source"]
-
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _TOKENIZER_SUFFIXES = {".model", ".jinja"}
 _TOKENIZER_TEXTS = {"vocab.txt", "merges.txt"}

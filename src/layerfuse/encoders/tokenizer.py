@@ -8,8 +8,6 @@ from typing import Any
 
 from layerfuse.errors import ConfigError
 
-__all__ = ["TextTokenizer", "Tokens", "check_prompt"]
-
 _SLOT = "{text}"
 
 

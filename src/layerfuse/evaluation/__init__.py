@@ -1,13 +1,16 @@
 """Evaluation: baselines, nested resampling, comparison with baselines, verdict, learning curve."""
 
-from layerfuse.evaluation.comparison import (
+from layerfuse.evaluation.verdict import (
     BaselineComparison,
     BaselineScore,
     Rows,
     Score,
+    Tradeoff,
+    Verdict,
     compare_baselines,
+    judge,
+    tradeoffs,
 )
-from layerfuse.evaluation.verdict import Tradeoff, Verdict, judge, tradeoffs
 
 __all__ = [
     "BaselineComparison",

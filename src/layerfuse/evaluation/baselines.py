@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.evaluation.nested import (
-    Floats,
-    Folds,
-    OutOfFold,
-    PlanStrategy,
-    Rows,
-    TrainingSample,
-)
+from layerfuse.evaluation.nested import Floats, Folds, OutOfFold, PlanStrategy, Rows, TrainingSample
 from layerfuse.model_selection import SearchResult
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Plan
@@ -26,14 +19,6 @@ from layerfuse.targets import Decisions, Targets
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
-__all__ = [
-    "Baseline",
-    "BaselineStrategy",
-    "TrainingRows",
-    "baseline_strategies",
-    "run_baselines",
-    "tfidf_classifier",
-]
 
 _WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
 

@@ -15,8 +15,6 @@ from layerfuse.encoders import FrozenEncoder
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 
-__all__ = ["Latency", "measure_latency"]
-
 _BUDGET_S = 3.0  # all rounds together; loading and one short round come on top
 _TEXTS = (4, 32)  # least and most of a round
 _ROUNDS = (3, 7)

@@ -22,16 +22,6 @@ from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Column, Targets
 
-__all__ = [
-    "METHODS",
-    "SHARES",
-    "CurvePoint",
-    "Draw",
-    "LearningCurve",
-    "check_draws",
-    "learning_curve",
-]
-
 Floats: TypeAlias = npt.NDArray[np.float32]
 RowNumbers: TypeAlias = npt.NDArray[np.intp]
 

@@ -27,8 +27,6 @@ from layerfuse.probing import ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Targets
 
-__all__ = ["FINAL_PLAN", "PIPELINE", "OutOfFold", "PlanStrategy", "TrainingSample", "nested_plan"]
-
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
 Folds = Sequence[tuple[Rows, Rows]]
@@ -193,24 +191,58 @@ class TrainingSample:
             By the strategies' names.
         """
 
-        def choose(rows: Rows) -> dict[str, Plan]:
-            targets = self.targets[rows]
-            weights = None if self.row_weights is None else self.row_weights[rows]
-            probed = probe_rows(self.probed, rows, targets, n_jobs=self.n_jobs)
-            result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
-            return {name: own(result, probed.scores) for name, own in strategies.items()}
+        found = self._search_rows([rows for rows, _ in folds], reporter)
+        return self._resample(strategies, found, folds, reporter)
 
-        chosen: list[dict[str, Plan]] = []
-        with reporter.task("nested search", len(folds), "folds") as advance:
-            for plans in parallel_map(choose, [rows for rows, _ in folds], self.n_jobs):
-                chosen.append(plans)
+    def analyze(
+        self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
+    ) -> tuple[SearchResult, dict[str, OutOfFold]]:
+        """`search` and `out_of_fold` at once, which leaves no core idle.
+
+        `FINAL_PLAN` is among the strategies that are measured.
+        """
+        (result, _), *found = self._search_rows([None, *(rows for rows, _ in folds)], reporter)
+        every = {**strategies, FINAL_PLAN: lambda *_: result.plan}
+        return result, self._resample(every, found, folds, reporter)
+
+    def _search_rows(
+        self, parts: Sequence[Rows | None], reporter: Reporter
+    ) -> list[tuple[SearchResult, BlockScores]]:
+        """What a search on some rows finds (None: all), and their scores."""
+
+        def search_part(rows: Rows | None) -> tuple[SearchResult, BlockScores]:
+            if rows is None:
+                return self.search(), self.probed.scores
+            targets = self.targets[rows]
+            probed = probe_rows(self.probed, rows, targets, n_jobs=self.n_jobs)
+            weights = None if self.row_weights is None else self.row_weights[rows]
+            result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
+            return result, probed.scores
+
+        found = []
+        with reporter.task("searching blocks, fusion and head", len(parts), "folds") as advance:
+            for own in parallel_map(search_part, parts, self.n_jobs):
+                found.append(own)
                 advance(1)
-        jobs = [(plan, fold) for fold, plans in enumerate(chosen) for plan in set(plans.values())]
+        return found
+
+    def _resample(
+        self,
+        strategies: Mapping[str, PlanStrategy],
+        found: Sequence[tuple[SearchResult, BlockScores]],
+        folds: Folds,
+        reporter: Reporter,
+    ) -> dict[str, OutOfFold]:
+        """Predictions of each strategy, from what was found in each fold."""
+        chosen = [{name: own(*pair) for name, own in strategies.items()} for pair in found]
+        jobs = [
+            (plan, fold)
+            for fold, plans in enumerate(chosen)
+            for plan in dict.fromkeys(plans.values())
+        ]
         logits = self._predict(jobs, folds, reporter)
-        results = {
-            name: OutOfFold.empty(len(self.targets), self.targets.space.n_outputs)
-            for name in strategies
-        }
+        n_outputs = self.targets.space.n_outputs
+        results = {name: OutOfFold.empty(len(self.targets), n_outputs) for name in strategies}
         for fold, ((_, held), plans) in enumerate(zip(folds, chosen, strict=True)):
             for name, plan in plans.items():
                 results[name].add(held, plan, logits[plan, fold])
@@ -322,7 +354,7 @@ class _FoldedRidge:
 
     def predict(self, plan: Plan, fold: int) -> Floats:
         """Logits (n_held, n_outputs) of the fold's held-out rows."""
-        from scipy.linalg import solve
+        from scipy.linalg import cho_factor, cho_solve
 
         rows, held = self._folds[fold]
         blocks = [self._coordinates[block] for block in plan.blocks]
@@ -338,7 +370,8 @@ class _FoldedRidge:
         leading = {block: self._coordinates[block][rows, :N_LEADING] for block in plan.blocks}
         penalty = find_penalty(plan, leading, targets, row_weights=weights, seed=self._seed)
         gram[np.diag_indices_from(gram)] += np.float32(penalty) * scale
-        coef = solve(gram, beside[:, 1:] - mean * totals[1:], assume_a="pos", overwrite_a=True)
+        factor = cho_factor(gram, overwrite_a=True)
+        coef = cho_solve(factor, beside[:, 1:] - mean * totals[1:])
         features = np.concatenate([block[held] for block in blocks], axis=1)
         return np.asarray(features @ coef + (center - mean[:, 0] @ coef), dtype=np.float32)
 

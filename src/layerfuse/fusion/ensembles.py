@@ -14,8 +14,6 @@ from layerfuse.heads import Floats, LinearHead, RidgeHead, ridge_leave_one_out
 from layerfuse.probing import standardization
 from layerfuse.targets import LabelSpace
 
-__all__ = ["Stacking", "StackingFusion", "Voting", "VotingFusion"]
-
 _NO_RESIDUAL = "it combines predictions, beside which there is no room"
 
 

@@ -18,7 +18,6 @@ from layerfuse.heads.optimizer import Schedule, train, uniform
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bilinear", "Gated", "LearnedFusion", "ScalarMix"]
 
 Array: TypeAlias = Any  # of numpy, or a tensor of torch: formulas serve both
 Arrays: TypeAlias = Mapping[str, Array]

@@ -16,8 +16,6 @@ from layerfuse.fusion.protocol import FittedFusion, FusionInputs, FusionKind
 from layerfuse.heads import Floats
 from layerfuse.probing import decompose, standardization
 
-__all__ = ["PRODUCTS", "Concat", "ProductFusion", "fit_projections", "root_mean_square"]
-
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
 _TENSOR_DIMS = 1024  # maximum number of columns of a tensor fusion's output

@@ -12,8 +12,6 @@ import numpy as np
 from layerfuse.heads import Floats, LinearHead
 from layerfuse.targets import Targets
 
-__all__ = ["RESIDUAL", "FittedFusion", "Fusion", "FusionInputs", "FusionKind", "Residual"]
-
 RESIDUAL = "+residual"
 """What follows the operation's name in the name of its residual form."""
 

@@ -12,8 +12,6 @@ from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionInpu
 from layerfuse.heads.protocol import Floats, Weights, unit_mean_weights
 from layerfuse.targets import Targets
 
-__all__ = ["FUSIONS", "check_fusion", "fit_fusion", "load_fusion"]
-
 _LEARNED = (ScalarMix(), Gated(), Bilinear())
 _KINDS: tuple[FusionKind, ...] = (Concat(), *PRODUCTS, *_LEARNED, Voting(), Stacking())
 

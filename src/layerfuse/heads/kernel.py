@@ -13,8 +13,6 @@ from layerfuse.heads.linear import RidgeHead
 from layerfuse.heads.protocol import Floats
 from layerfuse.targets import Targets
 
-__all__ = ["KernelHead"]
-
 _LANDMARKS = 2048
 _BANDWIDTH_ROWS = 1000  # rows whose distances give the bandwidth
 _SMALLEST = 1e-6  # of the largest eigenvalue: below, directions are rounding errors

@@ -16,7 +16,6 @@ from layerfuse.targets import Targets
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-__all__ = ["LinearHead", "LogisticHead", "RidgeHead", "ridge_leave_one_out"]
 
 _FOLDS = 3
 _SEARCH_DIMS = 256

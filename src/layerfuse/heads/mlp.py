@@ -17,7 +17,6 @@ from layerfuse.targets import Targets
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PAPER_SCHEDULE", "MlpHead"]
 
 _HIDDEN = (1024, 256)
 _DROPOUT = 0.5

@@ -15,7 +15,6 @@ from layerfuse.targets import Targets
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MIN_ROWS_TO_HOLD_OUT", "Schedule", "as_tensor", "held_out_rows", "train", "uniform"]
 
 MIN_ROWS_TO_HOLD_OUT = 40
 """With fewer rows all are trained on, for a fixed number of epochs."""

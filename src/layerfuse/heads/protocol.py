@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from layerfuse.targets import Targets
 
-__all__ = ["UNSEEN_CLASS_LOGIT", "Floats", "Head", "HeadKind", "Weights", "unit_mean_weights"]
-
 Floats: TypeAlias = npt.NDArray[np.float32]
 Weights: TypeAlias = npt.NDArray[np.floating]
 

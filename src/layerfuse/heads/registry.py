@@ -11,8 +11,6 @@ from layerfuse.heads.mlp import MlpHead
 from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights, unit_mean_weights
 from layerfuse.targets import Targets
 
-__all__ = ["HEADS", "fit_head", "load_head", "search_penalty"]
-
 _KINDS: tuple[HeadKind, ...] = (RidgeHead, LogisticHead, KernelHead, MlpHead)
 
 HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}

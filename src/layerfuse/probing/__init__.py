@@ -1,11 +1,16 @@
 """How good each block is for the targets."""
 
-from layerfuse.probing.axes import PrincipalAxes
-from layerfuse.probing.diversity import Agreement, linear_cka, measure_agreement
-from layerfuse.probing.forward import RidgeState
-from layerfuse.probing.interactions import find_interaction, find_pair, prior_errors
+from layerfuse.probing.pairs import (
+    Agreement,
+    find_interaction,
+    find_pair,
+    linear_cka,
+    measure_agreement,
+    prior_errors,
+)
 from layerfuse.probing.probe import (
     SCORERS,
+    PrincipalAxes,
     ProbeResults,
     check_scorer,
     probe_blocks,
@@ -15,6 +20,7 @@ from layerfuse.probing.probe import (
 )
 from layerfuse.probing.ridge import (
     LeaveOneOut,
+    RidgeState,
     Spectrum,
     decompose,
     leave_one_out,

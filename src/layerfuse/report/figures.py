@@ -14,28 +14,6 @@ import altair as alt
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.report.theme import Chart, Row, percentages
 
-__all__ = [
-    "BinPoint",
-    "CellPoint",
-    "CurvePoint",
-    "GainPoint",
-    "LayerPoint",
-    "PairPoint",
-    "ParetoPoint",
-    "PathPoint",
-    "StackPoint",
-    "confusion_matrix",
-    "encoder_curves",
-    "gain_intervals",
-    "heat_map",
-    "layer_curves",
-    "layer_stacks",
-    "learning_curves",
-    "pareto",
-    "reliability",
-    "selection_path",
-]
-
 _NORMAL = 1.96  # standard errors on either side that hold 95%
 _MIDDLE = 0.55  # of the color scale, above which text in a cell is written in the ground's color
 _NAME = (0.2, 0.06)  # about a name's width and height, as shares of the figure

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["baseline_name", "interval", "percent", "plural", "points", "points_interval"]
-
 _BASELINES = {
     "pipeline": "layerfuse",
     "majority": "most frequent label",
@@ -32,14 +30,23 @@ def points_interval(low: float, high: float) -> str:
     return f"{points(low)} to {points(high)}"
 
 
+def sentence_case(text: str) -> str:
+    """The text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """``"1 row"``, ``"1,200 rows"``."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 def baseline_name(name: str, encoder: str | None = None) -> str:
-    """A baseline's display name, with its encoder where each encoder has one of that name."""
-    if name.startswith("first_"):  # the pipeline's own blocks, in the order of selection
-        return f"first {name.removeprefix('first_')} selected"
-    shown = _BASELINES.get(name, name.replace("_", " "))
+    """A baseline's display name, with its encoder where each encoder has one of that name.
+
+    An encoder that ``name`` holds in brackets already stays as it is.
+    """
+    own, bracket, rest = name.partition(" (")
+    if own.startswith("first_"):  # the pipeline's own blocks, in the order of selection
+        return f"first {own.removeprefix('first_')} selected"
+    shown = _BASELINES.get(own, own.replace("_", " ")) + bracket + rest
     return f"{shown} ({encoder})" if encoder is not None and name in _PER_ENCODER else shown

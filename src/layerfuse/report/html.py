@@ -19,13 +19,11 @@ from markupsafe import Markup
 
 from layerfuse._version import __version__
 from layerfuse.files import atomic_write
-from layerfuse.report.formats import interval, percent, points, points_interval
+from layerfuse.report.formats import interval, percent, points, points_interval, sentence_case
 from layerfuse.report.results import CurveResult
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.sections import Section, sections_of
 from layerfuse.report.theme import DRAWING, THEMES, save_chart, vega_lite_version, vega_spec
-
-__all__ = ["asset", "environment", "policy_of", "write_page"]
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 
@@ -79,8 +77,8 @@ def write_page(
             name=report.data.name,
             created=f"{report.created:%Y-%m-%d}",
             version=__version__,
-            headline=report.headline,
-            verdict=_verdict(report),
+            headline=sentence_case(report.verdict.headline),
+            verdict=report.verdict.comparison,
             gained=report.verdict.gained,
             advice=report.verdict.advice,
             numbers=_numbers(report),
@@ -94,12 +92,6 @@ def write_page(
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return sections, saved
-
-
-def _verdict(report: RunReport) -> str:
-    """The verdict's sentence without its advice, which stands by itself."""
-    sentence = " ".join(report.verdict.sentence.replace(report.verdict.advice, "").split())
-    return sentence[:1].upper() + sentence[1:]
 
 
 def _numbers(report: RunReport) -> list[_Number]:

@@ -10,30 +10,6 @@ from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.metrics import Evaluation
 from layerfuse.report.run_report import BlockPair, Model
 
-__all__ = [
-    "CheckOutcome",
-    "CompareResult",
-    "ComparedPair",
-    "CurveResult",
-    "DatasetEntry",
-    "DatasetList",
-    "EvaluateResult",
-    "Example",
-    "Headline",
-    "ModelCheck",
-    "ModelEntry",
-    "ModelList",
-    "PredictResult",
-    "Prediction",
-    "ProfileResult",
-    "PruneResult",
-    "PullResult",
-    "ReportResult",
-    "StoreCheck",
-    "StoreList",
-    "TrainingData",
-]
-
 Label = str | bool | int | float
 
 

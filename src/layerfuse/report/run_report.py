@@ -17,36 +17,7 @@ from layerfuse.evaluation import BaselineScore, Tradeoff
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation, PairedDifference
 from layerfuse.model_selection import Trial
-from layerfuse.report.formats import interval, percent
 from layerfuse.resources import EncoderCost, PipelineCost
-
-__all__ = [
-    "BaselineReport",
-    "BaselineScore",
-    "BlockPair",
-    "CalibrationBin",
-    "Complementarity",
-    "ConfusionCell",
-    "CostReport",
-    "DataReport",
-    "Diagnosis",
-    "EncoderReport",
-    "Environment",
-    "HardText",
-    "HardestTexts",
-    "Model",
-    "NearDuplicates",
-    "NearPair",
-    "RunReport",
-    "SelectionReport",
-    "Timings",
-    "Tradeoff",
-    "VerdictReport",
-    "read_model",
-    "read_run_report",
-    "write_model",
-    "write_run_report",
-]
 
 RowsOf = Literal["cv", "test"]
 """Nested out-of-fold predictions of training rows, or predictions of test rows."""
@@ -153,6 +124,8 @@ class VerdictReport(Model):
     """Whether the pipeline was worth it; see `layerfuse.evaluation.Verdict`."""
 
     sentence: str
+    headline: str
+    """The start of the sentence: how accurate the pipeline is."""
     advice: str
     """The part of the sentence that names what is simpler and as good; may be empty."""
     gained: bool
@@ -162,6 +135,11 @@ class VerdictReport(Model):
     rows: RowsOf
     recommended: str
     time_ratio: float | None
+
+    @property
+    def comparison(self) -> str:
+        """The sentence without headline and advice."""
+        return self.sentence.removeprefix(self.headline).removesuffix(self.advice).strip()
 
 
 class CostReport(Model):
@@ -292,8 +270,7 @@ class Timings(Model):
 
     extract_s: float = 0.0
     score_s: float = 0.0
-    select_s: float = 0.0
-    cv_s: float = 0.0
+    search_s: float = 0.0
     head_s: float = 0.0
     baselines_s: float = 0.0
     latency_s: float = 0.0
@@ -357,17 +334,6 @@ class RunReport(Model):
     def score(self, baseline: BaselineReport) -> BaselineScore:
         """A baseline on the verdict's rows."""
         return baseline.cv if self.test is None or baseline.test is None else baseline.test
-
-    @property
-    def headline(self) -> str:
-        """What the classifier does, in one sentence."""
-        own, rows = self.measured, "test" if self.test is not None else "training"
-        how = "" if self.test is not None else " in nested cross-validation"
-        low, high = own.accuracy.low, own.accuracy.high
-        return (
-            f"Classifies {percent(own.accuracy.value)} ({interval(low, high)}) of {own.n:,} "
-            f"{rows} texts correctly{how}."
-        )
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -32,7 +32,6 @@ from layerfuse.report.run_report import RunReport
 if TYPE_CHECKING:
     from layerfuse.report.theme import Chart
 
-__all__ = ["Figure", "Section", "Table", "sections_of"]
 
 _SHOWN_CLASSES = 12  # in the confusion matrix that stands open
 _MOST_CLASSES = 120  # above, the whole matrix would be no picture
@@ -632,8 +631,7 @@ def _runtime(report: RunReport) -> Section:
     steps = {
         "extracting embeddings": times.extract_s,
         "scoring blocks": times.score_s,
-        "selection, comparing fusions": times.select_s,
-        "nested resampling": times.cv_s,
+        "selection and nested resampling": times.search_s,
         "training the head": times.head_s,
         "baselines": times.baselines_s,
         "timing pipelines side by side": times.latency_s,

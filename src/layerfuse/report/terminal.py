@@ -22,6 +22,7 @@ from layerfuse.report.formats import (
     plural,
     points,
     points_interval,
+    sentence_case,
 )
 from layerfuse.report.results import (
     CompareResult,
@@ -34,21 +35,6 @@ from layerfuse.report.results import (
     StoreCheck,
 )
 from layerfuse.report.run_report import RunReport
-
-__all__ = [
-    "layer_chart",
-    "render_audit",
-    "render_check",
-    "render_comparison",
-    "render_curve",
-    "render_demo",
-    "render_evaluation",
-    "render_fit",
-    "render_rows",
-    "render_scores",
-    "render_verify",
-    "render_written",
-]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 80  # columns of a terminal that nobody has widened
@@ -187,9 +173,9 @@ def _print_run(report: RunReport, out: Console, verbose: bool) -> None:
         padded = name.ljust(max(map(len, names)))
         out.print(f"  {place}. {padded}  loss −{gain:.4f}", soft_wrap=True)
     out.print()
-    out.print(report.headline, style="bold")
-    sentence = report.verdict.sentence
-    out.print(f"Verdict: {sentence[:1].upper()}{sentence[1:]}")
+    headline = sentence_case(report.verdict.headline)
+    rest = report.verdict.sentence.removeprefix(report.verdict.headline)
+    out.print(Text.assemble("Verdict: ", (headline, "bold"), rest))
     out.print(_accuracy_table(report, verbose))
     out.print(_cost_line(report))
 

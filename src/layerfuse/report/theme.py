@@ -15,19 +15,6 @@ import altair as alt
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.files import atomic_write
 
-__all__ = [
-    "DRAWING",
-    "THEMES",
-    "Chart",
-    "Row",
-    "for_notebook",
-    "ordered",
-    "percentages",
-    "save_chart",
-    "vega_lite_version",
-    "vega_spec",
-]
-
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
 Row: TypeAlias = dict[str, Any]
 
