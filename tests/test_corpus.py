@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from layerfuse.data import Split, TextDataset, audit, check_trainable, read_dataset, read_hub
+from layerfuse.data import Split, TextDataset, audit, read_dataset, read_hub
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
+from layerfuse.targets import check_trainable
 
 ROWS = [("good film", "pos"), ("a bad,\nlong one", "neg"), ('she said "no"', "neg")]
 TEXTS, LABELS = zip(*ROWS, strict=True)

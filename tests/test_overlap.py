@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import Notes
-from layerfuse.classifier.validation import TrainingData, check_training
-from layerfuse.data import contained_rows
+from layerfuse.classifier.validation import TrainingData, check_training, contained_rows
 from layerfuse.errors import LayerfuseWarning
 
 

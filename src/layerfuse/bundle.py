@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +34,7 @@ from layerfuse.metrics import Evaluation
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.probing import PrincipalAxes
 from layerfuse.resources import resolve_budget
-from layerfuse.targets import LabelSpace, label_array
+from layerfuse.targets import LabelSpace, label_array, unsaved_kinds
 
 _KIND, _VERSION = "layerfuse-bundle", 2
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
@@ -300,18 +299,6 @@ def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.N
     return {
         name.removeprefix(start): array for name, array in tensors.items() if name.startswith(start)
     }
-
-
-def unsaved_kinds(labels: Iterable[Any]) -> list[str]:
-    """The kinds among the labels that a bundle cannot hold; it holds str, int, float and bool."""
-    return sorted(
-        {
-            type(label).__name__ if type(label) is not float else repr(label)
-            for label in labels
-            if type(label) not in (str, int, float, bool)
-            or (type(label) is float and not math.isfinite(label))
-        }
-    )
 
 
 def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:

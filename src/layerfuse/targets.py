@@ -6,7 +6,9 @@ link, the losses, stratification) is in `LabelSpace` and `Targets`.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +19,7 @@ import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.metrics import Evaluation, evaluate_predictions
+from layerfuse.progress import SILENT, Reporter
 
 Column: TypeAlias = Iterable[Any]
 """A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
@@ -384,3 +387,49 @@ class Targets:
             count = max(min(minimum, len(rows)), round(n_rows * len(rows) / len(self)))
             kept.append(random.permutation(rows)[:count])
         return np.sort(np.concatenate(kept))
+
+
+def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -> None:
+    """Refuse labels of which fewer than two classes have two rows.
+
+    A class with a single row is trained on like any other; a note says that it is always wrong in
+    cross-validation.
+
+    Raises
+    ------
+    DataError
+        For no labels, or fewer than two classes with at least two rows.
+    """
+    if labels is None or len(labels) == 0:
+        raise DataError("There are no labeled rows to train on. Give texts with their labels.")
+    counts = Counter(labels)
+    if len(counts) == 1:
+        raise DataError(
+            f"All {len(labels)} rows have the same label {labels[0]!r}. A classifier needs rows "
+            "of at least two classes: add some, or choose another label column."
+        )
+    single = [label for label, count in counts.items() if count == 1]
+    more = f" and {len(single) - 5} more" if len(single) > 5 else ""
+    names = f"{', '.join(map(repr, single[:5]))}{more}"
+    if len(counts) - len(single) < 2:
+        raise DataError(
+            f"At least two classes need two rows or more, and {len(single)} of {len(counts)} have "
+            f"only one: {names}. Add rows, or choose another label column."
+        )
+    if single:
+        reporter.note(
+            f"{len(single)} of {len(counts)} classes have only one row ({names}): it is "
+            "trained on, but always wrong in cross-validation, where it is held out"
+        )
+
+
+def unsaved_kinds(labels: Iterable[Any]) -> list[str]:
+    """The kinds among the labels that a bundle cannot hold; it holds str, int, float and bool."""
+    return sorted(
+        {
+            type(label).__name__ if type(label) is not float else repr(label)
+            for label in labels
+            if type(label) not in (str, int, float, bool)
+            or (type(label) is float and not math.isfinite(label))
+        }
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings, unsaved_kinds
+from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration
-from layerfuse.data import check_trainable, contained_rows
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
@@ -22,7 +22,7 @@ from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
 from layerfuse.selection import CostBudget, check_selection
-from layerfuse.targets import Column, Targets, as_list
+from layerfuse.targets import Column, Targets, as_list, check_trainable, unsaved_kinds
 
 if TYPE_CHECKING:
     from layerfuse.classifier.classifier import LayerFusionClassifier
@@ -33,6 +33,7 @@ Encoders: TypeAlias = str | Path | FrozenEncoder | Sequence[str | Path | FrozenE
 
 FRAGMENTS = ("drop", "keep")
 
+_PREFIX = 3  # words by which the start of a longer text is looked up
 _MOSTLY_FRAGMENTS = 0.5
 _MOST_SEEDS = 2**31
 
@@ -347,3 +348,27 @@ def _not_kept(name: str, what: str, instead: str) -> None:
         LayerfuseWarning,
         stacklevel=5,
     )
+
+
+def contained_rows(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Mark the texts whose words are, in order and without gaps, a part of a longer text.
+
+    Such rows are the phrases of a treebank: a model that has seen the sentence has seen its
+    phrases. Words are separated by white space. Time and memory are linear in their number.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+    """
+    words = [tuple(text.split()) for text in texts]
+    by_start: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for text in words:
+        by_start[text[:_PREFIX]].add(text)
+    contained = set()
+    for text in set(words):
+        for start in range(len(text)):
+            for length in range(1, _PREFIX + 1):
+                for part in by_start.get(text[start : start + length], ()):
+                    if len(part) < len(text) and text[start : start + len(part)] == part:
+                        contained.add(part)
+    return np.array([text in contained for text in words])

@@ -14,7 +14,7 @@ from layerfuse.commands.paths import check_new_file, open_store
 from layerfuse.complementarity import HEADLINE, EncoderComparison, Pair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import CurveConfig, ReadConfig
-from layerfuse.data import Split, check_trainable
+from layerfuse.data import Split
 from layerfuse.data.audit import Finding
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError
@@ -33,7 +33,7 @@ from layerfuse.report.results import (
 from layerfuse.report.run_report import BlockPair, write_model
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
-from layerfuse.targets import Targets
+from layerfuse.targets import Targets, check_trainable
 
 _EXAMPLES = 3  # texts that only one block of the best pair gets right, for each of the two
 _LISTED_ROWS = 20  # of those that only one block of a pair gets right

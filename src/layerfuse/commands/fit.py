@@ -25,7 +25,7 @@ from layerfuse.commands.diagnosis import (
 from layerfuse.commands.paths import check_new_folder, open_store
 from layerfuse.commands.report import try_report
 from layerfuse.config import FitConfig, ReadConfig
-from layerfuse.data import TextDataset, audit, check_trainable, load_dataset
+from layerfuse.data import TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
@@ -58,7 +58,7 @@ from layerfuse.report.run_report import (
     write_run_report,
 )
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.targets import Targets
+from layerfuse.targets import Targets, check_trainable
 
 
 class _Recorder:

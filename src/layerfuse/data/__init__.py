@@ -1,9 +1,9 @@
 """Datasets and the catalog: readers, audit, and downloads with pinned checksums."""
 
-from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, contained_rows, near_duplicates
+from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
 from layerfuse.data.columns import TEXT_NAMES, ColumnError
-from layerfuse.data.dataset import Split, TextDataset, check_trainable
+from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset
 from layerfuse.data.readers import read_dataset, read_hub
 
@@ -21,8 +21,6 @@ __all__ = [
     "Split",
     "TextDataset",
     "audit",
-    "check_trainable",
-    "contained_rows",
     "encoder_path",
     "is_pulled",
     "load_dataset",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from zlib import crc32
-
-import numpy as np
-import numpy.typing as npt
 
 from layerfuse.data.dataset import Split, TextDataset
 
@@ -28,7 +25,6 @@ _SMALL_CLASS = 5  # training rows; fewer are too few to learn much from
 _BANDS, _ROWS = 16, 4  # of a signature: a pair at 0.8 shares a band with probability 0.9998
 _MOST_CANDIDATES = 20
 _WORD = re.compile(r"\w+")
-_PREFIX = 3  # words by which the start of a longer text is looked up
 
 
 @dataclass(frozen=True)
@@ -228,27 +224,3 @@ def _signatures(texts: Sequence[str]) -> Iterator[tuple[int, MinHash]]:
     shingles = ([part.encode() for part in _shingles(texts[row])] for row in rows)
     signatures = MinHash.generator(shingles, num_perm=_BANDS * _ROWS, hashfunc=crc32)
     yield from zip(rows, signatures, strict=True)
-
-
-def contained_rows(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Mark the texts whose words are, in order and without gaps, a part of a longer text.
-
-    Such rows are the phrases of a treebank: a model that has seen the sentence has seen its
-    phrases. Words are separated by white space. Time and memory are linear in their number.
-
-    Returns
-    -------
-    ndarray of bool, shape (n,)
-    """
-    words = [tuple(text.split()) for text in texts]
-    by_start: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
-    for text in words:
-        by_start[text[:_PREFIX]].add(text)
-    contained = set()
-    for text in set(words):
-        for start in range(len(text)):
-            for length in range(1, _PREFIX + 1):
-                for part in by_start.get(text[start : start + length], ()):
-                    if len(part) < len(text) and text[start : start + len(part)] == part:
-                        contained.add(part)
-    return np.array([text in contained for text in words])

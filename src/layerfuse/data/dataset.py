@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Targets
 
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")  # the first that is there is the test
@@ -110,37 +108,3 @@ class TextDataset:
             for name, split in self.splits.items()
         }
         return replace(self, splits=splits)
-
-
-def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -> None:
-    """Refuse labels of which fewer than two classes have two rows.
-
-    A class with a single row is trained on like any other; a note says that it is always wrong in
-    cross-validation.
-
-    Raises
-    ------
-    DataError
-        For no labels, or fewer than two classes with at least two rows.
-    """
-    if labels is None or len(labels) == 0:
-        raise DataError("There are no labeled rows to train on. Give texts with their labels.")
-    counts = Counter(labels)
-    if len(counts) == 1:
-        raise DataError(
-            f"All {len(labels)} rows have the same label {labels[0]!r}. A classifier needs rows "
-            "of at least two classes: add some, or choose another label column."
-        )
-    single = [label for label, count in counts.items() if count == 1]
-    more = f" and {len(single) - 5} more" if len(single) > 5 else ""
-    names = f"{', '.join(map(repr, single[:5]))}{more}"
-    if len(counts) - len(single) < 2:
-        raise DataError(
-            f"At least two classes need two rows or more, and {len(single)} of {len(counts)} have "
-            f"only one: {names}. Add rows, or choose another label column."
-        )
-    if single:
-        reporter.note(
-            f"{len(single)} of {len(counts)} classes have only one row ({names}): it is "
-            "trained on, but always wrong in cross-validation, where it is held out"
-        )

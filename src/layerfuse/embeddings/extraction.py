@@ -23,8 +23,15 @@ from layerfuse.embeddings.cost_record import (
 from layerfuse.embeddings.engines import Engine, LocalEngine
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard
-from layerfuse.embeddings.section import Missing, NotStoredError, Section, text_hashes
-from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
+from layerfuse.embeddings.section import (
+    CorruptShardError,
+    Hashes,
+    Key,
+    Missing,
+    NotStoredError,
+    Section,
+    text_hashes,
+)
 from layerfuse.embeddings.store import EmbeddingStore
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.embeddings.section import Missing
-from layerfuse.embeddings.shard import Key
+from layerfuse.embeddings.section import Key, Missing
 from layerfuse.encoders import FrozenEncoder
 
 SHARD_ROWS = 2048

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.embeddings.cost_record import ShardCost
 from layerfuse.embeddings.plan import ShardJob, plan_batches
-from layerfuse.embeddings.section import text_hashes
-from layerfuse.embeddings.shard import Key, write_shard
+from layerfuse.embeddings.section import Key, text_hashes, write_shard
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.progress import SILENT, Advance, Reporter
