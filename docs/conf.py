@@ -22,6 +22,7 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings write `name` for names
 highlight_language = "none"
 exclude_patterns = ["_build"]
+suppress_warnings = ["ref.python"]  # the n of a shape (n, dim) names no attribute called n
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures stay short; docstrings say what is taken

@@ -332,7 +332,7 @@ class TestPlots:
         item = next(i for i in fitted.verdict_.comparisons if i.baseline.name == "tfidf")
         assert by_name["TF-IDF + logistic"] == pytest.approx(100 * item.cv.gain.difference)
         chart.save(str(tmp_path / "gains.svg"))
-        assert "tfidf" in (tmp_path / "gains.svg").read_text(encoding="utf-8")
+        assert "TF-IDF" in (tmp_path / "gains.svg").read_text(encoding="utf-8")
 
     def test_nothing_to_draw(self, fitted: LayerFusionClassifier):
         with pytest.raises(ConfigError, match="no scores"):

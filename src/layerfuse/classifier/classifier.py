@@ -268,7 +268,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.model_, self.encoders_, self.cv_, self.costs_ = model, encoders, cv_, costs
         self.n_rows_ = len(data.texts)
         self.truncated_share_ = max(embeddings.truncated_share, rows.truncated_share)
-        warn_truncated(self.truncated_share_, encoders)
+        warn_truncated(self.truncated_share_, encoders, reporter)
         self.timings_ = clock.seconds()
         self.fit_record_ = FitRecord(
             training=TrainingRows(data.texts, data.targets, sample, rows, data.weights),

@@ -218,16 +218,16 @@ def _rows_to_learn(
     return every[~contained]
 
 
-def warn_truncated(share: float, encoders: Sequence[FrozenEncoder]) -> None:
-    """Warn where an encoder truncated training texts."""
+def warn_truncated(share: float, encoders: Sequence[FrozenEncoder], reporter: Reporter) -> None:
+    """Note and warn where an encoder truncated training texts."""
     if share > 0:
         longest = ", ".join(f"{encoder.name} {encoder.max_length}" for encoder in encoders)
-        warnings.warn(
+        message = (
             f"{share:.1%} of training texts were truncated (most tokens: {longest}, or the model's "
-            "own limit). Raise max_length on the encoder where the model allows it.",
-            LayerfuseWarning,
-            stacklevel=3,
+            "own limit). Raise max_length (--max-length) where the model allows it."
         )
+        reporter.note(message)
+        warnings.warn(message, LayerfuseWarning, stacklevel=3)
 
 
 def search_space(
