@@ -15,7 +15,6 @@ from benchmarks import (
     profile,
     report,
     scoring,
-    scout,
     search,
     warm,
 )
@@ -26,7 +25,6 @@ BENCHMARKS = {
     "profile": profile.run,
     "scoring": scoring.run,
     "predict": predict.run,
-    "scout": scout.run,
     "accuracy": accuracy.run,
     "memory": memory.run,
     "warm": warm.run,

@@ -20,7 +20,7 @@ from layerfuse.complementarity import MEASURES
 from layerfuse.embeddings.extraction import Rows
 from layerfuse.study.correlating import correlate, summarise, top_picks
 from layerfuse.study.predictors import OUTCOMES, measure_predictors
-from layerfuse.targets import stratified_rows
+from layerfuse.targets import Targets
 
 MAX_PAIRS = 500
 
@@ -31,7 +31,7 @@ def run() -> list[dict[str, Any]]:
     results, correlations = [], []
     for texts in read_sets(DATASETS):
         name = texts.name
-        rows = stratified_rows(texts.y, MOST_ROWS, seed=0)
+        rows = Targets.from_labels(texts.y).sample(MOST_ROWS, seed=0)
         start = time.perf_counter()
         embeddings = Rows(embed(texts.train, ENCODERS, POOLINGS), rows)
         pairs = measure_predictors(embeddings, texts.y[rows], max_pairs=MAX_PAIRS)

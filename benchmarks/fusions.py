@@ -21,17 +21,17 @@ from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, Texts, embed, rea
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings.extraction import Gathered, Rows
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluation.baselines import rivals
-from layerfuse.evaluation.nested import Training, pipeline
+from layerfuse.evaluation.baselines import baseline_strategies
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
 from layerfuse.fusion import FUSIONS, check_fusion
 from layerfuse.heads import PUBLISHED, fit_mlp
 from layerfuse.metrics import evaluate_predictions, paired_difference
-from layerfuse.model_selection import Recipe
-from layerfuse.pipeline import Plan, Task
+from layerfuse.model_selection import SearchSpace
+from layerfuse.pipeline import Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
-from layerfuse.targets import stratified_rows
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 SEEDS = (0, 1, 2)
 MAX_BLOCKS = 5
@@ -74,33 +74,31 @@ class Data:
 
 def measure(data: Data, seed: int) -> dict[str, Any]:
     n_rows = min(MOST_ROWS, round(SHARE * len(data.y)))
-    rows = stratified_rows(data.y, n_rows, seed)
-    y = data.y[rows]
-    n_classes = int(y.max()) + 1
+    every = Targets.from_labels(data.y)
+    rows = every.sample(n_rows, seed)
+    targets, y = every[rows], data.y[rows]
     start = time.perf_counter()
     embeddings = Rows(data.train, rows)
-    probed = probe_blocks(embeddings, y)
-    allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
-    recipe = Recipe("greedy", allowance, "auto", "auto", Task(n_classes, None, seed))
-    training = Training(embeddings, y, np.arange(len(y)), probed, recipe)
+    probed = probe_blocks(embeddings, targets)
+    budget = CostBudget(Budget(blocks=MAX_BLOCKS), {})
+    sample = TrainingSample(embeddings, targets, probed, SearchSpace("greedy", budget, seed=seed))
     probing = time.perf_counter() - start
     start = time.perf_counter()
-    found = training.search()
+    found = sample.search()
     searching = time.perf_counter() - start
     start = time.perf_counter()
-    nested = training.out_of_fold({"pipeline": pipeline}, 5)["pipeline"].logits.argmax(axis=1)
+    own = sample.out_of_fold({PIPELINE: nested_plan}, targets.folds(5, seed))[PIPELINE]
+    nested = targets.space.decide(own.logits)
     resampling = time.perf_counter() - start
 
     def correct(plan: Plan) -> npt.NDArray[np.bool_]:
-        predicted = training.fit(plan).logits(data.test).argmax(axis=1)
+        predicted = sample.fit(plan, embeddings, targets).logits(data.test).argmax(axis=1)
         return np.asarray(predicted == data.y_test)
 
     right = correct(found.plan)
     ways = {
-        f"{rival.name}{f' ({rival.encoder})' if rival.encoder else ''}": rival.procedure(
-            found, probed.scores
-        )
-        for rival in rivals(ENCODERS, 1)
+        f"{one.name}{f' ({one.encoder})' if one.encoder else ''}": one.choose(found, probed.scores)
+        for one in baseline_strategies(ENCODERS, 1)
     }
     table = []
     for plan in plans(found.selection.blocks):
@@ -112,7 +110,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
             f"{data.name} {seed} {plan.fusion:24} {plan.head:9} {100 * share:.2f} {seconds:.1f} s"
         )
     start = time.perf_counter()
-    share = float((published(training, data, found.selection.blocks) == data.y_test).mean())
+    share = float((published(sample, data, found.selection.blocks) == data.y_test).mean())
     seconds = time.perf_counter() - start
     table.append({"fusion": "concat", "head": PAPERS, "test": share, "seconds": seconds})
     test = evaluate_predictions(right.astype(int), np.eye(2)[np.ones(len(right), dtype=int)])
@@ -150,21 +148,21 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     return result
 
 
-def published(training: Training, data: Data, blocks: tuple[BlockRef, ...]) -> Labels:
+def published(sample: TrainingSample, data: Data, blocks: tuple[BlockRef, ...]) -> Labels:
     """Class indices (n_test,) by the papers' head on the concatenated blocks.
 
     1024 and 256 units, Adam at 1e-4, batches of 1024, 100 epochs, the best one by a part of the
     training rows that no step was taken on.
     """
-    concat = training.fit(Plan(blocks))
+    concat = sample.fit(Plan(blocks), sample.blocks, sample.targets)
 
     def features(embeddings: Mapping[BlockRef, Floats]) -> Floats:
         pairs = zip(blocks, concat.axes, strict=True)
         return concat.model.fusion.transform([a.transform(embeddings[b]) for b, a in pairs])
 
-    task = training.recipe.task
-    X = features(training.embeddings)
-    head = fit_mlp(X, training.y, task.n_classes, None, task.seed, PUBLISHED)
+    X, targets = features(sample.blocks), sample.targets
+    n_classes, seed = targets.space.n_outputs, sample.space.seed
+    head = fit_mlp(X, targets.codes, n_classes, None, seed, PUBLISHED)
     return np.asarray(head.logits(features(data.test)).argmax(axis=1))
 
 

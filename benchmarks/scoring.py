@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.packaged import DATASETS, POOLINGS, Texts, embed, read_sets
 from layerfuse import BlockRef, score_blocks
 from layerfuse.embeddings.extraction import Rows
-from layerfuse.targets import stratified_rows
+from layerfuse.targets import Targets
 
 _ENCODER = "smollm2-135m"
 _TIMED = ("mr", "r52")
@@ -76,7 +76,7 @@ def _time(texts: Texts, embeddings: Any) -> dict[str, Any]:
 
 
 def _rank(texts: Texts, embeddings: Any) -> dict[str, Any]:
-    rows = stratified_rows(texts.y, _RANKED_ROWS, 0)
+    rows = Targets.from_labels(texts.y).sample(_RANKED_ROWS, 0)
     part, y = Rows(embeddings, rows), texts.y[rows]
     ranking = [score.block for score in score_blocks(part, y).ranking]
     layers = np.linspace(1, max(block.layer for block in part), _SPREAD).round().astype(int)

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from benchmarks.fusions import MAX_BLOCKS, Data
 from benchmarks.packaged import read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.evaluation.nested import Training
-from layerfuse.model_selection import Recipe
-from layerfuse.parallel import spread
-from layerfuse.pipeline import Plan, Task
-from layerfuse.probing import Probed, decompose, leave_one_out, one_hot, probe_blocks
+from layerfuse.evaluation.nested import TrainingSample
+from layerfuse.model_selection import SearchSpace
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Plan
+from layerfuse.probing import ProbeResults, decompose, leave_one_out, probe_blocks
 from layerfuse.resources import Budget
-from layerfuse.selection import Allowance
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
 
 
 def run() -> list[dict[str, Any]]:
@@ -31,21 +32,23 @@ def run() -> list[dict[str, Any]]:
     data = Data.embed(sets[0])
     y = data.y
     start = time.perf_counter()
-    probed = probe_blocks(data.train, y)
-    allowance = Allowance(Budget(blocks=MAX_BLOCKS), {})
-    recipe = Recipe("greedy", allowance, "auto", "auto", Task(int(y.max()) + 1))
-    training = Training(data.train, y, np.arange(len(y)), probed, recipe)
+    targets = Targets.from_labels(y)
+    probed = probe_blocks(data.train, targets)
+    space = SearchSpace("greedy", CostBudget(Budget(blocks=MAX_BLOCKS), {}))
+    sample = TrainingSample(data.train, targets, probed, space)
     probing = time.perf_counter() - start
-    found = training.search()
+    found = sample.search()
     ours = time.perf_counter() - start
     start = time.perf_counter()
-    chosen = exhaustive(probed, y, len(found.selection.blocks))
+    chosen = exhaustive(probed, targets, len(found.selection.blocks))
     theirs = time.perf_counter() - start
-    targets = one_hot(y, int(y.max()) + 1)
     measured = {}
     for name, blocks in (("ours", found.selection.blocks), ("exhaustive", tuple(chosen))):
-        result = leave_one_out(decompose(_joined(probed, blocks)), targets)
-        test = training.fit(Plan(blocks)).logits(data.test).argmax(axis=1) == data.y_test
+        result = leave_one_out(decompose(_joined(probed, blocks)), targets.matrix)
+        test = (
+            sample.fit(Plan(blocks), data.train, targets).logits(data.test).argmax(axis=1)
+            == data.y_test
+        )
         measured[name] = {
             "blocks": [str(block) for block in blocks],
             "loss": result.loss,
@@ -70,20 +73,19 @@ def run() -> list[dict[str, Any]]:
     ]
 
 
-def exhaustive(probed: Probed, y: npt.NDArray[np.intp], n_blocks: int) -> list[BlockRef]:
+def exhaustive(probed: ProbeResults, targets: Targets, n_blocks: int) -> list[BlockRef]:
     """Forward selection that tries every block at every step, each at its best penalty."""
-    targets = one_hot(y, int(y.max()) + 1)
     chosen: list[BlockRef] = []
     for _ in range(n_blocks):
         rest = [block for block in probed.coordinates if block not in chosen]
 
         def loss(block: BlockRef) -> float:
-            return leave_one_out(decompose(_joined(probed, [*chosen, block])), targets).loss
+            return leave_one_out(decompose(_joined(probed, [*chosen, block])), targets.matrix).loss
 
-        losses = dict(zip(rest, spread(loss, rest), strict=True))
+        losses = dict(zip(rest, parallel_map(loss, rest), strict=True))
         chosen.append(min(losses, key=lambda block: losses[block]))
     return chosen
 
 
-def _joined(probed: Probed, blocks: Any) -> npt.NDArray[Any]:
+def _joined(probed: ProbeResults, blocks: Any) -> npt.NDArray[Any]:
     return np.concatenate([probed.coordinates[block] for block in blocks], axis=1)

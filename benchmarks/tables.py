@@ -196,35 +196,6 @@ def scoring(results: list[Result]) -> list[str]:
     return _rows([*heads, "ranked first", "points behind the slow method's"], map(row, results))
 
 
-def scout(results: list[Result]) -> list[str]:
-    """The two fits, and what scouting saves."""
-
-    def row(case: Result) -> list[str]:
-        total = case["timings"]["total_s"]
-        own = (c for c in results if c["selection"] == case["selection"] and c["scout"] is None)
-        whole = next(own)["timings"]["total_s"]
-        return [
-            case["selection"],
-            "whole" if case["scout"] is None else "scouted",
-            f"{total:.0f}",
-            f"{case['timings']['extract_s']:.0f}",
-            f"{100 * (1 - total / whole):.0f}",
-            f"{case['highest_layer']} of {case['n_layers']}",
-            _percent(case["test_accuracy"]),
-        ]
-
-    heads = [
-        "selection",
-        "read",
-        "s",
-        "of which reading",
-        "saved, %",
-        "highest layer",
-        "test accuracy",
-    ]
-    return _rows(heads, map(row, results))
-
-
 def warm(results: list[Result]) -> list[str]:
     """A first and a second fit."""
 
@@ -337,7 +308,6 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "predict": ("predict", predict),
     "profile": ("profile", profile),
     "scoring": ("scoring", scoring),
-    "scout": ("scout", scout),
     "warm": ("warm", warm),
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),

@@ -102,10 +102,13 @@ class RidgeState:
         cross : ndarray of shape (chosen columns, columns), optional
             The chosen blocks' columns times the block's, where they are known.
         """
+        from scipy.linalg import solve_triangular
+
         shared = self.basis.T @ block if cross is None else self.rotation.T @ cross
         inner = (block.T @ block if gram is None else gram) - shared.T @ shared
         inner[np.diag_indices_from(inner)] += np.float32(self.penalty)
-        whitening = np.linalg.inv(np.linalg.cholesky((inner + inner.T) / 2)).T
+        root = np.linalg.cholesky((inner + inner.T) / 2)
+        whitening = solve_triangular(root, np.eye(len(root), dtype=root.dtype), lower=True).T
         added = block @ whitening
         added -= self.basis @ (shared @ whitening)
         fitted = self.fitted + added @ (added.T @ targets)
