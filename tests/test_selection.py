@@ -105,6 +105,19 @@ def test_errors_with_another_block_equal_those_of_the_concatenation(
     )
 
 
+def test_known_products_of_blocks_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    targets = Targets.from_labels(rng.integers(3, size=60)).matrix
+    *chosen, block = (Z - Z.mean(axis=0) for Z in noise(rng, 60, 7, 3))
+    state = RidgeState.of(chosen, targets)
+    cross = np.concatenate(chosen, axis=1).T @ block
+    np.testing.assert_allclose(
+        state.errors_with(block, targets, block.T @ block, cross),
+        state.errors_with(block, targets),
+        rtol=1e-4,
+    )
+
+
 def test_a_block_added_twice_brings_next_to_nothing() -> None:
     blocks, y = several_signals(0)
     probed, targets = probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y).matrix

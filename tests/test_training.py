@@ -12,7 +12,13 @@ from sklearn.linear_model import Ridge
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.evaluation.nested import OutOfFold, TrainingSample, nested_plan
+from layerfuse.evaluation.nested import (
+    FINAL_PLAN,
+    PIPELINE,
+    OutOfFold,
+    TrainingSample,
+    nested_plan,
+)
 from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.pipeline import Plan, predict_held
 from layerfuse.probing import decompose, leave_one_out, probe_blocks, probe_rows
@@ -206,6 +212,22 @@ class TestOutOfFold:
                         plan, Z, training.targets, rows, held, row_weights=weights
                     )
                 np.testing.assert_allclose(found.logits[held], expected, atol=1e-5)
+
+    def test_analyzing_is_searching_and_resampling_with_any_number_of_threads(self) -> None:
+        embeddings, y = problem(120)
+        folds = folds_of(y, 3)
+        sample = sample_of(embeddings, y)
+        result, nested = sample.analyze({PIPELINE: nested_plan}, folds)
+        assert result == sample.search()
+        final = {FINAL_PLAN: lambda *_: result.plan, PIPELINE: nested_plan}
+        expected = sample.out_of_fold(final, folds)
+        one = sample_of(embeddings, y)
+        one.n_jobs = 1
+        for found in (nested, one.analyze({PIPELINE: nested_plan}, folds)[1]):
+            assert set(found) == {PIPELINE, FINAL_PLAN}
+            for name, own in found.items():
+                assert own.plans == expected[name].plans
+                np.testing.assert_array_equal(own.logits, expected[name].logits)
 
     def test_weights_of_rows_change_the_heads(self) -> None:
         embeddings, y = problem(120)
