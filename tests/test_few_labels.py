@@ -20,7 +20,7 @@ def few(n_classes: int, each: int = 4) -> tuple[list[str], list[int]]:
     return [f"{' '.join(rng.choice(filling, 4))} {telling[label]}" for label in labels], labels
 
 
-@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("n_classes", [2, 10])
 @pytest.mark.parametrize(
     ("fusion", "head"),
     [*(("auto", head) for head in HEADS), *((fusion, "auto") for fusion in FUSIONS)],
