@@ -1,5 +1,5 @@
 """A fit with all embeddings stored: seconds of the whole process, as a user starts it, and of the
-steps that learn (scoring, selection, nested resampling, head), from its report. Embeddings are
+steps that learn (scoring, nested search, head), from its report. Embeddings are
 stored first, in the user's cache, by a fit that is not measured. Also ``layerfuse --help``."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run() -> list[dict[str, Any]]:
                 times = read_run_report(out).timings
                 if number:  # the first one stores the embeddings
                     seconds.append(taken)
-                    learning.append(times.score_s + times.select_s + times.cv_s + times.head_s)
+                    learning.append(times.score_s + times.search_s + times.head_s)
         results.append(
             {
                 "fit": name,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -126,14 +126,14 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
         "blocks": [str(block) for block in found.plan.blocks],
         "fusion": found.plan.fusion,
         "head": found.plan.head,
-        "nested": cv.to_dict(),
-        "test": test.to_dict(),
+        "nested": asdict(cv),
+        "test": asdict(test),
         "nested_minus_test": gap,
         "joint_half_width": math.hypot(*halves),
         "against": {
             name: {
                 "blocks": [str(block) for block in plan.blocks],
-                **paired_difference(right, correct(plan)).to_dict(),
+                **asdict(paired_difference(right, correct(plan))),
             }
             for name, plan in ways.items()
         },

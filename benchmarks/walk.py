@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import sys
 import tempfile
 import threading
@@ -72,7 +74,8 @@ def run() -> list[dict[str, Any]]:
             LayerFusionClassifier([encoder], store=root / "store").fit(texts, labels)
 
         def terminal() -> None:
-            with mock.patch.object(sys, "argv", ["layerfuse", *command]):
+            argv = mock.patch.object(sys, "argv", ["layerfuse", *command])
+            with argv, contextlib.redirect_stdout(io.StringIO()):
                 assert main() == 0
 
         for name, walk in (("fit(X, y)", python), ("layerfuse fit table.csv", terminal)):

@@ -3,91 +3,123 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.report import make_run
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError
+from layerfuse.evaluation import Tradeoff
+from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report import figures, theme
+from layerfuse.report.run_report import RunReport
+from layerfuse.report.tables import path_steps
 from layerfuse.report.theme import save_chart, vega_spec
+from layerfuse.resources import PipelineCost
 
-SPAN = {"value": 0.8, "low": 0.7, "high": 0.9}
 HOSTILE = "</script><script>alert(1)</script> \"'& שלום"
 
 
-def pareto_point(
-    name: str, ms: float, value: float = 0.8, *, front: bool = True
-) -> figures.ParetoPoint:
-    """Only "layerfuse" ships."""
-    return figures.ParetoPoint(
-        name, "a:1:mean", value, value - 0.05, value + 0.05, ms, 5.0, 32, front, name == "layerfuse"
+def scores_of(layers: Sequence[int], *poolings: str) -> BlockScores:
+    """All layers as good."""
+    blocks = [BlockRef(HOSTILE, layer, pooling) for pooling in poolings for layer in layers]
+    return BlockScores(
+        tuple(BlockScore(b, 0.8, 0.05, 0.8, 0.2, 0.01, 1.0) for b in blocks), "ridge"
     )
 
 
-CHARTS: dict[str, Callable[[], theme.Chart]] = {
-    "layer_curves": lambda: figures.layer_curves(
-        [figures.LayerPoint(s, n, **SPAN) for s in ("mean", "last") for n in range(4)],
-        {("mean", 2), ("last", 3)},
+def tradeoff(name: str, ms: float, value: float, *, front: bool = True) -> Tradeoff:
+    """Only "pipeline" ships."""
+    cost = PipelineCost(1, 1, 32, 1000, 5.0, ms)
+    blocks = (BlockRef("a", 1, "mean"),)
+    return Tradeoff(name, blocks, Estimate(value, value - 0.05, value + 0.05), cost, front)
+
+
+def curve_point(n_rows: int) -> CurvePoint:
+    own = Estimate(0.8, 0.7, 0.9)
+    return CurvePoint(n_rows / 100, n_rows, own, own, own, own, ())
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
+    return make_run(tmp_path_factory.mktemp("run"), rows=200)
+
+
+CHARTS: dict[str, Callable[[RunReport], theme.Chart]] = {
+    "layer_curves": lambda _: figures.layer_curves(
+        scores_of(range(4), "mean", "last"),
+        {BlockRef(HOSTILE, 2, "mean"), BlockRef(HOSTILE, 3, "last")},
     ),
-    "one_layer": lambda: figures.layer_curves([figures.LayerPoint("mean", 3, **SPAN)]),
-    "layer_stacks": lambda: figures.layer_stacks(
-        [
-            figures.StackPoint(HOSTILE, n, state, "mean", "1")
-            for n, state in enumerate(("selected", "computed", "not loaded"))
-        ]
+    "one_layer": lambda _: figures.layer_curves(scores_of([3], "mean")),
+    "layer_stacks": figures.layer_stacks,
+    "gain_intervals": lambda _: figures.gain_intervals(
+        [(HOSTILE, PairedDifference(0.1, 0.05, 0.15, 0.01))]
     ),
-    "gain_intervals": lambda: figures.gain_intervals([figures.GainPoint(HOSTILE, **SPAN)]),
-    "selection_path": lambda: figures.selection_path(
-        [figures.PathPoint(1, "a:1:mean", **SPAN, gain=0.1, ships=True)]
+    "selection_path": lambda report: figures.selection_path(path_steps(report)),
+    "pareto": lambda report: figures.pareto(report.pareto),
+    "pareto_by_dimensions": lambda report: figures.pareto(report.pareto, by_time=False),
+    "heat_map": lambda report: figures.heat_map(
+        report.diagnosis.complementarity.pairs, report.diagnosis.complementarity.blocks
     ),
-    "pareto": lambda: figures.pareto(
-        [pareto_point("layerfuse", 2.0), pareto_point("last", 1.0, front=False)]
+    "confusion_matrix": lambda _: figures.confusion_matrix(
+        np.array([[3, 1], [0, 2]]), [HOSTILE, "b"], np.arange(2)
     ),
-    "heat_map": lambda: figures.heat_map(
-        [figures.PairPoint("x", "y", 1.0, HOSTILE)], ["x", "y"], measure="Q"
+    "small_confusion_matrix": lambda _: figures.confusion_matrix(
+        np.diag(np.arange(40)), list(map(str, range(40))), np.arange(40), numbers=False
     ),
-    "confusion_matrix": lambda: figures.confusion_matrix(
-        [figures.CellPoint(HOSTILE, "b", 3, 0.3)], [HOSTILE, "b"]
-    ),
-    "reliability": lambda: figures.reliability([figures.BinPoint(0.75, **SPAN, count=9)]),
-    "learning_curves": lambda: figures.learning_curves(
-        [figures.CurvePoint("fusion", n, **SPAN) for n in (10, 100)]
-    ),
+    "reliability": lambda report: figures.reliability(report.diagnosis.calibration),
+    "learning_curves": lambda _: figures.learning_curves([curve_point(10), curve_point(100)]),
 }
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_every_figure_is_drawn_as_svg(name: str, tmp_path: Path):
-    chart = CHARTS[name]()
+def test_every_figure_is_drawn_as_svg(name: str, report: RunReport, tmp_path: Path):
+    chart = CHARTS[name](report)
     chart.to_dict(validate=True)
     path = save_chart(chart, tmp_path / "figure.svg", width=500)
     root = ET.fromstring(path.read_text(encoding="utf-8"))  # noqa: S314  # ours
-    assert float(root.attrib["width"]) == pytest.approx(500, abs=30)
+    if name != "small_confusion_matrix":  # whose cells are of one size
+        assert float(root.attrib["width"]) == pytest.approx(500, abs=30)
     marks = [e for e in root.iter() if e.attrib.get("aria-roledescription", "").endswith("mark")]
     assert marks or root.findall(".//{*}path")
     assert not root.findall(".//{*}script")
 
 
 @pytest.mark.parametrize("name", theme.THEMES)
-def test_a_png_has_twice_the_pixels(name: str, tmp_path: Path):
-    path = save_chart(CHARTS["layer_curves"](), tmp_path / "f.png", theme=name, width=300)
+def test_a_png_has_twice_the_pixels(name: str, report: RunReport, tmp_path: Path):
+    chart = CHARTS["layer_curves"](report)
+    path = save_chart(chart, tmp_path / "f.png", theme=name, width=300)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
     assert int.from_bytes(data[16:20]) == pytest.approx(600, abs=30)
 
 
-def test_chosen_and_last_layers_are_marked():
-    spec = vega_spec(CHARTS["layer_curves"]())
-    rows = next(layer["data"]["values"] for layer in [spec, *spec["layer"]] if "data" in layer)
-    assert {(r["series"], r["layer"]) for r in rows if r["selected"]} == {("mean", 2), ("last", 3)}
-    assert {(r["series"], r["layer"]) for r in rows if r["last"]} == {("mean", 3), ("last", 3)}
+def values_of(chart: theme.Chart) -> list[dict[str, Any]]:
+    """The rows of a chart, the first that it has."""
+    spec = vega_spec(chart)
+    return next(layer["data"]["values"] for layer in [spec, *spec["layer"]] if "data" in layer)
+
+
+def test_selected_and_last_layers_are_marked(report: RunReport):
+    rows = values_of(CHARTS["layer_curves"](report))
+    assert {(r["pooling"], r["layer"]) for r in rows if r["selected"]} == {("mean", 2), ("last", 3)}
+    assert {(r["pooling"], r["layer"]) for r in rows if r["last"]} == {("mean", 3), ("last", 3)}
     assert {r["value"] for r in rows} == {80.0}
 
 
 @pytest.mark.parametrize("name", theme.THEMES)
-def test_layers_that_never_run_are_grey(name: str, tmp_path: Path):
-    chart = CHARTS["layer_stacks"]()
+def test_layers_that_are_never_computed_are_grey(name: str, report: RunReport, tmp_path: Path):
+    chart = figures.layer_stacks(report)
+    states = {(row["encoder"], row["layer"]): row["state"] for row in values_of(chart)}
+    top = max(block.layer for block in report.selection.blocks if block.encoder == "one")
+    assert states["one", top] == "selected"
+    assert states["one", top - 1] == "computed"
+    assert states["one", top + 1] == "not loaded"
     svg = save_chart(chart, tmp_path / "stack.svg", theme=name).read_text("utf-8")
     styles = theme.THEMES[name]["style"]
     for style in ("chosen-fill", "read-fill", "idle-fill"):
@@ -95,24 +127,29 @@ def test_layers_that_never_run_are_grey(name: str, tmp_path: Path):
 
 
 def test_names_of_pipelines_do_not_overlap():
-    points = [
-        pareto_point("layerfuse", 26.0, 0.960),
-        pareto_point("first 3", 26.0, 0.962),
-        pareto_point("last", 3.0, 0.955),
-    ]
-    spec = vega_spec(figures.pareto(points))
-    values = next(layer["data"]["values"] for layer in [spec, *spec["layer"]] if "data" in layer)
-    assert {one["name"] for one in values if one["labelled"]} == {"layerfuse", "last"}
+    rows = values_of(
+        figures.pareto(
+            [
+                tradeoff("pipeline", 26.0, 0.960),
+                tradeoff("first_3", 26.0, 0.962),
+                tradeoff("last_layer", 3.0, 0.955),
+            ]
+        )
+    )
+    assert {row["name"] for row in rows if row["labeled"]} == {"layerfuse", "last layer"}
+    assert {row["name"] for row in rows if row["leads"]} == {"first 3 selected", "last layer"}
 
 
-def test_a_theme_changes_colors_only():
-    chart = CHARTS["pareto"]()
+def test_a_theme_changes_colors_only(report: RunReport):
+    chart = figures.pareto(report.pareto)
     light, dark = (vega_spec(chart, name) for name in ("light", "dark"))
     assert light.pop("config") != dark.pop("config")
     assert light == dark == vega_spec(chart)
 
 
 @pytest.mark.parametrize(("name", "look"), [("f.jpg", "light"), ("f.svg", "sepia")])
-def test_an_unknown_ending_or_theme_is_refused(name: str, look: str, tmp_path: Path):
+def test_an_unknown_ending_or_theme_is_refused(
+    name: str, look: str, report: RunReport, tmp_path: Path
+):
     with pytest.raises(ConfigError, match=r"sepia|should end"):
-        save_chart(CHARTS["pareto"](), tmp_path / name, theme=look)
+        save_chart(figures.pareto(report.pareto), tmp_path / name, theme=look)

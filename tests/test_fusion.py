@@ -467,7 +467,9 @@ class TestPredictions:
         blocks, y = problem(n=40, n_classes=n_classes)
         fitted = fit("voting", blocks, y)
         unseen, seen = self.unseen(blocks, y, n_classes), self.seen(blocks, y, n_classes)
-        temperatures = [TemperatureCalibrator.fit(table, y).temperature for table in unseen]
+        temperatures = [
+            TemperatureCalibrator.fit(table, targets_of(y)).temperature for table in unseen
+        ]
         for tables, features in (
             (unseen, fitted.features),
             (seen, fitted.fusion.transform(blocks)),

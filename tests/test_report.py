@@ -333,7 +333,7 @@ class TestFitInTheTerminal:
         short, long = self.lines(report), self.lines(report, verbose=True)
         assert long[-2:] == short[-2:]
         text = "\n".join(long)
-        for name in ("Blocks by loss", "Errors by class", "Calibration", "front", "Seconds"):
+        for name in ("Blocks by loss", "recall", "log loss", "front", "seconds", "nested"):
             assert name in text
             assert name not in "\n".join(short)
 

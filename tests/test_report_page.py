@@ -178,7 +178,7 @@ def test_the_keyboard_reaches_everything(browser: Browser, runs: dict[str, Path]
     page.keyboard.press("Enter")
     page.locator("html[data-drawn=dark]").wait_for(state="attached")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
-    assert focused("getAttribute('aria-label')") == "Switch to light colours"
+    assert focused("getAttribute('aria-label')") == "Switch to light colors"
     reached, opened = set(), False
     for _ in range(200):
         page.keyboard.press("Tab")

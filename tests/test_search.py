@@ -29,7 +29,7 @@ from layerfuse.targets import Targets
 Array = npt.NDArray[Any]
 Problem = tuple[dict[BlockRef, Array], Array]
 
-PRODUCTS = {"tensor+residual", "bilinear+residual"}
+PRODUCTS = {"tensor+residual"}
 
 
 def named(arrays: list[Array]) -> dict[BlockRef, Array]:
@@ -161,23 +161,23 @@ class TestWhatIsTaken:
             assert max(trial.gain for trial in found.trials) < 0.05
         assert kept >= 5
 
-    def test_the_best_candidate_goes_on_to_more_rows(self) -> None:
+    def test_promising_candidates_go_on_to_more_rows(self) -> None:
         embeddings, y = product(1000, seed=0)
         found = find(embeddings, y, space())
         first = [trial for trial in found.trials if trial.n_rows == 900]
         second = [trial for trial in found.trials if trial.n_rows == 1000]
-        assert (len(first), len(second)) == (3, 1)
-        best = max(first, key=lambda trial: trial.gain)
-        assert (second[0].fusion, second[0].head) == (best.fusion, best.head)
+        promising = [trial.fusion for trial in first if trial.gain > trial.gain_se]
+        assert (len(first), promising) == (2, ["tensor+residual"])
+        assert [trial.fusion for trial in second] == promising
         assert second[0].is_significant
-        assert (found.plan.fusion, found.plan.head) == (best.fusion, best.head)
+        assert (found.plan.fusion, found.plan.head) == ("tensor+residual", "ridge")
 
     def test_trials_have_sane_numbers(self) -> None:
         embeddings, y = product(450, seed=1)
         trials = find(embeddings, y, space()).trials
-        assert len({(trial.fusion, trial.head) for trial in trials}) == len(trials) == 3
+        assert len({(trial.fusion, trial.head) for trial in trials}) == len(trials) == 2
         for trial in trials:
-            assert (trial.n_rows, trial.n_candidates) == (450, 3)
+            assert (trial.n_rows, trial.n_candidates) == (450, 2)
             assert -2 <= trial.gain <= 2
             assert -1 <= trial.accuracy_gain <= 1
             assert 0 < trial.gain_se < 0.2
@@ -188,7 +188,7 @@ class TestSignificance:
     def test_the_bound_grows_with_the_number_of_candidates(
         self, n_candidates: int, least: float
     ) -> None:
-        """The normal quantiles of 5% over the number of candidates (any table of them)."""
+        """Normal quantiles of 5% over the number of candidates, from a table."""
         for gain, expected in ((least - 0.002, False), (least + 0.002, True)):
             trial = Trial("concat", "logistic", 900, gain, 1.0, 0.0, n_candidates)
             assert trial.is_significant == expected
@@ -215,7 +215,7 @@ class TestSignificance:
     @pytest.mark.parametrize("kind", ["noise", "linear"])
     def test_false_wins_are_rare(self, kind: str) -> None:
         """Where no candidate can be better, on average, than concatenation with a ridge head."""
-        wins, seeds = 0, 60
+        wins, seeds = 0, 100
         for seed in range(seeds):
             rng = np.random.default_rng(seed)
             y, noise = rng.integers(2, size=330), rng.normal(size=(2, 330, 6))
@@ -223,7 +223,7 @@ class TestSignificance:
                 noise[:, :, 0] += 0.7 * y
             found = find(named(list(noise)), y, space())
             wins += (found.plan.fusion, found.plan.head) != ("concat", "ridge")
-        assert wins <= 7  # 5% of 60 are 3; more than 7 come by chance once in a hundred
+        assert wins <= 10  # 5% of 100 are 5; more than 10 come by chance once in a hundred
 
 
 class TestWhatItSees:
@@ -282,5 +282,5 @@ class TestWhatItSees:
         y = y.copy()
         y[:2] = 2
         found = find(embeddings, y, space())
-        assert len(found.trials) == 3
+        assert len(found.trials) == 2
         assert all(np.isfinite(trial.gain) for trial in found.trials)

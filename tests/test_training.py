@@ -249,7 +249,7 @@ class TestCalibrated:
         logits = np.array([[0, 1], [2, 0], [0, 0], [5, 1]], np.float32)
         found.add(np.arange(4), Plan((BlockRef("e", 0, "mean"),)), logits)
         expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        proba = found.calibrated("none", Targets.from_labels([0, 1, 0, 1]))
+        proba = found.calibrated(None, Targets.from_labels([0, 1, 0, 1]))
         np.testing.assert_allclose(proba, expected, rtol=1e-6)
 
 

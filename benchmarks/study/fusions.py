@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -131,7 +131,7 @@ def measure_fusions(
     losses = {score.block: score.loss for score in drawn.scores}
 
     def against(name: str, plan: Plan, other: Plan) -> dict[str, Any]:
-        difference = paired_difference(correct[plan], correct[other]).to_dict()
+        difference = asdict(paired_difference(correct[plan], correct[other]))
         return {f"{name}_{key}": value for key, value in difference.items()}
 
     def best_single(way: str, encoders: Sequence[str]) -> Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def describe_profile(profile: Profile, y_test: Labels) -> dict[str, Any]:
             "best_depth": _depth(best, last),
             "accuracy_best": float(correct[best].mean()),
             "accuracy_last": float(correct[last].mean()),
-            **paired_difference(correct[best], correct[last]).to_dict(),
+            **asdict(paired_difference(correct[best], correct[last])),
             "compared": len(against_last),
         }
     return {"test_rows": len(y_test), "encoders": encoders, "blocks": rows}

@@ -69,21 +69,17 @@ def plot_verdict(verdict: Verdict) -> alt.VConcatChart:
         Without the extra ``report``.
     """
     require("altair", "report", "A figure of a verdict")
-    from layerfuse.report.figures import GainPoint, gain_intervals
+    from layerfuse.report.figures import gain_intervals
     from layerfuse.report.formats import baseline_name
     from layerfuse.report.theme import DRAWING, for_notebook
 
-    rows = [
-        GainPoint(
-            baseline_name(item.baseline.name, item.baseline.encoder),
-            *(gain.difference, gain.low, gain.high),
-        )
+    gains = [
+        (baseline_name(item.baseline.name, item.baseline.encoder), item.on(verdict.rows).gain)
         for item in verdict.comparisons
         if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
-        for gain in (item.on(verdict.rows).gain,)
     ]
-    if not rows:
+    if not gains:
         raise ConfigError("This verdict has no comparisons to draw.")
     where = "test rows" if verdict.rows == "test" else "training rows, out of fold"
     with DRAWING:
-        return for_notebook({f"Gain over baselines, {where}": gain_intervals(rows)})
+        return for_notebook({f"Gain over baselines, {where}": gain_intervals(gains)})

@@ -68,9 +68,9 @@ def write_page(
                 for figure in drawn
                 for ending in (".svg", ".png")
             ]
-    script = _bundle() + asset("page.js")
+    script = _bundle() + _asset("page.js")
     html = (
-        environment()
+        _environment()
         .get_template("page.html")
         .render(
             title=f"{report.data.name}: layerfuse report",
@@ -83,9 +83,9 @@ def write_page(
             advice=report.verdict.advice,
             numbers=_numbers(report),
             sections=sections,
-            css=Markup(asset("page.css")),  # noqa: S704  # from this package
+            css=Markup(_asset("page.css")),  # noqa: S704  # from this package
             script=Markup(script),  # noqa: S704  # from this package and vl-convert
-            policy=policy_of(script),
+            policy=_policy_of(script),
             data=Markup(_json({"charts": charts, "themes": THEMES})),  # noqa: S704  # escaped
         )
     )
@@ -127,19 +127,16 @@ def _json(value: object) -> str:
     return text
 
 
-def policy_of(script: str | None = None) -> str:
+def _policy_of(script: str) -> str:
     """A content security policy: only this script may run, and nothing may be fetched."""
-    allowed = "'none'"
-    if script is not None:
-        own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        allowed = f"'sha256-{own}'"
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src 'sha256-{own}'; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
-def environment() -> Environment:
+def _environment() -> Environment:
     """Where templates come from; what they are given is escaped."""
     return Environment(
         loader=PackageLoader("layerfuse.report", "assets"),
@@ -150,7 +147,7 @@ def environment() -> Environment:
     )
 
 
-def asset(name: str) -> str:
+def _asset(name: str) -> str:
     """A file of the package's own."""
     return (files("layerfuse.report") / "assets" / name).read_text(encoding="utf-8")
 

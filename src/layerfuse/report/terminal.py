@@ -15,8 +15,8 @@ from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.data.audit import Audit, Finding
 from layerfuse.files import human_bytes
 from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.report import tables
 from layerfuse.report.formats import (
-    baseline_name,
     interval,
     percent,
     plural,
@@ -42,21 +42,19 @@ _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
 _MOST_CLASSES = 12
-_WIDER = ("last_four", "last_matched")  # baselines that only the long report shows
 _HIDDEN = ("description", "identity", "license")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
 
 
-def _table(title: str, *head: str, text: Collection[str] = ()) -> Table:
+def _table(title: str, *head: str, numeric: Collection[int] | None = None) -> Table:
     """A table without vertical lines: with them, five columns do not fit 80 characters.
 
-    The first column, those in ``text`` and the nameless ones stand to the left.
+    All but the first column are numeric by default; nameless ones are not.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, name in enumerate(head):
-        left = place == 0 or not name or name in text
-        fold = "fold" if place == 0 else "ellipsis"
-        table.add_column(name, justify="left" if left else "right", overflow=fold)  # type: ignore[arg-type]
+        right = bool(name) and (place > 0 if numeric is None else place in numeric)
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     return table
 
 
@@ -176,7 +174,7 @@ def _print_run(report: RunReport, out: Console, verbose: bool) -> None:
     headline = sentence_case(report.verdict.headline)
     rest = report.verdict.sentence.removeprefix(report.verdict.headline)
     out.print(Text.assemble("Verdict: ", (headline, "bold"), rest))
-    out.print(_accuracy_table(report, verbose))
+    _print_baselines(report, out, verbose)
     out.print(_cost_line(report))
 
 
@@ -184,82 +182,35 @@ def _print_details(report: RunReport, out: Console) -> None:
     """What the page has and one screen has no room for."""
     _print_poolings(report.profile, report.selection.blocks, out)
     out.print(_layer_table(report.profile, report.selection.blocks))
-    if report.selection.trials:
-        table = _table(
-            "Other fusions and heads", "fusion", "head", "rows", "gain in Brier score",
-            text=("head",),
-        )  # fmt: skip
-        for trial in report.selection.trials:
-            gain = f"{trial.gain:+.4f} ± {trial.gain_se:.4f}"
-            table.add_row(trial.fusion, trial.head, f"{trial.n_rows:,}", gain)
+    for own in (
+        *((tables.trials_table(report),) if report.selection.trials else ()),
+        tables.class_table(report),
+        tables.calibration_table(report.diagnosis.calibration),
+        tables.cost_table(report),
+        tables.encoder_table(report),
+        tables.time_table(report),
+    ):
+        table = _table(own.caption, *own.head, numeric=own.numeric)
+        for place, row in enumerate(own.rows[: max(own.open_rows, _MOST_BLOCKS)]):
+            table.add_row(*row, style="bold" if place in own.strong else "")
         out.print(table)
-    out.print(_class_table(report))
-    own = report.measured
-    out.print(f"Calibration: log loss {own.log_loss.value:.3f}, ECE {own.ece.value:.3f}")
-    out.print(_tradeoff_table(report))
-    times = dict(report.timings)
-    steps = (f"{name.removesuffix('_s')} {value:.1f}" for name, value in times.items() if value)
-    out.print(f"Seconds: {', '.join(steps)}\n")
+    measured = report.measured
+    log_loss, ece = measured.log_loss.value, measured.ece.value
+    out.print(f"Calibration: log loss {log_loss:.3f}, ECE {ece:.3f}\n")
 
 
-def _class_table(report: RunReport) -> Table:
-    """Recall and precision of the classes with most errors."""
-    names, cells = report.data.classes, report.diagnosis.confusion
-    rows, hits, given = [0] * len(names), [0] * len(names), [0] * len(names)
-    for cell in cells:
-        rows[cell.truth] += cell.count
-        given[cell.predicted] += cell.count
-        hits[cell.truth] += cell.count * (cell.truth == cell.predicted)
-    order = sorted(range(len(names)), key=lambda n: 2 * hits[n] - rows[n] - given[n])
-    shown = order[:_MOST_CLASSES]
-    title = f"Errors by class ({plural(len(shown), 'class', 'classes')} of {len(names)})"
-    table = _table(title, "class", "rows", "recall", "precision", "missed", "false alarms")
-    for place in shown:
-        table.add_row(
-            names[place],
-            f"{rows[place]:,}",
-            percent(hits[place] / rows[place] if rows[place] else None),
-            percent(hits[place] / given[place] if given[place] else None),
-            str(rows[place] - hits[place]),
-            str(given[place] - hits[place]),
-        )
-    return table
-
-
-def _accuracy_table(report: RunReport, verbose: bool) -> Table:
-    """Baselines, and what the pipeline gains over each on the same rows."""
-    own = report.measured
+def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
+    """The table of accuracies, without lines, and without macro-F1 unless there is time for it."""
+    own = tables.accuracy_table(report, short=not verbose)
+    shown = [place for place in range(len(own.head)) if verbose or place != 3]
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(f"on {own.n:,} {report.rows_in_words}")
-    for name in ("accuracy", "95% interval", "Δ accuracy, points"):
-        table.add_column(name, justify="right")
-    for baseline in report.baselines:
-        if not (baseline.is_step or (baseline.name in _WIDER and not verbose)):
-            score = report.score(baseline)
-            name = baseline_name(baseline.name, baseline.encoder)
-            table.add_row(name, *_estimate(score.accuracy), _gain(score.gain))
-    blocks = plural(len(report.selection.blocks), "block")
-    table.add_row(f"layerfuse ({blocks})", *_estimate(own.accuracy), "", style="bold")
-    if report.test is not None and verbose:
-        table.add_row("  nested, training rows", *_estimate(report.cv.accuracy), "")
-    return table
-
-
-def _tradeoff_table(report: RunReport) -> Table:
-    """Accuracy against cost, the most accurate first."""
-    title = "Accuracy (nested, training rows) and cost"
-    table = _table(title, "pipeline", "accuracy", "ms/text", "MB", "dims", "front", text=("front",))
-    for row in report.pareto:
-        table.add_row(
-            baseline_name(row.name),
-            percent(row.accuracy.value),
-            f"{row.cost.ms_per_text:.1f}",
-            f"{row.cost.memory_mb:.0f}",
-            f"{row.cost.dims:,}",
-            "*" if row.on_front else "",
-            style="bold" if row.name == "pipeline" else "",
-        )
-    return table
+    table.add_column(f"on {report.measured.n:,} {report.rows_in_words}", overflow="fold")
+    for place in shown[1:]:
+        table.add_column(own.head[place], justify="right")
+    for number, row in enumerate(own.rows):
+        cells = (row[place] for place in shown)
+        table.add_row(*cells, style="bold" if number in own.strong else "")
+    out.print(table)
 
 
 def _cost_line(report: RunReport) -> str:
@@ -272,10 +223,6 @@ def _cost_line(report: RunReport) -> str:
         f"Cost: {used.ms_per_text:.1f} ms/text{times}; {used.memory_mb:.0f} MB, "
         f"{used.dims:,} dimensions"
     )
-
-
-def _estimate(own: Estimate) -> tuple[str, str]:
-    return percent(own.value), interval(own.low, own.high)
 
 
 def _gain(gain: PairedDifference | Estimate, separator: str = " ") -> str:

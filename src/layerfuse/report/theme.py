@@ -16,7 +16,6 @@ from layerfuse.errors import ConfigError, check_choice
 from layerfuse.files import atomic_write
 
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
-Row: TypeAlias = dict[str, Any]
 
 DRAWING = RLock()
 """Held while charts are built: altair numbers them by counters that threads would share."""
@@ -176,16 +175,3 @@ def save_chart(chart: Chart, path: Path, *, theme: str = "light", width: int = 6
 def vega_lite_version() -> str:
     """Major and minor version of the Vega-Lite that figures are written for, such as ``"6.4"``."""
     return ".".join(str(alt.SCHEMA_VERSION).lstrip("v").split(".")[:2])
-
-
-def percentages(rows: list[Row], *names: str) -> list[Row]:
-    """Rows with the named shares (0 to 1, or None) in percent."""
-    return [
-        row | {name: None if row[name] is None else 100 * row[name] for name in names}
-        for row in rows
-    ]
-
-
-def ordered(rows: list[Row], name: str) -> list[Any]:
-    """The distinct values of a column, in the order in which they come."""
-    return list(dict.fromkeys(row[name] for row in rows))

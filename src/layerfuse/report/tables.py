@@ -1,0 +1,387 @@
+"""The numbers of a run as tables: the page shows all of them, the terminal some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.config import FitConfig
+from layerfuse.data.audit import Audit, SplitAudit
+from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.report.formats import (
+    baseline_name,
+    interval,
+    percent,
+    plural,
+    points,
+    points_interval,
+)
+from layerfuse.report.run_report import (
+    CalibrationBin,
+    Complementarity,
+    Environment,
+    HardestTexts,
+    NearDuplicates,
+    RunReport,
+)
+
+Ints = npt.NDArray[np.intp]
+Cells = Sequence[Sequence[str]]
+
+_WIDER = ("last_four", "last_matched")  # baselines that one screen has no room for
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are texts; ``numeric`` columns are set to the right, ``wide`` ones hold running text.
+
+    Rows above ``open_rows`` are folded away, ``strong`` ones are bold.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: Cells
+    numeric: Sequence[int] = ()
+    wide: Sequence[int] = ()
+    open_rows: int = 12
+    strong: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class PathStep:
+    """One block added to those before it; ``gain`` is the drop in leave-one-out loss, ``accuracy``
+    is nested, and None where it was not measured."""
+
+    number: int
+    block: BlockRef
+    gain: float
+    accuracy: Estimate | None
+    ships: bool
+
+
+def path_steps(report: RunReport) -> list[PathStep]:
+    """The selection path."""
+    selection = report.selection
+    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
+    known[len(selection.blocks)] = report.cv.accuracy
+    return [
+        PathStep(number, block, gain, known.get(number), number == len(selection.blocks))
+        for number, (block, gain) in enumerate(
+            zip(selection.blocks, selection.gains, strict=True), 1
+        )
+    ]
+
+
+def estimate_cells(own: Estimate) -> tuple[str, str]:
+    """A share and its interval."""
+    return percent(own.value), interval(own.low, own.high)
+
+
+def gain_cells(gain: PairedDifference) -> tuple[str, str]:
+    """A difference and its interval."""
+    return points(gain.difference), points_interval(gain.low, gain.high)
+
+
+def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
+    """Baselines, what the pipeline gains over each on the same rows, and the pipeline last."""
+    cells = []
+    for baseline in report.baselines:
+        if not (baseline.is_step or (short and baseline.name in _WIDER)):
+            score = report.score(baseline)
+            gain, span = gain_cells(score.gain)
+            name = baseline_name(baseline.name, baseline.encoder)
+            accuracy = estimate_cells(score.accuracy)
+            cells.append((name, *accuracy, percent(score.macro_f1), f"{gain} ({span})"))
+    own = report.measured
+    name = f"layerfuse ({plural(len(report.selection.blocks), 'block')})"
+    cells.append((name, *estimate_cells(own.accuracy), percent(own.macro_f1.value), ""))
+    if report.test is not None and not short:
+        nested = report.cv
+        accuracy = estimate_cells(nested.accuracy)
+        cells.append(("nested, training rows", *accuracy, percent(nested.macro_f1.value), ""))
+    caption = f"Accuracy on {own.n:,} {report.rows_in_words}"
+    head = ("pipeline", "accuracy", "95% interval", "macro-F1", "Δ accuracy, points")
+    strong = [place for place, row in enumerate(cells) if row[0] == name]
+    return Table(caption, head, cells, range(1, 5), strong=strong)
+
+
+def selection_table(report: RunReport) -> Table:
+    """The selected blocks in order, what each brought, and the accuracy after it."""
+    cells = [
+        (
+            *(str(step.number), str(step.block), f"{step.gain:.4f}"),
+            *(("–", "–") if step.accuracy is None else estimate_cells(step.accuracy)),
+        )
+        for step in path_steps(report)
+    ]
+    head = ("step", "added block", "gain in loss", "nested accuracy", "95% interval")
+    return Table("Selected blocks, in order", head, cells, (0, 2, 3, 4))
+
+
+def trials_table(report: RunReport) -> Table:
+    """Alternatives to concatenation with a ridge head, on the most rows that each was tried on."""
+    last = {(trial.fusion, trial.head): trial for trial in report.selection.trials}
+    cells = [
+        (own.fusion, own.head, f"{own.n_rows:,}", f"{own.gain:+.4f}", f"± {own.gain_se:.4f}")
+        for own in sorted(last.values(), key=lambda trial: -trial.gain)
+    ]
+    head = ("fusion", "head", "rows", "gain in Brier score", "standard error")
+    caption = "Other fusions and heads, against concatenation with a ridge head"
+    return Table(caption, head, cells, (2, 3, 4), open_rows=6)
+
+
+def layer_table(encoder: str, scores: BlockScores, selected: set[BlockRef]) -> Table:
+    """Every block of an encoder."""
+    cells = [
+        (
+            *(score.block.pooling, str(score.block.layer), percent(score.accuracy)),
+            *(f"± {100 * score.accuracy_se:.1f}", percent(score.macro_f1), f"{score.loss:.4f}"),
+            "yes" if score.block in selected else "",
+        )
+        for score in scores
+    ]
+    head = ("pooling", "layer", "accuracy", "standard error", "macro-F1", "loss", "selected")
+    return Table(f"Layers of {encoder}", head, cells, range(1, 6), open_rows=400)
+
+
+def pairs_table(measured: Complementarity) -> Table:
+    """Pairs of blocks, those that differ most first."""
+    cells = [
+        (
+            *(str(pair.a), str(pair.b), percent(pair.disagreement), f"{pair.cka:.2f}"),
+            *(f"{pair.yules_q:.2f}", percent(pair.double_fault), percent(pair.oracle_accuracy)),
+            *gain_cells(pair.gain),
+        )
+        for pair in sorted(measured.pairs, key=lambda pair: -pair.disagreement)
+    ]
+    names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
+    head = (*names, "gain fused, points", "95% interval")
+    return Table("Pairs of blocks", head, cells, range(2, 9), open_rows=100)
+
+
+def cost_table(report: RunReport) -> Table:
+    """Accuracy and cost, the most accurate first."""
+    cells = [
+        (
+            *(baseline_name(row.name), *estimate_cells(row.accuracy)),
+            *(f"{row.cost.ms_per_text:.2f}", f"{row.cost.memory_mb:.0f}", f"{row.cost.dims:,}"),
+            "yes" if row.on_front else "",
+        )
+        for row in report.pareto
+    ]
+    head = ("pipeline", "accuracy", "95% interval", "ms/text", "MB", "dimensions", "front")
+    strong = [place for place, row in enumerate(report.pareto) if row.name == "pipeline"]
+    caption = "Accuracy (nested, training rows) and cost"
+    return Table(caption, head, cells, range(1, 6), strong=strong)
+
+
+def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
+    """The confusion matrix (n_classes, n_classes), and classes (n_classes,) with the most errors
+    first."""
+    counts = np.zeros((len(report.data.classes),) * 2, dtype=np.intp)
+    for cell in report.diagnosis.confusion:
+        counts[cell.truth, cell.predicted] = cell.count
+    errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    return counts, np.argsort(-errors, kind="stable")
+
+
+def confused_pairs(counts: Ints) -> list[tuple[int, int]]:
+    """The most frequent confusions, as numbers of the true and the predicted class."""
+    errors = counts * ~np.eye(len(counts), dtype=bool)
+    ranked = np.argsort(-errors, axis=None, kind="stable")[:8]
+    places = np.stack(np.unravel_index(ranked, errors.shape), axis=1).tolist()
+    return [(truth, predicted) for truth, predicted in places if errors[truth, predicted]]
+
+
+def confusion_table(counts: Ints, names: Sequence[str]) -> Table:
+    """The most frequent confusions."""
+    cells = [
+        (names[t], names[p], str(counts[t, p]), percent(counts[t, p] / counts[t].sum()))
+        for t, p in confused_pairs(counts)
+    ]
+    head = ("true class", "predicted as", "rows", "of the true class")
+    return Table("Most frequent confusions", head, cells, (2, 3))
+
+
+def class_table(report: RunReport) -> Table:
+    """Errors by class, those with most errors first."""
+    names, cells = report.data.classes, []
+    counts, order = confusion_counts(report)
+    for label in order.tolist():
+        own, given = int(counts[label].sum()), int(counts[:, label].sum())
+        hits = int(counts[label, label])
+        errors = counts[label].copy()
+        errors[label] = 0
+        cells.append(
+            (
+                *(names[label], f"{own:,}"),
+                percent(hits / own if own else None),
+                percent(hits / given if given else None),
+                percent(2 * hits / (own + given) if own + given else None),
+                *(str(own - hits), str(given - hits)),
+                names[int(errors.argmax())] if errors.any() else "–",
+            )
+        )
+    measures = ("rows", "recall", "precision", "F1", "missed", "false alarms")
+    head = ("class", *measures, "most often predicted as")
+    return Table("Classes, those with most errors first", head, cells, range(1, 7))
+
+
+def calibration_table(bins: Sequence[CalibrationBin]) -> Table:
+    """Accuracy by confidence."""
+    cells = [
+        (
+            *(f"{interval(own.low, own.high, 0)}%", f"{own.count:,}", percent(own.confidence)),
+            *estimate_cells(own.accuracy),
+        )
+        for own in bins
+    ]
+    head = ("confidence", "rows", "mean confidence", "accuracy", "95% interval")
+    return Table("Calibration by bin", head, cells, range(1, 5))
+
+
+def curve_table(curve: Sequence[CurvePoint]) -> Table:
+    """The learning curve."""
+    cells = [
+        (
+            f"{point.n_rows:,}",
+            *(percent(own.value) for own in (point.last_layer, point.best_block, point.fusion)),
+            *(points(point.gain.value), points_interval(point.gain.low, point.gain.high)),
+        )
+        for point in curve
+    ]
+    head = ("labels", "last layer", "best block", "fusion", "gain, points", "95% interval")
+    return Table("Accuracy by number of labels", head, cells, range(6))
+
+
+def hardest_table(found: HardestTexts) -> Table:
+    """Training texts by the probability of their label."""
+    cells = [
+        (
+            *(str(text.row), text.label, f"{text.predicted} ({percent(text.confidence, 0)})"),
+            percent(text.label_probability) if text.label_probability >= 0.001 else "< 0.1%",
+            *("check the label" if text.suspect else "", text.text),
+        )
+        for text in found.texts
+    ]
+    head = ("row", "label", "predicted as", "its label's probability", "", "text")
+    caption = "Hardest texts (rows of train, counted from 0)"
+    return Table(caption, head, cells, (0, 3), wide=(5,), open_rows=8)
+
+
+def near_table(near: NearDuplicates) -> Table:
+    """Near-duplicates across train and test."""
+    cells = [
+        (
+            *(f"{pair.test_row} / {pair.train_row}", percent(pair.similarity, 0)),
+            *(" / ".join(dict.fromkeys((pair.test_label, pair.train_label))), pair.test_text),
+        )
+        for pair in near.pairs
+    ]
+    head = ("test / train row", "similarity", "label", "test text")
+    caption = "Pairs, those with conflicting labels first"
+    return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
+
+
+def audit_table(audit: Audit) -> Table:
+    """The splits."""
+    splits = list(audit.splits.values())
+    cells = [
+        ("rows", *(f"{split.rows:,}" for split in splits)),
+        ("classes", *(str(len(split.classes)) for split in splits)),
+        ("largest class", *map(_largest, splits)),
+        ("empty texts", *(f"{split.empty.count:,}" for split in splits)),
+        ("repeated texts", *(f"{split.duplicates.count:,}" for split in splits)),
+        ("texts with conflicting labels", *(f"{split.conflicts:,}" for split in splits)),
+        ("texts over 2,000 characters", *(f"{split.over_long.count:,}" for split in splits)),
+    ]
+    return Table("Splits", ("", *audit.splits), cells, range(1, len(splits) + 1))
+
+
+def _largest(split: SplitAudit) -> str:
+    name, count = next(iter(split.classes.items()), ("–", 0))
+    return f"{name} ({percent(count / max(1, split.rows), 0)})"
+
+
+def time_table(report: RunReport) -> Table:
+    """Seconds of each step that was needed."""
+    times = report.timings
+    steps = {
+        "extracting embeddings": times.extract_s,
+        "scoring blocks": times.score_s,
+        "selection and nested resampling": times.search_s,
+        "training the head": times.head_s,
+        "baselines": times.baselines_s,
+        "timing pipelines side by side": times.latency_s,
+        "total": times.total_s,
+    }
+    cells = [(name, f"{seconds:.1f}") for name, seconds in steps.items() if seconds]
+    head = ("step", "seconds")
+    return Table("Time of the run, seconds", head, cells, (1,), strong=[len(cells) - 1])
+
+
+def encoder_table(report: RunReport) -> Table:
+    """The encoders at full depth."""
+    cells = [
+        (
+            *(cost.encoder, str(cost.n_layers), f"{cost.parameters[-1] / 1e6:.1f} M"),
+            f"{cost.memory_mb_at(cost.n_layers):.0f}",
+            *(f"{cost.ms_at(cost.n_layers):.2f}", f"{cost.tokens_per_text:.0f}"),
+            f"{cost.device}, {cost.dtype}",
+        )
+        for cost in (encoder.cost for encoder in report.encoders)
+    ]
+    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device")
+    return Table("Encoders in full", head, cells, range(1, 6))
+
+
+def machine_table(report: RunReport) -> Table:
+    """When and on what the run was made."""
+    machine: Environment = report.environment
+    facts = [
+        ("created", f"{report.created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"),
+        ("data", report.data.name),
+        ("seed", str(report.settings.seed)),
+        ("processor", f"{machine.cpu}, {plural(machine.cores or 1, 'core')}"),
+        ("system", machine.platform),
+        ("Python", machine.python),
+        *machine.packages.items(),
+    ]
+    return Table("Machine and versions", ("fact", "value"), facts, open_rows=30)
+
+
+def fingerprint_table(report: RunReport) -> Table:
+    """What identifies the encoders' files."""
+    cells = [
+        (encoder.name, part, value, " @ ".join(filter(None, (encoder.source, encoder.revision))))
+        for encoder in report.encoders
+        for part, value in encoder.fingerprints.items()
+    ]
+    head = ("encoder", "part", "fingerprint", "source")
+    return Table("Fingerprints", head, cells, open_rows=30)
+
+
+def settings_table(settings: FitConfig) -> Table:
+    """Settings, those that are not the defaults first."""
+    usual = vars(FitConfig(data=""))
+    cells = [
+        (name, _shown(value), "" if _shown(value) == _shown(usual[name]) else "set")
+        for name, value in vars(settings).items()
+    ]
+    cells.sort(key=lambda row: row[2] == "")
+    changed = sum(row[2] == "set" for row in cells)
+    return Table("Settings", ("setting", "value", ""), cells, open_rows=changed)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_shown(own)}" for name, own in value.items()) or "–"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
