@@ -92,7 +92,7 @@ def test_the_coordinates_of_scoring_are_the_leading_ones(n: int, dim: int) -> No
 def test_a_block_with_more_columns_keeps_the_leading_ones() -> None:
     X = np.random.default_rng(0).normal(size=(700, 560)).astype(np.float32)
     axes, coordinates = fit(X)
-    assert (axes.rank, coordinates.shape[1]) == (N_AXES, N_SEARCHED) == (384, 200)
+    assert (axes.rank, coordinates.shape[1]) == (N_AXES, N_SEARCHED)
     expected = by_svd(X)[0].var(axis=0)[:N_AXES]
     np.testing.assert_allclose(axes.transform(X).var(axis=0), expected, rtol=1e-2)
 
