@@ -35,6 +35,8 @@ from layerfuse.errors import (
 from layerfuse.progress import reporting_to
 from layerfuse.resources import Budget, pipeline_cost
 
+pytestmark = pytest.mark.slow
+
 TEXTS, LABELS = planted(160)
 TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
 

@@ -223,6 +223,7 @@ class TestRareClasses:
         assert record.proba[only].argmax() != 2
         assert any("1 of 3 classes have only one row ('only')" in line for line in notes.lines)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("fusion", ["voting", "stacking", "gated", "bilinear", "tensor"])
     def test_with_every_kind_of_fusion(self, tiny: TinyModels, fusion: str):
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
@@ -394,6 +395,7 @@ layerfuse.extract(["a"], "minilm")  # wrong: a name is no encoder
 """
 
 
+@pytest.mark.slow
 def test_a_users_script_is_checked_against_our_types(tmp_path: Path):
     """py.typed is there, so mypy reads our annotations: good calls pass, wrong ones do not."""
     script = tmp_path / "script.py"

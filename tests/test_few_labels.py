@@ -9,6 +9,8 @@ from families import VOCABULARY, TinyModels
 from helpers import build
 from layerfuse.heads import HEADS
 
+pytestmark = pytest.mark.slow
+
 FUSIONS = ("auto", "concat", "stacking", "voting", "gated")
 
 

@@ -57,6 +57,7 @@ def test_nothing_is_like_nothing(texts: list[str], others: list[str]):
     assert near_duplicates(texts, others) == []
 
 
+@pytest.mark.slow
 def test_twenty_thousand_rows_take_seconds():
     texts, others = documents(10_000, 20, 2), documents(9_000, 20, 3)
     started = time.perf_counter()

@@ -16,6 +16,8 @@ from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.selection import SELECTIONS, CostBudget, choose
 from layerfuse.targets import Targets
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
 

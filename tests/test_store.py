@@ -413,6 +413,7 @@ class TestCost:
         assert set(manifest) == {"format", "format_version", "encoder", "identity"}
 
 
+@pytest.mark.slow
 class TestKilled:
     N_TEXTS, SHARD = 1500, 75
 

@@ -27,6 +27,8 @@ from layerfuse.cli.console import TerminalReporter
 from layerfuse.errors import NoMemoryError
 from layerfuse.progress import Advance, reporting_to
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = 80
 N_ROWS = 320  # enough for fusions to be compared
 PLAIN = ("--fusion", "concat", "--head", "ridge")  # without the search for others
