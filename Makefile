@@ -15,7 +15,7 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test browser check lint format bench tables study docs clean
+.PHONY: help demo test quick browser check lint format bench tables study docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 
 test: $(DEV) browser ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
 	@$(BIN)/python -m pytest --durations=5 $(PYTEST_ARGS)
+
+quick: $(DEV) ## the tests that need neither seconds each, nor a browser, nor models
+	@$(BIN)/python -m pytest -q -m "not slow and not browser and not index" $(PYTEST_ARGS)
 
 # Tests open reports in a browser. Where there is none it is installed if that can be done; else they
 # fail, and PYTEST_ARGS="-m 'not browser'" leaves them out.

@@ -576,6 +576,7 @@ class TestSettings:
         check_refused(lambda: run(*command), *says)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_nothing_half_written_stays(models: Path, tmp_path: Path):
     """The shard of a run is larger than any file may be here."""
     write_csv(Path("train.csv"), rows(300))

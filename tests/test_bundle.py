@@ -398,6 +398,7 @@ class TestParameters:
         assert written["facts"]["text_column"] == "what was said"
 
 
+@pytest.mark.slow
 class TestEveryFusion:
     """Each with a head, from arrays: saved, loaded, used."""
 

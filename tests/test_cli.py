@@ -31,6 +31,8 @@ from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
 from layerfuse.pooling import POOLINGS
 
+pytestmark = pytest.mark.slow
+
 N_TRAIN, N_TEST = 60, 30
 CONTROL = ("\x1b", "\r", "\b")  # what progress bars and colours are made of
 CHAT_TEMPLATE = "{% for m in messages %}the {{ m['content'] }} the{% endfor %}"

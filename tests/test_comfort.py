@@ -23,6 +23,7 @@ from families import TinyModels
 from helpers import Notes, planted
 from helpers import build as build_on
 from layerfuse import FrozenEncoder, LayerFusionClassifier, compare, extract, score_blocks
+from layerfuse.embeddings.extraction import check_texts
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotAvailableError
 from layerfuse.progress import reporting_to
 from layerfuse.report import plot_scores, plot_verdict
@@ -75,9 +76,17 @@ COLUMNS: dict[str, Callable[[list[str]], Any]] = {
 
 
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
-def test_texts_and_labels_may_come_in_any_column(
-    tiny: TinyModels, fitted: LayerFusionClassifier, column: Callable[[list[str]], Any]
-):
+def test_texts_and_labels_may_come_in_any_column(column: Callable[[list[str]], Any]):
+    texts = check_texts(column(TEXTS))
+    assert [(type(text), text) for text in texts] == [(str, text) for text in TEXTS]
+    classes, codes = find_classes(column(LABELS))
+    assert [classes.tolist()[code] for code in codes] == LABELS
+    assert {type(label) for label in classes.tolist()} == {str}
+
+
+@pytest.mark.parametrize("name", ["tuple", "pandas categorical", "polars", "arrow chunked"])
+def test_every_function_takes_them(tiny: TinyModels, fitted: LayerFusionClassifier, name: str):
+    column = COLUMNS[name]
     found = build(tiny).fit(column(TEXTS), column(LABELS))
     proba = found.predict_proba(column(TEST_TEXTS))
     np.testing.assert_array_equal(proba, fitted.predict_proba(TEST_TEXTS))
@@ -112,7 +121,7 @@ LABEL_KINDS: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("labels", LABEL_KINDS.values(), ids=LABEL_KINDS)
 def test_labels_of_any_kind_come_back_as_they_were(tiny: TinyModels, labels: tuple[Any, Any]):
     y = [labels[label == "good"] for label in LABELS]
-    predicted = build(tiny).fit(TEXTS, y).predict(TEST_TEXTS).tolist()
+    predicted = build(tiny, layers=[0]).fit(TEXTS, y).predict(TEST_TEXTS).tolist()
     assert {(type(label), label) for label in predicted} == {(type(own), own) for own in labels}
 
 
@@ -164,7 +173,7 @@ class TestSavedLabels:
     def test_plain_kinds_come_back_exactly(self, tiny: TinyModels, tmp_path: Path, kind: str):
         labels = LABEL_KINDS[kind]
         y = [labels[label == "good"] for label in LABELS]
-        model = build(tiny).fit(TEXTS, y)
+        model = build(tiny, layers=[0]).fit(TEXTS, y)
         model.save(tmp_path / "bundle")
         predicted = layerfuse.load(tmp_path / "bundle").predict(TEST_TEXTS).tolist()
         expected = model.predict(TEST_TEXTS).tolist()
@@ -178,7 +187,7 @@ class TestSavedLabels:
         y = [good if label == "good" else bad for label in LABELS]
         notes = Notes()
         with reporting_to(notes):
-            model = build(tiny).fit(TEXTS, y)
+            model = build(tiny, layers=[0]).fit(TEXTS, y)
         assert any(f"labels of type {type(good).__name__} cannot" in line for line in notes.lines)
         with pytest.raises(ConfigError, match=r"Nothing is lost.*save\(path, labels="):
             model.save(tmp_path / "bundle")
@@ -214,6 +223,7 @@ class TestRareClasses:
         assert record.proba[only].argmax() != 2
         assert any("1 of 3 classes have only one row ('only')" in line for line in notes.lines)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("fusion", ["voting", "stacking", "gated", "bilinear", "tensor"])
     def test_with_every_kind_of_fusion(self, tiny: TinyModels, fusion: str):
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
@@ -385,6 +395,7 @@ layerfuse.extract(["a"], "minilm")  # wrong: a name is no encoder
 """
 
 
+@pytest.mark.slow
 def test_a_users_script_is_checked_against_our_types(tmp_path: Path):
     """py.typed is there, so mypy reads our annotations: good calls pass, wrong ones do not."""
     script = tmp_path / "script.py"

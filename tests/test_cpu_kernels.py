@@ -31,6 +31,7 @@ def plain_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_those_of_torch(tiny: TinyModels, plain_torch: Any, family: str, dtype: str):

@@ -128,6 +128,7 @@ def test_the_reference_is_that_of_the_program() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     folders = ["-d", str(tmp_path / "trees"), str(_DOCS), str(tmp_path / "html")]

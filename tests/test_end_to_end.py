@@ -45,12 +45,12 @@ def test_minilm_is_read_as_it_should():
 def test_bbc_news_from_fit_to_predictions():
     data = ("bbc-news", "--sample", 150)
     fitted = succeed("fit", *data, "-e", "minilm", "--store", "kept", "--out", "run", "--json").json
-    assert fitted["data"]["train_rows"] == 150
-    assert len(fitted["profile"]) == 7
+    assert 145 <= fitted["data"]["train_rows"] <= 155  # each class in its share
+    assert len(fitted["profile"]["scores"]) == 7
     majority = next(entry for entry in fitted["baselines"] if entry["name"] == "majority")
-    assert majority["cv"]["accuracy"] < 0.3
-    assert fitted["cv"]["accuracy"] > 0.85  # 0.93 to 0.95 when this was written
-    assert 0 < fitted["truncated_share"] < 0.5  # some articles are longer than 512 tokens
+    assert majority["cv"]["accuracy"]["value"] < 0.3
+    assert fitted["cv"]["accuracy"]["value"] > 0.85  # 0.93 to 0.95 when this was written
+    assert 0 < fitted["data"]["truncated_share"] < 0.5  # some articles are longer than 512 tokens
 
     texts = [
         ("Shares fell after the bank cut its profit forecast.", "business"),
@@ -63,9 +63,9 @@ def test_bbc_news_from_fit_to_predictions():
     printed = list(csv.DictReader(io.StringIO(succeed("predict", "run", "new.csv").out)))
     assert sum(row["label"] == label for row, (_, label) in zip(printed, texts, strict=True)) >= 4
     assert layerfuse.load("run").predict([texts[1][0]]).tolist() == [printed[1]["label"]]
-    measured = succeed("evaluate", "run", "new.csv", "--json").json
+    measured = succeed("evaluate", "run", "new.csv", "--json").json["metrics"]
     assert measured["n"] == 5
-    assert measured["accuracy"] >= 0.8
+    assert measured["accuracy"]["value"] >= 0.8
 
 
 def test_a_gguf_model_reads_texts_in_a_template():
@@ -74,7 +74,7 @@ def test_a_gguf_model_reads_texts_in_a_template():
     template = "smollm2-135m=Review: {text}\nIs this review good or bad? It is"
     command = ("profile", data, "-e", "smollm2-135m", "--pooling", "last", "--prompt", template)
     report = succeed(*command, "--store", "kept", "--json").json
-    accuracies = [row["accuracy"] for row in report["profile"]]
+    accuracies = [row["accuracy"] for row in report["profile"]["scores"]]
     assert len(accuracies) == 31
     # layer 0 is the template's last token, which has read nothing yet
     assert accuracies[0] == 0

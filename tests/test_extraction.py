@@ -161,6 +161,7 @@ def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -
     return run_shard(job, encoder, folder)
 
 
+@pytest.mark.slow
 class TestJobs:
     def test_planning_needs_no_weights(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(plan, "SHARD_WORK", 1.0)

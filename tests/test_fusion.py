@@ -326,6 +326,7 @@ class TestProjected:
         assert (features.std(axis=0) > 0).all()
 
 
+@pytest.mark.slow
 class TestLearned:
     """The numpy formulas against torch, and what training finds."""
 

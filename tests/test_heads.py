@@ -236,6 +236,7 @@ def circle(n: int, seed: int) -> tuple[Array, Array]:
     return X / np.float32(np.sqrt(2)), (np.square(X).sum(axis=1) > 2 * np.log(2)).astype(np.intp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_circle_is_learned_by_heads_that_are_not_linear(kind: str) -> None:
     X, y = circle(800, seed=0)
@@ -284,6 +285,7 @@ def test_mlp_is_two_hidden_layers() -> None:
     np.testing.assert_allclose(head.logits(X), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_seed_decides_and_the_users_random_state_stays(kind: str) -> None:
     import torch

@@ -44,6 +44,7 @@ def test_the_help_loads_nothing_heavy(command: list[str]):
     assert loaded_by(RUN_HELP.replace("*COMMAND", f"*{command}")) & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_the_help_is_quick():
     """CPU time, the best of five: the rest is what the machine was doing."""
     seconds = []

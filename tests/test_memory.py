@@ -11,6 +11,8 @@ import pytest
 
 from layerfuse.parallel import limit_kernel_cache, peak_mb, resident_mb
 
+pytestmark = pytest.mark.slow
+
 _CHILD = """
 import numpy as np
 from layerfuse.parallel import peak_mb, resident_mb

@@ -57,9 +57,10 @@ def test_nothing_is_like_nothing(texts: list[str], others: list[str]):
     assert near_duplicates(texts, others) == []
 
 
-def test_sixty_thousand_rows_take_seconds():
-    texts, others = documents(30_000, 20, 2), documents(29_000, 20, 3)
+@pytest.mark.slow
+def test_twenty_thousand_rows_take_seconds():
+    texts, others = documents(10_000, 20, 2), documents(9_000, 20, 3)
     started = time.perf_counter()
     found = near_duplicates(texts, [*others, *texts[:1000]])
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 7
     assert {pair.row for pair in found} == set(range(1000))

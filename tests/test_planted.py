@@ -18,6 +18,8 @@ from layerfuse.resources import Budget, EncoderCost
 from layerfuse.selection import CostBudget
 from layerfuse.targets import Targets
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[Any]
 
 N, DIM, NOISE_BLOCKS = 600, 16, 40

@@ -204,6 +204,7 @@ def test_the_page_says_apart_what_is_simpler(tmp_path: Path):
     assert '<p class="headline">Fusion of 5 blocks classifies 90.0%' in page
 
 
+@pytest.mark.slow
 def test_pages_made_by_several_threads_are_those_of_one(tmp_path: Path):
     report = make_run(tmp_path, rows=200)
     whole, _ = write_page(report, None, tmp_path / "alone.html")

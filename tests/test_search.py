@@ -26,6 +26,8 @@ from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget
 from layerfuse.targets import Targets
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[Any]
 Problem = tuple[dict[BlockRef, Array], Array]
 

@@ -16,6 +16,8 @@ from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.selection import SELECTIONS, CostBudget, choose
 from layerfuse.targets import Targets
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[Any]
 Blocks = dict[BlockRef, Array]
 
@@ -164,7 +166,7 @@ def test_of_blocks_that_bring_the_same_the_cheapest_is_added() -> None:
 
 def test_one_informative_block_among_noise_comes_first() -> None:
     first, sizes = 0, []
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         y = rng.integers(2, size=200)
         arrays, planted = noise(rng, 200, 8, 41), int(rng.integers(41))
@@ -172,14 +174,14 @@ def test_one_informative_block_among_noise_comes_first() -> None:
         found = layers(select_blocks(named(arrays), y))
         first += found[0] == planted
         sizes.append(len(found))
-    assert first >= 19
-    assert sizes.count(1) >= 17
+    assert first >= 9
+    assert sizes.count(1) >= 8
 
 
 def test_two_blocks_that_are_informative_together_are_both_chosen() -> None:
     """One holds the signal under noise, the other holds only that noise."""
     both = 0
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         y = rng.integers(2, size=200)
         arrays = noise(rng, 200, 8, 12)
@@ -190,12 +192,12 @@ def test_two_blocks_that_are_informative_together_are_both_chosen() -> None:
         found = select_blocks(named(arrays), y)
         both += {signal, partner} <= set(layers(found))
         assert found.gains_[1] > 0.1
-    assert both >= 19
+    assert both >= 9
 
 
 def test_noise_alone_brings_few_blocks_and_small_gains() -> None:
     sizes, gains = [], []
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         y = rng.integers(2, size=200)
         found = select_blocks(named(noise(rng, 200, 8, 40)), y)

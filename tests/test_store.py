@@ -413,8 +413,9 @@ class TestCost:
         assert set(manifest) == {"format", "format_version", "encoder", "identity"}
 
 
+@pytest.mark.slow
 class TestKilled:
-    N_TEXTS, SHARD = 3000, 150
+    N_TEXTS, SHARD = 1500, 75
 
     def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         self, tiny: TinyModels, tmp_path: Path
@@ -433,12 +434,12 @@ class TestKilled:
         log.unlink()
 
         moments, kills = np.random.default_rng(7), 0
-        for _ in range(10):
+        for _ in range(7):
             run = start("killed")
             run.go()
             time.sleep(moments.uniform(0.0, duration / 5))
             kills += run.kill()
-        assert kills >= 5
+        assert kills >= 3
         last = start("killed")
         last.go()
         kind, n_computed = last.result()

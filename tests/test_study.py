@@ -46,6 +46,8 @@ from layerfuse.errors import DataError, LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.probing import standardization
 
+pytestmark = pytest.mark.slow
+
 SETS = ("alpha", "beta")
 ROOT = Path(__file__).parents[1]
 PARTS = ("profiles", "fusions", "complementarity", "curves")

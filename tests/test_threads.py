@@ -28,6 +28,8 @@ from layerfuse.encoders import frozen
 from layerfuse.errors import ConfigError
 from layerfuse.progress import Advance
 
+pytestmark = pytest.mark.slow
+
 N_THREADS = 8
 SECONDS = 20  # how long a test waits before it calls a lock forgotten
 

@@ -101,6 +101,7 @@ class TestOutOfFold:
         for number, (_, held) in enumerate(folds):
             assert (found.plan_of[held] == number).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("n", "n_folds", "options"),
         [

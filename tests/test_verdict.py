@@ -300,6 +300,7 @@ class TestRecommended:
         found = verdict(usual(best=0.8), plan=("large:1:mean",))
         assert found.recommended == "pipeline"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"best": 0.8}, {"tfidf": 0.8}, {"majority": 0.8}])
     def test_test_rows_decide_nothing(self, options: dict[str, Any]) -> None:
         expected = verdict(usual(**options)).recommended
