@@ -140,6 +140,7 @@ def layer_stacks(report: RunReport) -> Chart:
     cells = [
         base.transform_filter(alt.datum.state == state).mark_rect(style=style, cornerRadius=4)
         for state, style in _STATES.items()
+        if any(row["state"] == state for row in rows)  # a layer without marks has no text for axe
     ]
     marks = base.transform_filter(alt.datum.state == "selected").mark_text(
         style="on-mark", aria=False
@@ -244,6 +245,7 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
             style="plain", filled=filled, size=80, opacity=1, strokeWidth=2
         )
         for sign, filled in (("", True), ("!", False))
+        if any(row["front"] == filled and not row["ships"] for row in rows)
     ]
     names = dots.transform_filter("datum.labeled").encode(text="name:N")
     middle = (low + high) / 2
