@@ -111,16 +111,7 @@ class TemperatureCalibrator:
 
 
 def fit_calibration(name: str, logits: npt.ArrayLike, targets: Targets) -> TemperatureCalibrator:
-    """Fit a calibration by its name.
-
-    Parameters
-    ----------
-    name : {"temperature", "none"}
-        ``"none"`` leaves logits as they are (temperature 1).
-    logits : array-like of shape (n, n_outputs)
-        Of rows that the head was not trained on.
-    targets : Targets
-        Of the n rows.
+    """Fit a calibration by its name; ``"none"`` leaves logits as they are (temperature 1).
 
     Raises
     ------
