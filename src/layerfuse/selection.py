@@ -128,22 +128,7 @@ def choose(
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Selection:
-    """`select_blocks` on blocks that have been probed already, within a budget.
-
-    Parameters
-    ----------
-    probed : ProbeResults
-        Of n rows.
-    targets : Targets
-        Of those rows.
-    method : str
-        One of `SELECTIONS`.
-    budget : CostBudget
-        What the pipeline may cost.
-    n_jobs : int, optional
-        Threads, as in scikit-learn; None takes all cores.
-    reporter : Reporter
-        Receives progress.
+    """`select_blocks` on blocks that have been probed with the same targets, within a budget.
 
     Raises
     ------

@@ -221,18 +221,7 @@ def probe_rows(
 
     For choosing only: the probe sees the coordinates alone, and there is no macro-F1 (NaN), which
     takes longer than the probe. The axes stay as they are: they come from the embeddings of all
-    rows and from no label.
-
-    Parameters
-    ----------
-    probed : ProbeResults
-        Of all rows.
-    rows : ndarray of shape (n_rows,)
-        Numbers of the rows to learn from.
-    targets : Targets
-        Of those rows.
-    n_jobs : int, optional
-        Threads, as in scikit-learn; None takes all cores.
+    rows and from no label. ``targets`` are those of ``rows``.
     """
 
     def probe(block: BlockRef) -> tuple[BlockScore, Floats]:
