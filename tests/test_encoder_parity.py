@@ -88,6 +88,7 @@ def open_encoder(folder: Path) -> FrozenEncoder:
     return FrozenEncoder.from_pretrained(folder, device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_every_layer_and_pooling_equals_the_plain_loop(model_folder: Path, side: str) -> None:
     encoder = open_encoder(model_folder)

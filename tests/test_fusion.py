@@ -115,6 +115,7 @@ class TestNames:
             load_fusion(name, {}, 3)
 
 
+@pytest.mark.slow
 class TestLaws:
     @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
     @pytest.mark.parametrize("name", [*OPERATIONS, "hadamard+residual", "gated+residual"])

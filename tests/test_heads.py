@@ -166,6 +166,7 @@ def test_the_penalty_is_the_same_for_turned_features(kind: str) -> None:
     assert again == pytest.approx(search_penalty(kind, X, targets_of(y)), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_heavier_class_is_predicted_more_often(kind: str) -> None:
     X, y = problem(3, n=120, spread=1.0)
@@ -190,6 +191,7 @@ def test_balanced_weights_help_a_rare_class(kind: str) -> None:
     assert (balanced[rare] == 1).mean() > (plain[rare] == 1).mean() + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("n_seen", [2, 4])
 def test_a_class_without_rows_is_never_predicted(kind: str, n_seen: int) -> None:
@@ -260,6 +262,7 @@ def test_kernel_equals_kernel_ridge_in_closed_form() -> None:
     np.testing.assert_allclose(head.logits(X), expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_kernel_with_fewer_landmarks_than_rows_is_near_the_exact_one() -> None:
     X, y = problem(3, n=2400, dim=6)
     head = fit_head("kernel", X, targets_of(y), 1.0)

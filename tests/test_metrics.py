@@ -137,6 +137,7 @@ def test_numbers_are_plain_and_can_be_written_as_json() -> None:
     assert type(got.macro_f1.value) is float
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_95_times_in_100() -> None:
     # Each row is one of two confidences, and right just that often: all truths are known.
     rng = np.random.default_rng(0)

@@ -266,6 +266,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path: Path, path: str):
     assert "run folder" in done.err
 
 
+@pytest.mark.slow
 def test_the_page_of_many_classes_is_small(tmp_path: Path):
     make_run(tmp_path)
     made = succeed("report", tmp_path, "--json").json

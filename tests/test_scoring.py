@@ -275,6 +275,7 @@ def test_a_sample_keeps_each_class_in_its_share() -> None:
     np.testing.assert_array_equal(Targets.from_labels(y).sample(905, seed=0), np.arange(905))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "dim"), [(40_000, 256), (300, 4_096)])
 def test_scoring_needs_little_more_than_one_copy(n: int, dim: int):
     """Tall blocks (200,000 rows of 4,096 would be 3.3 GB) and wide ones."""

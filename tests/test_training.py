@@ -145,6 +145,7 @@ class TestOutOfFold:
         )
         np.testing.assert_allclose(alone, whole[:5], atol=1e-5)
 
+    @pytest.mark.slow
     def test_senseless_labels_are_predicted_by_chance(self) -> None:
         """All choosing is inside the folds; a choice that had seen the rows would score above."""
         shares, winners = [], []
