@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class WeightedMean:
     """A mean summed in float32; ``weights`` maps the mask (batch, tokens) to weights of its shape,
-    which need not sum to 1."""
+    which need not sum to 1.
+    """
 
     weights: Callable[[torch.Tensor], torch.Tensor]
 
@@ -33,7 +34,8 @@ class TokenState:
 @dataclass(frozen=True)
 class Reduction:
     """Any other function: ``reduce`` maps the states (batch, tokens, dim), in their own dtype, and
-    the rows and columns of padding tokens to (batch, dim)."""
+    the rows and columns of padding tokens to (batch, dim).
+    """
 
     reduce: Callable[[torch.Tensor, tuple[torch.Tensor, ...]], torch.Tensor]
 
@@ -53,7 +55,8 @@ def _linear(mask: torch.Tensor) -> torch.Tensor:
 
 def _without_sink(mask: torch.Tensor) -> torch.Tensor:
     """Real tokens but the first, the attention sink of causal models (Xiao et al., 2023); a text
-    of one token keeps it."""
+    of one token keeps it.
+    """
     weights = mask.float()
     several = mask.sum(dim=1) > 1
     weights[several, _first(mask)[several]] = 0.0

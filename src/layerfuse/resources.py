@@ -196,7 +196,8 @@ class Budget:
 
     def exceeded(self, cost: PipelineCost) -> list[str]:
         """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20
-        (--max-ms)"``; empty where the cost is allowed."""
+        (--max-ms)"``; empty where the cost is allowed.
+        """
         phrases = []
         for name, limit in self.limits.items():
             option, unit = _LIMITS[name]

@@ -119,7 +119,7 @@ def _attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function; query is (batch, heads, tokens, dim of a head)."""
+    """Transformers' attention function; query is (batch, heads, tokens, dim of a head)."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

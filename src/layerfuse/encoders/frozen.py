@@ -444,7 +444,8 @@ _ENCODERS: WeakSet[FrozenEncoder] = WeakSet()
 
 def _unlock_after_fork() -> None:
     """A lock that another thread held at a fork is never released in the child; what it was
-    changing is loaded anew."""
+    changing is loaded anew.
+    """
     for encoder in _ENCODERS:
         if encoder._lock.locked():
             encoder._start_unloaded()

@@ -100,7 +100,8 @@ def too_large(name: str) -> str:
 
 def _is_unused(name: str) -> bool:
     """Whether no layer needs the weight: poolers, heads, and an encoder-decoder's decoder of which
-    only the encoder was saved."""
+    only the encoder was saved.
+    """
     parts = name.split(".")
     return parts[0] in ("pooler", "lm_head", "classifier", "score") or (
         parts[0] == "decoder" and len(parts) > 1 and parts[1] in ("block", "final_layer_norm")

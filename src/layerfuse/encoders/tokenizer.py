@@ -71,7 +71,8 @@ class TextTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenize; an empty text that yields no token becomes the model's first special token
-        (bos, eos or pad)."""
+        (bos, eos or pad).
+        """
         filled = [self._prefix + _encodable(text) + self._suffix for text in texts]
         ids = self._encode(filled) if filled else []
         truncated = [len(row) > self.max_length for row in ids]

@@ -190,7 +190,6 @@ class TrainingSample:
         dict from str to OutOfFold
             By the strategies' names.
         """
-
         found = self._search_rows([rows for rows, _ in folds], reporter)
         return self._resample(strategies, found, folds, reporter)
 

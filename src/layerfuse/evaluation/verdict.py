@@ -390,6 +390,7 @@ def signed(points: float) -> str:
 
 
 def times(ratio: float) -> str:
+    """A ratio of two times, such as ``1.6x``."""
     return "less than 0.1x" if ratio < 0.05 else f"{ratio:.1f}x"
 
 

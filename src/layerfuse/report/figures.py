@@ -107,7 +107,8 @@ def _domain(scores: BlockScores) -> tuple[float, float]:
 
 def layer_stacks(report: RunReport) -> Chart:
     """Each encoder as a row of layers, from its input to its last block, selected ones marked by
-    their places in the order of selection."""
+    their places in the order of selection.
+    """
     rows, selected = [], list(enumerate(report.selection.blocks, 1))
     for encoder in report.encoders:
         own = [(place, block) for place, block in selected if block.encoder == encoder.name]
@@ -274,7 +275,8 @@ def _leads_and_labeled(
     pipelines: Sequence[Tradeoff], costs: Sequence[float]
 ) -> tuple[set[int], set[int]]:
     """Those more accurate than all that cost no more; and those that get a name: what ships and
-    what leads, unless names would overlap."""
+    what leads, unless names would overlap.
+    """
     values = [pipeline.accuracy.value for pipeline in pipelines]
     ships = [pipeline.name == "pipeline" for pipeline in pipelines]
     leads: set[int] = set()

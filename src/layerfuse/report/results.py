@@ -122,6 +122,8 @@ class ModelEntry(Model):
 
 
 class ModelList(Model):
+    """The named encoders."""
+
     models: tuple[ModelEntry, ...]
 
 
@@ -137,6 +139,8 @@ class DatasetEntry(Model):
 
 
 class DatasetList(Model):
+    """The named datasets."""
+
     datasets: tuple[DatasetEntry, ...]
 
 
@@ -169,10 +173,14 @@ class ModelCheck(Model):
 
 
 class StoreList(Model):
+    """The sections of the embedding cache."""
+
     sections: tuple[SectionInfo, ...]
 
 
 class PruneResult(Model):
+    """The sections that were removed from the embedding cache."""
+
     removed: tuple[SectionInfo, ...]
 
 

@@ -56,7 +56,8 @@ class Table:
 @dataclass(frozen=True)
 class PathStep:
     """One block added to those before it; ``gain`` is the drop in leave-one-out loss, ``accuracy``
-    is nested, and None where it was not measured."""
+    is nested, and None where it was not measured.
+    """
 
     number: int
     block: BlockRef
@@ -183,7 +184,8 @@ def cost_table(report: RunReport) -> Table:
 
 def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
     """The confusion matrix (n_classes, n_classes), and classes (n_classes,) with the most errors
-    first."""
+    first.
+    """
     counts = np.zeros((len(report.data.classes),) * 2, dtype=np.intp)
     for cell in report.diagnosis.confusion:
         counts[cell.truth, cell.predicted] = cell.count

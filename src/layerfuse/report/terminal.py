@@ -60,7 +60,8 @@ def _table(title: str, *head: str, numeric: Collection[int] | None = None) -> Ta
 
 def layer_chart(accuracies: Sequence[float], selected: Sequence[bool]) -> Text:
     """One character for each layer, its height by accuracy from the lowest to the highest layer;
-    selected layers are marked below."""
+    selected layers are marked below.
+    """
     low, high = min(accuracies), max(accuracies)
     span = (high - low) or 1.0
     bars = "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in accuracies)
@@ -242,7 +243,8 @@ def render_evaluation(result: EvaluateResult, out: Console) -> None:
 
 def render_comparison(result: CompareResult, out: Console) -> None:
     """The headline, the best pairs, what to add next, and texts that one of the best pair alone
-    gets right."""
+    gets right.
+    """
     headline = result.headline
     name = headline.measure.replace("_", " ").capitalize()
     line = f"{name} {headline.value:+.4f}: {headline.a} + {headline.b}"
