@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ from typing import Any
 from layerfuse.bundle import EncoderSpec, Named, Settings, load_bundle
 from layerfuse.classifier.classifier import LayerFusionClassifier
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import ConfigError, FormatError, LayerfuseError, NotFoundError, did_you_mean
+from layerfuse.errors import (
+    ConfigError,
+    FormatError,
+    LayerfuseError,
+    LayerfuseWarning,
+    NotFoundError,
+    did_you_mean,
+)
 from layerfuse.resources import Budget
 
 _BUNDLE_OF_RUN = Path("bundle", "bundle.json")
@@ -130,5 +138,11 @@ def _encoder(
         return _named(item)
     try:
         return item.open(places.get(item.name), device=device)
-    except LayerfuseError:  # one that the pipeline does not read need not be there to predict
+    except LayerfuseError as error:  # one that the pipeline does not read: predicting needs it not
+        warnings.warn(
+            f"The encoder {item.name}, which the pipeline does not read, cannot be opened; the "
+            f"parameter `encoders` names its source, without its prompt and candidates. {error}",
+            LayerfuseWarning,
+            stacklevel=4,
+        )
         return f"{item.name}={item.source}"
