@@ -384,7 +384,8 @@ class TestParameters:
         assert model.model_.blocks == (BlockRef("bert", 0, "mean"),)
         model.save(tmp_path / "bundle")
         shutil.rmtree(gone)
-        again = layerfuse.load(tmp_path / "bundle", device="cpu")
+        with pytest.warns(LayerfuseWarning, match="encoder other"):
+            again = layerfuse.load(tmp_path / "bundle", device="cpu")
         assert_same_predictions(again, model)
         with pytest.raises(NotFoundError, match="gone"):
             again.fit(TEXTS, LABELS)
