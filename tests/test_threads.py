@@ -24,6 +24,7 @@ from helpers import Notes, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
 from layerfuse.embeddings import plan
 from layerfuse.embeddings.views import BlockView
+from layerfuse.encoders import frozen
 from layerfuse.errors import ConfigError
 from layerfuse.progress import Advance
 
