@@ -221,6 +221,8 @@ class _Race:
         n_candidates = len(candidates)
         trials: list[Trial] = []
         for rung, most in enumerate(_RUNGS):
+            if rung + 1 < len(_RUNGS) and len(self.targets) < 2 * most:
+                continue  # few more rows are left for the next round
             rows = self.targets.sample(most, self.seed)
             folds = self.targets[rows].folds(_FOLDS, self.seed)
             folds = [(rows[train], rows[held]) for train, held in folds]
