@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,10 +107,6 @@ class Trial:
     def is_significant(self) -> bool:
         """Whether the candidate is better at the 5% level, and no less accurate."""
         return self.p_value < _FALSE_WINS and self.accuracy_gain >= 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
