@@ -16,6 +16,7 @@ from cyclopts.validators import Number
 from layerfuse._version import __version__
 from layerfuse.cli.console import Output, print_json
 from layerfuse.config import (
+    EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
     CurveConfig,
@@ -210,6 +211,55 @@ def report(
     from layerfuse.report.terminal import render_written
 
     output.show(write(run, out, figures, output.reporter), render_written)
+
+
+@app.command
+def export(
+    run: Bundle,
+    *,
+    format: Annotated[  # noqa: A002  # the option's name
+        str, option("What to write.", choices=EXPORT_FORMATS)
+    ],
+    out: Annotated[Path, option("Folder to create.")],
+    data: Annotated[
+        str | None, option("File with texts to compare on (default: the run's test rows).")
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    block: Annotated[
+        str | None,
+        option("One block alone, such as mpnet:8:mean, without the classifier.", metavar="BLOCK"),
+    ] = None,
+    int8: Annotated[bool, option("Quantize the ONNX graph, and measure what it costs.")] = False,
+    encoders: MovedEncoders = {},  # noqa: B006  # only read
+    output: Output = _PRINT,
+) -> None:
+    """Write a saved classifier for other tools, and check that it predicts the same."""
+    from layerfuse.commands.export import export as write
+    from layerfuse.report.terminal import render_export
+
+    result = write(
+        run, format, out, data, text_column, label_column, block, int8, encoders, output.reporter
+    )
+    output.show(result, render_export)
+
+
+@app.command
+def push(
+    run: Bundle,
+    repository: Annotated[str, option("Repository of the Hub, owner/name.")],
+    *,
+    private: Annotated[bool, option("Make a new repository private.")] = False,
+    dry_run: Annotated[
+        Path | None, option("Folder to write what would be uploaded to; nothing is uploaded.")
+    ] = None,
+    output: Output = _PRINT,
+) -> None:
+    """Upload a saved classifier with a model card to the Hugging Face Hub."""
+    from layerfuse.commands.export import push as upload
+    from layerfuse.report.terminal import render_push
+
+    output.show(upload(run, repository, private, dry_run, output.reporter), render_push)
 
 
 @app.command

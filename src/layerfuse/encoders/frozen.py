@@ -271,6 +271,11 @@ class FrozenEncoder:
         """The model itself, without language-model head and pooler. Loads the weights."""
         return self._load().architecture.stack
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer, with the prompt and the token limit. Loads the weights."""
+        return self._load().tokenizer
+
     def truncate(self, layer: int) -> FrozenEncoder:
         """Drop the blocks above ``layer``, which frees their memory, and return self.
 

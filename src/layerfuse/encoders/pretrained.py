@@ -26,7 +26,7 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
     UnsupportedModelError
         When the folder holds no tokenizer that can be read.
     """
-    with _quiet():
+    with quiet():
         from transformers import AutoTokenizer
 
         try:
@@ -58,7 +58,7 @@ def load_model(
     NoMemoryError
         When the model does not fit.
     """
-    with _quiet():
+    with quiet():
         from safetensors import SafetensorError
         from transformers import AutoModel
 
@@ -122,7 +122,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, and no report on the heads that are left out."""
     with _PROCESS_STATE:
         from transformers import modeling_gguf_pytorch_utils as gguf_reader

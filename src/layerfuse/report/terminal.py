@@ -29,8 +29,10 @@ from layerfuse.report.results import (
     CurveResult,
     EvaluateResult,
     Example,
+    ExportResult,
     ModelCheck,
     ProfileResult,
+    PushResult,
     ReportResult,
     StoreCheck,
 )
@@ -379,6 +381,39 @@ def render_written(result: ReportResult, out: Console) -> None:
     out.print(f"{result.report} ({human_bytes(result.n_bytes)})", soft_wrap=True)
     if result.figures:
         out.print(f"{len(result.figures)} figures beside {result.figures[0]}", soft_wrap=True)
+
+
+def render_export(result: ExportResult, out: Console) -> None:
+    """The outcome of ``export``."""
+    where = f"on {plural(result.n_rows, 'text')} of {result.rows}"
+    out.print(f"{result.out} ({human_bytes(result.n_bytes)})", soft_wrap=True)
+    out.print(f"  reads {', '.join(map(str, result.blocks))}", soft_wrap=True)
+    out.print(f"  largest difference from float32: {result.difference:.1e} {where}", soft_wrap=True)
+    if result.dtype_difference is not None:
+        out.print(
+            f"  largest difference from {result.dtype}, as fitted: {result.dtype_difference:.1e}; "
+            f"{plural(result.labels_changed or 0, 'label')} changed",
+            soft_wrap=True,
+        )
+    if result.accuracy is not None:
+        out.print(f"  accuracy: {percent(result.accuracy, 2)}")
+    if int8 := result.int8:
+        accuracy = "" if int8.accuracy is None else f"accuracy {percent(int8.accuracy, 2)} "
+        change = (
+            "" if int8.accuracy_change is None else f"({points(int8.accuracy_change)} points), "
+        )
+        out.print(
+            f"  int8: {accuracy}{change}{plural(int8.labels_changed, 'label')} changed, largest "
+            f"difference {int8.difference:.1e}",
+            soft_wrap=True,
+        )
+
+
+def render_push(result: PushResult, out: Console) -> None:
+    """The outcome of ``push``."""
+    place = f"not uploaded, written to {result.folder}" if result.url is None else result.url
+    size = f"{plural(len(result.files), 'file')}, {human_bytes(result.n_bytes)}"
+    out.print(f"{result.repository}: {place} ({size})", soft_wrap=True)
 
 
 def render_check(result: ModelCheck, out: Console) -> None:
