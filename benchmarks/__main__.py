@@ -8,6 +8,7 @@ from benchmarks import (
     accuracy,
     complementarity,
     demo,
+    export,
     extraction,
     fit_time,
     fusions,
@@ -23,6 +24,7 @@ from benchmarks.common import save
 from benchmarks.study.command import main as study
 
 BENCHMARKS = {
+    "export": export.run,
     "extraction": extraction.run,
     "profile": profile.run,
     "scoring": scoring.run,
