@@ -151,7 +151,7 @@ def curve(
         For data that cannot be trained on, or too few rows to hold any out.
     """
     if out is not None:
-        check_new_file(out)
+        check_new_file(out, (".json",))
     check_draws(shares, repeats)
     check_search(config.fusion, config.head)
     check_selection(config.selection)
