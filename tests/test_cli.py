@@ -447,7 +447,8 @@ class TestUse:
     def test_a_format_that_is_not_written_is_refused_before_the_work(self, name: str):
         done = run("predict", "nowhere", "nothing.csv", "--out", name)
         assert done.code == 2
-        assert ".jsonl" in done.err and ".parquet" in done.err
+        assert ".jsonl" in done.err
+        assert ".parquet" in done.err
         assert not Path(name).exists()
 
     def test_an_encoder_that_was_moved_is_found_where_it_is_said_to_be(self, models: Path):
