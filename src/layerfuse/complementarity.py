@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
+from layerfuse.groups import Groups, standard_error
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.probing import (
     Agreement,
@@ -65,7 +66,7 @@ class ProbeData:
     def fit(self, blocks: Sequence[BlockRef]) -> LeaveOneOut:
         """The ridge regression on the blocks' coordinates side by side."""
         joined = np.concatenate([self.coordinates[block] for block in blocks], axis=1)
-        return leave_one_out(decompose(joined), self.targets.matrix)
+        return leave_one_out(decompose(joined), self.targets.matrix, groups=self.targets.groups)
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def measure_pairs(
         )
         lower = min(alone[a], alone[b], key=lambda result: result.loss)
         more_accurate = right_a if right_a.sum() >= right_b.sum() else right_b
-        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors)
+        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors, data.targets.groups)
         yield Pair(
             a=a,
             b=b,
@@ -200,8 +201,8 @@ def measure_pairs(
         )
 
 
-def _mean_and_se(values: npt.NDArray[np.floating]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
+def _mean_and_se(values: npt.NDArray[np.floating], groups: Groups | None) -> tuple[float, float]:
+    return float(values.mean()), standard_error(values, groups)
 
 
 @dataclass(frozen=True)
@@ -289,14 +290,15 @@ def _additions(
 ) -> tuple[Addition, ...]:
     """`rank_additions` of blocks that have been probed; the pipeline's own are skipped."""
     matrix = data.targets.matrix
-    state = RidgeState.of([data.coordinates[block] for block in pipeline], matrix)
-    before = data.correct(matrix - state.residuals(matrix))
+    blocks = [data.coordinates[block] for block in pipeline]
+    state = RidgeState.of(blocks, matrix, groups=data.targets.groups)
+    before = data.correct(matrix - state.residuals())
     encoders = {block.encoder for block in pipeline}
     others = [block for block in candidates if block not in pipeline]
     found = []
     with reporter.task("adding", len(others), "blocks") as advance:
         for block in others:
-            residuals = state.residuals_with(data.coordinates[block], matrix)
+            residuals = state.residuals_with(data.coordinates[block])
             after = data.correct(matrix - residuals)
             saved = state.errors - np.einsum("nc,nc->n", residuals, residuals)
             found.append(
@@ -305,7 +307,7 @@ def _additions(
                     block.encoder not in encoders,
                     float(after.mean()),
                     paired_difference(after, before, seed=seed),
-                    *_mean_and_se(saved),
+                    *_mean_and_se(saved, state.groups),
                 )
             )
             advance(1)
@@ -359,6 +361,7 @@ def compare(
     pairs: str = "encoders",
     blocks: Sequence[BlockRef | str] | None = None,
     to: Sequence[BlockRef | str] | None = None,
+    groups: Column | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> EncoderComparison:
@@ -384,6 +387,8 @@ def compare(
     to : sequence of BlockRef or str, optional
         The blocks in use that others may be added to (`rank_additions`); by default the one with
         the lowest leave-one-out loss.
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
     seed : int
         For the intervals.
     reporter : Reporter
@@ -404,7 +409,7 @@ def compare(
     check_pairing(pairs, [block.encoder for block in known])
     if len(known) < 2:
         raise ConfigError("There is only one block to compare. Give at least two.")
-    data = ProbeData.probe(embeddings, Targets.from_labels(y), reporter)
+    data = ProbeData.probe(embeddings, Targets.from_labels(y, groups), reporter)
     scores = BlockScores(tuple(s for s in data.scores if s.block in set(known)), "ridge")
     chosen = [score.block for score in scores.ranking]
     if pairs == "encoders" or blocks is None:

@@ -41,6 +41,7 @@ from layerfuse.evaluation import BaselineComparison, Rows, Verdict, tradeoffs
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.latency import Latency, measure_latency
 from layerfuse.files import atomic_folder
+from layerfuse.groups import normalize
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
@@ -256,7 +257,13 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
     encoders = make_encoders(config, reporter)
     store = open_store(config.store, new=True)
     embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
-    scores = score_blocks(embeddings, dataset.train.labels or (), scorer, reporter=reporter)
+    scores = score_blocks(
+        embeddings,
+        dataset.train.labels or (),
+        scorer,
+        groups=map(normalize, dataset.train.texts),
+        reporter=reporter,
+    )
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,
