@@ -20,7 +20,7 @@ from layerfuse.evaluation import (
     judge,
     tradeoffs,
 )
-from layerfuse.evaluation.baselines import Baseline
+from layerfuse.evaluation.nested import Baseline
 from layerfuse.evaluation.verdict import signed, times
 from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan

@@ -9,8 +9,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
-from layerfuse.evaluation.nested import OutOfFold, TrainingSample
+from layerfuse.evaluation.nested import (
+    Baseline,
+    OutOfFold,
+    TrainingRows,
+    TrainingSample,
+    run_baselines,
+)
 from layerfuse.evaluation.verdict import Rows, Verdict, judge
 from layerfuse.model_selection import SearchResult
 from layerfuse.pipeline import Blocks

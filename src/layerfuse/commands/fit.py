@@ -38,8 +38,8 @@ from layerfuse.errors import (
     did_you_mean,
 )
 from layerfuse.evaluation import BaselineComparison, Rows, Verdict, tradeoffs
-from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.latency import Latency, measure_latency
+from layerfuse.evaluation.nested import Baseline
 from layerfuse.files import atomic_folder
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
-from layerfuse.evaluation.baselines import Baseline
+from layerfuse.evaluation.nested import Baseline
 from layerfuse.metrics import Estimate, PairedDifference, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
