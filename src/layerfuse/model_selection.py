@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,10 +107,6 @@ class Trial:
     def is_significant(self) -> bool:
         """Whether the candidate is better at the 5% level, and no less accurate."""
         return self.p_value < _FALSE_WINS and self.accuracy_gain >= 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -221,6 +216,8 @@ class _Race:
         n_candidates = len(candidates)
         trials: list[Trial] = []
         for rung, most in enumerate(_RUNGS):
+            if rung + 1 < len(_RUNGS) and len(self.targets) < 2 * most:
+                continue  # few more rows are left for the next round
             rows = self.targets.sample(most, self.seed)
             folds = self.targets[rows].folds(_FOLDS, self.seed)
             folds = [(rows[train], rows[held]) for train, held in folds]

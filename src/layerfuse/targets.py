@@ -21,7 +21,7 @@ from layerfuse.errors import ConfigError, DataError
 from layerfuse.metrics import Evaluation, evaluate_predictions
 from layerfuse.progress import SILENT, Reporter
 
-Column: TypeAlias = Iterable[Any]
+Column: TypeAlias = Iterable[object]
 """A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
 
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -33,7 +33,7 @@ Decisions: TypeAlias = npt.NDArray[np.intp]
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
 
-def as_list(values: Column | None, what: str) -> list[Any]:
+def as_list(values: Column | None, what: str) -> list[object]:
     """The values of a column as plain Python values; ``what`` names them in messages.
 
     Raises
@@ -74,7 +74,7 @@ _TIMES = tuple(np.dtype(f"{kind}8[{unit}]") for kind in "Mm" for unit in ("ns", 
 """Times too fine for Python's own, which ``tolist`` turns into bare integers."""
 
 
-def find_classes(y: Column | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+def find_classes(y: Column | None) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.intp]]:
     """The distinct labels, and for each row the number of its label.
 
     Labels may be of any hashable kind. They are sorted where Python can compare them, else they
@@ -100,7 +100,7 @@ def find_classes(y: Column | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.int
         classes, codes = np.unique(y, return_inverse=True)
         return classes, codes
     labels = as_list(y, "labels")
-    first: dict[Hashable, Any] = {}
+    first: dict[Hashable, object] = {}
     for row, label in enumerate(labels):
         try:
             same = first.setdefault(label, label)
@@ -125,7 +125,7 @@ def find_classes(y: Column | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.int
     return label_array(ordered), codes
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Whether it is None, NaN, NaT or pandas' NA."""
     if value is None:
         return True
@@ -135,14 +135,14 @@ def is_missing(value: Any) -> bool:
         return True
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """The Python value inside of numpy's or Arrow's wrapping."""
     if isinstance(value, np.generic) and value.dtype.kind not in "Mm":
         return value.item()
     return value.as_py() if hasattr(value, "as_py") else value
 
 
-def label_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
+def label_array(labels: Sequence[object]) -> npt.NDArray[np.generic]:
     """Labels (n,) in a plain dtype where it gives back the very same values, else as objects."""
     if len({type(label) for label in labels}) == 1 and type(labels[0]) in (str, bool, int, float):
         array = np.array(labels)
@@ -172,7 +172,7 @@ class LabelSpace:
         The labels, as they were given.
     """
 
-    classes: npt.NDArray[Any]
+    classes: npt.NDArray[np.generic]
 
     @property
     def n_outputs(self) -> int:
@@ -183,7 +183,7 @@ class LabelSpace:
         """Scores, logits or probabilities (n, n_outputs) to decisions (n,)."""
         return np.asarray(np.asarray(scores).argmax(axis=1))
 
-    def decode(self, decisions: Decisions) -> npt.NDArray[Any]:
+    def decode(self, decisions: Decisions) -> npt.NDArray[np.generic]:
         """Decisions (n,) to labels (n,), as they were given."""
         return np.asarray(self.classes[decisions])
 
@@ -257,7 +257,7 @@ class Targets:
         return Targets(self.space, self.codes[rows])
 
     @property
-    def labels(self) -> npt.NDArray[Any]:
+    def labels(self) -> npt.NDArray[np.generic]:
         """Labels (n,), as they were given."""
         return self.space.decode(self.codes)
 
@@ -302,7 +302,7 @@ class Targets:
         return evaluate_predictions(self.codes, proba, seed=seed)
 
     def class_weights(
-        self, given: str | Mapping[Any, float] | None
+        self, given: str | Mapping[object, float] | None
     ) -> npt.NDArray[np.float64] | None:
         """The weight of each class (n_classes,), or None for equal weights.
 
@@ -338,7 +338,7 @@ class Targets:
         self,
         cv: int | Splitter | Iterable[tuple[Rows, Rows]],
         seed: int,
-        groups: npt.NDArray[Any] | None = None,
+        groups: npt.NDArray[np.generic] | None = None,
     ) -> list[tuple[Rows, Rows]]:
         """Folds as (training rows, held-out rows).
 
@@ -389,7 +389,7 @@ class Targets:
         return np.sort(np.concatenate(kept))
 
 
-def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -> None:
+def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT) -> None:
     """Refuse labels of which fewer than two classes have two rows.
 
     A class with a single row is trained on like any other; a note says that it is always wrong in
@@ -423,7 +423,7 @@ def check_trainable(labels: Sequence[Any] | None, reporter: Reporter = SILENT) -
         )
 
 
-def unsaved_kinds(labels: Iterable[Any]) -> list[str]:
+def unsaved_kinds(labels: Iterable[object]) -> list[str]:
     """The kinds among the labels that a bundle cannot hold; it holds str, int, float and bool."""
     return sorted(
         {

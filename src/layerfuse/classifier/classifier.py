@@ -139,7 +139,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     >>> classifier.fit(texts, labels).predict(["oil prices rose"])  # doctest: +SKIP
     """
 
-    classes_: npt.NDArray[Any]
+    classes_: npt.NDArray[np.generic]
     profile_: BlockScores
     selection_: Selection
     plan_: Plan
@@ -161,7 +161,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         budget: Budget | Mapping[str, float] | None = None,
         fusion: str = "auto",
         head: str = "auto",
-        class_weight: str | Mapping[Any, float] | None = None,
+        class_weight: str | Mapping[object, float] | None = None,
         fragments: str = "drop",
         calibration: str | None = "temperature",
         cv: int | Splitter | Iterable[tuple[Rows, Rows]] = 5,
@@ -341,7 +341,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         logits = self._logits(X).astype(np.float64)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
-    def predict(self, X: Column) -> npt.NDArray[Any]:
+    def predict(self, X: Column) -> npt.NDArray[np.generic]:
         """Predict labels.
 
         Parameters

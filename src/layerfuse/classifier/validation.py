@@ -48,7 +48,7 @@ class TrainingData:
     texts: list[str]
     targets: Targets
     weights: npt.NDArray[np.floating] | None
-    groups: npt.NDArray[Any] | None
+    groups: npt.NDArray[np.generic] | None
     rows: npt.NDArray[np.intp]
 
 
@@ -124,7 +124,7 @@ def check_training(
     y: Column | None,
     sample_weight: npt.ArrayLike | None,
     groups: Column | None,
-    class_weight: str | Mapping[Any, float] | None,
+    class_weight: str | Mapping[object, float] | None,
     fragments: str,
     reporter: Reporter,
 ) -> TrainingData:
@@ -180,7 +180,7 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
     return weights
 
 
-def _check_groups(given: Column | None, n: int) -> npt.NDArray[Any] | None:
+def _check_groups(given: Column | None, n: int) -> npt.NDArray[np.generic] | None:
     if given is None:
         return None
     groups = as_list(given, "groups")
@@ -330,7 +330,7 @@ def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
 
 
 def _weights(
-    class_weight: str | Mapping[Any, float] | None, names: Mapping[Any, Any]
+    class_weight: str | Mapping[object, float] | None, names: Mapping[Any, Any]
 ) -> str | tuple[tuple[Label, float], ...] | None:
     if not isinstance(class_weight, Mapping):
         return class_weight
