@@ -17,6 +17,7 @@ from sklearn.linear_model import Ridge
 from benchmarks import complementarity, tables
 from benchmarks.packaged import read_sets
 from benchmarks.pairs import (
+    MEASURES,
     OUTCOMES,
     correlate,
     halves,
@@ -28,7 +29,7 @@ from benchmarks.pairs import (
 from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
-from layerfuse.complementarity import MEASURES, compare
+from layerfuse.complementarity import compare
 from layerfuse.embeddings.section import Key
 from layerfuse.embeddings.views import BlockView
 from layerfuse.probing import probe_blocks, standardization

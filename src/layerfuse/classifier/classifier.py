@@ -31,8 +31,14 @@ from layerfuse.embeddings.extraction import check_texts, extract_all, extract_bl
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import NotAvailableError
-from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
-from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.nested import (
+    FINAL_PLAN,
+    PIPELINE,
+    TrainingRows,
+    TrainingSample,
+    baseline_strategies,
+    nested_plan,
+)
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection
