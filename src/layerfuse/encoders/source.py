@@ -120,7 +120,7 @@ def find_source(
 
 def _name(path: Path) -> str:
     """The name as typed, links not followed; a folder of the Hub's cache is called by its model."""
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.normpath(path.absolute()))
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.rpartition("--")[2]
     return path.stem if path.suffix.lower() == ".gguf" and path.is_file() else path.name
