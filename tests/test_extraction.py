@@ -9,6 +9,7 @@ import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -707,7 +708,7 @@ class TestModels:
             assert_close(array, expected[layer])
         found = extract(texts, encoder, [1, 3], ("mean", "max"))
         assert len(found) == 4
-        assert notes.about("its blocks were not found; all hidden states of a batch are kept")
+        assert notes.about("all hidden states of a batch are kept")
         assert len(extract(texts, opened(folder).truncate(1), [1])) == 1
 
 
@@ -835,8 +836,10 @@ def test_parameters_of_a_gguf_file(tmp_path: Path):
     writer.add_rope_dimension_count(dim // n_heads)
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(VOCABULARY)
-    writer.add_token_scores([0.0] * len(VOCABULARY))
+    tokens = [*VOCABULARY[:4], "▁", *ascii_lowercase, *(f"a{letter}" for letter in ascii_lowercase)]
+    tokens += ["the", "th", "▁the", "film", "fi", "lm", "▁film"]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
     block = {
         "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
         "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),

@@ -280,8 +280,7 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
             continue
         if not str(item).strip():
             raise ConfigError("An encoder's name is empty. Name one, such as minilm.")
-        is_path = isinstance(item, Path) or Path(item).exists()  # its name may hold a "="
-        alias, _, place = ("", "", str(item)) if is_path else str(item).rpartition("=")
+        alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -289,6 +288,14 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
             f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
         )
     return tuple(opened)
+
+
+def _split_alias(item: str) -> tuple[str, str]:
+    """``NAME=PLACE`` at the first "=" before an existing path, as folders may hold one, too."""
+    parts = item.split("=")
+    splits = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(len(parts))]
+    existing = (split for split in splits if Path(split[1]).expanduser().exists())
+    return next(existing, splits[min(1, len(splits) - 1)])
 
 
 def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Settings:
