@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.encoders.architecture import Architecture
 from layerfuse.errors import UnsupportedModelError
-from layerfuse.pooling import Pooler
+from layerfuse.pooling import Pooler, send_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -88,23 +88,17 @@ def pad(
         tokens[index, place] = row
         real[index, place] = True
     mask = torch.from_numpy(real)
-    inputs: dict[str, Any] = {"input_ids": _send(torch.from_numpy(tokens), device)}
+    inputs: dict[str, Any] = {"input_ids": send_ahead(torch.from_numpy(tokens), device)}
     if "use_cache" in architecture.accepts:
         inputs["use_cache"] = False
     if real.all():
         return inputs, mask
-    inputs["attention_mask"] = _send(mask.long(), device)
+    inputs["attention_mask"] = send_ahead(mask.long(), device)
     takes_positions = "position_ids" in architecture.accepts and not architecture.own_positions
     if side == "left" and takes_positions:
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        inputs["position_ids"] = _send(positions, device)
+        inputs["position_ids"] = send_ahead(positions, device)
     return inputs, mask
-
-
-def _send(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def run_pass(
