@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import faulthandler
 import json
+import sys
 import tempfile
 import time
 import traceback
@@ -216,3 +217,7 @@ def main(arguments: Sequence[str]) -> int:
         out=options.out,
     )
     return int(any(record["ok"] is False for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
