@@ -31,6 +31,7 @@ from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load_datase
 from layerfuse.data.download import is_pulled
 from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, plan_batches
 from layerfuse.embeddings.runner import _BATCH_OVERHEAD, read_shard, tokenize_shard
+from layerfuse.encoders.checks import check_encoder
 from layerfuse.encoders.forward import pad
 from layerfuse.progress import SILENT
 
@@ -91,6 +92,10 @@ def _read_and_fit(context: Context, dataset: str, out: dict[str, Any]) -> None:
         name: result["median_s"] / out["times"]["last layer"]["median_s"]
         for name, result in out["times"].items()
     }
+    fresh = FrozenEncoder.from_pretrained(
+        encoder.path, name="minilm", device=context.device, dtype=context.dtype
+    )
+    out["check"] = {check.name: [check.deviation, check.ok] for check in check_encoder(fresh)}
     context.check_time()
     started = time.perf_counter()
     classifier = LayerFusionClassifier(encoder, store=context.folder / f"store-{dataset}")
