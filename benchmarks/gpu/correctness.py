@@ -113,7 +113,7 @@ def _parity_of(
 
 
 def batches(context: Context, out: dict[str, Any]) -> None:
-    """The same texts alone, in a batch of mixed lengths, reversed and padded on the left."""
+    """The same texts alone, in a batch of mixed lengths, and reversed."""
     out |= {"families": {}, "failed": []}
     for family in context.sizes.families:
         context.check_time()
@@ -122,7 +122,6 @@ def batches(context: Context, out: dict[str, Any]) -> None:
         ids = encoder.tokenize(TEXTS).ids
         together = list(encoder.read(ids, "all", POOLINGS).values())
         backwards = encoder.read(ids[::-1], "all", POOLINGS)
-        left = encoder.read(ids, "all", POOLINGS, padding_side="left")
         alone = [encoder.read([row], "all", POOLINGS) for row in ids]
         case = {
             "alone": differences(
@@ -130,7 +129,6 @@ def batches(context: Context, out: dict[str, Any]) -> None:
                 together,
             )[1],
             "reversed": differences({k: v[::-1] for k, v in backwards.items()}, together)[1],
-            "left_padded": differences(left, together)[1],
         }
         out["families"][family] = case
         if max(case.values()) > TOLERANCE:

@@ -31,6 +31,7 @@ from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load_datase
 from layerfuse.data.download import is_pulled
 from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, plan_batches
 from layerfuse.embeddings.runner import _BATCH_OVERHEAD, read_shard, tokenize_shard
+from layerfuse.encoders.architecture import accepted
 from layerfuse.encoders.checks import check_encoder
 from layerfuse.encoders.forward import pad
 from layerfuse.progress import SILENT
@@ -173,7 +174,9 @@ def _large(
     def plain(last_only: bool, groups: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         pooled = []
         for rows in groups:
-            inputs, mask = pad([ids[row] for row in rows], 1, context.device, architecture, "right")
+            inputs, mask = pad(
+                [ids[row] for row in rows], 1, context.device, accepted(architecture.stack)
+            )
             if last_only:
                 pooled.append(stack(**inputs)[0][:, 0].clone())
                 continue

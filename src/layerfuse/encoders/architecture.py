@@ -187,7 +187,7 @@ def examine(
             texts = [(short, long, other)[row] for row in rows]
             try:
                 together = read(texts, blocks)
-            except Exception:  # no mask
+            except Exception:  # noqa: S112  # no mask
                 continue
             parts = (
                 {layer: states[at : at + 1, : len(text)] for layer, states in together.items()}
