@@ -573,9 +573,7 @@ class TestChoices:
     ):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        with pytest.raises(
-            ConfigError, match="Unknown device 'cuda:2'. Choose from cuda:0, cuda:1"
-        ):
+        with pytest.raises(ConfigError, match="Choose from cuda:0, cuda:1"):
             FrozenEncoder.from_pretrained(tiny("bert"), device="cuda:2", dtype="float32")
 
 
