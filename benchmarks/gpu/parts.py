@@ -91,7 +91,7 @@ FULL = Sizes(
     product=8192,
     repeats=3,
     loading_layers=4,
-    waits_texts=512,
+    waits_texts=1024,
 )
 TINY = Sizes(
     families=("bert", "llama", "t5"),
