@@ -217,7 +217,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(plan, "SHARD_ROWS", 1)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 1})
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -518,7 +518,7 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 40})
         monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
 
@@ -641,7 +641,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])
@@ -772,7 +772,7 @@ class TestTroubledFolders:
     def test_a_section_that_is_deleted_while_it_is_written(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
         notes, launch = Notes(), encoder.launch
 
         def launch_and_delete(*arguments: Any) -> Any:
