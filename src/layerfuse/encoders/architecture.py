@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 _AFTER_BLOCKS = frozenset(
     {"norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "project_out"}
 )
+_LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings", "max_seq_len")
 _SHORT, _LONG = 5, 24  # tokens of the texts that a model is tried on
 _TOLERANCE = {"float32": 1e-3}
 _HALF_TOLERANCE = 0.1  # deep models round as much as a few percent
 
-States = Mapping[int, "torch.Tensor"]
+_Batches: TypeAlias = Literal["any", "of one length", "of one text"]
+States: TypeAlias = "Mapping[int, torch.Tensor]"
 """Hidden states by layer, each (batch, tokens, dim)."""
 
 
@@ -44,7 +47,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     dim: int
     dtype: str
     by_blocks: bool
-    batches: Literal["any", "of one length", "of one text"]
+    batches: _Batches
     first: int
     layer_parameters: tuple[int, ...]
 
@@ -158,7 +161,8 @@ def examine(
     with torch.inference_mode():
         own = own_states(stack, [short], pad_id, device)
         n_layers = len(own) - 1
-        if n_layers < 1 or any(states.shape[:2] != (1, _SHORT) for states in own.values()):
+        shapes = [states.shape[:-1] for states in own.values()]
+        if n_layers < 1 or any(shape != (1, _SHORT) for shape in shapes):
             raise UnsupportedModelError(
                 f"{kind} cannot be read layer by layer: its hidden states are not one state of "
                 "each token at each layer. Choose a BERT-, GPT- or T5-like model."
@@ -169,7 +173,7 @@ def examine(
             inputs, _ = pad(ids, pad_id, device, accepted(stack))
             return pool_layers(stack, blocks, inputs, lambda states: states, range(n_layers + 1))
 
-        first = None
+        first: int | None = None
         if blocks is not None:
             try:
                 hooked = read([short], blocks)
@@ -182,19 +186,20 @@ def examine(
                 f"{kind} gives the same text other values each time, so that nothing can be "
                 "learned from them. Choose another model."
             )
-        batches: Literal["any", "of one length", "of one text"] = "of one text"
-        for kinds, rows in (("any", (0, 1)), ("of one length", (1, 2))):
+        batches: _Batches = "of one text"
+        tried: tuple[tuple[_Batches, tuple[int, int]], ...]
+        tried = (("any", (0, 1)), ("of one length", (1, 2)))
+        for kinds, rows in tried:
             texts = [(short, long, other)[row] for row in rows]
-            try:
+            together: States = {}
+            with contextlib.suppress(Exception):  # of a model without a mask
                 together = read(texts, blocks)
-            except Exception:  # no mask
-                continue
             parts = (
                 {layer: states[at : at + 1, : len(text)] for layer, states in together.items()}
                 for at, text in enumerate(texts)
             )
-            if all(_agree(part, alone[row], dtype) for part, row in zip(parts, rows, strict=True)):
-                batches = kinds  # type: ignore[assignment]
+            if together and all(map(_agree, parts, [alone[row] for row in rows], [dtype] * 2)):
+                batches = kinds
                 break
     return Traits(
         n_layers=n_layers,
@@ -274,13 +279,10 @@ def _count_parameters(
 def token_limit(stack: Any) -> int | None:
     """Maximum tokens of the position embeddings, or None where nothing limits them."""
     config = stack.config.get_text_config(encoder=True)
-    limit = getattr(config, "max_encoder_position_embeddings", None)
-    limit = getattr(config, "max_position_embeddings", None) if limit is None else limit
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    if any(  # positions start behind the padding's own number, as in RoBERTa
+    limits = [getattr(config, name, None) for name in _LIMITS]
+    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    own = any(  # positions start behind the padding's own number, as in RoBERTa
         hasattr(module, "padding_idx") and hasattr(module, "position_embeddings")
-        for module in stack.children()
-    ):
-        limit -= (config.pad_token_id or 0) + 1
-    return limit
+        for module in stack.modules()
+    )
+    return limit - (config.pad_token_id or 0) - 1 if limit and own else limit

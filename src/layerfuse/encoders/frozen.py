@@ -520,10 +520,13 @@ class FrozenEncoder:
         known = range(min(len(tokenizer), count_tokens(stack)))
         special = set(tokenizer.all_special_ids)
         tokens = [token for token in known[:: len(known) // 64 + 1] if token not in special] or [0]
-        with refusing(
-            f"{self.name} ({type(stack).__name__}) is not a text model: it has no single stack of "
-            "blocks that reads token ids"
-        ):
+        kind = type(stack).__name__
+        if getattr(stack, "main_input_name", "input_ids") != "input_ids":
+            raise UnsupportedModelError(
+                f"{self.name} ({kind}) is not a text model: it has no single stack of blocks that "
+                "reads token ids. Choose a BERT-, GPT- or T5-like model."
+            )
+        with refusing(f"{self.name} ({kind}) cannot read a short text in {dtype}"):
             return examine(stack, self.name, dtype, tokens, _pad_id(tokenizer, stack), device)
 
     def _send(self, stack: torch.nn.Module) -> None:
