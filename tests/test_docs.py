@@ -160,7 +160,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _unpacked_once() -> Iterator[None]:
     """A GGUF file takes a quarter of a minute to unpack, and several commands read the same one."""
     known: dict[object, Any] = {}

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from string import ascii_lowercase
@@ -135,8 +136,17 @@ class TestOrderAndBatches:
         assert len(found) == 6
         assert all(array.shape == (1, 32) for array in found.values())
 
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("too many"),
+            RuntimeError("CUDA error: out of memory"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        ],
+        ids=["allocator", "driver", "cublas"],
+    )
     def test_out_of_memory_is_answered_by_smaller_batches(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
     ):
         """A model that can take no more than four texts at once."""
         encoder, texts = opened(tiny("bert")), sentences(40)
@@ -144,7 +154,7 @@ class TestOrderAndBatches:
 
         def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
             if len(kwargs["input_ids"]) > 4:
-                raise torch.OutOfMemoryError("too many")
+                raise error
 
         handle = encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
         notes = Notes()
@@ -153,6 +163,27 @@ class TestOrderAndBatches:
         assert notes.about("out of memory; batches are cut to ")
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, atol=1e-5)
+
+    def test_memory_is_given_back_once_the_failed_pass_has_let_go_of_it(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        encoder = opened(tiny("bert"))
+        held: list[weakref.ref[torch.Tensor]] = []
+        given_back: list[bool] = []
+
+        def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+            activations = kwargs["input_ids"] + 1
+            if len(activations) > 4:
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("too many")
+
+        encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
+        monkeypatch.setattr(
+            torch.cuda, "empty_cache", lambda: given_back.append(held[-1]() is None)
+        )
+        extract(sentences(40), encoder, batch_tokens=400)
+        assert given_back
+        assert all(given_back)
 
 
 def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -> ShardResult:
@@ -537,6 +568,16 @@ class TestChoices:
         options = {"device": "cpu", "dtype": "float32", **option}
         with pytest.raises(ConfigError, match=message):
             FrozenEncoder.from_pretrained(tiny("bert"), **options)
+
+    def test_a_cuda_device_beyond_the_last_is_refused(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(
+            ConfigError, match="Unknown device 'cuda:2'. Choose from cuda:0, cuda:1"
+        ):
+            FrozenEncoder.from_pretrained(tiny("bert"), device="cuda:2", dtype="float32")
 
 
 class TestModels:

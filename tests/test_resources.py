@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,10 +65,6 @@ class TestEncoderCost:
             with pytest.raises(ConfigError, match=f"small has no layer {layer}: .* 0 to 3"):
                 ask(layer)
 
-    def test_it_can_be_written_as_json(self):
-        value = json.loads(json.dumps(SMALL.to_dict()))
-        assert EncoderCost(**{**value, "parameters": tuple(value["parameters"])}) == SMALL
-
 
 class TestPipelineCost:
     def test_an_encoder_counts_once_at_its_highest_layer(self):
@@ -77,7 +74,6 @@ class TestPipelineCost:
     def test_encoders_add_up(self):
         cost = pipeline_cost(refs("small:1:mean", "large:1:last", "small:3:mean"), COSTS)
         assert cost == PipelineCost(3, 2, 2 * 384 + 1024, 32_600_000, 70.4, 28.0)
-        json.dumps(cost.to_dict())
 
     def test_no_blocks_cost_nothing(self):
         assert pipeline_cost([], COSTS) == PipelineCost(0, 0, 0, 0, 0.0, 0.0)
@@ -91,9 +87,7 @@ class TestPipelineCost:
             less, more = pipeline_cost(blocks[:-1], COSTS), pipeline_cost(blocks, COSTS)
             assert all(
                 before <= after
-                for before, after in zip(
-                    less.to_dict().values(), more.to_dict().values(), strict=True
-                )
+                for before, after in zip(asdict(less).values(), asdict(more).values(), strict=True)
             )
 
     def test_an_encoder_without_a_cost_is_named(self):
@@ -159,7 +153,7 @@ class TestBudget:
     def test_numbers_of_numpy_are_numbers(self, limits: dict[str, Any]):
         budget = resolve_budget(limits)
         assert budget == Budget(**{name: limit.item() for name, limit in limits.items()})
-        json.dumps(budget.to_dict())
+        json.dumps(asdict(budget))
         with pytest.raises(ConfigError, match="give a positive number"):
             resolve_budget({"dims": np.int64(0)})
         with pytest.raises(ConfigError, match="give a positive number"):
@@ -170,7 +164,7 @@ class TestBudget:
         assert resolve_budget({"dims": 800, "ms_per_text": 20}) == budget
         assert resolve_budget(budget) is budget
         assert resolve_budget(None) == Budget() == resolve_budget({})
-        assert resolve_budget(budget.to_dict()) == budget
+        assert resolve_budget(asdict(budget)) == budget
         with pytest.raises(ConfigError, match=r"limit 'dim'.*Did you mean 'dims'"):
             resolve_budget({"dim": 800})
         with pytest.raises(ConfigError, match="budget=20 is not a Budget"):

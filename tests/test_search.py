@@ -164,10 +164,10 @@ class TestWhatIsTaken:
         assert kept >= 5
 
     def test_promising_candidates_go_on_to_more_rows(self) -> None:
-        embeddings, y = product(1000, seed=0)
+        embeddings, y = product(1900, seed=0)
         found = find(embeddings, y, space())
         first = [trial for trial in found.trials if trial.n_rows == 900]
-        second = [trial for trial in found.trials if trial.n_rows == 1000]
+        second = [trial for trial in found.trials if trial.n_rows == 1900]
         promising = [trial.fusion for trial in first if trial.gain > trial.gain_se]
         assert (len(first), promising) == (2, ["tensor+residual"])
         assert [trial.fusion for trial in second] == promising

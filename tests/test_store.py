@@ -258,7 +258,6 @@ class TestWhatIsWritten:
         assert info.identity == encoder.identity
         assert (info.shards, info.n_bytes) == (1, shards(store)[0].stat().st_size)
         assert info.idle_s < 600
-        json.dumps(info.to_dict())
         value = read_json(info.folder / "manifest.json", kind="layerfuse-store", version=1)
         assert value["identity"] == encoder.identity
 

@@ -225,7 +225,7 @@ def resolve_layers(layers: Layers, n_layers: int, encoder: str = "the encoder") 
     return tuple(sorted({layer % (n_layers + 1) for layer in wanted}))
 
 
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, object]]
 
 
 def to_frame(records: Records, what: str) -> pd.DataFrame:
@@ -254,7 +254,7 @@ def to_html(caption: str, records: Records) -> str:
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         return f'<td style="text-align: right">{shown}</td>'

@@ -118,7 +118,7 @@ def _umask() -> int:
     return mask
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write ``value`` as indented UTF-8 JSON, atomically; NaN is refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
@@ -157,7 +157,7 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
     return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Write arrays as one safetensors file, atomically."""
     from safetensors.numpy import save
 
@@ -168,7 +168,7 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
 
 def read_tensors(
     path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]
-) -> dict[str, npt.NDArray[Any]]:
+) -> dict[str, npt.NDArray[np.generic]]:
     """Read a safetensors file whose names, shapes and dtypes must be exactly ``expected``.
 
     Raises
@@ -200,7 +200,7 @@ def read_tensors(
 
 
 def take_tensor(
-    tensors: Mapping[str, npt.NDArray[Any]], name: str, *shape: int | None
+    tensors: Mapping[str, npt.NDArray[np.generic]], name: str, *shape: int | None
 ) -> npt.NDArray[np.float32]:
     """Take a float32 tensor by name; None in ``shape`` stands for any length above 0.
 
@@ -222,7 +222,7 @@ def take_tensor(
             f"Tensor {name!r} is {array.dtype}{list(array.shape)}, expected float32[{wanted}]. "
             "The file was changed after it was saved."
         )
-    return array
+    return array.astype(np.float32, copy=False)
 
 
 def digest(*parts: str | bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,9 +106,6 @@ class EncoderCost:
         share = layer / self.n_layers if self.stops_early and self.n_layers else 1.0
         return self.tokenize_ms_per_text + share * (self.ms_per_text - self.tokenize_ms_per_text)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "parameters": list(self.parameters)}
-
 
 @dataclass(frozen=True)
 class PipelineCost:
@@ -125,9 +122,6 @@ class PipelineCost:
     parameters: int
     memory_mb: float
     ms_per_text: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def pipeline_cost(blocks: Sequence[BlockRef], costs: Mapping[str, EncoderCost]) -> PipelineCost:
@@ -204,9 +198,6 @@ class Budget:
             if (value := getattr(cost, name)) > limit:
                 phrases.append(f"{_number(value)} {unit} of at most {_number(limit)} ({option})")
         return phrases
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 _LIMITS = {  # the option and the unit

@@ -18,6 +18,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
+from layerfuse.groups import text_groups
 from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
@@ -40,7 +41,7 @@ _MOST_SEEDS = 2**31
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to learn from: n texts, their targets, weights (n,) and groups (n,) if there are any.
+    """Rows to learn from: n texts, their targets, and weights (n,) if there are any.
 
     ``rows`` (n,) are their numbers among the rows that were given.
     """
@@ -48,7 +49,6 @@ class TrainingData:
     texts: list[str]
     targets: Targets
     weights: npt.NDArray[np.floating] | None
-    groups: npt.NDArray[Any] | None
     rows: npt.NDArray[np.intp]
 
 
@@ -124,7 +124,7 @@ def check_training(
     y: Column | None,
     sample_weight: npt.ArrayLike | None,
     groups: Column | None,
-    class_weight: str | Mapping[Any, float] | None,
+    class_weight: str | Mapping[object, float] | None,
     fragments: str,
     reporter: Reporter,
 ) -> TrainingData:
@@ -151,16 +151,21 @@ def check_training(
             "takes other names for them"
         )
     weights = _check_weights(sample_weight, len(texts))
-    group_of = _check_groups(groups, len(texts))
+    members = None if groups is None else as_list(groups, "groups")
+    if members is not None and len(members) != len(texts):
+        raise DataError(
+            f"There are {len(texts)} texts but {len(members)} groups. Give one for each text."
+        )
+    targets = replace(targets, groups=text_groups(texts, members))
     rows = _rows_to_learn(texts, targets, fragments, reporter)
     kept = targets[rows]
+    _check_grouped(kept, members is not None, reporter)
     by_class = kept.row_weights(kept.class_weights(class_weight))
     own = None if weights is None else weights[rows]
     return TrainingData(
         [texts[row] for row in rows],
         kept,
         by_class if own is None else own if by_class is None else own * by_class,
-        None if group_of is None else group_of[rows],
         rows,
     )
 
@@ -180,14 +185,22 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
     return weights
 
 
-def _check_groups(given: Column | None, n: int) -> npt.NDArray[Any] | None:
-    if given is None:
-        return None
-    groups = as_list(given, "groups")
-    if len(groups) != n:
-        raise DataError(f"There are {n} texts but {len(groups)} groups. Give one for each text.")
-    numbers_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers_of[group] for group in groups], dtype=np.intp)
+def _check_grouped(targets: Targets, given: bool, reporter: Reporter) -> None:
+    """Note how many rows stay together, and refuse rows of which none can be held out."""
+    if targets.groups is None:
+        return
+    pairs = np.unique(np.stack([targets.codes, targets.groups.codes]), axis=1)
+    what = "distinct texts" + " and groups" * given
+    if np.count_nonzero(np.bincount(pairs[0]) > 1) < 2:
+        raise DataError(
+            f"Two classes or more need at least two {what} each: there are "
+            f"{len(np.unique(pairs[1]))} in {len(targets)} rows. Add rows."
+        )
+    repeated = sum(rows.size - len(rows) for rows in targets.groups.repeated)
+    reporter.note(
+        f"{repeated} of {len(targets)} training rows repeat the text{' or group' * given} of "
+        "another; such rows are held out together"
+    )
 
 
 def _rows_to_learn(
@@ -337,7 +350,7 @@ def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
 
 
 def _weights(
-    class_weight: str | Mapping[Any, float] | None, names: Mapping[Any, Any]
+    class_weight: str | Mapping[object, float] | None, names: Mapping[Any, Any]
 ) -> str | tuple[tuple[Label, float], ...] | None:
     if not isinstance(class_weight, Mapping):
         return class_weight

@@ -54,13 +54,14 @@ def check_texts(texts: Column) -> list[str]:
     DataError
         For a single string, a table, no text at all, or a value that is not a string.
     """
-    rows = as_list(texts, "texts")
-    for number, text in enumerate(rows):
+    rows: list[str] = []
+    for number, text in enumerate(as_list(texts, "texts")):
         if not isinstance(text, str):
             raise DataError(
                 f"Text number {number} is {text!r} ({type(text).__name__}), expected a string. "
                 "Drop the rows without text, or fill them with an empty string."
             )
+        rows.append(text)
     if not rows:
         raise DataError("There are no texts.")
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import UnsupportedModelError
+from layerfuse.pooling import send_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -86,18 +87,12 @@ def pad(
         tokens[index, : len(row)] = row
         real[index, : len(row)] = True
     mask = torch.from_numpy(real)
-    inputs: dict[str, Any] = {"input_ids": _send(torch.from_numpy(tokens), device)}
+    inputs: dict[str, Any] = {"input_ids": send_ahead(torch.from_numpy(tokens), device)}
     if "use_cache" in accepts:
         inputs["use_cache"] = False
     if not real.all():
-        inputs["attention_mask"] = _send(mask.long(), device)
+        inputs["attention_mask"] = send_ahead(mask.long(), device)
     return inputs, mask
-
-
-def _send(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def pool_layers(

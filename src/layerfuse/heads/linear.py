@@ -10,7 +10,7 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
-from layerfuse.probing import LeaveOneOut, decompose, leave_one_out
+from layerfuse.probing import LeaveOneOut, decompose, leave_one_out, weight_rows
 from layerfuse.targets import Targets
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FOLDS = 3
 _SEARCH_DIMS = 256
 
-_GRID = tuple(float(C) for C in np.logspace(-1.5, 3, 10))
+_GRID = tuple(float(C) for C in np.logspace(-1.5, 3.5, 6))
 """Values of C that are tried, smallest (strongest penalty) first."""
 
 
@@ -81,11 +81,8 @@ class RidgeHead(LinearHead):
 
 def ridge_leave_one_out(X: Floats, targets: Targets, row_weights: Floats | None) -> LeaveOneOut:
     """Exact leave-one-out ridge predictions of centered features (n, dim), at the best penalty."""
-    if row_weights is None:
-        return leave_one_out(decompose(X), targets.matrix)
-    weighted_mean = np.average(X, axis=0, weights=row_weights).astype(np.float32)
-    scaled = (X - weighted_mean) * np.sqrt(row_weights)[:, None]
-    return leave_one_out(decompose(scaled), targets.matrix, row_weights=row_weights)
+    space = decompose(weight_rows(X, row_weights))
+    return leave_one_out(space, targets.matrix, row_weights=row_weights, groups=targets.groups)
 
 
 class LogisticHead(LinearHead):
@@ -128,7 +125,9 @@ def _logistic(C: float, *, warm_start: bool = False) -> LogisticRegression:
 
 
 def _search_c(X: Floats, targets: Targets, row_weights: Floats | None, seed: int) -> float:
-    """The C with the lowest log loss over stratified folds; stops once it has risen."""
+    """The C with the lowest log loss over stratified folds, between those of the grid by a parabola
+    through the lowest three; the grid is left once the loss has risen.
+    """
     folds = targets.folds(_FOLDS, seed)
     models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
     losses: list[float] = []
@@ -145,4 +144,9 @@ def _search_c(X: Floats, targets: Targets, row_weights: Floats | None, seed: int
         losses.append(loss)
         if loss > min(losses):
             break
-    return _GRID[int(np.argmin(losses))]
+    best = int(np.argmin(losses))
+    if not 0 < best < len(losses) - 1:
+        return _GRID[best]
+    before, lowest, after = losses[best - 1 : best + 2]
+    shift = (before - after) / (2 * (before - 2 * lowest + after))  # of a step, -0.5 to 0.5
+    return float(_GRID[best] * (_GRID[1] / _GRID[0]) ** shift)
