@@ -57,7 +57,8 @@ class Architecture:
     """The text stack of a model.
 
     ``blocks`` are None where they cannot be read one by one. ``n_tokens`` is the size of the
-    embedding, above all token ids that the model knows; ``pad_id`` is one of them.
+    embedding, above all token ids that the model knows; ``pad_id`` is one of them. Batches longer
+    than ``rope_switch`` tokens have other rotary frequencies.
     """
 
     stack: torch.nn.Module
@@ -66,18 +67,19 @@ class Architecture:
     bytes_per_parameter: float
     n_tokens: int
     pad_id: int
+    rope_switch: int
 
     def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """The rows of a batch in as many parts as are to be read each by itself."""
-        rows = range(len(ids))
-        if self.traits.batches == "any":
-            return [list(rows)]
-        if self.traits.batches == "of one text":
-            return [[row] for row in rows]
-        lengths: dict[int, list[int]] = {}
-        for row in rows:
-            lengths.setdefault(len(ids[row]), []).append(row)
-        return list(lengths.values())
+        parts: dict[int, list[int]] = {}
+        for row, tokens in enumerate(ids):
+            part = {
+                "any": int(len(tokens) > self.rope_switch),
+                "of one length": len(tokens),
+                "of one text": row,
+            }[self.traits.batches]
+            parts.setdefault(part, []).append(row)
+        return list(parts.values())
 
 
 def text_stack(model: Any) -> Any:
@@ -107,7 +109,7 @@ def text_stack(model: Any) -> Any:
     return stack
 
 
-def build_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Architecture:
+def find_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Architecture:
     """The stack with its blocks and sizes."""
     weights = list(stack.parameters())
     n_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
@@ -118,7 +120,17 @@ def build_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> A
         bytes_per_parameter=n_bytes / max(1, sum(map(count_parameters, weights))),
         n_tokens=count_tokens(stack),
         pad_id=pad_id,
+        rope_switch=_rope_switch(stack.config),
     )
+
+
+def _rope_switch(config: Any) -> int:
+    """The length behind which LongRoPE takes its other factors."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    several = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # kinds of layers
+    long = [part for part in several if part.get("rope_type") == "longrope"]
+    lengths = [part.get("original_max_position_embeddings") or 0 for part in long]
+    return min(lengths, default=sys.maxsize)
 
 
 def count_tokens(stack: Any) -> int:
