@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.complementarity import Pair
-from layerfuse.evaluation import Tradeoff
 from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report.run_report import CalibrationBin, RunReport
-from layerfuse.report.tables import baseline_name, path_accuracies, percent, points
+from layerfuse.report.run_report import CalibrationBin
+from layerfuse.report.tables import baseline_name, percent, points
 from layerfuse.report.theme import Chart
 
 Row: TypeAlias = dict[str, Any]
@@ -120,34 +120,6 @@ def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
     )
 
 
-def selection_path(report: RunReport) -> Chart:
-    """Accuracy after each added block, where it was measured."""
-    selection = report.selection
-    steps = zip(selection.blocks, selection.gains, path_accuracies(report), strict=True)
-    ships = len(selection.blocks)
-    rows = [
-        {"step": number, "block": str(block), "gain": gain, "ships": number == ships}
-        | _percent(accuracy)
-        for number, (block, gain, accuracy) in enumerate(steps, 1)
-        if accuracy is not None
-    ]
-    base = _base(rows).encode(
-        x=alt.X("step:O").title("blocks fused").axis(labelAngle=0),
-        tooltip=_tips(
-            *(("step", "blocks"), ("block", "added"), ("value", "accuracy, %", ".1f"), *_SPAN),
-            ("gain", "gain in loss", ".4f"),
-        ),
-    )
-    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(_scale(rows)))
-    return _layer(
-        240,
-        _intervals(base, rows),
-        dots.mark_line(style="plain"),
-        dots.mark_point(style="plain", filled=True, size=80, opacity=1),
-        _shipped(dots),
-    )
-
-
 def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     """Pipelines by cost (time, or dimensions) and accuracy, the best for each cost joined.
 
@@ -186,6 +158,7 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
             ("dims", "dimensions"),
         ),
     )
+    low_end = alt.Y("low:Q").title(_NESTED).scale(_scale(rows))
     dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(_scale(rows)))
     others = [
         dots.transform_filter(f"!datum.ships && {sign}datum.front").mark_point(
@@ -199,28 +172,17 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     left = names.transform_filter(f"datum.{by} < {(low + high) / 2}")
     return _layer(
         300,
-        _intervals(base, rows, opacity=0.5),
+        base.mark_rule(style="interval", opacity=0.5).encode(y=low_end, y2="high:Q"),
         dots.transform_filter("datum.leads").mark_line(
             style="plain", interpolate="step-after", strokeDash=[5, 3]
         ),
         *others,
-        _shipped(dots),
+        dots.transform_filter("datum.ships").mark_point(
+            style="chosen", filled=True, shape="diamond", size=200, opacity=1
+        ),
         right.mark_text(style="label", align="right", dx=-12, dy=-9, aria=False),
         left.mark_text(style="label", align="left", dx=12, dy=-9, aria=False),
     )
-
-
-def _intervals(base: alt.Chart, rows: Sequence[Row], opacity: float = 1.0) -> alt.Chart:
-    y = alt.Y("low:Q").title(_NESTED).scale(_scale(rows))
-    rules: alt.Chart = base.mark_rule(style="interval", opacity=opacity).encode(y=y, y2="high:Q")
-    return rules
-
-
-def _shipped(dots: alt.Chart) -> alt.Chart:
-    own: alt.Chart = dots.transform_filter("datum.ships").mark_point(
-        style="chosen", filled=True, shape="diamond", size=200, opacity=1
-    )
-    return own
 
 
 def _leaders(pipelines: Sequence[Tradeoff], costs: Sequence[float]) -> list[int]:

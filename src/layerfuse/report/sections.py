@@ -90,7 +90,7 @@ def _verdict(report: RunReport) -> Section:
 
 
 def _selected(report: RunReport) -> Section:
-    """The selected blocks, accuracy with each of them, and what is not loaded."""
+    """The selected blocks, accuracy with each of them, and what was compared."""
     selection = report.selection
     count = plural(len(selection.blocks), "block")
     how = f"{selection.fusion} fusion, {selection.head} head"
@@ -102,21 +102,15 @@ def _selected(report: RunReport) -> Section:
         numbers = ", ".join(map(str, own))
         used = f"layers {numbers} of 0 to {encoder.layers}{rest}" if own else "not used"
         lead.append(f"{encoder.name}: {used}.")
-    known = [own for own in tables.path_accuracies(report) if own is not None]
-    summary = (
-        f"Nested accuracy goes from {percent(known[0].value)} to {percent(known[-1].value)}."
-        if len(known) > 1
-        else f"One block, {selection.blocks[0]}; no other was worth adding."
-    )
-    note = (
+    lead.append(
         "Blocks are added while the leave-one-out loss falls by more than a standard error. "
-        "Accuracy is nested cross-validation on training rows, selection run anew in each fold. "
-        "The diamond is what ships; steps before it are concatenated with a ridge head."
+        "Accuracy is nested cross-validation on training rows, selection run anew in each fold; "
+        "steps before the last are concatenated with a ridge head."
     )
-    chart, table = figures.selection_path(report), tables.selection_table(report)
-    figure = Figure("path", "Added block by block", summary, chart, table, note)
-    below = [tables.trials_table(report)] if selection.trials else []
-    return Section("chosen", "What was selected", lead, [figure], below)
+    below = [tables.selection_table(report)]
+    if selection.trials:
+        below.append(tables.trials_table(report))
+    return Section("chosen", "What was selected", lead, [], below)
 
 
 def _layers(report: RunReport) -> Section:

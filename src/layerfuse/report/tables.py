@@ -12,8 +12,8 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
-from layerfuse.evaluation import BaselineComparison
 from layerfuse.evaluation.learning_curve import LearningCurve
+from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     CalibrationBin,
@@ -91,14 +91,6 @@ class Table:
     strong: Sequence[int] = ()
 
 
-def path_accuracies(report: RunReport) -> list[Estimate | None]:
-    """Nested accuracy after each step of the selection path; None where it was not measured."""
-    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
-    n_blocks = len(report.selection.blocks)
-    known[n_blocks] = report.cv.accuracy
-    return [known.get(count) for count in range(1, n_blocks + 1)]
-
-
 def estimate_cells(own: Estimate) -> tuple[str, str]:
     """A share and its interval."""
     return percent(own.value), interval(own.low, own.high)
@@ -142,13 +134,13 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
 
 
 def selection_table(report: RunReport) -> Table:
-    """The selected blocks in order, what each brought, and the accuracy after it."""
-    selection = report.selection
-    steps = zip(selection.blocks, selection.gains, path_accuracies(report), strict=True)
-    cells = [
-        (str(number), str(block), f"{gain:.4f}", *(estimate_cells(own) if own else ("–", "–")))
-        for number, (block, gain, own) in enumerate(steps, 1)
-    ]
+    """The selected blocks in order, what each brought, and nested accuracy after it if measured."""
+    selection, cells = report.selection, []
+    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
+    known[len(selection.blocks)] = report.cv.accuracy
+    for number, block in enumerate(selection.blocks, 1):
+        accuracy = estimate_cells(known[number]) if number in known else ("–", "–")
+        cells.append((str(number), str(block), f"{selection.gains[number - 1]:.4f}", *accuracy))
     head = ("step", "added block", "gain in loss", "nested accuracy", "95% interval")
     return Table("Selected blocks, in order", head, cells, (0, 2, 3, 4))
 
