@@ -220,7 +220,7 @@ def _can_hold_out(targets: Targets) -> bool:
     if targets.groups is None:
         return True
     pairs = np.unique(np.stack([targets.codes, targets.groups.codes]), axis=1)
-    return np.count_nonzero(np.bincount(pairs[0]) > 1) >= 2
+    return bool(np.count_nonzero(np.bincount(pairs[0]) > 1) >= 2)
 
 
 def _rows_to_learn(
