@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.section import Key
+from layerfuse.embeddings.store import Key
 from layerfuse.errors import ConfigError
 from layerfuse.resources import EncoderCost
 
