@@ -67,14 +67,15 @@ def export(
     exporter, bundle = FORMATS[format], load_bundle(bundle_folder(run))
     report = _report(run)
     rows, name = _rows(bundle, report, data, text_column, label_column, reporter)
-    source = Source(
-        bundle.model,
-        tuple(
-            spec.model_copy(update={"dtype": "float32"}).open(places.get(spec.name), device="cpu")
-            for spec in bundle.encoders
-        ),
-        None if block is None else BlockRef.parse(block),
+    alone = None if block is None else BlockRef.parse(block)
+    if alone is not None:
+        check_choice(alone.encoder, [spec.name for spec in bundle.encoders], "encoder")
+    encoders = tuple(
+        spec.model_copy(update={"dtype": "float32"}).open(places.get(spec.name), device="cpu")
+        for spec in bundle.encoders
+        if alone is None or spec.name == alone.encoder
     )
+    source = Source(bundle.model, encoders, alone)
     try:
         exporter.check(source)
     except ConfigError as error:

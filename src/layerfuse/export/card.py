@@ -9,8 +9,8 @@ from pathlib import Path
 from layerfuse.bundle import Bundle, EncoderSpec
 from layerfuse.data import ENCODERS
 from layerfuse.metrics import Evaluation
-from layerfuse.report.formats import interval, percent, plural
 from layerfuse.report.run_report import RunReport
+from layerfuse.report.tables import interval, percent, plural
 
 _BAR = 30  # characters
 _MOST_CLASSES = 50

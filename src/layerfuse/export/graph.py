@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfuse.encoders.architecture import Architecture
-from layerfuse.encoders.forward import run_pass
+from layerfuse.encoders.architecture import Architecture, accepted
+from layerfuse.encoders.forward import pool_layers
 from layerfuse.errors import ConfigError
 from layerfuse.fusion import Fusion
 from layerfuse.fusion.ensembles import StackingFusion, VotingFusion
@@ -59,9 +59,10 @@ class PipelineGraph(torch.nn.Module):
             poolings = tuple(dict.fromkeys(block.pooling for block in own))
             layers = tuple(sorted({block.layer for block in own}))
             inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-            if "use_cache" in architecture.accepts:
+            if "use_cache" in accepted(architecture.stack):
                 inputs["use_cache"] = False
-            pooled = run_pass(architecture, inputs, Pooler(mask.bool(), poolings), layers)
+            pooler = Pooler(mask.bool(), poolings)
+            pooled = pool_layers(architecture.stack, architecture.blocks, inputs, pooler, layers)
             for layer in layers:
                 for place, pooling in enumerate(poolings):
                     found[name, layer, pooling] = pooled[layer][:, place]

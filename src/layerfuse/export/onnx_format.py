@@ -16,12 +16,12 @@ import torch
 from tokenizers import Tokenizer
 
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.encoders.architecture import Architecture
+from layerfuse.encoders.architecture import Architecture, accepted, find_architecture
 from layerfuse.encoders.forward import pad
-from layerfuse.encoders.pretrained import load_tokenizer
+from layerfuse.encoders.pretrained import load_model, load_tokenizer
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
 from layerfuse.export.graph import PipelineGraph, fuse_function, head_function
-from layerfuse.export.protocol import Source, load_stack
+from layerfuse.export.protocol import Source, check_padding
 from layerfuse.files import write_json
 
 GRAPH, RUNNER = "model.onnx", "run.py"
@@ -37,6 +37,8 @@ class OnnxExporter:
             require(module, "onnx", "Export to ONNX")
         if source.block is not None:
             raise ConfigError("--block is for --format sentence-transformers; ONNX holds all.")
+        for encoder in source.encoders:
+            check_padding(encoder)
         fuse_function(source.model.model.fusion)
         head_function(source.model.model.head)
 
@@ -45,10 +47,17 @@ class OnnxExporter:
         stacks: dict[str, Architecture] = {}
         for index, encoder in enumerate(source.encoders):
             entries.append(_write_tokenizer(encoder, folder, index))
-            example = encoder.tokenize(_EXAMPLE).ids
-            encoder.release()  # its copy of the weights
-            _, stacks[encoder.name] = load_stack(encoder)
-            ids, mask = pad(example, 0, "cpu", stacks[encoder.name], "right")
+            example, own = encoder.tokenize(_EXAMPLE).ids, encoder.architecture
+            encoder.release()  # its weights, packed for kernels of this machine
+            stack = load_model(
+                encoder.source,
+                "float32",
+                "cpu",
+                trust_remote_code=encoder.trust_remote_code,
+                allow_pickle=encoder.allow_pickle,
+            )
+            stacks[encoder.name] = find_architecture(stack, own.traits, own.pad_id)
+            ids, mask = pad(example, own.pad_id, "cpu", accepted(stack))
             examples += [ids["input_ids"], mask.long()]
         graph = PipelineGraph(source.model, stacks).eval()
         _trace(graph, tuple(examples), folder / GRAPH)
@@ -76,10 +85,10 @@ def _write_tokenizer(encoder: FrozenEncoder, folder: Path, index: int) -> dict[s
             f"The tokenizer of {encoder.name} has no tokenizer.json form (it is a slow one), which "
             "run.py needs. Save it as a fast tokenizer first."
         )
-    text = encoder.tokenizer
+    text, pad_id = encoder.tokenizer, encoder.architecture.pad_id
     core = Tokenizer.from_str(hf.backend_tokenizer.to_str())
     core.no_truncation()
-    core.enable_padding(pad_id=text.pad_id, pad_token=core.id_to_token(text.pad_id))
+    core.enable_padding(pad_id=pad_id, pad_token=core.id_to_token(pad_id))
     name = f"tokenizer_{index}.json" if index else "tokenizer.json"
     core.save(str(folder / name))
     empty = core.encode(text.prefix + text.suffix, add_special_tokens=text.adds_special)

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.encoders.architecture import Architecture, find_architecture
-from layerfuse.encoders.pretrained import load_model
+from layerfuse.errors import ConfigError
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import SILENT, Reporter
 
@@ -66,19 +65,12 @@ class Exporter(Protocol):
         """What `Source.expected` gives, by the files alone and the software they are for."""
 
 
-def load_stack(encoder: FrozenEncoder) -> tuple[Any, Architecture]:
-    """A model in float32 with PyTorch's own kernels, and its architecture; the encoder's own copy
-    has kernels of this machine.
-    """
-    model = load_model(
-        encoder.source,
-        "float32",
-        "cpu",
-        trust_remote_code=encoder.trust_remote_code,
-        allow_pickle=encoder.allow_pickle,
-    )
-    pooler = getattr(model, "pooler", None)  # unused, but stock loaders complain when it is missing
-    architecture = find_architecture(model, encoder.name)
-    if pooler is not None:
-        model.pooler = pooler
-    return model, architecture
+def check_padding(encoder: FrozenEncoder) -> None:
+    """Raise a ConfigError where a text's values depend on what it is padded to."""
+    architecture = encoder.architecture
+    limit = encoder.tokenizer.max_length
+    if architecture.traits.batches != "any" or architecture.rope_switch < limit:
+        raise ConfigError(
+            f"{encoder.name} gives a text other values in a batch of longer ones, which other "
+            "tools do not know how to avoid. Fit with another encoder."
+        )

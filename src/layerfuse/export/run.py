@@ -19,19 +19,19 @@ def tokenize(file, inputs, prefix, suffix, blank, special, most, texts):
     found = TOKENIZERS[file].encode_batch(filled, add_special_tokens=special)  # padded
     pair = np.array([[one.ids for one in found], [one.attention_mask for one in found]])
     for row in np.flatnonzero(pair[1].sum(axis=1) > most):  # the text is cut, not the prompt
-        low, high, excess = len(prefix), len(filled[row]) - len(suffix), pair[1, row].sum() - most
-        own = [i for i, (a, b) in enumerate(found[row].offsets) if max(a, low) < min(b, high)]
-        pair[:, row] = np.append(np.delete(pair[:, row], own[-excess:], 1), [[0] * excess] * 2, 1)
+        one, low, high = found[row], len(prefix) or -1, len(filled[row]) - len(suffix)
+        own = [i for i, (_, end) in enumerate(one.offsets) if low < end <= high]
+        cut = [i for i in own if one.token_to_sequence(i) == 0][most - sum(pair[1, row]) :]
+        pair[:, row] = np.append(np.delete(pair[:, row], cut, 1), [[0] * len(cut)] * 2, 1)
     return dict(zip(inputs, pair[:, :, :most], strict=True))
 
 
 def predict_proba(texts, batch=32):
-    order, found = sorted(range(len(texts)), key=lambda row: len(texts[row])), {}
+    order, found, feed = sorted(range(len(texts)), key=lambda row: len(texts[row])), {}, {}
     for start in range(0, len(texts), batch):
-        rows, feed = order[start : start + batch], {}
         for own in SETTINGS["encoders"]:
-            feed |= tokenize(**own, texts=[texts[row] for row in rows])
-        found |= dict(zip(rows, SESSION.run(None, feed)[0], strict=True))
+            feed |= tokenize(**own, texts=[texts[row] for row in order[start : start + batch]])
+        found |= dict(zip(order[start : start + batch], SESSION.run(None, feed)[0], strict=True))
     return np.array([found[row] for row in range(len(texts))])
 
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from layerfuse.blocks import BlockRef
-from layerfuse.encoders.architecture import Architecture
-from layerfuse.encoders.pretrained import load_tokenizer, quiet
+from layerfuse.encoders.architecture import Architecture, find_architecture, text_stack
+from layerfuse.encoders.pretrained import load_tokenizer, load_whole, quiet
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
-from layerfuse.export.protocol import Source, load_stack
+from layerfuse.export.protocol import Source, check_padding
 from layerfuse.files import write_json, write_tensors
 from layerfuse.heads import LinearHead
 from layerfuse.pipeline import FusedModel
@@ -47,7 +47,8 @@ class SentenceTransformersExporter:
             raise ConfigError(f"There is no stock module for the pooling {_join(odd)}.")
         if len({block.layer for block in blocks if block.pooling == "cls"}) > 1:
             raise ConfigError("Stock modules can read the first token of one layer only.")
-        encoder = source.encoders[0]
+        (encoder,) = source.encoders
+        check_padding(encoder)
         text = encoder.tokenizer
         if text.suffix or not text.adds_special:
             raise ConfigError(
@@ -63,19 +64,32 @@ class SentenceTransformersExporter:
     def write(self, source: Source, folder: Path) -> None:
         (encoder,) = source.encoders
         text, dim = encoder.tokenizer, encoder.dim
-        encoder.release()  # its copy of the weights
-        model, architecture = load_stack(encoder)
+        known, example = encoder.architecture, text(["one text"]).ids
+        encoder.release()  # its weights, packed for kernels of this machine
+        model, _ = load_whole(
+            encoder.source,
+            "float32",
+            "cpu",
+            trust_remote_code=encoder.trust_remote_code,
+            allow_pickle=encoder.allow_pickle,
+        )
+        states = model.eval().state_dict()  # with poolers, which stock loaders miss
+        architecture = find_architecture(text_stack(model), known.traits, known.pad_id)
         top = max(block.layer for block in source.blocks)
         layers = sorted(
             {block.layer for block in source.blocks},
             key=lambda layer: BlockRef(encoder.name, layer, "cls") not in source.blocks,
         )
-        kept = _cut(model, architecture, top, text(["one text"]).ids)
+        kept = _cut(model, architecture, top, example)
         many = len(layers) > 1 or kept > top
         model.config.output_hidden_states = many
-        states = model.state_dict()
-        if model.config.is_encoder_decoder:
-            states = {k: v for k, v in states.items() if not k.startswith("decoder.")}
+        left = {*model.state_dict(), *(name for name in states if "pooler." in name)}
+        states = {
+            name: tensor
+            for name, tensor in states.items()
+            if name in left
+            and not (model.config.is_encoder_decoder and name.startswith("decoder."))
+        }
         with quiet():
             model.save_pretrained(folder, state_dict=states)
         for weights in folder.glob("*.safetensors"):  # which only their owner may read
@@ -133,8 +147,8 @@ def _cut(model: Any, architecture: Architecture, top: int, example: list[list[in
     One more than ``top`` is kept where the last hidden state is not the last block's output (a
     final norm, which no weights neutralize) and for layer 0, so that the layer can be picked.
     """
-    if architecture.blocks is None or top == architecture.n_layers:
-        return architecture.n_layers
+    if architecture.blocks is None or top == architecture.traits.n_layers:
+        return architecture.traits.n_layers
     blocks = list(architecture.blocks)
     ids = torch.tensor(example)
     raw: list[torch.Tensor] = []
