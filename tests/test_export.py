@@ -389,7 +389,8 @@ class Hub(BaseHTTPRequestHandler):
                 value = json.loads(line)["value"]
                 if "content" in value:
                     self.received[value["path"]] = base64.b64decode(value["content"])
-            answer = {"commitUrl": "http://hub/commit/1", "commitOid": "1", "success": True}
+            url = f"http://{self.headers['Host']}/me/news/commit/1"
+            answer = {"commitUrl": url, "commitOid": "1", "success": True}
         self._answer(answer)
 
     def do_GET(self) -> None:
