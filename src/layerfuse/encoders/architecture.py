@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
-from layerfuse.encoders.forward import pad, pool_layers
+from layerfuse.encoders.forward import hidden_states, pad, pool_layers
 from layerfuse.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ def count_tokens(stack: Any) -> int:
 def own_states(stack: Any, ids: Sequence[Sequence[int]], pad_id: int, device: str) -> States:
     """The hidden states that the model itself gives, by their number."""
     inputs, _ = pad(ids, pad_id, device, accepted(stack))
-    states = stack(**inputs, output_hidden_states=True).hidden_states
-    return dict(enumerate(states))
+    return dict(enumerate(hidden_states(stack, inputs)))
 
 
 def accepted(stack: torch.nn.Module) -> frozenset[str]:

@@ -95,6 +95,12 @@ def pad(
     return inputs, mask
 
 
+def hidden_states(stack: torch.nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """The model's own hidden states, without the padding that some models add themselves."""
+    states = stack(**inputs, output_hidden_states=True).hidden_states
+    return [state[:, : inputs["input_ids"].shape[1]] for state in states]
+
+
 def pool_layers(
     stack: torch.nn.Module,
     blocks: torch.nn.ModuleList | None,
@@ -109,7 +115,7 @@ def pool_layers(
     run.
     """
     if blocks is None:
-        states = stack(**inputs, output_hidden_states=True).hidden_states
+        states = hidden_states(stack, inputs)
         return {layer: pool(states[layer]) for layer in layers}
     pooled: dict[int, torch.Tensor] = {}
 
