@@ -248,7 +248,7 @@ def _check_model(
     dtype: Dtype = "auto",
     output: Output = _PRINT,
 ) -> int:
-    """Check that a text gets the same embedding alone, in a batch, padded left or right."""
+    """Check that a text gets the same embedding alone, in a batch and from a model cut short."""
     from layerfuse.commands.assets import check_model
 
     result = check_model(name, device, dtype, output.reporter)

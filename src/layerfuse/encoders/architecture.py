@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
 from layerfuse.encoders.forward import hidden_states, pad, pool_layers
-from layerfuse.errors import UnsupportedModelError
+from layerfuse.errors import UnsupportedModelError, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -180,38 +180,36 @@ def examine(
             )
         blocks = _find_blocks(stack, n_layers)
 
-        def read(ids: Sequence[Sequence[int]], blocks: torch.nn.ModuleList | None) -> States:
-            inputs, _ = pad(ids, pad_id, device, accepted(stack))
+        def read(*texts: Sequence[int]) -> States:
+            inputs, _ = pad(texts, pad_id, device, accepted(stack))
             return pool_layers(stack, blocks, inputs, lambda states: states, range(n_layers + 1))
 
         first: int | None = None
         if blocks is not None:
-            try:
-                hooked = read([short], blocks)
-                first = next(first for first in (0, 1) if _agree(align(own, first), hooked, dtype))
-            except Exception:  # blocks that take or give something else than states
-                blocks = None
-        alone = [read([text], blocks) for text in (short, long, other)]
-        if first is None and not _agree(own, alone[0], dtype):
-            raise UnsupportedModelError(
-                f"{kind} gives the same text other values each time, so that nothing can be "
-                "learned from them. Choose another model."
-            )
+            with _tolerant():  # of blocks that take something else than states
+                hooked = read(short)
+                matching = (start for start in (0, 1) if _agree(align(own, start), hooked, dtype))
+                first = next(matching, None)
+        if first is None:
+            blocks = None
+            if not _agree(own, read(short), dtype):
+                raise UnsupportedModelError(
+                    f"{kind} gives the same text other values each time, so that nothing can be "
+                    "learned from them. Choose another model."
+                )
         batches: _Batches = "of one text"
-        tried: tuple[tuple[_Batches, tuple[int, int]], ...]
-        tried = (("any", (0, 1)), ("of one length", (1, 2)))
-        for kinds, rows in tried:
-            texts = [(short, long, other)[row] for row in rows]
-            together: States = {}
-            with contextlib.suppress(Exception):  # of a model without a mask
-                together = read(texts, blocks)
-            parts = (
-                {layer: states[at : at + 1, : len(text)] for layer, states in together.items()}
-                for at, text in enumerate(texts)
-            )
-            if together and all(map(_agree, parts, [alone[row] for row in rows], [dtype] * 2)):
-                batches = kinds
-                break
+        tried: tuple[tuple[_Batches, list[int]], ...]
+        tried = (("any", short), ("of one length", other))
+        for kinds, mate in tried:
+            with _tolerant():  # of a model that takes no mask
+                together = read(mate, long)
+                parts = (
+                    {layer: states[[row], : len(text)] for layer, states in together.items()}
+                    for row, text in enumerate((mate, long))
+                )
+                if all(map(_agree, parts, (read(mate), read(long)), (dtype, dtype))):
+                    batches = kinds
+                    break
     return Traits(
         n_layers=n_layers,
         dim=max(states.shape[-1] for states in own.values()),
@@ -221,6 +219,16 @@ def examine(
         first=first or 0,
         layer_parameters=_count_parameters(stack, blocks, n_layers),
     )
+
+
+@contextlib.contextmanager
+def _tolerant() -> Iterator[None]:
+    """Pass over what a trial shows to be impossible, but for a lack of memory."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
 
 
 def align(own: States, first: int) -> States:
