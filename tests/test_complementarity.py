@@ -324,9 +324,9 @@ class TestAdditions:
         used = [coordinates[block] for block in pipeline]
         state = RidgeState.of(used, targets)
         np.testing.assert_allclose(
-            (state.residuals(targets) ** 2).sum(axis=1), state.errors, rtol=1e-3, atol=1e-5
+            (state.residuals() ** 2).sum(axis=1), state.errors, rtol=1e-3, atol=1e-5
         )
-        before = (targets - state.residuals(targets)).argmax(axis=1) == y
+        before = (targets - state.residuals()).argmax(axis=1) == y
         for addition in compare(blocks, y, to=pipeline).additions:
             joined = np.concatenate([*used, coordinates[addition.block]], axis=1)
             expected = leave_one_out(

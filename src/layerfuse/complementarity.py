@@ -12,6 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.data.audit import Finding
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
+from layerfuse.groups import Groups, standard_error
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.probing import (
     LeaveOneOut,
@@ -55,7 +56,7 @@ class ProbeData:
     def fit(self, blocks: Sequence[BlockRef]) -> LeaveOneOut:
         """The ridge regression on the blocks' coordinates side by side."""
         joined = np.concatenate([self.coordinates[block] for block in blocks], axis=1)
-        return leave_one_out(decompose(joined), self.targets.matrix)
+        return leave_one_out(decompose(joined), self.targets.matrix, groups=self.targets.groups)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def measure_pairs(
         lower = min(alone[a], alone[b], key=lambda result: result.loss)
         more_accurate = right_a if right_a.sum() >= right_b.sum() else right_b
         agreement = measure_agreement(right_a, right_b)
-        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors)
+        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors, data.targets.groups)
         yield MeasuredPair(
             a=a,
             b=b,
@@ -165,8 +166,8 @@ def _finding(rows: npt.NDArray[np.bool_]) -> Finding:
     return Finding(int(rows.sum()), tuple(np.flatnonzero(rows)[:_LISTED_ROWS].tolist()))
 
 
-def _mean_and_se(values: npt.NDArray[np.floating]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
+def _mean_and_se(values: npt.NDArray[np.floating], groups: Groups | None) -> tuple[float, float]:
+    return float(values.mean()), standard_error(values, groups)
 
 
 @dataclass(frozen=True)
@@ -204,18 +205,19 @@ def _additions(
 ) -> tuple[Addition, ...]:
     """What each candidate brings at the penalty that is best without it, largest gain first."""
     matrix = data.targets.matrix
-    state = RidgeState.of([data.coordinates[block] for block in pipeline], matrix)
-    before = data.correct(matrix - state.residuals(matrix))
+    blocks = [data.coordinates[block] for block in pipeline]
+    state = RidgeState.of(blocks, matrix, groups=data.targets.groups)
+    before = data.correct(matrix - state.residuals())
     encoders = {block.encoder for block in pipeline}
     others = [block for block in candidates if block not in pipeline]
     found = []
     for block in track(others, "adding", len(others), "blocks", reporter):
-        residuals = state.residuals_with(data.coordinates[block], matrix)
+        residuals = state.residuals_with(data.coordinates[block])
         after = data.correct(matrix - residuals)
         saved = state.errors - np.einsum("nc,nc->n", residuals, residuals)
         gain = paired_difference(after, before, seed=seed)
         is_new, accuracy = block.encoder not in encoders, float(after.mean())
-        found.append(Addition(block, is_new, accuracy, gain, *_mean_and_se(saved)))
+        found.append(Addition(block, is_new, accuracy, gain, *_mean_and_se(saved, state.groups)))
     return tuple(sorted(found, key=lambda addition: (-addition.loss_gain, addition.block)))
 
 
@@ -257,6 +259,7 @@ def compare(
     pairs: str = "encoders",
     blocks: Sequence[BlockRef | str] | None = None,
     to: Sequence[BlockRef | str] | None = None,
+    groups: Column | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> EncoderComparison:
@@ -281,6 +284,8 @@ def compare(
         Only these blocks; with ``pairs="blocks"`` each pair among all of them.
     to : sequence of BlockRef or str, optional
         The blocks in use that others may be added to (default: the one with the lowest loss).
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
     seed : int
         Seed of the intervals.
     reporter : Reporter
@@ -301,7 +306,7 @@ def compare(
     check_pairing(pairs, [block.encoder for block in known])
     if len(known) < 2:
         raise ConfigError("There is only one block to compare. Give at least two.")
-    data = ProbeData.probe(embeddings, Targets.from_labels(y), reporter)
+    data = ProbeData.probe(embeddings, Targets.from_labels(y, groups), reporter)
     scores = BlockScores(tuple(s for s in data.scores if s.block in set(known)), "ridge")
     chosen = [score.block for score in scores.ranking]
     if pairs == "encoders" or blocks is None:

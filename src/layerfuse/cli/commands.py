@@ -79,12 +79,14 @@ def predict(
     data: Annotated[str, option("File with texts.")],
     *,
     text_column: TextColumn = None,
-    out: Annotated[Path | None, option("CSV file to write (default: print).")] = None,
+    out: Annotated[
+        Path | None, option("File to write: csv, tsv, jsonl (or .gz) or parquet.")
+    ] = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
     output: Output = _PRINT,
 ) -> None:
-    """Label texts with a saved classifier, as CSV."""
+    """Label texts with a saved classifier; printed as CSV."""
     from layerfuse.commands.predict import predict as label
     from layerfuse.commands.predict import write_predictions
 

@@ -20,6 +20,7 @@ from layerfuse.data.audit import Finding
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.groups import normalize
 from layerfuse.model_selection import check_search
 from layerfuse.progress import Reporter
 from layerfuse.report.results import CompareResult, CurveResult, Example, TrainingData
@@ -54,6 +55,7 @@ def compare(
         find_blocks(used, (block for one in encoders for block in one.candidates), "--to")
     store = open_store(config.store, new=True)
     embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
+    texts = np.array([normalize(text) for text in train.texts], dtype=object)
     targets = Targets.from_labels(train.labels)
     rows = targets.sample(_MOST_ROWS, config.seed)
     if len(rows) < len(train):
@@ -63,6 +65,7 @@ def compare(
         targets[rows].labels,
         pairs=pairs,
         to=used,
+        groups=texts[rows],
         seed=config.seed,
         reporter=reporter,
     )
@@ -142,16 +145,17 @@ def curve(
         For data that cannot be trained on, or too few rows to hold any out.
     """
     if out is not None:
-        check_new_file(out)
+        check_new_file(out, (".json",))
     check_draws(shares, repeats)
     check_search(config.fusion, config.head)
     check_selection(config.selection)
     dataset = read_data(config, reporter)
     train, test = dataset.train, dataset.test
     check_trainable(train.labels)
-    targets = Targets.from_labels(train.labels)
+    texts = np.array([normalize(text) for text in train.texts], dtype=object)
+    targets = Targets.from_labels(train.labels, texts)
     if test is None:
-        known, others = _hold_out(targets.codes, config.seed)
+        known, others = _hold_out(targets, config.seed)
         truth = targets[others]
         reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
     else:
@@ -180,6 +184,8 @@ def curve(
         budget=CostBudget(Budget(blocks=config.max_blocks), {}),
         fusion=config.fusion,
         head=config.head,
+        groups=texts[known],
+        class_weight=config.class_weight,
         seed=config.seed,
         reporter=reporter,
     )
@@ -199,8 +205,14 @@ def curve(
     return result
 
 
-def _hold_out(codes: Indices, seed: int) -> tuple[Indices, Indices]:
-    """Rows to train on and rows that are held out, of each class its share; two stay of each."""
+def _hold_out(targets: Targets, seed: int) -> tuple[Indices, Indices]:
+    """Rows to train on and rows that are held out, of each class its share; two stay of each.
+
+    Equal texts are on one side.
+    """
+    if targets.groups is not None:
+        return targets.folds(_HELD_OUT, seed)[0]
+    codes = targets.codes
     order = np.random.default_rng(seed).permutation(len(codes))
     held = []
     for label in np.unique(codes):

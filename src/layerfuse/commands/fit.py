@@ -42,6 +42,7 @@ from layerfuse.errors import (
 from layerfuse.evaluation.nested import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
+from layerfuse.groups import normalize
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
@@ -234,7 +235,13 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
     encoders = make_encoders(config, reporter)
     store = open_store(config.store, new=True)
     embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
-    scores = score_blocks(embeddings, dataset.train.labels or (), scorer, reporter=reporter)
+    scores = score_blocks(
+        embeddings,
+        dataset.train.labels or (),
+        scorer,
+        groups=map(normalize, dataset.train.texts),
+        reporter=reporter,
+    )
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.groups import Groups
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
@@ -121,6 +122,8 @@ def learning_curve(
     budget: CostBudget = _FIVE_BLOCKS,
     fusion: str = "concat",
     head: str = "ridge",
+    groups: Column | None = None,
+    class_weight: str | Mapping[object, float] | None = None,
     seed: int = 0,
     probed: ProbeResults | None = None,
     reporter: Reporter = SILENT,
@@ -151,6 +154,10 @@ def learning_curve(
         Draws for each share; one where all rows are drawn.
     selection, budget, fusion, head : str, CostBudget, str, str
         Of method (c); see `SearchSpace`. The budget does not limit (a) and (b).
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
+    class_weight : {"balanced"} or mapping from label to float, optional
+        As in scikit-learn, of each draw.
     seed : int
         Seed of draws, intervals and models.
     probed : ProbeResults, optional
@@ -169,7 +176,8 @@ def learning_curve(
     shares = check_draws(shares, repeats)
     check_search(fusion, head)
     check_selection(selection)
-    targets = Targets.from_labels(y)
+    targets = Targets.from_labels(y, groups)
+    targets.class_weights(class_weight)  # before the work
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("All labels are the same. Give rows of at least two classes.")
     truth = targets.space.encode(y_test)
@@ -189,7 +197,8 @@ def learning_curve(
         axes, leading = dict(probed.axes), dict(probed.coordinates)
 
     def choose(rows: RowNumbers) -> dict[str, Plan]:
-        return _choose(leading, rows, targets[rows], space)
+        own = targets[rows]
+        return _choose(leading, rows, own, space, own.row_weights(own.class_weights(class_weight)))
 
     plans = list(track(parallel_map(choose, jobs), "choosing", len(jobs), "draws", reporter))
     # Heads see more coordinates of fewer blocks: training rows, below them the test rows.
@@ -202,14 +211,23 @@ def learning_curve(
         )
         for block in {block for found in plans for plan in found.values() for block in plan.blocks}
     }
-    both = Targets(targets.space, np.concatenate([targets.codes, truth.codes]))
-    held = np.arange(len(targets), len(both))
+    # The test rows' groups are not read.
+    codes = np.arange(len(targets)) if targets.groups is None else targets.groups.codes
+    held = np.arange(len(targets), len(targets) + len(truth))
+    both = Targets(
+        targets.space,
+        np.concatenate([targets.codes, truth.codes]),
+        Groups(np.concatenate([codes, held])).or_none(),
+    )
 
     def measure(job: tuple[RowNumbers, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
         rows, by_method = job
         correct = {}
         for plan in dict.fromkeys(by_method.values()):
-            logits = predict_held(plan, joined, both, rows, held, seed=seed)
+            own = both[rows]
+            weights = own.class_weights(class_weight)
+            by_row = both.row_weights(weights)
+            logits = predict_held(plan, joined, both, rows, held, row_weights=by_row, seed=seed)
             correct[plan] = truth.correct(truth.space.decide(logits))
         return np.array([correct[by_method[method]] for method in METHODS])
 
@@ -261,18 +279,22 @@ def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
 
 
 def _choose(
-    coordinates: Blocks, rows: RowNumbers, targets: Targets, space: SearchSpace
+    coordinates: Blocks,
+    rows: RowNumbers,
+    targets: Targets,
+    space: SearchSpace,
+    row_weights: Floats | None,
 ) -> dict[str, Plan]:
-    """What each method trains, from some rows and their targets alone."""
+    """What each method trains, from some rows, their targets and weights alone."""
     probed = ProbeResults(BlockScores((), "ridge"), coordinates, {})
-    probed = probe_rows(probed, rows, targets, n_jobs=1)
+    probed = probe_rows(probed, rows, targets, row_weights=row_weights, n_jobs=1)
     scores = probed.scores
     lasts = {scores.last(encoder).block for encoder in scores.encoders}
     ranking = [score.block for score in scores.ranking]
     return {
         "last_layer": Plan((next(block for block in ranking if block in lasts),)),
         "best_block": Plan((ranking[0],)),
-        "fusion": search(probed, targets, space).plan,
+        "fusion": search(probed, targets, space, row_weights=row_weights).plan,
     }
 
 

@@ -196,8 +196,8 @@ class TrainingSample:
             if rows is None:
                 return self.search(), self.probed.scores
             targets = self.targets[rows]
-            probed = probe_rows(self.probed, rows, targets, n_jobs=self.n_jobs)
             weights = None if self.row_weights is None else self.row_weights[rows]
+            probed = probe_rows(self.probed, rows, targets, row_weights=weights, n_jobs=self.n_jobs)
             result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
             return result, probed.scores
 
