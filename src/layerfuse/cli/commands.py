@@ -60,11 +60,6 @@ _store = App(name="store", help="Embedding cache: list, verify and prune it.")
 _PRINT = Output()
 
 
-def _complete(settings: ReadConfig) -> FitConfig:
-    """The settings with the defaults of those that the command does not have."""
-    return FitConfig(**vars(settings))
-
-
 @app.command
 def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
     """Measure every layer, choose, fuse, train, evaluate and save."""
@@ -132,7 +127,7 @@ def profile(
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
 
-    output.show(run(_complete(settings), scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter))
 
 
 @app.command
@@ -153,7 +148,7 @@ def compare(
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(_complete(settings), pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter))
 
 
 @app.command
@@ -173,7 +168,7 @@ def curve(
     from layerfuse.commands.analyze import curve as run
 
     fractions = [share / 100 for share in shares]
-    output.show(run(_complete(settings), output.reporter, fractions, repeats, out))
+    output.show(run(settings, output.reporter, fractions, repeats, out))
 
 
 @app.command

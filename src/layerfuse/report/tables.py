@@ -185,7 +185,7 @@ def pairs_table(measured: Complementarity) -> Table:
     ]
     names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
     head = (*names, "gain fused, points")
-    return Table("Pairs of blocks", head, cells, range(2, 8), open_rows=100)
+    return Table("Pairs of blocks, those that differ most first", head, cells, range(2, 8))
 
 
 def cost_table(report: RunReport) -> Table:
@@ -350,7 +350,7 @@ def settings_table(settings: FitConfig) -> Table:
     """Settings, those that are not the defaults first."""
     usual = vars(FitConfig(data=""))
     cells = [
-        (name, _shown(value), "" if _shown(value) == _shown(usual[name]) else "set")
+        (name, _shown(value), "" if value == usual[name] else "set")
         for name, value in vars(settings).items()
     ]
     cells.sort(key=lambda row: row[2] == "")

@@ -210,8 +210,8 @@ def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
     for place in shown[1:]:
         table.add_column(own.head[place], justify="right")
     for number, row in enumerate(own.rows):
-        cells = (row[place] for place in shown)
-        table.add_row(*cells, style="bold" if number in own.strong else "")
+        style = "bold" if number in own.strong else ""
+        table.add_row(*(row[place] for place in shown), style=style)
     out.print(table)
 
 
