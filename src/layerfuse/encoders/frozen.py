@@ -20,16 +20,24 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.encoders.architecture import (
     Architecture,
+    Pending,
     Traits,
     accepted,
     count_tokens,
     examine,
     find_architecture,
+    pad,
+    pool_layers,
     token_limit,
 )
-from layerfuse.encoders.cpu_kernels import pack_linears, use_plain_attention
-from layerfuse.encoders.devices import QUANTIZED, choose_device, choose_dtype, device_kind
-from layerfuse.encoders.forward import Pending, pad, pool_layers
+from layerfuse.encoders.devices import (
+    QUANTIZED,
+    choose_device,
+    choose_dtype,
+    device_kind,
+    pack_linears,
+    use_plain_attention,
+)
 from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
 from layerfuse.encoders.source import EncoderSource, find_source
 from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
