@@ -263,7 +263,7 @@ def fingerprint_folder(folder: Path, names: list[str]) -> str:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of each file below ``folder`` into its SHA256SUMS, as ``sha256sum`` does."""
+    """Write SHA256SUMS into ``folder``, the digests of all its files as ``sha256sum`` does."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -273,7 +273,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Files below ``folder`` that are not as its SHA256SUMS says; none where there is no such file."""
+    """Files that are not as the SHA256SUMS of ``folder`` says; none where it has no such file."""
     try:
         lines = (folder / _CHECKSUMS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

