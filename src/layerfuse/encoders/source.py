@@ -62,7 +62,7 @@ class EncoderSource:
                     else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
                 )
             )
-        tokenizer = [name for name in names if _is_tokenizer_file(name)]
+        tokenizer = [name for name in names if is_tokenizer_file(name)]
         if not tokenizer:  # transformers would invent one without a vocabulary
             raise UnsupportedModelError(
                 f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
@@ -75,7 +75,8 @@ class EncoderSource:
         }
 
 
-def _is_tokenizer_file(name: str) -> bool:
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of that name is one of a tokenizer."""
     path = Path(name)
     if path.suffix == ".json":
         return path.stem.startswith(("tokenizer", "special", "added", "chat", "vocab"))
