@@ -22,7 +22,7 @@ from benchmarks.accuracy import AccuracyRun
 from benchmarks.markdown import SETS, markdown_table, percent
 from benchmarks.study.page import page_of
 from layerfuse.report.run_report import RunReport
-from layerfuse.report.terminal import render_demo
+from layerfuse.report.terminal import render
 
 _HERE = Path(__file__).parent
 _PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
@@ -280,7 +280,7 @@ def demo(results: list[Result]) -> list[str]:
     """What the demo prints."""
     printed = io.StringIO()
     console = Console(file=printed, width=_COLUMNS, markup=False, highlight=False)
-    render_demo(RunReport.model_validate(results[0]), console)
+    render(RunReport.model_validate(results[0]), console)
     lines = (line.rstrip() for line in printed.getvalue().strip("\n").splitlines())
     return ["```text", *lines, "```"]
 

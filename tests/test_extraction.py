@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
-from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
+from families import N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_gguf, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import plan, runner
@@ -134,8 +135,17 @@ class TestOrderAndBatches:
         assert len(found) == 6
         assert all(array.shape == (1, 32) for array in found.values())
 
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("too many"),
+            RuntimeError("CUDA error: out of memory"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        ],
+        ids=["allocator", "driver", "cublas"],
+    )
     def test_out_of_memory_is_answered_by_smaller_batches(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
     ):
         """A model that can take no more than four texts at once."""
         encoder, texts = opened(tiny("bert")), sentences(40)
@@ -143,7 +153,7 @@ class TestOrderAndBatches:
 
         def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
             if len(kwargs["input_ids"]) > 4:
-                raise torch.OutOfMemoryError("too many")
+                raise error
 
         handle = encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
         notes = Notes()
@@ -152,6 +162,27 @@ class TestOrderAndBatches:
         assert notes.about("out of memory; batches are cut to ")
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, atol=1e-5)
+
+    def test_memory_is_given_back_once_the_failed_pass_has_let_go_of_it(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        encoder = opened(tiny("bert"))
+        held: list[weakref.ref[torch.Tensor]] = []
+        given_back: list[bool] = []
+
+        def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+            activations = kwargs["input_ids"] + 1
+            if len(activations) > 4:
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("too many")
+
+        encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
+        monkeypatch.setattr(
+            torch.cuda, "empty_cache", lambda: given_back.append(held[-1]() is None)
+        )
+        extract(sentences(40), encoder, batch_tokens=400)
+        assert given_back
+        assert all(given_back)
 
 
 def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -> ShardResult:
@@ -537,6 +568,16 @@ class TestChoices:
         with pytest.raises(ConfigError, match=message):
             FrozenEncoder.from_pretrained(tiny("bert"), **options)
 
+    def test_a_cuda_device_beyond_the_last_is_refused(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(
+            ConfigError, match=r"Unknown device 'cuda:2'\. Choose from cuda:0, cuda:1"
+        ):
+            FrozenEncoder.from_pretrained(tiny("bert"), device="cuda:2", dtype="float32")
+
 
 class TestModels:
     @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -707,7 +748,7 @@ class TestModels:
             assert_close(array, expected[layer])
         found = extract(texts, encoder, [1, 3], ("mean", "max"))
         assert len(found) == 4
-        assert notes.about("its blocks were not found; all hidden states of a batch are kept")
+        assert notes.about("all hidden states of a batch are kept")
         assert len(extract(texts, opened(folder).truncate(1), [1])) == 1
 
 
@@ -821,37 +862,10 @@ def test_parameters_where_the_blocks_are_not_found(tmp_path: Path):
 
 def test_parameters_of_a_gguf_file(tmp_path: Path):
     """Its weights are unpacked to the dtype asked for; the language-model head is left out."""
-    gguf = pytest.importorskip("gguf")
-    config = FAMILIES["llama"]()
-    n_heads, n_groups, dim = 4, 2, config.hidden_size
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_block_count(N_LAYERS)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(dim)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(n_heads)
-    writer.add_head_count_kv(n_groups)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(dim // n_heads)
-    writer.add_vocab_size(len(VOCABULARY))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(VOCABULARY)
-    writer.add_token_scores([0.0] * len(VOCABULARY))
-    block = {
-        "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
-        "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),
-        "ffn_down": (dim, 48), "attn_norm": (dim,), "ffn_norm": (dim,),
-    }  # fmt: skip
-    shapes = {"token_embd": (len(VOCABULARY), dim), "output_norm": (dim,)}
-    shapes["output"] = shapes["token_embd"]
-    shapes |= {f"blk.{i}.{name}": shape for i in range(N_LAYERS) for name, shape in block.items()}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    per_block = sum(int(np.prod(shape)) for shape in block.values())
+    pytest.importorskip("gguf")
+    save_gguf("llama", tmp_path / "tiny.gguf")
+    dim = 32
+    per_block = 2 * dim * dim + 2 * dim * dim // 2 + 3 * 48 * dim + 2 * dim
     embeddings = len(VOCABULARY) * dim
     for dtype, n_bytes in (("float32", 4), ("bfloat16", 2)):
         encoder = FrozenEncoder.from_pretrained(tmp_path / "tiny.gguf", device="cpu", dtype=dtype)

@@ -265,6 +265,7 @@ def fingerprint_folder(folder: Path, names: list[str]) -> str:
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS into ``folder``, the digests of all its files as ``sha256sum`` does."""
     lines = []
+    (folder / _CHECKSUMS).unlink(missing_ok=True)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()

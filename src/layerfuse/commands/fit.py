@@ -16,10 +16,12 @@ from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.classifier.validation import open_encoders
 from layerfuse.commands.diagnosis import (
+    Latency,
     Predicted,
     diagnose,
     environment,
     find_near_duplicates,
+    measure_latency,
     write_rows,
 )
 from layerfuse.commands.paths import check_new_folder, open_store
@@ -37,23 +39,21 @@ from layerfuse.errors import (
     StorageError,
     did_you_mean,
 )
-from layerfuse.evaluation import BaselineComparison, Rows, Verdict, tradeoffs
-from layerfuse.evaluation.baselines import Baseline
-from layerfuse.evaluation.latency import Latency, measure_latency
+from layerfuse.evaluation import Rows, Verdict, tradeoffs
+from layerfuse.evaluation.nested import Baseline
 from layerfuse.files import atomic_folder
+from layerfuse.groups import normalize
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import (
-    BaselineReport,
     CostReport,
     DataReport,
     EncoderReport,
     RunReport,
     SelectionReport,
     Timings,
-    VerdictReport,
     read_run_report,
     write_run_report,
 )
@@ -95,7 +95,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
     cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
-    tested, test_metrics, test_rows, test_blocks = None, None, None, None
+    tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
@@ -115,6 +115,8 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     latency_s = time.perf_counter() - clock
     clock = time.perf_counter()
     verdict = record.judge(baselines, test_rows)
+    if test_rows is not None and test_blocks is not None:
+        gap = record.measure_gap(test_rows, test_blocks)
     baselines_s += time.perf_counter() - clock
     diagnosis = diagnose(classifier, texts, cv, tested, recorder)
     plan, selection = classifier.plan_, classifier.selection_
@@ -146,8 +148,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         ),
         cv=classifier.cv_,
         test=test_metrics,
-        baselines=tuple(map(_baseline, verdict.comparisons)),
-        verdict=_verdict(verdict),
+        baselines=verdict.comparisons,
+        verdict=verdict,
+        gap=gap,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -184,7 +187,7 @@ def _time_pipelines(
     pipelines = [baseline.plan.blocks for baseline in baselines if baseline.plan is not None]
     pipelines.append(classifier.plan_.blocks)
     try:
-        latency = measure_latency(classifier.encoders_, pipelines, texts, reporter=reporter)
+        latency = measure_latency(classifier.encoders_, pipelines, texts, reporter)
     except LayerfuseError as error:  # stored embeddings do without the weights
         reporter.note(f"pipelines are not timed side by side: {error}")
         return None
@@ -223,31 +226,6 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
     )
 
 
-def _baseline(item: BaselineComparison) -> BaselineReport:
-    return BaselineReport(
-        name=item.baseline.name,
-        encoder=item.baseline.encoder,
-        blocks=item.blocks,
-        cv=item.cv,
-        test=item.test,
-        cost=item.cost,
-    )
-
-
-def _verdict(verdict: Verdict) -> VerdictReport:
-    return VerdictReport(
-        sentence=verdict.sentence,
-        headline=verdict.headline,
-        advice=verdict.advice,
-        gained=verdict.gained,
-        against=verdict.against,
-        gain=verdict.gain,
-        rows="test" if verdict.rows == "test" else "cv",
-        recommended=verdict.recommended,
-        time_ratio=verdict.time_ratio,
-    )
-
-
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult:
     """Score every block on the training rows; nothing is trained or saved."""
     check_scorer(scorer)
@@ -256,7 +234,13 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
     encoders = make_encoders(config, reporter)
     store = open_store(config.store, new=True)
     embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
-    scores = score_blocks(embeddings, dataset.train.labels or (), scorer, reporter=reporter)
+    scores = score_blocks(
+        embeddings,
+        dataset.train.labels or (),
+        scorer,
+        groups=map(normalize, dataset.train.texts),
+        reporter=reporter,
+    )
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,

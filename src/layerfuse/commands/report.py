@@ -32,7 +32,7 @@ def report(run: Path, out: Path | None, figures: Path | None, reporter: Reporter
     found = read_run_report(run)
     curve = read_model(run / "curve.json", CurveResult)
     path = run / _NAME if out is None else out
-    check_new_file(path)
+    check_new_file(path, (".html", ".htm"))
     if figures is not None and figures.exists() and not figures.is_dir():
         raise ConfigError(f"{figures} is not a folder. Give a folder for the figures.")
     from layerfuse.report.html import write_page

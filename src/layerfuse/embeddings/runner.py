@@ -92,6 +92,7 @@ def read_shard(
         if queue and len(pending) <= depth:
             batch = queue.popleft()
             started = time.perf_counter()
+            launched: Pending | None = None
             try:
                 launched = encoder.launch([ids[row] for row in batch], layers, poolings)
             except (RuntimeError, MemoryError) as error:
@@ -104,6 +105,7 @@ def read_shard(
                         "(max_length=), or use a smaller model, --device cpu or --dtype "
                         "bfloat16. Finished embeddings are kept."
                     ) from error
+            if launched is None:  # past the error, whose frames hold what the pass had computed
                 torch.cuda.empty_cache()
                 budget = max(1, budget // 2)
                 reporter.note(f"{encoder.name}: out of memory; batches are cut to {budget} tokens")
@@ -116,8 +118,8 @@ def read_shard(
             pending.append((batch, started, launched))
             if queue and len(pending) <= depth:
                 continue
-        batch, started, launched = pending.popleft()
-        pooled = launched.result()
+        batch, started, oldest = pending.popleft()
+        pooled = oldest.result()
         started, done = max(started, done), time.perf_counter()
         batches.append((sum(lengths[row] for row in batch), done - started))
         for layer, pooling in job.keys:

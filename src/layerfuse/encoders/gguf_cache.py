@@ -8,11 +8,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from layerfuse.encoders.devices import QUANTIZED
 from layerfuse.encoders.source import EncoderSource, is_tokenizer_file
-from layerfuse.errors import LayerfuseError
 from layerfuse.files import (
     atomic_folder,
     cache_dir,
@@ -26,8 +25,8 @@ from layerfuse.files import (
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-def find_unpacked(source: EncoderSource, part: Literal["tokenizer"] | str) -> Path | None:
-    """The folder with the tokenizer, or with the weights in the dtype ``part``, if it was kept.
+def find_unpacked(source: EncoderSource, part: str) -> Path | None:
+    """The folder with the part, ``"tokenizer"`` or the weights' dtype, if it was kept.
 
     One that is damaged is removed.
     """
@@ -44,7 +43,7 @@ def find_unpacked(source: EncoderSource, part: Literal["tokenizer"] | str) -> Pa
 
 def keep_model(model: Any, source: EncoderSource, dtype: str) -> None:
     """Keep a model as it was loaded from a GGUF file; without room on the disk, do nothing."""
-    if dtype in QUANTIZED:  # bitsandbytes packs them on the device
+    if source.gguf_file is None or dtype in QUANTIZED:  # those are packed for their device
         return
 
     def write(folder: Path) -> bool:
@@ -65,7 +64,7 @@ def keep_model(model: Any, source: EncoderSource, dtype: str) -> None:
 
 def keep_tokenizer(tokenizer: Any, source: EncoderSource) -> None:
     """Keep a tokenizer as it was read from a GGUF file, if what is kept reads texts the same."""
-    if not tokenizer.is_fast:
+    if source.gguf_file is None or not tokenizer.is_fast:
         return
 
     def write(folder: Path) -> bool:
@@ -100,19 +99,19 @@ def _folder(source: EncoderSource, part: str) -> Path:
         beside = [fingerprint_folder(source.folder, names)]
     fingerprints = json.dumps(source.fingerprints(allow_pickle=False))
     key = digest(fingerprints, part, transformers.__version__, *beside)
-    return cache_dir() / "gguf" / f"{source.name}-{part}-{key[:16]}"
+    return cache_dir() / "gguf" / f"{part}-{key}"
 
 
 def _keep(source: EncoderSource, part: str, write: Callable[[Path], bool]) -> None:
-    """Keep what ``write`` writes if it returns true; where the cache cannot be written, nothing."""
-    if source.gguf_file is None:
-        return
-    with contextlib.suppress(OSError, _NotKept):
-        with atomic_folder(_folder(source, part)) as folder:
-            if not write(folder):
-                raise _NotKept
-            write_checksums(folder)
+    """Keep what ``write`` writes, if it returns true and the cache can be written."""
+    from safetensors import SafetensorError
+
+    refused = contextlib.suppress(OSError, RuntimeError, SafetensorError, _NotKeptError)
+    with refused, atomic_folder(_folder(source, part)) as folder:
+        if not write(folder):
+            raise _NotKeptError
+        write_checksums(folder)
 
 
-class _NotKept(LayerfuseError):
-    pass
+class _NotKeptError(Exception):
+    """Leaves a folder before it is in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def find_source(
         path = encoder_path(name_or_path, reporter)
         return _local(path, name or name_or_path, name_or_path, revision)
     if path.exists():
-        return _local(path, name or path.resolve().stem, str(path.resolve()), revision)
+        return _local(path, name or _name(path), str(path.resolve()), revision)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not name_or_path.startswith("."):
         folder = _download(name_or_path, revision, reporter)
         short = name_or_path.rpartition("/")[2]
@@ -116,6 +117,14 @@ def find_source(
         f"neither a catalog name ({', '.join(ENCODERS)}), nor a model folder or .gguf file "
         "here, nor a Hub name of the form owner/name."
     )
+
+
+def _name(path: Path) -> str:
+    """The name as typed, links not followed; a folder of the Hub's cache is called by its model."""
+    path = Path(os.path.normpath(path.absolute()))
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.stem if path.suffix.lower() == ".gguf" and path.is_file() else path.name
 
 
 def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderSource:

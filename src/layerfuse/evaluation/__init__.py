@@ -1,25 +1,31 @@
-"""Evaluation: baselines, nested resampling, comparison with baselines, verdict, learning curve."""
+"""Evaluation: nested resampling, baselines, verdict, learning curve."""
 
 from layerfuse.evaluation.verdict import (
     BaselineComparison,
     BaselineScore,
+    GeneralizationGap,
     Rows,
     Score,
     Tradeoff,
     Verdict,
+    VerdictSummary,
     compare_baselines,
     judge,
+    measure_gap,
     tradeoffs,
 )
 
 __all__ = [
     "BaselineComparison",
     "BaselineScore",
+    "GeneralizationGap",
     "Rows",
     "Score",
     "Tradeoff",
     "Verdict",
+    "VerdictSummary",
     "compare_baselines",
     "judge",
+    "measure_gap",
     "tradeoffs",
 ]

@@ -5,7 +5,7 @@ Shares from 0 to 1 are drawn in percent. Needs the extra ``report``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import altair as alt
@@ -13,20 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.complementarity import Pair
 from layerfuse.evaluation import Tradeoff
 from layerfuse.evaluation.learning_curve import CurvePoint
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report.formats import baseline_name, percent, points
-from layerfuse.report.run_report import BlockPair, CalibrationBin, RunReport
-from layerfuse.report.tables import PathStep
+from layerfuse.report.run_report import CalibrationBin, RunReport
+from layerfuse.report.tables import baseline_name, path_accuracies, percent, points
 from layerfuse.report.theme import Chart
 
 Row: TypeAlias = dict[str, Any]
 
 _NORMAL = 1.96  # standard errors on either side that hold 95%
 _MIDDLE = 0.55  # of the color scale, above which text in a cell is written in the ground's color
-_NAME = (0.2, 0.06)  # about a name's width and height, as shares of the figure
-_STATES = {"selected": "chosen-fill", "computed": "read-fill", "not loaded": "idle-fill"}
+_NAME = 0.2  # about a name's width, as a share of the figure
 _SPAN = (("low", "low", ".1f"), ("high", "high", ".1f"))
 _TILES = {"ticks": False, "domain": False, "grid": False}  # axes of matrices
 _LAYERS = "layer (0 is the embedding output)"
@@ -105,59 +104,15 @@ def _domain(scores: BlockScores) -> tuple[float, float]:
     return 100 * min(band.low for band in bands), 100 * max(band.high for band in bands)
 
 
-def layer_stacks(report: RunReport) -> Chart:
-    """Each encoder as a row of layers, from its input to its last block, selected ones marked by
-    their places in the order of selection.
-    """
-    rows, selected = [], list(enumerate(report.selection.blocks, 1))
-    for encoder in report.encoders:
-        own = [(place, block) for place, block in selected if block.encoder == encoder.name]
-        top = max((block.layer for _, block in own), default=-1)
-        for layer in range(encoder.layers + 1):
-            here = [(place, block) for place, block in own if block.layer == layer]
-            rows.append(
-                {
-                    "encoder": encoder.name,
-                    "layer": layer,
-                    "state": "selected" if here else "computed" if layer <= top else "not loaded",
-                    "poolings": ", ".join(block.pooling for _, block in here) or "–",
-                    "places": ", ".join(str(place) for place, _ in here),
-                }
-            )
-    layers = range(max(encoder.layers for encoder in report.encoders) + 1)
-    base = _base(rows).encode(
-        x=alt.X("layer:O", sort=list(layers))
-        .title(_LAYERS)
-        .axis(labelAngle=0, labelOverlap="greedy", labelSeparation=5, ticks=False, domain=False)
-        .scale(paddingInner=0.12),
-        y=alt.Y("encoder:N", sort=[encoder.name for encoder in report.encoders])
-        .title(None)
-        .axis(ticks=False, domain=False, grid=False, labelFontSize=13, labelPadding=8)
-        .scale(paddingInner=0.3),
-        tooltip=_tips(
-            ("encoder", "encoder"), ("layer", "layer"), ("state", "state"), ("poolings", "pooling")
-        ),
-    )
-    cells = [
-        base.transform_filter(alt.datum.state == state).mark_rect(style=style, cornerRadius=4)
-        for state, style in _STATES.items()
-        if any(row["state"] == state for row in rows)  # a layer without marks has no text for axe
-    ]
-    marks = base.transform_filter(alt.datum.state == "selected").mark_text(
-        style="on-mark", aria=False
-    )
-    return _layer(46 * len(report.encoders), *cells, marks.encode(text="places:N"))
-
-
-def gain_intervals(gains: Sequence[tuple[str, PairedDifference]]) -> Chart:
+def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
     """Gains over baselines with their intervals, one line each, and a line at no gain."""
     rows = [
         {"name": name, **_percent(Estimate(gain.difference, gain.low, gain.high))}
-        for name, gain in gains
+        for name, gain in gains.items()
     ]
-    ends = [0.0, *(100 * end for _, gain in gains for end in (gain.low, gain.high))]
+    ends = [0.0, *(100 * end for gain in gains.values() for end in (gain.low, gain.high))]
     base = _base(rows).encode(
-        y=alt.Y("name:N", sort=[name for name, _ in gains])
+        y=alt.Y("name:N", sort=list(gains))
         .title(None)
         .axis(ticks=False, domain=False, grid=False, labelPadding=8),
         tooltip=_tips(
@@ -175,13 +130,16 @@ def gain_intervals(gains: Sequence[tuple[str, PairedDifference]]) -> Chart:
     )
 
 
-def selection_path(steps: Sequence[PathStep]) -> Chart:
+def selection_path(report: RunReport) -> Chart:
     """Accuracy after each added block, where it was measured."""
+    selection = report.selection
+    steps = zip(selection.blocks, selection.gains, path_accuracies(report), strict=True)
+    ships = len(selection.blocks)
     rows = [
-        {"step": step.number, "block": str(step.block), "gain": step.gain, "ships": step.ships}
-        | _percent(step.accuracy)
-        for step in steps
-        if step.accuracy is not None
+        {"step": number, "block": str(block), "gain": gain, "ships": number == ships}
+        | _percent(accuracy)
+        for number, (block, gain, accuracy) in enumerate(steps, 1)
+        if accuracy is not None
     ]
     base = _base(rows).encode(
         x=alt.X("step:O").title("blocks fused").axis(labelAngle=0),
@@ -211,7 +169,14 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     """
     by, title = ("ms", "ms/text") if by_time else ("dims", "dimensions fused")
     costs = [float(p.cost.ms_per_text if by_time else p.cost.dims) for p in pipelines]
-    leads, labeled = _leads_and_labeled(pipelines, costs)
+    leads = _leaders(pipelines, costs)
+    low, high = min(costs), max(costs)
+    if high == low:
+        low, high = 0.5 * low, 1.5 * low or 1.0
+    ships = next(n for n, pipeline in enumerate(pipelines) if pipeline.name == "pipeline")
+    labeled = {ships}
+    if abs(costs[leads[0]] - costs[ships]) > _NAME * (high - low):  # else names would overlap
+        labeled.add(leads[0])
     rows = [
         {
             "name": baseline_name(pipeline.name),
@@ -221,13 +186,12 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
             "memory_mb": pipeline.cost.memory_mb,
             "dims": pipeline.cost.dims,
             "front": pipeline.on_front,
-            "ships": pipeline.name == "pipeline",
+            "ships": number == ships,
             "leads": number in leads,
             "labeled": number in labeled,
         }
         for number, pipeline in enumerate(pipelines)
     ]
-    low, high = _around(costs)
     base = _base(rows).encode(
         x=alt.X(f"{by}:Q")
         .title(title)
@@ -271,39 +235,17 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     )
 
 
-def _leads_and_labeled(
-    pipelines: Sequence[Tradeoff], costs: Sequence[float]
-) -> tuple[set[int], set[int]]:
-    """Those more accurate than all that cost no more; and those that get a name: what ships and
-    what leads, unless names would overlap.
-    """
-    values = [pipeline.accuracy.value for pipeline in pipelines]
-    ships = [pipeline.name == "pipeline" for pipeline in pipelines]
-    leads: set[int] = set()
-    for number in sorted(range(len(costs)), key=lambda n: (costs[n], -values[n])):
-        if all(values[number] > values[other] for other in leads):
-            leads.add(number)
-    low, high = _around(costs)
-    tall = max(p.accuracy.high for p in pipelines) - min(p.accuracy.low for p in pipelines)
-    labeled: set[int] = set()
-    for number in sorted(range(len(costs)), key=lambda n: not ships[n]):
-        free = not any(
-            abs(costs[number] - costs[other]) < _NAME[0] * (high - low)
-            and abs(values[number] - values[other]) < _NAME[1] * tall
-            for other in labeled
-        )
-        if ships[number] or (number in leads and free):
-            labeled.add(number)
-    return leads, labeled
+def _leaders(pipelines: Sequence[Tradeoff], costs: Sequence[float]) -> list[int]:
+    """Numbers of those more accurate than all that cost no more, by rising cost."""
+    leads: list[int] = []
+    order = sorted(range(len(costs)), key=lambda n: (costs[n], -pipelines[n].accuracy.value))
+    for number in order:
+        if all(pipelines[number].accuracy.value > pipelines[n].accuracy.value for n in leads):
+            leads.append(number)
+    return leads
 
 
-def _around(costs: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that holds all of them, even where they are one."""
-    low, high = min(costs), max(costs)
-    return (low, high) if high > low else (0.5 * low, 1.5 * low or 1.0)
-
-
-def heat_map(pairs: Sequence[BlockPair], blocks: Sequence[BlockRef]) -> Chart:
+def heat_map(pairs: Sequence[Pair], blocks: Sequence[BlockRef]) -> Chart:
     """The share of rows that exactly one of two blocks gets right."""
     rows = []
     for pair in pairs:
@@ -333,25 +275,12 @@ def heat_map(pairs: Sequence[BlockPair], blocks: Sequence[BlockRef]) -> Chart:
 
 
 def confusion_matrix(
-    counts: npt.NDArray[np.intp],
-    classes: Sequence[str],
-    shown: npt.NDArray[np.intp],
-    *,
-    numbers: bool = True,
+    counts: npt.NDArray[np.intp], classes: Sequence[str], shown: npt.NDArray[np.intp]
 ) -> Chart:
     """Rows are true classes, columns predicted ones, color the share of the true class.
 
-    Parameters
-    ----------
-    counts : ndarray of shape (n_classes, n_classes)
-        Rows of each class by prediction.
-    classes : sequence of str
-        Names of all classes.
-    shown : ndarray of shape (n_shown,)
-        Numbers of the classes to draw.
-    numbers : bool
-        Writes the counts into the cells; without them cells are small and of one size whatever the
-        space, and the empty ones are left out.
+    ``counts`` (n_classes, n_classes) are rows of each class by prediction, ``shown`` (n_shown,) the
+    indices of the classes to draw.
     """
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     names = [classes[number] for number in shown]
@@ -360,22 +289,11 @@ def confusion_matrix(
         | {"count": int(counts[t, p]), "share": float(shares[t, p])}
         for t in shown
         for p in shown
-        if numbers or counts[t, p]
     ]
-    size = 34 if numbers else 13
-    axis: dict[str, Any] = {
-        **_TILES,
-        "labelPadding": 5,
-        "labelOverlap": False,
-        "labelLimit": 120,
-        "labelFontSize": 12 if numbers else 10,
-    }
+    axis: dict[str, Any] = {**_TILES, "labelPadding": 5, "labelOverlap": False, "labelLimit": 120}
     base = _base(rows).encode(
-        x=alt.X("predicted:N", sort=names)
-        .title("predicted class")
-        .scale(domain=names)
-        .axis(**axis, labelAngle=-45 if numbers else -90),
-        y=alt.Y("truth:N", sort=names).title("true class").scale(domain=names).axis(**axis),
+        x=alt.X("predicted:N", sort=names).title("predicted class").axis(**axis, labelAngle=-45),
+        y=alt.Y("truth:N", sort=names).title("true class").axis(**axis),
         tooltip=_tips(
             *(("truth", "true class"), ("predicted", "predicted"), ("count", "rows")),
             ("share", "of the true class", ".1%"),
@@ -388,11 +306,11 @@ def confusion_matrix(
         legend=alt.Legend(format=".0%", gradientLength=160),
     )
     filled = base.transform_filter("datum.count > 0")
-    texts = _numbers(filled, "count", "d", f"datum.share > {_MIDDLE}") if numbers else []
-    chart = _layer(
-        max(size * len(names), 120), base.mark_rect(style="tile").encode(color=color), *texts
+    return _layer(
+        max(34 * len(names), 120),
+        base.mark_rect(style="tile").encode(color=color),
+        *_numbers(filled, "count", "d", f"datum.share > {_MIDDLE}"),
     )
-    return chart if numbers else chart.properties(width=size * len(names))
 
 
 def reliability(bins: Sequence[CalibrationBin]) -> Chart:

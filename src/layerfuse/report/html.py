@@ -19,10 +19,10 @@ from markupsafe import Markup
 
 from layerfuse._version import __version__
 from layerfuse.files import atomic_write
-from layerfuse.report.formats import interval, percent, points, points_interval, sentence_case
 from layerfuse.report.results import CurveResult
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.sections import Section, sections_of
+from layerfuse.report.tables import interval, percent, points, points_interval, sentence_case
 from layerfuse.report.theme import DRAWING, THEMES, save_chart, vega_lite_version, vega_spec
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
@@ -81,6 +81,7 @@ def write_page(
             verdict=report.verdict.comparison,
             gained=report.verdict.gained,
             advice=report.verdict.advice,
+            gap="" if report.gap is None else report.gap.sentence,
             numbers=_numbers(report),
             sections=sections,
             css=Markup(_asset("page.css")),  # noqa: S704  # from this package

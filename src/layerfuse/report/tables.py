@@ -1,27 +1,20 @@
-"""The numbers of a run as tables: the page shows all of them, the terminal some."""
+"""Numbers, names and tables as text: the page shows all of them, the terminal some."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit, SplitAudit
-from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.evaluation import BaselineComparison
+from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report.formats import (
-    baseline_name,
-    interval,
-    percent,
-    plural,
-    points,
-    points_interval,
-)
 from layerfuse.report.run_report import (
     CalibrationBin,
     Complementarity,
@@ -35,11 +28,59 @@ Ints = npt.NDArray[np.intp]
 Cells = Sequence[Sequence[str]]
 
 _WIDER = ("last_four", "last_matched")  # baselines that one screen has no room for
+_BASELINES = {
+    "pipeline": "layerfuse",
+    "majority": "most frequent label",
+    "tfidf": "TF-IDF + logistic",
+}
+_PER_ENCODER = ("last_layer", "last_four")  # baselines that each encoder has
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share from 0 to 1, such as ``"94.5%"``; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}%"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    """Two shares in percent, such as ``"93.1 to 95.6"``."""
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign, such as ``"−1.2"``."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def points_interval(low: float, high: float) -> str:
+    """Two differences of shares in percentage points."""
+    return f"{points(low)} to {points(high)}"
+
+
+def sentence_case(text: str) -> str:
+    """The text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """``"1 row"``, ``"1,200 rows"``."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def baseline_name(name: str, encoder: str | None = None) -> str:
+    """A baseline's display name, with its encoder where each encoder has one of that name.
+
+    An encoder that ``name`` holds in brackets already stays as it is.
+    """
+    own, bracket, rest = name.partition(" (")
+    if own.startswith("first_"):  # the pipeline's own blocks, in the order of selection
+        return f"first {own.removeprefix('first_')} selected"
+    shown = _BASELINES.get(own, own.replace("_", " ")) + bracket + rest
+    return f"{shown} ({encoder})" if encoder is not None and name in _PER_ENCODER else shown
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are texts; ``numeric`` columns are set to the right, ``wide`` ones hold running text.
+    """``numeric`` columns are set to the right, ``wide`` ones hold running text.
 
     Rows above ``open_rows`` are folded away, ``strong`` ones are bold.
     """
@@ -53,30 +94,12 @@ class Table:
     strong: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class PathStep:
-    """One block added to those before it; ``gain`` is the drop in leave-one-out loss, ``accuracy``
-    is nested, and None where it was not measured.
-    """
-
-    number: int
-    block: BlockRef
-    gain: float
-    accuracy: Estimate | None
-    ships: bool
-
-
-def path_steps(report: RunReport) -> list[PathStep]:
-    """The selection path."""
-    selection = report.selection
+def path_accuracies(report: RunReport) -> list[Estimate | None]:
+    """Nested accuracy after each step of the selection path; None where it was not measured."""
     known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
-    known[len(selection.blocks)] = report.cv.accuracy
-    return [
-        PathStep(number, block, gain, known.get(number), number == len(selection.blocks))
-        for number, (block, gain) in enumerate(
-            zip(selection.blocks, selection.gains, strict=True), 1
-        )
-    ]
+    n_blocks = len(report.selection.blocks)
+    known[n_blocks] = report.cv.accuracy
+    return [known.get(count) for count in range(1, n_blocks + 1)]
 
 
 def estimate_cells(own: Estimate) -> tuple[str, str]:
@@ -84,9 +107,19 @@ def estimate_cells(own: Estimate) -> tuple[str, str]:
     return percent(own.value), interval(own.low, own.high)
 
 
-def gain_cells(gain: PairedDifference) -> tuple[str, str]:
-    """A difference and its interval."""
-    return points(gain.difference), points_interval(gain.low, gain.high)
+def gain_text(gain: PairedDifference | Estimate, separator: str = " ") -> str:
+    """A difference and, in brackets, its interval, in percentage points."""
+    value = gain.value if isinstance(gain, Estimate) else gain.difference
+    return f"{points(value)}{separator}({points_interval(gain.low, gain.high)})"
+
+
+def gains_of(baselines: Iterable[BaselineComparison], rows: str) -> dict[str, PairedDifference]:
+    """Gains over the baselines by their names, without steps of the path and the majority."""
+    return {
+        baseline_name(item.name, item.encoder): item.on(rows).gain
+        for item in baselines
+        if not item.is_step and item.name != "majority"
+    }
 
 
 def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
@@ -94,11 +127,10 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
     cells = []
     for baseline in report.baselines:
         if not (baseline.is_step or (short and baseline.name in _WIDER)):
-            score = report.score(baseline)
-            gain, span = gain_cells(score.gain)
+            score = baseline.on(report.verdict.rows)
             name = baseline_name(baseline.name, baseline.encoder)
-            accuracy = estimate_cells(score.accuracy)
-            cells.append((name, *accuracy, percent(score.macro_f1), f"{gain} ({span})"))
+            gain = gain_text(score.gain)
+            cells.append((name, *estimate_cells(score.accuracy), percent(score.macro_f1), gain))
     own = report.measured
     name = f"layerfuse ({plural(len(report.selection.blocks), 'block')})"
     cells.append((name, *estimate_cells(own.accuracy), percent(own.macro_f1.value), ""))
@@ -114,12 +146,11 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
 
 def selection_table(report: RunReport) -> Table:
     """The selected blocks in order, what each brought, and the accuracy after it."""
+    selection = report.selection
+    steps = zip(selection.blocks, selection.gains, path_accuracies(report), strict=True)
     cells = [
-        (
-            *(str(step.number), str(step.block), f"{step.gain:.4f}"),
-            *(("–", "–") if step.accuracy is None else estimate_cells(step.accuracy)),
-        )
-        for step in path_steps(report)
+        (str(number), str(block), f"{gain:.4f}", *(estimate_cells(own) if own else ("–", "–")))
+        for number, (block, gain, own) in enumerate(steps, 1)
     ]
     head = ("step", "added block", "gain in loss", "nested accuracy", "95% interval")
     return Table("Selected blocks, in order", head, cells, (0, 2, 3, 4))
@@ -137,18 +168,20 @@ def trials_table(report: RunReport) -> Table:
     return Table(caption, head, cells, (2, 3, 4), open_rows=6)
 
 
-def layer_table(encoder: str, scores: BlockScores, selected: set[BlockRef]) -> Table:
-    """Every block of an encoder."""
-    cells = [
-        (
-            *(score.block.pooling, str(score.block.layer), percent(score.accuracy)),
-            *(f"± {100 * score.accuracy_se:.1f}", percent(score.macro_f1), f"{score.loss:.4f}"),
-            "yes" if score.block in selected else "",
-        )
-        for score in scores
-    ]
-    head = ("pooling", "layer", "accuracy", "standard error", "macro-F1", "loss", "selected")
-    return Table(f"Layers of {encoder}", head, cells, range(1, 6), open_rows=400)
+def block_table(
+    caption: str, shown: Iterable[BlockScore], profile: BlockScores, selected: Collection[BlockRef]
+) -> Table:
+    """Scores of blocks, the selected ones and each encoder's last layer marked."""
+    top = {name: profile.last(name).block.layer for name in profile.encoders}
+    cells = []
+    for score in shown:
+        is_last = score.block.layer == top[score.block.encoder]
+        marks = ["selected"] * (score.block in selected) + ["last layer"] * is_last
+        accuracy = f"{percent(score.accuracy)} ±{100 * score.accuracy_se:.1f}"
+        row = (str(score.block), accuracy, percent(score.macro_f1), f"{score.loss:.4f}")
+        cells.append((*row, ", ".join(marks)))
+    head = ("block", "accuracy", "macro-F1", "loss", "")
+    return Table(caption, head, cells, range(1, 4), open_rows=400)
 
 
 def pairs_table(measured: Complementarity) -> Table:
@@ -157,13 +190,13 @@ def pairs_table(measured: Complementarity) -> Table:
         (
             *(str(pair.a), str(pair.b), percent(pair.disagreement), f"{pair.cka:.2f}"),
             *(f"{pair.yules_q:.2f}", percent(pair.double_fault), percent(pair.oracle_accuracy)),
-            *gain_cells(pair.gain),
+            gain_text(pair.gain),
         )
         for pair in sorted(measured.pairs, key=lambda pair: -pair.disagreement)
     ]
     names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
-    head = (*names, "gain fused, points", "95% interval")
-    return Table("Pairs of blocks", head, cells, range(2, 9), open_rows=100)
+    head = (*names, "gain fused, points")
+    return Table("Pairs of blocks", head, cells, range(2, 8), open_rows=100)
 
 
 def cost_table(report: RunReport) -> Table:
@@ -248,18 +281,18 @@ def calibration_table(bins: Sequence[CalibrationBin]) -> Table:
     return Table("Calibration by bin", head, cells, range(1, 5))
 
 
-def curve_table(curve: Sequence[CurvePoint]) -> Table:
-    """The learning curve."""
+def curve_table(curve: LearningCurve, rows: str) -> Table:
+    """The learning curve; ``rows`` names what it was measured on."""
     cells = [
         (
-            f"{point.n_rows:,}",
+            *(f"{point.n_rows:,}", f"{100 * point.n_rows / curve.n_train:.3g}%"),
             *(percent(own.value) for own in (point.last_layer, point.best_block, point.fusion)),
-            *(points(point.gain.value), points_interval(point.gain.low, point.gain.high)),
+            gain_text(point.gain),
         )
-        for point in curve
+        for point in curve.points
     ]
-    head = ("labels", "last layer", "best block", "fusion", "gain, points", "95% interval")
-    return Table("Accuracy by number of labels", head, cells, range(6))
+    head = ("labels", "share", "last layer", "best block", "fusion", "fusion minus last, points")
+    return Table(f"Accuracy on {curve.n_test:,} {rows}", head, cells, range(6))
 
 
 def hardest_table(found: HardestTexts) -> Table:
@@ -336,10 +369,12 @@ def encoder_table(report: RunReport) -> Table:
             f"{cost.memory_mb_at(cost.n_layers):.0f}",
             *(f"{cost.ms_at(cost.n_layers):.2f}", f"{cost.tokens_per_text:.0f}"),
             f"{cost.device}, {cost.dtype}",
+            encoder.prompt or encoder.chat_prompt or "",
         )
-        for cost in (encoder.cost for encoder in report.encoders)
+        for encoder in report.encoders
+        for cost in (encoder.cost,)
     ]
-    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device")
+    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device", "prompt")
     return Table("Encoders in full", head, cells, range(1, 6))
 
 
