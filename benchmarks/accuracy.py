@@ -13,7 +13,7 @@ from benchmarks.common import save
 from layerfuse.commands.fit import fit
 from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluation import BaselineComparison, VerdictSummary
+from layerfuse.evaluation.verdict import BaselineComparison, VerdictSummary
 from layerfuse.metrics import Evaluation
 from layerfuse.progress import SILENT
 from layerfuse.report.run_report import CostReport, RunReport, SelectionReport, Timings

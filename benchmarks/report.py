@@ -21,7 +21,7 @@ from layerfuse.commands.diagnosis import Predicted, calibration, confusion, envi
 from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit, Finding, SplitAudit
-from layerfuse.evaluation import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
+from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     Complementarity,

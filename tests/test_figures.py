@@ -13,8 +13,8 @@ import pytest
 from benchmarks.report import make_run
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import ConfigError
-from layerfuse.evaluation import Tradeoff
 from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report import figures, theme
 from layerfuse.report.run_report import RunReport
@@ -58,7 +58,6 @@ CHARTS: dict[str, Callable[[RunReport], theme.Chart]] = {
     "gain_intervals": lambda _: figures.gain_intervals(
         {HOSTILE: PairedDifference(0.1, 0.05, 0.15, 0.01)}
     ),
-    "selection_path": figures.selection_path,
     "pareto": lambda report: figures.pareto(report.pareto),
     "pareto_by_dimensions": lambda report: figures.pareto(report.pareto, by_time=False),
     "heat_map": lambda report: figures.heat_map(

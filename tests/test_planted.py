@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pytest
 
 from layerfuse.blocks import BlockRef
-from layerfuse.evaluation import Rows, Verdict, judge
 from layerfuse.evaluation.nested import (
     PIPELINE,
     TrainingRows,
@@ -18,6 +17,7 @@ from layerfuse.evaluation.nested import (
     nested_plan,
     run_baselines,
 )
+from layerfuse.evaluation.verdict import Rows, Verdict, judge
 from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget, EncoderCost

@@ -11,7 +11,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.evaluation import (
+from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.verdict import (
     BaselineComparison,
     Rows,
     Tradeoff,
@@ -19,10 +20,10 @@ from layerfuse.evaluation import (
     compare_baselines,
     judge,
     measure_gap,
+    signed,
+    times,
     tradeoffs,
 )
-from layerfuse.evaluation.nested import Baseline
-from layerfuse.evaluation.verdict import signed, times
 from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost

@@ -37,17 +37,7 @@ _LISTED_ROWS = 20  # of those that only one block of a pair gets right
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Probed blocks and the targets that they were probed with.
-
-    Attributes
-    ----------
-    scores : BlockScores
-        Of each block.
-    coordinates : mapping of BlockRef to ndarray of shape (n, columns)
-        Leading principal coordinates of each block.
-    targets : Targets
-        Of the n rows.
-    """
+    """Scores and leading principal coordinates (n, columns) of blocks, and the n rows' targets."""
 
     scores: BlockScores
     coordinates: Blocks
@@ -233,18 +223,9 @@ def _additions(
 
 @dataclass(frozen=True, repr=False)
 class EncoderComparison:
-    """Pairs of blocks on the same rows, and what to add next to a pipeline.
+    """Pairs of blocks on the same n rows, and what to add next to ``pipeline``.
 
-    Attributes
-    ----------
-    n : int
-        Number of rows.
-    pairs : tuple of MeasuredPair
-        Best first, by the gain in loss.
-    pipeline : tuple of BlockRef
-        The blocks that are added to.
-    additions : tuple of Addition
-        Best first, by their gain in loss.
+    Both ``pairs`` and ``additions`` come best first, by their gain in loss.
     """
 
     n: int
@@ -263,12 +244,11 @@ class EncoderComparison:
         return min(self.pairs, key=lambda pair: pair.loss)
 
     def __repr__(self) -> str:
-        best = self.best
+        best, count = self.best, len(self.pairs)
         return (
-            f"EncoderComparison({len(self.pairs)} pair{'s' if len(self.pairs) > 1 else ''} on "
-            f"{self.n} rows; best {best.a} + {best.b}: accuracy {best.accuracy:.3f} "
-            f"({best.gain.difference:+.3f}), loss gain {best.loss_gain:.4f} "
-            f"± {best.loss_gain_se:.4f})"
+            f"EncoderComparison({count} pair{'s' if count > 1 else ''} on {self.n} rows; best "
+            f"{best.a} + {best.b}: accuracy {best.accuracy:.3f} ({best.gain.difference:+.3f}), "
+            f"loss gain {best.loss_gain:.4f} ± {best.loss_gain_se:.4f})"
         )
 
 
@@ -303,12 +283,11 @@ def compare(
     blocks : sequence of BlockRef or str, optional
         Only these blocks; with ``pairs="blocks"`` each pair among all of them.
     to : sequence of BlockRef or str, optional
-        The blocks in use that others may be added to; by default the one with the lowest
-        leave-one-out loss.
+        The blocks in use that others may be added to (default: the one with the lowest loss).
     groups : array-like of shape (n,), optional
         Rows with an equal value, such as the same text, are left out together.
     seed : int
-        For the intervals.
+        Seed of the intervals.
     reporter : Reporter
         Receives progress.
 
@@ -348,13 +327,7 @@ def compare(
 
 
 def check_pairing(pairs: str, encoders: Sequence[str]) -> None:
-    """Refuse an unknown kind of pairs, and a single encoder where two are needed.
-
-    Raises
-    ------
-    ConfigError
-        In both cases.
-    """
+    """Refuse an unknown kind of pairs, and a single encoder where two are needed."""
     check_choice(pairs, PAIRINGS, "pairs")
     names = list(dict.fromkeys(encoders))
     if pairs == "encoders" and len(names) < 2:
@@ -368,13 +341,7 @@ def check_pairing(pairs: str, encoders: Sequence[str]) -> None:
 def find_blocks(
     named: Sequence[BlockRef | str], known: Iterable[BlockRef], what: str
 ) -> tuple[BlockRef, ...]:
-    """The named blocks without repeats; ``what`` is the option or parameter that names them.
-
-    Raises
-    ------
-    ConfigError
-        For text that is no block, a block that is not ``known``, or no block at all.
-    """
+    """The named blocks, all of them ``known``, without repeats; ``what`` names the option."""
     names = [named] if isinstance(named, (str, BlockRef)) else named
     refs = dict.fromkeys(BlockRef.parse(n) if isinstance(n, str) else n for n in names)
     blocks = dict.fromkeys(known)

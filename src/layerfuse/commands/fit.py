@@ -39,8 +39,8 @@ from layerfuse.errors import (
     StorageError,
     did_you_mean,
 )
-from layerfuse.evaluation import Rows, Verdict, tradeoffs
 from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import normalize
 from layerfuse.metrics import Estimate
@@ -197,15 +197,16 @@ def _time_pipelines(
 
 
 def _cost(verdict: Verdict, blocks: Sequence[BlockRef], latency: Latency | None) -> CostReport:
-    used = verdict.cost
-    if latency is None or verdict.time_ratio is None:
-        return CostReport(pipeline=used, time_ratio=None, n_texts=0, n_rounds=0)
-    against = tuple(map(BlockRef.parse, verdict.against))
-    ratios = latency.ratios(blocks, against)
     value = verdict.time_ratio
+    if latency is None or value is None:
+        return CostReport(pipeline=verdict.cost, time_ratio=None, n_texts=0, n_rounds=0)
+    ratios = latency.ratios(blocks, tuple(map(BlockRef.parse, verdict.against)))
     span = Estimate(value, min(value, float(ratios.min())), max(value, float(ratios.max())))
     return CostReport(
-        pipeline=used, time_ratio=span, n_texts=latency.n_texts, n_rounds=latency.n_rounds
+        pipeline=verdict.cost,
+        time_ratio=span,
+        n_texts=latency.n_texts,
+        n_rounds=latency.n_rounds,
     )
 
 
@@ -249,13 +250,7 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
 
 
 def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder, ...]:
-    """The encoders of the settings, each with its prompt and candidates.
-
-    Raises
-    ------
-    ConfigError
-        For a prompt or a pooling of an encoder that is not there.
-    """
+    """The encoders of the settings, each with its prompt and candidates."""
     opened = open_encoders(config.encoders, reporter)
     names = [encoder.name for encoder in opened]
     by_name = config.pooling if isinstance(config.pooling, Mapping) else {}

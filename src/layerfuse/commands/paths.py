@@ -33,15 +33,7 @@ def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
-    """The embedding cache in ``root``, or the user's.
-
-    Raises
-    ------
-    ConfigError
-        When it is not a folder.
-    NotFoundError
-        When ``root`` is given and not there, unless it may be ``new``.
-    """
+    """The embedding cache in ``root``, which must exist unless it may be ``new``, or the user's."""
     store = EmbeddingStore(root)
     if store.root.exists() and not store.root.is_dir():
         raise ConfigError(

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from layerfuse.encoders.devices import QUANTIZED
-from layerfuse.encoders.source import EncoderSource, is_tokenizer_file
+from layerfuse.encoders.source import EncoderSource
 from layerfuse.files import (
     atomic_folder,
     cache_dir,
     damaged_files,
     digest,
-    fingerprint_folder,
+    fingerprint_file,
     write_checksums,
     write_json,
 )
@@ -93,12 +93,10 @@ def _facts(tokenizer: Any) -> tuple[object, ...]:
 def _folder(source: EncoderSource, part: str) -> Path:
     import transformers
 
-    beside = []  # transformers reads a tokenizer's files that lie beside a GGUF file
-    if part == "tokenizer":
-        names = [path.name for path in source.folder.iterdir() if is_tokenizer_file(path.name)]
-        beside = [fingerprint_folder(source.folder, names)]
-    fingerprints = json.dumps(source.fingerprints(allow_pickle=False))
-    key = digest(fingerprints, part, transformers.__version__, *beside)
+    known = fingerprint_file(source.path)
+    if part == "tokenizer":  # files beside the GGUF file go before its own
+        known = json.dumps(source.fingerprints(allow_pickle=False))
+    key = digest(known, transformers.__version__)
     return cache_dir() / "gguf" / f"{part}-{key}"
 
 

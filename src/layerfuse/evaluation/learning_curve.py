@@ -96,13 +96,7 @@ class LearningCurve:
 
 
 def check_draws(shares: Sequence[float], repeats: int) -> tuple[float, ...]:
-    """The shares sorted, each once.
-
-    Raises
-    ------
-    ConfigError
-        For no share, one that is not above 0 and at most 1, or fewer than one repeat.
-    """
+    """The shares sorted, each once; a ConfigError for what cannot be drawn."""
     for share in shares:
         if not 0 < share <= 1:
             raise ConfigError(
@@ -269,16 +263,11 @@ def _project(
     embeddings: Blocks, n: int, reporter: Reporter
 ) -> tuple[dict[BlockRef, PrincipalAxes], dict[BlockRef, Floats]]:
     """Each block's axes, and the leading coordinates (n, columns) that choosing uses."""
-
-    def project(block: BlockRef) -> tuple[BlockRef, PrincipalAxes, Floats]:
-        axes, _, leading = PrincipalAxes.fit(_rows_of(embeddings, block, n))
-        return block, axes, leading
-
-    projected = parallel_map(project, embeddings)
-    results = list(track(projected, "principal axes", len(embeddings), "blocks", reporter))
+    fitted = parallel_map(lambda b: PrincipalAxes.fit(_rows_of(embeddings, b, n)), embeddings)
+    results = list(track(fitted, "principal axes", len(embeddings), "blocks", reporter))
     return (
-        {block: axes for block, axes, _ in results},
-        {block: leading for block, _, leading in results},
+        {block: axes for block, (axes, _, _) in zip(embeddings, results, strict=True)},
+        {block: leading for block, (_, _, leading) in zip(embeddings, results, strict=True)},
     )
 
 
@@ -337,17 +326,18 @@ def _measure_point(
     means = np.einsum("rmb,br->mb", resampled.reshape(count, len(METHODS), -1), repeats)
     accuracy = correct.mean(axis=2)  # (repeats, methods)
     last, best, fusion = accuracy.mean(axis=0)
+    draws = tuple(
+        Draw(repeat, by_method, dict(zip(METHODS, accuracy[repeat].tolist(), strict=True)))
+        for repeat, by_method in enumerate(plans)
+    )
     return CurvePoint(
-        share=share,
-        n_rows=n_rows,
+        share,
+        n_rows,
         last_layer=_estimate(last, means[0]),
         best_block=_estimate(best, means[1]),
         fusion=_estimate(fusion, means[2]),
         gain=_estimate(fusion - last, means[2] - means[0]),
-        draws=tuple(
-            Draw(repeat, by_method, dict(zip(METHODS, accuracy[repeat].tolist(), strict=True)))
-            for repeat, by_method in enumerate(plans)
-        ),
+        draws=draws,
     )
 
 

@@ -120,17 +120,7 @@ def compare_baselines(
     test: Rows | None,
     costs: Mapping[str, EncoderCost],
 ) -> list[BaselineComparison]:
-    """Measure the pipeline against each baseline on the same rows.
-
-    Parameters
-    ----------
-    baselines : sequence of Baseline
-        From `run_baselines`.
-    cv, test : Rows
-        Training rows with nested predictions, and test rows if there are any.
-    costs : mapping of str to EncoderCost
-        By each encoder's name.
-    """
+    """Measure the pipeline against each baseline on the same rows; ``costs`` are by encoder."""
     found = []
     for baseline in baselines:
         blocks = () if baseline.plan is None else baseline.plan.blocks
@@ -259,21 +249,9 @@ def judge(
 ) -> Verdict:
     """Compare the pipeline with each baseline, and put the result into words.
 
-    The pipeline is measured against the last layer that scores best on training rows. What is
-    recommended follows from training rows too, so that the test set decides nothing.
-
-    Parameters
-    ----------
-    baselines : sequence of Baseline
-        From `run_baselines`.
-    cv, test : Rows
-        Training rows with nested predictions, and test rows if there are any.
-    plan : Plan
-        The pipeline.
-    scores : BlockScores
-        Scores of each block on training rows.
-    costs, n_layers : mapping of str to EncoderCost and int
-        By encoder.
+    The pipeline (``plan``) is measured against the last layer that scores best on training rows.
+    What is recommended follows from training rows too, so that the test set decides nothing.
+    ``costs`` and ``n_layers`` are by encoder.
     """
     comparisons = tuple(compare_baselines(baselines, cv, test, costs))
     where: Literal["cv", "test"] = "cv" if test is None else "test"
@@ -428,14 +406,8 @@ class GeneralizationGap:
 def measure_gap(cv: Rows, test: Rows, blocks: Sequence[tuple[Floats, Floats]]) -> GeneralizationGap:
     """Compare test rows with training rows, in accuracy, class shares and embeddings.
 
+    ``blocks`` are the principal coordinates (n, rank) and (n_test, rank) of the pipeline's blocks.
     The probe is a classifier two-sample test (Lopez-Paz and Oquab, ICLR 2017).
-
-    Parameters
-    ----------
-    cv, test : Rows
-        n training rows with nested predictions, and n_test test rows.
-    blocks : sequence of (ndarray of shape (n, rank), ndarray of shape (n_test, rank))
-        Principal coordinates of the pipeline's blocks, of training and of test rows.
     """
     from scipy.stats import chi2_contingency
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import altair as alt
 
     from layerfuse.blocks import BlockRef, BlockScores
-    from layerfuse.evaluation import Verdict
+    from layerfuse.evaluation.verdict import Verdict
 
 __all__ = ["plot_scores", "plot_verdict"]
 

@@ -12,13 +12,13 @@ import altair as alt
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.complementarity import Pair
-from layerfuse.evaluation import Tradeoff
 from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report.run_report import CalibrationBin, RunReport
-from layerfuse.report.tables import baseline_name, path_accuracies, percent, points
+from layerfuse.report.run_report import CalibrationBin
+from layerfuse.report.tables import baseline_name, percent, points
 from layerfuse.report.theme import Chart
 
 Row: TypeAlias = dict[str, Any]
@@ -34,48 +34,38 @@ _NESTED = "nested accuracy, % of rows"
 
 
 def layer_curves(
-    scores: BlockScores,
-    selected: Collection[BlockRef] = (),
-    domain: tuple[float, float] | None = None,
+    scores: BlockScores, selected: Collection[BlockRef] = (), domain: Collection[float] = ()
 ) -> Chart:
     """Accuracy of one encoder's layers, a line with its 95% band for each pooling.
 
     Selected layers and the last one are marked; ``domain`` holds the ends of the vertical axis in
     percent, by default those of the scores.
     """
-    low, high = domain or _domain(scores)
-    top = max(score.block.layer for score in scores)
+    layers = [score.block.layer for score in scores]
+    ends = [min(layers), max(layers)]
     rows = []
     for score in scores:
-        picked, is_last = score.block in selected, score.block.layer == top
+        picked, is_last = score.block in selected, score.block.layer == ends[1]
+        marks = ["selected"] * picked + ["last layer"] * is_last
         rows.append(
-            {
-                "pooling": score.block.pooling,
-                "layer": score.block.layer,
-                **_percent(_band(score.accuracy, score.accuracy_se)),
-                "selected": picked,
-                "last": is_last,
-                "note": ", ".join(["selected"] * picked + ["last layer"] * is_last) or "–",
-            }
+            {"pooling": score.block.pooling, "layer": score.block.layer, **_band(score)}
+            | {"selected": picked, "last": is_last, "note": ", ".join(marks) or "–"}
         )
-    scale = alt.Scale(domain=[low, high], zero=False, nice=True)
-    ends = [min(score.block.layer for score in scores), top]
     x = alt.X("layer:Q").title(_LAYERS).axis(tickMinStep=1, format="d")
     base = _base(rows).encode(x=x.scale(domain=ends, nice=False, padding=8))
+    scale = alt.Scale(domain=list(domain or _domain(scores)), zero=False, nice=True)
     y = alt.Y("value:Q").title(_ACCURACY).scale(scale)
     names = list(dict.fromkeys(score.block.pooling for score in scores))
     legend = alt.Legend(title="pooling") if len(names) > 1 else None
     color = alt.Color("pooling:N", sort=names, legend=legend)
+    dash = alt.StrokeDash("pooling:N", sort=names, legend=None)
     tips = (("pooling", "pooling"), ("layer", "layer"), ("value", _ACCURACY, ".1f"), *_SPAN)
     dots = base.encode(y=y, tooltip=_tips(*tips, ("note", "marked as")))
+    low = alt.Y("low:Q").title(_ACCURACY).scale(scale)
     return _layer(
         240,
-        base.mark_area(style="band").encode(
-            y=alt.Y("low:Q").title(_ACCURACY).scale(scale), y2="high:Q", color=color
-        ),
-        base.mark_line().encode(
-            y=y, color=color, strokeDash=alt.StrokeDash("pooling:N", sort=names, legend=None)
-        ),
+        base.mark_area(style="band").encode(y=low, y2="high:Q", color=color),
+        base.mark_line().encode(y=y, color=color, strokeDash=dash),
         dots.mark_point(filled=True, size=30, opacity=1).encode(color=color),
         dots.transform_filter("datum.last").mark_point(
             style="ring", shape="square", size=140, aria=False
@@ -94,14 +84,14 @@ def encoder_curves(scores: BlockScores, selected: Collection[BlockRef] = ()) -> 
     }
 
 
-def _band(accuracy: float, error: float) -> Estimate:
-    spread = _NORMAL * error
-    return Estimate(accuracy, max(0.0, accuracy - spread), min(1.0, accuracy + spread))
+def _band(score: BlockScore) -> Row:
+    spread, own = _NORMAL * score.accuracy_se, score.accuracy
+    return _percent(Estimate(own, max(0.0, own - spread), min(1.0, own + spread)))
 
 
-def _domain(scores: BlockScores) -> tuple[float, float]:
-    bands = [_band(score.accuracy, score.accuracy_se) for score in scores]
-    return 100 * min(band.low for band in bands), 100 * max(band.high for band in bands)
+def _domain(scores: BlockScores) -> list[float]:
+    bands = [_band(score) for score in scores]
+    return [min(band["low"] for band in bands), max(band["high"] for band in bands)]
 
 
 def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
@@ -130,38 +120,6 @@ def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
     )
 
 
-def selection_path(report: RunReport) -> Chart:
-    """Accuracy after each added block, where it was measured."""
-    selection = report.selection
-    steps = zip(selection.blocks, selection.gains, path_accuracies(report), strict=True)
-    ships = len(selection.blocks)
-    rows = [
-        {"step": number, "block": str(block), "gain": gain, "ships": number == ships}
-        | _percent(accuracy)
-        for number, (block, gain, accuracy) in enumerate(steps, 1)
-        if accuracy is not None
-    ]
-    base = _base(rows).encode(
-        x=alt.X("step:O").title("blocks fused").axis(labelAngle=0),
-        tooltip=_tips(
-            *(("step", "blocks"), ("block", "added"), ("value", "accuracy, %", ".1f"), *_SPAN),
-            ("gain", "gain in loss", ".4f"),
-        ),
-    )
-    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(_scale(rows)))
-    return _layer(
-        240,
-        base.mark_rule(style="interval").encode(
-            y=alt.Y("low:Q").title(_NESTED).scale(zero=False), y2="high:Q"
-        ),
-        dots.mark_line(style="plain"),
-        dots.mark_point(style="plain", filled=True, size=80, opacity=1),
-        dots.transform_filter("datum.ships").mark_point(
-            style="chosen", filled=True, shape="diamond", size=180, opacity=1
-        ),
-    )
-
-
 def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     """Pipelines by cost (time, or dimensions) and accuracy, the best for each cost joined.
 
@@ -169,8 +127,7 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     """
     by, title = ("ms", "ms/text") if by_time else ("dims", "dimensions fused")
     costs = [float(p.cost.ms_per_text if by_time else p.cost.dims) for p in pipelines]
-    leads = _leaders(pipelines, costs)
-    low, high = min(costs), max(costs)
+    leads, low, high = _leaders(pipelines, costs), min(costs), max(costs)
     if high == low:
         low, high = 0.5 * low, 1.5 * low or 1.0
     ships = next(n for n, pipeline in enumerate(pipelines) if pipeline.name == "pipeline")
@@ -192,19 +149,17 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
         }
         for number, pipeline in enumerate(pipelines)
     ]
+    x = alt.X(f"{by}:Q").title(title).axis(tickCount=6)
     base = _base(rows).encode(
-        x=alt.X(f"{by}:Q")
-        .title(title)
-        .axis(tickCount=6)
-        .scale(domain=[low, high], zero=False, nice=True, padding=24),
+        x=x.scale(domain=[low, high], zero=False, nice=True, padding=24),
         tooltip=_tips(
             *(("name", "pipeline"), ("blocks", "blocks"), ("value", "accuracy, %", ".1f"), *_SPAN),
             *(("ms", "ms/text", ".2f"), ("memory_mb", "memory, MB", ".0f")),
             ("dims", "dimensions"),
         ),
     )
-    scale = _scale(rows)
-    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(scale))
+    low_end = alt.Y("low:Q").title(_NESTED).scale(_scale(rows))
+    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(_scale(rows)))
     others = [
         dots.transform_filter(f"!datum.ships && {sign}datum.front").mark_point(
             style="plain", filled=filled, size=80, opacity=1, strokeWidth=2
@@ -213,12 +168,11 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
         if any(row["front"] == filled and not row["ships"] for row in rows)
     ]
     names = dots.transform_filter("datum.labeled").encode(text="name:N")
-    middle = (low + high) / 2
+    right = names.transform_filter(f"datum.{by} >= {(low + high) / 2}")
+    left = names.transform_filter(f"datum.{by} < {(low + high) / 2}")
     return _layer(
         300,
-        base.mark_rule(style="interval", strokeWidth=1.5, opacity=0.5).encode(
-            y=alt.Y("low:Q").title(_NESTED).scale(scale), y2="high:Q"
-        ),
+        base.mark_rule(style="interval", opacity=0.5).encode(y=low_end, y2="high:Q"),
         dots.transform_filter("datum.leads").mark_line(
             style="plain", interpolate="step-after", strokeDash=[5, 3]
         ),
@@ -226,12 +180,8 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
         dots.transform_filter("datum.ships").mark_point(
             style="chosen", filled=True, shape="diamond", size=200, opacity=1
         ),
-        names.transform_filter(f"datum.{by} >= {middle}").mark_text(
-            style="label", align="right", dx=-12, dy=-9, aria=False
-        ),
-        names.transform_filter(f"datum.{by} < {middle}").mark_text(
-            style="label", align="left", dx=12, dy=-9, aria=False
-        ),
+        right.mark_text(style="label", align="right", dx=-12, dy=-9, aria=False),
+        left.mark_text(style="label", align="left", dx=12, dy=-9, aria=False),
     )
 
 
@@ -319,32 +269,26 @@ def reliability(bins: Sequence[CalibrationBin]) -> Chart:
         {"confidence": 100 * own.confidence, "count": own.count, **_percent(own.accuracy)}
         for own in bins
     ]
-    title = "accuracy of the bin, %"
     scale = alt.Scale(domain=[0, 100])
+    x = alt.X("confidence:Q").title("confidence (largest probability), %").axis(tickCount=10)
+    y = alt.Y("value:Q").title("accuracy of the bin, %").axis(tickCount=5).scale(scale)
     base = _base(rows).encode(
-        x=alt.X("confidence:Q")
-        .title("confidence (largest probability), %")
-        .axis(tickCount=10)
-        .scale(scale),
+        x=x.scale(scale),
         tooltip=_tips(
             *(("confidence", "confidence, %", ".1f"), ("value", "accuracy, %", ".1f"), *_SPAN),
             ("count", "rows"),
         ),
     )
-    perfect = _base([{"from": 0, "to": 0}, {"from": 100, "to": 100}])
+    perfect = _base([{"confidence": 0, "value": 0}, {"confidence": 100, "value": 100}])
     most = max(own.count for own in bins)
     legend = alt.Legend(values=[max(1, most // 100), max(1, most // 10), most], format=",d")
     size = alt.Size("count:Q", title="rows in the bin", legend=legend)
     return _layer(
         300,
-        perfect.mark_line(style="reference", strokeWidth=1.5).encode(
-            x="from:Q", y=alt.Y("to:Q").title(title)
-        ),
-        base.mark_rule(style="interval").encode(
-            y=alt.Y("low:Q").title(title).axis(tickCount=5).scale(scale), y2="high:Q"
-        ),
+        perfect.mark_line(style="reference", strokeWidth=1.5).encode(x="confidence:Q", y=y),
+        base.mark_rule(style="interval").encode(y=alt.Y("low:Q"), y2="high:Q"),
         base.mark_point(style="plain", filled=True, opacity=0.9).encode(
-            y=alt.Y("value:Q").title(title), size=size.scale(range=[30, 400], domain=[0, most])
+            y=y, size=size.scale(range=[30, 400], domain=[0, most])
         ),
     )
 

@@ -13,7 +13,7 @@ from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.errors import FormatError, NotFoundError
-from layerfuse.evaluation import (
+from layerfuse.evaluation.verdict import (
     BaselineComparison,
     GeneralizationGap,
     Tradeoff,
@@ -250,15 +250,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_run_report(run: Path) -> RunReport:
-    """The report of a run folder.
-
-    Raises
-    ------
-    NotFoundError
-        When the folder is not there, or holds no report.
-    FormatError
-        When the report is damaged, or is none.
-    """
+    """The report of a run folder; an error where there is none, or it is damaged."""
     if not run.is_dir():
         what = "is not a folder" if run.exists() else "does not exist"
         raise NotFoundError(f"{run} {what}. Give a run folder that `layerfuse fit` has written.")
@@ -276,13 +268,7 @@ def write_run_report(run: Path, report: RunReport) -> None:
 
 
 def read_model(path: Path, model: type[M]) -> M | None:
-    """A file that `write_model` has written; None where there is no file.
-
-    Raises
-    ------
-    FormatError
-        When it is damaged or holds something else; names the file and the field.
-    """
+    """A file that `write_model` has written, None where there is no file, else a FormatError."""
     try:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -26,7 +26,7 @@ _SAME = 1.05  # times that differ by less than this factor tell nothing apart
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its title, what it shows in words, and the numbers behind it."""
+    """A chart, what it shows in words, and the numbers behind it."""
 
     id: str
     title: str
@@ -60,7 +60,6 @@ def sections_of(report: RunReport, curve: CurveResult | None) -> list[Section]:
         _calibration(report),
         _learning_curve(curve),
         _hardest(report),
-        _duplicates(report),
         _data(report),
         _runtime(report),
         _usage(report),
@@ -91,7 +90,7 @@ def _verdict(report: RunReport) -> Section:
 
 
 def _selected(report: RunReport) -> Section:
-    """The selected blocks, accuracy with each of them, and what is not loaded."""
+    """The selected blocks, accuracy with each of them, and what was compared."""
     selection = report.selection
     count = plural(len(selection.blocks), "block")
     how = f"{selection.fusion} fusion, {selection.head} head"
@@ -103,21 +102,15 @@ def _selected(report: RunReport) -> Section:
         numbers = ", ".join(map(str, own))
         used = f"layers {numbers} of 0 to {encoder.layers}{rest}" if own else "not used"
         lead.append(f"{encoder.name}: {used}.")
-    known = [own for own in tables.path_accuracies(report) if own is not None]
-    summary = (
-        f"Nested accuracy goes from {percent(known[0].value)} to {percent(known[-1].value)}."
-        if len(known) > 1
-        else f"One block, {selection.blocks[0]}; no other was worth adding."
-    )
-    note = (
+    lead.append(
         "Blocks are added while the leave-one-out loss falls by more than a standard error. "
-        "Accuracy is nested cross-validation on training rows, selection run anew in each fold. "
-        "The diamond is what ships; steps before it are concatenated with a ridge head."
+        "Accuracy is nested cross-validation on training rows, selection run anew in each fold; "
+        "steps before the last are concatenated with a ridge head."
     )
-    chart, table = figures.selection_path(report), tables.selection_table(report)
-    figure = Figure("path", "Added block by block", summary, chart, table, note)
-    below = [tables.trials_table(report)] if selection.trials else []
-    return Section("chosen", "What was selected", lead, [figure], below)
+    below = [tables.selection_table(report)]
+    if selection.trials:
+        below.append(tables.trials_table(report))
+    return Section("chosen", "What was selected", lead, [], below)
 
 
 def _layers(report: RunReport) -> Section:
@@ -196,22 +189,18 @@ def _classes(report: RunReport) -> Section:
     """Confusion matrix, and classes by the number of errors that they take part in."""
     names = report.data.classes
     counts, order = tables.confusion_counts(report)
-    often = "; ".join(
-        f"{names[t]} predicted as {names[p]} ({counts[t, p]})"
-        for t, p in tables.confused_pairs(counts)[:3]
-    )
     errors = plural(int(counts.sum() - counts.trace()), "error")
     summary = f"{errors} on {report.measured.n:,} {report.rows_in_words}."
     few = len(names) <= _SHOWN_CLASSES
     figure = Figure(
         "confusion",
         "Confusion matrix" if few else f"The {_SHOWN_CLASSES} most confused classes",
-        f"{summary} Most often: {often}." if often else summary,
+        summary,
         figures.confusion_matrix(counts, names, np.sort(order[:_SHOWN_CLASSES])),
-        tables.confusion_table(counts, names),
+        tables.class_table(report),
         "" if few else "Rows of these classes predicted as other classes are not drawn here.",
     )
-    return Section("classes", "Errors by class", [], [figure], [tables.class_table(report)])
+    return Section("classes", "Errors by class", [], [figure])
 
 
 def _calibration(report: RunReport) -> Section:
@@ -254,27 +243,19 @@ def _hardest(report: RunReport) -> Section:
     return Section("texts", "Hardest and likely mislabeled texts", [lead], [], [table])
 
 
-def _duplicates(report: RunReport) -> Section:
-    """Test rows that training rows give away."""
-    title = "Near-duplicates across train and test"
-    near, audit = report.data.near_duplicates, report.data.audit
-    if near is None or audit.test_name is None:
-        lead = "No test split, so near-duplicates across train and test were not searched."
-        return Section("duplicates", title, [lead])
-    rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
-    lead = (
-        f"{plural(leaks, 'test row')} repeated exactly in train, {plural(near.count, 'row')} "
-        f"nearly (at least {percent(near.threshold, 0)} of words and word pairs shared), together "
-        f"{percent((near.count + leaks) / max(1, rows))} of {rows:,}. "
-        f"{plural(near.conflicts, 'near-duplicate has', 'near-duplicates have')} conflicting "
-        "labels."
-    )
-    return Section("duplicates", title, [lead], [], [tables.near_table(near)] if near.pairs else [])
-
-
 def _data(report: RunReport) -> Section:
-    """The audit, and what the run noted."""
-    data, audit, lead = report.data, report.data.audit, []
+    """The audit, test rows that training rows give away, and what the run noted."""
+    data, audit, near = report.data, report.data.audit, report.data.near_duplicates
+    lead, found = [], [tables.audit_table(audit)]
+    if near is not None and audit.test_name is not None:
+        rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
+        lead.append(
+            f"{plural(leaks, 'test row')} repeated exactly in train, {plural(near.count, 'row')} "
+            f"nearly (at least {percent(near.threshold, 0)} of words and word pairs shared), "
+            f"together {percent((near.count + leaks) / max(1, rows))} of {rows:,}; "
+            f"{near.conflicts:,} of the near-duplicates have conflicting labels."
+        )
+        found += [tables.near_table(near)] if near.pairs else []
     if audit.small_classes:
         few = ", ".join(f"{name} ({count})" for name, count in audit.small_classes.items())
         lead.append(f"Classes with fewer than 5 training rows: {few}.")
@@ -287,11 +268,10 @@ def _data(report: RunReport) -> Section:
             f"{percent(data.truncated_share)} of the training texts were truncated: they are "
             "longer than an encoder reads."
         )
-    found = [tables.audit_table(audit)]
     if report.notes:
         notes = [(note,) for note in report.notes]
         found.append(Table("Notes of the run", ("note",), notes, open_rows=6))
-    return Section("data", "The data", lead, [], found)
+    return Section("data", "The data, and what was noted", lead, [], found)
 
 
 def _runtime(report: RunReport) -> Section:
@@ -328,7 +308,6 @@ def _provenance(report: RunReport) -> Section:
     """Versions, hardware, settings, seed, fingerprints."""
     found = [
         tables.machine_table(report),
-        tables.fingerprint_table(report),
         tables.settings_table(report.settings),
     ]
     return Section("provenance", "Provenance", [], [], found)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.config import FitConfig
-from layerfuse.data.audit import Audit, SplitAudit
-from layerfuse.evaluation import BaselineComparison
+from layerfuse.data.audit import Audit
 from layerfuse.evaluation.learning_curve import LearningCurve
+from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     CalibrationBin,
@@ -80,10 +80,7 @@ def baseline_name(name: str, encoder: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """``numeric`` columns are set to the right, ``wide`` ones hold running text.
-
-    Rows above ``open_rows`` are folded away, ``strong`` ones are bold.
-    """
+    """``numeric`` columns stand to the right; rows above ``open_rows`` are folded away."""
 
     caption: str
     head: tuple[str, ...]
@@ -92,14 +89,6 @@ class Table:
     wide: Sequence[int] = ()
     open_rows: int = 12
     strong: Sequence[int] = ()
-
-
-def path_accuracies(report: RunReport) -> list[Estimate | None]:
-    """Nested accuracy after each step of the selection path; None where it was not measured."""
-    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
-    n_blocks = len(report.selection.blocks)
-    known[n_blocks] = report.cv.accuracy
-    return [known.get(count) for count in range(1, n_blocks + 1)]
 
 
 def estimate_cells(own: Estimate) -> tuple[str, str]:
@@ -145,13 +134,13 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
 
 
 def selection_table(report: RunReport) -> Table:
-    """The selected blocks in order, what each brought, and the accuracy after it."""
-    selection = report.selection
-    steps = zip(selection.blocks, selection.gains, path_accuracies(report), strict=True)
-    cells = [
-        (str(number), str(block), f"{gain:.4f}", *(estimate_cells(own) if own else ("–", "–")))
-        for number, (block, gain, own) in enumerate(steps, 1)
-    ]
+    """The selected blocks in order, what each brought, and nested accuracy after it if measured."""
+    selection, cells = report.selection, []
+    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
+    known[len(selection.blocks)] = report.cv.accuracy
+    for number, block in enumerate(selection.blocks, 1):
+        accuracy = estimate_cells(known[number]) if number in known else ("–", "–")
+        cells.append((str(number), str(block), f"{selection.gains[number - 1]:.4f}", *accuracy))
     head = ("step", "added block", "gain in loss", "nested accuracy", "95% interval")
     return Table("Selected blocks, in order", head, cells, (0, 2, 3, 4))
 
@@ -216,9 +205,7 @@ def cost_table(report: RunReport) -> Table:
 
 
 def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
-    """The confusion matrix (n_classes, n_classes), and classes (n_classes,) with the most errors
-    first.
-    """
+    """Counts (n_classes, n_classes), and classes (n_classes,) with the most errors first."""
     counts = np.zeros((len(report.data.classes),) * 2, dtype=np.intp)
     for cell in report.diagnosis.confusion:
         counts[cell.truth, cell.predicted] = cell.count
@@ -226,41 +213,21 @@ def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
     return counts, np.argsort(-errors, kind="stable")
 
 
-def confused_pairs(counts: Ints) -> list[tuple[int, int]]:
-    """The most frequent confusions, as numbers of the true and the predicted class."""
-    errors = counts * ~np.eye(len(counts), dtype=bool)
-    ranked = np.argsort(-errors, axis=None, kind="stable")[:8]
-    places = np.stack(np.unravel_index(ranked, errors.shape), axis=1).tolist()
-    return [(truth, predicted) for truth, predicted in places if errors[truth, predicted]]
-
-
-def confusion_table(counts: Ints, names: Sequence[str]) -> Table:
-    """The most frequent confusions."""
-    cells = [
-        (names[t], names[p], str(counts[t, p]), percent(counts[t, p] / counts[t].sum()))
-        for t, p in confused_pairs(counts)
-    ]
-    head = ("true class", "predicted as", "rows", "of the true class")
-    return Table("Most frequent confusions", head, cells, (2, 3))
-
-
 def class_table(report: RunReport) -> Table:
     """Errors by class, those with most errors first."""
     names, cells = report.data.classes, []
     counts, order = confusion_counts(report)
+    errors = counts * ~np.eye(len(counts), dtype=bool)
     for label in order.tolist():
-        own, given = int(counts[label].sum()), int(counts[:, label].sum())
-        hits = int(counts[label, label])
-        errors = counts[label].copy()
-        errors[label] = 0
+        own, given, hits = counts[label].sum(), counts[:, label].sum(), counts[label, label]
+        shares = ((hits, own), (hits, given), (2 * hits, own + given))
+        often = int(errors[label].argmax())
         cells.append(
             (
                 *(names[label], f"{own:,}"),
-                percent(hits / own if own else None),
-                percent(hits / given if given else None),
-                percent(2 * hits / (own + given) if own + given else None),
+                *(percent(part / whole if whole else None) for part, whole in shares),
                 *(str(own - hits), str(given - hits)),
-                names[int(errors.argmax())] if errors.any() else "–",
+                f"{names[often]} ({errors[label, often]})" if errors[label].any() else "–",
             )
         )
     measures = ("rows", "recall", "precision", "F1", "missed", "false alarms")
@@ -320,43 +287,30 @@ def near_table(near: NearDuplicates) -> Table:
         for pair in near.pairs
     ]
     head = ("test / train row", "similarity", "label", "test text")
-    caption = "Pairs, those with conflicting labels first"
+    caption = "Near-duplicates across train and test, those with conflicting labels first"
     return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
 
 
 def audit_table(audit: Audit) -> Table:
-    """The splits."""
-    splits = list(audit.splits.values())
+    """What was counted in each split."""
     cells = [
-        ("rows", *(f"{split.rows:,}" for split in splits)),
-        ("classes", *(str(len(split.classes)) for split in splits)),
-        ("largest class", *map(_largest, splits)),
-        ("empty texts", *(f"{split.empty.count:,}" for split in splits)),
-        ("repeated texts", *(f"{split.duplicates.count:,}" for split in splits)),
-        ("texts with conflicting labels", *(f"{split.conflicts:,}" for split in splits)),
-        ("texts over 2,000 characters", *(f"{split.over_long.count:,}" for split in splits)),
+        (
+            *(name, f"{split.rows:,}", str(len(split.classes)), f"{split.empty.count:,}"),
+            *(f"{split.duplicates.count:,}", f"{split.conflicts:,}", f"{split.over_long.count:,}"),
+        )
+        for name, split in audit.splits.items()
     ]
-    return Table("Splits", ("", *audit.splits), cells, range(1, len(splits) + 1))
-
-
-def _largest(split: SplitAudit) -> str:
-    name, count = next(iter(split.classes.items()), ("–", 0))
-    return f"{name} ({percent(count / max(1, split.rows), 0)})"
+    texts = ("empty", "repeated", "conflicting labels", "over 2,000 characters")
+    return Table("Splits", ("split", "rows", "classes", *texts), cells, range(1, 7))
 
 
 def time_table(report: RunReport) -> Table:
     """Seconds of each step that was needed."""
-    times = report.timings
-    steps = {
-        "extracting embeddings": times.extract_s,
-        "scoring blocks": times.score_s,
-        "selection and nested resampling": times.search_s,
-        "training the head": times.head_s,
-        "baselines": times.baselines_s,
-        "timing pipelines side by side": times.latency_s,
-        "total": times.total_s,
-    }
-    cells = [(name, f"{seconds:.1f}") for name, seconds in steps.items() if seconds]
+    cells = [
+        (name.removesuffix("_s"), f"{seconds:.1f}")
+        for name, seconds in vars(report.timings).items()
+        if seconds
+    ]
     head = ("step", "seconds")
     return Table("Time of the run, seconds", head, cells, (1,), strong=[len(cells) - 1])
 
@@ -379,29 +333,19 @@ def encoder_table(report: RunReport) -> Table:
 
 
 def machine_table(report: RunReport) -> Table:
-    """When and on what the run was made."""
+    """When, on what and from which files the run was made."""
     machine: Environment = report.environment
     facts = [
         ("created", f"{report.created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"),
-        ("data", report.data.name),
-        ("seed", str(report.settings.seed)),
         ("processor", f"{machine.cpu}, {plural(machine.cores or 1, 'core')}"),
         ("system", machine.platform),
         ("Python", machine.python),
         *machine.packages.items(),
     ]
-    return Table("Machine and versions", ("fact", "value"), facts, open_rows=30)
-
-
-def fingerprint_table(report: RunReport) -> Table:
-    """What identifies the encoders' files."""
-    cells = [
-        (encoder.name, part, value, " @ ".join(filter(None, (encoder.source, encoder.revision))))
-        for encoder in report.encoders
-        for part, value in encoder.fingerprints.items()
-    ]
-    head = ("encoder", "part", "fingerprint", "source")
-    return Table("Fingerprints", head, cells, open_rows=30)
+    for encoder in report.encoders:
+        facts.append((encoder.name, " @ ".join(filter(None, (encoder.source, encoder.revision)))))
+        facts += [(f"{encoder.name}, {part}", own) for part, own in encoder.fingerprints.items()]
+    return Table("Machine, versions, encoders", ("fact", "value"), facts, open_rows=60)
 
 
 def settings_table(settings: FitConfig) -> Table:
