@@ -227,12 +227,17 @@ def _list_models(*, output: Output = _PRINT) -> None:
 
 @_models.command(name="pull")
 def _pull_model(
-    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of an encoder.")],
+    *,
+    accept_terms: Annotated[
+        bool, option("Accept the encoder's terms of use, which are shown.", show_default=False)
+    ] = False,
+    output: Output = _PRINT,
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
 
-    output.show(pull_model(name, output.reporter))
+    output.show(pull_model(name, output.reporter, accept_terms=accept_terms))
 
 
 @_models.command(name="check")

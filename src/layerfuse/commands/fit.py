@@ -260,7 +260,7 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
                 f"A prompt or pooling names {name!r}, which is not one of the encoders "
                 f"({', '.join(names)}).{did_you_mean(name, names)}"
             )
-    return tuple(
+    encoders = tuple(
         FrozenEncoder(
             encoder.source,
             prompt=config.prompts.get(encoder.name),
@@ -278,6 +278,13 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
         )
         for encoder in opened
     )
+    for encoder in encoders:
+        if encoder.prompt is not None and encoder.name not in config.prompts:
+            reporter.note(
+                f"{encoder.name}: its own prompt, {encoder.prompt!r} (another one: --prompt "
+                f"{encoder.name}='...{{text}}...', or only '{{text}}')"
+            )
+    return encoders
 
 
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.data.catalog import ENCODERS
 from layerfuse.encoders.architecture import (
     Architecture,
     Pending,
@@ -103,6 +104,9 @@ class FrozenEncoder:
     _loaded: _Loaded | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        named = ENCODERS.get(self.source.origin)
+        if named is not None and self.prompt is None and self.chat_prompt is None:
+            self.prompt = named.prompt
         check_prompt(self.prompt)
         if self.prompt is not None and self.chat_prompt is not None:
             raise ConfigError(f"{self.name} has both a prompt and a chat prompt; choose one.")
@@ -148,7 +152,8 @@ class FrozenEncoder:
             The Hub revision.
         prompt : str, optional
             Text around each text; contains ``{text}`` once. The text is truncated, never the
-            prompt.
+            prompt. By default that of the catalog, for encoders that were trained with one;
+            ``"{text}"`` is none.
         chat_prompt : str, optional
             A user message for the model's own chat template; the text takes the place of
             ``{text}``, or follows after an empty line.

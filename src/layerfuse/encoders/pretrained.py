@@ -11,6 +11,7 @@ from typing import Any
 
 from layerfuse.encoders.architecture import text_stack
 from layerfuse.encoders.devices import loading_options
+from layerfuse.encoders.gguf_cache import find_unpacked, keep_model, keep_tokenizer
 from layerfuse.encoders.source import EncoderSource
 from layerfuse.errors import LayerfuseError, UnsupportedModelError, is_out_of_memory, require
 
@@ -31,8 +32,11 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
     with quiet(), refusing(f"{source.path} has no tokenizer that can be read"):
         from transformers import AutoTokenizer
 
+        unpacked = find_unpacked(source, "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(
-            source.folder, trust_remote_code=trust_remote_code, **_gguf_options(source)
+            unpacked or source.folder,
+            trust_remote_code=trust_remote_code,
+            **({} if unpacked else _gguf_options(source)),
         )
         if not _knows_words(tokenizer):
             files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
@@ -41,6 +45,8 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
                 f"no word from the files that are there. It comes from {files}; get the missing "
                 "ones, or save all with tokenizer.save_pretrained(folder)."
             )
+        if unpacked is None:
+            keep_tokenizer(tokenizer, source)
         return tokenizer
 
 
@@ -83,15 +89,18 @@ def load_model(
     with quiet(), refusing(f"{source.path} cannot be loaded as a text encoder"):
         from transformers import AutoModel
 
-        options = loading_options(dtype, device) | _gguf_options(source)
-        if not source.gguf_file:
+        unpacked = find_unpacked(source, dtype)
+        options = loading_options(dtype, device) | ({} if unpacked else _gguf_options(source))
+        if "gguf_file" not in options:
             options["use_safetensors"] = None if allow_pickle else True
         model, outcome = AutoModel.from_pretrained(
-            source.folder,
+            unpacked or source.folder,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
             **options,
         )
+        if unpacked is None:
+            keep_model(model, source, dtype)
         stack = text_stack(model)
         # Without this, transformers fills what is missing with random numbers.
         tensors = model.state_dict(keep_vars=True)

@@ -323,10 +323,12 @@ def encoder_table(report: RunReport) -> Table:
             f"{cost.memory_mb_at(cost.n_layers):.0f}",
             *(f"{cost.ms_at(cost.n_layers):.2f}", f"{cost.tokens_per_text:.0f}"),
             f"{cost.device}, {cost.dtype}",
+            encoder.prompt or encoder.chat_prompt or "",
         )
-        for cost in (encoder.cost for encoder in report.encoders)
+        for encoder in report.encoders
+        for cost in (encoder.cost,)
     ]
-    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device")
+    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device", "prompt")
     return Table("Encoders in full", head, cells, range(1, 6))
 
 
