@@ -26,6 +26,7 @@ from layerfuse.config import (
     LabelColumn,
     MovedEncoders,
     ReadConfig,
+    ServeConfig,
     SettingsFile,
     Shares,
     Store,
@@ -35,6 +36,7 @@ from layerfuse.config import (
     count,
     option,
 )
+from layerfuse.errors import require
 
 
 def _shown(value: object) -> str | None:
@@ -98,6 +100,15 @@ def predict(
         sys.stdout.write(text)
     if out is not None:
         output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+
+
+@app.command
+def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    require("fastapi", "serve", "A server")
+    from layerfuse.serving.command import serve as run
+
+    run(settings, output.reporter)
 
 
 @app.command
