@@ -17,6 +17,7 @@ from benchmarks import (
     report,
     scoring,
     search,
+    serving,
     walk,
 )
 from benchmarks.common import save
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
+    "serving": serving.run,
     "walk": walk.run,
 }
 

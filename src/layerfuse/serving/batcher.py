@@ -20,7 +20,7 @@ import numpy as np
 from layerfuse.serving.metrics import Metrics
 from layerfuse.serving.registry import Predicted, ServedModel, Texts, predict
 
-_WORKERS = int(__import__("os").environ.get("LFW","2"))  # while one batch is in an encoder, the next is tokenized, the last one classified
+_WORKERS = 2  # while one batch is in an encoder, the next is tokenized, the last one classified
 
 
 class QueueFullError(Exception):

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from layerfuse.serving.metrics import Metrics
 
-OPEN = {"/", "/health/live", "/health/ready"}
-"""Paths that need no token: the page asks for it."""
-_PATHS = OPEN | {"/predict", "/v1/models", "/v1/reload", "/metrics", "/docs", "/openapi.json"}
+_OPEN = {"/", "/health/live", "/health/ready"}
+"""What can be read without a token: the page asks for it."""
+_PATHS = _OPEN | {"/predict", "/v1/models", "/v1/reload", "/metrics", "/docs", "/openapi.json"}
 LOG = logging.getLogger("layerfuse.serving")
 
 
@@ -85,7 +85,8 @@ class Guard:
 
     def _refuse(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])
-        if self._token is not None and scope["path"] not in OPEN:
+        is_open = scope["path"] in _OPEN and scope["method"] == "GET"
+        if self._token is not None and not is_open:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):
                 return problem(
