@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Annotated
@@ -56,6 +57,7 @@ class Server:
         self.config, self.metrics, self._load = config, Metrics(), load
         self.batcher = Batcher(config.max_queue, config.max_batch, self.metrics)
         self._reloading = asyncio.Lock()
+        self._task: asyncio.Task[str | None] | None = None
         self.models: Mapping[str, ServedModel] = {}
         self.load()
 
@@ -64,6 +66,10 @@ class Server:
         models = self._load(tuple(self.models.values()))
         predict([(model, ("",)) for model in models.values()])
         self.models = models
+
+    def reload_soon(self) -> None:
+        """Reload, and go on meanwhile."""
+        self._task = asyncio.get_running_loop().create_task(self.reload())
 
     async def reload(self) -> str | None:
         """Load anew beside what goes on; what is wrong, where something is."""
@@ -162,9 +168,11 @@ def make_app(config: ServeConfig, load: Load, token: str | None = None) -> FastA
     """
     server = Server(config, load)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.batcher.start()
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # Windows, a thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_soon)
         yield
         await server.batcher.stop()
 
@@ -261,12 +269,9 @@ def _policy() -> str:
     (script,), (style,) = (
         re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", _page(), re.S) for tag in ("script", "style")
     )
-    own = [
-        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
-        for part in (script, style)
-    ]
+    digests = (hashlib.sha256(part.encode()).digest() for part in (script, style))
+    own, look = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
-        f"default-src 'none'; script-src 'sha256-{own[0]}'; style-src 'sha256-{own[1]}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        f"default-src 'none'; script-src {own}; style-src {look}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

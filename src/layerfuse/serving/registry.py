@@ -44,6 +44,15 @@ class Predicted:
     truncated: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Blocks of distinct texts, each (n_texts, dim), and the row of each text."""
+
+    places: Mapping[str, int]
+    blocks: Mapping[Key, npt.NDArray[np.float32]]
+    truncated: npt.NDArray[np.bool_]
+
+
 def named_runs(runs: Sequence[str]) -> dict[str, Path]:
     """Folders by the names they are served under: ``NAME=RUN``, or the folder's own name.
 
@@ -178,38 +187,36 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
             keys[block.layer, block.pooling] = None
             for text in texts:
                 places.setdefault(text, len(places))
-    read = {
-        encoder: (places, *_read(encoder, tuple(places), tuple(keys)))
-        for encoder, (places, keys) in wanted.items()
-    }
+    read = {encoder: _read(encoder, *asked) for encoder, asked in wanted.items()}
     together: dict[ServedModel, list[str]] = {}
     for served, texts in requests:
         together.setdefault(served, []).extend(texts)
-    answers: dict[ServedModel, Predicted] = {}
-    for served, asked in together.items():
-        blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
-        truncated = np.zeros(len(asked), dtype=bool)
-        for block in served.model.blocks:
-            places, arrays, cut = read[served.encoders[block.encoder]]
-            rows = [places[text] for text in asked]
-            blocks[block] = arrays[block.layer, block.pooling][rows]
-            truncated |= cut[rows]
-        answers[served] = Predicted(served.model.predict_proba(blocks), truncated)
+    answers = {served: _classify(served, texts, read) for served, texts in together.items()}
     done = dict.fromkeys(together, 0)
     found = []
     for served, texts in requests:
-        rows_of = slice(done[served], done[served] + len(texts))
-        done[served] += len(texts)
-        own = answers[served]
-        found.append(Predicted(own.proba[rows_of], own.truncated[rows_of]))
+        own = slice(done[served], done[served] + len(texts))
+        done[served] = own.stop
+        found.append(Predicted(answers[served].proba[own], answers[served].truncated[own]))
     return found
 
 
-def _read(
-    encoder: FrozenEncoder, texts: Texts, keys: tuple[Key, ...]
-) -> tuple[dict[Key, npt.NDArray[np.float32]], npt.NDArray[np.bool_]]:
-    """Blocks of distinct texts, each (n_texts, dim), and which texts were truncated."""
-    jobs = plan_shards(texts, [(np.arange(len(texts)), keys)], encoder)
+def _classify(
+    served: ServedModel, texts: Sequence[str], read: Mapping[FrozenEncoder, _Read]
+) -> Predicted:
+    blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
+    truncated = np.zeros(len(texts), dtype=bool)
+    for block in served.model.blocks:
+        own = read[served.encoders[block.encoder]]
+        rows = [own.places[text] for text in texts]
+        blocks[block] = own.blocks[block.layer, block.pooling][rows]
+        truncated |= own.truncated[rows]
+    return Predicted(served.model.predict_proba(blocks), truncated)
+
+
+def _read(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _Read:
+    missing = [(np.arange(len(places)), tuple(keys))]
+    jobs = plan_shards(tuple(places), missing, encoder)
     results = [run_shard(job, encoder) for job in jobs]
     blocks = {key: np.concatenate([result.blocks[key] for result in results]) for key in keys}
-    return blocks, np.concatenate([result.truncated for result in results])
+    return _Read(places, blocks, np.concatenate([result.truncated for result in results]))
