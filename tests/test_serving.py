@@ -276,6 +276,18 @@ class TestAnswers:
         assert server.ask("GET", "/health/live").status == 200
         assert server.ask("GET", "/health/ready").status == 200
 
+    def test_requests_and_endpoints_of_the_documentation(self, server: Running) -> None:
+        page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+        bodies = re.findall(r"-d '(.+)'", page)
+        assert bodies
+        for body in bodies:
+            assert server.ask("POST", "/predict", body.encode()).status == 200
+        endpoints = re.findall(r"`(GET|POST) (/[^`?]*)", page)
+        assert len(endpoints) >= 8
+        for method, path in endpoints:
+            got = server.ask(method, path.replace("NAME", "low"), {"texts": "oil"})
+            assert got.status == (403 if path == "/v1/reload" else 200), path
+
 
 class TestHuggingFaceForm:
     @pytest.mark.parametrize("path", ["", "/predict", "/v1/models/low/predict"])
@@ -410,7 +422,7 @@ class TestLimits:
             assert b" 413 " in sent.recv(1000)
 
     def test_what_is_not_there(self, small: Running) -> None:
-        assert small.predict("oil", "no such").status == 404
+        assert small.predict("oil", "no-such").status == 404
         assert small.ask("GET", "/v2").status == 404
         assert small.ask("GET", "/predict").status == 405
 
@@ -558,6 +570,7 @@ class TestTokenAndReload:
 class TestProcess:
     """The command itself: signals and the log."""
 
+    @pytest.mark.slow
     def test_sigterm_under_load_loses_no_accepted_request(
         self, runs: dict[str, Path], tmp_path: Path
     ) -> None:
@@ -650,7 +663,7 @@ class TestPage:
             assert HOSTILE in results.first.inner_text()
             with page.expect_download() as saved:
                 page.click("#save")
-            assert Path(saved.value.path()).read_text().startswith("text,label,probability\r\n")
+            assert Path(saved.value.path()).read_bytes().startswith(b"text,label,probability\r\n")
             found = Axe().run(page).response["violations"]
             assert [(f["id"], f["nodes"][0]["html"][:200]) for f in found] == []
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
