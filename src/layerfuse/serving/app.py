@@ -44,7 +44,7 @@ from layerfuse.serving.schemas import (
 Load = Callable[[tuple[ServedModel, ...]], Mapping[str, ServedModel]]
 """Loads what is to be served, given what is served now."""
 Answer = PredictResponse | list[list[LabelScore]]
-Asked = Annotated[PredictRequest | ClassificationRequest, Body(openapi_examples=EXAMPLES)]  # type: ignore[arg-type]
+Asked = Annotated[PredictRequest | ClassificationRequest, Body(openapi_examples=EXAMPLES)]
 _REFUSED = {
     code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
 }
@@ -186,7 +186,7 @@ def make_app(config: ServeConfig, load: Load, token: str | None = None) -> FastA
     )
     app.state.server = server
     app.add_middleware(
-        Guard,  # type: ignore[arg-type]
+        Guard,
         metrics=server.metrics,
         token=token,
         max_body=config.max_body,
