@@ -1,8 +1,11 @@
-"""``python -m benchmarks [NAME …]``: all benchmarks, or the named ones; ``study`` is apart."""
+"""``python -m benchmarks [NAME …]``: all benchmarks, or the named ones; ``study`` and ``gpu`` have
+options of their own."""
 
 from __future__ import annotations
 
 import sys
+
+import torch
 
 from benchmarks import (
     accuracy,
@@ -21,6 +24,8 @@ from benchmarks import (
     walk,
 )
 from benchmarks.common import save
+from benchmarks.gpu.command import main as gpu
+from benchmarks.gpu.command import run as run_gpu
 from benchmarks.study.command import main as study
 
 BENCHMARKS = {
@@ -38,13 +43,19 @@ BENCHMARKS = {
     "report": report.run,
     "serving": serving.run,
     "walk": walk.run,
+    "gpu": run_gpu,
 }
 
 
 def main() -> int:
     if sys.argv[1:2] == ["study"]:
         return study(sys.argv[2:])
+    if sys.argv[1:2] == ["gpu"]:
+        return gpu(sys.argv[2:])
     names = sys.argv[1:] or list(BENCHMARKS)
+    if not sys.argv[1:] and not torch.cuda.is_available():
+        print("gpu is left out: this machine has no CUDA device")
+        names.remove("gpu")
     if unknown := [name for name in names if name not in BENCHMARKS]:
         print(f"Unknown benchmark {unknown[0]!r}. Choose from study, {', '.join(BENCHMARKS)}.")
         return 2

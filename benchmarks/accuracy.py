@@ -13,16 +13,10 @@ from benchmarks.common import save
 from layerfuse.commands.fit import fit
 from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
+from layerfuse.evaluation.verdict import BaselineComparison, VerdictSummary
 from layerfuse.metrics import Evaluation
 from layerfuse.progress import SILENT
-from layerfuse.report.run_report import (
-    BaselineReport,
-    CostReport,
-    RunReport,
-    SelectionReport,
-    Timings,
-    VerdictReport,
-)
+from layerfuse.report.run_report import CostReport, RunReport, SelectionReport, Timings
 
 _ASKED = (
     "<|im_start|>user\nIs this movie review positive or negative? {text}<|im_end|>\n"
@@ -57,9 +51,9 @@ class AccuracyRun(BaseModel):
     selection: SelectionReport
     cv: Evaluation
     test: Evaluation
-    baselines: tuple[BaselineReport, ...]
+    baselines: tuple[BaselineComparison, ...]
     cost: CostReport
-    verdict: VerdictReport
+    verdict: VerdictSummary
     timings: Timings
 
     @classmethod

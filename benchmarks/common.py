@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,14 @@ def measured(name: str) -> list[dict[str, Any]]:
 def save(name: str, results: list[dict[str, Any]]) -> None:
     """Write results with the machine and versions."""
     RESULTS.mkdir(exist_ok=True)
-    value = {
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(described(name, results), indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path.name}")
+
+
+def described(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Results with the machine and the versions of what is installed."""
+    return {
         "benchmark": name,
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": {
@@ -97,12 +105,15 @@ def save(name: str, results: list[dict[str, Any]]) -> None:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES},
         "results": results,
     }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {path.name}")
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return None
 
 
 def cpu() -> str:

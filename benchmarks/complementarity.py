@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from benchmarks.common import RESULTS
 from benchmarks.packaged import DATASETS, ENCODERS, MOST_ROWS, POOLINGS, embed, read_sets
-from benchmarks.pairs import OUTCOMES, correlate, measure_predictors, summarize, top_picks
-from layerfuse.complementarity import MEASURES
+from benchmarks.pairs import MEASURES, OUTCOMES, correlate, measure_predictors, summarize, top_picks
 
 MAX_PAIRS = 500
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -12,13 +12,30 @@ import numpy.typing as npt
 import pandas as pd
 
 from layerfuse import BlockRef
-from layerfuse.complementarity import MEASURES, ProbeData, measure_pairs
+from layerfuse.complementarity import Pair, ProbeData, measure_pairs
 from layerfuse.embeddings.views import BlockView
 from layerfuse.parallel import n_cores, parallel_map
 from layerfuse.probing import probe_blocks
 from layerfuse.targets import Targets
 
 OUTCOMES = ("accuracy_gain", "loss_gain")
+
+MEASURES: dict[str, Callable[[Pair], float]] = {
+    "loss_gain": lambda pair: pair.loss_gain,
+    "negative_loss": lambda pair: -pair.loss,
+    "accuracy_gain": lambda pair: pair.gain.difference,
+    "cka_distance": lambda pair: 1.0 - pair.cka,
+    "disagreement": lambda pair: pair.disagreement,
+    "negative_q": lambda pair: -pair.yules_q,
+    "negative_double_fault": lambda pair: -pair.double_fault,
+    "oracle_gain": lambda pair: pair.oracle_accuracy - max(pair.accuracy_a, pair.accuracy_b),
+    "accuracy_balance": lambda pair: -abs(pair.accuracy_a - pair.accuracy_b),
+    "least_accuracy": lambda pair: min(pair.accuracy_a, pair.accuracy_b),
+}
+"""Predictors of the gain from fusing a pair, each signed so that higher promises more."""
+
+HEADLINE = "loss_gain"
+"""The one of `MEASURES` that `layerfuse.compare` ranks pairs by."""
 
 Floats = npt.NDArray[Any]
 Labels = npt.NDArray[np.intp]

@@ -16,7 +16,7 @@ Reader = Callable[[Sequence[str]], Any]
 _BATCH = 32
 
 
-def sentence_transformers(encoder: FrozenEncoder) -> Reader:
+def sentence_transformers(encoder: FrozenEncoder, batch_size: int = _BATCH) -> Reader:
     """The last layer by ``encode``, in the encoder's dtype, with its token limit."""
     model = SentenceTransformer(
         str(encoder.path),
@@ -24,7 +24,7 @@ def sentence_transformers(encoder: FrozenEncoder) -> Reader:
         model_kwargs={"dtype": getattr(torch, encoder.dtype)},
     )
     model.max_seq_length = encoder.max_length
-    return lambda texts: model.encode(list(texts), batch_size=_BATCH)
+    return lambda texts: model.encode(list(texts), batch_size=batch_size)
 
 
 def embetter(encoder: FrozenEncoder) -> Reader | None:

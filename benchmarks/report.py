@@ -18,13 +18,12 @@ import numpy as np
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
+from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit, Finding, SplitAudit
-from layerfuse.evaluation.verdict import BaselineScore, Tradeoff
+from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
-    BaselineReport,
-    BlockPair,
     Complementarity,
     CostReport,
     DataReport,
@@ -37,7 +36,6 @@ from layerfuse.report.run_report import (
     RunReport,
     SelectionReport,
     Timings,
-    VerdictReport,
     write_run_report,
 )
 from layerfuse.resources import EncoderCost, PipelineCost
@@ -91,7 +89,7 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
     selected = tuple(BlockRef(_ENCODERS[place % 2], place + 8, "mean") for place in range(5))
     names = ["majority", "tfidf", "last_layer", "best_block", *(f"first_{n}" for n in range(1, 5))]
     baselines = tuple(
-        BaselineReport(
+        BaselineComparison(
             name=name,
             encoder="one" if name == "last_layer" else None,
             blocks=selected[: int(name[-1])] if name.startswith("first_") else selected[:1],
@@ -121,7 +119,7 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
         cv=metrics[0],
         test=metrics[1],
         baselines=baselines,
-        verdict=VerdictReport(
+        verdict=VerdictSummary(
             sentence=f"{headline} It is better. {advice}",
             headline=headline,
             advice=advice,
@@ -230,7 +228,7 @@ def _complementarity(gain: PairedDifference) -> Complementarity:
     names += ("loss_gain_se", "cka", "disagreement", "double_fault", "oracle_accuracy", "yules_q")
     numbers = dict.fromkeys(names, 0.5)
     pairs = tuple(
-        BlockPair(a=a, b=b, gain=gain, **numbers)
+        Pair(a=a, b=b, gain=gain, **numbers)
         for place, a in enumerate(blocks)
         for b in blocks[place + 1 :]
     )

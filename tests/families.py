@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 N_LAYERS = 3
 _WORDS = [
@@ -106,6 +114,33 @@ def build_tokenizer(*, pad: bool = True, special: bool = True) -> hf.PreTrainedT
     )
 
 
+def train_tokenizer(
+    model: Any, trainer: Any, *, special: Sequence[str] = _SPECIAL, **parts: Any
+) -> hf.PreTrainedTokenizerFast:
+    """A tokenizer trained on the words of the tiny vocabulary.
+
+    ``model`` and ``trainer`` are of `tokenizers`; ``parts`` are a tokenizer's (pre-tokenizer, ...).
+    """
+    core = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(core, name, part)
+    core.train_from_iterator([" ".join(_WORDS)] * 3, trainer)
+    start, pad, end, unknown = special
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=start, pad_token=pad, eos_token=end, unk_token=unknown
+    )
+
+
+def _byte_level() -> hf.PreTrainedTokenizerFast:
+    """For families whose class of tokenizer replaces any other than its own."""
+    return train_tokenizer(
+        models.BPE(),
+        trainers.BpeTrainer(vocab_size=64, special_tokens=_SPECIAL, show_progress=False),
+        pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoder=decoders.ByteLevel(),
+    )
+
+
 def save_model(family: str, folder: Path, *, seed: int = 0, **tokenizer: bool) -> Path:
     """Write a tiny random model of the family, with its tokenizer, as a model folder."""
     torch.manual_seed(seed)
@@ -116,7 +151,8 @@ def save_model(family: str, folder: Path, *, seed: int = 0, **tokenizer: bool) -
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.2)
     model.save_pretrained(folder)
-    build_tokenizer(**tokenizer).save_pretrained(folder)
+    own = _byte_level() if family == "qwen2" else build_tokenizer(**tokenizer)
+    own.save_pretrained(folder)
     return folder
 
 

@@ -15,8 +15,10 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
 from benchmarks import complementarity, tables
+from benchmarks.gpu import command as gpu
 from benchmarks.packaged import read_sets
 from benchmarks.pairs import (
+    MEASURES,
     OUTCOMES,
     correlate,
     halves,
@@ -28,8 +30,8 @@ from benchmarks.pairs import (
 from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
-from layerfuse.complementarity import MEASURES, compare
-from layerfuse.embeddings.section import Key
+from layerfuse.complementarity import compare
+from layerfuse.embeddings.store import Key
 from layerfuse.embeddings.views import BlockView
 from layerfuse.probing import probe_blocks, standardization
 from layerfuse.targets import Targets
@@ -184,6 +186,42 @@ def test_rows_of_a_class_with_one_row_are_left_out(
     assert list(texts.train) == [f"t{i}" for i in range(8)]
     assert list(texts.targets.codes) == [0, 1] * 4
     assert list(texts.y_test) == [2, 1]
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    records = gpu.run("cpu", tiny=True, out=out)
+    assert json.loads(out.read_text())["results"][0]["device"] == "cpu"
+    assert [record["section"] for record in records] == ["machine", *gpu.SECTIONS]
+    assert [record["section"] for record in records if "error" in record] == []
+    assert all(record["ok"] for record in records)
+    found = {record["section"]: record.get("results", {}) for record in records}
+    assert len(found["parity"]["cases"]) == 3 * 3
+    assert found["batches"]["largest"] < 1e-4
+    assert found["threads"]["llama"]["wrong"] == 0
+    assert found["llama_7b"]["plain_difference"] < 1e-4
+    assert all(way["tokens_per_s"] > 0 for way in found["llama_7b"]["times"].values())
+
+
+def test_a_section_that_fails_or_overruns_leaves_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(context: gpu.Context, out: dict[str, Any]) -> None:
+        out["before"] = 1
+        raise ValueError("broken")
+
+    def overrun(context: gpu.Context, out: dict[str, Any]) -> None:
+        context.deadline = 0
+        context.check_time()
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": (fail, 50), "b": (overrun, 50), "c": (fail, 0)})
+    _, a, b, c = gpu.run("cpu", tiny=True, out=tmp_path / "gpu.json")
+    assert (a["ok"], a["results"]) == (False, {"before": 1})
+    assert "ValueError: broken" in a["error"]
+    assert (b["ok"], b["note"]) == (True, "cut: its time is used up")
+    assert (c["ok"], c["note"]) == (None, "skipped: the time is used up")
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["results"]) == 4
 
 
 def test_tables_follow_the_results(

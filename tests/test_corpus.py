@@ -69,6 +69,30 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert dataset.test_name is None
 
 
+@pytest.mark.parametrize("delimiter", [";", ",", "\t", "|", ":"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "first", ["sep={0}", "\ufeffsep={0}", '"sep={0}"', "SEP={0}", "sep={0}{0}", '\ufeff"sep={0}"']
+)
+def test_a_first_line_names_the_delimiter(
+    tmp_path: Path, delimiter: str, ending: str, first: str
+) -> None:
+    lines = [first.format(delimiter), f"text{delimiter}label"]
+    lines += [f'"one, two; {number}"{delimiter}{"ab"[number % 2]}' for number in range(6)]
+    file = write(tmp_path / "a.csv", (ending.join(lines) + ending).encode())
+    found = read_dataset(file)
+    assert found.train.texts == tuple(f"one, two; {number}" for number in range(6))
+    assert found.train.labels == tuple("ababab")
+
+
+def test_lines_are_counted_from_the_one_that_names_the_delimiter(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "sep=;\ntext;label\none;a;b\n")
+    with pytest.raises(DataError, match="line 3: 3 fields"):
+        read_dataset(file)
+    with pytest.raises(DataError, match="no rows"):
+        read_dataset(write(tmp_path / "b.csv", "sep=;\n"))
+
+
 def test_folder_of_splits(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl.gz")
     write_rows(tmp_path / "validation.csv")

@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,10 @@ from safetensors.numpy import load_file, save_file
 from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings import plan, runner
+from layerfuse.embeddings import engines, plan
+from layerfuse.embeddings.engines import ShardResult, run_shard
 from layerfuse.embeddings.extraction import extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.runner import ShardResult, run_shard
 from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
@@ -80,7 +82,7 @@ class TestOrderAndBatches:
         encoder.stack.register_forward_pre_hook(
             lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        monkeypatch.setattr(plan, "SHARD_ROWS", 37)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 37})
         texts = sentences(100, longest=30)
         notes = Notes()
         extract(texts, encoder, batch_tokens=budget, reporter=notes)
@@ -100,7 +102,7 @@ class TestOrderAndBatches:
     ):
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
-        monkeypatch.setattr(plan, "SHARD_ROWS", 7)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 7})
         parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
@@ -118,11 +120,11 @@ class TestOrderAndBatches:
             return max(len(job.rows) for job in jobs)
 
         assert rows(3) == 300
-        monkeypatch.setattr(plan, "SHARD_WORK", 200.0 * whole[3])
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 200.0 * whole[3]})
         assert rows(3) == 128
-        monkeypatch.setattr(plan, "SHARD_WORK", 1.0)
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 1.0})
         assert rows(3) == rows(1) == 64
-        monkeypatch.setattr(plan, "SHARD_WORK", 300.0 * whole[1])
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 300.0 * whole[1]})
         assert rows(3) < rows(1)
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
@@ -134,8 +136,17 @@ class TestOrderAndBatches:
         assert len(found) == 6
         assert all(array.shape == (1, 32) for array in found.values())
 
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("too many"),
+            RuntimeError("CUDA error: out of memory"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        ],
+        ids=["allocator", "driver", "cublas"],
+    )
     def test_out_of_memory_is_answered_by_smaller_batches(
-        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
     ):
         """A model that can take no more than four texts at once."""
         encoder, texts = opened(tiny("bert")), sentences(40)
@@ -143,7 +154,7 @@ class TestOrderAndBatches:
 
         def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
             if len(kwargs["input_ids"]) > 4:
-                raise torch.OutOfMemoryError("too many")
+                raise error
 
         handle = encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
         notes = Notes()
@@ -152,6 +163,27 @@ class TestOrderAndBatches:
         assert notes.about("out of memory; batches are cut to ")
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, atol=1e-5)
+
+    def test_memory_is_given_back_once_the_failed_pass_has_let_go_of_it(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        encoder = opened(tiny("bert"))
+        held: list[weakref.ref[torch.Tensor]] = []
+        given_back: list[bool] = []
+
+        def guard(_: torch.nn.Module, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
+            activations = kwargs["input_ids"] + 1
+            if len(activations) > 4:
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("too many")
+
+        encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
+        monkeypatch.setattr(
+            torch.cuda, "empty_cache", lambda: given_back.append(held[-1]() is None)
+        )
+        extract(sentences(40), encoder, batch_tokens=400)
+        assert given_back
+        assert all(given_back)
 
 
 def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -> ShardResult:
@@ -164,7 +196,7 @@ def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -
 @pytest.mark.slow
 class TestJobs:
     def test_planning_needs_no_weights(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(plan, "SHARD_WORK", 1.0)
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 1.0})
         texts, missing = sentences(300), [(np.arange(300), ((3, "mean"),))]
         expected = plan_shards(texts, missing, opened(tiny("bert")))  # the first use is remembered
         encoder = opened(tiny("bert"))
@@ -176,7 +208,7 @@ class TestJobs:
     def test_another_process_writes_the_same_bytes(
         self, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 40})
         texts, encoder = sentences(100, longest=30), opened(tiny("llama"))
         keys = ((0, "mean"), (2, "last"), (3, "mean"))
         jobs = plan_shards(texts, [(np.arange(100), keys)], encoder)
@@ -202,7 +234,7 @@ class TestJobs:
     def test_memory_that_ran_out_in_one_job_is_not_asked_for_in_the_next(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 20)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 20})
         encoder, notes = opened(tiny("bert")), Notes()
         launch = encoder.launch
 
@@ -537,6 +569,16 @@ class TestChoices:
         with pytest.raises(ConfigError, match=message):
             FrozenEncoder.from_pretrained(tiny("bert"), **options)
 
+    def test_a_cuda_device_beyond_the_last_is_refused(
+        self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(
+            ConfigError, match=r"Unknown device 'cuda:2'\. Choose from cuda:0, cuda:1"
+        ):
+            FrozenEncoder.from_pretrained(tiny("bert"), device="cuda:2", dtype="float32")
+
 
 class TestModels:
     @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -707,7 +749,7 @@ class TestModels:
             assert_close(array, expected[layer])
         found = extract(texts, encoder, [1, 3], ("mean", "max"))
         assert len(found) == 4
-        assert notes.about("its blocks were not found; all hidden states of a batch are kept")
+        assert notes.about("all hidden states of a batch are kept")
         assert len(extract(texts, opened(folder).truncate(1), [1])) == 1
 
 
@@ -731,7 +773,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -772,7 +814,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:
@@ -835,8 +877,10 @@ def test_parameters_of_a_gguf_file(tmp_path: Path):
     writer.add_rope_dimension_count(dim // n_heads)
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_tokenizer_model("llama")
-    writer.add_token_list(VOCABULARY)
-    writer.add_token_scores([0.0] * len(VOCABULARY))
+    tokens = [*VOCABULARY[:4], "▁", *ascii_lowercase, *(f"a{letter}" for letter in ascii_lowercase)]
+    tokens += ["the", "th", "▁the", "film", "fi", "lm", "▁film"]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
     block = {
         "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
         "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),

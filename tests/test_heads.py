@@ -23,7 +23,7 @@ from layerfuse.heads import (
     search_penalty,
 )
 from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
-from layerfuse.heads.protocol import unit_mean_weights
+from layerfuse.probing import unit_mean_weights
 from layerfuse.probing.ridge import PENALTIES
 from layerfuse.targets import LabelSpace, Targets
 

@@ -20,11 +20,11 @@ from commandline import Done, rows, run, succeed, write_csv
 from families import TinyModels
 from layerfuse import load, load_dataset
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.report.formats import baseline_name, interval, percent, points
 from layerfuse.report.html import write_page
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import RunReport, read_run_report
-from layerfuse.report.terminal import render_fit, render_scores
+from layerfuse.report.tables import baseline_name, interval, percent, points
+from layerfuse.report.terminal import render
 
 QUICK = ["--cv", 2, "--fusion", "concat", "--head", "ridge", "--pooling", "mean,last"]
 
@@ -288,7 +288,7 @@ def result_of(layers: Sequence[int]) -> ProfileResult:
 
 def printed(layers: Sequence[int]) -> list[str]:
     out = Console(file=io.StringIO(), width=80)
-    render_scores(result_of(layers), out)
+    render(result_of(layers), out)
     assert isinstance(out.file, io.StringIO)
     return [line.rstrip() for line in out.file.getvalue().splitlines()]
 
@@ -312,7 +312,7 @@ def test_the_table_says_how_it_is_sorted_and_what_it_leaves_out(layers: Sequence
 class TestFitInTheTerminal:
     def lines(self, report: RunReport, *, verbose: bool = False) -> list[str]:
         out = Console(file=io.StringIO(), width=80, markup=False, emoji=False, highlight=False)
-        render_fit(report, out, verbose=verbose)
+        render(report, out, verbose=verbose)
         assert isinstance(out.file, io.StringIO)
         return [line.rstrip() for line in out.file.getvalue().splitlines()]
 

@@ -98,9 +98,7 @@ def test_errors_with_another_block_equal_those_of_the_concatenation(
     state = RidgeState.of(blocks[:-1], targets)
     together = decompose(np.concatenate(blocks, axis=1).astype(np.float64))
     expected = leave_one_out(together, targets.astype(np.float64), [state.penalty / n])
-    np.testing.assert_allclose(
-        state.errors_with(blocks[-1], targets), expected.errors, rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(state.errors_with(blocks[-1]), expected.errors, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(loo_errors(blocks, targets, state.penalty), expected.errors)
     np.testing.assert_allclose(
         state.errors, loo_errors(blocks[:-1], targets, state.penalty), rtol=1e-3, atol=1e-4
@@ -114,8 +112,8 @@ def test_known_products_of_blocks_change_nothing() -> None:
     state = RidgeState.of(chosen, targets)
     cross = np.concatenate(chosen, axis=1).T @ block
     np.testing.assert_allclose(
-        state.errors_with(block, targets, block.T @ block, cross),
-        state.errors_with(block, targets),
+        state.errors_with(block, block.T @ block, cross),
+        state.errors_with(block),
         rtol=1e-4,
     )
 
@@ -125,7 +123,7 @@ def test_a_block_added_twice_brings_next_to_nothing() -> None:
     probed, targets = probe_blocks(blocks, Targets.from_labels(y)), Targets.from_labels(y).matrix
     best = probed.coordinates[probed.scores.best.block]
     state = RidgeState.of([best], targets)
-    assert abs(float((state.errors - state.errors_with(best, targets)).mean())) < 0.01
+    assert abs(float((state.errors - state.errors_with(best)).mean())) < 0.01
     assert layers(select_blocks(named([best, best.copy(), best.copy()]), y)) == [0]
 
 

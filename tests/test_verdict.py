@@ -11,17 +11,19 @@ import pytest
 from sklearn.metrics import f1_score
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.evaluation import (
+from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.verdict import (
     BaselineComparison,
     Rows,
     Tradeoff,
     Verdict,
     compare_baselines,
     judge,
+    measure_gap,
+    signed,
+    times,
     tradeoffs,
 )
-from layerfuse.evaluation.baselines import Baseline
-from layerfuse.evaluation.verdict import signed, times
 from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
@@ -155,9 +157,11 @@ class TestSentence:
     def test_it_begins_with_what_the_classifier_does(self) -> None:
         found = verdict(usual())
         interval = f"{100 * found.cv.accuracy.low:.1f} to {100 * found.cv.accuracy.high:.1f}"
-        assert found.sentence.startswith(
-            f"fusion of 2 blocks classifies 80.0% ({interval}) of 400 held-out training texts"
+        assert found.headline.startswith(
+            f"fusion of 2 blocks gets 80 of 100 texts right: 80.0% (95% interval {interval})"
         )
+        assert "400 training texts" in found.headline
+        assert found.sentence.startswith(found.headline)
         assert found.cv.accuracy.low < 0.8 < found.cv.accuracy.high
         assert found.test is None
 
@@ -184,18 +188,27 @@ class TestSentence:
         assert "(95% interval +0.0 to +1.2), at 2.5x its time." in found.sentence
 
     def test_baselines_that_are_significantly_better_are_named(self) -> None:
-        found = verdict(usual(tfidf=0.5, test=0.95), test=0.8)
-        assert "Significantly better: " in found.sentence
-        assert "TF-IDF with logistic regression (95.0%)" in found.sentence
+        baselines = usual(test=0.75)
+        baselines[1] = baseline("tfidf", cv=0.5, test=0.95)
+        better = "Significantly better: TF-IDF with logistic regression (95.0%)"
+        assert f"{better}." in verdict(baselines, test=0.8).headline
+        baselines[6] = baseline("best_block", "large:1:mean", cv=0.6, test=0.9)
+        assert f"{better} (and 1 more)." in verdict(baselines, test=0.8).headline
         assert "Significantly better: " not in verdict(usual()).sentence
+
+    @pytest.mark.parametrize(
+        ("own", "said"), [(1.0, "100 of 100"), (0.9975, "99 of 100"), (0.5, "50 of 100")]
+    )
+    def test_only_all_of_them_are_100_of_100(self, own: float, said: str) -> None:
+        assert f"gets {said} texts right" in verdict(usual(), own).headline
 
     def test_one_block_is_called_by_its_name(self) -> None:
         found = verdict(usual(), plan=("large:1:mean",))
-        assert found.sentence.startswith("block large:1:mean classifies 80.0%")
+        assert found.sentence.startswith("block large:1:mean gets 80 of 100 texts right: 80.0%")
 
     def test_a_pipeline_that_is_the_last_layer_says_so(self) -> None:
         found = verdict(usual(last=0.8), plan=("small:2:mean",))
-        assert "It is small's last layer: the pipeline and this baseline are" in found.sentence
+        assert "It is small's last layer alone: there is nothing to gain" in found.sentence
         plan = Plan(refs("small:2:mean"), head="logistic")
         found = judge(usual(), rows(0.8), None, plan, SCORES, COSTS, N_LAYERS)
         assert "It is small's last layer with a logistic head, significantly" in found.sentence
@@ -212,8 +225,8 @@ class TestSentence:
         assert found.gain.difference == pytest.approx(0.1)
         assert found.test is not None
         assert (found.cv.accuracy.value, found.test.accuracy.value) == (0.8, 0.85)
-        assert "classifies 85.0% (" in found.sentence
-        assert "of 400 test texts correctly" in found.sentence
+        assert "right: 85.0% (" in found.headline
+        assert "of 400 test texts" in found.headline
         assert "than small's last layer (75.0%)" in found.sentence
 
     def test_the_last_layer_is_chosen_by_training_scores(self) -> None:
@@ -231,6 +244,57 @@ class TestSentence:
         found = judge(usual(), rows(0.8), None, Plan(refs(*FUSED)), SCORES, costs, N_LAYERS)
         assert found.time_ratio is None
         assert "its time" not in found.sentence
+
+
+class TestGap:
+    """Test accuracy against the nested estimate."""
+
+    def coordinates(self, shift: float, n: int = N) -> list[tuple[Any, Any]]:
+        rng = np.random.default_rng(0)
+        train, test = rng.normal(size=(2, n, 20)).astype(np.float32)
+        return [(train, test + np.float32(shift))]
+
+    def skewed(self, share: float) -> Rows:
+        """Test rows with one class at three times the other's share."""
+        y = (np.arange(N) % 4 == 0).astype(np.intp)
+        found = np.where(np.arange(N) / N < share, y, 1 - y)
+        return Rows(Targets(LabelSpace(np.arange(2)), y), found)
+
+    def test_alike_rows_say_nothing(self) -> None:
+        gap = measure_gap(rows(0.8), rows(0.81), self.coordinates(0.0))
+        assert gap.sentence == ""
+        assert gap.difference.value == pytest.approx(0.01)
+        assert gap.difference.low < 0 < gap.difference.high
+        assert gap.class_shares_p == pytest.approx(1.0)
+        assert gap.told_apart.low < 0.5 < gap.told_apart.high
+
+    def test_a_gap_names_what_differs(self) -> None:
+        gap = measure_gap(rows(0.9), self.skewed(0.7), self.coordinates(1.0))
+        assert gap.class_shares_p < 0.001
+        assert gap.told_apart.low > 0.8
+        assert "Test accuracy is significantly lower than" in gap.sentence
+        assert "class shares differ (p = " in gap.sentence
+        assert "texts differ too: a probe tells" in gap.sentence
+
+    def test_a_gap_between_rows_that_look_alike(self) -> None:
+        gap = measure_gap(rows(0.7), rows(0.9), self.coordinates(0.0))
+        assert "significantly higher" in gap.sentence
+        assert "class shares do not differ" in gap.sentence
+        assert "texts look alike" in gap.sentence
+
+    def test_its_interval_is_that_of_newcombe(self) -> None:
+        """Example (a) of his paper: 56 of 70 against 48 of 80."""
+        gap = measure_gap(rows(0.6, 80), rows(0.8, 70), [(np.zeros((80, 2)), np.zeros((70, 2)))])
+        assert gap.difference.value == pytest.approx(0.2)
+        assert (gap.difference.low, gap.difference.high) == pytest.approx(
+            (0.0524, 0.3339), abs=1e-4
+        )
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_equal_rows_are_seldom_told_apart(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        pairs = [(rng.normal(size=(N, 60)), rng.normal(size=(N, 60)))]
+        assert measure_gap(rows(0.8), rows(0.8), pairs).told_apart.low < 0.5
 
 
 class TestRecommended:

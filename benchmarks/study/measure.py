@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.packaged import Texts
-from benchmarks.pairs import correlate, measure_predictors, summarize, top_picks
+from benchmarks.pairs import HEADLINE, correlate, measure_predictors, summarize, top_picks
 from benchmarks.study.costs import Timed, measure_cost, timed_choices
 from benchmarks.study.fusions import (
     Choice,
@@ -32,7 +32,7 @@ from benchmarks.study.inputs import (
 from benchmarks.study.profiles import Profile, describe_profile, profile_blocks
 from benchmarks.study.results import Results, machine, write_json
 from layerfuse import BlockRef, EmbeddingStore
-from layerfuse.complementarity import HEADLINE, ProbeData, measure_pairs
+from layerfuse.complementarity import Pair, ProbeData, measure_pairs
 from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, LayerfuseError
 from layerfuse.evaluation.learning_curve import learning_curve
@@ -192,6 +192,12 @@ def _curve(
     return value
 
 
+def _plain(pair: Pair) -> dict[str, Any]:
+    """A pair's values as JSON has them."""
+    values = {field.name: getattr(pair, field.name) for field in fields(Pair)}
+    return {**values, "a": str(pair.a), "b": str(pair.b), "gain": asdict(pair.gain)}
+
+
 def _complementarity(
     embedded: EmbeddedData, probed: ProbeResults, settings: StudySettings
 ) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def _complementarity(
     targets = embedded.data.targets
     best = [probed.scores.of(name).best.block for name in probed.scores.encoders]
     data = ProbeData(probed.scores, probed.coordinates, targets)
-    encoder_pairs = [pair.to_dict() for pair in measure_pairs(data, combinations(best, 2))]
+    encoder_pairs = [_plain(pair) for pair in measure_pairs(data, combinations(best, 2))]
     rows = targets.sample(settings.pair_rows, 0)
     pairs = measure_predictors(embedded.train.take(rows), targets[rows], max_pairs=settings.pairs)
     correlations = summarize([correlate(pairs, n_resamples=_RESAMPLES)])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.data.audit import Finding
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
+from layerfuse.groups import Groups, standard_error
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.probing import (
-    Agreement,
     LeaveOneOut,
     RidgeState,
     decompose,
@@ -23,7 +23,7 @@ from layerfuse.probing import (
     measure_agreement,
     probe_blocks,
 )
-from layerfuse.progress import SILENT, Reporter
+from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Column, Targets
 
 Floats = npt.NDArray[np.float32]
@@ -32,21 +32,12 @@ Blocks = Mapping[BlockRef, Floats]
 PAIRINGS = ("encoders", "blocks")
 
 _BEST_BLOCKS = 12
+_LISTED_ROWS = 20  # of those that only one block of a pair gets right
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Probed blocks and the targets that they were probed with.
-
-    Attributes
-    ----------
-    scores : BlockScores
-        Of each block.
-    coordinates : mapping of BlockRef to ndarray of shape (n, columns)
-        Leading principal coordinates of each block.
-    targets : Targets
-        Of the n rows.
-    """
+    """Scores and leading principal coordinates (n, columns) of blocks, and the n rows' targets."""
 
     scores: BlockScores
     coordinates: Blocks
@@ -65,7 +56,7 @@ class ProbeData:
     def fit(self, blocks: Sequence[BlockRef]) -> LeaveOneOut:
         """The ridge regression on the blocks' coordinates side by side."""
         joined = np.concatenate([self.coordinates[block] for block in blocks], axis=1)
-        return leave_one_out(decompose(joined), self.targets.matrix)
+        return leave_one_out(decompose(joined), self.targets.matrix, groups=self.targets.groups)
 
 
 @dataclass(frozen=True)
@@ -79,92 +70,57 @@ class Pair:
     ----------
     a, b : BlockRef
         The two blocks.
-    cka : float
-        Linear CKA of their principal coordinates, from 0 to 1.
-    agreement : Agreement
-        Counts of the rows that both, one or none of them gets right.
-    loss_a, loss_b : float
-        Of each alone.
-    accuracy, loss, penalty : float
-        Of the two fused: block-scaled concatenation, ridge.
+    accuracy_a, accuracy_b, loss_a, loss_b : float
+        Each alone.
+    accuracy, loss : float
+        Both fused: block-scaled concatenation, ridge.
     gain : PairedDifference
         The fused accuracy minus that of the more accurate block.
     loss_gain, loss_gain_se : float
         The lower loss of the two minus the fused loss, and its standard error over rows.
-    only_a, only_b : tuple of int
-        Rows, from 0, that only this block gets right.
+    cka : float
+        Linear CKA of their principal coordinates: 1 for the same up to rotation and scale.
+    disagreement, double_fault, oracle_accuracy : float
+        Shares of rows that exactly one, none, at least one of them gets right.
+    yules_q : float
+        From -1 (never right together) over 0 (independent) to 1.
     """
 
     a: BlockRef
     b: BlockRef
-    cka: float
-    agreement: Agreement
+    accuracy_a: float
+    accuracy_b: float
+    accuracy: float
+    gain: PairedDifference
     loss_a: float
     loss_b: float
-    accuracy: float
     loss: float
-    penalty: float
-    gain: PairedDifference
     loss_gain: float
     loss_gain_se: float
-    only_a: tuple[int, ...] = field(repr=False)
-    only_b: tuple[int, ...] = field(repr=False)
-
-    @property
-    def accuracy_a(self) -> float:
-        return self.agreement.accuracy_a
-
-    @property
-    def accuracy_b(self) -> float:
-        return self.agreement.accuracy_b
+    cka: float
+    disagreement: float
+    double_fault: float
+    oracle_accuracy: float
+    yules_q: float
 
     @property
     def better(self) -> BlockRef:
         """The block with the lower loss alone."""
         return self.a if self.loss_a <= self.loss_b else self.b
 
-    @property
-    def headline(self) -> float:
-        """The measure that pairs are ranked by, `HEADLINE`; higher is better."""
-        return MEASURES[HEADLINE](self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, without the numbers of rows."""
-        names = ("accuracy_a", "accuracy_b", "accuracy", "loss_a", "loss_b", "loss", "loss_gain",
-                 "loss_gain_se")  # fmt: skip
-        return {
-            "a": str(self.a),
-            "b": str(self.b),
-            "cka": self.cka,
-            **self.agreement.to_dict(),
-            **{name: getattr(self, name) for name in names},
-            "gain": self.gain.to_dict(),
-        }
+@dataclass(frozen=True)
+class MeasuredPair(Pair):
+    """A pair, its ridge penalty, and the first 20 rows that only one of its blocks gets right."""
 
-
-MEASURES: dict[str, Callable[[Pair], float]] = {
-    "loss_gain": lambda pair: pair.loss_gain,
-    "negative_loss": lambda pair: -pair.loss,
-    "accuracy_gain": lambda pair: pair.gain.difference,
-    "cka_distance": lambda pair: 1.0 - pair.cka,
-    "disagreement": lambda pair: pair.agreement.disagreement,
-    "negative_q": lambda pair: -pair.agreement.yules_q,
-    "negative_double_fault": lambda pair: -pair.agreement.double_fault,
-    "oracle_gain": lambda pair: (
-        pair.agreement.oracle_accuracy - max(pair.accuracy_a, pair.accuracy_b)
-    ),
-    "accuracy_balance": lambda pair: -abs(pair.accuracy_a - pair.accuracy_b),
-    "least_accuracy": lambda pair: min(pair.accuracy_a, pair.accuracy_b),
-}
-"""Predictors of the gain from fusing a pair, each signed so that higher promises more."""
-
-HEADLINE = "loss_gain"
-"""The one of `MEASURES` that pairs are ranked by and that is shown first."""
+    penalty: float
+    only_a: Finding = field(repr=False)
+    only_b: Finding = field(repr=False)
 
 
 def measure_pairs(
     data: ProbeData, pairs: Iterable[tuple[BlockRef, BlockRef]], seed: int = 0
-) -> Iterator[Pair]:
+) -> Iterator[MeasuredPair]:
     """Measure pairs in turn, each block alone only once; ``seed`` is for the intervals.
 
     Blocks alone and fused are measured on the same principal coordinates, so that a difference
@@ -181,27 +137,37 @@ def measure_pairs(
         )
         lower = min(alone[a], alone[b], key=lambda result: result.loss)
         more_accurate = right_a if right_a.sum() >= right_b.sum() else right_b
-        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors)
-        yield Pair(
+        agreement = measure_agreement(right_a, right_b)
+        loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors, data.targets.groups)
+        yield MeasuredPair(
             a=a,
             b=b,
-            cka=linear_cka(data.coordinates[a], data.coordinates[b]),
-            agreement=measure_agreement(right_a, right_b),
+            accuracy_a=agreement.accuracy_a,
+            accuracy_b=agreement.accuracy_b,
+            accuracy=float(right.mean()),
+            gain=paired_difference(right, more_accurate, seed=seed),
             loss_a=alone[a].loss,
             loss_b=alone[b].loss,
-            accuracy=float(right.mean()),
             loss=fused.loss,
-            penalty=fused.penalty,
-            gain=paired_difference(right, more_accurate, seed=seed),
             loss_gain=loss_gain,
             loss_gain_se=loss_gain_se,
-            only_a=tuple(np.flatnonzero(right_a & ~right_b).tolist()),
-            only_b=tuple(np.flatnonzero(right_b & ~right_a).tolist()),
+            cka=linear_cka(data.coordinates[a], data.coordinates[b]),
+            disagreement=agreement.disagreement,
+            double_fault=agreement.double_fault,
+            oracle_accuracy=agreement.oracle_accuracy,
+            yules_q=agreement.yules_q,
+            penalty=fused.penalty,
+            only_a=_finding(right_a & ~right_b),
+            only_b=_finding(right_b & ~right_a),
         )
 
 
-def _mean_and_se(values: npt.NDArray[np.floating]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / np.sqrt(len(values)))
+def _finding(rows: npt.NDArray[np.bool_]) -> Finding:
+    return Finding(int(rows.sum()), tuple(np.flatnonzero(rows)[:_LISTED_ROWS].tolist()))
+
+
+def _mean_and_se(values: npt.NDArray[np.floating], groups: Groups | None) -> tuple[float, float]:
+    return float(values.mean()), standard_error(values, groups)
 
 
 @dataclass(frozen=True)
@@ -213,8 +179,7 @@ class Addition:
     block : BlockRef
         The block to add.
     new_encoder : bool
-        Whether the pipeline reads no block of this encoder yet, so that adding costs another
-        forward pass.
+        Whether the pipeline reads no block of this encoder yet: another forward pass.
     accuracy : float
         With the block added, a share from 0 to 1.
     gain : PairedDifference
@@ -231,55 +196,6 @@ class Addition:
     loss_gain_se: float
 
 
-def rank_additions(
-    embeddings: Blocks,
-    y: Column,
-    to: Sequence[BlockRef | str] | None = None,
-    *,
-    candidates: Sequence[BlockRef | str] | None = None,
-    seed: int = 0,
-    reporter: Reporter = SILENT,
-) -> tuple[Addition, ...]:
-    """Rank blocks by how much each would lower the leave-one-out loss of a pipeline.
-
-    Each candidate is added to the ridge regression on the pipeline's blocks by block inversion, at
-    the penalty that is best without it, as the greedy selection does. Because candidates are ranked
-    on the rows they are measured on, the best of many looks slightly better than it is.
-
-    Parameters
-    ----------
-    embeddings : mapping of BlockRef to ndarray of shape (n, dim)
-        Each block.
-    y : array-like of shape (n,)
-        Labels of any kind.
-    to : sequence of BlockRef or str, optional
-        The blocks in use; by default the block with the lowest leave-one-out loss.
-    candidates : sequence of BlockRef or str, optional
-        Blocks that may be added; by default all others.
-    seed : int
-        For the intervals.
-    reporter : Reporter
-        Receives progress.
-
-    Returns
-    -------
-    tuple of Addition
-        The largest gain in loss first.
-
-    Raises
-    ------
-    ConfigError
-        For a block that is not one of ``embeddings``.
-    DataError
-        When rows and labels differ in number, or there is only one class.
-    """
-    known = list(embeddings)
-    pipeline = None if to is None else find_blocks(to, known, "to")
-    others = None if candidates is None else find_blocks(candidates, known, "candidates")
-    data = ProbeData.probe(embeddings, Targets.from_labels(y), reporter)
-    return _additions(data, pipeline or (data.scores.best.block,), others or known, seed, reporter)
-
-
 def _additions(
     data: ProbeData,
     pipeline: Sequence[BlockRef],
@@ -287,54 +203,39 @@ def _additions(
     seed: int,
     reporter: Reporter,
 ) -> tuple[Addition, ...]:
-    """`rank_additions` of blocks that have been probed; the pipeline's own are skipped."""
+    """What each candidate brings at the penalty that is best without it, largest gain first."""
     matrix = data.targets.matrix
-    state = RidgeState.of([data.coordinates[block] for block in pipeline], matrix)
-    before = data.correct(matrix - state.residuals(matrix))
+    blocks = [data.coordinates[block] for block in pipeline]
+    state = RidgeState.of(blocks, matrix, groups=data.targets.groups)
+    before = data.correct(matrix - state.residuals())
     encoders = {block.encoder for block in pipeline}
     others = [block for block in candidates if block not in pipeline]
     found = []
-    with reporter.task("adding", len(others), "blocks") as advance:
-        for block in others:
-            residuals = state.residuals_with(data.coordinates[block], matrix)
-            after = data.correct(matrix - residuals)
-            saved = state.errors - np.einsum("nc,nc->n", residuals, residuals)
-            found.append(
-                Addition(
-                    block,
-                    block.encoder not in encoders,
-                    float(after.mean()),
-                    paired_difference(after, before, seed=seed),
-                    *_mean_and_se(saved),
-                )
-            )
-            advance(1)
+    for block in track(others, "adding", len(others), "blocks", reporter):
+        residuals = state.residuals_with(data.coordinates[block])
+        after = data.correct(matrix - residuals)
+        saved = state.errors - np.einsum("nc,nc->n", residuals, residuals)
+        gain = paired_difference(after, before, seed=seed)
+        is_new, accuracy = block.encoder not in encoders, float(after.mean())
+        found.append(Addition(block, is_new, accuracy, gain, *_mean_and_se(saved, state.groups)))
     return tuple(sorted(found, key=lambda addition: (-addition.loss_gain, addition.block)))
 
 
 @dataclass(frozen=True, repr=False)
 class EncoderComparison:
-    """Pairs of blocks on the same rows, and what to add next to a pipeline.
+    """Pairs of blocks on the same n rows, and what to add next to ``pipeline``.
 
-    Attributes
-    ----------
-    n : int
-        Number of rows.
-    pairs : tuple of Pair
-        Best first, by `Pair.headline`.
-    pipeline : tuple of BlockRef
-        The blocks that are added to.
-    additions : tuple of Addition
-        Best first, by their gain in loss.
+    Both ``pairs`` and ``additions`` come best first, by their gain in loss.
     """
 
     n: int
-    pairs: tuple[Pair, ...]
+    pairs: tuple[MeasuredPair, ...]
     pipeline: tuple[BlockRef, ...]
     additions: tuple[Addition, ...] = ()
 
     @property
-    def best(self) -> Pair:
+    def best(self) -> MeasuredPair:
+        """The pair with the largest gain in loss."""
         return self.pairs[0]
 
     @property
@@ -343,12 +244,11 @@ class EncoderComparison:
         return min(self.pairs, key=lambda pair: pair.loss)
 
     def __repr__(self) -> str:
-        best = self.best
+        best, count = self.best, len(self.pairs)
         return (
-            f"EncoderComparison({len(self.pairs)} pair{'s' if len(self.pairs) > 1 else ''} on "
-            f"{self.n} rows; best {best.a} + {best.b}: accuracy {best.accuracy:.3f} "
-            f"({best.gain.difference:+.3f}), loss gain {best.loss_gain:.4f} "
-            f"± {best.loss_gain_se:.4f})"
+            f"EncoderComparison({count} pair{'s' if count > 1 else ''} on {self.n} rows; best "
+            f"{best.a} + {best.b}: accuracy {best.accuracy:.3f} ({best.gain.difference:+.3f}), "
+            f"loss gain {best.loss_gain:.4f} ± {best.loss_gain_se:.4f})"
         )
 
 
@@ -359,15 +259,16 @@ def compare(
     pairs: str = "encoders",
     blocks: Sequence[BlockRef | str] | None = None,
     to: Sequence[BlockRef | str] | None = None,
+    groups: Column | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> EncoderComparison:
     """Measure which blocks are worth combining.
 
-    Every block is probed once; then each pair is measured on the leading principal coordinates of
-    both: how similar they are, on which rows each is right, and what a ridge regression on the two
-    fused gains by exact leave-one-out. Blocks are chosen on the rows they are measured on, so gains
-    of the best pairs are slightly optimistic; only rows that no choice has seen can confirm them.
+    Each pair is measured on the leading principal coordinates of both: how similar they are, on
+    which rows each is right, and what a ridge regression on the two fused gains by exact
+    leave-one-out. Pairs and additions are ranked on the rows they are measured on, so gains of the
+    best are slightly optimistic; only rows that no choice has seen can confirm them.
 
     Parameters
     ----------
@@ -382,10 +283,11 @@ def compare(
     blocks : sequence of BlockRef or str, optional
         Only these blocks; with ``pairs="blocks"`` each pair among all of them.
     to : sequence of BlockRef or str, optional
-        The blocks in use that others may be added to (`rank_additions`); by default the one with
-        the lowest leave-one-out loss.
+        The blocks in use that others may be added to (default: the one with the lowest loss).
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
     seed : int
-        For the intervals.
+        Seed of the intervals.
     reporter : Reporter
         Receives progress.
 
@@ -404,7 +306,7 @@ def compare(
     check_pairing(pairs, [block.encoder for block in known])
     if len(known) < 2:
         raise ConfigError("There is only one block to compare. Give at least two.")
-    data = ProbeData.probe(embeddings, Targets.from_labels(y), reporter)
+    data = ProbeData.probe(embeddings, Targets.from_labels(y, groups), reporter)
     scores = BlockScores(tuple(s for s in data.scores if s.block in set(known)), "ridge")
     chosen = [score.block for score in scores.ranking]
     if pairs == "encoders" or blocks is None:
@@ -413,28 +315,19 @@ def compare(
             kept |= {*chosen[:_BEST_BLOCKS], *(scores.last(e).block for e in scores.encoders)}
         chosen = [block for block in chosen if block in kept]
     couples = list(combinations(chosen, 2))
-    measured = []
-    with reporter.task("comparing", len(couples), "pairs") as advance:
-        for pair in measure_pairs(data, couples, seed):
-            measured.append(pair)
-            advance(1)
+    pairs_found = measure_pairs(data, couples, seed)
+    measured = track(pairs_found, "comparing", len(couples), "pairs", reporter)
     pipeline = used or (scores.best.block,)
     return EncoderComparison(
         n=len(data.targets),
-        pairs=tuple(sorted(measured, key=lambda pair: (-pair.headline, pair.a, pair.b))),
+        pairs=tuple(sorted(measured, key=lambda pair: (-pair.loss_gain, pair.a, pair.b))),
         pipeline=pipeline,
         additions=_additions(data, pipeline, known, seed, reporter),
     )
 
 
 def check_pairing(pairs: str, encoders: Sequence[str]) -> None:
-    """Refuse an unknown kind of pairs, and a single encoder where two are needed.
-
-    Raises
-    ------
-    ConfigError
-        In both cases.
-    """
+    """Refuse an unknown kind of pairs, and a single encoder where two are needed."""
     check_choice(pairs, PAIRINGS, "pairs")
     names = list(dict.fromkeys(encoders))
     if pairs == "encoders" and len(names) < 2:
@@ -448,13 +341,7 @@ def check_pairing(pairs: str, encoders: Sequence[str]) -> None:
 def find_blocks(
     named: Sequence[BlockRef | str], known: Iterable[BlockRef], what: str
 ) -> tuple[BlockRef, ...]:
-    """The named blocks without repeats; ``what`` is the option or parameter that names them.
-
-    Raises
-    ------
-    ConfigError
-        For text that is no block, a block that is not ``known``, or no block at all.
-    """
+    """The named blocks, all of them ``known``, without repeats; ``what`` names the option."""
     names = [named] if isinstance(named, (str, BlockRef)) else named
     refs = dict.fromkeys(BlockRef.parse(n) if isinstance(n, str) else n for n in names)
     blocks = dict.fromkeys(known)

@@ -219,6 +219,10 @@ class CurveConfig(ReadConfig):
     max_blocks: Annotated[int, count("Maximum number of blocks.", group=_SELECTION)] = 5
     fusion: _Fusion = "concat"
     head: _Head = "ridge"
+    class_weight: Annotated[
+        str | None,
+        _choice("'balanced' weights classes inversely to frequency.", choices=("balanced",)),
+    ] = None
 
 
 @Parameter(name="*")
@@ -229,10 +233,6 @@ class FitConfig(CurveConfig):
     _: KW_ONLY
     fusion: _Fusion = "auto"
     head: _Head = "auto"
-    class_weight: Annotated[
-        str | None,
-        _choice("'balanced' weights classes inversely to frequency.", choices=("balanced",)),
-    ] = None
     fragments: Annotated[
         str,
         _choice(

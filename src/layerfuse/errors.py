@@ -74,13 +74,20 @@ class LayerfuseWarning(UserWarning):
     """Rows that were left out, texts that were truncated, settings that were not kept."""
 
 
+_NO_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "CUDA error: out of memory",  # the driver, for pinned memory or a context
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether numpy, torch or the system says that there is no memory left."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (
             type(error).__name__ == "OutOfMemoryError"  # torch's own, for which torch is not loaded
-            or "can't allocate memory" in str(error)
+            or any(phrase in str(error) for phrase in _NO_MEMORY)
         )
     )
 

@@ -14,12 +14,13 @@ from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import check_choice
 from layerfuse.fusion import check_fusion
+from layerfuse.groups import standard_error
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Plan, find_penalty, predict_held
 from layerfuse.probing import ProbeResults, find_interaction
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.selection import CostBudget, choose_with_state, is_informative, selection_of
+from layerfuse.selection import CostBudget, choose_with_state, selection_of
 from layerfuse.targets import Targets
 
 Floats = npt.NDArray[np.float32]
@@ -160,22 +161,23 @@ def search(
     space : SearchSpace
         What may be chosen.
     row_weights : ndarray of shape (n,), optional
-        Weights of rows, for fusions and heads.
+        Weights of rows, in every fit and every loss.
     n_jobs : int, optional
         Threads, as in scikit-learn; None takes all cores.
     reporter : Reporter
         Receives progress.
     """
     selection, state = choose_with_state(
-        probed, targets, space.selection, space.budget, n_jobs=n_jobs, reporter=reporter
-    )
+        probed, targets, space.selection, space.budget,
+        row_weights=row_weights, n_jobs=n_jobs, reporter=reporter,
+    )  # fmt: skip
     any_fusion = space.fusion == AUTO and space.selection == "greedy"
-    if any_fusion and not is_informative(state, targets.matrix):
+    if any_fusion and not state.is_informative:
         ranked = [score.block for score in probed.scores.ranking]
-        pair = find_interaction(probed.coordinates, ranked, targets.matrix)
+        pair = find_interaction(probed.coordinates, ranked, targets)
         if pair and space.budget.allows(pair):
             plan = Plan(pair, _PRODUCTS, "ridge" if space.head == AUTO else space.head)
-            return SearchResult(selection_of(pair, probed, targets), plan, ())
+            return SearchResult(selection_of(pair, probed, targets, row_weights), plan, ())
     baseline = Plan(
         selection.blocks,
         "concat" if space.fusion == AUTO else space.fusion,
@@ -223,7 +225,9 @@ class _Race:
             folds = [(rows[train], rows[held]) for train, held in folds]
             errors = self._errors([baseline, *candidates], _WIDTHS[rung], folds, reporter)
             tried = {
-                plan: _trial(plan, len(rows), errors[baseline] - errors[plan], n_candidates)
+                plan: _trial(
+                    plan, self.targets[rows], errors[baseline] - errors[plan], n_candidates
+                )
                 for plan in candidates
             }
             trials += tried.values()
@@ -312,15 +316,15 @@ def held_out_errors(
     return np.stack([truth.brier(proba), wrong], axis=1)
 
 
-def _trial(plan: Plan, n_rows: int, gains: Floats, n_candidates: int) -> Trial:
-    """From the drop in both errors of each held-out row (n_held, 2)."""
+def _trial(plan: Plan, targets: Targets, gains: Floats, n_candidates: int) -> Trial:
+    """From the drop in both errors (n_held, 2) of each of some rows."""
     squared, wrong = gains.T
     return Trial(
         fusion=plan.fusion,
         head=plan.head,
-        n_rows=n_rows,
+        n_rows=len(targets),
         gain=float(squared.mean()),
-        gain_se=float(squared.std() / np.sqrt(len(squared))),
+        gain_se=standard_error(squared, targets.groups),
         accuracy_gain=float(wrong.mean()),
         n_candidates=n_candidates,
     )

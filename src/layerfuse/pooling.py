@@ -91,6 +91,16 @@ POOLINGS: dict[str, Pooling] = {
 """All poolings by name, in the order in which they are listed."""
 
 
+def send_ahead(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """The tensor on the device; the copy to a GPU is queued, and nothing waits for it.
+
+    From memory that is not pinned, a copy of more than 64 KiB waits for what is queued before it.
+    """
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class Pooler:
     """Pools the states of one batch for any number of layers.
 
@@ -120,7 +130,7 @@ class Pooler:
         import torch
 
         def send(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor if device is None else tensor.to(device, non_blocking=True)
+            return tensor if device is None else send_ahead(tensor, device)
 
         for name in poolings:
             check_choice(name, POOLINGS, "pooling")

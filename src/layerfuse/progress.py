@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Advance(Protocol):
     """Called with the number of items that were just finished."""
 
-    def __call__(self, count: int, /) -> None: ...
+    def __call__(self, count: int, /) -> None:
+        """So many more are done."""
 
 
 class Reporter(Protocol):
@@ -72,3 +75,13 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
 def current_reporter(verbose: int) -> Reporter:
     """The reporter of `reporting_to`, else one on standard error if ``verbose`` is above 0."""
     return _REPORTER.get() or (_Lines() if verbose else SILENT)
+
+
+def track(
+    results: Iterable[T], name: str, total: int, unit: str, reporter: Reporter
+) -> Iterator[T]:
+    """Hand on ``total`` results, each a step of a task."""
+    with reporter.task(name, total, unit) as advance:
+        for result in results:
+            yield result
+            advance(1)

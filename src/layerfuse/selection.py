@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
+from layerfuse.groups import Groups, standard_error
 from layerfuse.parallel import parallel_map
-from layerfuse.probing import ProbeResults, RidgeState, find_pair, prior_errors, probe_blocks
+from layerfuse.probing import (
+    ProbeResults,
+    RidgeState,
+    find_pair,
+    probe_blocks,
+    unit_mean_weights,
+    weight_rows,
+)
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets
@@ -32,6 +40,7 @@ def select_blocks(
     method: str = "greedy",
     *,
     max_blocks: int = 5,
+    groups: Column | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Selection:
@@ -51,6 +60,8 @@ def select_blocks(
         the cheapest is taken: an encoder in use before a new one, a low layer before a high one.
     max_blocks : int
         Blocks to choose, at most.
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
     n_jobs : int, optional
         Threads, as in scikit-learn; None takes all cores.
     reporter : Reporter
@@ -73,7 +84,7 @@ def select_blocks(
     check_selection(method)
     if max_blocks < 1:
         raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
-    targets = Targets.from_labels(y)
+    targets = Targets.from_labels(y, groups)
     probed = probe_blocks(embeddings, targets, n_jobs=n_jobs, reporter=reporter)
     budget = CostBudget(Budget(blocks=max_blocks), {})
     return choose(probed, targets, method, budget, n_jobs=n_jobs, reporter=reporter)
@@ -144,14 +155,17 @@ def choose_with_state(
     method: str,
     budget: CostBudget,
     *,
+    row_weights: Floats | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[Selection, RidgeState]:
     """`choose`, and the ridge regression on the chosen blocks.
 
-    It may lack the last of them, where no other could follow.
+    It may lack the last of them, where no other could follow. ``row_weights`` (n,), at any scale,
+    count in its fit and in its loss.
     """
     check_selection(method)
+    weights = unit_mean_weights(row_weights)
     ranked = [s.block for s in probed.scores.ranking if budget.allows([s.block])]
     if not ranked:
         nearest = min(probed.scores.ranking, key=lambda score: score.block.layer).block
@@ -160,7 +174,7 @@ def choose_with_state(
             f"{', '.join(budget.exceeded([nearest]))}. Give a larger budget or smaller encoders."
         )
     if method == "greedy":
-        return _greedy(probed, ranked, targets.matrix, budget, n_jobs, reporter)
+        return _greedy(probed, ranked, targets, weights, budget, n_jobs, reporter)
     if method == "last":
         chosen = [probed.scores.last(encoder).block for encoder in probed.scores.encoders]
         if over := budget.exceeded(chosen):
@@ -173,25 +187,34 @@ def choose_with_state(
         for block in ranked[:1] if method == "best" else ranked:
             if budget.allows([*chosen, block]):
                 chosen.append(block)
-    return _of_blocks(chosen, probed, targets.matrix, method)
+    return _of_blocks(chosen, probed, targets, weights, method)
 
 
 def selection_of(
-    blocks: Sequence[BlockRef], probed: ProbeResults, targets: Targets, method: str = "greedy"
+    blocks: Sequence[BlockRef],
+    probed: ProbeResults,
+    targets: Targets,
+    row_weights: Floats | None = None,
 ) -> Selection:
-    """The selection of given blocks, in their order."""
-    return _of_blocks(blocks, probed, targets.matrix, method)[0]
+    """The selection of given blocks, in their order, as the greedy one."""
+    return _of_blocks(blocks, probed, targets, unit_mean_weights(row_weights), "greedy")[0]
 
 
 def _of_blocks(
-    blocks: Sequence[BlockRef], probed: ProbeResults, matrix: Floats, method: str
+    blocks: Sequence[BlockRef],
+    probed: ProbeResults,
+    targets: Targets,
+    weights: Floats | None,
+    method: str,
 ) -> tuple[Selection, RidgeState]:
-    path = [
-        RidgeState.of([probed.coordinates[block] for block in blocks[: count + 1]], matrix)
-        for count in range(len(blocks))
-    ]
+    coordinates = [weight_rows(probed.coordinates[block], weights) for block in blocks]
+    path = [_fit(coordinates[: count + 1], targets, weights) for count in range(len(blocks))]
     losses = [state.loss for state in path]
-    return _selection(blocks, method, probed.scores, matrix, losses), path[-1]
+    return _selection(blocks, method, probed.scores, path[-1], losses), path[-1]
+
+
+def _fit(blocks: Sequence[Floats], targets: Targets, weights: Floats | None) -> RidgeState:
+    return RidgeState.of(blocks, targets.matrix, row_weights=weights, groups=targets.groups)
 
 
 def check_selection(method: str) -> None:
@@ -210,19 +233,25 @@ def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
 def _greedy(
     probed: ProbeResults,
     ranked: Sequence[BlockRef],
-    matrix: Floats,
+    targets: Targets,
+    weights: Floats | None,
     budget: CostBudget,
     n_jobs: int | None,
     reporter: Reporter,
 ) -> tuple[Selection, RidgeState]:
-    first = RidgeState.of([probed.coordinates[ranked[0]]], matrix)
+    first = _fit([weight_rows(probed.coordinates[ranked[0]], weights)], targets, weights)
     chosen, losses = [ranked[0]], [first.loss]
-    if not is_informative(first, matrix):
-        pair = find_pair(probed.coordinates, ranked, matrix)
-        if pair and budget.allows(pair):
-            chosen = list(pair)
-            losses = [RidgeState.of([probed.coordinates[pair[0]]], matrix).loss]
-    candidates = _Candidates(probed.coordinates, chosen, _candidates(ranked), matrix, n_jobs)
+    pair = None if first.is_informative else find_pair(probed.coordinates, ranked, targets)
+    if pair and budget.allows(pair):
+        chosen = list(pair)
+    promising = _candidates(ranked)
+    coordinates = {
+        block: weight_rows(probed.coordinates[block], weights)
+        for block in dict.fromkeys([*chosen, *promising])
+    }
+    if len(chosen) > 1:
+        losses = [_fit([coordinates[chosen[0]]], targets, weights).loss]
+    candidates = _Candidates(coordinates, chosen, promising, n_jobs)
     most = min(budget.limits.blocks or len(ranked), len(ranked))
     state = first
     with reporter.task("selecting", most, "blocks") as advance:
@@ -231,22 +260,16 @@ def _greedy(
             # A candidate that exceeds the budget now will exceed it later: costs only grow.
             candidates.keep(lambda block: budget.allows([*chosen, block]))
             if len(chosen) > 1 and (candidates or len(chosen) > len(losses)):
-                state = RidgeState.of([probed.coordinates[block] for block in chosen], matrix)
+                state = _fit([coordinates[block] for block in chosen], targets, weights)
                 losses[len(chosen) - 1 :] = [state.loss]
-            ties = _tied(candidates.lazy_greedy_gains(state))
+            ties = _tied(candidates.lazy_greedy_gains(state), targets.groups)
             if not ties:
                 break
             best = min(ties, key=lambda b: (budget.cost_key([*chosen, b]), -candidates.bound(b)))
             chosen.append(best)
             losses.append(losses[-1] - candidates.bound(best))  # at the penalty without it
             candidates.add(best)
-    return _selection(chosen, "greedy", probed.scores, matrix, losses), state
-
-
-def is_informative(state: RidgeState, matrix: Floats) -> bool:
-    """Whether chosen blocks beat the mean of the targets by three standard errors."""
-    gains = prior_errors(matrix) - state.errors
-    return bool(gains.mean() > 3 * gains.std() / np.sqrt(len(gains)))
+    return _selection(chosen, "greedy", probed.scores, first, losses), state
 
 
 class _Candidates:
@@ -261,11 +284,9 @@ class _Candidates:
         coordinates: Mapping[BlockRef, Floats],
         chosen: Sequence[BlockRef],
         candidates: Sequence[BlockRef],
-        matrix: Floats,
         n_jobs: int | None,
     ) -> None:
         self._coordinates = coordinates
-        self._matrix = matrix
         self._n_jobs = n_jobs
         self._chosen = list(chosen)
         self._upper_bounds = {block: np.inf for block in candidates if block not in chosen}
@@ -304,7 +325,8 @@ class _Candidates:
             for block, own in zip(blocks, errors, strict=True):
                 gains[block] = state.errors - own
                 self._upper_bounds[block] = float(gains[block].mean())
-                enough = max(enough, self._upper_bounds[block] - _standard_error(gains[block]))
+                error = standard_error(gains[block], state.groups)
+                enough = max(enough, self._upper_bounds[block] - error)
         return gains
 
     def _errors(self, state: RidgeState, block: BlockRef) -> Floats:
@@ -313,38 +335,34 @@ class _Candidates:
         if block not in self._grams:
             self._grams[block] = Z.T @ Z
         crosses += [self._coordinates[other].T @ Z for other in self._chosen[len(crosses) :]]
-        return state.errors_with(Z, self._matrix, self._grams[block], np.concatenate(crosses))
+        return state.errors_with(Z, self._grams[block], np.concatenate(crosses))
 
 
-def _tied(gains: Mapping[BlockRef, Floats]) -> list[BlockRef]:
+def _tied(gains: Mapping[BlockRef, Floats], groups: Groups | None) -> list[BlockRef]:
     """The candidate with the largest gain and those within one standard error of it.
 
     Each has a gain above one standard error of its own.
     """
-    positive = [block for block, own in gains.items() if own.mean() > _standard_error(own)]
+    positive = [block for block, own in gains.items() if own.mean() > standard_error(own, groups)]
     if not positive:
         return []
     largest = gains[max(positive, key=lambda block: float(gains[block].mean()))]
     return [
         block
         for block in positive
-        if (largest - gains[block]).mean() <= _standard_error(largest - gains[block])
+        if (largest - gains[block]).mean() <= standard_error(largest - gains[block], groups)
     ]
-
-
-def _standard_error(values: Floats) -> float:
-    return float(values.std() / np.sqrt(len(values)))
 
 
 def _selection(
     chosen: Sequence[BlockRef],
     method: str,
     scores: BlockScores,
-    matrix: Floats,
+    state: RidgeState,
     losses: Sequence[float],
 ) -> Selection:
     """``losses`` are those of the first block, the first two, and so on."""
-    gains = pairwise([float(prior_errors(matrix).mean()), *losses])
+    gains = pairwise([float(state.prior_errors.mean()), *losses])
     others = [s.block for s in scores.ranking if s.block not in chosen]
     ranking = dict.fromkeys(chosen, 1) | {b: 2 + i for i, b in enumerate(others)}
     blocks = [score.block for score in scores]

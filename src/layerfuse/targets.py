@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.groups import Groups
 from layerfuse.metrics import Evaluation, evaluate_predictions
 from layerfuse.progress import SILENT, Reporter
 
@@ -29,6 +30,8 @@ Floats: TypeAlias = npt.NDArray[np.floating]
 
 Decisions: TypeAlias = npt.NDArray[np.intp]
 """What is predicted for each row, in the form that `LabelSpace.decide` gives."""
+
+_FEW_GROUPS = 1000
 
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
@@ -159,7 +162,8 @@ def label_array(labels: Sequence[object]) -> npt.NDArray[np.generic]:
 class Splitter(Protocol):
     """A cross-validation splitter of scikit-learn, such as ``GroupKFold(5)``."""
 
-    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterable[tuple[Rows, Rows]]: ...
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterable[tuple[Rows, Rows]]:
+        """Numbers of training and of held-out rows, fold by fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +234,8 @@ class Targets:
         What can be predicted.
     codes : ndarray of shape (n,)
         For each text the number of its label in ``space.classes``; a valid decision.
+    groups : Groups or None
+        Rows of one group are left out together, in folds and in leave-one-out.
 
     Examples
     --------
@@ -242,19 +248,26 @@ class Targets:
 
     space: LabelSpace
     codes: Rows
+    groups: Groups | None = None
 
     @classmethod
-    def from_labels(cls, y: Column | None) -> Targets:
-        """From labels (n,) of any hashable kind; see `find_classes`."""
+    def from_labels(cls, y: Column | None, groups: Column | None = None) -> Targets:
+        """From labels (n,) of any hashable kind, see `find_classes`, and groups (n,)."""
         classes, codes = find_classes(y)
-        return cls(LabelSpace(classes), codes)
+        members = None if groups is None else as_list(groups, "groups")
+        if members is not None and len(members) != len(codes):
+            raise DataError(
+                f"There are {len(codes)} labels but {len(members)} groups. Give one for each."
+            )
+        return cls(LabelSpace(classes), codes, Groups.of(members))
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitem__(self, rows: Rows | slice) -> Targets:
         """The targets of some rows, in the same space."""
-        return Targets(self.space, self.codes[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return Targets(self.space, self.codes[rows], groups)
 
     @property
     def labels(self) -> npt.NDArray[np.generic]:
@@ -338,9 +351,8 @@ class Targets:
         self,
         cv: int | Splitter | Iterable[tuple[Rows, Rows]],
         seed: int,
-        groups: npt.NDArray[np.generic] | None = None,
     ) -> list[tuple[Rows, Rows]]:
-        """Folds as (training rows, held-out rows).
+        """Folds as (training rows, held-out rows); a group is never on both sides.
 
         Parameters
         ----------
@@ -349,29 +361,64 @@ class Targets:
             splitter of scikit-learn, or the folds themselves.
         seed : int
             Seed of the shuffle.
-        groups : ndarray of shape (n,), optional
-            Rows of one group are never on both sides of a fold.
+
+        Raises
+        ------
+        ConfigError
+            For a splitter that cannot split these rows, and folds that do not hold out each row
+            once.
         """
         from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
         placeholder = np.zeros(len(self))
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="The least populated class", category=UserWarning
-            )
+            for message in ("The least populated class", "The groups parameter is ignored"):
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
             if not isinstance(cv, (int, np.integer)):
-                pairs = (
-                    cv.split(placeholder, self.codes, groups) if isinstance(cv, Splitter) else cv
-                )
-                return [(np.asarray(rows), np.asarray(held)) for rows, held in pairs]
-            cv = int(cv)
-            n_folds = max(2, min(cv, int(self.counts.max())))
-            if groups is None:
+                return self._given_folds(cv)
+            n_folds = max(2, min(int(cv), int(self.counts.max())))
+            if self.groups is None:
                 folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
                 return list(folds.split(placeholder, self.codes))
-            n_folds = max(2, min(n_folds, len(np.unique(groups))))
-            grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-            return list(grouped.split(placeholder, self.codes, groups))
+            groups = self.groups.codes
+            _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+            if len(first) <= _FEW_GROUPS:
+                n_folds = max(2, min(n_folds, len(first)))
+                grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+                pairs = list(grouped.split(placeholder, self.codes, groups))
+                return [(rows, held) for rows, held in pairs if len(held)]
+            # Many groups balance by themselves, and scikit-learn looks at one at a time.
+            ones = Targets(self.space, self.codes[first]).folds(n_folds, seed)
+            return [
+                (np.flatnonzero(np.isin(member, rows)), np.flatnonzero(np.isin(member, held)))
+                for rows, held in ones
+            ]
+
+    def _given_folds(self, cv: Splitter | Iterable[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
+        groups = self.groups
+        codes = None if groups is None else groups.codes
+        try:
+            pairs = cv.split(self.codes, self.codes, codes) if isinstance(cv, Splitter) else cv
+            folds = [(np.arange(len(self))[a], np.arange(len(self))[b]) for a, b in pairs]
+        except (ValueError, TypeError, IndexError) as error:
+            raise ConfigError(
+                f"cv={cv!r} cannot split the {len(self)} rows: {error}. Give a number, a splitter "
+                "such as GroupKFold(5), or pairs of row numbers."
+            ) from error
+        held = np.concatenate([held for _, held in folds]) if folds else np.arange(0)
+        if not np.array_equal(np.sort(held), np.arange(len(self))):
+            raise ConfigError(
+                f"cv={cv!r} does not hold out each of the {len(self)} rows once. Give a number, or "
+                "a splitter such as KFold or GroupKFold whose folds cover all rows."
+            )
+        if groups is not None:
+            folds = [(groups.apart(*fold), fold[1]) for fold in folds]
+        if any(len(np.unique(self.codes[rows])) < 2 for rows, _ in folds):
+            raise ConfigError(
+                f"cv={cv!r} leaves fewer than two classes to train on, without the rows whose text "
+                "or group is held out. Give a splitter that keeps groups together."
+            )
+        return folds
 
     def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
         """Sorted numbers of about ``n_rows`` rows, each class in its share, at least ``minimum``.

@@ -31,8 +31,14 @@ from layerfuse.embeddings.extraction import check_texts, extract_all, extract_bl
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import NotAvailableError
-from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
-from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.nested import (
+    FINAL_PLAN,
+    PIPELINE,
+    TrainingRows,
+    TrainingSample,
+    baseline_strategies,
+    nested_plan,
+)
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection
@@ -197,9 +203,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         y : array-like of shape (n,)
             Labels of any hashable kind.
         sample_weight : array-like of float of shape (n,), optional
-            Weight of each row in heads and their penalties.
+            Weight of each row in scores of blocks, heads and their penalties.
         groups : array-like of shape (n,), optional
-            Rows of one group are never on both sides of a fold of the nested resampling.
+            Rows of one group are held out together, in folds and in leave-one-out. So are texts
+            that are equal but for case and white space.
 
         Returns
         -------
@@ -233,18 +240,19 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         _log_candidates(embeddings, encoders, reporter)
         clock("extract_s")
         measured = data.targets[sample]
-        probed = probe_blocks(embeddings, measured, n_jobs=self.n_jobs, reporter=reporter)
+        weights = None if data.weights is None else data.weights[sample]
+        probed = probe_blocks(
+            embeddings, measured, row_weights=weights, n_jobs=self.n_jobs, reporter=reporter
+        )
         clock("score_s")
         space = search_space(self, costs, seed)
-        weights = None if data.weights is None else data.weights[sample]
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
         max_blocks = space.budget.limits.blocks or len(probed.scores)
         strategies = {
             strategy.key: strategy.choose
             for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
         }
-        own_groups = None if data.groups is None else data.groups[sample]
-        folds = measured.folds(self.cv, seed, own_groups)
+        folds = measured.folds(self.cv, seed)
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
         cv_ = measured.evaluate(proba, seed=seed)

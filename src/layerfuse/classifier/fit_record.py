@@ -9,9 +9,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
-from layerfuse.evaluation.nested import OutOfFold, TrainingSample
-from layerfuse.evaluation.verdict import Rows, Verdict, judge
+from layerfuse.evaluation.nested import (
+    Baseline,
+    OutOfFold,
+    TrainingRows,
+    TrainingSample,
+    run_baselines,
+)
+from layerfuse.evaluation.verdict import GeneralizationGap, Rows, Verdict, judge, measure_gap
 from layerfuse.model_selection import SearchResult
 from layerfuse.pipeline import Blocks
 from layerfuse.progress import Reporter
@@ -108,23 +113,30 @@ class FitRecord:
         baselines : sequence of Baseline
             From `run_baselines`.
         test : Rows, optional
-            Targets of test rows and the pipeline's decisions for them.
-
-        Returns
-        -------
-        Verdict
-            Comparisons on nested out-of-fold predictions, and on test rows if given.
+            Test rows, to compare on beside nested out-of-fold predictions.
         """
-        truth = self.sample.targets
         return judge(
             baselines,
-            Rows(truth, truth.space.decide(self.proba), self.seed),
+            self.measured,
             test,
             self.result.plan,
             self.sample.probed.scores,
             self.costs,
             self.n_layers,
         )
+
+    @property
+    def measured(self) -> Rows:
+        """The sample's targets and the pipeline's nested decisions."""
+        targets = self.sample.targets
+        return Rows(targets, targets.space.decide(self.proba), self.seed)
+
+    def measure_gap(self, test: Rows, blocks_test: Blocks) -> GeneralizationGap:
+        """Compare test rows, and the pipeline's blocks of them, with the sample."""
+        axes, used = self.sample.probed.axes, self.result.plan.blocks
+        known = self.sample.coordinates(used)
+        pairs = [(known[block], axes[block].transform(blocks_test[block])) for block in used]
+        return measure_gap(self.measured, test, pairs)
 
     @cached_property
     def verdict(self) -> Verdict:

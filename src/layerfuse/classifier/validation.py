@@ -18,6 +18,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
+from layerfuse.groups import Groups, text_groups
 from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
@@ -40,7 +41,7 @@ _MOST_SEEDS = 2**31
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to learn from: n texts, their targets, weights (n,) and groups (n,) if there are any.
+    """Rows to learn from: n texts, their targets, and weights (n,) if there are any.
 
     ``rows`` (n,) are their numbers among the rows that were given.
     """
@@ -48,7 +49,6 @@ class TrainingData:
     texts: list[str]
     targets: Targets
     weights: npt.NDArray[np.floating] | None
-    groups: npt.NDArray[np.generic] | None
     rows: npt.NDArray[np.intp]
 
 
@@ -151,16 +151,19 @@ def check_training(
             "takes other names for them"
         )
     weights = _check_weights(sample_weight, len(texts))
-    group_of = _check_groups(groups, len(texts))
+    members = None if groups is None else as_list(groups, "groups")
+    if members is not None and len(members) != len(texts):
+        raise DataError(
+            f"There are {len(texts)} texts but {len(members)} groups. Give one for each text."
+        )
     rows = _rows_to_learn(texts, targets, fragments, reporter)
-    kept = targets[rows]
+    kept = _grouped(targets[rows], texts, members, rows, reporter)
     by_class = kept.row_weights(kept.class_weights(class_weight))
     own = None if weights is None else weights[rows]
     return TrainingData(
         [texts[row] for row in rows],
         kept,
         by_class if own is None else own if by_class is None else own * by_class,
-        None if group_of is None else group_of[rows],
         rows,
     )
 
@@ -180,14 +183,44 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
     return weights
 
 
-def _check_groups(given: Column | None, n: int) -> npt.NDArray[np.generic] | None:
-    if given is None:
-        return None
-    groups = as_list(given, "groups")
-    if len(groups) != n:
-        raise DataError(f"There are {n} texts but {len(groups)} groups. Give one for each text.")
-    numbers_of = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers_of[group] for group in groups], dtype=np.intp)
+def _grouped(
+    targets: Targets,
+    texts: Sequence[str],
+    members: Sequence[Any] | None,
+    rows: npt.NDArray[np.intp],
+    reporter: Reporter,
+) -> Targets:
+    """Targets of some rows, of which equal texts and the groups that were given stay together."""
+    own = None if members is None else [members[row] for row in rows]
+    together = replace(targets, groups=text_groups([texts[row] for row in rows], own))
+    if together.groups is None:
+        return together
+    if not _can_hold_out(together):
+        given = replace(targets, groups=Groups.of(own))
+        if not _can_hold_out(given):
+            raise DataError(
+                "Two classes or more need rows of at least two groups each, so that a group can be "
+                "held out. Give more groups, or leave them out."
+            )
+        reporter.note(
+            "there are too few different texts to hold any out: what is said of accuracy is for "
+            "texts that were seen"
+        )
+        return given
+    repeated = sum(group.size - len(group) for group in together.groups.repeated)
+    reporter.note(
+        f"{repeated} of {len(targets)} training rows repeat the text"
+        f"{'' if own is None else ' or the group'} of another; they are held out together"
+    )
+    return together
+
+
+def _can_hold_out(targets: Targets) -> bool:
+    """Whether two classes or more have rows of two groups or more."""
+    if targets.groups is None:
+        return True
+    pairs = np.unique(np.stack([targets.codes, targets.groups.codes]), axis=1)
+    return bool(np.count_nonzero(np.bincount(pairs[0]) > 1) >= 2)
 
 
 def _rows_to_learn(
@@ -267,8 +300,7 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
             continue
         if not str(item).strip():
             raise ConfigError("An encoder's name is empty. Name one, such as minilm.")
-        is_path = isinstance(item, Path) or Path(item).exists()  # its name may hold a "="
-        alias, _, place = ("", "", str(item)) if is_path else str(item).rpartition("=")
+        alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -276,6 +308,14 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
             f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."
         )
     return tuple(opened)
+
+
+def _split_alias(item: str) -> tuple[str, str]:
+    """``NAME=PLACE`` at the first "=" before an existing path, as folders may hold one, too."""
+    parts = item.split("=")
+    splits = [("=".join(parts[:at]), "=".join(parts[at:])) for at in range(len(parts))]
+    existing = (split for split in splits if Path(split[1]).expanduser().exists())
+    return next(existing, splits[min(1, len(splits) - 1)])
 
 
 def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Settings:

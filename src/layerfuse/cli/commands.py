@@ -6,7 +6,6 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -72,9 +71,8 @@ def _complete(settings: ReadConfig) -> FitConfig:
 def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
     """Measure every layer, choose, fuse, train, evaluate and save."""
     from layerfuse.commands.fit import fit as run
-    from layerfuse.report.terminal import render_fit
 
-    output.show(run(settings, output.reporter), partial(render_fit, verbose=output.verbose))
+    output.show(run(settings, output.reporter))
 
 
 @app.command
@@ -83,12 +81,14 @@ def predict(
     data: Annotated[str, option("File with texts.")],
     *,
     text_column: TextColumn = None,
-    out: Annotated[Path | None, option("CSV file to write (default: print).")] = None,
+    out: Annotated[
+        Path | None, option("File to write: csv, tsv, jsonl (or .gz) or parquet.")
+    ] = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
     output: Output = _PRINT,
 ) -> None:
-    """Label texts with a saved classifier, as CSV."""
+    """Label texts with a saved classifier; printed as CSV."""
     from layerfuse.commands.predict import predict as label
     from layerfuse.commands.predict import write_predictions
 
@@ -125,10 +125,9 @@ def evaluate(
 ) -> None:
     """Measure a saved classifier on labelled rows, with confidence intervals."""
     from layerfuse.commands.predict import evaluate as measure
-    from layerfuse.report.terminal import render_evaluation
 
-    result = measure(run, data, split, text_column, label_column, encoders, device, output.reporter)
-    output.show(result, render_evaluation)
+    columns = text_column, label_column
+    output.show(measure(run, data, split, *columns, encoders, device, output.reporter))
 
 
 @app.command
@@ -143,9 +142,8 @@ def profile(
 ) -> None:
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
-    from layerfuse.report.terminal import render_scores
 
-    output.show(run(_complete(settings), scorer, output.reporter), render_scores)
+    output.show(run(_complete(settings), scorer, output.reporter))
 
 
 @app.command
@@ -165,9 +163,8 @@ def compare(
 ) -> None:
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
-    from layerfuse.report.terminal import render_comparison
 
-    output.show(run(_complete(settings), pairs, to, output.reporter), render_comparison)
+    output.show(run(_complete(settings), pairs, to, output.reporter))
 
 
 @app.command
@@ -185,11 +182,9 @@ def curve(
 ) -> None:
     """Measure the learning curves of the last layer, the best block and fusion."""
     from layerfuse.commands.analyze import curve as run
-    from layerfuse.report.terminal import render_curve
 
     fractions = [share / 100 for share in shares]
-    result = run(_complete(settings), output.reporter, fractions, repeats, out)
-    output.show(result, render_curve)
+    output.show(run(_complete(settings), output.reporter, fractions, repeats, out))
 
 
 @app.command
@@ -203,9 +198,8 @@ def audit(
 ) -> None:
     """Find duplicates, conflicting labels, train/test leaks, empty and long texts."""
     from layerfuse.commands.assets import audit_data
-    from layerfuse.report.terminal import render_audit
 
-    output.show(audit_data(data, test, text_column, label_column, output.reporter), render_audit)
+    output.show(audit_data(data, test, text_column, label_column, output.reporter))
 
 
 @app.command
@@ -218,9 +212,8 @@ def report(
 ) -> None:
     """Write the HTML report of a run, one file that can be sent to a colleague."""
     from layerfuse.commands.report import report as write
-    from layerfuse.report.terminal import render_written
 
-    output.show(write(run, out, figures, output.reporter), render_written)
+    output.show(write(run, out, figures, output.reporter))
 
 
 @app.command
@@ -235,19 +228,17 @@ def demo(
 ) -> None:
     """Run an end-to-end demo on a subset of R52 with a small encoder, in about a minute."""
     from layerfuse.commands.fit import demo as run
-    from layerfuse.report.terminal import render_demo
 
-    result = run(out, sample, output.reporter, report=report)
-    output.show(result, partial(render_demo, verbose=output.verbose))
+    output.show(run(out, sample, output.reporter, report=report))
+    output.reporter.note("your own data: layerfuse fit your.csv  # columns text and label")
 
 
 @_models.command(name="list")
 def _list_models(*, output: Output = _PRINT) -> None:
     """List the encoders that need no Hub."""
     from layerfuse.commands.assets import list_models
-    from layerfuse.report.terminal import render_rows
 
-    output.show(list_models(), render_rows)
+    output.show(list_models())
 
 
 @_models.command(name="pull")
@@ -256,9 +247,8 @@ def _pull_model(
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
-    from layerfuse.report.terminal import render_rows
 
-    output.show(pull_model(name, output.reporter), render_rows)
+    output.show(pull_model(name, output.reporter))
 
 
 @_models.command(name="check")
@@ -271,10 +261,9 @@ def _check_model(
 ) -> int:
     """Check that a text gets the same embedding alone, in a batch, padded left or right."""
     from layerfuse.commands.assets import check_model
-    from layerfuse.report.terminal import render_check
 
     result = check_model(name, device, dtype, output.reporter)
-    output.show(result, render_check)
+    output.show(result)
     return 0 if result.ok else 2
 
 
@@ -282,9 +271,8 @@ def _check_model(
 def _list_datasets(*, output: Output = _PRINT) -> None:
     """List the named datasets."""
     from layerfuse.commands.assets import list_datasets
-    from layerfuse.report.terminal import render_rows
 
-    output.show(list_datasets(), render_rows)
+    output.show(list_datasets())
 
 
 @_datasets.command(name="pull")
@@ -293,28 +281,25 @@ def _pull_dataset(
 ) -> None:
     """Download a named dataset into the user's cache."""
     from layerfuse.commands.assets import pull_data
-    from layerfuse.report.terminal import render_rows
 
-    output.show(pull_data(name, output.reporter), render_rows)
+    output.show(pull_data(name, output.reporter))
 
 
 @_store.command(name="ls")
 def _list_store(*, store: Store = None, output: Output = _PRINT) -> None:
     """List what the embedding cache holds."""
     from layerfuse.commands.assets import list_store
-    from layerfuse.report.terminal import render_rows
 
-    output.show(list_store(store), render_rows)
+    output.show(list_store(store))
 
 
 @_store.command(name="verify")
 def _verify_store(*, store: Store = None, output: Output = _PRINT) -> int:
     """Verify every checksum; damaged shards are set aside and computed again when needed."""
     from layerfuse.commands.assets import verify_store
-    from layerfuse.report.terminal import render_verify
 
     result = verify_store(store, output.reporter)
-    output.show(result, render_verify)
+    output.show(result)
     return 2 if result.damaged else 0
 
 
@@ -332,9 +317,8 @@ def _prune_store(
 ) -> None:
     """Delete embeddings from the cache, and list which."""
     from layerfuse.commands.assets import prune_store
-    from layerfuse.report.terminal import render_rows
 
-    output.show(prune_store(store, encoder, older_than, everything), render_rows)
+    output.show(prune_store(store, encoder, older_than, everything))
 
 
 for _group in (_models, _datasets, _store):

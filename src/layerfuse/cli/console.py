@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import mutually_exclusive
@@ -23,7 +23,6 @@ _LINE_S = 15  # seconds between two lines of a long step where no bar can be dra
 # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
 _LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
-_Result = TypeVar("_Result")
 _VOLUME = Group("Volume", show=False, validator=mutually_exclusive)
 _flag = partial(option, negative=(), show_default=False)
 
@@ -45,14 +44,17 @@ class Output:
 
     @property
     def reporter(self) -> Reporter:
+        """Where notes and progress go."""
         return SILENT if self.quiet else TerminalReporter(verbose=self.verbose)
 
-    def show(self, result: _Result, render: Callable[[_Result, Console], None]) -> None:
+    def show(self, result: object) -> None:
         """Print a command's result, for people or as one JSON object."""
         if self.as_json:
             print_json(result)
         else:
-            render(result, console())
+            from layerfuse.report.terminal import render
+
+            render(result, console(), verbose=self.verbose)
 
 
 def print_json(result: object) -> None:
@@ -92,10 +94,12 @@ class TerminalReporter:
         self._verbose = verbose
 
     def note(self, line: str) -> None:
+        """Print a note."""
         self._console.print(f"· {line}", style="dim", soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show a progress bar."""
         started, done = time.perf_counter(), 0
         with self._bar(name, total, unit) as draw:
 

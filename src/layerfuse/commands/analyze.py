@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.commands.fit import make_encoders, read_data
 from layerfuse.commands.paths import check_new_file, open_store
-from layerfuse.complementarity import HEADLINE, EncoderComparison, Pair, check_pairing, find_blocks
+from layerfuse.complementarity import EncoderComparison, MeasuredPair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.config import CurveConfig, ReadConfig
 from layerfuse.data import Split
@@ -19,24 +20,17 @@ from layerfuse.data.audit import Finding
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.groups import normalize
 from layerfuse.model_selection import check_search
 from layerfuse.progress import Reporter
-from layerfuse.report.formats import percent, points, points_interval
-from layerfuse.report.results import (
-    ComparedPair,
-    CompareResult,
-    CurveResult,
-    Example,
-    Headline,
-    TrainingData,
-)
-from layerfuse.report.run_report import BlockPair, write_model
+from layerfuse.report.results import CompareResult, CurveResult, Example, TrainingData
+from layerfuse.report.run_report import write_model
+from layerfuse.report.tables import percent, points, points_interval
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Targets, check_trainable
 
 _EXAMPLES = 3  # texts that only one block of the best pair gets right, for each of the two
-_LISTED_ROWS = 20  # of those that only one block of a pair gets right
 _MOST_ROWS = 10_000  # of the training rows and of the test rows that are measured on
 _HELD_OUT = 4  # one row in so many, where there is no test split
 
@@ -61,6 +55,7 @@ def compare(
         find_blocks(used, (block for one in encoders for block in one.candidates), "--to")
     store = open_store(config.store, new=True)
     embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
+    texts = np.array([normalize(text) for text in train.texts], dtype=object)
     targets = Targets.from_labels(train.labels)
     rows = targets.sample(_MOST_ROWS, config.seed)
     if len(rows) < len(train):
@@ -70,39 +65,35 @@ def compare(
         targets[rows].labels,
         pairs=pairs,
         to=used,
+        groups=texts[rows],
         seed=config.seed,
         reporter=reporter,
     )
-    best = comparison.best
+    pairs_found = tuple(
+        replace(pair, only_a=_renumber(pair.only_a, rows), only_b=_renumber(pair.only_b, rows))
+        for pair in comparison.pairs
+    )
     return CompareResult(
         data=TrainingData(name=dataset.name, train_rows=len(train)),
         pairing=pairs,
         n=comparison.n,
-        headline=Headline(measure=HEADLINE, value=best.headline, a=best.a, b=best.b),
-        pairs=tuple(
-            ComparedPair(
-                **dict(BlockPair.of(pair)),
-                only_a=_finding(pair.only_a, rows),
-                only_b=_finding(pair.only_b, rows),
-            )
-            for pair in comparison.pairs
-        ),
+        pairs=pairs_found,
         pipeline=comparison.pipeline,
         additions=comparison.additions,
-        examples=tuple(_examples(best, rows, train)),
+        examples=tuple(_examples(pairs_found[0], train)),
         verdict=_comparison_summary(comparison),
         truncated_share=embeddings.truncated_share,
     )
 
 
-def _finding(own: Sequence[int], rows: Indices) -> Finding:
-    """The first of the rows of a measured part, by their numbers among all rows."""
-    return Finding(len(own), tuple(rows[list(own[:_LISTED_ROWS])].tolist()))
+def _renumber(finding: Finding, rows: Indices) -> Finding:
+    """A finding among measured rows, by their numbers among all rows."""
+    return Finding(finding.count, tuple(rows[list(finding.rows)].tolist()))
 
 
-def _examples(pair: Pair, rows: Indices, train: Split) -> Iterator[Example]:
-    for block, own in ((pair.a, pair.only_a), (pair.b, pair.only_b)):
-        for row in rows[list(own[:_EXAMPLES])].tolist():
+def _examples(pair: MeasuredPair, train: Split) -> Iterator[Example]:
+    for block, finding in ((pair.a, pair.only_a), (pair.b, pair.only_b)):
+        for row in finding.rows[:_EXAMPLES]:
             label = (train.labels or ())[row]
             yield Example(right=block, row=row, label=label, text=train.texts[row])
 
@@ -115,13 +106,16 @@ def _comparison_summary(comparison: EncoderComparison) -> str:
         f"than {pair.better} alone, and {points(gain.difference)} points of accuracy over the more "
         f"accurate one (95% interval {points_interval(gain.low, gain.high)})."
     )
+    if gain.high < 0:
+        numbers += " By accuracy the more accurate one alone is significantly better."
     if pair.loss_gain <= pair.loss_gain_se:
         return (
             f"no pair is significantly worth combining on {comparison.n} training rows; the best "
             f"is {pair.a} and {pair.b}: {numbers}"
         )
     if strongest is pair:
-        return f"{pair.a} and {pair.b} are worth combining: {numbers}"
+        worth = "lower the loss together" if gain.high < 0 else "are worth combining"
+        return f"{pair.a} and {pair.b} {worth}: {numbers}"
     return (
         f"{pair.a} and {pair.b} gain most: {numbers} The lowest loss of all is that of "
         f"{strongest.a} and {strongest.b} fused, {strongest.loss:.4f} against {pair.loss:.4f}."
@@ -151,16 +145,17 @@ def curve(
         For data that cannot be trained on, or too few rows to hold any out.
     """
     if out is not None:
-        check_new_file(out)
+        check_new_file(out, (".json",))
     check_draws(shares, repeats)
     check_search(config.fusion, config.head)
     check_selection(config.selection)
     dataset = read_data(config, reporter)
     train, test = dataset.train, dataset.test
     check_trainable(train.labels)
-    targets = Targets.from_labels(train.labels)
+    texts = np.array([normalize(text) for text in train.texts], dtype=object)
+    targets = Targets.from_labels(train.labels, texts)
     if test is None:
-        known, others = _hold_out(targets.codes, config.seed)
+        known, others = _hold_out(targets, config.seed)
         truth = targets[others]
         reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
     else:
@@ -189,6 +184,8 @@ def curve(
         budget=CostBudget(Budget(blocks=config.max_blocks), {}),
         fusion=config.fusion,
         head=config.head,
+        groups=texts[known],
+        class_weight=config.class_weight,
         seed=config.seed,
         reporter=reporter,
     )
@@ -208,8 +205,14 @@ def curve(
     return result
 
 
-def _hold_out(codes: Indices, seed: int) -> tuple[Indices, Indices]:
-    """Rows to train on and rows that are held out, of each class its share; two stay of each."""
+def _hold_out(targets: Targets, seed: int) -> tuple[Indices, Indices]:
+    """Rows to train on and rows that are held out, of each class its share; two stay of each.
+
+    Equal texts are on one side.
+    """
+    if targets.groups is not None:
+        return targets.folds(_HELD_OUT, seed)[0]
+    codes = targets.codes
     order = np.random.default_rng(seed).permutation(len(codes))
     held = []
     for label in np.unique(codes):
@@ -242,9 +245,12 @@ def _curve_summary(found: LearningCurve) -> str:
         f"the accuracy of the last layer with {last.n_rows:,} labels "
         f"({percent(last.last_layer.value)})"
     )
-    needed = found.rows_to_match
+    needed, first = found.rows_to_match, found.points[0].n_rows
     if needed is None:
         return f"{gain} Fusion does not reach {accuracy}."
-    first = found.points[0].n_rows
-    labels = f"{first:,} or fewer" if needed <= first else f"about {float(f'{needed:.2g}'):,.0f}"
+    labels = f"about {float(f'{needed:.2g}'):,.0f}"
+    if needed <= first:
+        labels = f"{first:,} or fewer"
+    elif needed > 0.95 * last.n_rows:  # "with about 300" would say nothing of 300
+        return f"{gain} It needs as many labels to reach {accuracy}."
     return f"{gain} With {labels} labels it reaches {accuracy}."

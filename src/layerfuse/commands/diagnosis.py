@@ -1,27 +1,31 @@
-"""What a fit finds out beside its metrics: where it errs, what the data hold, on what machine."""
+"""What a fit finds out beside its metrics: errors, speed, near-duplicates, machine."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse._version import __version__
+from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.complementarity import ProbeData, measure_pairs
 from layerfuse.data import NEAR, TextDataset, near_duplicates
+from layerfuse.embeddings.extraction import extract
+from layerfuse.encoders import FrozenEncoder
 from layerfuse.files import atomic_write
 from layerfuse.metrics import share_interval
 from layerfuse.parallel import peak_mb
-from layerfuse.progress import SILENT, Reporter
+from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.report.run_report import (
-    BlockPair,
     CalibrationBin,
     Complementarity,
     ConfusionCell,
@@ -32,6 +36,7 @@ from layerfuse.report.run_report import (
     NearDuplicates,
     NearPair,
 )
+from layerfuse.resources import EncoderCost
 from layerfuse.targets import Targets
 
 _TEXTS = 40  # of the hardest texts, and of near-duplicate pairs, that are kept
@@ -39,6 +44,9 @@ _LONGEST = 600  # characters kept of each
 _PAIR_ROWS = 2000  # on which pairs of blocks are measured
 _MOST_BLOCKS = 12
 _BINS = 10
+_BUDGET_S = 3.0  # all rounds of timing together; loading and one short round come on top
+_ROUND_TEXTS = (4, 32)  # least and most of a round
+_ROUNDS = (3, 7)
 _PACKAGES = ("numpy", "scikit-learn", "torch", "transformers", "safetensors", "pyarrow")
 
 Floats = npt.NDArray[np.float64]
@@ -46,16 +54,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What the pipeline predicted for n rows that it had not seen.
+    """What the pipeline predicted for n rows of a split that it had not seen.
 
-    Attributes
-    ----------
-    rows : ndarray of int of shape (n,)
-        Their numbers in their split.
-    truth, predicted : ndarray of int of shape (n,)
-        Class indices.
-    confidence, label_probability : ndarray of float of shape (n,)
-        Probability of the predicted class, and of the true one.
+    ``confidence`` and ``label_probability`` are those of the predicted and of the true class.
     """
 
     rows: npt.NDArray[np.intp]
@@ -81,6 +82,7 @@ class Predicted:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each prediction is right, (n,)."""
         return np.asarray(self.truth == self.predicted)
 
 
@@ -91,19 +93,7 @@ def diagnose(
     test: Predicted | None,
     reporter: Reporter,
 ) -> Diagnosis:
-    """Where the pipeline errs.
-
-    Parameters
-    ----------
-    classifier : LayerFusionClassifier
-        Right after ``fit``.
-    texts : sequence of str
-        Training texts.
-    cv, test : Predicted
-        Nested out-of-fold predictions of training rows, and predictions of test rows if any.
-    reporter : Reporter
-        Receives progress.
-    """
+    """Where a classifier that was just fitted on ``texts`` errs, on test rows if there are any."""
     classes = [str(label) for label in classifier.classes_.tolist()]
     shown = cv if test is None else test
     return Diagnosis(
@@ -187,13 +177,97 @@ def _complementarity(classifier: LayerFusionClassifier, reporter: Reporter) -> C
     rows = record.sample.targets.sample(_PAIR_ROWS, record.seed)
     part = {block: record.sample.blocks[block][rows] for block in blocks}
     data = ProbeData.probe(part, record.sample.targets[rows], SILENT)
-    wanted = [(a, b) for place, a in enumerate(blocks) for b in blocks[place + 1 :]]
-    found = []
-    with reporter.task("comparing blocks", len(wanted), "pairs") as advance:
-        for pair in measure_pairs(data, wanted, record.seed):
-            found.append(BlockPair.of(pair))
-            advance(1)
-    return Complementarity(n=len(rows), blocks=tuple(blocks), pairs=tuple(found))
+    wanted = list(combinations(blocks, 2))
+    pairs = measure_pairs(data, wanted, record.seed)
+    found = tuple(track(pairs, "comparing blocks", len(wanted), "pairs", reporter))
+    return Complementarity(n=len(rows), blocks=tuple(blocks), pairs=found)
+
+
+@dataclass(frozen=True, eq=False)
+class Latency:
+    """Milliseconds per text of encoders cut at layers, in each of ``n_rounds`` of ``n_texts``."""
+
+    n_texts: int
+    n_rounds: int
+    ms: Mapping[tuple[str, int], Floats]
+
+    def ratios(self, blocks: Sequence[BlockRef], others: Sequence[BlockRef]) -> Floats:
+        """Time to read some blocks over that to read others, in each round (n_rounds,)."""
+        return np.asarray(self._total(blocks) / self._total(others))
+
+    def _total(self, blocks: Sequence[BlockRef]) -> Floats:
+        return np.asarray(sum(self.ms[reading] for reading in _readings([blocks])))
+
+    def costs(self, known: Mapping[str, EncoderCost]) -> dict[str, EncoderCost]:
+        """Costs of encoders with these times (medians) in place of those of an earlier time."""
+        return {name: self._cost(cost) for name, cost in known.items()}
+
+    def _cost(self, cost: EncoderCost) -> EncoderCost:
+        own = {
+            layer: float(np.median(rounds))
+            for (name, layer), rounds in self.ms.items()
+            if name == cost.encoder
+        }
+        if not own:
+            return cost
+        # What was not timed keeps its estimate, on the scale of the highest layer that was.
+        scale = own[max(own)] / cost.ms_at(max(own)) if max(own) else 1.0
+        return replace(
+            cost,
+            ms_per_text=scale * cost.ms_per_text,
+            tokenize_ms_per_text=scale * cost.tokenize_ms_per_text,
+            ms_by_layer=own,
+        )
+
+
+def measure_latency(
+    encoders: Sequence[FrozenEncoder],
+    pipelines: Iterable[Sequence[BlockRef]],
+    texts: Sequence[str],
+    reporter: Reporter,
+) -> Latency | None:
+    """Time the reading of pipelines' blocks in turn, on the same texts, some rounds over.
+
+    At most 32 texts are read, for about 3 seconds, so that the ratios of times can be trusted; None
+    where one short round would take too long already.
+    """
+    readings = _readings(pipelines)
+    by_name = {encoder.name: encoder for encoder in encoders}
+    distinct = list(dict.fromkeys(texts))
+    order = np.random.default_rng(0).permutation(len(distinct))[: _ROUND_TEXTS[1]]
+    drawn = [distinct[row] for row in order]
+
+    def read(reading: tuple[str, int], n_texts: int) -> float:
+        name, layer = reading
+        started = time.perf_counter()
+        extract(drawn[:n_texts], by_name[name], layers=(layer,), pooling=("mean",))
+        return time.perf_counter() - started
+
+    for reading in readings:  # loads, and warms up
+        read(reading, 1)
+    few = min(_ROUND_TEXTS[0], len(drawn))
+    per_text = sum(read(reading, few) for reading in readings) / few
+    if per_text * few * _ROUNDS[0] > _BUDGET_S:
+        return None
+    n_texts = min(len(drawn), max(few, int(_BUDGET_S / (_ROUNDS[0] * per_text))))
+    n_rounds = int(np.clip(_BUDGET_S / (n_texts * per_text), *_ROUNDS))
+    seconds: dict[tuple[str, int], list[float]] = {reading: [] for reading in readings}
+    for number in track(range(n_rounds), "timing pipelines", n_rounds, "rounds", reporter):
+        for reading in readings if number % 2 else reversed(readings):
+            seconds[reading].append(read(reading, n_texts))
+    ms = {reading: 1e3 / n_texts * np.array(rounds) for reading, rounds in seconds.items()}
+    return Latency(n_texts, n_rounds, ms)
+
+
+def _readings(pipelines: Iterable[Sequence[BlockRef]]) -> list[tuple[str, int]]:
+    """The encoders that pipelines read, each up to the highest layer of a pipeline."""
+    found = set()
+    for blocks in pipelines:
+        highest: dict[str, int] = {}
+        for block in blocks:
+            highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
+        found |= set(highest.items())
+    return sorted(found)
 
 
 def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:

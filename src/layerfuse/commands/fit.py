@@ -16,10 +16,12 @@ from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.classifier.validation import open_encoders
 from layerfuse.commands.diagnosis import (
+    Latency,
     Predicted,
     diagnose,
     environment,
     find_near_duplicates,
+    measure_latency,
     write_rows,
 )
 from layerfuse.commands.paths import check_new_folder, open_store
@@ -37,23 +39,21 @@ from layerfuse.errors import (
     StorageError,
     did_you_mean,
 )
-from layerfuse.evaluation import BaselineComparison, Rows, Verdict, tradeoffs
-from layerfuse.evaluation.baselines import Baseline
-from layerfuse.evaluation.latency import Latency, measure_latency
+from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
+from layerfuse.groups import normalize
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import (
-    BaselineReport,
     CostReport,
     DataReport,
     EncoderReport,
     RunReport,
     SelectionReport,
     Timings,
-    VerdictReport,
     read_run_report,
     write_run_report,
 )
@@ -95,7 +95,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
     cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
-    tested, test_metrics, test_rows, test_blocks = None, None, None, None
+    tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
@@ -115,6 +115,8 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     latency_s = time.perf_counter() - clock
     clock = time.perf_counter()
     verdict = record.judge(baselines, test_rows)
+    if test_rows is not None and test_blocks is not None:
+        gap = record.measure_gap(test_rows, test_blocks)
     baselines_s += time.perf_counter() - clock
     diagnosis = diagnose(classifier, texts, cv, tested, recorder)
     plan, selection = classifier.plan_, classifier.selection_
@@ -146,8 +148,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         ),
         cv=classifier.cv_,
         test=test_metrics,
-        baselines=tuple(map(_baseline, verdict.comparisons)),
-        verdict=_verdict(verdict),
+        baselines=verdict.comparisons,
+        verdict=verdict,
+        gap=gap,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -184,7 +187,7 @@ def _time_pipelines(
     pipelines = [baseline.plan.blocks for baseline in baselines if baseline.plan is not None]
     pipelines.append(classifier.plan_.blocks)
     try:
-        latency = measure_latency(classifier.encoders_, pipelines, texts, reporter=reporter)
+        latency = measure_latency(classifier.encoders_, pipelines, texts, reporter)
     except LayerfuseError as error:  # stored embeddings do without the weights
         reporter.note(f"pipelines are not timed side by side: {error}")
         return None
@@ -194,15 +197,16 @@ def _time_pipelines(
 
 
 def _cost(verdict: Verdict, blocks: Sequence[BlockRef], latency: Latency | None) -> CostReport:
-    used = verdict.cost
-    if latency is None or verdict.time_ratio is None:
-        return CostReport(pipeline=used, time_ratio=None, n_texts=0, n_rounds=0)
-    against = tuple(map(BlockRef.parse, verdict.against))
-    ratios = latency.ratios(blocks, against)
     value = verdict.time_ratio
+    if latency is None or value is None:
+        return CostReport(pipeline=verdict.cost, time_ratio=None, n_texts=0, n_rounds=0)
+    ratios = latency.ratios(blocks, tuple(map(BlockRef.parse, verdict.against)))
     span = Estimate(value, min(value, float(ratios.min())), max(value, float(ratios.max())))
     return CostReport(
-        pipeline=used, time_ratio=span, n_texts=latency.n_texts, n_rounds=latency.n_rounds
+        pipeline=verdict.cost,
+        time_ratio=span,
+        n_texts=latency.n_texts,
+        n_rounds=latency.n_rounds,
     )
 
 
@@ -223,31 +227,6 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
     )
 
 
-def _baseline(item: BaselineComparison) -> BaselineReport:
-    return BaselineReport(
-        name=item.baseline.name,
-        encoder=item.baseline.encoder,
-        blocks=item.blocks,
-        cv=item.cv,
-        test=item.test,
-        cost=item.cost,
-    )
-
-
-def _verdict(verdict: Verdict) -> VerdictReport:
-    return VerdictReport(
-        sentence=verdict.sentence,
-        headline=verdict.headline,
-        advice=verdict.advice,
-        gained=verdict.gained,
-        against=verdict.against,
-        gain=verdict.gain,
-        rows="test" if verdict.rows == "test" else "cv",
-        recommended=verdict.recommended,
-        time_ratio=verdict.time_ratio,
-    )
-
-
 def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult:
     """Score every block on the training rows; nothing is trained or saved."""
     check_scorer(scorer)
@@ -256,7 +235,13 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
     encoders = make_encoders(config, reporter)
     store = open_store(config.store, new=True)
     embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
-    scores = score_blocks(embeddings, dataset.train.labels or (), scorer, reporter=reporter)
+    scores = score_blocks(
+        embeddings,
+        dataset.train.labels or (),
+        scorer,
+        groups=map(normalize, dataset.train.texts),
+        reporter=reporter,
+    )
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,
@@ -265,13 +250,7 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
 
 
 def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder, ...]:
-    """The encoders of the settings, each with its prompt and candidates.
-
-    Raises
-    ------
-    ConfigError
-        For a prompt or a pooling of an encoder that is not there.
-    """
+    """The encoders of the settings, each with its prompt and candidates."""
     opened = open_encoders(config.encoders, reporter)
     names = [encoder.name for encoder in opened]
     by_name = config.pooling if isinstance(config.pooling, Mapping) else {}

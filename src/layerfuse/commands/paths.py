@@ -16,8 +16,16 @@ def check_new_folder(path: Path) -> None:
     _check_parents(path, "--out")
 
 
-def check_new_file(path: Path) -> None:
-    """Raise StorageError when ``path`` is no file or cannot be made; a file is replaced."""
+def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise StorageError when ``path`` is no file or cannot be made; a file is replaced.
+
+    A ConfigError where its name ends in none of ``suffixes``, the formats that will be written.
+    """
+    if not path.name.lower().endswith(suffixes):
+        raise ConfigError(
+            f"{path} has an unsupported extension. Give a name with --out that ends in "
+            f"{', '.join(suffixes)}."
+        )
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device or a pipe"
         raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
@@ -25,15 +33,7 @@ def check_new_file(path: Path) -> None:
 
 
 def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
-    """The embedding cache in ``root``, or the user's.
-
-    Raises
-    ------
-    ConfigError
-        When it is not a folder.
-    NotFoundError
-        When ``root`` is given and not there, unless it may be ``new``.
-    """
+    """The embedding cache in ``root``, which must exist unless it may be ``new``, or the user's."""
     store = EmbeddingStore(root)
     if store.root.exists() and not store.root.is_dir():
         raise ConfigError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.commands.paths import check_new_file
-from layerfuse.data import TEXT_NAMES, ColumnError, TextDataset, load_dataset
+from layerfuse.data import TABLE_SUFFIXES, TEXT_NAMES, ColumnError, TextDataset, load_dataset
 from layerfuse.errors import DataError, NotFoundError, StorageError
 from layerfuse.files import atomic_write
 from layerfuse.progress import Reporter, reporting_to
@@ -33,7 +35,7 @@ def predict(
     ``places`` says where encoders lie now, by their names.
     """
     if out is not None:
-        check_new_file(out)
+        check_new_file(out, TABLE_SUFFIXES)
         if Path(data).exists() and out.resolve() == Path(data).resolve():
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier, facts = _load(bundle, places, device)
@@ -111,15 +113,39 @@ def _load(
 
 
 def write_predictions(result: PredictResult, out: Path | None) -> str:
-    """Predictions as CSV text; written to ``out`` atomically when it is given."""
+    """Predictions as CSV text; written to ``out`` atomically, in its format, when it is given."""
+    if out is None:
+        return _delimited(result.predictions, ",")
+    kind = next(suffix for suffix in TABLE_SUFFIXES if out.name.lower().endswith(suffix))
+    rows = [row.model_dump() for row in result.predictions]
+    with atomic_write(out) as temporary:
+        if kind == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
+            return ""
+        if "json" in kind:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            text = _delimited(result.predictions, "\t" if ".tsv" in kind else ",")
+        data = text.encode()
+        temporary.write_bytes(gzip.compress(data, mtime=0) if kind.endswith(".gz") else data)
+    return ""
+
+
+def _delimited(rows: Sequence[Prediction], delimiter: str) -> str:
+    """Records of which every reader of CSV makes the same rows."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["text", "label", "probability"])
-    for row in result.predictions:
-        writer.writerow([row.text, row.label, f"{row.probability:.4f}"])
-    if out is not None:
-        with atomic_write(out) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+    plain, quoted = (
+        csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writerow(Prediction.model_fields)
+    for row in rows:
+        # Python before 3.11.9 and 3.12.3 leaves a lone carriage return, a line's end to readers.
+        alone = "\r" in f"{row.text}{row.label}"
+        (quoted if alone else plain).writerow([row.text, row.label, f"{row.probability:.4f}"])
     return text.getvalue()
 
 

@@ -15,24 +15,16 @@ _NAME = "report.html"
 
 
 def report(run: Path, out: Path | None, figures: Path | None, reporter: Reporter) -> ReportResult:
-    """Write a run's page to ``out`` (into the run folder by default), and its figures as SVG and
+    """Write a run's page to ``out`` (by default into the run folder), and its figures as SVG and
     PNG into the folder ``figures`` where one is given.
-
-    Raises
-    ------
-    NotFoundError, FormatError
-        When the run folder is not there or cannot be read.
-    MissingExtraError
-        Without the extra ``report``.
-    StorageError
-        When the page cannot be written.
     """
-    _check_extra()
+    for module in ("altair", "jinja2", "markdown_it", "vl_convert"):
+        require(module, "report", "The HTML report")
     started = time.perf_counter()
     found = read_run_report(run)
     curve = read_model(run / "curve.json", CurveResult)
     path = run / _NAME if out is None else out
-    check_new_file(path)
+    check_new_file(path, (".html", ".htm"))
     if figures is not None and figures.exists() and not figures.is_dir():
         raise ConfigError(f"{figures} is not a folder. Give a folder for the figures.")
     from layerfuse.report.html import write_page
@@ -55,9 +47,3 @@ def try_report(run: Path, reporter: Reporter) -> None:
         report(run, None, None, reporter)
     except MissingExtraError:
         reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
-
-
-def _check_extra() -> None:
-    """Raise MissingExtraError when pages cannot be written."""
-    for module in ("altair", "jinja2", "markdown_it", "vl_convert"):
-        require(module, "report", "The HTML report")

@@ -5,12 +5,13 @@ from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntr
 from layerfuse.data.columns import TEXT_NAMES, ColumnError
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset
-from layerfuse.data.readers import read_dataset, read_hub
+from layerfuse.data.readers import TABLE_SUFFIXES, read_dataset, read_hub
 
 __all__ = [
     "DATASETS",
     "ENCODERS",
     "NEAR",
+    "TABLE_SUFFIXES",
     "TEXT_NAMES",
     "Audit",
     "ColumnError",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from layerfuse.data.dataset import Split, TextDataset
+from layerfuse.groups import normalize
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -106,8 +107,8 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
         Characters above which a text counts as too long; 2,000 are about 500 English tokens.
     """
     train, test = dataset.splits.get("train", Split(())), dataset.test or Split(())
-    seen = set(map(_normalize, train.texts))
-    leaks = (row for row, text in enumerate(map(_normalize, test.texts)) if text and text in seen)
+    seen = set(map(normalize, train.texts))
+    leaks = (row for row, text in enumerate(map(normalize, test.texts)) if text and text in seen)
     trained, tested = _class_counts(train), _class_counts(test)
     return Audit(
         name=dataset.name,
@@ -144,10 +145,6 @@ def _finding(rows: Iterable[int]) -> Finding:
 
 def _class_counts(split: Split) -> dict[str, int]:
     return {str(label): count for label, count in Counter(split.labels or ()).most_common()}
-
-
-def _normalize(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 @dataclass(frozen=True)

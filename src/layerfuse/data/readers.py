@@ -7,7 +7,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-_SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
+TABLE_SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
-_FIELD_LIMIT = 2**31 - 1  # bytes; more than fits a C long on Windows is refused by csv
+# Excel's first line, which names the delimiter; some exports fill it up to the number of columns
+_SEPARATOR = re.compile(r'"?sep=([^"\r\n])\1*"?(?:\r\n|\r|\n|$)', re.IGNORECASE)
+# One limit for the process, so that no thread lowers it while another reads; csv's own is 131,072
+# characters, and more than fits a C long on Windows is refused.
+csv.field_size_limit(2**31 - 1)
 
 
 def read_dataset(
@@ -57,7 +63,7 @@ def read_dataset(
 
 
 def _suffix(path: Path) -> str:
-    return next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return next((suffix for suffix in TABLE_SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -69,7 +75,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     names = sorted(entry.name for entry in folder.iterdir())
     for split in _SPLITS:
-        found = [name for name in names if name in {split + suffix for suffix in _SUFFIXES}]
+        found = [name for name in names if name in {split + suffix for suffix in TABLE_SUFFIXES}]
         if len(found) > 1:
             raise DataError(
                 f"{folder} has more than one file for the split {split!r}: {', '.join(found)}. "
@@ -98,7 +104,7 @@ def _not_found(path: Path) -> NotFoundError:
 
 def _unsupported(path: Path) -> DataError:
     return DataError(
-        f"{path} has an unsupported extension. Convert it to one of: {', '.join(_SUFFIXES)}."
+        f"{path} has an unsupported extension. Convert it to one of: {', '.join(TABLE_SUFFIXES)}."
     )
 
 
@@ -113,10 +119,12 @@ def _read_table(path: Path) -> Table:
     text = _decoded(path)
     if not text.strip():
         raise DataError(f"{path} is empty. Give a file with at least one text.")
+    if named := _SEPARATOR.match(text):
+        return _rows_table(path, _rows(path, text[named.end() :], named[1], first_line=2))
     if kind == ".csv":
         # spreadsheets write semicolons where the comma is the decimal sign
-        header = text.partition("\n")[0]
-        return _rows_table(path, _rows(path, text, max(",;\t", key=header.count)))
+        header = re.split("[\r\n]", text, maxsplit=1)[0]
+        return _rows_table(path, _rows(path, text, max(",;\t|", key=header.count)))
     return _tsv(path, text) if kind == ".tsv" else _jsonl(path, text)
 
 
@@ -153,7 +161,9 @@ def _decoded(path: Path) -> str:
         ) from error
 
 
-def _rows(path: Path, text: str, delimiter: str, *, quoted: bool = True) -> list[list[str]]:
+def _rows(
+    path: Path, text: str, delimiter: str, *, quoted: bool = True, first_line: int = 1
+) -> list[list[str]]:
     """All records, header first, each with as many fields as the header."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -162,7 +172,7 @@ def _rows(path: Path, text: str, delimiter: str, *, quoted: bool = True) -> list
         strict=True,
     )
     rows: list[list[str]] = []
-    limit, line = csv.field_size_limit(_FIELD_LIMIT), 1
+    line = first_line
     try:
         for row in reader:
             if row and rows and len(row) != len(rows[0]):
@@ -173,14 +183,12 @@ def _rows(path: Path, text: str, delimiter: str, *, quoted: bool = True) -> list
                 )
             if row:
                 rows.append(row)
-            line = reader.line_num + 1
+            line = reader.line_num + first_line
     except csv.Error as error:
         raise DataError(
             f"{path}, line {line}: the quotes do not close properly ({error}).\n"
             'Write a double quote inside a quoted text twice: "".'
         ) from error
-    finally:
-        csv.field_size_limit(limit)
     return rows
 
 
@@ -201,9 +209,9 @@ def _tsv(path: Path, text: str) -> Table:
 
 
 def _rows_table(path: Path, rows: list[list[str]]) -> Table:
-    header = [name.strip() for name in rows[0]]
+    header = [name.strip() for name in rows[0]] if rows else []
     _refuse_repeated(path, header)
-    if len(rows) == 1:
+    if len(rows) < 2:
         raise DataError(f"{path} has a header line but no rows. Is the first line a text?")
 
     def column(name: str) -> list[str]:
@@ -214,9 +222,9 @@ def _rows_table(path: Path, rows: list[list[str]]) -> Table:
 
 
 def _refuse_repeated(path: Path, header: Sequence[str]) -> None:
-    repeated = [name for name in header if name and header.count(name) > 1]
-    if repeated:
-        raise DataError(f"{path} has two columns named {repeated[0]!r}. Rename one of them.")
+    for name, count in Counter(header).items():
+        if name and count > 1:
+            raise DataError(f"{path} has two columns named {name!r}. Rename one of them.")
 
 
 def _jsonl(path: Path, text: str) -> Table:

@@ -1,12 +1,18 @@
-"""Discovery of the text stack and transformer blocks of a Hugging Face model."""
+"""The text stack of a Hugging Face model: where it is, and how it can be read."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
+from layerfuse.encoders.forward import pad, pool_layers
 from layerfuse.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -17,68 +23,223 @@ if TYPE_CHECKING:
 _AFTER_BLOCKS = frozenset(
     {"norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "project_out"}
 )
+_LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings", "max_seq_len")
+_SHORT, _LONG = 5, 24  # tokens of the texts that a model is tried on
+_TOLERANCE = {"float32": 1e-3}
+_HALF_TOLERANCE = 0.1  # deep models round as much as a few percent
+
+_Batches: TypeAlias = Literal["any", "of one length", "of one text"]
+States: TypeAlias = "Mapping[int, torch.Tensor]"
+"""Hidden states by layer, each (batch, tokens, dim)."""
+
+
+class Traits(BaseModel, frozen=True, extra="forbid"):
+    """What a trial shows of a model; afterwards it is known without the weights.
+
+    ``dtype`` is one that the model computes in. ``by_blocks`` says whether its blocks receive what
+    its own hidden states are; otherwise those are read, which takes all blocks. ``batches`` are
+    the texts that can be read together without changing each other's values. The model's own first
+    hidden state is layer ``first``. ``layer_parameters``, (n_layers + 1,), are those of the whole
+    stack, before any cut.
+    """
+
+    n_layers: int
+    dim: int
+    dtype: str
+    by_blocks: bool
+    batches: _Batches
+    first: int
+    layer_parameters: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The text stack of a model.
 
-    ``blocks`` are the transformer blocks, None where they cannot be found; ``accepts`` are the
-    parameter names of the forward method; ``own_positions`` says that the model derives position
-    numbers from the padding itself (like RoBERTa). ``layer_parameters``, (n_layers + 1,), and
-    ``bytes_per_parameter`` are those of the whole stack, before any cut.
+    ``blocks`` are None where they cannot be read one by one. ``n_tokens`` is the size of the
+    embedding, above all token ids that the model knows; ``pad_id`` is one of them. Batches longer
+    than ``rope_switch`` tokens have other rotary frequencies.
     """
 
     stack: torch.nn.Module
     blocks: torch.nn.ModuleList | None
-    n_layers: int
-    dim: int
-    accepts: frozenset[str]
-    own_positions: bool
-    layer_parameters: tuple[int, ...]
+    traits: Traits
     bytes_per_parameter: float
+    n_tokens: int
+    pad_id: int
+    rope_switch: int
+
+    def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The rows of a batch in as many parts as are to be read each by itself."""
+        parts: dict[int, list[int]] = {}
+        for row, tokens in enumerate(ids):
+            part = {
+                "any": int(len(tokens) > self.rope_switch),
+                "of one length": len(tokens),
+                "of one text": row,
+            }[self.traits.batches]
+            parts.setdefault(part, []).append(row)
+        return list(parts.values())
 
 
-def find_architecture(model: Any, name: str) -> Architecture:
-    """Find the text stack, its blocks and sizes.
-
-    Raises
-    ------
-    UnsupportedModelError
-        When the model does not read text.
+def text_stack(model: Any) -> Any:
+    """The part that reads text: the encoder of an encoder-decoder, the language model of one that
+    reads images or sound, or all. Poolers, which no layer needs, are taken out.
     """
-    config = model.config.get_text_config(encoder=True)
+    import torch
+    from transformers import PreTrainedModel
+
     stack = model
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder or all(
+        isinstance(getattr(model, part, None), PreTrainedModel) for part in ("encoder", "decoder")
+    ):
         stack = model.get_encoder()
-    elif hasattr(model, "language_model"):
-        stack = model.language_model
-    n_layers = getattr(config, "num_hidden_layers", None)
-    dim = getattr(config, "hidden_size", None)
-    main_input = getattr(stack, "main_input_name", "input_ids")
-    if main_input != "input_ids" or n_layers is None or dim is None:
-        raise UnsupportedModelError(
-            f"{name} ({type(model).__name__}) is not a text model: it has no single stack of "
-            "transformer blocks that reads token ids. Choose a BERT-, GPT- or T5-like model."
-        )
+    else:
+        for part in ("language_model", "text_model"):
+            if isinstance(getattr(model, part, None), torch.nn.Module):
+                stack = getattr(model, part)
+    if not hasattr(stack, "config"):
+        stack.config = model.config
+    if stack is not model and isinstance(stack, PreTrainedModel):
+        return text_stack(stack)
     if getattr(stack, "pooler", None) is not None:
-        stack.pooler = None  # the pooled output of BERT-like models is never used
-    blocks = _find_blocks(stack, n_layers)
+        stack.pooler = torch.nn.Identity()
+    if hasattr(stack, "set_attention_type"):  # its other type depends on earlier texts' lengths
+        stack.set_attention_type("original_full")
+    return stack
+
+
+def find_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Architecture:
+    """The stack with its blocks and sizes."""
     weights = list(stack.parameters())
     n_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
     return Architecture(
         stack=stack,
-        blocks=blocks,
-        n_layers=n_layers,
-        dim=dim,
-        accepts=frozenset(inspect.signature(stack.forward).parameters),
-        own_positions=any(
-            hasattr(module, "padding_idx") and hasattr(module, "position_embeddings")
-            for module in stack.children()
-        ),
-        layer_parameters=_count_parameters(stack, blocks, n_layers),
+        blocks=_find_blocks(stack, traits.n_layers) if traits.by_blocks else None,
+        traits=traits,
         bytes_per_parameter=n_bytes / max(1, sum(map(count_parameters, weights))),
+        n_tokens=count_tokens(stack),
+        pad_id=pad_id,
+        rope_switch=_rope_switch(stack.config),
     )
+
+
+def _rope_switch(config: Any) -> int:
+    """The length behind which LongRoPE takes its other factors."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    several = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # kinds of layers
+    long = [part for part in several if part.get("rope_type") == "longrope"]
+    lengths = [part.get("original_max_position_embeddings") or 0 for part in long]
+    return min(lengths, default=sys.maxsize)
+
+
+def count_tokens(stack: Any) -> int:
+    """Rows of the token embedding; without limit where there is no table."""
+    try:
+        return int(stack.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError):
+        return sys.maxsize
+
+
+def own_states(stack: Any, ids: Sequence[Sequence[int]], pad_id: int, device: str) -> States:
+    """The hidden states that the model itself gives, by their number."""
+    inputs, _ = pad(ids, pad_id, device, accepted(stack))
+    states = stack(**inputs, output_hidden_states=True).hidden_states
+    return dict(enumerate(states))
+
+
+def accepted(stack: torch.nn.Module) -> frozenset[str]:
+    """The parameters of the forward method."""
+    return frozenset(inspect.signature(stack.forward).parameters)
+
+
+def examine(
+    stack: Any, name: str, dtype: str, tokens: Sequence[int], pad_id: int, device: str
+) -> Traits:
+    """Try a model on two short texts made of ``tokens``, alone and together.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When it does not read text, or has no state of each token at each layer.
+    """
+    import torch
+
+    kind = f"{name} ({type(stack).__name__})"
+    short, long, other = (
+        [tokens[(start + index * 7) % len(tokens)] for index in range(length)]
+        for start, length in ((0, _SHORT), (3, _LONG), (5, _LONG))
+    )
+    with torch.inference_mode():
+        own = own_states(stack, [short], pad_id, device)
+        n_layers = len(own) - 1
+        shapes = [states.shape[:-1] for states in own.values()]
+        if n_layers < 1 or any(shape != (1, _SHORT) for shape in shapes):
+            raise UnsupportedModelError(
+                f"{kind} cannot be read layer by layer: its hidden states are not one state of "
+                "each token at each layer. Choose a BERT-, GPT- or T5-like model."
+            )
+        blocks = _find_blocks(stack, n_layers)
+
+        def read(ids: Sequence[Sequence[int]], blocks: torch.nn.ModuleList | None) -> States:
+            inputs, _ = pad(ids, pad_id, device, accepted(stack))
+            return pool_layers(stack, blocks, inputs, lambda states: states, range(n_layers + 1))
+
+        first: int | None = None
+        if blocks is not None:
+            try:
+                hooked = read([short], blocks)
+                first = next(first for first in (0, 1) if _agree(align(own, first), hooked, dtype))
+            except Exception:  # blocks that take or give something else than states
+                blocks = None
+        alone = [read([text], blocks) for text in (short, long, other)]
+        if first is None and not _agree(own, alone[0], dtype):
+            raise UnsupportedModelError(
+                f"{kind} gives the same text other values each time, so that nothing can be "
+                "learned from them. Choose another model."
+            )
+        batches: _Batches = "of one text"
+        tried: tuple[tuple[_Batches, tuple[int, int]], ...]
+        tried = (("any", (0, 1)), ("of one length", (1, 2)))
+        for kinds, rows in tried:
+            texts = [(short, long, other)[row] for row in rows]
+            together: States = {}
+            with contextlib.suppress(Exception):  # of a model without a mask
+                together = read(texts, blocks)
+            parts = (
+                {layer: states[at : at + 1, : len(text)] for layer, states in together.items()}
+                for at, text in enumerate(texts)
+            )
+            if together and all(map(_agree, parts, [alone[row] for row in rows], [dtype] * 2)):
+                batches = kinds
+                break
+    return Traits(
+        n_layers=n_layers,
+        dim=max(states.shape[-1] for states in own.values()),
+        dtype=dtype,
+        by_blocks=blocks is not None,
+        batches=batches,
+        first=first or 0,
+        layer_parameters=_count_parameters(stack, blocks, n_layers),
+    )
+
+
+def align(own: States, first: int) -> States:
+    """The model's own hidden states by layer, where the first is layer ``first``."""
+    return {min(number + first, len(own) - 1): states for number, states in own.items()}
+
+
+def _agree(some: States, reference: States, dtype: str) -> bool:
+    """Whether states of each token are the same but for rounding."""
+    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+    for layer, states in some.items():
+        expected = reference[layer]
+        if states.shape != expected.shape:
+            return False
+        difference = (states.float() - expected.float()).abs().mean(dim=-1)
+        if (difference > tolerance * expected.float().abs().mean(dim=-1) + 1e-6).any():
+            return False
+    return True
 
 
 def _find_blocks(stack: torch.nn.Module, n_layers: int) -> torch.nn.ModuleList | None:
@@ -127,12 +288,13 @@ def _count_parameters(
     return tuple(totals)
 
 
-def position_limit(config: Any, own_positions: bool) -> int | None:
+def token_limit(stack: Any) -> int | None:
     """Maximum tokens of the position embeddings, or None where nothing limits them."""
-    config = config.get_text_config(encoder=True)
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    if own_positions:  # positions start behind the padding's own number
-        limit -= (config.pad_token_id or 0) + 1
-    return limit
+    config = stack.config.get_text_config(encoder=True)
+    limits = [getattr(config, name, None) for name in _LIMITS]
+    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    own = any(  # positions start behind the padding's own number, as in RoBERTa
+        hasattr(module, "padding_idx") and hasattr(module, "position_embeddings")
+        for module in stack.modules()
+    )
+    return limit - (config.pad_token_id or 0) - 1 if limit and own else limit

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.encoders.architecture import align, own_states
 from layerfuse.encoders.frozen import FrozenEncoder
 from layerfuse.pooling import POOLINGS, Pooler
 
@@ -52,8 +53,8 @@ class Check:
 def check_encoder(encoder: FrozenEncoder) -> list[Check]:
     """Compare all layers and poolings of a few texts with those computed in other ways.
 
-    The other ways are a plain loop over the model's own hidden states, other batches, the other
-    padding side and truncation of the encoder.
+    The other ways are a plain loop over the model's own hidden states, other batches and
+    truncation of the encoder.
 
     Parameters
     ----------
@@ -70,7 +71,6 @@ def check_encoder(encoder: FrozenEncoder) -> list[Check]:
     alone = [encoder.read([row], "all", poolings) for row in ids]
     single = {layer: np.concatenate([one[layer] for one in alone]) for layer in together}
     backwards = encoder.read(ids[::-1], "all", poolings)
-    left = encoder.read(ids, "all", poolings, padding_side="left")
     plain = _plain_loop(encoder, ids, poolings)
     middle = encoder.n_layers // 2
     below = encoder.truncate(middle).read(ids, range(middle + 1), poolings)
@@ -78,7 +78,6 @@ def check_encoder(encoder: FrozenEncoder) -> list[Check]:
         "plain loop over hidden states": plain,
         "alone or in a batch": single,
         "order in the batch": {layer: array[::-1] for layer, array in backwards.items()},
-        "left or right padding": left,
         f"truncated at layer {middle}": below,
     }
     tolerance = _TOLERANCE.get(encoder.dtype, _BFLOAT16_TOLERANCE)
@@ -99,11 +98,13 @@ def _plain_loop(
     """One text at a time, without padding, from all hidden states of the whole model."""
     import torch
 
+    architecture = encoder.architecture
     texts = []
     for tokens in ids:
-        batch = torch.tensor([list(tokens)], device=encoder.device)
+        mask = torch.ones((1, len(tokens)), dtype=torch.bool, device=encoder.device)
         with torch.inference_mode():
-            states = encoder.stack(input_ids=batch, output_hidden_states=True).hidden_states
-            pooler = Pooler(torch.ones_like(batch, dtype=torch.bool), poolings)
-            texts.append([pooler(state).cpu().numpy() for state in states])
-    return {layer: np.concatenate(rows) for layer, rows in enumerate(zip(*texts, strict=True))}
+            own = own_states(architecture.stack, [tokens], architecture.pad_id, encoder.device)
+            pooler = Pooler(mask, poolings)
+            states = align(own, architecture.traits.first)
+            texts.append({layer: pooler(array).cpu().numpy() for layer, array in states.items()})
+    return {layer: np.concatenate([text[layer] for text in texts]) for layer in texts[0]}

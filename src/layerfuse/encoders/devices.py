@@ -44,6 +44,9 @@ def choose_device(device: str) -> str:
     kind = device_kind(device)
     if not present[kind]:
         raise ConfigError(f"This machine has no {kind} device. Use --device auto or cpu.")
+    if kind == "cuda" and ":" in device:
+        count = torch.cuda.device_count()
+        check_choice(device, [f"cuda:{number}" for number in range(count)], "device")
     return device
 
 
@@ -57,7 +60,7 @@ def choose_dtype(dtype: str, device: str) -> str:
     """
     kind = device_kind(device)
     if dtype == "auto":
-        return "bfloat16" if _has_fast_bfloat16(kind) else "float32"
+        return "bfloat16" if _has_fast_bfloat16(device) else "float32"
     check_choice(dtype, ("auto", *DTYPES), "dtype")
     if dtype in QUANTIZED and kind != "cuda":
         raise ConfigError(
@@ -67,14 +70,14 @@ def choose_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-def _has_fast_bfloat16(kind: str) -> bool:
+def _has_fast_bfloat16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 itself; emulation can be a hundred times slower."""
     # Asked of the hardware, not measured: the dtype is part of an embedding, and timings vary.
     import torch
 
-    if kind == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    if kind != "cpu":
+    if device_kind(device) == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
         capabilities = torch.cpu.get_capabilities()

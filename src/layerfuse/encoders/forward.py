@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.encoders.architecture import Architecture
 from layerfuse.errors import UnsupportedModelError
-from layerfuse.pooling import Pooler
+from layerfuse.pooling import send_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -72,11 +71,12 @@ class Pending:
 
 
 def pad(
-    ids: Sequence[Sequence[int]], pad_id: int, device: str, architecture: Architecture, side: str
+    ids: Sequence[Sequence[int]], pad_id: int, device: str, accepts: frozenset[str]
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """The forward method's arguments on the device, and the (batch, tokens) bool mask on the CPU.
 
-    A batch without padding has no mask, so that models need not expand and add one.
+    Short texts are padded on the right. A batch without padding has no mask, so that models need
+    not expand and add one.
     """
     import torch
 
@@ -84,46 +84,38 @@ def pad(
     tokens = np.full((len(ids), width), pad_id, dtype=np.int64)
     real = np.zeros((len(ids), width), dtype=bool)
     for index, row in enumerate(ids):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        tokens[index, place] = row
-        real[index, place] = True
+        tokens[index, : len(row)] = row
+        real[index, : len(row)] = True
     mask = torch.from_numpy(real)
-    inputs: dict[str, Any] = {"input_ids": _send(torch.from_numpy(tokens), device)}
-    if "use_cache" in architecture.accepts:
+    inputs: dict[str, Any] = {"input_ids": send_ahead(torch.from_numpy(tokens), device)}
+    if "use_cache" in accepts:
         inputs["use_cache"] = False
-    if real.all():
-        return inputs, mask
-    inputs["attention_mask"] = _send(mask.long(), device)
-    takes_positions = "position_ids" in architecture.accepts and not architecture.own_positions
-    if side == "left" and takes_positions:
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        inputs["position_ids"] = _send(positions, device)
+    if not real.all():
+        inputs["attention_mask"] = send_ahead(mask.long(), device)
     return inputs, mask
 
 
-def _send(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def run_pass(
-    architecture: Architecture, inputs: dict[str, Any], pooler: Pooler, layers: tuple[int, ...]
+def pool_layers(
+    stack: torch.nn.Module,
+    blocks: torch.nn.ModuleList | None,
+    inputs: dict[str, Any],
+    pool: Callable[[torch.Tensor], torch.Tensor],
+    layers: Sequence[int],
 ) -> dict[int, torch.Tensor]:
     """Pool ascending ``layers`` during one forward pass, which ends after the highest of them.
 
-    A layer below the last is what the block after it receives. Hooks are on the modules meanwhile,
-    so that no other pass of the model may run.
+    A layer below the last is what the block after it receives; without blocks it is the model's
+    own hidden state. Hooks are on the modules meanwhile, so that no other pass of the model may
+    run.
     """
-    blocks = architecture.blocks
     if blocks is None:
-        states = architecture.stack(**inputs, output_hidden_states=True).hidden_states
-        return {layer: pooler(states[layer]) for layer in layers}
+        states = stack(**inputs, output_hidden_states=True).hidden_states
+        return {layer: pool(states[layer]) for layer in layers}
     pooled: dict[int, torch.Tensor] = {}
 
     def hook_for(layer: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pooled[layer] = pooler(args[0] if args else kwargs["hidden_states"])
+            pooled[layer] = pool(args[0] if args else kwargs["hidden_states"])
             if layer == layers[-1]:
                 raise _EarlyExit
 
@@ -135,5 +127,5 @@ def run_pass(
                 hooks.enter_context(
                     blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
                 )
-        pooled[architecture.n_layers] = pooler(architecture.stack(**inputs)[0])
+        pooled[layers[-1]] = pool(stack(**inputs)[0])
     return pooled

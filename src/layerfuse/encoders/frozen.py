@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -16,14 +18,28 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
-from layerfuse.encoders.architecture import Architecture, find_architecture, position_limit
+from layerfuse.encoders.architecture import (
+    Architecture,
+    Traits,
+    accepted,
+    count_tokens,
+    examine,
+    find_architecture,
+    token_limit,
+)
 from layerfuse.encoders.cpu_kernels import pack_linears, use_plain_attention
 from layerfuse.encoders.devices import QUANTIZED, choose_device, choose_dtype, device_kind
-from layerfuse.encoders.forward import Pending, pad, run_pass
-from layerfuse.encoders.pretrained import load_model, load_tokenizer, too_large
+from layerfuse.encoders.forward import Pending, pad, pool_layers
+from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
 from layerfuse.encoders.source import EncoderSource, find_source
 from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
-from layerfuse.errors import ConfigError, NoMemoryError, StorageError, is_out_of_memory
+from layerfuse.errors import (
+    ConfigError,
+    NoMemoryError,
+    StorageError,
+    UnsupportedModelError,
+    is_out_of_memory,
+)
 from layerfuse.files import cache_dir, digest, write_json
 from layerfuse.parallel import limit_kernel_cache
 from layerfuse.pooling import Pooler
@@ -42,15 +58,6 @@ class _Loaded:
 
     architecture: Architecture
     tokenizer: TextTokenizer
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What of an encoder is known without its weights, once they were loaded."""
-
-    n_layers: int
-    dim: int
-    layer_parameters: Sequence[int]
 
 
 @dataclass(eq=False, repr=False)
@@ -97,6 +104,7 @@ class FrozenEncoder:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ConfigError(f"batch_tokens={self.batch_tokens} is too few; give at least 1.")
         self.device = choose_device(self.device)
+        self._any_dtype = self.dtype == "auto"
         self.dtype = choose_dtype(self.dtype, self.device)
         self.fingerprints = self.source.fingerprints(allow_pickle=self.allow_pickle)
         self._start_unloaded()
@@ -206,6 +214,7 @@ class FrozenEncoder:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the value of an embedding, but for text, layer and pooling."""
+        self._traits()  # they may change the dtype
         return {
             "fingerprints": self.fingerprints,
             "revision": self.source.revision,
@@ -231,12 +240,12 @@ class FrozenEncoder:
     @property
     def n_layers(self) -> int:
         """The number of transformer blocks; there are ``n_layers + 1`` layers."""
-        return self._shape().n_layers
+        return self._traits().n_layers
 
     @property
     def dim(self) -> int:
         """The size of the hidden states."""
-        return self._shape().dim
+        return self._traits().dim
 
     @property
     def highest_layer(self) -> int:
@@ -249,17 +258,17 @@ class FrozenEncoder:
 
         Shared weights count once, a final norm at ``n_layers``; `truncate` changes nothing here.
         """
-        return tuple(self._shape().layer_parameters)
+        return self._traits().layer_parameters
 
     @property
     def bytes_per_parameter(self) -> float:
         """Bytes of an average parameter as loaded. Loads the weights."""
-        return self._load().architecture.bytes_per_parameter
+        return self.architecture.bytes_per_parameter
 
     @property
     def stops_early(self) -> bool:
         """Whether reading a low layer skips the blocks above it. Loads the weights."""
-        return self._load().architecture.blocks is not None
+        return self.architecture.blocks is not None
 
     @property
     def is_loaded(self) -> bool:
@@ -269,7 +278,12 @@ class FrozenEncoder:
     @property
     def stack(self) -> torch.nn.Module:
         """The model itself, without language-model head and pooler. Loads the weights."""
-        return self._load().architecture.stack
+        return self.architecture.stack
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's parts and how they are read. Loads the weights."""
+        return self._load().architecture
 
     def truncate(self, layer: int) -> FrozenEncoder:
         """Drop the blocks above ``layer``, which frees their memory, and return self.
@@ -298,8 +312,6 @@ class FrozenEncoder:
         ids: Sequence[Sequence[int]],
         layers: Layers,
         poolings: Sequence[str],
-        *,
-        padding_side: str = "right",
     ) -> dict[int, npt.NDArray[np.float32]]:
         """Compute blocks of one batch in one forward pass.
 
@@ -309,8 +321,6 @@ class FrozenEncoder:
             Token ids of each text, from `tokenize`; none empty.
         layers : {"all"}, int or sequence of int
         poolings : sequence of str
-        padding_side : {"right", "left"}
-            Where short texts are padded; it does not change the values.
 
         Returns
         -------
@@ -324,37 +334,55 @@ class FrozenEncoder:
         UnsupportedModelError
             When the model yields values that are not finite.
         """
-        return self.launch(ids, layers, poolings, padding_side=padding_side).result()
+        return self.launch(ids, layers, poolings).result()
 
     def launch(
-        self,
-        ids: Sequence[Sequence[int]],
-        layers: Layers,
-        poolings: Sequence[str],
-        *,
-        padding_side: str = "right",
+        self, ids: Sequence[Sequence[int]], layers: Layers, poolings: Sequence[str]
     ) -> Pending:
         """`read` without waiting for a GPU: its ``result()`` is what `read` returns."""
         import torch
 
         loaded = self._load()
         wanted = resolve_layers(layers, self.n_layers, self.name)
-        with torch.inference_mode():
-            inputs, mask = pad(
-                ids, loaded.tokenizer.pad_id, self.device, loaded.architecture, padding_side
+        highest = max(map(max, ids))
+        if highest >= loaded.architecture.n_tokens:
+            raise UnsupportedModelError(
+                f"{self.name} has no embedding of token {highest}, which its tokenizer gives a "
+                f"text: it has {loaded.architecture.n_tokens}. The tokenizer is another model's, "
+                "or tokens were added without resize_token_embeddings; save both together again."
             )
-            pooler = Pooler(mask, poolings, self.device)
-            # Passes take turns, for a lock is right for any model: some write to their own modules
-            # during a pass (rotary frequencies, caches of remote code), which context-local hooks
-            # would not keep apart. Little is lost: one pass uses all cores, or only queues kernels.
-            with self._lock:
-                if self._highest is not None and wanted[-1] > self._highest:
-                    raise ConfigError(
-                        f"{self.name}: layer {wanted[-1]} is not loaded (encoder truncated at "
-                        f"{self._highest}). Load the encoder again to read it."
-                    )
-                pooled = run_pass(loaded.architecture, inputs, pooler, wanted)
+        batches = loaded.architecture.batches(ids)
+        with torch.inference_mode(), refusing(f"{self.name} cannot read the texts"):
+            parts = [
+                self._run(loaded.architecture, [ids[row] for row in rows], wanted, poolings)
+                for rows in batches
+            ]
+            if len(parts) == 1:
+                return Pending(parts[0], self.name, self.dtype)
+            place = torch.tensor(list(chain(*batches)), device=self.device).argsort()
+            pooled = {layer: torch.cat([part[layer] for part in parts])[place] for layer in wanted}
             return Pending(pooled, self.name, self.dtype)
+
+    def _run(
+        self,
+        architecture: Architecture,
+        ids: Sequence[Sequence[int]],
+        wanted: tuple[int, ...],
+        poolings: Sequence[str],
+    ) -> dict[int, torch.Tensor]:
+        stack, blocks = architecture.stack, architecture.blocks
+        inputs, mask = pad(ids, architecture.pad_id, self.device, accepted(stack))
+        pooler = Pooler(mask, poolings, self.device)
+        # Passes take turns, for a lock is right for any model: some write to their own modules
+        # during a pass (rotary frequencies, caches of remote code), which context-local hooks
+        # would not keep apart. Little is lost: one pass uses all cores, or only queues kernels.
+        with self._lock:
+            if self._highest is not None and wanted[-1] > self._highest:
+                raise ConfigError(
+                    f"{self.name}: layer {wanted[-1]} is not loaded (encoder truncated at "
+                    f"{self._highest}). Load the encoder again to read it."
+                )
+            return pool_layers(stack, blocks, inputs, pooler, wanted)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__ | {"_loaded": None, "reporter": SILENT}
@@ -370,16 +398,31 @@ class FrozenEncoder:
         self._lock = Lock()  # held to load, to cut and for a pass; never while a reporter runs
         _ENCODERS.add(self)
 
-    def _shape(self) -> _Shape | Architecture:
-        """Sizes, kept in the cache by fingerprint: stored embeddings need no loaded model."""
-        if self._loaded is None:
-            path = cache_dir() / "shapes" / f"{digest(json.dumps(self.fingerprints))}.json"
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                return _Shape(**json.loads(path.read_text(encoding="utf-8")))
-            found = self._load().architecture
-            with contextlib.suppress(StorageError):
-                write_json(path, asdict(_Shape(found.n_layers, found.dim, found.layer_parameters)))
-        return self._load().architecture
+    def _traits(self) -> Traits:
+        """What is known of the model, from the cache where it was tried before."""
+        traits = self._loaded.architecture.traits if self._loaded else self._known_traits()
+        if traits is None:
+            traits = self.architecture.traits
+        self._accept(traits)
+        return traits
+
+    def _traits_file(self) -> Path:
+        parts = (json.dumps(self.fingerprints), self.dtype, self.kind, version("transformers"))
+        return cache_dir() / "traits" / f"{digest(*parts)}.json"
+
+    def _known_traits(self) -> Traits | None:
+        with contextlib.suppress(OSError, ValueError):
+            return Traits.model_validate_json(self._traits_file().read_bytes())
+        return None
+
+    def _accept(self, traits: Traits) -> None:
+        """Go on in the dtype that the model computes in."""
+        if traits.dtype != self.dtype and not self._any_dtype:
+            raise UnsupportedModelError(
+                f"{self.name} cannot compute in {self.dtype}. Use --dtype {traits.dtype} "
+                f"(dtype={traits.dtype!r})."
+            )
+        self.dtype = traits.dtype
 
     def _load(self) -> _Loaded:
         loaded = self._loaded
@@ -396,25 +439,18 @@ class FrozenEncoder:
 
     def _read_files(self, notes: list[str]) -> _Loaded:
         limit_kernel_cache()
-        tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
-        model = load_model(
-            self.source,
-            self.dtype,
-            self.device,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-        )
-        architecture = find_architecture(model, self.name)
-        config = architecture.stack.config
-        limits = (tokenizer.model_max_length, position_limit(config, architecture.own_positions))
-        limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
-        texts = TextTokenizer(
-            tokenizer, prompt=self.prompt, chat_prompt=self.chat_prompt, max_length=int(limit)
-        )
-        self._drop_blocks(architecture)
         try:
-            if self.dtype not in QUANTIZED:  # those are on the device already
-                architecture.stack.to(self.device)
+            tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
+            architecture = self._open_architecture(tokenizer, notes)
+            traits = architecture.traits
+            limits = (self._own_limit(tokenizer), token_limit(architecture.stack))
+            limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
+            with refusing(f"{self.source.path} has a tokenizer that does not work"):
+                texts = TextTokenizer(
+                    tokenizer, prompt=self.prompt, chat_prompt=self.chat_prompt, max_length=limit
+                )
+            self._drop_blocks(architecture)
+            self._send(architecture.stack)
         except Exception as error:
             if is_out_of_memory(error):
                 raise NoMemoryError(too_large(self.name)) from error
@@ -425,18 +461,87 @@ class FrozenEncoder:
                 use_plain_attention(architecture.stack)
         if architecture.blocks is None:
             notes.append(
-                f"{self.name}: its blocks were not found; all hidden states of a batch are kept in "
-                "memory and no layer is saved by stopping early"
+                f"{self.name}: its blocks cannot be read one by one; all hidden states of a batch "
+                "are kept in memory and no layer is saved by stopping early"
+            )
+        if traits.batches != "any":
+            notes.append(
+                f"{self.name}: padding or other texts of a batch change its values, so it reads "
+                f"texts {traits.batches} at a time"
             )
         notes.append(
-            f"{self.name}: {architecture.n_layers} layers of {architecture.dim}, "
-            f"{self.dtype} on {self.device}"
+            f"{self.name}: {traits.n_layers} layers of {traits.dim}, {self.dtype} on {self.device}"
         )
         return _Loaded(architecture, texts)
+
+    def _own_limit(self, tokenizer: Any) -> int:
+        limit = tokenizer.model_max_length
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 2:
+            raise UnsupportedModelError(
+                f"{self.path} says that its texts have at most {limit!r} tokens, expected a number "
+                "above 1. Correct model_max_length in its tokenizer_config.json."
+            )
+        return int(limit)
+
+    def _open_architecture(self, tokenizer: Any, notes: list[str]) -> Architecture:
+        """The loaded model, tried unless that was done before."""
+        traits = self._known_traits()
+        if traits is not None:
+            self._accept(traits)
+        stack = self._load_model(self.dtype)
+        if traits is None:
+            try:
+                traits = self._examine(stack, self.dtype, tokenizer)
+            except UnsupportedModelError:
+                if self.dtype not in ("bfloat16", "float16"):
+                    raise
+                stack = self._load_model("float32")
+                traits = self._examine(stack, "float32", tokenizer)
+            with contextlib.suppress(StorageError):
+                write_json(self._traits_file(), traits.model_dump())
+            self._accept(traits)
+        if self._any_dtype and self.dtype != choose_dtype("auto", self.device):
+            notes.append(f"{self.name} cannot compute in bfloat16, so it is read in float32")
+        return find_architecture(stack, traits, _pad_id(tokenizer, stack))
+
+    def _load_model(self, dtype: str) -> Any:
+        return load_model(
+            self.source,
+            dtype,
+            self.device,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+        )
+
+    def _examine(self, stack: torch.nn.Module, dtype: str, tokenizer: Any) -> Traits:
+        if self._highest is None:
+            self._send(stack)  # else what is to be cut may not fit there
+        device = str(next(stack.parameters()).device)
+        known = range(min(len(tokenizer), count_tokens(stack)))
+        special = set(tokenizer.all_special_ids)
+        tokens = [token for token in known[:: len(known) // 64 + 1] if token not in special] or [0]
+        kind = type(stack).__name__
+        if getattr(stack, "main_input_name", "input_ids") != "input_ids":
+            raise UnsupportedModelError(
+                f"{self.name} ({kind}) is not a text model: it has no single stack of blocks that "
+                "reads token ids. Choose a BERT-, GPT- or T5-like model."
+            )
+        with refusing(f"{self.name} ({kind}) cannot read a short text in {dtype}"):
+            return examine(stack, self.name, dtype, tokens, _pad_id(tokenizer, stack), device)
+
+    def _send(self, stack: torch.nn.Module) -> None:
+        if self.dtype not in QUANTIZED:  # those are on the device already
+            stack.to(self.device)
 
     def _drop_blocks(self, architecture: Architecture) -> None:
         if architecture.blocks is not None and self._highest is not None:
             del architecture.blocks[self._highest + 1 :]
+
+
+def _pad_id(tokenizer: Any, stack: torch.nn.Module) -> int:
+    """The token for padding, or any where the model has none."""
+    token = int(tokenizer.pad_token_id or 0)
+    return token if token < count_tokens(stack) else 0
 
 
 _ENCODERS: WeakSet[FrozenEncoder] = WeakSet()

@@ -9,13 +9,15 @@ from functools import partial
 from threading import RLock
 from typing import Any
 
+from layerfuse.encoders.architecture import text_stack
 from layerfuse.encoders.devices import loading_options
 from layerfuse.encoders.source import EncoderSource
-from layerfuse.errors import NoMemoryError, UnsupportedModelError, is_out_of_memory, require
+from layerfuse.errors import LayerfuseError, UnsupportedModelError, is_out_of_memory, require
 
 # transformers loads with state of the whole process: its verbosity, its progress bars, torch's
 # default dtype and initializers. One load at a time, or one would restore what another has set.
 _PROCESS_STATE = RLock()
+_TRIED_WORDS = 200
 
 
 def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
@@ -26,18 +28,40 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
     UnsupportedModelError
         When the folder holds no tokenizer that can be read.
     """
-    with _quiet():
+    with quiet(), refusing(f"{source.path} has no tokenizer that can be read"):
         from transformers import AutoTokenizer
 
-        try:
-            return AutoTokenizer.from_pretrained(
-                source.folder, trust_remote_code=trust_remote_code, **_gguf_options(source)
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.folder, trust_remote_code=trust_remote_code, **_gguf_options(source)
+        )
+        if not _knows_words(tokenizer):
+            files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
             raise UnsupportedModelError(
-                f"{source.path} has no tokenizer that can be read, so it is not a text model or "
-                f"files are missing: {_first_line(error)}"
-            ) from error
+                f"{source.path} lacks its tokenizer's vocabulary: {type(tokenizer).__name__} reads "
+                f"no word from the files that are there. It comes from {files}; get the missing "
+                "ones, or save all with tokenizer.save_pretrained(folder)."
+            )
+        return tokenizer
+
+
+def _knows_words(tokenizer: Any) -> bool:
+    """Whether a tokenizer of words reads some of its vocabulary; one made up without files, or
+    without its merges, reads none.
+    """
+    if not tokenizer.vocab_files_names:  # it reads characters or bytes
+        return True
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    vocabulary = tokenizer.get_vocab()
+    words = [word for word in vocabulary if word not in special and any(map(str.isalnum, word))]
+    if len(words) < 2:
+        return False
+    long = [word for word in words if sum(map(str.isalnum, word)) > 1]
+    tried = long[:: len(long) // _TRIED_WORDS + 1]
+    texts = [tokenizer.convert_tokens_to_string([word]) for word in tried]
+    if not tried:  # an alphabet
+        return True
+    read = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return any(vocabulary[word] in ids for word, ids in zip(tried, read, strict=True))
 
 
 def load_model(
@@ -48,46 +72,38 @@ def load_model(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Any:
-    """The model without a language-model head, in evaluation mode on the CPU; quantized weights go
+    """The part of the model that reads text, in evaluation mode on the CPU; quantized weights go
     straight to the device.
 
     Raises
     ------
     UnsupportedModelError
         When transformers cannot build a model from the files.
-    NoMemoryError
-        When the model does not fit.
     """
-    with _quiet():
-        from safetensors import SafetensorError
+    with quiet(), refusing(f"{source.path} cannot be loaded as a text encoder"):
         from transformers import AutoModel
 
-        wrong_file = (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError)
         options = loading_options(dtype, device) | _gguf_options(source)
         if not source.gguf_file:
             options["use_safetensors"] = None if allow_pickle else True
-        try:
-            model, outcome = AutoModel.from_pretrained(
-                source.folder,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-                **options,
-            )
-        except (*wrong_file, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise NoMemoryError(too_large(source.name)) from error
-            raise UnsupportedModelError(
-                f"{source.path} cannot be loaded as a text encoder: {_first_line(error)}"
-            ) from error
-    # Without this, transformers fills what is missing with random numbers.
-    missing = [name for name in outcome["missing_keys"] if not _is_unused(name)]
-    if missing:
-        raise UnsupportedModelError(
-            f"{source.path} lacks {len(missing)} of the weights that its configuration asks for, "
-            f"such as {min(missing)}. The file is incomplete or belongs to another configuration; "
-            "get it again."
+        model, outcome = AutoModel.from_pretrained(
+            source.folder,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **options,
         )
-    return model.eval().requires_grad_(False)
+        stack = text_stack(model)
+        # Without this, transformers fills what is missing with random numbers.
+        tensors = model.state_dict(keep_vars=True)
+        needed = {id(tensor) for tensor in stack.state_dict(keep_vars=True).values()}
+        missing = [name for name in outcome["missing_keys"] if id(tensors.get(name)) in needed]
+        if missing:
+            raise UnsupportedModelError(
+                f"{source.path} lacks {len(missing)} of the weights that its configuration asks "
+                f"for, such as {min(missing)}. The file is incomplete or belongs to another "
+                "configuration; get it again."
+            )
+    return stack.eval().requires_grad_(False)
 
 
 def too_large(name: str) -> str:
@@ -95,16 +111,6 @@ def too_large(name: str) -> str:
     return (
         f"The model {name} does not fit into memory. Use a smaller one, half the bytes with "
         "--dtype bfloat16 (dtype='bfloat16'), another --device, or a machine with more memory."
-    )
-
-
-def _is_unused(name: str) -> bool:
-    """Whether no layer needs the weight: poolers, heads, and an encoder-decoder's decoder of which
-    only the encoder was saved.
-    """
-    parts = name.split(".")
-    return parts[0] in ("pooler", "lm_head", "classifier", "score") or (
-        parts[0] == "decoder" and len(parts) > 1 and parts[1] in ("block", "final_layer_norm")
     )
 
 
@@ -117,12 +123,30 @@ def _gguf_options(source: EncoderSource) -> dict[str, Any]:
     return {"gguf_file": source.gguf_file}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    """An error's first line, with its kind where that alone says little."""
+    text = str(error).strip().partition("\n")[0]
+    plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and text
+    return text if plain else f"{type(error).__name__} {text}".strip()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
+    """Turn any error of transformers, of a package that it misses or of a file that it cannot read
+    into an UnsupportedModelError that begins with ``what`` and gives the reason.
+    """
+    try:
+        yield
+    except (LayerfuseError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # panics of compiled code are no Exceptions
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(f"{what}: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """No progress bars, and no report on the heads that are left out."""
     with _PROCESS_STATE:
         from transformers import modeling_gguf_pytorch_utils as gguf_reader

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerfuse.errors import ConfigError
+from layerfuse.errors import ConfigError, UnsupportedModelError
 
 _SLOT = "{text}"
 
@@ -52,7 +52,7 @@ class TextTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self.max_length = max_length
-        self.pad_id = int(tokenizer.pad_token_id or 0)
+        tokenizer.truncation_side = "right"  # the text's beginning is kept
         # A chat template writes its own special tokens.
         self._add_special = chat_prompt is None
         if chat_prompt is not None:
@@ -83,14 +83,14 @@ class TextTokenizer:
                 ids[index] = [self._blank]
         return Tokens(ids, truncated)
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return list(self._tokenize(texts)["input_ids"])
+    def _encode(self, texts: list[str], *, truncation: bool = False) -> list[list[int]]:
+        limit = {"max_length": self.max_length} if truncation else {}
+        return list(self._tokenize(texts, truncation=truncation, **limit)["input_ids"])
 
-    def _tokenize(self, texts: list[str], **options: bool) -> Any:
+    def _tokenize(self, texts: list[str], **options: bool | int) -> Any:
         return self._tokenizer(
             texts,
             add_special_tokens=self._add_special,
-            truncation=False,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -99,16 +99,32 @@ class TextTokenizer:
         )
 
     def _truncate(self, filled: str, end: int) -> list[int]:
-        """Drop the last tokens of the text's characters until the rest fits."""
+        """Drop the text's last tokens until the rest fits; what surrounds it stays."""
         start = len(self._prefix)
         if not self._tokenizer.is_fast:
+            if start == 0 and end == len(filled):
+                return self._encode([filled], truncation=True)[0]
             return self._truncate_by_characters(filled, start, end)
-        tokens = self._tokenize([filled], return_offsets_mapping=True)
-        ids, offsets = tokens["input_ids"][0], tokens["offset_mapping"][0]
+        # A fast tokenizer's own truncation would change what other threads share.
+        tokens = self._tokenize(
+            [filled],
+            truncation=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        ids, offsets, special = (
+            tokens[part][0] for part in ("input_ids", "offset_mapping", "special_tokens_mask")
+        )
+        # Offsets may leave out blanks, so that a token of blanks is empty, at their end.
+        ends = [(index, high) for index, (_, high) in enumerate(offsets) if not special[index]]
         of_text = [
-            index for index, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)
+            index
+            for index, high in ends
+            if (start == 0 or high > start) and (end == len(filled) or high <= end)
         ]
         excess = len(ids) - self.max_length
+        if excess > len(of_text):  # tokens that the text shares with its prompt
+            return self._truncate_by_characters(filled, start, end)
         dropped = set(of_text[len(of_text) - excess :])
         return [token for index, token in enumerate(ids) if index not in dropped]
 
@@ -134,11 +150,15 @@ def _apply_chat_template(tokenizer: Any, chat_prompt: str) -> str:
         )
     content = chat_prompt if _SLOT in chat_prompt else f"{chat_prompt}\n\n{_SLOT}"
     check_prompt(content)
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+    filled = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
+    if filled.count(_SLOT) != 1:
+        raise UnsupportedModelError(
+            "The chat template of this encoder's tokenizer does not give the message once and as "
+            "it is, so that texts would be lost. Use a plain prompt instead."
+        )
+    return str(filled)
 
 
 def _encodable(text: str) -> str:

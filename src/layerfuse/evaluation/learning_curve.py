@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.groups import Groups
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Plan, predict_held
 from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
-from layerfuse.progress import SILENT, Reporter
+from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Column, Targets
@@ -36,23 +37,10 @@ _RESAMPLES, _CHUNK = 2000, 100
 _QUANTILES = (0.025, 0.975)
 _FIVE_BLOCKS = CostBudget(Budget(blocks=5), {})
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of labeled rows.
-
-    Attributes
-    ----------
-    repeat : int
-        Which draw of this share it is, from 0.
-    plans : mapping of str to Plan
-        What each of `METHODS` trained on it.
-    accuracy : mapping of str to float
-        Of each of `METHODS`, as a share of the test rows.
-    """
+    """One draw of labeled rows: plan and test accuracy (0 to 1) of each of `METHODS`."""
 
     repeat: int
     plans: Mapping[str, Plan]
@@ -61,20 +49,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy with some of the labels.
+    """Mean accuracy over draws of ``n_rows`` labels, a ``share`` (0 to 1) of all.
 
-    Attributes
-    ----------
-    share : float
-        Share of all labels, from 0 to 1.
-    n_rows : int
-        Number of labels.
-    last_layer, best_block, fusion : Estimate
-        Mean accuracy over draws.
-    gain : Estimate
-        Fusion minus last layer on the same draws and test rows.
-    draws : tuple of Draw
-        What was trained; see `learning_curve` for what the intervals cover.
+    ``gain`` is fusion minus last layer on the same draws and test rows. `learning_curve` says what
+    the intervals cover.
     """
 
     share: float
@@ -88,14 +66,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Points by increasing number of labels.
-
-    Attributes
-    ----------
-    points : tuple of CurvePoint
-    n_train, n_test : int
-        All labels, and the rows that accuracy is measured on.
-    """
+    """Points by increasing number of labels, and the number of training and of test rows."""
 
     points: tuple[CurvePoint, ...]
     n_train: int
@@ -125,13 +96,7 @@ class LearningCurve:
 
 
 def check_draws(shares: Sequence[float], repeats: int) -> tuple[float, ...]:
-    """The shares sorted, each once.
-
-    Raises
-    ------
-    ConfigError
-        For no share, one that is not above 0 and at most 1, or fewer than one repeat.
-    """
+    """The shares sorted, each once; a ConfigError for what cannot be drawn."""
     for share in shares:
         if not 0 < share <= 1:
             raise ConfigError(
@@ -157,6 +122,8 @@ def learning_curve(
     budget: CostBudget = _FIVE_BLOCKS,
     fusion: str = "concat",
     head: str = "ridge",
+    groups: Column | None = None,
+    class_weight: str | Mapping[object, float] | None = None,
     seed: int = 0,
     probed: ProbeResults | None = None,
     reporter: Reporter = SILENT,
@@ -166,21 +133,13 @@ def learning_curve(
     For each share, rows are drawn class by class; on these rows alone blocks are probed and chosen,
     and heads with their penalties are fitted: (a) the last layer of the encoder whose last layer
     has the lowest leave-one-out loss, (b) the block with the lowest, each with a ridge head, and
-    (c) fusion by the given selection, fusion and head. Test labels are compared with predictions
-    and used for nothing else.
-
-    Unlabeled texts are available at any share: blocks are projected on principal axes that come
-    from all training embeddings and no label. As in a fit, choosing uses the 200 leading ones, and
-    heads see 384. Blocks are read once for all draws, those that some draw uses once more.
-
-    The draws of one repeat are nested: a larger share holds the rows of a smaller one. There is one
-    draw only where all rows are drawn.
+    (c) fusion by the given selection, fusion and head. Principal axes come from all training
+    embeddings and no label. A larger share holds the rows of a smaller one of the same repeat.
 
     The 95% intervals are percentiles of resampled test rows and, independently, resampled repeats
-    (the pigeonhole bootstrap; Owen, Annals of Applied Statistics, 2007), the same ones for every
-    method. They cover the choice of test rows and of training rows from these ones. With few
-    repeats they underestimate the latter, and where all rows are drawn they are for this training
-    set. They never cover another corpus or encoder.
+    (the pigeonhole bootstrap; Owen, Annals of Applied Statistics, 2007). With few repeats they
+    underestimate the choice of training rows, and where all rows are drawn they are for this
+    training set.
 
     Parameters
     ----------
@@ -192,14 +151,17 @@ def learning_curve(
         Shares of the n rows, above 0 and at most 1. At least 4 rows of each class are drawn (all of
         a class with fewer); a share that would draw as many rows as a smaller one is omitted.
     repeats : int
-        Draws for each share.
+        Draws for each share; one where all rows are drawn.
     selection, budget, fusion, head : str, CostBudget, str, str
         Of method (c); see `SearchSpace`. The budget does not limit (a) and (b).
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
+    class_weight : {"balanced"} or mapping from label to float, optional
+        As in scikit-learn, of each draw.
     seed : int
-        Of draws, intervals and models.
+        Seed of draws, intervals and models.
     probed : ProbeResults, optional
-        What `probe_blocks` made of all training rows, of which the axes and coordinates are used;
-        computed where it is not given.
+        `probe_blocks` of all training rows; its axes and coordinates are used.
     reporter : Reporter
         Receives progress.
 
@@ -214,7 +176,8 @@ def learning_curve(
     shares = check_draws(shares, repeats)
     check_search(fusion, head)
     check_selection(selection)
-    targets = Targets.from_labels(y)
+    targets = Targets.from_labels(y, groups)
+    targets.class_weights(class_weight)  # before the work
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("All labels are the same. Give rows of at least two classes.")
     truth = targets.space.encode(y_test)
@@ -234,9 +197,10 @@ def learning_curve(
         axes, leading = dict(probed.axes), dict(probed.coordinates)
 
     def choose(rows: RowNumbers) -> dict[str, Plan]:
-        return _choose(leading, rows, targets[rows], space)
+        own = targets[rows]
+        return _choose(leading, rows, own, space, own.row_weights(own.class_weights(class_weight)))
 
-    plans = _with_progress("choosing", choose, jobs, "draws", reporter)
+    plans = list(track(parallel_map(choose, jobs), "choosing", len(jobs), "draws", reporter))
     # Heads see more coordinates of fewer blocks: training rows, below them the test rows.
     joined = {
         block: np.concatenate(
@@ -247,20 +211,28 @@ def learning_curve(
         )
         for block in {block for found in plans for plan in found.values() for block in plan.blocks}
     }
-    both = Targets(targets.space, np.concatenate([targets.codes, truth.codes]))
-    held = np.arange(len(targets), len(both))
+    # The test rows' groups are not read.
+    codes = np.arange(len(targets)) if targets.groups is None else targets.groups.codes
+    held = np.arange(len(targets), len(targets) + len(truth))
+    both = Targets(
+        targets.space,
+        np.concatenate([targets.codes, truth.codes]),
+        Groups(np.concatenate([codes, held])).or_none(),
+    )
 
     def measure(job: tuple[RowNumbers, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
         rows, by_method = job
         correct = {}
         for plan in dict.fromkeys(by_method.values()):
-            logits = predict_held(plan, joined, both, rows, held, seed=seed)
+            own = both[rows]
+            weights = own.class_weights(class_weight)
+            by_row = both.row_weights(weights)
+            logits = predict_held(plan, joined, both, rows, held, row_weights=by_row, seed=seed)
             correct[plan] = truth.correct(truth.space.decide(logits))
         return np.array([correct[by_method[method]] for method in METHODS])
 
-    results = _with_progress(
-        "training", measure, list(zip(jobs, plans, strict=True)), "draws", reporter
-    )
+    measured = parallel_map(measure, zip(jobs, plans, strict=True))
+    results = list(track(measured, "training", len(jobs), "draws", reporter))
     weights = _test_row_weights(len(truth), seed)
     points, start = [], 0
     for n_rows, (share, draws) in drawn.items():
@@ -287,34 +259,15 @@ def _draw(
     return drawn
 
 
-def _with_progress(
-    name: str,
-    function: Callable[[_Item], _Result],
-    items: Iterable[_Item],
-    unit: str,
-    reporter: Reporter,
-) -> list[_Result]:
-    jobs, results = list(items), []
-    with reporter.task(name, len(jobs), unit) as advance:
-        for result in parallel_map(function, jobs):
-            results.append(result)
-            advance(1)
-    return results
-
-
 def _project(
     embeddings: Blocks, n: int, reporter: Reporter
 ) -> tuple[dict[BlockRef, PrincipalAxes], dict[BlockRef, Floats]]:
     """Each block's axes, and the leading coordinates (n, columns) that choosing uses."""
-
-    def project(block: BlockRef) -> tuple[BlockRef, PrincipalAxes, Floats]:
-        axes, _, leading = PrincipalAxes.fit(_rows_of(embeddings, block, n))
-        return block, axes, leading
-
-    results = _with_progress("principal axes", project, embeddings, "blocks", reporter)
+    fitted = parallel_map(lambda b: PrincipalAxes.fit(_rows_of(embeddings, b, n)), embeddings)
+    results = list(track(fitted, "principal axes", len(embeddings), "blocks", reporter))
     return (
-        {block: axes for block, axes, _ in results},
-        {block: leading for block, _, leading in results},
+        {block: axes for block, (axes, _, _) in zip(embeddings, results, strict=True)},
+        {block: leading for block, (_, _, leading) in zip(embeddings, results, strict=True)},
     )
 
 
@@ -326,18 +279,22 @@ def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
 
 
 def _choose(
-    coordinates: Blocks, rows: RowNumbers, targets: Targets, space: SearchSpace
+    coordinates: Blocks,
+    rows: RowNumbers,
+    targets: Targets,
+    space: SearchSpace,
+    row_weights: Floats | None,
 ) -> dict[str, Plan]:
-    """What each method trains, from some rows and their targets alone."""
+    """What each method trains, from some rows, their targets and weights alone."""
     probed = ProbeResults(BlockScores((), "ridge"), coordinates, {})
-    probed = probe_rows(probed, rows, targets, n_jobs=1)
+    probed = probe_rows(probed, rows, targets, row_weights=row_weights, n_jobs=1)
     scores = probed.scores
     lasts = {scores.last(encoder).block for encoder in scores.encoders}
     ranking = [score.block for score in scores.ranking]
     return {
         "last_layer": Plan((next(block for block in ranking if block in lasts),)),
         "best_block": Plan((ranking[0],)),
-        "fusion": search(probed, targets, space).plan,
+        "fusion": search(probed, targets, space, row_weights=row_weights).plan,
     }
 
 
@@ -369,17 +326,18 @@ def _measure_point(
     means = np.einsum("rmb,br->mb", resampled.reshape(count, len(METHODS), -1), repeats)
     accuracy = correct.mean(axis=2)  # (repeats, methods)
     last, best, fusion = accuracy.mean(axis=0)
+    draws = tuple(
+        Draw(repeat, by_method, dict(zip(METHODS, accuracy[repeat].tolist(), strict=True)))
+        for repeat, by_method in enumerate(plans)
+    )
     return CurvePoint(
-        share=share,
-        n_rows=n_rows,
+        share,
+        n_rows,
         last_layer=_estimate(last, means[0]),
         best_block=_estimate(best, means[1]),
         fusion=_estimate(fusion, means[2]),
         gain=_estimate(fusion - last, means[2] - means[0]),
-        draws=tuple(
-            Draw(repeat, by_method, dict(zip(METHODS, accuracy[repeat].tolist(), strict=True)))
-            for repeat, by_method in enumerate(plans)
-        ),
+        draws=draws,
     )
 
 

@@ -1,11 +1,11 @@
-"""The training sample, from which pipelines are made, and nested resampling of how."""
+"""Nested resampling of the pipeline and of the baselines that it must beat."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,11 @@ from layerfuse.pipeline import (
     train,
 )
 from layerfuse.probing import ProbeResults, probe_rows
-from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import Targets
+from layerfuse.progress import SILENT, Reporter, track
+from layerfuse.targets import Decisions, Targets
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
@@ -40,6 +43,8 @@ PIPELINE = "pipeline"
 FINAL_PLAN = "final_plan"
 """Name of the strategy that takes what the search found on all rows, to calibrate what ships."""
 
+_WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
+
 
 def nested_plan(result: SearchResult, scores: BlockScores) -> Plan:
     """The plan that the search found in the fold."""
@@ -53,9 +58,9 @@ class OutOfFold:
     Attributes
     ----------
     logits : ndarray of shape (n, n_outputs)
-        Those of two plans need not have the same scale.
+        Scales differ between plans.
     plan_of : ndarray of shape (n,)
-        The number, in ``plans``, of the plan that a row's logits come from.
+        Index into ``plans`` of the plan behind each row's logits.
     plans : list of Plan
         One for each fold.
     """
@@ -93,17 +98,12 @@ class TrainingSample:
     Parameters
     ----------
     blocks : mapping from BlockRef to ndarray of shape (n, dim)
-        Read one block at a time.
     targets : Targets
-        Of the n rows.
     probed : ProbeResults
-        Of the same rows.
     space : SearchSpace
-        What may be chosen.
     row_weights : ndarray of shape (n,), optional
-        Weights of rows, for fusions and heads.
     n_jobs : int, optional
-        Threads, as in scikit-learn; None takes all cores.
+        Threads; None takes all cores.
     """
 
     def __init__(
@@ -142,13 +142,10 @@ class TrainingSample:
         Parameters
         ----------
         plan : Plan
-            What to train.
         blocks : mapping from BlockRef to ndarray of shape (n_all, dim)
             The plan's blocks of all training rows; `blocks` where the sample is all there is.
         targets : Targets
-            Of those rows.
         row_weights : ndarray of shape (n_all,), optional
-            Weights of those rows.
         """
         own = self.coordinates(plan.blocks)
         axes = tuple(self.probed.axes[block] for block in plan.blocks)
@@ -174,21 +171,7 @@ class TrainingSample:
 
         The search runs in each fold, so that the whole procedure is measured, choosing included
         (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are those of all rows:
-        they depend on no label.
-
-        Parameters
-        ----------
-        strategies : mapping from str to PlanStrategy
-            What is measured.
-        folds : list of (rows, held)
-            Numbers of training and of held-out rows, such as those of `Targets.folds`.
-        reporter : Reporter
-            Receives progress.
-
-        Returns
-        -------
-        dict from str to OutOfFold
-            By the strategies' names.
+        they depend on no label. ``folds`` are indices of training and of held-out rows.
         """
         found = self._search_rows([rows for rows, _ in folds], reporter)
         return self._resample(strategies, found, folds, reporter)
@@ -213,17 +196,14 @@ class TrainingSample:
             if rows is None:
                 return self.search(), self.probed.scores
             targets = self.targets[rows]
-            probed = probe_rows(self.probed, rows, targets, n_jobs=self.n_jobs)
             weights = None if self.row_weights is None else self.row_weights[rows]
+            probed = probe_rows(self.probed, rows, targets, row_weights=weights, n_jobs=self.n_jobs)
             result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
             return result, probed.scores
 
-        found = []
-        with reporter.task("searching blocks, fusion and head", len(parts), "folds") as advance:
-            for own in parallel_map(search_part, parts, self.n_jobs):
-                found.append(own)
-                advance(1)
-        return found
+        found = parallel_map(search_part, parts, self.n_jobs)
+        name = "searching blocks, fusion and head"
+        return list(track(found, name, len(parts), "folds", reporter))
 
     def _resample(
         self,
@@ -271,13 +251,9 @@ class TrainingSample:
                 seed=self.space.seed,
             )
 
-        logits = {}
-        with reporter.task("nested resampling", len(jobs), "fits") as advance:
-            results = parallel_map(predict, jobs, self.n_jobs)
-            for job, own in zip(jobs, results, strict=True):
-                logits[job] = own
-                advance(1)
-        return logits
+        logits = parallel_map(predict, jobs, self.n_jobs)
+        logits = track(logits, "nested resampling", len(jobs), "fits", reporter)
+        return dict(zip(jobs, logits, strict=True))
 
     def coordinates(self, blocks: Iterable[BlockRef]) -> dict[BlockRef, Floats]:
         """Principal coordinates (n, rank) of some blocks."""
@@ -378,3 +354,189 @@ class _FoldedRidge:
         if (a, b) in self._products:
             return self._products[a, b][fold]
         return self._products[b, a][fold].T
+
+
+@dataclass(frozen=True)
+class BaselineStrategy:
+    """A baseline that reads ``encoder`` (None: any): how it arrives at a plan."""
+
+    name: str
+    encoder: str | None
+    choose: PlanStrategy
+
+    @property
+    def key(self) -> str:
+        """Its name among the strategies of `TrainingSample.out_of_fold`."""
+        return f"{self.name}:{self.encoder}"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The predictions of one baseline.
+
+    Attributes
+    ----------
+    name : str
+        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the first N
+        chosen blocks, concatenated).
+    encoder : str or None
+        The encoder of its first block.
+    plan : Plan or None
+        None where no encoder is read.
+    out_of_fold : ndarray of shape (n_sample,)
+        Decisions for the rows of the sample by models that did not see them.
+    predicted : ndarray of shape (n_test,) or None
+        Decisions for test rows.
+    """
+
+    name: str
+    encoder: str | None
+    plan: Plan | None
+    out_of_fold: Decisions
+    predicted: Decisions | None
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """All n training rows, and the indices (n_sample,) of those that are the sample.
+
+    Baselines on blocks that are not among ``blocks`` learn from the sample alone.
+    """
+
+    texts: Sequence[str]
+    targets: Targets
+    sample: Rows
+    blocks: Blocks
+    row_weights: Floats | None = None
+
+
+def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[BaselineStrategy]:
+    """The baselines that read encoders.
+
+    ``last_layer`` and ``last_four`` take each encoder's pooling that scores best at its last
+    layer; ``last_four`` concatenates its last four layers. ``last_matched`` concatenates as many
+    last layers as the pipeline has blocks, so that it is as wide, of the encoder whose last layer
+    scores best.
+    """
+    strategies = []
+    for encoder in encoders:
+        strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
+        strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
+    strategies.append(BaselineStrategy("last_matched", None, _last_matched))
+    strategies.append(BaselineStrategy("best_block", None, _best_block))
+    strategies += [
+        BaselineStrategy(f"first_{count}", None, _first(count)) for count in range(1, max_blocks)
+    ]
+    return strategies
+
+
+def _last_of(encoder: str, count: int) -> PlanStrategy:
+    return lambda _, scores: _last_layers(scores, encoder, count)
+
+
+def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
+    """The last ``count`` layers of one encoder, at the pooling that is best at the very last."""
+    pooling = scores.last(encoder).block.pooling
+    layers = sorted({score.block.layer for score in scores.of(encoder)})
+    return Plan(tuple(BlockRef(encoder, layer, pooling) for layer in layers[-count:]))
+
+
+def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
+    lasts = (scores.last(encoder) for encoder in scores.encoders)
+    best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
+    return _last_layers(scores, best.encoder, len(result.plan.blocks))
+
+
+def _best_block(_: SearchResult, scores: BlockScores) -> Plan:
+    return Plan((scores.best.block,))
+
+
+def _first(count: int) -> PlanStrategy:
+    return lambda result, _: Plan(result.plan.blocks[:count])
+
+
+def run_baselines(
+    sample: TrainingSample,
+    result: SearchResult,
+    nested: Mapping[str, OutOfFold],
+    folds: Folds,
+    training: TrainingRows,
+    *,
+    test: tuple[Sequence[str], Blocks] | None = None,
+    max_blocks: int,
+    reporter: Reporter = SILENT,
+) -> list[Baseline]:
+    """Predict with every baseline, out of fold and for test texts and blocks if there are any.
+
+    ``nested`` holds the logits of the `baseline_strategies` by their keys, of ``folds``.
+    """
+    scores = sample.probed.scores
+    strategies = baseline_strategies(scores.encoders, max_blocks)
+    n_chosen = len(result.plan.blocks)
+    itself = {f"first_{count}" for count in range(n_chosen, max_blocks)}
+    plans = {s: s.choose(result, scores) for s in strategies if s.name not in itself}
+    texts, targets = training.texts, training.targets
+    in_sample = [texts[row] for row in training.sample]
+
+    def predict(plan: Plan) -> Decisions | None:
+        if test is None:
+            return None
+        if set(plan.blocks) <= set(training.blocks):
+            model = sample.fit(plan, training.blocks, targets, training.row_weights)
+        else:
+            model = sample.fit(plan, sample.blocks, sample.targets, sample.row_weights)
+        return targets.space.decide(model.logits(test[1]))
+
+    distinct = list(dict.fromkeys(plans.values()))
+    predicted = parallel_map(predict, distinct, sample.n_jobs)
+    predicted = track(predicted, "baselines", len(distinct), "baselines", reporter)
+    decisions = dict(zip(distinct, predicted, strict=True))
+    majority, tfidf = None, None
+    if test is not None:
+        majority = np.full(len(test[0]), targets.most_frequent[0])
+        tfidf = _tfidf(texts, targets, test[0])
+    most = np.full(len(in_sample), targets.most_frequent[0])
+    words = _tfidf_out_of_fold(in_sample, sample.targets, folds, sample.n_jobs)
+    baselines = [
+        Baseline("majority", None, None, most, majority),
+        Baseline("tfidf", None, None, words, tfidf),
+    ]
+    for strategy, plan in plans.items():
+        own = targets.space.decide(nested[strategy.key].logits)
+        baselines.append(
+            Baseline(strategy.name, plan.blocks[0].encoder, plan, own, decisions[plan])
+        )
+    return baselines
+
+
+def tfidf_classifier() -> Pipeline:
+    """TF-IDF of words with multinomial logistic regression (C=10)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD)
+    return make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000, tol=1e-3))
+
+
+def _tfidf(texts: Sequence[str], targets: Targets, others: Sequence[str]) -> Decisions:
+    try:
+        return np.asarray(tfidf_classifier().fit(texts, targets.codes).predict(others))
+    except ValueError as error:  # no text holds a word
+        if "empty vocabulary" not in str(error):
+            raise
+        return np.full(len(others), targets.most_frequent[0])
+
+
+def _tfidf_out_of_fold(
+    texts: Sequence[str], targets: Targets, folds: Folds, n_jobs: int | None
+) -> Decisions:
+    def predict(fold: tuple[Rows, Rows]) -> Decisions:
+        rows, held = fold
+        known = [texts[row] for row in rows]
+        return _tfidf(known, targets[rows], [texts[row] for row in held])
+
+    decisions = targets.most_frequent
+    for (_, held), own in zip(folds, parallel_map(predict, folds, n_jobs), strict=True):
+        decisions[held] = own
+    return decisions

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
-from layerfuse.evaluation.baselines import Baseline
-from layerfuse.metrics import Estimate, PairedDifference, paired_difference
+from layerfuse.evaluation.nested import Baseline
+from layerfuse.metrics import Estimate, PairedDifference, paired_difference, share_interval
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.targets import Decisions, Targets
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Floats = npt.NDArray[np.float32]
+
+_SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
+_SIGNIFICANT = 0.05
+_PROBE_ROWS, _PROBE_DIMS = 1000, 50  # of the training and of the test rows; of each block
 
 
 @dataclass(frozen=True)
@@ -35,17 +44,7 @@ class BaselineScore(Score):
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows and the pipeline's decisions for them.
-
-    Attributes
-    ----------
-    targets : Targets
-        Of n rows.
-    decisions : ndarray of shape (n,)
-        As `LabelSpace.decide` gives them.
-    seed : int
-        For the intervals.
-    """
+    """Targets of n rows and the pipeline's decisions (n,) for them; ``seed`` is for intervals."""
 
     targets: Targets
     decisions: Decisions
@@ -78,8 +77,12 @@ class BaselineComparison:
 
     Attributes
     ----------
-    baseline : Baseline
-        With its predictions.
+    name : str
+        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N.
+    encoder : str or None
+        The encoder of its first block.
+    blocks : tuple of BlockRef
+        Empty where no encoder is read.
     cv : BaselineScore
         By nested out-of-fold predictions of training rows.
     test : BaselineScore or None
@@ -88,21 +91,23 @@ class BaselineComparison:
         None where no encoder is read.
     """
 
-    baseline: Baseline
+    name: str
+    encoder: str | None
+    blocks: tuple[BlockRef, ...]
     cv: BaselineScore
     test: BaselineScore | None
     cost: PipelineCost | None
 
     @property
-    def blocks(self) -> tuple[BlockRef, ...]:
-        """The blocks that the baseline reads."""
-        return () if self.baseline.plan is None else self.baseline.plan.blocks
-
-    @property
     def label(self) -> str:
         """The baseline's name, with its encoder where each encoder has one of that name."""
-        name, encoder = self.baseline.name, self.baseline.encoder
-        return f"{name} ({encoder})" if encoder and name.startswith("last") else name
+        of_encoder = self.encoder and self.name.startswith("last")
+        return f"{self.name} ({self.encoder})" if of_encoder else self.name
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of the selection path (the first N blocks)."""
+        return self.name.startswith("first_")
 
     def on(self, rows: str) -> BaselineScore:
         """The score on ``"test"`` rows, or by ``"cv"``."""
@@ -115,43 +120,31 @@ def compare_baselines(
     test: Rows | None,
     costs: Mapping[str, EncoderCost],
 ) -> list[BaselineComparison]:
-    """Measure the pipeline against each baseline on the same rows.
-
-    Parameters
-    ----------
-    baselines : sequence of Baseline
-        From `run_baselines`.
-    cv, test : Rows
-        Training rows with nested predictions, and test rows if there are any.
-    costs : mapping of str to EncoderCost
-        By each encoder's name.
-    """
-    return [
-        BaselineComparison(
-            baseline,
-            cv.compare(baseline.out_of_fold),
-            None
-            if test is None or baseline.predicted is None
-            else test.compare(baseline.predicted),
-            None if baseline.plan is None else pipeline_cost(baseline.plan.blocks, costs),
+    """Measure the pipeline against each baseline on the same rows; ``costs`` are by encoder."""
+    found = []
+    for baseline in baselines:
+        blocks = () if baseline.plan is None else baseline.plan.blocks
+        predicted = baseline.predicted
+        on_test = None if test is None or predicted is None else test.compare(predicted)
+        cost = pipeline_cost(blocks, costs) if blocks else None
+        own = cv.compare(baseline.out_of_fold)
+        found.append(
+            BaselineComparison(baseline.name, baseline.encoder, blocks, own, on_test, cost)
         )
-        for baseline in baselines
-    ]
+    return found
 
 
-_SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
-
-
-@dataclass(frozen=True, repr=False)
-class Verdict:
-    """Whether the pipeline was worth it, and the numbers behind it.
+@dataclass(frozen=True)
+class VerdictSummary:
+    """Whether the pipeline was worth it.
 
     Attributes
     ----------
     sentence : str
         How accurate the pipeline is, how it compares with the baselines, and the advice.
     headline : str
-        The start of the sentence: how accurate the pipeline is.
+        The start of the sentence: how accurate the pipeline is, and whether a baseline is
+        significantly better.
     advice : str
         The end of the sentence, which names a simpler baseline that is as good; may be empty.
     gained : bool
@@ -168,12 +161,6 @@ class Verdict:
         nested resampling; ``"pipeline"`` where there is none.
     time_ratio : float or None
         The pipeline's time per text over the last layer's.
-    comparisons : tuple of BaselineComparison
-        With each baseline.
-    cv, test : Score
-        The pipeline's own; ``test`` is None without test rows.
-    cost : PipelineCost
-        The pipeline's own.
     """
 
     sentence: str
@@ -182,9 +169,23 @@ class Verdict:
     gained: bool
     against: tuple[str, ...]
     gain: PairedDifference
-    rows: str
+    rows: Literal["cv", "test"]
     recommended: str
     time_ratio: float | None
+
+    @property
+    def comparison(self) -> str:
+        """The sentence without headline and advice."""
+        return self.sentence.removeprefix(self.headline).removesuffix(self.advice).strip()
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict(VerdictSummary):
+    """Whether the pipeline was worth it, and the numbers behind it; see `VerdictSummary`.
+
+    ``cv`` and ``test`` (None without test rows) are the pipeline's own scores.
+    """
+
     comparisons: tuple[BaselineComparison, ...] = field(compare=False)
     cv: Score = field(compare=False)
     test: Score | None = field(compare=False)
@@ -211,11 +212,10 @@ class Verdict:
 
     def _table(self) -> list[dict[str, Any]]:
         own = self.cv if self.test is None else self.test
-        found = [_table_row("pipeline", None, own, self.cost)]
-        for item in self.comparisons:
-            baseline = item.baseline
-            found.append(_table_row(baseline.name, baseline.encoder, item.on(self.rows), item.cost))
-        return found
+        return [
+            _table_row("pipeline", None, own, self.cost),
+            *(_table_row(i.name, i.encoder, i.on(self.rows), i.cost) for i in self.comparisons),
+        ]
 
 
 def _table_row(
@@ -249,71 +249,49 @@ def judge(
 ) -> Verdict:
     """Compare the pipeline with each baseline, and put the result into words.
 
-    The pipeline is measured against the last layer that scores best on training rows. What is
-    recommended follows from training rows too, so that the test set decides nothing.
-
-    Parameters
-    ----------
-    baselines : sequence of Baseline
-        From `run_baselines`.
-    cv, test : Rows
-        Training rows with nested predictions, and test rows if there are any.
-    plan : Plan
-        The pipeline.
-    scores : BlockScores
-        Of each block on training rows.
-    costs, n_layers : mapping of str to EncoderCost and int
-        By each encoder's name.
+    The pipeline (``plan``) is measured against the last layer that scores best on training rows.
+    What is recommended follows from training rows too, so that the test set decides nothing.
+    ``costs`` and ``n_layers`` are by encoder.
     """
     comparisons = tuple(compare_baselines(baselines, cv, test, costs))
-    where, measured = ("cv", cv) if test is None else ("test", test)
+    where: Literal["cv", "test"] = "cv" if test is None else "test"
     cost = pipeline_cost(plan.blocks, costs)
-    by_name: dict[str, list[BaselineComparison]] = {}
-    for comparison in comparisons:
-        by_name.setdefault(comparison.baseline.name, []).append(comparison)
     accuracy = {score.block: score.accuracy for score in scores}
-    last = max(by_name["last_layer"], key=lambda item: accuracy[item.blocks[0]])
+    lasts = [item for item in comparisons if item.name == "last_layer"]
+    last = max(lasts, key=lambda item: accuracy[item.blocks[0]])
     most = (cost.ms_per_text, cost.dims)
-    simpler = (item for name in _SIMPLER for item in by_name.get(name, []))
+    simpler = sorted(
+        (item for item in comparisons if item.name in _SIMPLER),
+        key=lambda item: _SIMPLER.index(item.name),
+    )
     enough = [item for item in simpler if _cost_key(item) < most and item.cv.gain.low <= 0]
     cheapest = min(enough, key=_cost_key, default=None)
     # Where nothing can be learned, cross-validated models err more often than they guess, each in
     # its own way: beating one of them means nothing there.
-    informative = by_name["majority"][0].on(where).gain.low > 0
+    informative = simpler[0].on(where).gain.low > 0
     gain = last.on(where).gain
     ratio = None
     if last.cost is not None and last.cost.ms_per_text > 0:
         ratio = cost.ms_per_text / last.cost.ms_per_text
     advice = "" if cheapest is None else _advice(cheapest, cv.score, plan)
     (block,) = last.blocks
-    layer = "last layer"
+    layer = f"{block.encoder}'s last layer"
     if block.layer != n_layers[block.encoder]:
-        layer = f"layer {block.layer}, the highest that was read"
-    told = [last, cheapest] if where == "cv" else [last]
-    better = [
-        _describe(item, where)
-        for item in comparisons
-        if item.baseline.name in _SIMPLER and item not in told and item.on(where).gain.high < 0
-    ]
-    against = "That is no better than always predicting the most frequent label."
+        layer = f"{block.encoder}'s layer {block.layer}, the highest that was read"
+    better = [item for item in simpler if item.on(where).gain.high < 0]
+    headline = _headline(cv if test is None else test, where, plan, better)
+    against = "It is no better than always predicting the most frequent label."
     if informative:
-        against = _against(last, where, f"{block.encoder}'s {layer}", ratio, plan)
-    headline = _headline(measured, where, plan)
-    parts = [
-        headline,
-        against,
-        f"Significantly better: {'; '.join(better)}." if better else "",
-        advice,
-    ]
+        against = _against(last, where, layer, ratio, plan)
     return Verdict(
-        sentence=" ".join(filter(None, parts)),
+        sentence=" ".join(filter(None, (headline, against, advice))),
         headline=headline,
         advice=advice,
         gained=informative and gain.low > 0,
         against=tuple(map(str, last.blocks)),
         gain=gain,
         rows=where,
-        recommended="pipeline" if cheapest is None else cheapest.baseline.name,
+        recommended="pipeline" if cheapest is None else cheapest.name,
         time_ratio=ratio,
         comparisons=comparisons,
         cv=cv.score,
@@ -322,33 +300,39 @@ def judge(
     )
 
 
-def _headline(rows: Rows, where: str, plan: Plan) -> str:
-    accuracy = rows.score.accuracy
-    kind = "test texts" if where == "test" else "held-out training texts"
-    share = f"{_percent(accuracy.value)} ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})"
-    return f"{_name_of(plan)} classifies {share} of {len(rows):,} {kind} correctly."
+def _headline(rows: Rows, where: str, plan: Plan, better: Sequence[BaselineComparison]) -> str:
+    """What the classifier gets right, and the best of the baselines that get more right."""
+    own = rows.score.accuracy
+    of_100 = 100 if own.value == 1 else min(99, round(100 * own.value))
+    kind = "test texts" if where == "test" else "training texts, held out in turn"
+    said = (
+        f"{_name_of(plan)} gets {of_100} of 100 texts right: {_percent(own.value)} "
+        f"(95% interval {100 * own.low:.1f} to {100 * own.high:.1f}) of {len(rows):,} {kind}"
+    )
+    if not better:
+        return f"{said}."
+    best = max(better, key=lambda item: item.on(where).accuracy.value)
+    others = f" (and {len(better) - 1} more)" if len(better) > 1 else ""
+    return f"{said}. Significantly better: {_describe(best, where)}{others}."
 
 
 def _against(
     last: BaselineComparison, where: str, name: str, ratio: float | None, plan: Plan
 ) -> str:
     """The comparison with the last layer of the best single encoder."""
-    if plan == last.baseline.plan:
-        return f"It is {name}: the pipeline and this baseline are the same."
-    score = last.on(where)
-    gain = score.gain
-    points = f"{signed(100 * gain.difference)} points"
+    if plan == Plan(last.blocks):
+        return f"It is {name} alone: there is nothing to gain over it."
+    gain = last.on(where).gain
     interval = f"95% interval {signed(100 * gain.low)} to {signed(100 * gain.high)}"
     price = "" if ratio is None else f", at {times(ratio)} its time"
-    how = "not significantly better"
-    if gain.low > 0:
-        how = "significantly better"
-    elif gain.high < 0:
-        how = "significantly worse"
+    how = "not significantly " if gain.low <= 0 <= gain.high else "significantly "
+    how += "better" if gain.difference >= 0 else "worse"
     same = f"{name} with a {plan.head} head, " if plan.blocks == last.blocks else ""
     than = f"{name} with a ridge head" if same else name
-    than += f" ({_percent(score.accuracy.value)})"
-    return f"It is {same}{how} than {than}: {points} ({interval}){price}."
+    return (
+        f"It is {same}{how} than {than} ({_percent(last.on(where).accuracy.value)}): "
+        f"{signed(100 * gain.difference)} points ({interval}){price}."
+    )
 
 
 def _advice(simpler: BaselineComparison, own: Score, plan: Plan) -> str:
@@ -370,9 +354,7 @@ def _describe(item: BaselineComparison, where: str) -> str:
         "tfidf": f"TF-IDF with logistic regression ({accuracy})",
         "last_layer": f"{blocks} alone ({accuracy}; selection='last')",
         "best_block": f"{blocks} alone ({accuracy}; selection='best')",
-        "last_matched": f"the last layers {blocks} ({accuracy})",
-        "last_four": f"the last layers {blocks} ({accuracy})",
-    }[item.baseline.name]
+    }.get(item.name, f"the last layers {blocks} ({accuracy})")
 
 
 def _name_of(plan: Plan) -> str:
@@ -399,6 +381,81 @@ def _cost_key(item: BaselineComparison) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class GeneralizationGap:
+    """Test accuracy against the nested estimate, and whether test rows are like training rows.
+
+    Attributes
+    ----------
+    difference : Estimate
+        Test accuracy minus nested accuracy (-1 to 1), with Newcombe's 95% interval (1998).
+    class_shares_p : float
+        p-value of a chi-square test that both have the same class shares.
+    told_apart : Estimate
+        How often (0 to 1) a cross-validated linear probe on the fused blocks tells a test row from
+        a training row; 0.5 is a guess.
+    sentence : str
+        What follows from them, where the interval of ``difference`` leaves 0 out; else empty.
+    """
+
+    difference: Estimate
+    class_shares_p: float
+    told_apart: Estimate
+    sentence: str
+
+
+def measure_gap(cv: Rows, test: Rows, blocks: Sequence[tuple[Floats, Floats]]) -> GeneralizationGap:
+    """Compare test rows with training rows, in accuracy, class shares and embeddings.
+
+    ``blocks`` are the principal coordinates (n, rank) and (n_test, rank) of the pipeline's blocks.
+    The probe is a classifier two-sample test (Lopez-Paz and Oquab, ICLR 2017).
+    """
+    from scipy.stats import chi2_contingency
+
+    nested, tested = cv.score.accuracy, test.score.accuracy
+    value = tested.value - nested.value
+    low = value - np.hypot(tested.value - tested.low, nested.high - nested.value)
+    high = value + np.hypot(tested.high - tested.value, nested.value - nested.low)
+    difference = Estimate(value, float(low), float(high))
+    counts = np.array([cv.targets.counts, test.targets.counts])
+    p_value = float(chi2_contingency(counts[:, counts.any(axis=0)]).pvalue)
+    told_apart = _tell_apart(blocks, cv.seed)
+    sentence = ""
+    if not low <= 0 <= high:
+        where = "higher" if value > 0 else "lower"
+        shares = "class shares differ" if p_value < _SIGNIFICANT else "class shares do not differ"
+        kind = "texts differ too" if p_value < _SIGNIFICANT else "texts differ"
+        if told_apart.low <= 0.5:
+            kind = "texts look alike"
+        sentence = (
+            f"Test accuracy is significantly {where} than nested cross-validation on training rows "
+            f"({_percent(nested.value)}): {signed(100 * value)} points (95% interval "
+            f"{signed(100 * low)} to {signed(100 * high)}). Between training and test rows, "
+            f"{shares} (p = {p_value:.2g}) and {kind}: a probe tells them apart for "
+            f"{100 * told_apart.value:.0f} of 100 (a guess: 50)."
+        )
+    return GeneralizationGap(difference, p_value, told_apart, sentence)
+
+
+def _tell_apart(blocks: Sequence[tuple[Floats, Floats]], seed: int) -> Estimate:
+    """Cross-validated accuracy of telling as many test rows from training rows."""
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    random, parts = np.random.default_rng(seed), []
+    count = min(_PROBE_ROWS, *(len(side) for side in blocks[0]))
+    for place in range(2):
+        rows = random.permutation(len(blocks[0][place]))[:count]
+        parts.append(np.hstack([pair[place][rows, :_PROBE_DIMS] for pair in blocks]))
+    truth = np.repeat([0, 1], count)
+    probe = RidgeClassifierCV(alphas=np.logspace(-2, 3, 6))
+    folds = StratifiedKFold(min(5, count), shuffle=True, random_state=seed)
+    if count < 2:
+        return share_interval(1, 2)
+    found = cross_val_predict(probe, np.concatenate(parts), truth, cv=folds)
+    return share_interval(int((found == truth).sum()), len(truth))
+
+
+@dataclass(frozen=True)
 class Tradeoff:
     """A pipeline, its nested accuracy on training rows (a share), and its cost.
 
@@ -416,10 +473,7 @@ class Tradeoff:
 def tradeoffs(
     comparisons: Sequence[BaselineComparison], plan: Plan, cost: PipelineCost, accuracy: Estimate
 ) -> list[Tradeoff]:
-    """The pipeline and the baselines that read blocks, by falling accuracy.
-
-    Pipelines on the same blocks appear once.
-    """
+    """The pipeline and the baselines that read blocks, by falling accuracy; equal blocks once."""
     points = {plan.blocks: ("pipeline", accuracy, cost)}
     for item in comparisons:
         if item.cost is not None:

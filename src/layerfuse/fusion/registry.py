@@ -9,7 +9,8 @@ from layerfuse.fusion.ensembles import Stacking, Voting
 from layerfuse.fusion.learned import Bilinear, Gated, ScalarMix
 from layerfuse.fusion.products import PRODUCTS, Concat
 from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionInputs, FusionKind
-from layerfuse.heads.protocol import Floats, Weights, unit_mean_weights
+from layerfuse.heads.protocol import Floats, Weights
+from layerfuse.probing import unit_mean_weights
 from layerfuse.targets import Targets
 
 _LEARNED = (ScalarMix(), Gated(), Bilinear())

@@ -10,7 +10,7 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
-from layerfuse.probing import LeaveOneOut, decompose, leave_one_out
+from layerfuse.probing import LeaveOneOut, decompose, leave_one_out, weight_rows
 from layerfuse.targets import Targets
 
 if TYPE_CHECKING:
@@ -81,11 +81,8 @@ class RidgeHead(LinearHead):
 
 def ridge_leave_one_out(X: Floats, targets: Targets, row_weights: Floats | None) -> LeaveOneOut:
     """Exact leave-one-out ridge predictions of centered features (n, dim), at the best penalty."""
-    if row_weights is None:
-        return leave_one_out(decompose(X), targets.matrix)
-    weighted_mean = np.average(X, axis=0, weights=row_weights).astype(np.float32)
-    scaled = (X - weighted_mean) * np.sqrt(row_weights)[:, None]
-    return leave_one_out(decompose(scaled), targets.matrix, row_weights=row_weights)
+    space = decompose(weight_rows(X, row_weights))
+    return leave_one_out(space, targets.matrix, row_weights=row_weights, groups=targets.groups)
 
 
 class LogisticHead(LinearHead):

@@ -41,6 +41,9 @@ def held_out_rows(targets: Targets, seed: int) -> npt.NDArray[np.intp]:
     """
     if len(targets) < MIN_ROWS_TO_HOLD_OUT:
         return np.empty(0, dtype=np.intp)
+    if targets.groups is not None:
+        rows, held = targets.folds(_HELD_OUT_FRACTION, seed)[0]
+        return np.sort(held[np.isin(targets.codes[held], targets.codes[rows])])
     random = np.random.default_rng(seed)
     order = random.permutation(len(targets))
     order = order[np.argsort(targets.codes[order], kind="stable")]

@@ -16,8 +16,6 @@ Weights: TypeAlias = npt.NDArray[np.floating]
 UNSEEN_CLASS_LOGIT = -30.0
 """The logit of a class without a training row."""
 
-_SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
-
 
 class Head(Protocol):
     """A classifier over fused features; numpy only."""
@@ -60,14 +58,3 @@ class HeadKind(Protocol):
 
     def load(self, arrays: Mapping[str, Floats], penalty: float) -> Head:
         """The inverse of `Head.arrays`; a FormatError when they do not fit together."""
-
-
-def unit_mean_weights(row_weights: Weights | None) -> Floats | None:
-    """Weights of rows (n,) divided by their mean, so that a penalty means the same at any scale.
-
-    None where all are equal.
-    """
-    if row_weights is None or np.ptp(row_weights) == 0:
-        return None
-    relative = np.maximum(row_weights / row_weights.mean(), _SMALLEST_WEIGHT)
-    return np.asarray(relative, dtype=np.float32)

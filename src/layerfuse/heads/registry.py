@@ -8,7 +8,8 @@ from layerfuse.errors import ConfigError, FormatError, check_choice
 from layerfuse.heads.kernel import KernelHead
 from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead
 from layerfuse.heads.mlp import MlpHead
-from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights, unit_mean_weights
+from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights
+from layerfuse.probing import unit_mean_weights
 from layerfuse.targets import Targets
 
 _KINDS: tuple[HeadKind, ...] = (RidgeHead, LogisticHead, KernelHead, MlpHead)

@@ -6,7 +6,6 @@ from layerfuse.probing.pairs import (
     find_pair,
     linear_cka,
     measure_agreement,
-    prior_errors,
 )
 from layerfuse.probing.probe import (
     SCORERS,
@@ -24,8 +23,11 @@ from layerfuse.probing.ridge import (
     Spectrum,
     decompose,
     leave_one_out,
+    prior_errors,
     spectrum,
     standardization,
+    unit_mean_weights,
+    weight_rows,
 )
 
 __all__ = [
@@ -50,4 +52,6 @@ __all__ = [
     "score_blocks",
     "spectrum",
     "standardization",
+    "unit_mean_weights",
+    "weight_rows",
 ]

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import DataError
+from layerfuse.groups import standard_error
 from layerfuse.metrics import check_correct_pair
-from layerfuse.probing.ridge import leave_one_out, spectrum
+from layerfuse.probing.ridge import leave_one_out, prior_errors, spectrum
+from layerfuse.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,17 @@ class Agreement:
 
     @property
     def n(self) -> int:
+        """Rows."""
         return self.both + self.only_a + self.only_b + self.neither
 
     @property
     def accuracy_a(self) -> float:
+        """Share of rows that a gets right."""
         return (self.both + self.only_a) / self.n
 
     @property
     def accuracy_b(self) -> float:
+        """Share of rows that b gets right."""
         return (self.both + self.only_b) / self.n
 
     @property
@@ -167,14 +172,8 @@ _FINALISTS = 8
 _SIGNIFICANT = 4.0  # standard errors: the best of a thousand pairs is above two by chance
 
 
-def prior_errors(targets: Floats) -> Floats:
-    """Squared leave-one-out errors (n,) of the mean of a target matrix (n, n_outputs)."""
-    n = len(targets)
-    return np.asarray((((targets - targets.mean(axis=0)) * (n / max(n - 1, 1))) ** 2).sum(axis=1))
-
-
 def find_pair(
-    coordinates: Mapping[BlockRef, Floats], candidates: Sequence[BlockRef], targets: Floats
+    coordinates: Mapping[BlockRef, Floats], candidates: Sequence[BlockRef], targets: Targets
 ) -> tuple[BlockRef, BlockRef] | None:
     """The most informative pair of blocks when concatenated, or None.
 
@@ -188,8 +187,8 @@ def find_pair(
         Principal coordinates of each candidate.
     candidates : sequence of BlockRef
         Best first.
-    targets : ndarray of shape (n, n_outputs)
-        A target matrix.
+    targets : Targets
+        Of the n rows.
 
     Returns
     -------
@@ -214,7 +213,7 @@ def find_pair(
 
 
 def find_interaction(
-    coordinates: Mapping[BlockRef, Floats], candidates: Sequence[BlockRef], targets: Floats
+    coordinates: Mapping[BlockRef, Floats], candidates: Sequence[BlockRef], targets: Targets
 ) -> tuple[BlockRef, BlockRef] | None:
     """The pair of blocks with the most informative products of coordinates; see `find_pair`.
 
@@ -237,7 +236,7 @@ def find_interaction(
 def _prepare(
     coordinates: Mapping[BlockRef, Floats],
     candidates: Sequence[BlockRef],
-    targets: Floats,
+    targets: Targets,
     n_columns: int,
 ) -> tuple[npt.NDArray[np.intp], dict[BlockRef, Floats], Floats]:
     """Rows, the first candidates' leading coordinates of variance one there, centered targets."""
@@ -247,22 +246,24 @@ def _prepare(
         Z = coordinates[block][rows, :n_columns]
         deviation = Z.std(axis=0)
         blocks[block] = (Z - Z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    return rows, blocks, targets[rows] - targets[rows].mean(axis=0)
+    matrix = targets.matrix[rows]
+    return rows, blocks, matrix - matrix.mean(axis=0)
 
 
 def _best(
     blocks: Sequence[BlockRef],
     rank: Callable[[BlockRef, BlockRef], float],
     join: Callable[[BlockRef, BlockRef], Floats],
-    targets: Floats,
+    targets: Targets,
 ) -> tuple[BlockRef, BlockRef] | None:
     """Of the highest-ranked pairs the one of the lowest leave-one-out loss, if significant."""
     pairs = sorted(combinations(blocks, 2), key=lambda pair: -rank(*pair))[:_FINALISTS]
-    before = prior_errors(targets)
+    matrix, groups = targets.matrix, targets.groups
+    before = prior_errors(matrix, groups)
     best, highest = None, 0.0
     for pair in pairs:
-        gain = before - leave_one_out(spectrum(join(*pair)), targets).errors
-        mean, error = float(gain.mean()), float(gain.std() / np.sqrt(len(gain)))
+        gain = before - leave_one_out(spectrum(join(*pair)), matrix, groups=groups).errors
+        mean, error = float(gain.mean()), standard_error(gain, groups)
         if mean > highest and mean > _SIGNIFICANT * error:
             best, highest = pair, mean
     return best

@@ -12,8 +12,16 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.errors import DataError, check_choice
 from layerfuse.files import take_tensor
+from layerfuse.groups import standard_error
 from layerfuse.parallel import parallel_map
-from layerfuse.probing.ridge import Spectrum, decompose, leave_one_out, standardization
+from layerfuse.probing.ridge import (
+    Spectrum,
+    decompose,
+    leave_one_out,
+    standardization,
+    unit_mean_weights,
+    weight_rows,
+)
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Column, Decisions, Targets
 
@@ -136,6 +144,7 @@ def score_blocks(
     y: Column,
     scorer: str = "ridge",
     *,
+    groups: Column | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> BlockScores:
@@ -149,6 +158,8 @@ def score_blocks(
     scorer : {"ridge", "logistic"}
         ``"ridge"``: ridge regression on the target matrix, exact leave-one-out in closed form.
         ``"logistic"``: multinomial logistic regression, stratified 5-fold; slower, a cross-check.
+    groups : array-like of shape (n,), optional
+        Rows with an equal value, such as the same text, are left out together.
     n_jobs : int, optional
         Threads, as in scikit-learn; None takes all cores.
     reporter : Reporter
@@ -170,7 +181,7 @@ def score_blocks(
     >>> score_blocks(blocks, y).best.block
     BlockRef(encoder='e', layer=1, pooling='mean')
     """
-    targets = Targets.from_labels(y)
+    targets = Targets.from_labels(y, groups)
     return probe_blocks(embeddings, targets, scorer, n_jobs=n_jobs, reporter=reporter).scores
 
 
@@ -179,11 +190,16 @@ def probe_blocks(
     targets: Targets,
     scorer: str = "ridge",
     *,
+    row_weights: Floats | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> ProbeResults:
-    """`score_blocks`, with each block's axes and leading principal coordinates."""
+    """`score_blocks`, with each block's axes and leading principal coordinates.
+
+    ``row_weights`` (n,), at any scale, count in the probe and in its loss.
+    """
     check_scorer(scorer)
+    weights = unit_mean_weights(row_weights)
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("There is only one class. Give rows of at least two.")
 
@@ -194,7 +210,7 @@ def probe_blocks(
                 f"{block} has {len(features)} rows, but there are {len(targets)} labels."
             )
         axes, space, leading = PrincipalAxes.fit(features)
-        return SCORERS[scorer](block, space, targets), axes, leading
+        return SCORERS[scorer](block, space, targets, weights), axes, leading
 
     scores, coordinates, axes = [], {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
@@ -215,21 +231,22 @@ def probe_rows(
     rows: npt.NDArray[np.intp],
     targets: Targets,
     *,
+    row_weights: Floats | None = None,
     n_jobs: int | None = None,
 ) -> ProbeResults:
     """Score blocks by the ridge probe from the principal coordinates of some of their rows.
 
     For choosing only: the probe sees the coordinates alone, and there is no macro-F1 (NaN), which
     takes longer than the probe. The axes stay as they are: they come from the embeddings of all
-    rows and from no label. ``targets`` are those of ``rows``.
+    rows and from no label. ``targets`` and ``row_weights`` are those of ``rows``.
     """
+    weights = unit_mean_weights(row_weights)
 
     def probe(block: BlockRef) -> tuple[BlockScore, Floats]:
         Z = probed.coordinates[block][rows]
         Z -= Z.mean(axis=0)
-        result = leave_one_out(decompose(Z), targets.matrix)
-        correct = targets.correct(targets.space.decide(result.predictions))
-        return _score(block, correct, result.errors, result.penalty), Z
+        score, _ = _ridge(block, decompose(weight_rows(Z, weights)), targets, weights)
+        return score, Z
 
     scores, coordinates = [], {}
     for score, Z in parallel_map(probe, probed.coordinates, n_jobs):
@@ -238,15 +255,28 @@ def probe_rows(
     return ProbeResults(BlockScores(tuple(scores), "ridge"), coordinates, probed.axes)
 
 
-def probe_space(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
-    """The ridge score of a block from its whole spectrum."""
-    result = leave_one_out(space, targets.matrix)
-    decisions = targets.space.decide(result.predictions)
-    score = _score(block, targets.correct(decisions), result.errors, result.penalty)
+def probe_space(
+    block: BlockRef, space: Spectrum, targets: Targets, row_weights: Floats | None = None
+) -> BlockScore:
+    """The ridge score of a block from its whole spectrum; weights (n,) have a mean of 1."""
+    if row_weights is not None:
+        space = decompose(weight_rows(space.rotated, row_weights))
+    score, decisions = _ridge(block, space, targets, row_weights)
     return replace(score, macro_f1=_macro_f1(targets, decisions))
 
 
-def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
+def _ridge(
+    block: BlockRef, space: Spectrum, targets: Targets, row_weights: Floats | None
+) -> tuple[BlockScore, Decisions]:
+    """The score, without macro-F1, of features that have been weighted as `weight_rows` does."""
+    result = leave_one_out(space, targets.matrix, row_weights=row_weights, groups=targets.groups)
+    decisions = targets.space.decide(result.predictions)
+    return _score(block, targets, decisions, result.errors, result.penalty), decisions
+
+
+def _logistic(
+    block: BlockRef, space: Spectrum, targets: Targets, row_weights: Floats | None
+) -> BlockScore:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
 
@@ -258,32 +288,35 @@ def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
         proba = np.zeros((len(targets), targets.space.n_outputs))
         for rows, held in folds:
             model = LogisticRegression(C=C, max_iter=1000)
-            model.fit(space.rotated[rows], targets.codes[rows])
+            own = None if row_weights is None else row_weights[rows]
+            model.fit(space.rotated[rows], targets.codes[rows], sample_weight=own)
             # a class of which all rows are held out is not one of the model's
             proba[np.ix_(held, model.classes_)] = model.predict_proba(space.rotated[held])
         losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
+        losses = losses if row_weights is None else losses * row_weights
         if best is None or losses.mean() < best[0].mean():
             best = (losses, targets.space.decide(proba), 1.0 / C)
     assert best is not None
     losses, decisions, penalty = best
-    score = _score(block, targets.correct(decisions), losses, penalty)
+    score = _score(block, targets, decisions, losses, penalty)
     return replace(score, macro_f1=_macro_f1(targets, decisions))
 
 
 def _score(
     block: BlockRef,
-    correct: npt.NDArray[np.bool_],
+    targets: Targets,
+    decisions: Decisions,
     losses: npt.NDArray[np.floating],
     penalty: float,
 ) -> BlockScore:
-    root = np.sqrt(len(correct))
+    correct = targets.correct(decisions)
     return BlockScore(
         block=block,
         accuracy=float(correct.mean()),
-        accuracy_se=float(correct.std() / root),
+        accuracy_se=standard_error(correct, targets.groups),
         macro_f1=float("nan"),
         loss=float(losses.mean()),
-        loss_se=float(losses.std() / root),
+        loss_se=standard_error(losses, targets.groups),
         penalty=penalty,
     )
 
@@ -294,7 +327,7 @@ def _macro_f1(targets: Targets, decisions: Decisions) -> float:
     return float(f1_score(targets.codes, decisions, average="macro", zero_division=0))
 
 
-SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets], BlockScore]] = {
+SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets, Floats | None], BlockScore]] = {
     "ridge": probe_space,
     "logistic": _logistic,
 }

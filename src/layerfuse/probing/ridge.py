@@ -16,11 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.groups import Groups, standard_error
+
 Floats = npt.NDArray[np.floating]
 
 PENALTIES = np.logspace(-5.0, -0.5, 10)
 """Candidate penalties, per row, for features whose variances add up to one."""
 
+_SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
+_LEAST = 1e-6  # what a row's leverage leaves of it, at least
 _CHUNK = 1 << 23  # values processed at once where a whole copy would double the memory
 
 
@@ -109,12 +113,82 @@ def decompose(Z: Floats, *, overwrite: bool = False) -> Spectrum:
     return Spectrum(Z[:, : len(values)], values, vectors)
 
 
+def unit_mean_weights(row_weights: Floats | None) -> Floats | None:
+    """Weights of rows (n,) divided by their mean, so that a penalty means the same at any scale.
+
+    None where all are equal.
+    """
+    if row_weights is None or np.ptp(row_weights) == 0:
+        return None
+    relative = np.maximum(row_weights / row_weights.mean(), _SMALLEST_WEIGHT)
+    return np.asarray(relative, dtype=np.float32)
+
+
+def weight_rows(X: Floats, row_weights: Floats | None) -> Floats:
+    """Less their weighted mean, rows (n, columns) times the roots of their weights, if any.
+
+    Least squares on them is weighted least squares.
+    """
+    if row_weights is None:
+        return X
+    mean = np.average(X.astype(np.float64), axis=0, weights=row_weights).astype(X.dtype)
+    return np.asarray((X - mean) * np.sqrt(row_weights)[:, None])
+
+
+def _unseen(
+    residuals: Floats, leverages: Floats, factors: Sequence[Floats], groups: Groups | None
+) -> Floats:
+    """Residuals (n, n_outputs) of rows when neither they nor others of their group were seen.
+
+    The hat matrix H is the sum of F F^T over ``factors`` F (n, any), ``leverages`` its diagonal.
+    Those of a group g are ``(I - H_gg)^-1`` times the ordinary ones; of the two forms that
+    Woodbury's identity gives the one with the smaller matrix.
+    """
+    unseen = np.asarray(residuals / np.maximum(1.0 - leverages, _LEAST)[:, None])
+    for rows in [] if groups is None else groups.repeated:
+        factor = np.concatenate([part[rows] for part in factors], axis=2)
+        size, rank = factor.shape[1:]
+        across, own = factor.swapaxes(1, 2), residuals[rows]
+        # A little more than one, for what rounding takes.
+        identity = (1.0 + 8 * np.finfo(factor.dtype).eps) * np.eye(min(size, rank))
+        identity = identity.astype(factor.dtype)
+        if size <= rank:
+            unseen[rows] = np.linalg.solve(identity - factor @ across, own)
+        else:
+            unseen[rows] = own + factor @ np.linalg.solve(identity - across @ factor, across @ own)
+    return unseen
+
+
+def prior_errors(
+    targets: Floats, groups: Groups | None = None, row_weights: Floats | None = None
+) -> Floats:
+    """Squared leave-one-out errors (n,) of the mean of a target matrix (n, n_outputs).
+
+    ``groups`` and ``row_weights`` as in `leave_one_out`.
+    """
+    n = len(targets)
+    if groups is None and row_weights is None:
+        errors = (targets - targets.mean(axis=0)) * (n / max(n - 1, 1))
+    else:
+        share = _intercept(targets, row_weights)
+        own = targets - targets.mean(axis=0) if row_weights is None else targets
+        errors = _unseen(weight_rows(own, row_weights), share[:, 0] ** 2, [share], groups)
+    return np.asarray((errors**2).sum(axis=1))
+
+
+def _intercept(targets: Floats, row_weights: Floats | None) -> Floats:
+    """What the intercept adds to the hat matrix is this (n, 1) times its own transpose."""
+    share = np.ones(len(targets)) if row_weights is None else row_weights
+    return np.sqrt(share / len(targets)).astype(targets.dtype)[:, None]
+
+
 def leave_one_out(
     space: Spectrum,
     targets: Floats,
     penalties: npt.ArrayLike = PENALTIES,
     *,
     row_weights: Floats | None = None,
+    groups: Groups | None = None,
 ) -> LeaveOneOut:
     """Exact leave-one-out predictions for each penalty (times n), at the best of them.
 
@@ -129,6 +203,8 @@ def leave_one_out(
     row_weights : ndarray of shape (n,), optional
         Weights above 0 with a mean of 1. With them ``space`` is that of features from which their
         weighted mean was taken, each row times the root of its weight; errors are weighted.
+    groups : Groups, optional
+        Rows that are left out together.
     """
     n = len(targets)
     if row_weights is None:
@@ -146,7 +222,7 @@ def leave_one_out(
     leverages = np.empty((n, len(alphas)), dtype=space.rotated.dtype)
     for rows in _chunks(space.rotated):
         leverages[rows] = (space.rotated[rows] ** 2) @ shrinkage
-    one_minus_leverage = np.maximum(without_intercept - leverages, 1e-6)
+    one_minus_leverage = np.maximum(without_intercept - leverages, _LEAST)
     n_outputs = targets.shape[1]
     width = max(1, 512 // n_outputs)  # penalties whose predictions are made in one product
     best: LeaveOneOut | None = None
@@ -156,7 +232,14 @@ def leave_one_out(
         count = weights.shape[1]  # the rank may be 0: a block can be constant
         fitted = space.rotated @ weights.reshape(len(weights), count * n_outputs)
         residuals = centered[:, None, :] - fitted.reshape(n, count, n_outputs)
-        residuals /= one_minus_leverage[:, part, None]
+        if groups is None:
+            residuals /= one_minus_leverage[:, part, None]
+        else:
+            share = _intercept(targets, row_weights)
+            for i, column in enumerate(range(len(alphas))[part]):
+                basis = space.rotated * np.sqrt(shrinkage[:, column])
+                seen = 1.0 - one_minus_leverage[:, column]
+                residuals[:, i] = _unseen(residuals[:, i], seen, [basis, share], groups)
         errors = np.einsum("npc,npc->np", residuals, residuals)
         index = int(errors.mean(axis=0).argmin())
         if best is None or errors[:, index].mean() < best.loss:
@@ -191,6 +274,14 @@ class RidgeState:
         Fitted values.
     errors : ndarray of shape (n,)
         Squared leave-one-out errors, summed over outputs.
+    targets : ndarray of shape (n, n_outputs)
+        The target matrix, weighted as the blocks are (`weight_rows`).
+    prior_errors : ndarray of shape (n,)
+        Those of the targets' mean.
+    intercept : ndarray of shape (n, 1)
+        Its share of the hat matrix, as the basis has that of the blocks.
+    groups : Groups or None
+        Rows that are left out together.
     """
 
     penalty: float
@@ -199,6 +290,10 @@ class RidgeState:
     leverages: Floats
     fitted: Floats
     errors: Floats
+    targets: Floats
+    prior_errors: Floats
+    intercept: Floats
+    groups: Groups | None
 
     @property
     def loss(self) -> float:
@@ -206,44 +301,61 @@ class RidgeState:
         return float(self.errors.mean())
 
     @classmethod
-    def of(cls, blocks: Sequence[Floats], targets: Floats) -> RidgeState:
-        """Fit centered blocks, each (n, columns), to a target matrix (n, n_outputs)."""
+    def of(
+        cls,
+        blocks: Sequence[Floats],
+        targets: Floats,
+        *,
+        row_weights: Floats | None = None,
+        groups: Groups | None = None,
+    ) -> RidgeState:
+        """Fit centered blocks, each (n, columns), to a target matrix (n, n_outputs).
+
+        With ``row_weights`` (n,) of mean 1 the blocks are those of `weight_rows`.
+        """
         space = decompose(np.concatenate(blocks, axis=1))
-        result = leave_one_out(space, targets)
+        result = leave_one_out(space, targets, row_weights=row_weights, groups=groups)
+        before = prior_errors(targets, groups, row_weights)
         roots = np.sqrt(space.eigenvalues + np.float32(result.penalty))
         basis = space.rotated / roots
+        share: Floats | np.float32 = 1.0 / np.float32(len(targets))
         center = targets.mean(axis=0)
+        if row_weights is not None:
+            targets = weight_rows(targets, row_weights)
+            share, center = row_weights * share, np.zeros_like(center)
         return cls(
             penalty=result.penalty,
             rotation=space.axes / roots,
             basis=basis,
-            leverages=1.0 / np.float32(len(targets)) + np.einsum("nd,nd->n", basis, basis),
+            leverages=share + np.einsum("nd,nd->n", basis, basis),
             fitted=center + basis @ (basis.T @ (targets - center)),
             errors=result.errors.astype(np.float32),
+            targets=targets,
+            prior_errors=before,
+            intercept=_intercept(targets, row_weights),
+            groups=groups,
         )
 
-    def residuals(self, targets: Floats) -> Floats:
+    @property
+    def is_informative(self) -> bool:
+        """Whether the blocks beat the mean of the targets by three standard errors."""
+        gains = self.prior_errors - self.errors
+        return bool(gains.mean() > 3 * standard_error(gains, self.groups))
+
+    def residuals(self) -> Floats:
         """Exact leave-one-out residuals (n, n_outputs) of the chosen blocks."""
-        one_minus_leverage = np.maximum(1.0 - self.leverages, 1e-6)
-        return np.asarray((targets - self.fitted) / one_minus_leverage[:, None])
+        factors = [self.basis, self.intercept]
+        return _unseen(self.targets - self.fitted, self.leverages, factors, self.groups)
 
     def errors_with(
-        self,
-        block: Floats,
-        targets: Floats,
-        gram: Floats | None = None,
-        cross: Floats | None = None,
+        self, block: Floats, gram: Floats | None = None, cross: Floats | None = None
     ) -> Floats:
         """Exact squared leave-one-out errors (n,) with ``block`` added; see `residuals_with`."""
-        residuals = self.residuals_with(block, targets, gram, cross)
+        residuals = self.residuals_with(block, gram, cross)
         return np.asarray(np.einsum("nc,nc->n", residuals, residuals))
 
     def residuals_with(
-        self,
-        block: Floats,
-        targets: Floats,
-        gram: Floats | None = None,
-        cross: Floats | None = None,
+        self, block: Floats, gram: Floats | None = None, cross: Floats | None = None
     ) -> Floats:
         """Exact leave-one-out residuals (n, n_outputs) with ``block`` added, at the same penalty.
 
@@ -253,8 +365,7 @@ class RidgeState:
         Parameters
         ----------
         block : ndarray of shape (n, columns)
-            Centered.
-        targets : ndarray of shape (n, n_outputs)
+            Centered (and weighted, as those of the state).
         gram : ndarray of shape (columns, columns), optional
             ``Z^T Z`` where it is known.
         cross : ndarray of shape (chosen columns, columns), optional
@@ -266,6 +377,7 @@ class RidgeState:
         whitening = np.linalg.inv(np.linalg.cholesky((inner + inner.T) / 2)).T
         added = block @ whitening
         added -= self.basis @ (shared @ whitening)
-        fitted = self.fitted + added @ (added.T @ targets)
+        fitted = self.fitted + added @ (added.T @ self.targets)
         leverages = self.leverages + np.einsum("nd,nd->n", added, added)
-        return np.asarray((targets - fitted) / np.maximum(1.0 - leverages, 1e-6)[:, None])
+        factors = [self.basis, added, self.intercept]
+        return _unseen(self.targets - fitted, leverages, factors, self.groups)

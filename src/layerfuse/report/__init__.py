@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import altair as alt
 
     from layerfuse.blocks import BlockRef, BlockScores
-    from layerfuse.evaluation import Verdict
+    from layerfuse.evaluation.verdict import Verdict
 
 __all__ = ["plot_scores", "plot_verdict"]
 
@@ -70,14 +70,10 @@ def plot_verdict(verdict: Verdict) -> alt.VConcatChart:
     """
     require("altair", "report", "A figure of a verdict")
     from layerfuse.report.figures import gain_intervals
-    from layerfuse.report.formats import baseline_name
+    from layerfuse.report.tables import gains_of
     from layerfuse.report.theme import DRAWING, for_notebook
 
-    gains = [
-        (baseline_name(item.baseline.name, item.baseline.encoder), item.on(verdict.rows).gain)
-        for item in verdict.comparisons
-        if item.baseline.name != "majority" and not item.baseline.name.startswith("first_")
-    ]
+    gains = gains_of(verdict.comparisons, verdict.rows)
     if not gains:
         raise ConfigError("This verdict has no comparisons to draw.")
     where = "test rows" if verdict.rows == "test" else "training rows, out of fold"

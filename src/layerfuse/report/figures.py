@@ -5,28 +5,27 @@ Shares from 0 to 1 are drawn in percent. Needs the extra ``report``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import altair as alt
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.evaluation import Tradeoff
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.complementarity import Pair
 from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report.formats import baseline_name, percent, points
-from layerfuse.report.run_report import BlockPair, CalibrationBin, RunReport
-from layerfuse.report.tables import PathStep
+from layerfuse.report.run_report import CalibrationBin
+from layerfuse.report.tables import baseline_name, percent, points
 from layerfuse.report.theme import Chart
 
 Row: TypeAlias = dict[str, Any]
 
 _NORMAL = 1.96  # standard errors on either side that hold 95%
 _MIDDLE = 0.55  # of the color scale, above which text in a cell is written in the ground's color
-_NAME = (0.2, 0.06)  # about a name's width and height, as shares of the figure
-_STATES = {"selected": "chosen-fill", "computed": "read-fill", "not loaded": "idle-fill"}
+_NAME = 0.2  # about a name's width, as a share of the figure
 _SPAN = (("low", "low", ".1f"), ("high", "high", ".1f"))
 _TILES = {"ticks": False, "domain": False, "grid": False}  # axes of matrices
 _LAYERS = "layer (0 is the embedding output)"
@@ -35,48 +34,38 @@ _NESTED = "nested accuracy, % of rows"
 
 
 def layer_curves(
-    scores: BlockScores,
-    selected: Collection[BlockRef] = (),
-    domain: tuple[float, float] | None = None,
+    scores: BlockScores, selected: Collection[BlockRef] = (), domain: Collection[float] = ()
 ) -> Chart:
     """Accuracy of one encoder's layers, a line with its 95% band for each pooling.
 
     Selected layers and the last one are marked; ``domain`` holds the ends of the vertical axis in
     percent, by default those of the scores.
     """
-    low, high = domain or _domain(scores)
-    top = max(score.block.layer for score in scores)
+    layers = [score.block.layer for score in scores]
+    ends = [min(layers), max(layers)]
     rows = []
     for score in scores:
-        picked, is_last = score.block in selected, score.block.layer == top
+        picked, is_last = score.block in selected, score.block.layer == ends[1]
+        marks = ["selected"] * picked + ["last layer"] * is_last
         rows.append(
-            {
-                "pooling": score.block.pooling,
-                "layer": score.block.layer,
-                **_percent(_band(score.accuracy, score.accuracy_se)),
-                "selected": picked,
-                "last": is_last,
-                "note": ", ".join(["selected"] * picked + ["last layer"] * is_last) or "–",
-            }
+            {"pooling": score.block.pooling, "layer": score.block.layer, **_band(score)}
+            | {"selected": picked, "last": is_last, "note": ", ".join(marks) or "–"}
         )
-    scale = alt.Scale(domain=[low, high], zero=False, nice=True)
-    ends = [min(score.block.layer for score in scores), top]
     x = alt.X("layer:Q").title(_LAYERS).axis(tickMinStep=1, format="d")
     base = _base(rows).encode(x=x.scale(domain=ends, nice=False, padding=8))
+    scale = alt.Scale(domain=list(domain or _domain(scores)), zero=False, nice=True)
     y = alt.Y("value:Q").title(_ACCURACY).scale(scale)
     names = list(dict.fromkeys(score.block.pooling for score in scores))
     legend = alt.Legend(title="pooling") if len(names) > 1 else None
     color = alt.Color("pooling:N", sort=names, legend=legend)
+    dash = alt.StrokeDash("pooling:N", sort=names, legend=None)
     tips = (("pooling", "pooling"), ("layer", "layer"), ("value", _ACCURACY, ".1f"), *_SPAN)
     dots = base.encode(y=y, tooltip=_tips(*tips, ("note", "marked as")))
+    low = alt.Y("low:Q").title(_ACCURACY).scale(scale)
     return _layer(
         240,
-        base.mark_area(style="band").encode(
-            y=alt.Y("low:Q").title(_ACCURACY).scale(scale), y2="high:Q", color=color
-        ),
-        base.mark_line().encode(
-            y=y, color=color, strokeDash=alt.StrokeDash("pooling:N", sort=names, legend=None)
-        ),
+        base.mark_area(style="band").encode(y=low, y2="high:Q", color=color),
+        base.mark_line().encode(y=y, color=color, strokeDash=dash),
         dots.mark_point(filled=True, size=30, opacity=1).encode(color=color),
         dots.transform_filter("datum.last").mark_point(
             style="ring", shape="square", size=140, aria=False
@@ -95,69 +84,25 @@ def encoder_curves(scores: BlockScores, selected: Collection[BlockRef] = ()) -> 
     }
 
 
-def _band(accuracy: float, error: float) -> Estimate:
-    spread = _NORMAL * error
-    return Estimate(accuracy, max(0.0, accuracy - spread), min(1.0, accuracy + spread))
+def _band(score: BlockScore) -> Row:
+    spread, own = _NORMAL * score.accuracy_se, score.accuracy
+    return _percent(Estimate(own, max(0.0, own - spread), min(1.0, own + spread)))
 
 
-def _domain(scores: BlockScores) -> tuple[float, float]:
-    bands = [_band(score.accuracy, score.accuracy_se) for score in scores]
-    return 100 * min(band.low for band in bands), 100 * max(band.high for band in bands)
+def _domain(scores: BlockScores) -> list[float]:
+    bands = [_band(score) for score in scores]
+    return [min(band["low"] for band in bands), max(band["high"] for band in bands)]
 
 
-def layer_stacks(report: RunReport) -> Chart:
-    """Each encoder as a row of layers, from its input to its last block, selected ones marked by
-    their places in the order of selection.
-    """
-    rows, selected = [], list(enumerate(report.selection.blocks, 1))
-    for encoder in report.encoders:
-        own = [(place, block) for place, block in selected if block.encoder == encoder.name]
-        top = max((block.layer for _, block in own), default=-1)
-        for layer in range(encoder.layers + 1):
-            here = [(place, block) for place, block in own if block.layer == layer]
-            rows.append(
-                {
-                    "encoder": encoder.name,
-                    "layer": layer,
-                    "state": "selected" if here else "computed" if layer <= top else "not loaded",
-                    "poolings": ", ".join(block.pooling for _, block in here) or "–",
-                    "places": ", ".join(str(place) for place, _ in here),
-                }
-            )
-    layers = range(max(encoder.layers for encoder in report.encoders) + 1)
-    base = _base(rows).encode(
-        x=alt.X("layer:O", sort=list(layers))
-        .title(_LAYERS)
-        .axis(labelAngle=0, labelOverlap="greedy", labelSeparation=5, ticks=False, domain=False)
-        .scale(paddingInner=0.12),
-        y=alt.Y("encoder:N", sort=[encoder.name for encoder in report.encoders])
-        .title(None)
-        .axis(ticks=False, domain=False, grid=False, labelFontSize=13, labelPadding=8)
-        .scale(paddingInner=0.3),
-        tooltip=_tips(
-            ("encoder", "encoder"), ("layer", "layer"), ("state", "state"), ("poolings", "pooling")
-        ),
-    )
-    cells = [
-        base.transform_filter(alt.datum.state == state).mark_rect(style=style, cornerRadius=4)
-        for state, style in _STATES.items()
-        if any(row["state"] == state for row in rows)  # a layer without marks has no text for axe
-    ]
-    marks = base.transform_filter(alt.datum.state == "selected").mark_text(
-        style="on-mark", aria=False
-    )
-    return _layer(46 * len(report.encoders), *cells, marks.encode(text="places:N"))
-
-
-def gain_intervals(gains: Sequence[tuple[str, PairedDifference]]) -> Chart:
+def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
     """Gains over baselines with their intervals, one line each, and a line at no gain."""
     rows = [
         {"name": name, **_percent(Estimate(gain.difference, gain.low, gain.high))}
-        for name, gain in gains
+        for name, gain in gains.items()
     ]
-    ends = [0.0, *(100 * end for _, gain in gains for end in (gain.low, gain.high))]
+    ends = [0.0, *(100 * end for gain in gains.values() for end in (gain.low, gain.high))]
     base = _base(rows).encode(
-        y=alt.Y("name:N", sort=[name for name, _ in gains])
+        y=alt.Y("name:N", sort=list(gains))
         .title(None)
         .axis(ticks=False, domain=False, grid=False, labelPadding=8),
         tooltip=_tips(
@@ -175,35 +120,6 @@ def gain_intervals(gains: Sequence[tuple[str, PairedDifference]]) -> Chart:
     )
 
 
-def selection_path(steps: Sequence[PathStep]) -> Chart:
-    """Accuracy after each added block, where it was measured."""
-    rows = [
-        {"step": step.number, "block": str(step.block), "gain": step.gain, "ships": step.ships}
-        | _percent(step.accuracy)
-        for step in steps
-        if step.accuracy is not None
-    ]
-    base = _base(rows).encode(
-        x=alt.X("step:O").title("blocks fused").axis(labelAngle=0),
-        tooltip=_tips(
-            *(("step", "blocks"), ("block", "added"), ("value", "accuracy, %", ".1f"), *_SPAN),
-            ("gain", "gain in loss", ".4f"),
-        ),
-    )
-    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(_scale(rows)))
-    return _layer(
-        240,
-        base.mark_rule(style="interval").encode(
-            y=alt.Y("low:Q").title(_NESTED).scale(zero=False), y2="high:Q"
-        ),
-        dots.mark_line(style="plain"),
-        dots.mark_point(style="plain", filled=True, size=80, opacity=1),
-        dots.transform_filter("datum.ships").mark_point(
-            style="chosen", filled=True, shape="diamond", size=180, opacity=1
-        ),
-    )
-
-
 def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     """Pipelines by cost (time, or dimensions) and accuracy, the best for each cost joined.
 
@@ -211,7 +127,13 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     """
     by, title = ("ms", "ms/text") if by_time else ("dims", "dimensions fused")
     costs = [float(p.cost.ms_per_text if by_time else p.cost.dims) for p in pipelines]
-    leads, labeled = _leads_and_labeled(pipelines, costs)
+    leads, low, high = _leaders(pipelines, costs), min(costs), max(costs)
+    if high == low:
+        low, high = 0.5 * low, 1.5 * low or 1.0
+    ships = next(n for n, pipeline in enumerate(pipelines) if pipeline.name == "pipeline")
+    labeled = {ships}
+    if abs(costs[leads[0]] - costs[ships]) > _NAME * (high - low):  # else names would overlap
+        labeled.add(leads[0])
     rows = [
         {
             "name": baseline_name(pipeline.name),
@@ -221,26 +143,23 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
             "memory_mb": pipeline.cost.memory_mb,
             "dims": pipeline.cost.dims,
             "front": pipeline.on_front,
-            "ships": pipeline.name == "pipeline",
+            "ships": number == ships,
             "leads": number in leads,
             "labeled": number in labeled,
         }
         for number, pipeline in enumerate(pipelines)
     ]
-    low, high = _around(costs)
+    x = alt.X(f"{by}:Q").title(title).axis(tickCount=6)
     base = _base(rows).encode(
-        x=alt.X(f"{by}:Q")
-        .title(title)
-        .axis(tickCount=6)
-        .scale(domain=[low, high], zero=False, nice=True, padding=24),
+        x=x.scale(domain=[low, high], zero=False, nice=True, padding=24),
         tooltip=_tips(
             *(("name", "pipeline"), ("blocks", "blocks"), ("value", "accuracy, %", ".1f"), *_SPAN),
             *(("ms", "ms/text", ".2f"), ("memory_mb", "memory, MB", ".0f")),
             ("dims", "dimensions"),
         ),
     )
-    scale = _scale(rows)
-    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(scale))
+    low_end = alt.Y("low:Q").title(_NESTED).scale(_scale(rows))
+    dots = base.encode(y=alt.Y("value:Q").title(_NESTED).scale(_scale(rows)))
     others = [
         dots.transform_filter(f"!datum.ships && {sign}datum.front").mark_point(
             style="plain", filled=filled, size=80, opacity=1, strokeWidth=2
@@ -249,12 +168,11 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
         if any(row["front"] == filled and not row["ships"] for row in rows)
     ]
     names = dots.transform_filter("datum.labeled").encode(text="name:N")
-    middle = (low + high) / 2
+    right = names.transform_filter(f"datum.{by} >= {(low + high) / 2}")
+    left = names.transform_filter(f"datum.{by} < {(low + high) / 2}")
     return _layer(
         300,
-        base.mark_rule(style="interval", strokeWidth=1.5, opacity=0.5).encode(
-            y=alt.Y("low:Q").title(_NESTED).scale(scale), y2="high:Q"
-        ),
+        base.mark_rule(style="interval", opacity=0.5).encode(y=low_end, y2="high:Q"),
         dots.transform_filter("datum.leads").mark_line(
             style="plain", interpolate="step-after", strokeDash=[5, 3]
         ),
@@ -262,48 +180,22 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
         dots.transform_filter("datum.ships").mark_point(
             style="chosen", filled=True, shape="diamond", size=200, opacity=1
         ),
-        names.transform_filter(f"datum.{by} >= {middle}").mark_text(
-            style="label", align="right", dx=-12, dy=-9, aria=False
-        ),
-        names.transform_filter(f"datum.{by} < {middle}").mark_text(
-            style="label", align="left", dx=12, dy=-9, aria=False
-        ),
+        right.mark_text(style="label", align="right", dx=-12, dy=-9, aria=False),
+        left.mark_text(style="label", align="left", dx=12, dy=-9, aria=False),
     )
 
 
-def _leads_and_labeled(
-    pipelines: Sequence[Tradeoff], costs: Sequence[float]
-) -> tuple[set[int], set[int]]:
-    """Those more accurate than all that cost no more; and those that get a name: what ships and
-    what leads, unless names would overlap.
-    """
-    values = [pipeline.accuracy.value for pipeline in pipelines]
-    ships = [pipeline.name == "pipeline" for pipeline in pipelines]
-    leads: set[int] = set()
-    for number in sorted(range(len(costs)), key=lambda n: (costs[n], -values[n])):
-        if all(values[number] > values[other] for other in leads):
-            leads.add(number)
-    low, high = _around(costs)
-    tall = max(p.accuracy.high for p in pipelines) - min(p.accuracy.low for p in pipelines)
-    labeled: set[int] = set()
-    for number in sorted(range(len(costs)), key=lambda n: not ships[n]):
-        free = not any(
-            abs(costs[number] - costs[other]) < _NAME[0] * (high - low)
-            and abs(values[number] - values[other]) < _NAME[1] * tall
-            for other in labeled
-        )
-        if ships[number] or (number in leads and free):
-            labeled.add(number)
-    return leads, labeled
+def _leaders(pipelines: Sequence[Tradeoff], costs: Sequence[float]) -> list[int]:
+    """Numbers of those more accurate than all that cost no more, by rising cost."""
+    leads: list[int] = []
+    order = sorted(range(len(costs)), key=lambda n: (costs[n], -pipelines[n].accuracy.value))
+    for number in order:
+        if all(pipelines[number].accuracy.value > pipelines[n].accuracy.value for n in leads):
+            leads.append(number)
+    return leads
 
 
-def _around(costs: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that holds all of them, even where they are one."""
-    low, high = min(costs), max(costs)
-    return (low, high) if high > low else (0.5 * low, 1.5 * low or 1.0)
-
-
-def heat_map(pairs: Sequence[BlockPair], blocks: Sequence[BlockRef]) -> Chart:
+def heat_map(pairs: Sequence[Pair], blocks: Sequence[BlockRef]) -> Chart:
     """The share of rows that exactly one of two blocks gets right."""
     rows = []
     for pair in pairs:
@@ -333,25 +225,12 @@ def heat_map(pairs: Sequence[BlockPair], blocks: Sequence[BlockRef]) -> Chart:
 
 
 def confusion_matrix(
-    counts: npt.NDArray[np.intp],
-    classes: Sequence[str],
-    shown: npt.NDArray[np.intp],
-    *,
-    numbers: bool = True,
+    counts: npt.NDArray[np.intp], classes: Sequence[str], shown: npt.NDArray[np.intp]
 ) -> Chart:
     """Rows are true classes, columns predicted ones, color the share of the true class.
 
-    Parameters
-    ----------
-    counts : ndarray of shape (n_classes, n_classes)
-        Rows of each class by prediction.
-    classes : sequence of str
-        Names of all classes.
-    shown : ndarray of shape (n_shown,)
-        Numbers of the classes to draw.
-    numbers : bool
-        Writes the counts into the cells; without them cells are small and of one size whatever the
-        space, and the empty ones are left out.
+    ``counts`` (n_classes, n_classes) are rows of each class by prediction, ``shown`` (n_shown,) the
+    indices of the classes to draw.
     """
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     names = [classes[number] for number in shown]
@@ -360,22 +239,11 @@ def confusion_matrix(
         | {"count": int(counts[t, p]), "share": float(shares[t, p])}
         for t in shown
         for p in shown
-        if numbers or counts[t, p]
     ]
-    size = 34 if numbers else 13
-    axis: dict[str, Any] = {
-        **_TILES,
-        "labelPadding": 5,
-        "labelOverlap": False,
-        "labelLimit": 120,
-        "labelFontSize": 12 if numbers else 10,
-    }
+    axis: dict[str, Any] = {**_TILES, "labelPadding": 5, "labelOverlap": False, "labelLimit": 120}
     base = _base(rows).encode(
-        x=alt.X("predicted:N", sort=names)
-        .title("predicted class")
-        .scale(domain=names)
-        .axis(**axis, labelAngle=-45 if numbers else -90),
-        y=alt.Y("truth:N", sort=names).title("true class").scale(domain=names).axis(**axis),
+        x=alt.X("predicted:N", sort=names).title("predicted class").axis(**axis, labelAngle=-45),
+        y=alt.Y("truth:N", sort=names).title("true class").axis(**axis),
         tooltip=_tips(
             *(("truth", "true class"), ("predicted", "predicted"), ("count", "rows")),
             ("share", "of the true class", ".1%"),
@@ -388,11 +256,11 @@ def confusion_matrix(
         legend=alt.Legend(format=".0%", gradientLength=160),
     )
     filled = base.transform_filter("datum.count > 0")
-    texts = _numbers(filled, "count", "d", f"datum.share > {_MIDDLE}") if numbers else []
-    chart = _layer(
-        max(size * len(names), 120), base.mark_rect(style="tile").encode(color=color), *texts
+    return _layer(
+        max(34 * len(names), 120),
+        base.mark_rect(style="tile").encode(color=color),
+        *_numbers(filled, "count", "d", f"datum.share > {_MIDDLE}"),
     )
-    return chart if numbers else chart.properties(width=size * len(names))
 
 
 def reliability(bins: Sequence[CalibrationBin]) -> Chart:
@@ -401,32 +269,26 @@ def reliability(bins: Sequence[CalibrationBin]) -> Chart:
         {"confidence": 100 * own.confidence, "count": own.count, **_percent(own.accuracy)}
         for own in bins
     ]
-    title = "accuracy of the bin, %"
     scale = alt.Scale(domain=[0, 100])
+    x = alt.X("confidence:Q").title("confidence (largest probability), %").axis(tickCount=10)
+    y = alt.Y("value:Q").title("accuracy of the bin, %").axis(tickCount=5).scale(scale)
     base = _base(rows).encode(
-        x=alt.X("confidence:Q")
-        .title("confidence (largest probability), %")
-        .axis(tickCount=10)
-        .scale(scale),
+        x=x.scale(scale),
         tooltip=_tips(
             *(("confidence", "confidence, %", ".1f"), ("value", "accuracy, %", ".1f"), *_SPAN),
             ("count", "rows"),
         ),
     )
-    perfect = _base([{"from": 0, "to": 0}, {"from": 100, "to": 100}])
+    perfect = _base([{"confidence": 0, "value": 0}, {"confidence": 100, "value": 100}])
     most = max(own.count for own in bins)
     legend = alt.Legend(values=[max(1, most // 100), max(1, most // 10), most], format=",d")
     size = alt.Size("count:Q", title="rows in the bin", legend=legend)
     return _layer(
         300,
-        perfect.mark_line(style="reference", strokeWidth=1.5).encode(
-            x="from:Q", y=alt.Y("to:Q").title(title)
-        ),
-        base.mark_rule(style="interval").encode(
-            y=alt.Y("low:Q").title(title).axis(tickCount=5).scale(scale), y2="high:Q"
-        ),
+        perfect.mark_line(style="reference", strokeWidth=1.5).encode(x="confidence:Q", y=y),
+        base.mark_rule(style="interval").encode(y=alt.Y("low:Q"), y2="high:Q"),
         base.mark_point(style="plain", filled=True, opacity=0.9).encode(
-            y=alt.Y("value:Q").title(title), size=size.scale(range=[30, 400], domain=[0, most])
+            y=y, size=size.scale(range=[30, 400], domain=[0, most])
         ),
     )
 

@@ -11,7 +11,6 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,22 +18,13 @@ from markupsafe import Markup
 
 from layerfuse._version import __version__
 from layerfuse.files import atomic_write
-from layerfuse.report.formats import interval, percent, points, points_interval, sentence_case
 from layerfuse.report.results import CurveResult
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.sections import Section, sections_of
+from layerfuse.report.tables import interval, percent, points, points_interval, sentence_case
 from layerfuse.report.theme import DRAWING, THEMES, save_chart, vega_lite_version, vega_spec
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
-
-
-class _Number(NamedTuple):
-    """A number of the first screen, and two lines about it of which the first may be empty."""
-
-    name: str
-    value: str
-    first: str
-    second: str
 
 
 def write_page(
@@ -42,16 +32,7 @@ def write_page(
 ) -> tuple[list[Section], list[Path]]:
     """Write the page to ``path``, and its figures into the folder ``figures`` if there is one.
 
-    Several threads may write pages at once.
-
-    Returns
-    -------
-    The page's sections, and the files of figures.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses.
+    Returns the page's sections and the files of figures. Several threads may write pages at once.
     """
     saved = []
     with DRAWING:
@@ -69,54 +50,29 @@ def write_page(
                 for ending in (".svg", ".png")
             ]
     script = _bundle() + _asset("page.js")
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=f"{report.data.name}: layerfuse report",
-            name=report.data.name,
-            created=f"{report.created:%Y-%m-%d}",
-            version=__version__,
-            headline=sentence_case(report.verdict.headline),
-            verdict=report.verdict.comparison,
-            gained=report.verdict.gained,
-            advice=report.verdict.advice,
-            numbers=_numbers(report),
-            sections=sections,
-            css=Markup(_asset("page.css")),  # noqa: S704  # from this package
-            script=Markup(script),  # noqa: S704  # from this package and vl-convert
-            policy=_policy_of(script),
-            data=Markup(_json({"charts": charts, "themes": THEMES})),  # noqa: S704  # escaped
-        )
+    templates = Environment(
+        loader=PackageLoader("layerfuse.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        function.__name__: function
+        for function in (interval, percent, points, points_interval, sentence_case)
+    }
+    html = templates.get_template("page.html").render(
+        report=report,
+        version=__version__,
+        sections=sections,
+        css=Markup(_asset("page.css")),  # noqa: S704  # from this package
+        script=Markup(script),  # noqa: S704  # from this package and vl-convert
+        policy=_policy_of(script),
+        data=Markup(_json({"charts": charts, "themes": THEMES})),  # noqa: S704  # escaped
     )
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return sections, saved
-
-
-def _numbers(report: RunReport) -> list[_Number]:
-    own, gain, cost = report.measured, report.verdict.gain, report.cost
-    ratio, used = report.verdict.time_ratio, cost.pipeline
-    return [
-        _Number(
-            "Accuracy",
-            percent(own.accuracy.value),
-            f"95% interval {interval(own.accuracy.low, own.accuracy.high)}",
-            f"on {own.n:,} {report.rows_in_words}",
-        ),
-        _Number(
-            "Gain over the last layer",
-            f"{points(gain.difference)} points",
-            f"95% interval {points_interval(gain.low, gain.high)}",
-            f"against {', '.join(report.verdict.against)}",
-        ),
-        _Number(
-            "Cost per text",
-            f"{used.ms_per_text:.2f} ms",
-            "" if ratio is None else f"{ratio:.1f}× the last layer's time",
-            f"{used.memory_mb:.0f} MB of weights, {used.dims:,} dimensions",
-        ),
-    ]
 
 
 def _json(value: object) -> str:
@@ -133,17 +89,6 @@ def _policy_of(script: str) -> str:
     return (
         f"default-src 'none'; script-src 'sha256-{own}'; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _environment() -> Environment:
-    """Where templates come from; what they are given is escaped."""
-    return Environment(
-        loader=PackageLoader("layerfuse.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

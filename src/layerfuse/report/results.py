@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.complementarity import Addition
-from layerfuse.data.audit import Finding
+from layerfuse.complementarity import Addition, MeasuredPair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.metrics import Evaluation
-from layerfuse.report.run_report import BlockPair, Model
+from layerfuse.report.run_report import Model
 
 Label = str | bool | int | float
 
@@ -30,22 +29,6 @@ class ProfileResult(Model):
     """The largest share of texts (0 to 1) that an encoder truncated."""
 
 
-class ComparedPair(BlockPair):
-    """A pair, and the first rows that only one of its blocks gets right."""
-
-    only_a: Finding
-    only_b: Finding
-
-
-class Headline(Model):
-    """The best pair by the measure that predicts best what fusing brings."""
-
-    measure: str
-    value: float
-    a: BlockRef
-    b: BlockRef
-
-
 class Example(Model):
     """A training text that only one block of the best pair gets right."""
 
@@ -62,8 +45,7 @@ class CompareResult(Model):
     pairing: str
     n: int
     """Training rows that were measured on."""
-    headline: Headline
-    pairs: tuple[ComparedPair, ...]
+    pairs: tuple[MeasuredPair, ...]
     pipeline: tuple[BlockRef, ...]
     """The blocks in use that ``additions`` would be added to."""
     additions: tuple[Addition, ...]
@@ -85,6 +67,11 @@ class CurveResult(Model):
     """Labels with which fusion reaches what the last layer reaches with all of them."""
     verdict: str
     truncated_share: float
+
+    @property
+    def rows(self) -> str:
+        """What it was measured on, in words."""
+        return "test rows" if self.measured_on == "test" else self.measured_on
 
 
 class Prediction(Model):

@@ -13,14 +13,16 @@ from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.errors import FormatError, NotFoundError
-from layerfuse.evaluation import BaselineScore, Tradeoff
+from layerfuse.evaluation.verdict import (
+    BaselineComparison,
+    GeneralizationGap,
+    Tradeoff,
+    VerdictSummary,
+)
 from layerfuse.files import atomic_write
-from layerfuse.metrics import Estimate, Evaluation, PairedDifference
+from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
 from layerfuse.resources import EncoderCost, PipelineCost
-
-RowsOf = Literal["cv", "test"]
-"""Nested out-of-fold predictions of training rows, or predictions of test rows."""
 
 _NAME = "report.json"
 
@@ -103,45 +105,6 @@ class SelectionReport(Model):
     """Other fusions and heads that were compared with concatenation and a ridge head."""
 
 
-class BaselineReport(Model):
-    """One baseline: majority, tfidf, last_layer, last_four, last_matched, best_block or first_N."""
-
-    name: str
-    encoder: str | None
-    blocks: tuple[BlockRef, ...]
-    cv: BaselineScore
-    test: BaselineScore | None
-    cost: PipelineCost | None
-    """None where no encoder is read."""
-
-    @property
-    def is_step(self) -> bool:
-        """Whether it is a step of the selection path (the first N blocks)."""
-        return self.name.startswith("first_")
-
-
-class VerdictReport(Model):
-    """Whether the pipeline was worth it; see `layerfuse.evaluation.Verdict`."""
-
-    sentence: str
-    headline: str
-    """The start of the sentence: how accurate the pipeline is."""
-    advice: str
-    """The part of the sentence that names what is simpler and as good; may be empty."""
-    gained: bool
-    """Whether the pipeline beats the best last layer, the interval above 0."""
-    against: tuple[str, ...]
-    gain: PairedDifference
-    rows: RowsOf
-    recommended: str
-    time_ratio: float | None
-
-    @property
-    def comparison(self) -> str:
-        """The sentence without headline and advice."""
-        return self.sentence.removeprefix(self.headline).removesuffix(self.advice).strip()
-
-
 class CostReport(Model):
     """What the pipeline costs for one text, beside the last layer that it is compared with."""
 
@@ -196,64 +159,13 @@ class HardestTexts(Model):
     texts: tuple[HardText, ...]
 
 
-class BlockPair(Model):
-    """Two blocks alone and fused, by leave-one-out; the losses are mean squared errors."""
-
-    a: BlockRef
-    b: BlockRef
-    accuracy_a: float
-    accuracy_b: float
-    accuracy: float
-    """Of both fused."""
-    gain: PairedDifference
-    """Accuracy of both fused minus that of the more accurate one."""
-    loss_a: float
-    loss_b: float
-    loss: float
-    loss_gain: float
-    """The lower loss of the two minus the loss of both fused."""
-    loss_gain_se: float
-    cka: float
-    """Linear centered kernel alignment of their embeddings."""
-    disagreement: float
-    """Share of rows that exactly one of them gets right."""
-    double_fault: float
-    """Share of rows that neither gets right."""
-    oracle_accuracy: float
-    """Share of rows that at least one of them gets right."""
-    yules_q: float
-
-    @classmethod
-    def of(cls, pair: Pair) -> BlockPair:
-        """From what `layerfuse.complementarity` measured."""
-        agreement = pair.agreement
-        return BlockPair(
-            a=pair.a,
-            b=pair.b,
-            accuracy_a=pair.accuracy_a,
-            accuracy_b=pair.accuracy_b,
-            accuracy=pair.accuracy,
-            gain=pair.gain,
-            loss_a=pair.loss_a,
-            loss_b=pair.loss_b,
-            loss=pair.loss,
-            loss_gain=pair.loss_gain,
-            loss_gain_se=pair.loss_gain_se,
-            cka=pair.cka,
-            disagreement=agreement.disagreement,
-            double_fault=agreement.double_fault,
-            oracle_accuracy=agreement.oracle_accuracy,
-            yules_q=agreement.yules_q,
-        )
-
-
 class Complementarity(Model):
     """Pairs of the selected blocks and of each encoder's best and last one."""
 
     n: int
     """Training rows that they were measured on."""
     blocks: tuple[BlockRef, ...]
-    pairs: tuple[BlockPair, ...]
+    pairs: tuple[Pair, ...]
 
 
 class Diagnosis(Model):
@@ -310,8 +222,10 @@ class RunReport(Model):
     cv: Evaluation
     """The pipeline by nested cross-validation on training rows, selection included."""
     test: Evaluation | None
-    baselines: tuple[BaselineReport, ...]
-    verdict: VerdictReport
+    baselines: tuple[BaselineComparison, ...]
+    verdict: VerdictSummary
+    gap: GeneralizationGap | None = None
+    """Test rows against training rows; None without test rows."""
     pareto: tuple[Tradeoff, ...]
     cost: CostReport
     diagnosis: Diagnosis
@@ -331,24 +245,12 @@ class RunReport(Model):
         """The verdict's rows: those that figures come from."""
         return "training rows, out of fold" if self.test is None else "test rows"
 
-    def score(self, baseline: BaselineReport) -> BaselineScore:
-        """A baseline on the verdict's rows."""
-        return baseline.cv if self.test is None or baseline.test is None else baseline.test
-
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def read_run_report(run: Path) -> RunReport:
-    """The report of a run folder.
-
-    Raises
-    ------
-    NotFoundError
-        When the folder is not there, or holds no report.
-    FormatError
-        When the report is damaged, or is none.
-    """
+    """The report of a run folder; an error where there is none, or it is damaged."""
     if not run.is_dir():
         what = "is not a folder" if run.exists() else "does not exist"
         raise NotFoundError(f"{run} {what}. Give a run folder that `layerfuse fit` has written.")
@@ -366,13 +268,7 @@ def write_run_report(run: Path, report: RunReport) -> None:
 
 
 def read_model(path: Path, model: type[M]) -> M | None:
-    """A file that `write_model` has written; None where there is no file.
-
-    Raises
-    ------
-    FormatError
-        When it is damaged or holds something else; names the file and the field.
-    """
+    """A file that `write_model` has written, None where there is no file, else a FormatError."""
     try:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError:

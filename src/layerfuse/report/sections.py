@@ -13,33 +13,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerfuse.report import figures, tables
-from layerfuse.report.formats import baseline_name, interval, percent, plural
 from layerfuse.report.results import CurveResult
 from layerfuse.report.run_report import RunReport
-from layerfuse.report.tables import Table
+from layerfuse.report.tables import Table, baseline_name, interval, percent, plural, sentence_case
 
 if TYPE_CHECKING:
     from layerfuse.report.theme import Chart
 
 _SHOWN_CLASSES = 12  # in the confusion matrix that stands open
-_MOST_CLASSES = 120  # above, the whole matrix would be no picture
 _SAME = 1.05  # times that differ by less than this factor tell nothing apart
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its title, what it shows in words, and the numbers behind it.
-
-    ``folded`` charts are drawn when they are opened.
-    """
+    """A chart, what it shows in words, and the numbers behind it."""
 
     id: str
     title: str
     summary: str
     chart: Chart
-    table: Table | None = None
+    table: Table
     note: str = ""
-    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,14 +54,12 @@ def sections_of(report: RunReport, curve: CurveResult | None) -> list[Section]:
         _verdict(report),
         _selected(report),
         _layers(report),
-        _path(report),
         _pairs(report),
         _cost(report),
         _classes(report),
         _calibration(report),
         _learning_curve(curve),
         _hardest(report),
-        _duplicates(report),
         _data(report),
         _runtime(report),
         _usage(report),
@@ -78,17 +70,15 @@ def sections_of(report: RunReport, curve: CurveResult | None) -> list[Section]:
 
 def _verdict(report: RunReport) -> Section:
     """Whether it was worth it, against every baseline."""
-    gains = [
-        (baseline_name(baseline.name, baseline.encoder), report.score(baseline).gain)
-        for baseline in report.baselines
-        if not baseline.is_step and baseline.name != "majority"
-    ]
-    better = ", ".join(name for name, gain in gains if gain.low > 0) or "none of them"
-    worse = ", ".join(name for name, gain in gains if gain.high < 0)
+    gains = tables.gains_of(report.baselines, report.verdict.rows)
+    better = ", ".join(name for name, gain in gains.items() if gain.low > 0)
+    worse = ", ".join(name for name, gain in gains.items() if gain.high < 0)
+    found = [f"significantly better than {better}"] if better else []
+    found += [f"significantly worse than {worse}"] if worse else []
     summary = (
-        f"The pipeline's accuracy minus that of {plural(len(gains), 'baseline')} on the same "
-        f"{report.rows_in_words}. It is significantly better than {better}"
-        + (f", and significantly worse than {worse}." if worse else ".")
+        "The pipeline's accuracy minus that of each baseline on the same "
+        f"{report.rows_in_words}. "
+        + (f"It is {', and '.join(found)}." if found else "No difference is significant.")
     )
     note = (
         "An interval that crosses the dashed line means that no difference is shown on these rows. "
@@ -100,28 +90,27 @@ def _verdict(report: RunReport) -> Section:
 
 
 def _selected(report: RunReport) -> Section:
-    """The selected blocks on each encoder's stack of layers."""
-    selection, sentences = report.selection, []
+    """The selected blocks, accuracy with each of them, and what was compared."""
+    selection = report.selection
+    count = plural(len(selection.blocks), "block")
+    how = f"{selection.fusion} fusion, {selection.head} head"
+    lead = [f"{count} (encoder, layer, pooling) by {selection.method} selection; {how}."]
     for encoder in report.encoders:
         own = sorted({block.layer for block in selection.blocks if block.encoder == encoder.name})
         cut = encoder.layers - max(own, default=0)
-        rest = f"; the {plural(cut, 'layer')} above are cut off" if cut else ""
+        rest = f"; the {plural(cut, 'layer')} above are not loaded" if cut else ""
         numbers = ", ".join(map(str, own))
         used = f"layers {numbers} of 0 to {encoder.layers}{rest}" if own else "not used"
-        sentences.append(f"{encoder.name}: {used}.")
-    trials = {(trial.fusion, trial.head) for trial in selection.trials}
-    compared = f"; compared with {plural(len(trials), 'alternative')}" if trials else ""
-    lead = (
-        f"{plural(len(selection.blocks), 'block')} (encoder, layer, pooling) by {selection.method} "
-        f"selection; {selection.fusion} fusion, {selection.head} head{compared}."
+        lead.append(f"{encoder.name}: {used}.")
+    lead.append(
+        "Blocks are added while the leave-one-out loss falls by more than a standard error. "
+        "Accuracy is nested cross-validation on training rows, selection run anew in each fold; "
+        "steps before the last are concatenated with a ridge head."
     )
-    note = (
-        "Strong color: selected, with its place in the order of selection. Pale: computed but "
-        "unused. Grey: not loaded."
-    )
-    chart, table = figures.layer_stacks(report), tables.selection_table(report)
-    figure = Figure("stacks", "Layers in use", " ".join(sentences), chart, table, note)
-    return Section("chosen", "What was selected", [lead], [figure])
+    below = [tables.selection_table(report)]
+    if selection.trials:
+        below.append(tables.trials_table(report))
+    return Section("chosen", "What was selected", lead, [], below)
 
 
 def _layers(report: RunReport) -> Section:
@@ -136,7 +125,7 @@ def _layers(report: RunReport) -> Section:
             f"{percent(best.accuracy)}; the last layer reaches {percent(last.accuracy)} "
             f"({last.block.pooling})."
         )
-        table = tables.layer_table(encoder, own, selected)
+        table = tables.block_table(f"Layers of {encoder}", own, report.profile, selected)
         found.append(Figure(f"curve-{number}", encoder, summary, chart, table))
     lead = (
         "Each layer alone: leave-one-out accuracy of a linear probe on training rows, with 95% "
@@ -144,28 +133,6 @@ def _layers(report: RunReport) -> Section:
         "by what blocks add to each other, so the selected ones need not be the highest."
     )
     return Section("layers", "How good each layer is", [lead], found)
-
-
-def _path(report: RunReport) -> Section:
-    """Accuracy and gain after each added block."""
-    selection, steps = report.selection, tables.path_steps(report)
-    known = [(step.number, step.accuracy) for step in steps if step.accuracy is not None]
-    (first, before), (last, after) = known[0], known[-1]
-    summary = (
-        f"Nested accuracy goes from {percent(before.value)} with {plural(first, 'block')} to "
-        f"{percent(after.value)} with {last}."
-        if len(known) > 1
-        else f"One block, {selection.blocks[0]}; no other was worth adding."
-    )
-    lead = (
-        "Blocks are added one by one while the leave-one-out loss falls by more than a standard "
-        "error. Accuracy here is nested cross-validation on training rows: selection is run anew "
-        f"in each fold. The diamond is what ships ({selection.fusion} fusion, {selection.head} "
-        "head); steps before it are concatenated with a ridge head."
-    )
-    figure = Figure("path", "Added block by block", summary, figures.selection_path(steps))
-    below = [tables.trials_table(report)] if selection.trials else []
-    return Section("path", "Fusion and selection path", [lead], [figure], below)
 
 
 def _pairs(report: RunReport) -> Section | None:
@@ -222,28 +189,18 @@ def _classes(report: RunReport) -> Section:
     """Confusion matrix, and classes by the number of errors that they take part in."""
     names = report.data.classes
     counts, order = tables.confusion_counts(report)
-    often = "; ".join(
-        f"{names[t]} predicted as {names[p]} ({counts[t, p]})"
-        for t, p in tables.confused_pairs(counts)[:3]
-    )
     errors = plural(int(counts.sum() - counts.trace()), "error")
     summary = f"{errors} on {report.measured.n:,} {report.rows_in_words}."
     few = len(names) <= _SHOWN_CLASSES
-    drawn = [
-        Figure(
-            "confusion",
-            "Confusion matrix" if few else f"The {_SHOWN_CLASSES} most confused classes",
-            f"{summary} Most often: {often}." if often else summary,
-            figures.confusion_matrix(counts, names, np.sort(order[:_SHOWN_CLASSES])),
-            tables.confusion_table(counts, names),
-            "" if few else "Rows of these classes predicted as other classes are not drawn here.",
-        )
-    ]
-    if not few and len(names) <= _MOST_CLASSES:
-        chart = figures.confusion_matrix(counts, names, np.arange(len(names)), numbers=False)
-        text = f"All {len(names)} classes; a full diagonal would be perfect."
-        drawn.append(Figure("confusion-all", "All classes", text, chart, folded=True))
-    return Section("classes", "Errors by class", [], drawn, [tables.class_table(report)])
+    figure = Figure(
+        "confusion",
+        "Confusion matrix" if few else f"The {_SHOWN_CLASSES} most confused classes",
+        summary,
+        figures.confusion_matrix(counts, names, np.sort(order[:_SHOWN_CLASSES])),
+        tables.class_table(report),
+        "" if few else "Rows of these classes predicted as other classes are not drawn here.",
+    )
+    return Section("classes", "Errors by class", [], [figure])
 
 
 def _calibration(report: RunReport) -> Section:
@@ -267,9 +224,10 @@ def _learning_curve(result: CurveResult | None) -> Section | None:
     """The learning curve, where the folder holds one."""
     if result is None:
         return None
-    found = result.curve.points
-    chart, table = figures.learning_curves(found), tables.curve_table(found)
-    figure = Figure("learning", table.caption, result.verdict, chart, table)
+    curve = result.curve
+    chart, table = figures.learning_curves(curve.points), tables.curve_table(curve, result.rows)
+    title = "Accuracy by number of labels"
+    figure = Figure("learning", title, sentence_case(result.verdict), chart, table)
     return Section("labels", "Learning curve", [], [figure])
 
 
@@ -285,27 +243,19 @@ def _hardest(report: RunReport) -> Section:
     return Section("texts", "Hardest and likely mislabeled texts", [lead], [], [table])
 
 
-def _duplicates(report: RunReport) -> Section:
-    """Test rows that training rows give away."""
-    title = "Near-duplicates across train and test"
-    near, audit = report.data.near_duplicates, report.data.audit
-    if near is None or audit.test_name is None:
-        lead = "No test split, so near-duplicates across train and test were not searched."
-        return Section("duplicates", title, [lead])
-    rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
-    lead = (
-        f"{plural(leaks, 'test row')} repeated exactly in train, {plural(near.count, 'row')} "
-        f"nearly (at least {percent(near.threshold, 0)} of words and word pairs shared), together "
-        f"{percent((near.count + leaks) / max(1, rows))} of {rows:,}. "
-        f"{plural(near.conflicts, 'near-duplicate has', 'near-duplicates have')} conflicting "
-        "labels."
-    )
-    return Section("duplicates", title, [lead], [], [tables.near_table(near)] if near.pairs else [])
-
-
 def _data(report: RunReport) -> Section:
-    """The audit, and what the run noted."""
-    data, audit, lead = report.data, report.data.audit, []
+    """The audit, test rows that training rows give away, and what the run noted."""
+    data, audit, near = report.data, report.data.audit, report.data.near_duplicates
+    lead, found = [], [tables.audit_table(audit)]
+    if near is not None and audit.test_name is not None:
+        rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
+        lead.append(
+            f"{plural(leaks, 'test row')} repeated exactly in train, {plural(near.count, 'row')} "
+            f"nearly (at least {percent(near.threshold, 0)} of words and word pairs shared), "
+            f"together {percent((near.count + leaks) / max(1, rows))} of {rows:,}; "
+            f"{near.conflicts:,} of the near-duplicates have conflicting labels."
+        )
+        found += [tables.near_table(near)] if near.pairs else []
     if audit.small_classes:
         few = ", ".join(f"{name} ({count})" for name, count in audit.small_classes.items())
         lead.append(f"Classes with fewer than 5 training rows: {few}.")
@@ -318,11 +268,10 @@ def _data(report: RunReport) -> Section:
             f"{percent(data.truncated_share)} of the training texts were truncated: they are "
             "longer than an encoder reads."
         )
-    found = [tables.audit_table(audit)]
     if report.notes:
         notes = [(note,) for note in report.notes]
         found.append(Table("Notes of the run", ("note",), notes, open_rows=6))
-    return Section("data", "The data", lead, [], found)
+    return Section("data", "The data, and what was noted", lead, [], found)
 
 
 def _runtime(report: RunReport) -> Section:
@@ -350,7 +299,7 @@ def _usage(report: RunReport) -> Section:
     }
     lead = (
         "The bundle holds tensors, JSON and a model card, and no code. Encoders are loaded cut "
-        "above the highest layer in use."
+        "above the highest layer in use. Paths are as they were given where the run was made."
     )
     return Section("use", "How to use it", [lead], code=code)
 
@@ -359,7 +308,6 @@ def _provenance(report: RunReport) -> Section:
     """Versions, hardware, settings, seed, fingerprints."""
     found = [
         tables.machine_table(report),
-        tables.fingerprint_table(report),
         tables.settings_table(report.settings),
     ]
     return Section("provenance", "Provenance", [], [], found)

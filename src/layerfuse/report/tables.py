@@ -1,27 +1,20 @@
-"""The numbers of a run as tables: the page shows all of them, the terminal some."""
+"""Numbers, names and tables as text: the page shows all of them, the terminal some."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.config import FitConfig
-from layerfuse.data.audit import Audit, SplitAudit
-from layerfuse.evaluation.learning_curve import CurvePoint
+from layerfuse.data.audit import Audit
+from layerfuse.evaluation.learning_curve import LearningCurve
+from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report.formats import (
-    baseline_name,
-    interval,
-    percent,
-    plural,
-    points,
-    points_interval,
-)
 from layerfuse.report.run_report import (
     CalibrationBin,
     Complementarity,
@@ -35,14 +28,59 @@ Ints = npt.NDArray[np.intp]
 Cells = Sequence[Sequence[str]]
 
 _WIDER = ("last_four", "last_matched")  # baselines that one screen has no room for
+_BASELINES = {
+    "pipeline": "layerfuse",
+    "majority": "most frequent label",
+    "tfidf": "TF-IDF + logistic",
+}
+_PER_ENCODER = ("last_layer", "last_four")  # baselines that each encoder has
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share from 0 to 1, such as ``"94.5%"``; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}%"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    """Two shares in percent, such as ``"93.1 to 95.6"``."""
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign, such as ``"−1.2"``."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def points_interval(low: float, high: float) -> str:
+    """Two differences of shares in percentage points."""
+    return f"{points(low)} to {points(high)}"
+
+
+def sentence_case(text: str) -> str:
+    """The text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """``"1 row"``, ``"1,200 rows"``."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def baseline_name(name: str, encoder: str | None = None) -> str:
+    """A baseline's display name, with its encoder where each encoder has one of that name.
+
+    An encoder that ``name`` holds in brackets already stays as it is.
+    """
+    own, bracket, rest = name.partition(" (")
+    if own.startswith("first_"):  # the pipeline's own blocks, in the order of selection
+        return f"first {own.removeprefix('first_')} selected"
+    shown = _BASELINES.get(own, own.replace("_", " ")) + bracket + rest
+    return f"{shown} ({encoder})" if encoder is not None and name in _PER_ENCODER else shown
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are texts; ``numeric`` columns are set to the right, ``wide`` ones hold running text.
-
-    Rows above ``open_rows`` are folded away, ``strong`` ones are bold.
-    """
+    """``numeric`` columns stand to the right; rows above ``open_rows`` are folded away."""
 
     caption: str
     head: tuple[str, ...]
@@ -53,40 +91,24 @@ class Table:
     strong: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class PathStep:
-    """One block added to those before it; ``gain`` is the drop in leave-one-out loss, ``accuracy``
-    is nested, and None where it was not measured.
-    """
-
-    number: int
-    block: BlockRef
-    gain: float
-    accuracy: Estimate | None
-    ships: bool
-
-
-def path_steps(report: RunReport) -> list[PathStep]:
-    """The selection path."""
-    selection = report.selection
-    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
-    known[len(selection.blocks)] = report.cv.accuracy
-    return [
-        PathStep(number, block, gain, known.get(number), number == len(selection.blocks))
-        for number, (block, gain) in enumerate(
-            zip(selection.blocks, selection.gains, strict=True), 1
-        )
-    ]
-
-
 def estimate_cells(own: Estimate) -> tuple[str, str]:
     """A share and its interval."""
     return percent(own.value), interval(own.low, own.high)
 
 
-def gain_cells(gain: PairedDifference) -> tuple[str, str]:
-    """A difference and its interval."""
-    return points(gain.difference), points_interval(gain.low, gain.high)
+def gain_text(gain: PairedDifference | Estimate, separator: str = " ") -> str:
+    """A difference and, in brackets, its interval, in percentage points."""
+    value = gain.value if isinstance(gain, Estimate) else gain.difference
+    return f"{points(value)}{separator}({points_interval(gain.low, gain.high)})"
+
+
+def gains_of(baselines: Iterable[BaselineComparison], rows: str) -> dict[str, PairedDifference]:
+    """Gains over the baselines by their names, without steps of the path and the majority."""
+    return {
+        baseline_name(item.name, item.encoder): item.on(rows).gain
+        for item in baselines
+        if not item.is_step and item.name != "majority"
+    }
 
 
 def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
@@ -94,11 +116,10 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
     cells = []
     for baseline in report.baselines:
         if not (baseline.is_step or (short and baseline.name in _WIDER)):
-            score = report.score(baseline)
-            gain, span = gain_cells(score.gain)
+            score = baseline.on(report.verdict.rows)
             name = baseline_name(baseline.name, baseline.encoder)
-            accuracy = estimate_cells(score.accuracy)
-            cells.append((name, *accuracy, percent(score.macro_f1), f"{gain} ({span})"))
+            gain = gain_text(score.gain)
+            cells.append((name, *estimate_cells(score.accuracy), percent(score.macro_f1), gain))
     own = report.measured
     name = f"layerfuse ({plural(len(report.selection.blocks), 'block')})"
     cells.append((name, *estimate_cells(own.accuracy), percent(own.macro_f1.value), ""))
@@ -113,14 +134,13 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
 
 
 def selection_table(report: RunReport) -> Table:
-    """The selected blocks in order, what each brought, and the accuracy after it."""
-    cells = [
-        (
-            *(str(step.number), str(step.block), f"{step.gain:.4f}"),
-            *(("–", "–") if step.accuracy is None else estimate_cells(step.accuracy)),
-        )
-        for step in path_steps(report)
-    ]
+    """The selected blocks in order, what each brought, and nested accuracy after it if measured."""
+    selection, cells = report.selection, []
+    known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
+    known[len(selection.blocks)] = report.cv.accuracy
+    for number, block in enumerate(selection.blocks, 1):
+        accuracy = estimate_cells(known[number]) if number in known else ("–", "–")
+        cells.append((str(number), str(block), f"{selection.gains[number - 1]:.4f}", *accuracy))
     head = ("step", "added block", "gain in loss", "nested accuracy", "95% interval")
     return Table("Selected blocks, in order", head, cells, (0, 2, 3, 4))
 
@@ -137,18 +157,20 @@ def trials_table(report: RunReport) -> Table:
     return Table(caption, head, cells, (2, 3, 4), open_rows=6)
 
 
-def layer_table(encoder: str, scores: BlockScores, selected: set[BlockRef]) -> Table:
-    """Every block of an encoder."""
-    cells = [
-        (
-            *(score.block.pooling, str(score.block.layer), percent(score.accuracy)),
-            *(f"± {100 * score.accuracy_se:.1f}", percent(score.macro_f1), f"{score.loss:.4f}"),
-            "yes" if score.block in selected else "",
-        )
-        for score in scores
-    ]
-    head = ("pooling", "layer", "accuracy", "standard error", "macro-F1", "loss", "selected")
-    return Table(f"Layers of {encoder}", head, cells, range(1, 6), open_rows=400)
+def block_table(
+    caption: str, shown: Iterable[BlockScore], profile: BlockScores, selected: Collection[BlockRef]
+) -> Table:
+    """Scores of blocks, the selected ones and each encoder's last layer marked."""
+    top = {name: profile.last(name).block.layer for name in profile.encoders}
+    cells = []
+    for score in shown:
+        is_last = score.block.layer == top[score.block.encoder]
+        marks = ["selected"] * (score.block in selected) + ["last layer"] * is_last
+        accuracy = f"{percent(score.accuracy)} ±{100 * score.accuracy_se:.1f}"
+        row = (str(score.block), accuracy, percent(score.macro_f1), f"{score.loss:.4f}")
+        cells.append((*row, ", ".join(marks)))
+    head = ("block", "accuracy", "macro-F1", "loss", "")
+    return Table(caption, head, cells, range(1, 4), open_rows=400)
 
 
 def pairs_table(measured: Complementarity) -> Table:
@@ -157,13 +179,13 @@ def pairs_table(measured: Complementarity) -> Table:
         (
             *(str(pair.a), str(pair.b), percent(pair.disagreement), f"{pair.cka:.2f}"),
             *(f"{pair.yules_q:.2f}", percent(pair.double_fault), percent(pair.oracle_accuracy)),
-            *gain_cells(pair.gain),
+            gain_text(pair.gain),
         )
         for pair in sorted(measured.pairs, key=lambda pair: -pair.disagreement)
     ]
     names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
-    head = (*names, "gain fused, points", "95% interval")
-    return Table("Pairs of blocks", head, cells, range(2, 9), open_rows=100)
+    head = (*names, "gain fused, points")
+    return Table("Pairs of blocks", head, cells, range(2, 8), open_rows=100)
 
 
 def cost_table(report: RunReport) -> Table:
@@ -183,9 +205,7 @@ def cost_table(report: RunReport) -> Table:
 
 
 def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
-    """The confusion matrix (n_classes, n_classes), and classes (n_classes,) with the most errors
-    first.
-    """
+    """Counts (n_classes, n_classes), and classes (n_classes,) with the most errors first."""
     counts = np.zeros((len(report.data.classes),) * 2, dtype=np.intp)
     for cell in report.diagnosis.confusion:
         counts[cell.truth, cell.predicted] = cell.count
@@ -193,41 +213,21 @@ def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
     return counts, np.argsort(-errors, kind="stable")
 
 
-def confused_pairs(counts: Ints) -> list[tuple[int, int]]:
-    """The most frequent confusions, as numbers of the true and the predicted class."""
-    errors = counts * ~np.eye(len(counts), dtype=bool)
-    ranked = np.argsort(-errors, axis=None, kind="stable")[:8]
-    places = np.stack(np.unravel_index(ranked, errors.shape), axis=1).tolist()
-    return [(truth, predicted) for truth, predicted in places if errors[truth, predicted]]
-
-
-def confusion_table(counts: Ints, names: Sequence[str]) -> Table:
-    """The most frequent confusions."""
-    cells = [
-        (names[t], names[p], str(counts[t, p]), percent(counts[t, p] / counts[t].sum()))
-        for t, p in confused_pairs(counts)
-    ]
-    head = ("true class", "predicted as", "rows", "of the true class")
-    return Table("Most frequent confusions", head, cells, (2, 3))
-
-
 def class_table(report: RunReport) -> Table:
     """Errors by class, those with most errors first."""
     names, cells = report.data.classes, []
     counts, order = confusion_counts(report)
+    errors = counts * ~np.eye(len(counts), dtype=bool)
     for label in order.tolist():
-        own, given = int(counts[label].sum()), int(counts[:, label].sum())
-        hits = int(counts[label, label])
-        errors = counts[label].copy()
-        errors[label] = 0
+        own, given, hits = counts[label].sum(), counts[:, label].sum(), counts[label, label]
+        shares = ((hits, own), (hits, given), (2 * hits, own + given))
+        often = int(errors[label].argmax())
         cells.append(
             (
                 *(names[label], f"{own:,}"),
-                percent(hits / own if own else None),
-                percent(hits / given if given else None),
-                percent(2 * hits / (own + given) if own + given else None),
+                *(percent(part / whole if whole else None) for part, whole in shares),
                 *(str(own - hits), str(given - hits)),
-                names[int(errors.argmax())] if errors.any() else "–",
+                f"{names[often]} ({errors[label, often]})" if errors[label].any() else "–",
             )
         )
     measures = ("rows", "recall", "precision", "F1", "missed", "false alarms")
@@ -248,18 +248,18 @@ def calibration_table(bins: Sequence[CalibrationBin]) -> Table:
     return Table("Calibration by bin", head, cells, range(1, 5))
 
 
-def curve_table(curve: Sequence[CurvePoint]) -> Table:
-    """The learning curve."""
+def curve_table(curve: LearningCurve, rows: str) -> Table:
+    """The learning curve; ``rows`` names what it was measured on."""
     cells = [
         (
-            f"{point.n_rows:,}",
+            *(f"{point.n_rows:,}", f"{100 * point.n_rows / curve.n_train:.3g}%"),
             *(percent(own.value) for own in (point.last_layer, point.best_block, point.fusion)),
-            *(points(point.gain.value), points_interval(point.gain.low, point.gain.high)),
+            gain_text(point.gain),
         )
-        for point in curve
+        for point in curve.points
     ]
-    head = ("labels", "last layer", "best block", "fusion", "gain, points", "95% interval")
-    return Table("Accuracy by number of labels", head, cells, range(6))
+    head = ("labels", "share", "last layer", "best block", "fusion", "fusion minus last, points")
+    return Table(f"Accuracy on {curve.n_test:,} {rows}", head, cells, range(6))
 
 
 def hardest_table(found: HardestTexts) -> Table:
@@ -287,43 +287,30 @@ def near_table(near: NearDuplicates) -> Table:
         for pair in near.pairs
     ]
     head = ("test / train row", "similarity", "label", "test text")
-    caption = "Pairs, those with conflicting labels first"
+    caption = "Near-duplicates across train and test, those with conflicting labels first"
     return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
 
 
 def audit_table(audit: Audit) -> Table:
-    """The splits."""
-    splits = list(audit.splits.values())
+    """What was counted in each split."""
     cells = [
-        ("rows", *(f"{split.rows:,}" for split in splits)),
-        ("classes", *(str(len(split.classes)) for split in splits)),
-        ("largest class", *map(_largest, splits)),
-        ("empty texts", *(f"{split.empty.count:,}" for split in splits)),
-        ("repeated texts", *(f"{split.duplicates.count:,}" for split in splits)),
-        ("texts with conflicting labels", *(f"{split.conflicts:,}" for split in splits)),
-        ("texts over 2,000 characters", *(f"{split.over_long.count:,}" for split in splits)),
+        (
+            *(name, f"{split.rows:,}", str(len(split.classes)), f"{split.empty.count:,}"),
+            *(f"{split.duplicates.count:,}", f"{split.conflicts:,}", f"{split.over_long.count:,}"),
+        )
+        for name, split in audit.splits.items()
     ]
-    return Table("Splits", ("", *audit.splits), cells, range(1, len(splits) + 1))
-
-
-def _largest(split: SplitAudit) -> str:
-    name, count = next(iter(split.classes.items()), ("–", 0))
-    return f"{name} ({percent(count / max(1, split.rows), 0)})"
+    texts = ("empty", "repeated", "conflicting labels", "over 2,000 characters")
+    return Table("Splits", ("split", "rows", "classes", *texts), cells, range(1, 7))
 
 
 def time_table(report: RunReport) -> Table:
     """Seconds of each step that was needed."""
-    times = report.timings
-    steps = {
-        "extracting embeddings": times.extract_s,
-        "scoring blocks": times.score_s,
-        "selection and nested resampling": times.search_s,
-        "training the head": times.head_s,
-        "baselines": times.baselines_s,
-        "timing pipelines side by side": times.latency_s,
-        "total": times.total_s,
-    }
-    cells = [(name, f"{seconds:.1f}") for name, seconds in steps.items() if seconds]
+    cells = [
+        (name.removesuffix("_s"), f"{seconds:.1f}")
+        for name, seconds in vars(report.timings).items()
+        if seconds
+    ]
     head = ("step", "seconds")
     return Table("Time of the run, seconds", head, cells, (1,), strong=[len(cells) - 1])
 
@@ -344,29 +331,19 @@ def encoder_table(report: RunReport) -> Table:
 
 
 def machine_table(report: RunReport) -> Table:
-    """When and on what the run was made."""
+    """When, on what and from which files the run was made."""
     machine: Environment = report.environment
     facts = [
         ("created", f"{report.created.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"),
-        ("data", report.data.name),
-        ("seed", str(report.settings.seed)),
         ("processor", f"{machine.cpu}, {plural(machine.cores or 1, 'core')}"),
         ("system", machine.platform),
         ("Python", machine.python),
         *machine.packages.items(),
     ]
-    return Table("Machine and versions", ("fact", "value"), facts, open_rows=30)
-
-
-def fingerprint_table(report: RunReport) -> Table:
-    """What identifies the encoders' files."""
-    cells = [
-        (encoder.name, part, value, " @ ".join(filter(None, (encoder.source, encoder.revision))))
-        for encoder in report.encoders
-        for part, value in encoder.fingerprints.items()
-    ]
-    head = ("encoder", "part", "fingerprint", "source")
-    return Table("Fingerprints", head, cells, open_rows=30)
+    for encoder in report.encoders:
+        facts.append((encoder.name, " @ ".join(filter(None, (encoder.source, encoder.revision)))))
+        facts += [(f"{encoder.name}, {part}", own) for part, own in encoder.fingerprints.items()]
+    return Table("Machine, versions, encoders", ("fact", "value"), facts, open_rows=60)
 
 
 def settings_table(settings: FitConfig) -> Table:

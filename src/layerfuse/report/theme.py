@@ -76,13 +76,9 @@ def _theme(
             "interval": {"color": soft, "strokeWidth": 2},
             "plain": {"color": plain, "stroke": plain},
             "chosen": {"color": chosen, "stroke": chosen},
-            "chosen-fill": {"fill": chosen, "color": chosen},
-            "read-fill": {"fill": plain, "color": plain, "fillOpacity": 0.3},
-            "idle-fill": {"fill": grid, "color": grid, "fillOpacity": 0.7},
             "ring": {"filled": False, "color": ink, "stroke": ink, "strokeWidth": 2},
             "reference": {"color": soft, "strokeDash": [4, 3]},
             "label": {"color": ink, "fill": ink, "fontSize": 12},
-            "soft": {"color": soft, "fill": soft, "fontSize": 11},
             "on-mark": {"color": ground, "fill": ground, "fontSize": 12, "fontWeight": 600},
             "tile": {"stroke": ground, "strokeWidth": 1},
         },
@@ -113,17 +109,7 @@ THEMES: dict[str, dict[str, Any]] = {
 
 
 def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) -> dict[str, Any]:
-    """A figure as a Vega-Lite object.
-
-    Parameters
-    ----------
-    chart
-        From a function of `layerfuse.report.figures`.
-    theme
-        A name of `THEMES` to write into it; None leaves the choice to whoever draws it.
-    width
-        Pixels; None keeps what the figure says, most often the width of its container.
-    """
+    """A figure as a Vega-Lite object, without a theme and as wide as its container by default."""
     spec: dict[str, Any] = chart.to_dict(validate=False)  # tests validate each figure
     spec.pop("config", None)
     if width is not None and spec.get("width") == "container":
@@ -132,10 +118,7 @@ def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) 
 
 
 def for_notebook(charts: Mapping[str, Chart]) -> alt.VConcatChart:
-    """Figures under each other with their titles, in the light theme and of a width of their own.
-
-    What comes back shows itself in a notebook and has ``save`` for PNG, SVG, HTML and JSON.
-    """
+    """Figures by their titles under each other, in the light theme and of a fixed width."""
     panels = [chart.properties(title=title, width=_WIDTH) for title, chart in charts.items()]
     whole: alt.VConcatChart = alt.vconcat(*panels, background="#ffffff").resolve_scale(
         color="independent", strokeDash="independent"

@@ -30,6 +30,7 @@ class PredictRequest(Model):
 
     @property
     def rows(self) -> tuple[str, ...]:
+        """The texts, also where it is one."""
         return (self.texts,) if isinstance(self.texts, str) else self.texts
 
 
@@ -53,6 +54,7 @@ class ClassificationRequest(Model):
 
     @property
     def rows(self) -> tuple[str, ...]:
+        """The texts, also where it is one."""
         return (self.inputs,) if isinstance(self.inputs, str) else self.inputs
 
 

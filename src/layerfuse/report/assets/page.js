@@ -48,9 +48,6 @@ button.addEventListener("click", () => {
 system.addEventListener("change", () => { name(); drawAll(); });
 addEventListener("beforeprint", () => { printing = true; root.dataset.printing = ""; drawAll(); });
 addEventListener("afterprint", () => { printing = false; delete root.dataset.printing; drawAll(); });
-document.addEventListener("toggle", (event) => {
-  event.target.querySelectorAll?.("[data-chart]").forEach(draw);
-}, true);
 document.querySelectorAll("[data-copy]").forEach((copy) => {
   copy.hidden = false;
   copy.addEventListener("click", async () => {

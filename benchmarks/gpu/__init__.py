@@ -1,0 +1,1 @@
+"""A GPU, from correctness to speed, in one command."""
