@@ -25,6 +25,7 @@ from layerfuse.config import (
     LabelColumn,
     MovedEncoders,
     ReadConfig,
+    ServeConfig,
     SettingsFile,
     Shares,
     Store,
@@ -34,6 +35,7 @@ from layerfuse.config import (
     count,
     option,
 )
+from layerfuse.errors import require
 
 
 def _shown(value: object) -> str | None:
@@ -93,6 +95,15 @@ def predict(
         sys.stdout.write(text)
     if out is not None:
         output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+
+
+@app.command
+def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    require("fastapi", "serve", "A server")
+    from layerfuse.serving.command import serve as run
+
+    run(settings, output.reporter)
 
 
 @app.command
