@@ -8,6 +8,7 @@ import sys
 import torch
 
 from benchmarks import (
+    abstention,
     accuracy,
     complementarity,
     demo,
@@ -38,6 +39,7 @@ BENCHMARKS = {
     "fit_time": fit_time.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
+    "abstention": abstention.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,

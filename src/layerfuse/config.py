@@ -97,6 +97,7 @@ _LISTEN = Group.create_ordered("Server")
 _LIMITS = Group.create_ordered("Limits of requests")
 _encoders = partial(option, group=_ENCODERS)
 _choice = partial(option, group=_SELECTION)
+_share = partial(option, group=_SELECTION, validator=Number(gt=0, lt=1))
 _limit = partial(option, group=_BUDGET, validator=Number(gt=0))
 # n_tokens=-1: an occurrence takes one value, and those of all go to the converter together.
 _named = partial(option, converter=_pairs, accepts_keys=False, n_tokens=-1)
@@ -243,6 +244,14 @@ class FitConfig(CurveConfig):
     calibration: Annotated[
         str, _choice("Probability calibration.", choices=("temperature", "none"))
     ] = "temperature"
+    target_accuracy: Annotated[
+        float | None,
+        _share("Abstain from texts so that this share (0 to 1) of the others is right."),
+    ] = None
+    coverage: Annotated[
+        float | None,
+        _share("Predict sets of labels that hold the right one for this share (0 to 1) of texts."),
+    ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
     max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None

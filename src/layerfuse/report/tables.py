@@ -16,6 +16,7 @@ from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
+    AbstentionReport,
     CalibrationBin,
     Complementarity,
     Environment,
@@ -131,6 +132,23 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
     head = ("pipeline", "accuracy", "95% interval", "macro-F1", "Δ accuracy, points")
     strong = [place for place, row in enumerate(cells) if row[0] == name]
     return Table(caption, head, cells, range(1, 5), strong=strong)
+
+
+def abstention_table(own: AbstentionReport) -> Table:
+    """What abstention comes to on test rows and on training rows."""
+    cells = []
+    for name, found in (("test", own.test), ("training, out of fold", own.cv)):
+        if found is not None:
+            right = ("–", "–") if found.accuracy is None else estimate_cells(found.accuracy)
+            row = [name, f"{found.n:,}", percent(found.abstained.value), *right]
+            if (sets := found.sets) is not None:
+                row += [percent(sets.coverage.value), f"{sets.mean_size:.2f}"]
+                row += [percent(sets.one_label), percent(sets.no_label)]
+            cells.append(row)
+    head = ("rows", "n", "to a person", "right of the others", "95% interval")
+    sets_head = ("label in the set", "labels per set", "one label", "none")
+    shown = head if own.rule.coverage is None else (*head, *sets_head)
+    return Table("Unsure texts go to a person", shown, cells, range(1, 9))
 
 
 def selection_table(report: RunReport) -> Table:

@@ -175,6 +175,9 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
     if report.gap is not None and report.gap.sentence:
         out.print(f"Note: {report.gap.sentence}")
     _print_baselines(report, out, verbose)
+    if report.abstention is not None:
+        out.print(report.abstention.sentence)
+        _print_table(tables.abstention_table(report.abstention), out)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
         times = f", {ratio.value:.1f}x the last layer ({ratio.low:.1f} to {ratio.high:.1f})"
