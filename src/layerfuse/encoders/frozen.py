@@ -39,8 +39,14 @@ from layerfuse.encoders.devices import (
     pack_linears,
     use_plain_attention,
 )
-from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
-from layerfuse.encoders.source import EncoderSource, find_source
+from layerfuse.encoders.pretrained import (
+    EncoderSource,
+    find_source,
+    load_model,
+    load_tokenizer,
+    refusing,
+    too_large,
+)
 from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
 from layerfuse.errors import (
     ConfigError,
