@@ -149,7 +149,7 @@ def _work(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     os.environ["LAYERFUSE_CACHE"] = str(cache)
-    plan.SHARD_ROWS = shard_rows
+    plan.SHARD_ROWS = {"cpu": shard_rows}
     encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
     encoder.tokenize([""])  # the model is loaded
     pipe.send("ready")

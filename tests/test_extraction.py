@@ -23,10 +23,10 @@ from safetensors.numpy import load_file, save_file
 from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings import plan, runner
+from layerfuse.embeddings import engines, plan
+from layerfuse.embeddings.engines import ShardResult, run_shard
 from layerfuse.embeddings.extraction import extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.runner import ShardResult, run_shard
 from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
@@ -82,7 +82,7 @@ class TestOrderAndBatches:
         encoder.stack.register_forward_pre_hook(
             lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        monkeypatch.setattr(plan, "SHARD_ROWS", 37)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 37})
         texts = sentences(100, longest=30)
         notes = Notes()
         extract(texts, encoder, batch_tokens=budget, reporter=notes)
@@ -102,7 +102,7 @@ class TestOrderAndBatches:
     ):
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
-        monkeypatch.setattr(plan, "SHARD_ROWS", 7)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 7})
         parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
@@ -120,11 +120,11 @@ class TestOrderAndBatches:
             return max(len(job.rows) for job in jobs)
 
         assert rows(3) == 300
-        monkeypatch.setattr(plan, "SHARD_WORK", 200.0 * whole[3])
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 200.0 * whole[3]})
         assert rows(3) == 128
-        monkeypatch.setattr(plan, "SHARD_WORK", 1.0)
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 1.0})
         assert rows(3) == rows(1) == 64
-        monkeypatch.setattr(plan, "SHARD_WORK", 300.0 * whole[1])
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 300.0 * whole[1]})
         assert rows(3) < rows(1)
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
@@ -196,7 +196,7 @@ def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -
 @pytest.mark.slow
 class TestJobs:
     def test_planning_needs_no_weights(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(plan, "SHARD_WORK", 1.0)
+        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 1.0})
         texts, missing = sentences(300), [(np.arange(300), ((3, "mean"),))]
         expected = plan_shards(texts, missing, opened(tiny("bert")))  # the first use is remembered
         encoder = opened(tiny("bert"))
@@ -208,7 +208,7 @@ class TestJobs:
     def test_another_process_writes_the_same_bytes(
         self, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 40})
         texts, encoder = sentences(100, longest=30), opened(tiny("llama"))
         keys = ((0, "mean"), (2, "last"), (3, "mean"))
         jobs = plan_shards(texts, [(np.arange(100), keys)], encoder)
@@ -234,7 +234,7 @@ class TestJobs:
     def test_memory_that_ran_out_in_one_job_is_not_asked_for_in_the_next(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 20)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 20})
         encoder, notes = opened(tiny("bert")), Notes()
         launch = encoder.launch
 
@@ -773,7 +773,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -814,7 +814,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:

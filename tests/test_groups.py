@@ -206,10 +206,13 @@ def test_users_groups_and_equal_texts_are_merged() -> None:
     assert "2 of 6 training rows" in "\n".join(notes.lines)
 
 
-def test_too_few_distinct_texts_are_refused() -> None:
-    texts, y = ["good", "bad"] * 20, [1, 0] * 20
-    with pytest.raises(DataError, match="2 in 40 rows"):
-        check_training(texts, y, None, None, None, "keep", Notes())
+def test_too_few_distinct_texts_are_not_kept_together_which_is_said() -> None:
+    texts, y, notes = ["good", "bad"] * 20, [1, 0] * 20, Notes()
+    data = check_training(texts, y, None, None, None, "keep", notes)
+    assert data.targets.groups is None
+    assert "too few different texts" in "\n".join(notes.lines)
+    with pytest.raises(DataError, match="groups"):
+        check_training(sentences(40), y, None, y, None, "keep", notes)
 
 
 def near_chance(n_distinct: int) -> float:
@@ -259,7 +262,7 @@ def test_copies_change_no_score_and_no_choice(seed: int) -> None:
         assert found.accuracy == expected.accuracy
         assert found.accuracy_se == pytest.approx(expected.accuracy_se)
         assert found.loss == pytest.approx(expected.loss, rel=1e-3)
-    assert score_blocks(*many).best.accuracy > 0.9  # what the copies give away
+    assert score_blocks(*many).best.accuracy > 0.85  # what the copies give away
     found_blocks, expected_blocks = (
         select_blocks(*many, groups=texts),
         select_blocks(blocks_of(X), y),

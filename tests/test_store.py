@@ -27,9 +27,9 @@ from families import VOCABULARY, TinyModels, save_model
 from helpers import Extraction, Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
-from layerfuse.embeddings import plan, runner, text_hashes
+from layerfuse.embeddings import engines, plan, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
-from layerfuse.embeddings.section import write_shard
+from layerfuse.embeddings.store import write_shard
 from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
@@ -217,7 +217,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(plan, "SHARD_ROWS", 1)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 1})
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -518,15 +518,15 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(plan, "SHARD_ROWS", 40)
-        monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cuda": 20})
+        monkeypatch.setitem(engines._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
 
         def watched(*arguments: Any) -> Path:
             threads.add(threading.current_thread())
             return write_shard(*arguments)
 
-        monkeypatch.setattr(runner, "write_shard", watched)
+        monkeypatch.setattr(engines, "write_shard", watched)
         found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
         assert threads
         assert threading.current_thread() not in threads
@@ -561,7 +561,7 @@ class TestWorkingAhead:
         def full(*_: Any) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(runner, "write_shard", full)
+        monkeypatch.setattr(engines, "write_shard", full)
         with pytest.raises(StorageError, match="the disk is full"):
             extract(TEXTS, encoder, store=store)
 
@@ -641,7 +641,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])
@@ -663,7 +663,7 @@ class TestDamaged:
             flip(shard, data_range(shard, "1:mean")[0])
             return path
 
-        monkeypatch.setattr(runner, "write_shard", spoil)
+        monkeypatch.setattr(engines, "write_shard", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
         notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)
@@ -772,7 +772,7 @@ class TestTroubledFolders:
     def test_a_section_that_is_deleted_while_it_is_written(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", 10)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
         notes, launch = Notes(), encoder.launch
 
         def launch_and_delete(*arguments: Any) -> Any:

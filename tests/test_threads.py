@@ -322,7 +322,7 @@ class TestOneStore:
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> tuple[EmbeddingStore, dict[BlockRef, np.ndarray]]:
         """A store of twelve shards, filled by one thread, and what it holds."""
-        monkeypatch.setattr(plan, "SHARD_ROWS", 8)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 8})
         store = EmbeddingStore(tmp_path / "store")
         with ThreadPoolExecutor(1) as thread:
             view = thread.submit(extract, self.TEXTS, opened(folder), store=store).result()

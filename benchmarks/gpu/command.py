@@ -38,7 +38,7 @@ SECTIONS: dict[str, tuple[Callable[[Context, dict[str, Any]], None], float]] = {
     "batches": (batches, 30),
     "threads": (threads, 30),
     "memory": (memory, 40),
-    "minilm": (minilm, 90),
+    "minilm": (minilm, 120),
     "llama_7b": (llama_7b, 130),
     "waits": (waits, 40),
     "loading": (loading, 30),
@@ -170,7 +170,9 @@ def summary(records: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, part in results.items():
             if isinstance(part, dict) and "gpu_busy_share" in part:
                 lines.append(f"    {name}: GPU busy {part['gpu_busy_share']:.0%} of "
-                             f"{part['seconds']:.3f} s; waits at {part['waits_at']}")  # fmt: skip
+                             f"{part['seconds']:.3f} s (extract "
+                             f"{part.get('extract', {}).get('gpu_busy_share', 0):.0%}); "
+                             f"waits at {part['waits_at']}")  # fmt: skip
             if isinstance(part, dict) and "accuracy" in part:
                 last = part.get("baselines", {}).get("last_layer", 0.0)
                 lines.append(

@@ -192,10 +192,7 @@ def memory(context: Context, out: dict[str, Any]) -> None:
     encoder = in_memory("llama", sizes.memory_model, context, "float32", max_length=600)
     few = texts[:32]
     expected = extract(few, encoder, pooling=POOLINGS)
-    context.free_memory()
-    weights = torch.cuda.memory_reserved() / GIB if context.on_gpu else 0.0
-    out["weights_gib"] = weights
-    with limited(context, weights + sizes.memory_gib):
+    with limited(context, sizes.memory_gib):
         notes, started = Notes(), time.perf_counter()
         view = extract(texts, encoder, -1, batch_tokens=10**7, reporter=notes)
         halvings = [line for line in notes.lines if "out of memory" in line]
@@ -209,7 +206,7 @@ def memory(context: Context, out: dict[str, Any]) -> None:
         last = next(iter(extract(few, encoder, -1).values()))
         out["halving"]["largest_difference"] = float(np.abs(rows - last).max())
     context.check_time()
-    with limited(context, weights + 0.008):
+    with limited(context, 0.008):
         long = " ".join(["film"] * 590)
         out["one_text"] = attempt(lambda: extract([long], encoder, -1))
         out["one_text_again"] = attempt(lambda: extract([long, "film"], encoder, -1))
@@ -219,7 +216,7 @@ def memory(context: Context, out: dict[str, Any]) -> None:
     )
     folder = save_model("llama", context.folder / "memory-load")
     del view, rows, expected, again
-    with limited(context, weights):
+    with limited(context, 0.0):
         small = FrozenEncoder.from_pretrained(folder, device=context.device, dtype="float32")
         out["loading"] = attempt(lambda: small.tokenize(["film"]))
     out["loading_afterwards"] = attempt(lambda: small.tokenize(["film"]))
@@ -235,15 +232,16 @@ def memory(context: Context, out: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def limited(context: Context, gib: float) -> Iterator[None]:
-    """At most so much GPU memory for torch."""
+    """At most so much GPU memory for torch beside what it holds."""
     if not context.on_gpu:
         yield
         return
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    context.free_memory()
     context.reset_peak()
-    total = torch.cuda.get_device_properties(0).total_memory / GIB
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total))
+    limit = torch.cuda.memory_reserved() + gib * GIB
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
     try:
         yield
     finally:

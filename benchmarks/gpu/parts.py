@@ -17,7 +17,7 @@ import torch
 import transformers as hf
 
 from layerfuse import FrozenEncoder
-from layerfuse.encoders.architecture import build_architecture, examine, text_stack
+from layerfuse.encoders.architecture import examine, find_architecture, text_stack
 from layerfuse.encoders.frozen import _Loaded
 from layerfuse.encoders.tokenizer import TextTokenizer
 
@@ -91,7 +91,7 @@ FULL = Sizes(
     product=8192,
     repeats=3,
     loading_layers=4,
-    waits_texts=512,
+    waits_texts=1024,
 )
 TINY = Sizes(
     families=("bert", "llama", "t5"),
@@ -201,7 +201,7 @@ def in_memory(
     )
     stack, pad_id = text_stack(model), common["pad_token_id"]
     traits = examine(stack, encoder.name, dtype, range(3, 40), pad_id, context.device)
-    encoder._loaded = _Loaded(build_architecture(stack, traits, pad_id), tokenizer)
+    encoder._loaded = _Loaded(find_architecture(stack, traits, pad_id), tokenizer)
     return encoder
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Lock
@@ -21,6 +22,7 @@ from layerfuse.errors import FormatError, NotFoundError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
+_CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
 
 
 def cache_dir() -> Path:
@@ -236,17 +238,19 @@ def digest(*parts: str | bytes) -> str:
 
 
 def fingerprint_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, remembered in the cache folder by path, size and time."""
+    """SHA-256 of a file's bytes, remembered in the cache folder until the file is changed."""
     status = path.stat()
     memo = cache_dir() / "fingerprints" / f"{digest(str(path.resolve()))}.json"
-    key = [status.st_size, status.st_mtime_ns]
+    # The change time, unlike the modification time, cannot be set, by rsync -t for example.
+    key = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memo.read_text(encoding="utf-8"))
         if known["key"] == key:
             return str(known["sha256"])
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    if status.st_size > 1 << 20:  # small files are hashed faster than remembered
+    is_settled = time.time_ns() - status.st_ctime_ns > _CLOCK_TICK_NS
+    if status.st_size > 1 << 20 and is_settled:  # small files are hashed faster than remembered
         with contextlib.suppress(StorageError):
             write_json(memo, {"key": key, "sha256": value})
     return value

@@ -18,7 +18,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
-from layerfuse.groups import text_groups
+from layerfuse.groups import Groups, text_groups
 from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
@@ -156,10 +156,8 @@ def check_training(
         raise DataError(
             f"There are {len(texts)} texts but {len(members)} groups. Give one for each text."
         )
-    targets = replace(targets, groups=text_groups(texts, members))
     rows = _rows_to_learn(texts, targets, fragments, reporter)
-    kept = targets[rows]
-    _check_grouped(kept, members is not None, reporter)
+    kept = _grouped(targets[rows], texts, members, rows, reporter)
     by_class = kept.row_weights(kept.class_weights(class_weight))
     own = None if weights is None else weights[rows]
     return TrainingData(
@@ -185,22 +183,44 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
     return weights
 
 
-def _check_grouped(targets: Targets, given: bool, reporter: Reporter) -> None:
-    """Note how many rows stay together, and refuse rows of which none can be held out."""
-    if targets.groups is None:
-        return
-    pairs = np.unique(np.stack([targets.codes, targets.groups.codes]), axis=1)
-    what = "distinct texts" + " and groups" * given
-    if np.count_nonzero(np.bincount(pairs[0]) > 1) < 2:
-        raise DataError(
-            f"Two classes or more need at least two {what} each: there are "
-            f"{len(np.unique(pairs[1]))} in {len(targets)} rows. Add rows."
+def _grouped(
+    targets: Targets,
+    texts: Sequence[str],
+    members: Sequence[Any] | None,
+    rows: npt.NDArray[np.intp],
+    reporter: Reporter,
+) -> Targets:
+    """Targets of some rows, of which equal texts and the groups that were given stay together."""
+    own = None if members is None else [members[row] for row in rows]
+    together = replace(targets, groups=text_groups([texts[row] for row in rows], own))
+    if together.groups is None:
+        return together
+    if not _can_hold_out(together):
+        given = replace(targets, groups=Groups.of(own))
+        if not _can_hold_out(given):
+            raise DataError(
+                "Two classes or more need rows of at least two groups each, so that a group can be "
+                "held out. Give more groups, or leave them out."
+            )
+        reporter.note(
+            "there are too few different texts to hold any out: what is said of accuracy is for "
+            "texts that were seen"
         )
-    repeated = sum(rows.size - len(rows) for rows in targets.groups.repeated)
+        return given
+    repeated = sum(group.size - len(group) for group in together.groups.repeated)
     reporter.note(
-        f"{repeated} of {len(targets)} training rows repeat the text{' or group' * given} of "
-        "another; such rows are held out together"
+        f"{repeated} of {len(targets)} training rows repeat the text"
+        f"{'' if own is None else ' or the group'} of another; they are held out together"
     )
+    return together
+
+
+def _can_hold_out(targets: Targets) -> bool:
+    """Whether two classes or more have rows of two groups or more."""
+    if targets.groups is None:
+        return True
+    pairs = np.unique(np.stack([targets.codes, targets.groups.codes]), axis=1)
+    return bool(np.count_nonzero(np.bincount(pairs[0]) > 1) >= 2)
 
 
 def _rows_to_learn(

@@ -24,6 +24,7 @@ class Package:
 
     @property
     def requirement(self) -> str:
+        """What pip installs."""
         return f"{self.name}=={self.version}"
 
 

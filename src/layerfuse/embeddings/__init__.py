@@ -1,7 +1,6 @@
 """Embeddings of texts: planned, computed by an engine, cached on disk, and viewed as blocks."""
 
-from layerfuse.embeddings.section import Section, text_hashes
-from layerfuse.embeddings.store import EmbeddingStore, SectionInfo
+from layerfuse.embeddings.store import EmbeddingStore, Section, SectionInfo, text_hashes
 
 __all__ = [
     "EmbeddingStore",

@@ -1,18 +1,154 @@
-"""Where shard jobs run: an engine maps them, in this process or elsewhere."""
+"""Running shard jobs: batches within a token budget, what they took, and engines that map jobs."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from layerfuse.embeddings.plan import ShardJob
-from layerfuse.embeddings.runner import ShardResult, read_shard, tokenize_shard, write_result
-from layerfuse.encoders import FrozenEncoder
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.embeddings.cost_record import ShardCost
+from layerfuse.embeddings.plan import ShardJob, plan_batches
+from layerfuse.embeddings.store import Key, text_hashes, write_shard
+from layerfuse.encoders import FrozenEncoder, Pending, Tokens
+from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.parallel import prefetch, trim_heap
-from layerfuse.progress import Reporter
+from layerfuse.progress import SILENT, Advance, Reporter
+
+_BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
+
+
+@dataclass(frozen=True, eq=False)
+class ShardResult:
+    """What came of one `ShardJob`.
+
+    ``truncated`` (n_texts,) says which texts were cut; ``blocks`` are arrays (n_texts, dim), none
+    where the shard was written to ``path``; ``batch_tokens`` is the token budget in the end, less
+    than the job's where memory ran out.
+    """
+
+    truncated: npt.NDArray[np.bool_]
+    blocks: dict[Key, npt.NDArray[np.float32]]
+    cost: ShardCost
+    batch_tokens: int
+    path: Path | None = None
+
+
+def run_shard(job: ShardJob, encoder: FrozenEncoder, folder: Path | None = None) -> ShardResult:
+    """Run one job from end to end, in any process.
+
+    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks.
+
+    Raises
+    ------
+    NoMemoryError
+        When one text alone does not fit into memory.
+    StorageError
+        When the shard cannot be written.
+    """
+    tokens, seconds = tokenize_shard(job, encoder)
+    result = read_shard(job, tokens, seconds, encoder, lambda count: None, SILENT)
+    return write_result(job, result, folder)
+
+
+def tokenize_shard(job: ShardJob, encoder: FrozenEncoder) -> tuple[Tokens, float]:
+    """The tokens of a job's texts, and the seconds that they took."""
+    encoder.tokenize([])  # loads what is not loaded yet, off the clock
+    started = time.perf_counter()
+    return encoder.tokenize(job.texts), time.perf_counter() - started
+
+
+def read_shard(
+    job: ShardJob,
+    tokens: Tokens,
+    tokenize_s: float,
+    encoder: FrozenEncoder,
+    advance: Advance,
+    reporter: Reporter,
+) -> ShardResult:
+    """Read a job's texts in batches, halving the token budget when the device is out of memory.
+
+    An accelerator gets the next batch before the results of this one are fetched.
+    """
+    import torch
+
+    torch.get_num_threads()  # gives this thread the process's number: another one may round else
+    ids = tokens.ids
+    lengths = [len(row) for row in ids]
+    layers = sorted({layer for layer, _ in job.keys})
+    poolings = list(dict.fromkeys(pooling for _, pooling in job.keys))
+    overhead = _BATCH_OVERHEAD[encoder.kind]
+    budget = job.batch_tokens
+    queue = deque(plan_batches(lengths, budget, overhead))
+    n_padded = sum(len(batch) * lengths[batch[0]] for batch in queue)
+    depth = 0 if encoder.kind == "cpu" else 1  # batches launched before the first is fetched
+    pending: deque[tuple[list[int], float, Pending]] = deque()
+    blocks: dict[Key, npt.NDArray[np.float32]] = {}
+    batches = []
+    done = 0.0
+    while queue or pending:
+        if queue and len(pending) <= depth:
+            batch = queue.popleft()
+            started = time.perf_counter()
+            launched: Pending | None = None
+            try:
+                launched = encoder.launch([ids[row] for row in batch], layers, poolings)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise NoMemoryError(
+                        f"{encoder.name} has no memory left to read one text of "
+                        f"{lengths[batch[0]]:,} tokens. Cut texts earlier with --max-length "
+                        "(max_length=), or use a smaller model, --device cpu or --dtype "
+                        "bfloat16. Finished embeddings are kept."
+                    ) from error
+            if launched is None:  # past the error, whose frames hold what the pass had computed
+                torch.cuda.empty_cache()
+                budget = max(1, budget // 2)
+                reporter.note(f"{encoder.name}: out of memory; batches are cut to {budget} tokens")
+                left = [row for rows in (batch, *queue) for row in rows]
+                queue = deque(
+                    [left[index] for index in rows]
+                    for rows in plan_batches([lengths[row] for row in left], budget, overhead)
+                )
+                continue
+            pending.append((batch, started, launched))
+            if queue and len(pending) <= depth:
+                continue
+        batch, started, oldest = pending.popleft()
+        pooled = oldest.result()
+        started, done = max(started, done), time.perf_counter()
+        batches.append((sum(lengths[row] for row in batch), done - started))
+        for layer, pooling in job.keys:
+            values = pooled[layer][:, poolings.index(pooling)]
+            if (layer, pooling) not in blocks:
+                blocks[layer, pooling] = np.empty((len(ids), values.shape[1]), np.float32)
+            blocks[layer, pooling][batch] = values
+        advance(len(batch))
+    cost = ShardCost(
+        layer=layers[-1],
+        n_texts=len(ids),
+        n_tokens=sum(lengths),
+        n_padded=n_padded,
+        tokenize_s=tokenize_s,
+        batches=tuple(batches),
+    )
+    return ShardResult(np.array(tokens.truncated, dtype=bool), blocks, cost, budget)
+
+
+def write_result(job: ShardJob, result: ShardResult, folder: Path | None) -> ShardResult:
+    """Write the result as a shard, and return it without its blocks; without a folder as it is."""
+    if folder is None:
+        return result
+    path = write_shard(folder, text_hashes(job.texts), result.truncated, result.blocks)
+    return replace(result, blocks={}, path=path)
 
 
 class Engine(Protocol):

@@ -20,11 +20,11 @@ from layerfuse.embeddings.cost_record import (
     record_cost,
     undisturbed,
 )
-from layerfuse.embeddings.engines import Engine, LocalEngine
+from layerfuse.embeddings.engines import Engine, LocalEngine, ShardResult, run_shard
 from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.runner import ShardResult, run_shard
-from layerfuse.embeddings.section import (
+from layerfuse.embeddings.store import (
     CorruptShardError,
+    EmbeddingStore,
     Hashes,
     Key,
     Missing,
@@ -32,7 +32,6 @@ from layerfuse.embeddings.section import (
     Section,
     text_hashes,
 )
-from layerfuse.embeddings.store import EmbeddingStore
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import DataError, StorageError, check_choice

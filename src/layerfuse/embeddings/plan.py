@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.embeddings.section import Key, Missing
+from layerfuse.embeddings.store import Key, Missing
 from layerfuse.encoders import FrozenEncoder
 
-SHARD_ROWS = 2048
-SHARD_WORK = 7e10  # texts times parameters: some ten seconds on two cores, which a kill may cost
-_MIN_ROWS = 64
-_SHARD_BYTES = 192 << 20
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+SHARD_ROWS = {"cpu": 2048, "mps": 1024, "cuda": 8192}
+# Texts times parameters: some ten seconds on two cores or on one GPU, which a kill may cost.
+SHARD_WORK = {"cpu": 7e10, "mps": 7e11, "cuda": 2e13}
+_SHARD_BYTES = {"cpu": 192 << 20, "mps": 192 << 20, "cuda": 1 << 30}  # three are in memory at once
+_MIN_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ def plan_shards(
     budget = batch_tokens or encoder.batch_tokens or _BATCH_TOKENS[encoder.kind]
     jobs = []
     for rows, keys in missing:
-        fitting = _SHARD_BYTES // (4 * encoder.dim * len(keys))
+        fitting = _SHARD_BYTES[encoder.kind] // (4 * encoder.dim * len(keys))
         size = max(1, min(_max_rows(encoder, max(layer for layer, _ in keys)), fitting))
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
@@ -58,11 +59,9 @@ def plan_shards(
 
 
 def _max_rows(encoder: FrozenEncoder, highest: int) -> int:
-    """Texts of a shard: fewer for a large encoder on the CPU, as a kill loses what is unwritten."""
-    if encoder.kind != "cpu":
-        return SHARD_ROWS // 2  # two are in flight
-    rows = SHARD_ROWS
-    while rows > _MIN_ROWS and rows * encoder.layer_parameters[highest] > SHARD_WORK:
+    """Texts of a shard: fewer for a large encoder, as a kill loses what is unwritten."""
+    rows = SHARD_ROWS[encoder.kind]
+    while rows > _MIN_ROWS and rows * encoder.layer_parameters[highest] > SHARD_WORK[encoder.kind]:
         rows //= 2
     return rows
 

@@ -1,22 +1,328 @@
-"""The embedding cache on disk: a folder of sections, one for each encoder and its settings."""
+"""The embedding cache on disk: a folder of sections, one for each encoder and its settings; each
+holds shards: content-addressed files, written once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, TypeAlias
 
-from layerfuse.embeddings.section import Section
-from layerfuse.errors import FormatError
-from layerfuse.files import cache_dir, digest, read_json, storage_errors, write_json
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.errors import FormatError, StorageError
+from layerfuse.files import atomic_write, cache_dir, digest, read_json, storage_errors, write_json
 from layerfuse.progress import SILENT, Reporter
+
+Key: TypeAlias = tuple[int, str]
+"""A layer and a pooling."""
+
+Hashes: TypeAlias = npt.NDArray[np.bytes_]
+"""Digests of texts, dtype S16."""
+
+_HASHES, _TRUNCATED = "hashes", "truncated"
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+class CorruptShardError(Exception):
+    """A shard that is missing, or whose bytes are not what was written."""
+
+    def __init__(self, path: Path, reason: str, block: str | None = None) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.block = block  # the block that was read; None for the index
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A shard's index: which texts and blocks it holds; block values stay on disk.
+
+    ``hashes`` and ``truncated`` have shape (n_texts,); ``names`` are those of `block_name`.
+    """
+
+    path: Path
+    names: frozenset[str]
+    hashes: Hashes
+    truncated: npt.NDArray[np.bool_]
+    checksums: dict[str, int]
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                array: npt.NDArray[Any] = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CorruptShardError(self.path, str(error), name) from error
+        if _checksum(array) != self.checksums[name]:
+            raise CorruptShardError(self.path, f"block {name} does not match its checksum", name)
+        return array
+
+
+def open_shard(path: Path) -> Shard:
+    """Read a shard's index, or raise a CorruptShardError when the file is not a whole shard."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = json.loads(file.metadata().get("crc32", ""))
+            checksums = {str(name): int(value) for name, value in stored.items()}
+            names = set(file.keys())
+            hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptShardError(path, str(error)) from error
+    read = {_HASHES: _checksum(hashes), _TRUNCATED: _checksum(truncated)}
+    if names != set(checksums) or any(checksums[name] != read[name] for name in read):
+        raise CorruptShardError(path, "its index does not match its checksum")
+    return Shard(
+        path,
+        frozenset(names - {_HASHES, _TRUNCATED}),
+        hashes.view("S16")[:, 0],
+        truncated.astype(bool),
+        checksums,
+    )
+
+
+def write_shard(
+    folder: Path,
+    hashes: Hashes,
+    truncated: npt.NDArray[np.bool_],
+    blocks: Mapping[Key, npt.NDArray[np.float32]],
+) -> Path:
+    """Write one shard atomically; its file name is a digest of its hashes and block names.
+
+    Blocks (n_texts, dim) are stored as float16 unless a value would overflow; then as float32.
+    """
+    from safetensors.numpy import save
+
+    tensors: dict[str, npt.NDArray[Any]] = {
+        _HASHES: np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 16),
+        _TRUNCATED: truncated.astype(np.uint8),
+    }
+    names = {block_name(key): array for key, array in blocks.items()}
+    for name, array in names.items():
+        fits = array.size == 0 or float(np.abs(array).max()) <= _FLOAT16_MAX
+        tensors[name] = array.astype(np.float16) if fits else array.astype(np.float32)
+    checksums = json.dumps({name: _checksum(array) for name, array in tensors.items()})
+    path = folder / f"{digest(hashes.tobytes(), *sorted(names))}.safetensors"
+    data = save(tensors, metadata={"crc32": checksums})
+    check_folder(folder)  # writing would make it anew, without its manifest
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a StorageError for a section's folder that was deleted since it was opened."""
+    if not folder.is_dir():
+        raise StorageError(
+            f"{folder} was deleted while it was in use. Run the same command again, and delete "
+            "embeddings only while nothing reads or writes them."
+        )
+
+
+def block_name(key: Key) -> str:
+    """The name of a block's tensor, such as ``"8:mean"``."""
+    return f"{key[0]}:{key[1]}"
+
+
+def _checksum(array: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
+"""Row numbers and the blocks that all of them lack; a row is in one pair at most."""
+
+_LOCKS: dict[Path, RLock] = {}  # of each folder, however many stores and sections are open on it
+
+
+class NotStoredError(Exception):
+    """Texts that a section does not hold."""
+
+
+def text_hashes(texts: Iterable[str]) -> Hashes:
+    """BLAKE2b digests (128 bits) of texts, shape (n_texts,), dtype S16."""
+    return np.array(
+        [
+            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            for text in texts
+        ],
+        dtype="S16",
+    )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where each text lies in some shards: sorted hashes with shard and row numbers."""
+
+    shards: list[Shard]
+    hashes: Hashes
+    truncated: npt.NDArray[np.bool_]
+    shard_of: npt.NDArray[np.intp]
+    row_of: npt.NDArray[np.intp]
+
+    @classmethod
+    def over(cls, shards: list[Shard]) -> _Index:
+        sizes = [len(shard.hashes) for shard in shards]
+        hashes = np.concatenate([np.empty(0, "S16"), *(shard.hashes for shard in shards)])
+        truncated = np.concatenate([np.empty(0, bool), *(shard.truncated for shard in shards)])
+        shard_of = np.repeat(np.arange(len(shards)), sizes)
+        row_of = np.concatenate([np.empty(0, np.intp), *map(np.arange, sizes)])
+        order = np.argsort(hashes, kind="stable")
+        return cls(shards, hashes[order], truncated[order], shard_of[order], row_of[order])
+
+    def places(self, wanted: Hashes) -> npt.NDArray[np.intp]:
+        """Positions in this index, -1 where a text is not here; (n_wanted,)."""
+        if not len(self.hashes):
+            return np.full(len(wanted), -1)
+        at = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return np.where(self.hashes[at] == wanted, at, -1)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder held at one moment; a change makes a new one, so that readers need no lock."""
+
+    shards: dict[str, Shard]
+    indexes: dict[tuple[str, ...], _Index] = field(default_factory=dict)
+
+    def holders(self, key: Key) -> tuple[str, ...]:
+        """File names of the shards with a block, sorted: of a text in two the first counts."""
+        name = block_name(key)
+        return tuple(sorted(file for file, shard in self.shards.items() if name in shard.names))
+
+    def index(self, holders: tuple[str, ...]) -> _Index:
+        if holders not in self.indexes:
+            self.indexes[holders] = _Index.over([self.shards[name] for name in holders])
+        return self.indexes[holders]
+
+
+class Section:
+    """Embeddings of one encoder with one set of settings, in a folder of shards.
+
+    Safe to share between threads: ``lock``, one in the process for each folder, is held while its
+    contents change. Damaged shards are set aside (renamed to ``*.corrupt``) and reported, so that
+    their texts count as missing and are computed again.
+    """
+
+    def __init__(self, folder: Path, reporter: Reporter = SILENT) -> None:
+        self.folder = folder
+        self.lock = _LOCKS.setdefault(folder.resolve(), RLock())
+        self._reporter = reporter
+        self._contents = _Contents({})
+
+    def refresh(self) -> None:
+        """List the folder again: shards may have come from another process."""
+        with self.lock:
+            check_folder(self.folder)
+            present = {path.name: path for path in sorted(self.folder.glob("*.safetensors"))}
+            known = self._contents.shards
+            self._contents = _Contents({name: known[name] for name in known if name in present})
+            for name, path in present.items():
+                if name not in known:
+                    self.add(path)
+
+    def add(self, path: Path) -> None:
+        """Take in a shard that was just written, or set it aside when it is damaged."""
+        with self.lock:
+            try:
+                self._contents = _Contents({**self._contents.shards, path.name: open_shard(path)})
+            except CorruptShardError as error:
+                self._set_aside(error)
+
+    def missing(self, hashes: Hashes, keys: Sequence[Key]) -> Missing:
+        """Which of the texts lack which blocks."""
+        contents = self._contents
+        groups: dict[tuple[str, ...], list[Key]] = {}
+        for key in keys:
+            groups.setdefault(contents.holders(key), []).append(key)
+        lacks = np.stack(
+            [contents.index(holders).places(hashes) < 0 for holders in groups], axis=1
+        )  # (n_texts, n_groups)
+        missing = []
+        for pattern in np.unique(lacks, axis=0):
+            if pattern.any():
+                rows = np.flatnonzero((lacks == pattern).all(axis=1))
+                lacking = compress(groups.values(), pattern)
+                missing.append((rows, tuple(sorted(key for group in lacking for key in group))))
+        return missing
+
+    def read(self, hashes: Hashes, key: Key) -> npt.NDArray[np.float32]:
+        """One block of texts, (n_texts, dim); reads no other block's bytes.
+
+        Raises
+        ------
+        CorruptShardError, NotStoredError
+            When a shard is damaged, see `recover`, or a text is missing.
+        """
+        contents = self._contents
+        index = contents.index(contents.holders(key))
+        places = index.places(hashes)
+        if (places < 0).any():
+            raise NotStoredError(f"{int((places < 0).sum())} texts of {block_name(key)}")
+        shard_of, row_of = index.shard_of[places], index.row_of[places]
+        result = np.empty((len(hashes), 0), dtype=np.float32)
+        for number in np.unique(shard_of) if len(places) else [0]:
+            rows = np.flatnonzero(shard_of == number)
+            values = index.shards[number].read(block_name(key))
+            if not result.shape[1]:
+                result = np.empty((len(hashes), values.shape[1]), dtype=np.float32)
+            result[rows] = values[row_of[rows]]
+        return result
+
+    def recover(self, error: CorruptShardError) -> None:
+        """Set a shard aside after a failed `read`, unless it was computed again since then."""
+        with self.lock:
+            others = dict(self._contents.shards)
+            others.pop(error.path.name, None)
+            self._contents = _Contents(others)
+            try:  # another thread or process may have been here first
+                shard = open_shard(error.path)
+                if error.block is not None:
+                    shard.read(error.block)
+            except CorruptShardError as still:
+                self._set_aside(still)
+
+    def truncated(self, hashes: Hashes, key: Key) -> npt.NDArray[np.bool_]:
+        """Which texts were truncated, shape (n_texts,)."""
+        contents = self._contents
+        index = contents.index(contents.holders(key))
+        return index.truncated[index.places(hashes)]
+
+    def verify(self) -> list[Path]:
+        """Read every byte; damaged shards are set aside and returned."""
+        with self.lock:
+            before = set(self.folder.glob("*.safetensors"))
+            self.refresh()
+            for shard in self._contents.shards.values():
+                try:
+                    for name in shard.names:
+                        shard.read(name)
+                except CorruptShardError as error:
+                    self.recover(error)
+            return sorted(before - set(self.folder.glob("*.safetensors")))
+
+    def _set_aside(self, error: CorruptShardError) -> None:
+        """Rename a damaged shard; one that is no longer there was set aside by another process."""
+        if error.path.exists():
+            note = "a damaged shard was set aside and will be computed again"
+            self._reporter.note(f"{note}: {error}")
+            with storage_errors(error.path), contextlib.suppress(FileNotFoundError):
+                error.path.replace(error.path.with_suffix(".corrupt"))
+
 
 _KIND, _VERSION = "layerfuse-store", 1
 _MANIFEST = "manifest.json"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 _AFTER_BLOCKS = frozenset(
     {"norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "project_out"}
 )
+_LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings", "max_seq_len")
 _SHORT, _LONG = 5, 24  # tokens of the texts that a model is tried on
 _TOLERANCE = {"float32": 1e-3}
 _HALF_TOLERANCE = 0.1  # deep models round as much as a few percent
 
-States = Mapping[int, "torch.Tensor"]
+_Batches: TypeAlias = Literal["any", "of one length", "of one text"]
+States: TypeAlias = "Mapping[int, torch.Tensor]"
 """Hidden states by layer, each (batch, tokens, dim)."""
 
 
@@ -44,7 +47,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     dim: int
     dtype: str
     by_blocks: bool
-    batches: Literal["any", "of one length", "of one text"]
+    batches: _Batches
     first: int
     layer_parameters: tuple[int, ...]
 
@@ -54,7 +57,8 @@ class Architecture:
     """The text stack of a model.
 
     ``blocks`` are None where they cannot be read one by one. ``n_tokens`` is the size of the
-    embedding, above all token ids that the model knows; ``pad_id`` is one of them.
+    embedding, above all token ids that the model knows; ``pad_id`` is one of them. Batches longer
+    than ``rope_switch`` tokens have other rotary frequencies.
     """
 
     stack: torch.nn.Module
@@ -63,18 +67,19 @@ class Architecture:
     bytes_per_parameter: float
     n_tokens: int
     pad_id: int
+    rope_switch: int
 
     def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """The rows of a batch in as many parts as are to be read each by itself."""
-        rows = range(len(ids))
-        if self.traits.batches == "any":
-            return [list(rows)]
-        if self.traits.batches == "of one text":
-            return [[row] for row in rows]
-        lengths: dict[int, list[int]] = {}
-        for row in rows:
-            lengths.setdefault(len(ids[row]), []).append(row)
-        return list(lengths.values())
+        parts: dict[int, list[int]] = {}
+        for row, tokens in enumerate(ids):
+            part = {
+                "any": int(len(tokens) > self.rope_switch),
+                "of one length": len(tokens),
+                "of one text": row,
+            }[self.traits.batches]
+            parts.setdefault(part, []).append(row)
+        return list(parts.values())
 
 
 def text_stack(model: Any) -> Any:
@@ -104,7 +109,7 @@ def text_stack(model: Any) -> Any:
     return stack
 
 
-def build_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Architecture:
+def find_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Architecture:
     """The stack with its blocks and sizes."""
     weights = list(stack.parameters())
     n_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
@@ -115,7 +120,17 @@ def build_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> A
         bytes_per_parameter=n_bytes / max(1, sum(map(count_parameters, weights))),
         n_tokens=count_tokens(stack),
         pad_id=pad_id,
+        rope_switch=_rope_switch(stack.config),
     )
+
+
+def _rope_switch(config: Any) -> int:
+    """The length behind which LongRoPE takes its other factors."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    several = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # kinds of layers
+    long = [part for part in several if part.get("rope_type") == "longrope"]
+    lengths = [part.get("original_max_position_embeddings") or 0 for part in long]
+    return min(lengths, default=sys.maxsize)
 
 
 def count_tokens(stack: Any) -> int:
@@ -158,7 +173,8 @@ def examine(
     with torch.inference_mode():
         own = own_states(stack, [short], pad_id, device)
         n_layers = len(own) - 1
-        if n_layers < 1 or any(states.shape[:2] != (1, _SHORT) for states in own.values()):
+        shapes = [states.shape[:-1] for states in own.values()]
+        if n_layers < 1 or any(shape != (1, _SHORT) for shape in shapes):
             raise UnsupportedModelError(
                 f"{kind} cannot be read layer by layer: its hidden states are not one state of "
                 "each token at each layer. Choose a BERT-, GPT- or T5-like model."
@@ -169,7 +185,7 @@ def examine(
             inputs, _ = pad(ids, pad_id, device, accepted(stack))
             return pool_layers(stack, blocks, inputs, lambda states: states, range(n_layers + 1))
 
-        first = None
+        first: int | None = None
         if blocks is not None:
             try:
                 hooked = read([short], blocks)
@@ -182,19 +198,20 @@ def examine(
                 f"{kind} gives the same text other values each time, so that nothing can be "
                 "learned from them. Choose another model."
             )
-        batches: Literal["any", "of one length", "of one text"] = "of one text"
-        for kinds, rows in (("any", (0, 1)), ("of one length", (1, 2))):
+        batches: _Batches = "of one text"
+        tried: tuple[tuple[_Batches, tuple[int, int]], ...]
+        tried = (("any", (0, 1)), ("of one length", (1, 2)))
+        for kinds, rows in tried:
             texts = [(short, long, other)[row] for row in rows]
-            try:
+            together: States = {}
+            with contextlib.suppress(Exception):  # of a model without a mask
                 together = read(texts, blocks)
-            except Exception:  # noqa: S112  # no mask
-                continue
             parts = (
                 {layer: states[at : at + 1, : len(text)] for layer, states in together.items()}
                 for at, text in enumerate(texts)
             )
-            if all(_agree(part, alone[row], dtype) for part, row in zip(parts, rows, strict=True)):
-                batches = kinds  # type: ignore[assignment]
+            if together and all(map(_agree, parts, [alone[row] for row in rows], [dtype] * 2)):
+                batches = kinds
                 break
     return Traits(
         n_layers=n_layers,
@@ -274,13 +291,10 @@ def _count_parameters(
 def token_limit(stack: Any) -> int | None:
     """Maximum tokens of the position embeddings, or None where nothing limits them."""
     config = stack.config.get_text_config(encoder=True)
-    limit = getattr(config, "max_encoder_position_embeddings", None)
-    limit = getattr(config, "max_position_embeddings", None) if limit is None else limit
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    if any(  # positions start behind the padding's own number, as in RoBERTa
+    limits = [getattr(config, name, None) for name in _LIMITS]
+    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    own = any(  # positions start behind the padding's own number, as in RoBERTa
         hasattr(module, "padding_idx") and hasattr(module, "position_embeddings")
-        for module in stack.children()
-    ):
-        limit -= (config.pad_token_id or 0) + 1
-    return limit
+        for module in stack.modules()
+    )
+    return limit - (config.pad_token_id or 0) - 1 if limit and own else limit

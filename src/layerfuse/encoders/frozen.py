@@ -22,15 +22,15 @@ from layerfuse.encoders.architecture import (
     Architecture,
     Traits,
     accepted,
-    build_architecture,
     count_tokens,
     examine,
+    find_architecture,
     token_limit,
 )
 from layerfuse.encoders.cpu_kernels import pack_linears, use_plain_attention
 from layerfuse.encoders.devices import QUANTIZED, choose_device, choose_dtype, device_kind
 from layerfuse.encoders.forward import Pending, pad, pool_layers
-from layerfuse.encoders.pretrained import load_stack, load_tokenizer, refusing, too_large
+from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
 from layerfuse.encoders.source import EncoderSource, find_source
 from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
 from layerfuse.errors import (
@@ -441,7 +441,7 @@ class FrozenEncoder:
         limit_kernel_cache()
         try:
             tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
-            architecture = self._find_architecture(tokenizer, notes)
+            architecture = self._open_architecture(tokenizer, notes)
             traits = architecture.traits
             limits = (self._own_limit(tokenizer), token_limit(architecture.stack))
             limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
@@ -483,29 +483,29 @@ class FrozenEncoder:
             )
         return int(limit)
 
-    def _find_architecture(self, tokenizer: Any, notes: list[str]) -> Architecture:
+    def _open_architecture(self, tokenizer: Any, notes: list[str]) -> Architecture:
         """The loaded model, tried unless that was done before."""
         traits = self._known_traits()
         if traits is not None:
             self._accept(traits)
-        stack = self._load_stack(self.dtype)
+        stack = self._load_model(self.dtype)
         if traits is None:
             try:
                 traits = self._examine(stack, self.dtype, tokenizer)
             except UnsupportedModelError:
                 if self.dtype not in ("bfloat16", "float16"):
                     raise
-                stack = self._load_stack("float32")
+                stack = self._load_model("float32")
                 traits = self._examine(stack, "float32", tokenizer)
             with contextlib.suppress(StorageError):
                 write_json(self._traits_file(), traits.model_dump())
             self._accept(traits)
         if self._any_dtype and self.dtype != choose_dtype("auto", self.device):
             notes.append(f"{self.name} cannot compute in bfloat16, so it is read in float32")
-        return build_architecture(stack, traits, _pad_id(tokenizer, stack))
+        return find_architecture(stack, traits, _pad_id(tokenizer, stack))
 
-    def _load_stack(self, dtype: str) -> Any:
-        return load_stack(
+    def _load_model(self, dtype: str) -> Any:
+        return load_model(
             self.source,
             dtype,
             self.device,
@@ -520,10 +520,13 @@ class FrozenEncoder:
         known = range(min(len(tokenizer), count_tokens(stack)))
         special = set(tokenizer.all_special_ids)
         tokens = [token for token in known[:: len(known) // 64 + 1] if token not in special] or [0]
-        with refusing(
-            f"{self.name} ({type(stack).__name__}) is not a text model: it has no single stack of "
-            "blocks that reads token ids"
-        ):
+        kind = type(stack).__name__
+        if getattr(stack, "main_input_name", "input_ids") != "input_ids":
+            raise UnsupportedModelError(
+                f"{self.name} ({kind}) is not a text model: it has no single stack of blocks that "
+                "reads token ids. Choose a BERT-, GPT- or T5-like model."
+            )
+        with refusing(f"{self.name} ({kind}) cannot read a short text in {dtype}"):
             return examine(stack, self.name, dtype, tokens, _pad_id(tokenizer, stack), device)
 
     def _send(self, stack: torch.nn.Module) -> None:

@@ -64,7 +64,7 @@ def _knows_words(tokenizer: Any) -> bool:
     return any(vocabulary[word] in ids for word, ids in zip(tried, read, strict=True))
 
 
-def load_stack(
+def load_model(
     source: EncoderSource,
     dtype: str,
     device: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from layerfuse.errors import NotFoundError, UnsupportedModelError, did_you_mean
 from layerfuse.files import fingerprint_file, fingerprint_folder
 from layerfuse.progress import SILENT, Reporter
 
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-_TOKENIZER_SUFFIXES = {".model", ".jinja"}
-_TOKENIZER_TEXTS = {"vocab.txt", "merges.txt"}
+_TEXTS = {".bpe", ".codes", ".dict", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"}
+_NOT_READ = (
+    *("adapter", "config", "generation", "modules", "preprocessor", "processor", "sentence_bert"),
+    *("all_results", "eval", "license", "licence", "notice", "readme", "requirements", "train"),
+)
+_HUB_FILES = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(_TEXTS))]
+_MERGE = "Merge it first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(folder)"
 _PICKLED = {".bin", ".pt", ".pth"}
 
 
@@ -46,12 +51,15 @@ class EncoderSource:
         UnsupportedModelError
             When one of them is missing, or the weights are pickled and that is not allowed.
         """
-        if self.gguf_file:
-            return {"weights": fingerprint_file(self.path)}  # whatever the file is called
         names = [file.name for file in self.folder.iterdir() if file.is_file()]
-        weights = [name for name in names if Path(name).suffix == ".safetensors"]
-        if not weights and allow_pickle:
-            weights = [name for name in names if Path(name).suffix in _PICKLED]
+        tokenizer = [name for name in names if _is_tokenizer_file(name)]
+        if self.gguf_file:
+            parts = {"weights": fingerprint_file(self.path)}  # whatever the file is called
+            if tokenizer:  # transformers prefers files beside it to its own
+                parts["tokenizer"] = fingerprint_folder(self.folder, tokenizer)
+            return parts
+        suffixes = {".safetensors", *(_PICKLED if allow_pickle else ())}
+        weights = [name for name in names if Path(name).suffix in suffixes]
         if not weights:
             found = [name for name in names if Path(name).suffix in _PICKLED]
             raise UnsupportedModelError(
@@ -63,24 +71,52 @@ class EncoderSource:
                     else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
                 )
             )
-        tokenizer = [name for name in names if _is_tokenizer_file(name)]
+        if "adapter_config.json" in names:
+            raise UnsupportedModelError(
+                f"{self.folder} holds an adapter beside a whole model. {_MERGE}, or move the "
+                "adapter's files away to read the model without it."
+            )
         if not tokenizer:  # transformers would invent one without a vocabulary
             raise UnsupportedModelError(
                 f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
                 "not saved. Save them into the same folder: tokenizer.save_pretrained(folder)."
             )
+        indexes = [name for name in names if name.endswith(".index.json")]
+        for name in indexes:
+            self._check_index(name, weights, allow_pickle)
+        code = [name for name in names if name.endswith(".py")]
         return {
-            "weights": fingerprint_folder(self.folder, weights),
+            "weights": fingerprint_folder(self.folder, [*weights, *indexes]),
             "tokenizer": fingerprint_folder(self.folder, tokenizer),
-            "config": fingerprint_folder(self.folder, ["config.json"]),
+            "config": fingerprint_folder(self.folder, ["config.json", *code]),
         }
+
+    def _check_index(self, name: str, weights: list[str], allow_pickle: bool) -> None:
+        """Refuse an index of weights that names other files than those of the folder."""
+        if not name.endswith(".safetensors.index.json") and not allow_pickle:
+            return  # it is not read
+        try:
+            index = json.loads((self.folder / name).read_bytes())
+            named = sorted(set(index["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UnsupportedModelError(
+                f"{self.folder / name} is not an index of weights; get it again."
+            ) from error
+        if other := [file for file in named if file not in weights]:
+            raise UnsupportedModelError(
+                f"{self.folder / name} names {other[0]!r}, which is not among the weights that may "
+                "be read: .safetensors files in the folder itself (and pickled ones with "
+                "allow_pickle=True). Get the missing file, or the index again."
+            )
 
 
 def _is_tokenizer_file(name: str) -> bool:
-    path = Path(name)
-    if path.suffix == ".json":
-        return path.stem.startswith(("tokenizer", "special", "added", "chat", "vocab"))
-    return path.suffix in _TOKENIZER_SUFFIXES or name in _TOKENIZER_TEXTS
+    """Whether a tokenizer may read the file: any text but those that are known to be others'."""
+    return (
+        Path(name).suffix in _TEXTS
+        and not name.endswith(".index.json")
+        and not name.lower().startswith(_NOT_READ)
+    )
 
 
 def find_source(
@@ -135,11 +171,26 @@ def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderS
             )
         return EncoderSource(name, origin, path.parent, path.name, revision)
     if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise UnsupportedModelError(
+                f"{path} holds an adapter of {_base_of(path)}, not a whole model. {_MERGE}, and "
+                "give that folder."
+            )
+        inside = sorted(found.parent for found in path.glob("*/config.json"))
         raise UnsupportedModelError(
-            f"{path} has no config.json, so it is not a Hugging Face model folder. Give the folder "
-            "that holds config.json, model.safetensors and the tokenizer's files."
+            f"{path} has no config.json, so it is not a Hugging Face model folder. "
+            + (f"Did you mean {inside[0]}? " if inside else "")
+            + "Give the folder that holds config.json, model.safetensors and the tokenizer's files."
         )
     return EncoderSource(name, origin, path, None, revision)
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_bytes())
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "another model"
 
 
 def _download(repository: str, revision: str | None, reporter: Reporter) -> Path:
