@@ -5,7 +5,6 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json
+from layerfuse.cli.console import Output, print_json, write_data
 from layerfuse.config import (
     BlocksInUse,
     Bundle,
@@ -92,7 +91,7 @@ def predict(
     if output.as_json:
         print_json(result)
     elif out is None:
-        sys.stdout.write(text)
+        write_data(text)
     if out is not None:
         output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
 

@@ -36,6 +36,7 @@ _NOISE = 4  # standard errors that a bar's full height spans at least
 _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
+_EXAMPLES = 5
 _MOST_CLASSES = 12
 _HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
@@ -379,6 +380,11 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
         ("classes without a test row", result.untested_classes),
         ("classes without a training row", result.unseen_classes),
         ("classes with fewer than 5 training rows", tuple(result.small_classes)),
+        (
+            "classes that differ only in case or blanks",
+            tuple(" / ".join(map(repr, own)) for own in result.alike_classes),
+        ),
+        ("classes that read like a missing value", result.odd_classes),
     ):
         if names:
             out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
@@ -386,6 +392,6 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
 
 def _print_finding(name: str, finding: Finding, out: Console) -> None:
     if finding.count:
-        rows = ", ".join(map(str, finding.rows))
-        more = ", …" if finding.count > len(finding.rows) else ""
+        rows = ", ".join(map(str, finding.rows[:_EXAMPLES]))
+        more = ", …" if finding.count > _EXAMPLES else ""
         out.print(f"  {name}: {finding.count} (row {rows}{more}, counted from 0)")
