@@ -633,7 +633,7 @@ class TestCompare:
         done = succeed("compare", "train.csv", *self.encoders(models), "--pairs", "blocks")
         verdict, *tables = done.out.splitlines()
         assert verdict.startswith("Verdict: ")
-        assert max(len(line) for line in tables) <= 80
+        assert max(len(line) for line in tables) <= 80, [line for line in tables if len(line) > 80]
         for part in ("Pairs (leave-one-out on 60 training rows)", "and 5 more", "What to add next"):
             assert part in done.out
         assert " is right, for example:" in done.out

@@ -237,8 +237,8 @@ def _render_comparison(result: CompareResult, out: Console, *, verbose: bool = F
     out.print()
     _print_table(_pair_table(result), out)
     out.print(
-        "fused: of the two together, gain: over the better one; CKA: similarity, 1 for the same;\n"
-        "Q: 1 where they err on the same rows, 0 independent; either: at least one is right\n"
+        "fused: of the two together; gain: over the better one; CKA: 1 for the same;\n"
+        "Q: 1 where they err on the same rows; either: at least one is right\n"
     )
     hidden = len(result.pairs) - _MOST_PAIRS
     if hidden > 0:
