@@ -8,6 +8,7 @@ import sys
 import torch
 
 from benchmarks import (
+    abstention,
     accuracy,
     complementarity,
     demo,
@@ -20,6 +21,7 @@ from benchmarks import (
     report,
     scoring,
     search,
+    serving,
     walk,
 )
 from benchmarks.common import save
@@ -37,9 +39,11 @@ BENCHMARKS = {
     "fit_time": fit_time.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
+    "abstention": abstention.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
+    "serving": serving.run,
     "walk": walk.run,
     "gpu": run_gpu,
 }

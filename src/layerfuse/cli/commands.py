@@ -5,7 +5,6 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json
+from layerfuse.cli.console import Output, print_json, write_data
 from layerfuse.config import (
     BlocksInUse,
     Bundle,
@@ -25,6 +24,7 @@ from layerfuse.config import (
     LabelColumn,
     MovedEncoders,
     ReadConfig,
+    ServeConfig,
     SettingsFile,
     Shares,
     Store,
@@ -34,6 +34,7 @@ from layerfuse.config import (
     count,
     option,
 )
+from layerfuse.errors import require
 
 
 def _shown(value: object) -> str | None:
@@ -58,11 +59,6 @@ _datasets = App(name="datasets", help="Named datasets: list and download them.")
 _store = App(name="store", help="Embedding cache: list, verify and prune it.")
 
 _PRINT = Output()
-
-
-def _complete(settings: ReadConfig) -> FitConfig:
-    """The settings with the defaults of those that the command does not have."""
-    return FitConfig(**vars(settings))
 
 
 @app.command
@@ -95,9 +91,18 @@ def predict(
     if output.as_json:
         print_json(result)
     elif out is None:
-        sys.stdout.write(text)
+        write_data(text)
     if out is not None:
         output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+
+
+@app.command
+def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    require("fastapi", "serve", "A server")
+    from layerfuse.serving.command import serve as run
+
+    run(settings, output.reporter)
 
 
 @app.command
@@ -132,7 +137,7 @@ def profile(
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
 
-    output.show(run(_complete(settings), scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter))
 
 
 @app.command
@@ -153,7 +158,7 @@ def compare(
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(_complete(settings), pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter))
 
 
 @app.command
@@ -173,7 +178,7 @@ def curve(
     from layerfuse.commands.analyze import curve as run
 
     fractions = [share / 100 for share in shares]
-    output.show(run(_complete(settings), output.reporter, fractions, repeats, out))
+    output.show(run(settings, output.reporter, fractions, repeats, out))
 
 
 @app.command
@@ -253,7 +258,7 @@ def _check_model(
     dtype: Dtype = "auto",
     output: Output = _PRINT,
 ) -> int:
-    """Check that a text gets the same embedding alone, in a batch, padded left or right."""
+    """Check that a text gets the same embedding alone, in a batch and from a model cut short."""
     from layerfuse.commands.assets import check_model
 
     result = check_model(name, device, dtype, output.reporter)

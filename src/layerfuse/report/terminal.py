@@ -37,6 +37,7 @@ _NOISE = 4  # standard errors that a bar's full height spans at least
 _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
+_EXAMPLES = 5
 _MOST_CLASSES = 12
 _HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
@@ -176,6 +177,9 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
     if report.gap is not None and report.gap.sentence:
         out.print(f"Note: {report.gap.sentence}")
     _print_baselines(report, out, verbose)
+    if report.abstention is not None:
+        out.print(report.abstention.sentence)
+        _print_table(tables.abstention_table(report.abstention), out)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
         times = f", {ratio.value:.1f}x the last layer ({ratio.low:.1f} to {ratio.high:.1f})"
@@ -212,8 +216,8 @@ def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
     for place in shown[1:]:
         table.add_column(own.head[place], justify="right")
     for number, row in enumerate(own.rows):
-        cells = (row[place] for place in shown)
-        table.add_row(*cells, style="bold" if number in own.strong else "")
+        style = "bold" if number in own.strong else ""
+        table.add_row(*(row[place] for place in shown), style=style)
     out.print(table)
 
 
@@ -377,6 +381,11 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
         ("classes without a test row", result.untested_classes),
         ("classes without a training row", result.unseen_classes),
         ("classes with fewer than 5 training rows", tuple(result.small_classes)),
+        (
+            "classes that differ only in case or blanks",
+            tuple(" / ".join(map(repr, own)) for own in result.alike_classes),
+        ),
+        ("classes that read like a missing value", result.odd_classes),
     ):
         if names:
             out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
@@ -384,6 +393,6 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
 
 def _print_finding(name: str, finding: Finding, out: Console) -> None:
     if finding.count:
-        rows = ", ".join(map(str, finding.rows))
-        more = ", …" if finding.count > len(finding.rows) else ""
+        rows = ", ".join(map(str, finding.rows[:_EXAMPLES]))
+        more = ", …" if finding.count > _EXAMPLES else ""
         out.print(f"  {name}: {finding.count} (row {rows}{more}, counted from 0)")
