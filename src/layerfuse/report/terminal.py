@@ -9,6 +9,7 @@ from functools import singledispatch
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -311,11 +312,11 @@ def _render_curve(result: CurveResult, out: Console, *, verbose: bool = False) -
 
 @render.register
 def _render_models(result: ModelList, out: Console, *, verbose: bool = False) -> None:
-    """The named encoders, three lines each: no terminal has room for their table."""
+    """The named encoders, a paragraph each: no terminal has room for their table."""
     for entry in result.models:
         out.print(f"{entry.name}{' (downloaded)' if entry.pulled else ''}", style="bold")
-        out.print(f"  {entry.description}", highlight=False)
         facts = (
+            entry.description,
             f"{entry.layers} layers of {entry.dim}",
             f"{entry.parameters / 1e6:.0f} M parameters",
             human_bytes(entry.n_bytes),
@@ -324,7 +325,7 @@ def _render_models(result: ModelList, out: Console, *, verbose: bool = False) ->
             f"license: {entry.license}",
             *([f"prompt: {entry.prompt}"] if entry.prompt else ()),
         )
-        out.print(f"  {'; '.join(facts)}", soft_wrap=True, markup=False, highlight=False)
+        out.print(Padding(Text("; ".join(facts)), (0, 0, 0, 2), expand=False))
 
 
 @render.register
