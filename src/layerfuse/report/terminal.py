@@ -22,9 +22,11 @@ from layerfuse.report.results import (
     CompareResult,
     CurveResult,
     EvaluateResult,
+    ExportResult,
     ModelCheck,
     ModelList,
     ProfileResult,
+    PushResult,
     ReportResult,
     StoreCheck,
 )
@@ -333,6 +335,41 @@ def _render_written(result: ReportResult, out: Console, *, verbose: bool = False
     out.print(f"{result.report} ({human_bytes(result.n_bytes)})", soft_wrap=True)
     if result.figures:
         out.print(f"{len(result.figures)} figures beside {result.figures[0]}", soft_wrap=True)
+
+
+@render.register
+def _render_export(result: ExportResult, out: Console, *, verbose: bool = False) -> None:
+    where = f"on {plural(result.n_rows, 'text')} of {result.rows}"
+    lines = [
+        f"{result.out} ({human_bytes(result.n_bytes)})",
+        f"  reads {', '.join(map(str, result.blocks))}",
+        f"  largest difference from float32: {result.difference:.1e} {where}",
+    ]
+    if result.dtype_difference is not None and result.labels_changed is not None:
+        lines.append(
+            f"  largest difference from {result.dtype}, as fitted: {result.dtype_difference:.1e}; "
+            f"{plural(result.labels_changed, 'label')} changed"
+        )
+    if result.accuracy is not None:
+        lines.append(f"  accuracy: {percent(result.accuracy, 2)}")
+    if int8 := result.int8:
+        accuracy = ""
+        if int8.accuracy is not None and int8.accuracy_change is not None:
+            change = f"{100 * int8.accuracy_change:+.2f} points"
+            accuracy = f"accuracy {percent(int8.accuracy, 2)} ({change}), "
+        lines.append(
+            f"  int8: {accuracy}{plural(int8.labels_changed, 'label')} changed, largest "
+            f"difference {int8.difference:.1e}"
+        )
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
+@render.register
+def _render_push(result: PushResult, out: Console, *, verbose: bool = False) -> None:
+    place = f"not uploaded, written to {result.folder}" if result.url is None else result.url
+    size = f"{plural(len(result.files), 'file')}, {human_bytes(result.n_bytes)}"
+    out.print(f"{result.repository}: {place} ({size})", soft_wrap=True)
 
 
 @render.register
