@@ -321,13 +321,7 @@ def examine(
                 hooked = read(short)
                 matching = (start for start in (0, 1) if _agree(align(own, start), hooked, dtype))
                 first = next(matching, None)
-        if first is None:
-            blocks = None
-            if not _agree(own, read(short), dtype):
-                raise UnsupportedModelError(
-                    f"{kind} gives the same text other values each time, so that nothing can be "
-                    "learned from them. Choose another model."
-                )
+        blocks = None if first is None else blocks
         batches: _Batches = "of one text"
         tried: tuple[tuple[_Batches, list[int]], ...]
         tried = (("any", short), ("of one length", other))
@@ -341,6 +335,11 @@ def examine(
                 if all(map(_agree, parts, (read(mate), read(long)), (dtype, dtype))):
                     batches = kinds
                     break
+        if batches == "of one text" and not _agree(read(long), read(long), dtype):
+            raise UnsupportedModelError(
+                f"{kind} gives the same text other values each time, so that nothing can be "
+                "learned from them. Choose another model."
+            )
     return Traits(
         n_layers=n_layers,
         dim=max(states.shape[-1] for states in own.values()),
