@@ -606,7 +606,7 @@ class TestRefused:
         nullable = {
             "revision", "prompt", "chat_prompt", "batch_tokens", "budget", "class_weight",
             "calibration", "store", "n_jobs", "random_state", "settings", "cv", "text_column",
-            "label_column",
+            "label_column", "target_accuracy", "coverage", "abstention",
         }  # fmt: skip
         optional = {"cv", "text_column", "label_column", "settings"}
         named = {

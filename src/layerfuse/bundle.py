@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
+from layerfuse.abstention import Abstention
 from layerfuse.blocks import BlockRef, resolve_poolings
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoders import FrozenEncoder
@@ -135,6 +136,8 @@ class Settings(_Record):
     class_weight: str | tuple[tuple[Label, float], ...] | None
     fragments: str
     calibration: str | None
+    target_accuracy: float | None
+    coverage: float | None
     cv: int
     sample_size: int
     store: Named | None
@@ -154,12 +157,13 @@ class Facts(_Record):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, the labels it predicts, the encoders that it reads, and facts of its training."""
+    """A model, the labels it predicts, the encoders that it reads, facts, and when to abstain."""
 
     model: FusedModel
     space: LabelSpace
     encoders: tuple[EncoderSpec, ...]
     facts: Facts = field(default_factory=Facts)
+    abstention: Abstention | None = None
 
 
 def _distinct(labels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -196,6 +200,7 @@ class _File(_Record):
     fusion: str
     head: _Head
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    abstention: Abstention | None
     tensors: dict[str, _Tensor]
     facts: Facts
     sha256: str = ""
@@ -228,6 +233,7 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         fusion=fusion.name,
         head=_Head(kind=head.kind, penalty=head.penalty),
         temperature=bundle.model.calibrator.temperature,
+        abstention=bundle.abstention,
         tensors={
             name: _Tensor(shape=array.shape, dtype=str(array.dtype))
             for name, array in tensors.items()
@@ -306,7 +312,7 @@ def _from_file(path: Path, file: _File) -> Bundle:
     model = FusedModel(
         axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
     )
-    return Bundle(model, space, file.encoders, file.facts)
+    return Bundle(model, space, file.encoders, file.facts, file.abstention)
 
 
 def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.abstention import check_share
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration
 from layerfuse.embeddings import EmbeddingStore
@@ -67,6 +68,8 @@ def check_parameters(model: LayerFusionClassifier) -> None:
         )
     if model.calibration is not None:
         check_calibration(model.calibration)
+    check_share("target_accuracy", model.target_accuracy)
+    check_share("coverage", model.coverage)
     if (
         not isinstance(model.class_weight, (Mapping, type(None)))
         and model.class_weight != "balanced"
@@ -356,6 +359,8 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
         class_weight=_weights(model.class_weight, names),
         fragments=model.fragments,
         calibration=model.calibration,
+        target_accuracy=model.target_accuracy,
+        coverage=model.coverage,
         cv=int(cv),
         sample_size=int(model.sample_size),
         store=(
