@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from families import TinyModels, build_tokenizer, save_model
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
-from layerfuse.encoders.source import find_source
+from layerfuse.encoders.pretrained import find_source
 from layerfuse.errors import UnsupportedModelError
 
 LAST_YEAR = (1_700_000_000, 1_700_000_000)

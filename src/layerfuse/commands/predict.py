@@ -39,7 +39,7 @@ def predict(
         if Path(data).exists() and out.resolve() == Path(data).resolve():
             raise StorageError(f"{out} holds the texts. Choose another file with --out.")
     classifier, facts = _load(bundle, places, device)
-    dataset = _read(data, facts, text_column, None, reporter, labeled=False)
+    dataset = read_rows(data, facts, text_column, None, reporter, labeled=False)
     if text_column is None and facts.text_column is None:
         _note_column(dataset, classifier, reporter)
     texts = [text for split in dataset.splits.values() for text in split.texts]
@@ -75,7 +75,7 @@ def _note_column(
         )
 
 
-def _read(
+def read_rows(
     data: str,
     facts: Facts,
     text: str | None,
@@ -161,7 +161,7 @@ def evaluate(
 ) -> EvaluateResult:
     """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
     classifier, facts = _load(bundle, places, device)
-    dataset = _read(data, facts, text_column, label_column, reporter)
+    dataset = read_rows(data, facts, text_column, label_column, reporter)
     name = split or dataset.test_name or "train"
     if name not in dataset.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(dataset.splits)}.")
