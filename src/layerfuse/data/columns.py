@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from layerfuse.errors import DataError, did_you_mean
 
 TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
+COMMON_NAMES = {*TEXT_NAMES, *_LABEL_NAMES}
 _SENTENCE = 3  # words; an only column with so long a name is a text without a header
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -117,6 +119,12 @@ def to_split(table: Table, text: str, label: str | None) -> Split:
         [None if isinstance(value, str) and not value.strip() else value for value in labels],
         "Fill in the labels, or remove the rows.",
     )
+    for row, value in enumerate(labels):
+        if (isinstance(value, str) and _SURROGATE.search(value)) or value in (math.inf, -math.inf):
+            raise DataError(
+                f"{table.where}: the label in row {row} (counted from 0) is {value!r}, which "
+                "cannot be saved. Correct it."
+            )
     kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
     if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
         found = ", ".join(f"{_kind(labels[row])} in row {row}" for row in sorted(kinds.values()))
