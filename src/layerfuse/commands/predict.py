@@ -13,7 +13,14 @@ from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.commands.paths import check_new_file
-from layerfuse.data import TABLE_SUFFIXES, TEXT_NAMES, ColumnError, TextDataset, load_dataset
+from layerfuse.data import (
+    TABLE_SUFFIXES,
+    TEXT_NAMES,
+    ColumnError,
+    ReadOptions,
+    TextDataset,
+    load_dataset,
+)
 from layerfuse.errors import DataError, NotFoundError, StorageError
 from layerfuse.files import atomic_write
 from layerfuse.progress import Reporter, reporting_to
@@ -91,6 +98,7 @@ def _read(
             text_column=text or facts.text_column,
             label_column=label or (facts.label_column if labeled else None),
             labeled=labeled,
+            options=ReadOptions(strip_html=facts.strip_html),
             reporter=reporter,
         )
     except ColumnError as error:

@@ -2,7 +2,7 @@
 
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
-from layerfuse.data.columns import TEXT_NAMES, ColumnError
+from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset
 from layerfuse.data.readers import TABLE_SUFFIXES, read_dataset, read_hub
@@ -11,6 +11,7 @@ __all__ = [
     "DATASETS",
     "ENCODERS",
     "NEAR",
+    "SEPARATOR",
     "TABLE_SUFFIXES",
     "TEXT_NAMES",
     "Audit",
@@ -19,6 +20,7 @@ __all__ = [
     "EncoderEntry",
     "NearDuplicate",
     "Package",
+    "ReadOptions",
     "Split",
     "TextDataset",
     "audit",
@@ -29,4 +31,5 @@ __all__ = [
     "pull_dataset",
     "read_dataset",
     "read_hub",
+    "split_names",
 ]

@@ -26,6 +26,7 @@ from layerfuse.data.catalog import (
     HubSource,
     Package,
 )
+from layerfuse.data.columns import ReadOptions
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.readers import read_dataset, read_hub
 from layerfuse.errors import (
@@ -56,6 +57,7 @@ def load_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     reporter: Reporter = SILENT,
 ) -> TextDataset:
     """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
@@ -66,11 +68,14 @@ def load_dataset(
         A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
         path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
     text_column, label_column : str, optional
-        Columns of the texts and labels; found by their names and contents by default.
+        Columns of the texts and labels; found by their names and contents by default. Several
+        columns of texts, ``"subject,body"``, are joined by a line break.
     test : str or Path, optional
         A file for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
+    options : ReadOptions
+        Further columns to keep, and whether texts are HTML.
     reporter : Reporter
         Receives progress.
 
@@ -83,12 +88,21 @@ def load_dataset(
     if name.startswith("hub:"):
         repo_id, _, config = name.removeprefix("hub:").partition(":")
         dataset = read_hub(
-            repo_id, text_column, label_column, config=config or None, labeled=labeled
+            repo_id,
+            text_column,
+            label_column,
+            config=config or None,
+            labeled=labeled,
+            options=options,
         )
         if test is None:
             return dataset
         extra = read_dataset(
-            test, text_column=text_column, label_column=label_column, labeled=labeled
+            test,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
         )
         return replace(dataset, splits={**dataset.splits, "test": extra.train})
     path = Path(source).expanduser()
@@ -103,7 +117,12 @@ def load_dataset(
             + (" A text goes into a file, below a line with the word text." if " " in name else "")
         )
     return read_dataset(
-        path, text_column=text_column, label_column=label_column, test=test, labeled=labeled
+        path,
+        text_column=text_column,
+        label_column=label_column,
+        test=test,
+        labeled=labeled,
+        options=options,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerfuse.data.columns import Table, find_columns, to_split
+from layerfuse.data.columns import ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
 
@@ -35,6 +35,7 @@ def read_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextDataset:
     """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
@@ -57,7 +58,7 @@ def read_dataset(
     for name, file in files.items():
         table = _read_table(file)
         text, label = find_columns(table, text, label, labeled)
-        splits[name] = to_split(table, text, label)
+        splits[name] = to_split(table, text, label, options)
     name = path.resolve().name
     return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text, label)
 
@@ -276,6 +277,7 @@ def read_hub(
     *,
     config: str | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextDataset:
     """Read every split of a dataset of the Hub, with class names in place of class numbers.
 
@@ -307,7 +309,7 @@ def read_hub(
         table = _table(f"{repo_id} ({name})", part)
         text, label = find_columns(table, text, label, labeled)
         if label is None or any(value is not None for value in table.column(label)):
-            splits[name] = to_split(table, text, label)
+            splits[name] = to_split(table, text, label, options)
     if not splits:
         raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
     return TextDataset(repo_id.rpartition("/")[2], splits, table.names, text, label)

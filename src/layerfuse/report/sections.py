@@ -271,6 +271,8 @@ def _data(report: RunReport) -> Section:
     """The audit, test rows that training rows give away, and what the run noted."""
     data, audit, near = report.data, report.data.audit, report.data.near_duplicates
     lead, found = [], [tables.audit_table(audit)]
+    if data.columns.texts:
+        lead.append(f"{sentence_case(data.columns.sentence)}.")
     if near is not None and audit.test_name is not None:
         rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
         lead.append(
