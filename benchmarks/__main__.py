@@ -21,6 +21,7 @@ from benchmarks import (
     report,
     scoring,
     search,
+    serving,
     walk,
 )
 from benchmarks.common import save
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
+    "serving": serving.run,
     "walk": walk.run,
     "gpu": run_gpu,
 }

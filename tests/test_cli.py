@@ -24,10 +24,12 @@ from safetensors import safe_open
 import layerfuse
 from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import N_LAYERS, save_model
+from layerfuse import FrozenEncoder
 from layerfuse.cli.commands import app
 from layerfuse.config import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, read_dataset
 from layerfuse.encoders import checks as checking
+from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
 from layerfuse.pooling import POOLINGS
@@ -662,6 +664,22 @@ class TestModels:
         assert not any(entry["pulled"] for entry in listed)
         shown = succeed("models", "list").out
         assert all(name in shown for name in ENCODERS)
+
+    def test_an_encoder_of_the_catalog_brings_its_prompt(self, models: Path):
+        place = cache_dir() / "models"
+        place.mkdir(parents=True)
+        (place / "nomic").symlink_to(models / "bert")
+        (entry,) = (e for e in succeed("models", "list", "--json").json["models"] if e["pulled"])
+        assert (entry["name"], entry["prompt"]) == ("nomic", "classification: {text}")
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        command = ("profile", "train.csv", "-e", "nomic", "--json")
+        default, none = succeed(*command), succeed(*command, "--prompt", "nomic={text}")
+        assert "nomic: its own prompt, 'classification: {text}'" in default.err
+        assert "its own prompt" not in none.err
+        assert default.json["profile"] != none.json["profile"]
+        encoder = FrozenEncoder.from_pretrained("nomic")
+        assert encoder.prompt == "classification: {text}"
+        assert FrozenEncoder.from_pretrained(models / "bert").prompt is None
 
     @pytest.mark.parametrize("family", ["bert", "llama"])
     def test_check_passes_a_sound_model(self, models: Path, family: str):

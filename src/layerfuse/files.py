@@ -22,6 +22,7 @@ from layerfuse.errors import FormatError, NotFoundError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
+_CHECKSUMS = "SHA256SUMS"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
 
 
@@ -159,11 +160,15 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
     return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, npt.NDArray[np.generic]],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write arrays as one safetensors file, atomically."""
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
@@ -259,3 +264,29 @@ def fingerprint_file(path: Path) -> str:
 def fingerprint_folder(folder: Path, names: list[str]) -> str:
     """One digest over the named files of a folder (order does not matter)."""
     return digest(*(f"{name}={fingerprint_file(folder / name)}" for name in sorted(names)))
+
+
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS into ``folder``, the digests of all its files as ``sha256sum`` does."""
+    lines = []
+    (folder / _CHECKSUMS).unlink(missing_ok=True)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            value = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{value}  {path.relative_to(folder).as_posix()}\n")
+    (folder / _CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Files that are not as the SHA256SUMS of ``folder`` says; none where it has no such file."""
+    try:
+        lines = (folder / _CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    damaged = []
+    for line in lines:
+        value, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file() or fingerprint_file(path) != value:
+            damaged.append(name)
+    return damaged

@@ -25,6 +25,7 @@ from layerfuse.config import (
     LabelColumn,
     MovedEncoders,
     ReadConfig,
+    ServeConfig,
     SettingsFile,
     Shares,
     Store,
@@ -34,6 +35,7 @@ from layerfuse.config import (
     count,
     option,
 )
+from layerfuse.errors import require
 
 
 def _shown(value: object) -> str | None:
@@ -58,11 +60,6 @@ _datasets = App(name="datasets", help="Named datasets: list and download them.")
 _store = App(name="store", help="Embedding cache: list, verify and prune it.")
 
 _PRINT = Output()
-
-
-def _complete(settings: ReadConfig) -> FitConfig:
-    """The settings with the defaults of those that the command does not have."""
-    return FitConfig(**vars(settings))
 
 
 @app.command
@@ -101,6 +98,15 @@ def predict(
 
 
 @app.command
+def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    require("fastapi", "serve", "A server")
+    from layerfuse.serving.command import serve as run
+
+    run(settings, output.reporter)
+
+
+@app.command
 def evaluate(
     run: Bundle,
     data: Data,
@@ -132,7 +138,7 @@ def profile(
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
 
-    output.show(run(_complete(settings), scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter))
 
 
 @app.command
@@ -153,7 +159,7 @@ def compare(
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(_complete(settings), pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter))
 
 
 @app.command
@@ -173,7 +179,7 @@ def curve(
     from layerfuse.commands.analyze import curve as run
 
     fractions = [share / 100 for share in shares]
-    output.show(run(_complete(settings), output.reporter, fractions, repeats, out))
+    output.show(run(settings, output.reporter, fractions, repeats, out))
 
 
 @app.command
@@ -232,12 +238,17 @@ def _list_models(*, output: Output = _PRINT) -> None:
 
 @_models.command(name="pull")
 def _pull_model(
-    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of an encoder.")],
+    *,
+    accept_terms: Annotated[
+        bool, option("Accept the encoder's terms of use, which are shown.", show_default=False)
+    ] = False,
+    output: Output = _PRINT,
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
 
-    output.show(pull_model(name, output.reporter))
+    output.show(pull_model(name, output.reporter, accept_terms=accept_terms))
 
 
 @_models.command(name="check")
@@ -248,7 +259,7 @@ def _check_model(
     dtype: Dtype = "auto",
     output: Output = _PRINT,
 ) -> int:
-    """Check that a text gets the same embedding alone, in a batch, padded left or right."""
+    """Check that a text gets the same embedding alone, in a batch and from a model cut short."""
     from layerfuse.commands.assets import check_model
 
     result = check_model(name, device, dtype, output.reporter)

@@ -94,10 +94,12 @@ class TerminalReporter:
         self._verbose = verbose
 
     def note(self, line: str) -> None:
+        """Print a note."""
         self._console.print(f"· {line}", style="dim", soft_wrap=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show a progress bar."""
         started, done = time.perf_counter(), 0
         with self._bar(name, total, unit) as draw:
 

@@ -199,13 +199,13 @@ def _time_pipelines(
     """The pipeline and its baselines timed in turn; without it costs are those of other times."""
     pipelines = [baseline.plan.blocks for baseline in baselines if baseline.plan is not None]
     pipelines.append(classifier.plan_.blocks)
+    why = "the encoders take too long for it"
     try:
         latency = measure_latency(classifier.encoders_, pipelines, texts, reporter)
     except LayerfuseError as error:  # stored embeddings do without the weights
-        reporter.note(f"pipelines are not timed side by side: {error}")
-        return None
+        latency, why = None, str(error)
     if latency is None:
-        reporter.note("pipelines are not timed side by side: the encoders take too long for it")
+        reporter.note(f"pipelines are not timed side by side: {why}")
     return latency
 
 
@@ -240,7 +240,7 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
     )
 
 
-def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult:
+def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
     """Score every block on the training rows; nothing is trained or saved."""
     check_scorer(scorer)
     dataset = read_data(config, reporter)
@@ -273,7 +273,7 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
                 f"A prompt or pooling names {name!r}, which is not one of the encoders "
                 f"({', '.join(names)}).{did_you_mean(name, names)}"
             )
-    return tuple(
+    encoders = tuple(
         FrozenEncoder(
             encoder.source,
             prompt=config.prompts.get(encoder.name),
@@ -291,6 +291,13 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
         )
         for encoder in opened
     )
+    for encoder in encoders:
+        if encoder.prompt is not None and encoder.name not in config.prompts:
+            reporter.note(
+                f"{encoder.name}: its own prompt, {encoder.prompt!r} (another one: --prompt "
+                f"{encoder.name}='...{{text}}...', or only '{{text}}')"
+            )
+    return encoders
 
 
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:

@@ -4,7 +4,7 @@ from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplica
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
 from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset
+from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset, read_terms
 from layerfuse.data.readers import TABLE_SUFFIXES, read_dataset, read_hub
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "pull_dataset",
     "read_dataset",
     "read_hub",
+    "read_terms",
     "split_names",
 ]

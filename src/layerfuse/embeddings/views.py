@@ -25,9 +25,11 @@ class BlockSource(Protocol):
     truncated: npt.NDArray[np.bool_]
 
     @property
-    def cost(self) -> EncoderCost | None: ...
+    def cost(self) -> EncoderCost | None:
+        """What the encoder costs."""
 
-    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]: ...
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Some rows of one block (n_rows, dim)."""
 
 
 class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):

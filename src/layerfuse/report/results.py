@@ -98,14 +98,19 @@ class EvaluateResult(Model):
 
 
 class ModelEntry(Model):
-    """A named encoder."""
+    """A named encoder; ``n_bytes`` are downloaded, ``max_tokens`` is its longest text."""
 
     name: str
+    description: str
     layers: int
     dim: int
-    pulled: bool
+    parameters: int
+    n_bytes: int
+    languages: str
+    max_tokens: int
+    prompt: str | None
     license: str
-    description: str
+    pulled: bool
 
 
 class ModelList(Model):

@@ -142,19 +142,14 @@ def _pairs(report: RunReport) -> Section | None:
     if not measured.pairs:
         return None
     most = max(measured.pairs, key=lambda pair: pair.disagreement)
-    summary = (
-        f"Of {plural(len(measured.pairs), 'pair')}, {most.a} and {most.b} differ most: on "
-        f"{percent(most.disagreement)} of the rows exactly one of them is right."
-    )
     lead = (
         "Blocks that make different errors combine well. Measured by leave-one-out on "
         f"{plural(measured.n, 'training row')}, for the selected blocks and each encoder's best "
-        "and last layer."
+        f"and last layer. {most.a} and {most.b} differ most: on {percent(most.disagreement)} of "
+        "the rows exactly one of them is right."
     )
-    title = "Share of rows that exactly one of two gets right"
-    chart = figures.heat_map(measured.pairs, measured.blocks)
-    figure = Figure("pairs", title, summary, chart, tables.pairs_table(measured))
-    return Section("complementarity", "Which blocks complement each other", [lead], [figure])
+    table = tables.pairs_table(measured)
+    return Section("complementarity", "Which blocks complement each other", [lead], [], [table])
 
 
 def _cost(report: RunReport) -> Section:

@@ -203,7 +203,7 @@ def pairs_table(measured: Complementarity) -> Table:
     ]
     names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
     head = (*names, "gain fused, points")
-    return Table("Pairs of blocks", head, cells, range(2, 8), open_rows=100)
+    return Table("Pairs of blocks, those that differ most first", head, cells, range(2, 8))
 
 
 def cost_table(report: RunReport) -> Table:
@@ -341,10 +341,12 @@ def encoder_table(report: RunReport) -> Table:
             f"{cost.memory_mb_at(cost.n_layers):.0f}",
             *(f"{cost.ms_at(cost.n_layers):.2f}", f"{cost.tokens_per_text:.0f}"),
             f"{cost.device}, {cost.dtype}",
+            encoder.prompt or encoder.chat_prompt or "",
         )
-        for cost in (encoder.cost for encoder in report.encoders)
+        for encoder in report.encoders
+        for cost in (encoder.cost,)
     ]
-    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device")
+    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device", "prompt")
     return Table("Encoders in full", head, cells, range(1, 6))
 
 
@@ -368,7 +370,7 @@ def settings_table(settings: FitConfig) -> Table:
     """Settings, those that are not the defaults first."""
     usual = vars(FitConfig(data=""))
     cells = [
-        (name, _shown(value), "" if _shown(value) == _shown(usual[name]) else "set")
+        (name, _shown(value), "" if value == usual[name] else "set")
         for name, value in vars(settings).items()
     ]
     cells.sort(key=lambda row: row[2] == "")

@@ -22,6 +22,7 @@ from layerfuse.report.results import (
     CurveResult,
     EvaluateResult,
     ModelCheck,
+    ModelList,
     ProfileResult,
     ReportResult,
     StoreCheck,
@@ -36,7 +37,7 @@ _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
 _MOST_CLASSES = 12
-_HIDDEN = ("description", "identity", "license")  # columns of lists that no terminal has room for
+_HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
 
 
@@ -213,8 +214,8 @@ def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
     for place in shown[1:]:
         table.add_column(own.head[place], justify="right")
     for number, row in enumerate(own.rows):
-        cells = (row[place] for place in shown)
-        table.add_row(*cells, style="bold" if number in own.strong else "")
+        style = "bold" if number in own.strong else ""
+        table.add_row(*(row[place] for place in shown), style=style)
     out.print(table)
 
 
@@ -305,6 +306,24 @@ def _render_curve(result: CurveResult, out: Console, *, verbose: bool = False) -
         "and penalties are selected anew from the labels of each draw.",
         width=_WIDTH,
     )
+
+
+@render.register
+def _render_models(result: ModelList, out: Console, *, verbose: bool = False) -> None:
+    """The named encoders, three lines each: no terminal has room for their table."""
+    for entry in result.models:
+        out.print(f"{entry.name}{' (downloaded)' if entry.pulled else ''}", style="bold")
+        out.print(f"  {entry.description}", highlight=False)
+        facts = (
+            f"{entry.layers} layers of {entry.dim}",
+            f"{entry.parameters / 1e6:.0f} M parameters",
+            human_bytes(entry.n_bytes),
+            f"languages: {entry.languages}",
+            f"up to {entry.max_tokens} tokens",
+            f"license: {entry.license}",
+            *([f"prompt: {entry.prompt}"] if entry.prompt else ()),
+        )
+        out.print(f"  {'; '.join(facts)}", soft_wrap=True, markup=False, highlight=False)
 
 
 @render.register
