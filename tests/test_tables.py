@@ -9,9 +9,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from commandline import rows, succeed, write_text
+from commandline import rows, run, succeed, write_text
 from families import TinyModels
 from layerfuse.bundle import load_bundle
+from layerfuse.commands.tables import encode
 from layerfuse.data import ReadOptions, read_dataset
 from layerfuse.data.columns import strip_html
 from layerfuse.errors import DataError
@@ -112,3 +113,51 @@ def test_fit_says_and_saves_which_columns_it_read(tiny: TinyModels, tmp_path: Pa
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "subject, body (HTML stripped)" in page
     json.dumps(report.model_dump(mode="json"))
+
+
+@pytest.mark.slow
+def test_planted_label_errors_come_first(tiny: TinyModels, tmp_path: Path):
+    data = rows(120, labels=["news", "schlecht ü"])
+    planted = {7, 30, 53, 96}
+    swapped = {"news": "schlecht ü", "schlecht ü": "news"}
+    lines = [
+        f"{row},{text},{swapped[label] if row in planted else label},n{row}"
+        for row, (text, label) in enumerate(data)
+    ]
+    write_text(tmp_path / "t.csv", "\n".join(["nr,text,label,id", *lines, "120,x,,n120"]))
+    done = succeed(
+        *("audit", tmp_path / "t.csv", "--labels", "--id-column", "id", "-e", tiny("bert")),
+        *("--store", tmp_path / "store", "--out", tmp_path / "doubts.jsonl", "--json"),
+    )
+    written = (tmp_path / "doubts.jsonl").read_text(encoding="utf-8")
+    ranked = [json.loads(line) for line in written.splitlines()]
+    assert sorted(own["row"] for own in ranked) == list(range(120))  # all, but for the unlabeled
+    assert {own["row"] for own in ranked[:4]} == planted
+    assert all(own["id"] == f"n{own['row']}" for own in ranked)
+    assert all(own["suggested"] == swapped[own["label"]] for own in ranked[:4])
+    assert [own["score"] for own in ranked] == sorted(own["score"] for own in ranked)
+    assert done.json["suspects"] == len(done.json["doubts"]) >= 3
+    assert done.json["rows"] == 120
+    shown = succeed(
+        *("audit", tmp_path / "t.csv", "--labels", "-e", tiny("bert")),
+        *("--store", tmp_path / "store"),
+    )
+    assert "of 120 labels look wrong" in shown.out
+
+
+def test_a_ranking_is_only_written_where_labels_are_ranked(tmp_path: Path):
+    write_text(tmp_path / "t.csv", "text,label\na,x\nb,y\n")
+    done = run("audit", tmp_path / "t.csv", "--out", tmp_path / "doubts.csv")
+    assert done.code == 2
+    assert "--labels" in done.err
+
+
+def test_rows_are_written_as_they_were(tmp_path: Path):
+    made = [{"text": "a\rb", "n": 1.23456789, "share": 0.5, "labels": ["x", "ü"], "none": None}]
+    csv = encode(made, ".csv", ("share",)).decode()
+    assert csv == 'text,n,share,labels,none\n"a\rb","1.23456789","0.5000","[""x"", ""ü""]",""\n'
+    assert encode(made, ".csv", header=False).decode().count("\n") == 1
+    assert json.loads(encode(made, ".jsonl")) == made[0]
+    assert encode(made, ".tsv.gz")[:2] == b"\x1f\x8b"
+    (tmp_path / "t.parquet").write_bytes(encode(made, ".parquet"))
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == made

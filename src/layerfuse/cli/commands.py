@@ -35,7 +35,7 @@ from layerfuse.config import (
     count,
     option,
 )
-from layerfuse.errors import require
+from layerfuse.errors import ConfigError, require
 
 
 def _shown(value: object) -> str | None:
@@ -184,17 +184,32 @@ def curve(
 
 @app.command
 def audit(
-    data: Data,
+    settings: ReadConfig,
     *,
     test: TestFile = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
+    labels: Annotated[
+        bool,
+        option(
+            "Look for wrong labels: read the texts with encoders, and rank the training rows.",
+            show_default=False,
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, option("File for all rows, ranked: csv, tsv, jsonl (or .gz) or parquet.")
+    ] = None,
+    config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
-    """Find duplicates, conflicting labels, train/test leaks, empty and long texts."""
-    from layerfuse.commands.assets import audit_data
+    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, wrong labels."""
+    from layerfuse.commands.audit import audit_data, audit_labels
 
-    output.show(audit_data(data, test, text_column, label_column, output.reporter))
+    whole = FitConfig(**vars(settings), test=test)
+    if labels:
+        output.show(audit_labels(whole, out, output.reporter))
+    elif out is not None:
+        raise ConfigError("--out writes the rows that --labels ranks. Add --labels, or leave it.")
+    else:
+        output.show(audit_data(whole, output.reporter))
 
 
 @app.command

@@ -6,7 +6,7 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.complementarity import Addition, MeasuredPair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
-from layerfuse.metrics import Evaluation
+from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.report.run_report import Model
 
 Label = str | bool | int | float
@@ -95,6 +95,33 @@ class EvaluateResult(Model):
     data: str
     split: str | None
     metrics: Evaluation
+
+
+class LabelDoubt(Model):
+    """A training row, its label, and what models that had not seen it predict."""
+
+    row: int
+    """Its number in the file, counted from 0."""
+    id: str | int | float | bool | None
+    label: Label
+    suggested: Label
+    score: float
+    """How well the label fits, 0 to 1: its out-of-fold probability."""
+    suggested_probability: float
+    suspect: bool
+    """Whether the label is likely wrong, by confident learning."""
+    text: str
+
+
+class LabelAudit(Model):
+    """Labels that are likely wrong, the most doubtful first; nothing was changed."""
+
+    name: str
+    rows: int
+    accuracy: Estimate
+    """Of the pipeline on these rows, out of fold."""
+    suspects: int
+    doubts: tuple[LabelDoubt, ...]
 
 
 class ModelEntry(Model):

@@ -21,6 +21,7 @@ from layerfuse.report.results import (
     CompareResult,
     CurveResult,
     EvaluateResult,
+    LabelAudit,
     ModelCheck,
     ModelList,
     ProfileResult,
@@ -37,6 +38,7 @@ _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
 _MOST_CLASSES = 12
+_MOST_DOUBTS = 20
 _HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
 
@@ -382,6 +384,33 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
     ):
         if names:
             out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
+
+
+@render.register
+def _render_labels(result: LabelAudit, out: Console, *, verbose: bool = False) -> None:
+    """The most doubtful labels."""
+    own = result.accuracy
+    out.print(
+        f"{result.name}: {result.suspects:,} of {plural(result.rows, 'label')} look wrong to "
+        f"models that had not seen the row and predict {percent(own.value)} of all rows "
+        f"({interval(own.low, own.high)}) as labeled",
+        soft_wrap=True,
+    )
+    shown = result.doubts if verbose else result.doubts[:_MOST_DOUBTS]
+    cells = [
+        (
+            str(doubt.row if doubt.id is None else doubt.id),
+            *(str(doubt.label), str(doubt.suggested), f"{doubt.score:.3f}"),
+            " ".join(doubt.text.split())[:_WIDTH],
+        )
+        for doubt in shown
+    ]
+    if cells:
+        first = "row" if result.doubts[0].id is None else "id"
+        head = (first, "label", "suggested", "score", "text")
+        _print_table(tables.Table("Doubtful labels, worst first", head, cells, (3,)), out)
+    if len(shown) < result.suspects:
+        out.print(f"and {result.suspects - len(shown)} more; --out FILE writes all rows, ranked")
 
 
 def _print_finding(name: str, finding: Finding, out: Console) -> None:
