@@ -28,6 +28,7 @@ from layerfuse.config import (
     SettingsFile,
     Shares,
     Store,
+    StreamConfig,
     TestFile,
     TextColumn,
     WriteReport,
@@ -74,30 +75,58 @@ def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _P
 
 
 @app.command
+def extract(
+    settings: ReadConfig,
+    *,
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
+    config: SettingsFile = None,
+    output: Output = _PRINT,
+) -> None:
+    """Read all rows into an embedding cache, on one machine or many, for fit to find them there."""
+    from layerfuse.commands.extract import extract as run
+
+    output.show(run(settings, stream, output.reporter))
+
+
+@app.command
 def predict(
     run: Bundle,
-    data: Annotated[str, option("File with texts.")],
+    data: Annotated[str, option("File, URL, dataset name, or - (standard input).")],
     *,
     text_column: TextColumn = None,
     out: Annotated[
-        Path | None, option("File to write: csv, tsv, jsonl (or .gz) or parquet.")
+        str | None,
+        option("File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV."),
     ] = None,
+    resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
     output: Output = _PRINT,
 ) -> None:
     """Label texts with a saved classifier; printed as CSV."""
     from layerfuse.commands.predict import predict as label
-    from layerfuse.commands.predict import write_predictions
 
-    result = label(run, data, text_column, encoders, device, out, output.reporter)
-    text = write_predictions(result, out)
+    def show(table: bytes) -> None:
+        sys.stdout.write(table.decode())
+        sys.stdout.flush()
+
+    result = label(
+        run,
+        data,
+        text_column,
+        encoders,
+        device,
+        None if out == "-" else out,
+        output.reporter,
+        stream=stream,
+        resume=resume,
+        show=show if out in (None, "-") and not output.as_json else None,
+    )
     if output.as_json:
         print_json(result)
-    elif out is None:
-        sys.stdout.write(text)
-    if out is not None:
-        output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+    if result.out is not None:
+        output.reporter.note(f"wrote {result.rows} rows to {result.out}")
 
 
 @app.command

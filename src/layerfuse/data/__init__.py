@@ -3,14 +3,27 @@
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
 from layerfuse.data.columns import TEXT_NAMES, ColumnError
-from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset
-from layerfuse.data.readers import TABLE_SUFFIXES, read_dataset, read_hub
+from layerfuse.data.dataset import Split, TextDataset, test_name
+from layerfuse.data.download import (
+    encoder_path,
+    is_pulled,
+    load_dataset,
+    pull_dataset,
+    stream_texts,
+)
+from layerfuse.data.readers import (
+    STANDARD_INPUT,
+    TABLE_SUFFIXES,
+    TextStream,
+    read_dataset,
+    read_hub,
+)
 
 __all__ = [
     "DATASETS",
     "ENCODERS",
     "NEAR",
+    "STANDARD_INPUT",
     "TABLE_SUFFIXES",
     "TEXT_NAMES",
     "Audit",
@@ -21,6 +34,7 @@ __all__ = [
     "Package",
     "Split",
     "TextDataset",
+    "TextStream",
     "audit",
     "encoder_path",
     "is_pulled",
@@ -29,4 +43,6 @@ __all__ = [
     "pull_dataset",
     "read_dataset",
     "read_hub",
+    "stream_texts",
+    "test_name",
 ]

@@ -26,11 +26,15 @@ class ColumnError(DataError):
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns, read lazily; ``where`` names the file in messages."""
+    """Named columns, read lazily; ``where`` names the file in messages.
+
+    ``first_row`` is the number of its first row where it is part of a file.
+    """
 
     where: str
     names: tuple[str, ...]
     column: Callable[[str], Sequence[Any]]
+    first_row: int = 0
 
 
 def find_columns(
@@ -95,8 +99,8 @@ def to_split(table: Table, text: str, label: str | None) -> Split:
     texts = tuple(table.column(text))
     if not texts:
         raise DataError(f"{table.where} has no rows. Give a file with at least one text.")
-    _refuse_missing(table.where, text, texts, "Write an empty string, or remove the rows.")
-    for row, value in enumerate(texts):
+    _refuse_missing(table, text, texts, "Write an empty string, or remove the rows.")
+    for row, value in enumerate(texts, start=table.first_row):
         if not isinstance(value, str):
             raise DataError(
                 f"{table.where}: column {text!r} holds {_kind(value)} in row {row} (counted from "
@@ -112,14 +116,16 @@ def to_split(table: Table, text: str, label: str | None) -> Split:
         return Split(texts)
     labels = tuple(table.column(label))
     _refuse_missing(
-        table.where,
+        table,
         label,
         [None if isinstance(value, str) and not value.strip() else value for value in labels],
         "Fill in the labels, or remove the rows.",
     )
     kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
     if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
-        found = ", ".join(f"{_kind(labels[row])} in row {row}" for row in sorted(kinds.values()))
+        found = ", ".join(
+            f"{_kind(labels[row])} in row {table.first_row + row}" for row in sorted(kinds.values())
+        )
         raise DataError(
             f"{table.where}: column {label!r} holds {found} (counted from 0). Labels must all be "
             "strings, or all be integers, booleans or numbers: one class for each text. Convert "
@@ -159,13 +165,14 @@ def _repeating(table: Table, text: str) -> str | None:
     return other if len(set(values)) < len(values) else None
 
 
-def _refuse_missing(where: str, column: str, values: Sequence[Any], hint: str) -> None:
+def _refuse_missing(table: Table, column: str, values: Sequence[Any], hint: str) -> None:
     # a float that differs from itself is NaN, which is how pandas writes a missing value
-    rows = [row for row, value in enumerate(values) if value is None or value != value]
+    numbered = enumerate(values, start=table.first_row)
+    rows = [row for row, value in numbered if value is None or value != value]
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
         raise DataError(
-            f"{where}: column {column!r} has no value in {len(rows)} of {len(values)} rows "
+            f"{table.where}: column {column!r} has no value in {len(rows)} of {len(values)} rows "
             f"(row {shown}, counted from 0). {hint}"
         )
 

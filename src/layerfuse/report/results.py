@@ -83,10 +83,20 @@ class Prediction(Model):
 
 
 class PredictResult(Model):
-    """Predictions in the order of the file."""
+    """Predictions in the order of the file; none where they were written to ``out``."""
 
     classes: tuple[Label, ...]
+    rows: int
+    out: str | None
     predictions: tuple[Prediction, ...]
+
+
+class ExtractResult(Model):
+    """What was read into an embedding cache: texts, and those that were not in it before."""
+
+    store: str
+    rows: int
+    computed: int
 
 
 class EvaluateResult(Model):
