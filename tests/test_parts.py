@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from commandline import rows, run, start, succeed, write_csv, write_jsonl
+from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import save_model
+from layerfuse.commands.parts import PartFiles
+from layerfuse.commands.predict import evaluate
 from layerfuse.data import TABLE_SUFFIXES, read_dataset, stream_texts
+from layerfuse.progress import SILENT
 
 PART = 7
 N_ROWS = 40
@@ -53,21 +62,15 @@ class TestReading:
     def test_parts_hold_the_rows_in_order(self, bundle: Path, suffix: str, part_rows: int):
         name = f"same{suffix}"
         if suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            table = pyarrow.Table.from_pylist([dict(text=t, label=x) for t, x in rows(N_ROWS)])
+            table = pyarrow.Table.from_pylist([{"text": t, "label": x} for t, x in rows(N_ROWS)])
             pyarrow.parquet.write_table(table, name, row_group_size=3)
         elif "json" in suffix:
             write_jsonl(Path(name), rows(N_ROWS))
         else:
-            lines = [f"{text}\t{label}" for text, label in rows(N_ROWS, labels=("news", "news2"))]
             lines = [f"{text}\t{label.partition(',')[0]}" for text, label in rows(N_ROWS)]
             text = "\n".join(["text\tlabel", *lines]) + "\n"
             if ".csv" in suffix:
                 text = text.replace("\t", ";")
-            from commandline import write_text
-
             write_text(Path(name), text)
         whole = read_dataset(name).train
         parts = list(stream_texts(name, part_rows).splits["train"])
@@ -87,8 +90,6 @@ class TestReading:
     def test_standard_input(
         self, bundle: Path, texts: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
     ):
-        import gzip
-
         expected = succeed("predict", bundle, texts, "--part-rows", PART).out
         assert len(expected.splitlines()) == N_ROWS + 1
         write_jsonl(Path("x.jsonl"), rows(N_ROWS, seed=1))
@@ -110,8 +111,6 @@ class TestReading:
         assert "Parquet cannot be read from standard input" in done.err
 
     def test_url(self, bundle: Path, texts: Path):
-        import fsspec
-
         memory = fsspec.filesystem("memory")
         memory.pipe("/bucket/texts.csv", texts.read_bytes())
         for suffix in FORMATS:
@@ -125,9 +124,6 @@ class TestReading:
         assert "There is no memory://bucket/other.csv" in done.err
 
     def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
-        from layerfuse.commands.predict import evaluate
-        from layerfuse.progress import SILENT
-
         whole, parts = (
             evaluate(bundle, str(texts), None, None, None, {}, "cpu", SILENT, part_rows=size)
             for size in (1000, PART)
@@ -148,9 +144,9 @@ class TestOutput:
         assert parts == whole
         assert sorted(path.name for path in Path().glob("*parts*")) == [f"parts{suffix}"]
 
-    def test_a_stopped_run_goes_on(self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
-        from layerfuse.commands.parts import PartFiles
-
+    def test_a_stopped_run_goes_on(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         command = ("predict", bundle, texts, "--part-rows", PART, "--out")
         succeed(*command, "whole.csv")
         write, finished = PartFiles.write, []
@@ -211,21 +207,57 @@ def test_extract_fills_the_store_that_fit_reads(bundle: Path, texts: Path):
     assert f"{N_ROWS} of {N_ROWS} distinct texts are in the store" in fitted.err
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'layerfuse[ray]'")
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    cluster = utils.Cluster(
+        initialize_head=True, head_node_args={**node, "include_dashboard": False}
+    )
+    for _ in range(2):
+        cluster.add_node(**node)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
 class TestRay:
-    """Needs ray, which the tests do not install."""
+    """A cluster of three nodes on this machine; skipped where ray is not installed."""
 
-    @pytest.fixture(scope="class")
-    def cluster(self) -> Iterator[Any]:
-        pytest.importorskip("ray", reason="ray is not installed: pip install 'layerfuse[ray]'")
-        from ray.cluster_utils import Cluster
+    @pytest.fixture
+    def command(self, bundle: Path, cluster: Any) -> tuple[object, ...]:
+        write_csv(Path("many.csv"), rows(3000, seed=2))
+        return ("predict", bundle, Path("many.csv").resolve(), "--part-rows", 20)
 
-        memory = 100_000_000
-        head = {"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=memory)
-        yield cluster
-        import ray
+    def on_ray(self, cluster: Any, *command: object) -> subprocess.Popen[str]:
+        return start(*command, "--engine", "ray", "--address", cluster.address, cwd=Path.cwd())
 
-        ray.shutdown()
-        cluster.shutdown()
+    def test_output_is_that_of_the_local_engine(self, cluster: Any, command: tuple[object, ...]):
+        expected = succeed(*command).out
+        process = self.on_ray(cluster, *command)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert out == expected
+
+    def test_a_node_that_dies_costs_nothing(self, cluster: Any, command: tuple[object, ...]):
+        succeed(*command, "--out", "whole.csv")
+        node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        process = self.on_ray(cluster, *command, "--out", "out.csv", "--json")
+        done = 0
+        while process.poll() is None and done < 30:
+            done = len(list(Path(".out.csv.parts").glob("part.*")))
+            time.sleep(0.01)
+        assert process.poll() is None
+        cluster.remove_node(node, allow_graceful=False)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert json.loads(out)["rows"] == 3000
+        assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+    def test_a_store_is_filled(self, cluster: Any, bundle: Path, texts: Path):
+        options = ("-e", bundle.parent / "bert", "--store", Path("store").resolve(), "--json")
+        process = self.on_ray(cluster, "extract", texts.resolve(), *options, "--part-rows", PART)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert json.loads(out)["computed"] == N_ROWS
+        assert succeed("extract", texts, *options).json["computed"] == 0

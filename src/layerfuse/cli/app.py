@@ -25,7 +25,14 @@ from layerfuse.errors import (
 )
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
-_RESUMED = {"fit", "profile", "compare", "curve", "demo", "extract"}  # their embeddings go to the store
+_RESUMED = {
+    "fit",
+    "profile",
+    "compare",
+    "curve",
+    "demo",
+    "extract",
+}  # their embeddings go to the store
 
 
 def main() -> int:

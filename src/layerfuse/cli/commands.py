@@ -91,12 +91,17 @@ def extract(
 @app.command
 def predict(
     run: Bundle,
-    data: Annotated[str, option("File, URL, dataset name, or - (standard input).")],
+    data: Annotated[
+        str, option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True)
+    ],
     *,
     text_column: TextColumn = None,
     out: Annotated[
         str | None,
-        option("File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV."),
+        option(
+            "File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV.",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
     encoders: MovedEncoders = {},  # noqa: B006  # only read

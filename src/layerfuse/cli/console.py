@@ -86,8 +86,8 @@ class _Notes(Console):
 class TerminalReporter:
     """Writes notes as lines, and draws a bar with rate and time left on a terminal.
 
-    Elsewhere a long step says how far it is four times a minute. A ``total`` of 0 is unknown. When it is ``verbose``, the end of
-    each step is a line too.
+    Elsewhere a long step says how far it is four times a minute. A ``total`` of 0 is unknown.
+    When it is ``verbose``, the end of each step is a line too.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:

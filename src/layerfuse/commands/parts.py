@@ -205,10 +205,12 @@ def _run_on_ray(
         ray.init(address, log_to_driver=False, logging_level="warning")
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte, so that a block is a part
     total = ray.cluster_resources().get("GPU" if gpus else "CPU", 1)
-    most = workers or max(1, int(total / (gpus or 1)) - (0 if gpus else 1))  # one reads the parts
-    pool = ActorPoolStrategy(min_size=1, max_size=most)
-    parts = data.read_datasource(_ray_source(source), override_num_blocks=1)
+    pool = ActorPoolStrategy(min_size=1, max_size=workers or max(1, int(total)))
+    parts = data.read_datasource(  # what reads takes little beside what they do
+        _ray_source(source), override_num_blocks=1, ray_remote_args={"num_cpus": 0}
+    )
     results = parts.map_batches(
         _RayWorker,
         fn_constructor_args=(work,),

@@ -21,6 +21,7 @@ from layerfuse.report.results import (
     CompareResult,
     CurveResult,
     EvaluateResult,
+    ExtractResult,
     ModelCheck,
     ProfileResult,
     ReportResult,
@@ -223,6 +224,15 @@ def _render_evaluation(result: EvaluateResult, out: Console, *, verbose: bool = 
     for name, own in vars(metrics).items():
         if isinstance(own, Estimate):
             out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
+
+
+@render.register
+def _render_extraction(result: ExtractResult, out: Console, *, verbose: bool = False) -> None:
+    out.print(
+        f"{plural(result.rows, 'row')} read into {result.store}; "
+        f"{plural(result.computed, 'text')} computed",
+        soft_wrap=True,
+    )
 
 
 @render.register
