@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from commandline import rows, run, succeed, write_text
+from commandline import rows, run, succeed, write_csv, write_text
 from families import TinyModels
+from layerfuse import load
 from layerfuse.bundle import load_bundle
-from layerfuse.commands.tables import encode
+from layerfuse.commands.tables import Share, encode
 from layerfuse.data import ReadOptions, read_dataset
 from layerfuse.data.columns import strip_html
 from layerfuse.errors import DataError
@@ -153,11 +155,113 @@ def test_a_ranking_is_only_written_where_labels_are_ranked(tmp_path: Path):
 
 
 def test_rows_are_written_as_they_were(tmp_path: Path):
-    made = [{"text": "a\rb", "n": 1.23456789, "share": 0.5, "labels": ["x", "ü"], "none": None}]
-    csv = encode(made, ".csv", ("share",)).decode()
-    assert csv == 'text,n,share,labels,none\n"a\rb","1.23456789","0.5000","[""x"", ""ü""]",""\n'
+    some = {"text": "a\rb", "n": 1.23456789, "share": Share(0.5)}
+    made = [some | {"labels": ["x", "ü"], "is": True, "none": None}]
+    written = encode(made, ".csv").decode()
+    head, _, rest = written.partition("\n")
+    assert head == "text,n,share,labels,is,none"
+    assert rest == '"a\rb","1.23456789","0.5000","[""x"", ""ü""]","true",""\n'
     assert encode(made, ".csv", header=False).decode().count("\n") == 1
     assert json.loads(encode(made, ".jsonl")) == made[0]
     assert encode(made, ".tsv.gz")[:2] == b"\x1f\x8b"
     (tmp_path / "t.parquet").write_bytes(encode(made, ".parquet"))
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == made
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs ``sure``, ``unsure``, which abstains, and ``poor``."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_csv(folder / "train.csv", rows(120), ("body", "label"))
+    write_csv(folder / "few.csv", rows(12, seed=5), ("body", "label"))
+    options = ["--text-column", "body", "-e", tiny("bert"), "--cv", 2, "--head", "ridge"]
+    options += ["--fusion", "concat", "--store", folder / "store", "--no-report"]
+    shares = ["--target-accuracy", 0.9, "--coverage", 0.9]
+    for name, more in (("sure", []), ("unsure", shares), ("poor", [])):
+        data = folder / ("few.csv" if name == "poor" else "train.csv")
+        succeed("fit", data, *options, *more, "--out", folder / name)
+    return folder
+
+
+@pytest.mark.slow
+class TestTablesOut:
+    def table(self, folder: Path) -> Path:
+        lines = ['t1,"very, good film",4.25,x', "t2,oil and trade,,y"]
+        return write_text(folder / "new.csv", "\n".join(["id,body,price,label", *lines, ""]))
+
+    @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+    def test_columns_are_kept_beside_predictions(self, runs: Path, tmp_path: Path, suffix: str):
+        out = tmp_path / f"out{suffix}"
+        new = self.table(tmp_path)
+        succeed("predict", runs / "unsure", new, "--out", out, "--probabilities")
+        classifier = load(runs / "unsure")
+        texts = ["very, good film", "oil and trade"]
+        proba = classifier.predict_proba(texts)
+        if suffix == ".parquet":
+            found = pyarrow.parquet.read_table(out).to_pylist()
+        elif suffix == ".csv":
+            found = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+        else:
+            found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        names = [f"probability_{name}" for name in classifier.classes_]
+        ours = ["label", "probability", "abstain", "labels", *names]
+        assert list(found[0]) == ["id", "body", "price", "given_label", *ours]
+        assert [row["id"] for row in found] == ["t1", "t2"]
+        assert [row["body"] for row in found] == texts
+        assert [row["price"] for row in found] == ["4.25", ""]
+        assert [row["given_label"] for row in found] == ["x", "y"]
+        assert [row["label"] for row in found] == classifier.predict(texts).tolist()
+        for row, own in zip(found, proba, strict=True):
+            assert [float(row[name]) for name in names] == pytest.approx(own, abs=1e-4)
+        unsure = classifier.abstention_.abstains(proba).tolist()
+        sets = [classifier.classes_[own].tolist() for own in classifier.predict_set(texts)]
+        if suffix == ".csv":
+            assert [row["abstain"] for row in found] == [str(own).lower() for own in unsure]
+            assert [json.loads(row["labels"]) for row in found] == sets
+        else:
+            assert [row["abstain"] for row in found] == unsure
+            assert [row["labels"] for row in found] == sets
+
+    def test_a_classifier_that_never_abstains_says_nothing_of_it(self, runs: Path, tmp_path: Path):
+        done = succeed("predict", runs / "sure", self.table(tmp_path))
+        assert done.out.startswith("id,body,price,given_label,label,probability\n")
+
+    def test_a_text_of_the_command_line(self, runs: Path):
+        done = succeed("predict", runs / "sure", "--text", "very good", "--text", "-- oil")
+        (first, second) = csv.DictReader(done.out.splitlines())
+        assert (first["text"], second["text"]) == ("very good", "-- oil")
+        value = succeed("predict", runs / "unsure", "--text", "good", "--json", "--probabilities")
+        (only,) = value.json["predictions"]
+        assert only["probabilities"][only["label"]] == only["probability"]
+        assert isinstance(only["abstain"], bool)
+        for words in ([], ["new.csv", "--text", "a"], ["--text", "a", "--out", "x.csv"]):
+            assert run("predict", runs / "sure", *words).code == 2
+
+    def test_evaluate_shows_classes_and_another_run(self, runs: Path):
+        files = [runs / "train.csv", "--against", runs / "poor"]
+        value = succeed("evaluate", runs / "unsure", *files, "--json").json
+        assert sum(cell["count"] for cell in value["confusion"]) == 120
+        hits = sum(c["count"] for c in value["confusion"] if c["truth"] == c["predicted"])
+        accuracy = value["metrics"]["accuracy"]["value"]
+        assert hits / 120 == pytest.approx(accuracy)
+        own = value["comparison"]
+        gain = accuracy - own["accuracy"]["value"]
+        assert own["gain"]["difference"] == pytest.approx(gain)
+        one, other = load(runs / "unsure"), load(runs / "poor")
+        texts = read_dataset(runs / "train.csv", text_column="body").train.texts
+        pairs = zip(one.predict(texts), other.predict(texts), strict=True)
+        changed = [row for row, pair in enumerate(pairs) if pair[0] != pair[1]]
+        assert [change["row"] for change in own["changes"]] == changed != []
+        assert value["abstention"]["n"] == 120
+        done = succeed("evaluate", runs / "unsure", *files)
+        assert "recall" in done.out
+        assert "go to a person" in done.out
+        assert f"{len(changed)} labels differ" in done.out
+
+    def test_equal_runs_do_not_differ(self, runs: Path):
+        done = succeed(
+            "evaluate", runs / "sure", runs / "few.csv", "--against", runs / "sure", "--json"
+        )
+        own = done.json["comparison"]
+        assert own["changes"] == []
+        assert (own["gain"]["low"], own["gain"]["high"]) == (0, 0)

@@ -157,6 +157,35 @@ _Fusion = Annotated[
 _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
 
 
+_ROWS = Group.create_ordered("Many rows")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Settings of commands that go through rows part by part: ``predict`` and ``extract``."""
+
+    part_rows: Annotated[
+        int, count("Rows of a part, which is complete or absent.", group=_ROWS)
+    ] = 10_000
+    engine: Annotated[
+        str,
+        option(
+            "Where parts are read: in this process, or on a Ray cluster.",
+            choices=("local", "ray"),
+            group=_ROWS,
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        option("Address of the Ray cluster (default: RAY_ADDRESS, or a new one).", group=_ROWS),
+    ] = None
+    workers: Annotated[
+        int | None,
+        count("Ray actors at most (default: one per CPU or GPU).", group=_ROWS),
+    ] = None
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ReadConfig:

@@ -29,6 +29,7 @@ from layerfuse.config import (
     SettingsFile,
     Shares,
     Store,
+    StreamConfig,
     TestFile,
     TextColumn,
     WriteReport,
@@ -71,30 +72,87 @@ def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _P
 
 
 @app.command
+def extract(
+    settings: ReadConfig,
+    *,
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
+    config: SettingsFile = None,
+    output: Output = _PRINT,
+) -> None:
+    """Read all rows into an embedding cache, on one machine or many, for fit to find them there."""
+    from layerfuse.commands.extract import extract as run
+
+    output.show(run(settings, stream, output.reporter))
+
+
+@app.command
 def predict(
     run: Bundle,
-    data: Annotated[str, option("File with texts.")],
+    data: Annotated[
+        str | None,
+        option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True),
+    ] = None,
     *,
+    text: Annotated[
+        tuple[str, ...],
+        option("A text, in place of a file (repeatable).", allow_leading_hyphen=True),
+    ] = (),
     text_column: TextColumn = None,
     out: Annotated[
-        Path | None, option("File to write: csv, tsv, jsonl (or .gz) or parquet.")
+        str | None,
+        option(
+            "File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV.",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
+    probabilities: Annotated[
+        bool, option("Add the probability of every class.", show_default=False)
+    ] = False,
+    resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
     output: Output = _PRINT,
 ) -> None:
     """Label texts with a saved classifier; printed as CSV."""
+    from layerfuse.commands.predict import as_csv, predict_texts
     from layerfuse.commands.predict import predict as label
-    from layerfuse.commands.predict import write_predictions
 
-    result = label(run, data, text_column, encoders, device, out, output.reporter)
-    text = write_predictions(result, out)
+    if (data is None) != bool(text):
+        raise ConfigError("Give a file with texts, or texts with --text, and not both.")
+    if data is None:
+        if out is not None:
+            raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
+        found = predict_texts(
+            run, text, encoders, device, output.reporter, all_classes=probabilities
+        )
+        if output.as_json:
+            print_json(found)
+        else:
+            sys.stdout.write(as_csv(found))
+        return
+
+    def show(table: bytes) -> None:
+        sys.stdout.write(table.decode())
+        sys.stdout.flush()
+
+    result = label(
+        run,
+        data,
+        text_column,
+        encoders,
+        device,
+        None if out == "-" else out,
+        output.reporter,
+        stream=stream,
+        resume=resume,
+        all_classes=probabilities,
+        show=show if out in (None, "-") and not output.as_json else None,
+    )
     if output.as_json:
         print_json(result)
-    elif out is None:
-        sys.stdout.write(text)
-    if out is not None:
-        output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+    if result.out is not None:
+        output.reporter.note(f"wrote {result.rows} rows to {result.out}")
 
 
 @app.command
@@ -112,6 +170,9 @@ def evaluate(
     data: Data,
     *,
     split: Annotated[str | None, option("Split (default: test if there is one).")] = None,
+    against: Annotated[
+        Path | None, option("Run folder or bundle to compare with on the same rows.")
+    ] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
@@ -122,7 +183,9 @@ def evaluate(
     from layerfuse.commands.predict import evaluate as measure
 
     columns = text_column, label_column
-    output.show(measure(run, data, split, *columns, encoders, device, output.reporter))
+    output.show(
+        measure(run, data, split, *columns, encoders, device, output.reporter, against=against)
+    )
 
 
 @app.command

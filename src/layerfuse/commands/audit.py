@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from layerfuse.commands.fit import groups_of, make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
-from layerfuse.commands.tables import write_table
+from layerfuse.commands.tables import Share, write_table
 from layerfuse.config import FitConfig
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.errors import LayerfuseWarning, require
@@ -82,15 +82,14 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
             text=split.texts[row],
             label=names[targets.codes[row]],
             suggested=names[best[row]],
-            suggested_probability=float(proba[row, best[row]]),
-            score=float(scores[row]),
+            suggested_probability=Share(proba[row, best[row]]),
+            score=Share(scores[row]),
             suspect=bool(suspect[row]),
         )
         for row in np.argsort(scores, kind="stable").tolist()
     ]
     if out is not None:
-        shares = ("score", "suggested_probability")
-        write_table(out, [doubt.model_dump() for doubt in doubts], shares)
+        write_table(out, [vars(doubt) for doubt in doubts])
         reporter.note(f"wrote {len(doubts)} rows to {out}")
     return LabelAudit(
         name=dataset.name,

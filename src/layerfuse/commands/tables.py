@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from layerfuse.data import TABLE_SUFFIXES
@@ -15,20 +15,19 @@ from layerfuse.files import atomic_write
 Row = Mapping[str, object]
 
 
-def write_table(path: Path, rows: Sequence[Row], shares: Collection[str] = ()) -> None:
-    """Write rows in the format that the name says, whole or not at all; see `encode`."""
+class Share(float):
+    """A number that csv and tsv show with four digits."""
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows in the format that the name says, whole or not at all."""
     kind = next(suffix for suffix in TABLE_SUFFIXES if path.name.lower().endswith(suffix))
     with atomic_write(path) as temporary:
-        temporary.write_bytes(encode(rows, kind, shares))
+        temporary.write_bytes(encode(rows, kind))
 
 
-def encode(
-    rows: Sequence[Row], suffix: str, shares: Collection[str] = (), *, header: bool = True
-) -> bytes:
-    """Rows, all with the keys of the first, in the format of a suffix.
-
-    In csv and tsv the columns ``shares`` have four digits.
-    """
+def encode(rows: Sequence[Row], suffix: str, *, header: bool = True) -> bytes:
+    """Rows, all with the keys of the first, in the format of a suffix."""
     if suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
@@ -41,13 +40,11 @@ def encode(
         data = "".join(lines).encode()
     else:
         delimiter = "\t" if ".tsv" in suffix else ","
-        data = _delimited(rows, delimiter, shares, header=header).encode()
+        data = _delimited(rows, delimiter, header=header).encode()
     return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
 
 
-def _delimited(
-    rows: Sequence[Row], delimiter: str, shares: Collection[str], *, header: bool
-) -> str:
+def _delimited(rows: Sequence[Row], delimiter: str, *, header: bool) -> str:
     """Records of which every reader of CSV makes the same rows."""
     text = io.StringIO()
     plain, quoted = (
@@ -57,15 +54,17 @@ def _delimited(
     if header and rows:
         plain.writerow(rows[0])
     for row in rows:
-        cells = [_cell(value, digits=name in shares) for name, value in row.items()]
+        cells = list(map(_cell, row.values()))
         # Python before 3.11.9 and 3.12.3 leaves a lone carriage return, a line's end to readers.
         (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
     return text.getvalue()
 
 
-def _cell(value: object, *, digits: bool) -> str:
+def _cell(value: object) -> str:
     """Lists as JSON; nothing for None."""
-    if digits and isinstance(value, float):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Share):
         return f"{value:.4f}"
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False)

@@ -3,15 +3,29 @@
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
 from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
-from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset, read_terms
-from layerfuse.data.readers import TABLE_SUFFIXES, read_dataset, read_hub
+from layerfuse.data.dataset import Split, TextDataset, test_name
+from layerfuse.data.download import (
+    encoder_path,
+    is_pulled,
+    load_dataset,
+    pull_dataset,
+    read_terms,
+    stream_texts,
+)
+from layerfuse.data.readers import (
+    STANDARD_INPUT,
+    TABLE_SUFFIXES,
+    TextStream,
+    read_dataset,
+    read_hub,
+)
 
 __all__ = [
     "DATASETS",
     "ENCODERS",
     "NEAR",
     "SEPARATOR",
+    "STANDARD_INPUT",
     "TABLE_SUFFIXES",
     "TEXT_NAMES",
     "Audit",
@@ -23,6 +37,7 @@ __all__ = [
     "ReadOptions",
     "Split",
     "TextDataset",
+    "TextStream",
     "audit",
     "encoder_path",
     "is_pulled",
@@ -33,4 +48,6 @@ __all__ = [
     "read_hub",
     "read_terms",
     "split_names",
+    "stream_texts",
+    "test_name",
 ]

@@ -51,11 +51,15 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns, read lazily; ``where`` names the file in messages."""
+    """Named columns, read lazily; ``where`` names the file in messages.
+
+    ``first_row`` is the number of its first row where it is part of a file.
+    """
 
     where: str
     names: tuple[str, ...]
     column: Callable[[str], Sequence[Any]]
+    first_row: int = 0
 
 
 def find_columns(
@@ -145,23 +149,24 @@ def to_split(
             _check_column(table, kind, name, name)
     kept = table.names if options.keep else (options.id_column, options.group_column)
     columns = {name: tuple(table.column(name)) for name in kept if name is not None}
+    numbers = range(table.first_row, table.first_row + len(texts))
     if label is None:
-        return Split(texts, None, columns)
+        return Split(texts, None, columns, numbers)
     labels = tuple(table.column(label))
     rows = [row for row, value in enumerate(labels) if not _is_missing(value)]
-    if not rows:
+    if not rows and not table.first_row:
         raise DataError(
             f"{table.where}: column {label!r} has no value in any row. Fill in the labels, or "
             "choose another --label-column (label_column= in Python)."
         )
-    split = Split(texts, labels, columns)
+    split = Split(texts, labels, columns, numbers)
     if len(rows) < len(labels):
         split = replace(split.take(rows), n_unlabeled=len(labels) - len(rows))
     labels = split.labels or ()
     kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
     if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
-        numbers = sorted(kinds.values())
-        found = ", ".join(f"{_kind(labels[row])} in row {split.rows[row]}" for row in numbers)
+        places = sorted(kinds.values())
+        found = ", ".join(f"{_kind(labels[row])} in row {split.rows[row]}" for row in places)
         raise DataError(
             f"{table.where}: column {label!r} holds {found} (counted from 0). Labels must all be "
             "strings, or all be integers, booleans or numbers: one class for each text. Convert "
@@ -177,8 +182,8 @@ def _texts(table: Table, text: str, missing: str | None) -> tuple[str, ...]:
         raise DataError(f"{table.where} has no rows. Give a file with at least one text.")
     if missing is not None:
         texts = tuple(missing if _is_missing(value) else value for value in texts)
-    _refuse_missing(table.where, text, texts, "Write an empty string, or remove the rows.")
-    for row, value in enumerate(texts):
+    _refuse_missing(table, text, texts, "Write an empty string, or remove the rows.")
+    for row, value in enumerate(texts, start=table.first_row):
         if not isinstance(value, str):
             raise DataError(
                 f"{table.where}: column {text!r} holds {_kind(value)} in row {row} (counted from "
@@ -265,13 +270,14 @@ def _repeating(table: Table, text: str) -> str | None:
     return other if len(set(values)) < len(values) else None
 
 
-def _refuse_missing(where: str, column: str, values: Sequence[Any], hint: str) -> None:
+def _refuse_missing(table: Table, column: str, values: Sequence[Any], hint: str) -> None:
     # a float that differs from itself is NaN, which is how pandas writes a missing value
-    rows = [row for row, value in enumerate(values) if value is None or value != value]
+    numbered = enumerate(values, start=table.first_row)
+    rows = [row for row, value in numbered if value is None or value != value]
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
         raise DataError(
-            f"{where}: column {column!r} has no value in {len(rows)} of {len(values)} rows "
+            f"{table.where}: column {column!r} has no value in {len(rows)} of {len(values)} rows "
             f"(row {shown}, counted from 0). {hint}"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,6 +73,11 @@ class Split:
         return targets.sample(n_rows, seed, minimum)
 
 
+def test_name(splits: Container[str]) -> str | None:
+    """``"test"``, else the name of the validation split, else None."""
+    return next((name for name in _TEST_NAMES if name in splits), None)
+
+
 @dataclass(frozen=True)
 class TextDataset:
     """A named dataset.
@@ -110,7 +115,7 @@ class TextDataset:
     @property
     def test_name(self) -> str | None:
         """``"test"``, else the name of the validation split, else None."""
-        return next((name for name in _TEST_NAMES if name in self.splits), None)
+        return test_name(self.splits)
 
     @property
     def test(self) -> Split | None:

@@ -163,20 +163,9 @@ class AbstentionReport(Model):
         return self.model_copy(update={"test": self.rule.measure(proba, targets)})
 
     @property
-    def sentence(self) -> str:
-        """How many texts go to a person, and how many of the others are right."""
-        own = self.cv if self.test is None else self.test
-        share = f"Of each 100 texts, {100 * own.abstained.value:.0f} go to a person"
-        if own.accuracy is None:
-            return (
-                f"{share}: no threshold gives the others an accuracy of "
-                f"{self.rule.target_accuracy:.4g} with 95% confidence on {self.cv.n:,} rows."
-            )
-        low, high = 100 * own.accuracy.low, 100 * own.accuracy.high
-        return (
-            f"{share}; of the others {100 * own.accuracy.value:.1f}% ({low:.1f} to {high:.1f}) "
-            "are right."
-        )
+    def shown(self) -> AbstentionFigures:
+        """The figures on test rows if there are any."""
+        return self.cv if self.test is None else self.test
 
 
 class CostReport(Model):

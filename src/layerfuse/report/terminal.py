@@ -21,11 +21,13 @@ from layerfuse.report.results import (
     CompareResult,
     CurveResult,
     EvaluateResult,
+    ExtractResult,
     LabelAudit,
     ModelCheck,
     ModelList,
     ProfileResult,
     ReportResult,
+    RunComparison,
     StoreCheck,
 )
 from layerfuse.report.run_report import RunReport
@@ -178,7 +180,7 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
         out.print(f"Note: {report.gap.sentence}")
     _print_baselines(report, out, verbose)
     if report.abstention is not None:
-        out.print(report.abstention.sentence)
+        out.print(tables.abstention_sentence(report.abstention.shown))
         _print_table(tables.abstention_table(report.abstention), out)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
@@ -195,7 +197,7 @@ def _print_details(report: RunReport, out: Console) -> None:
     _print_profile(report.profile, report.selection.blocks, out)
     for table in (
         *((tables.trials_table(report),) if report.selection.trials else ()),
-        tables.class_table(report),
+        tables.class_table(report.diagnosis.confusion, report.data.classes),
         tables.calibration_table(report.diagnosis.calibration),
         tables.cost_table(report),
         tables.encoder_table(report),
@@ -229,6 +231,42 @@ def _render_evaluation(result: EvaluateResult, out: Console, *, verbose: bool = 
     for name, own in vars(metrics).items():
         if isinstance(own, Estimate):
             out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
+    if result.abstention is not None:
+        out.print(tables.abstention_sentence(result.abstention))
+    classes = tables.class_table(result.confusion, result.classes)
+    shown = classes.rows if verbose else classes.rows[:_MOST_BLOCKS]
+    _print_table(replace(classes, rows=shown), out)
+    if result.comparison is not None:
+        _print_run_comparison(result.comparison, out, verbose=verbose)
+
+
+def _print_run_comparison(own: RunComparison, out: Console, *, verbose: bool) -> None:
+    """The difference on the same rows, and texts whose label changed."""
+    out.print(
+        f"{own.against}: accuracy {own.accuracy.value:.4f}; this one is better by "
+        f"{gain_text(own.gain)} points; "
+        f"{plural(len(own.changes), 'label differs', 'labels differ')}",
+        soft_wrap=True,
+    )
+    cells = [
+        (
+            *(str(change.row), str(change.label), str(change.predicted), str(change.other)),
+            " ".join(change.text.split())[:_WIDTH],
+        )
+        for change in (own.changes if verbose else own.changes[:_MOST_BLOCKS])
+    ]
+    if cells:
+        head = ("row", "label", "predicted", "by the other", "text")
+        _print_table(tables.Table("Labels that differ", head, cells, (0,)), out)
+
+
+@render.register
+def _render_extraction(result: ExtractResult, out: Console, *, verbose: bool = False) -> None:
+    out.print(
+        f"{plural(result.rows, 'row')} read into {result.store}; "
+        f"{plural(result.computed, 'text')} computed",
+        soft_wrap=True,
+    )
 
 
 @render.register
