@@ -68,8 +68,8 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         classifier.fit(split.texts, split.labels or (), groups=groups_of(split, config))
     record = classifier.fit_record_
     targets = record.sample.targets
-    words = _word_proba(split.texts, targets, record.folds)
-    proba = _mixed(record.proba, words, targets)
+    words = word_proba(split.texts, targets, record.folds)
+    proba = mix(record.proba, words, targets)
     scores = get_label_quality_scores(targets.codes, proba)
     suspect = find_label_issues(targets.codes, proba, n_jobs=1)
     best = proba.argmax(axis=1)
@@ -100,7 +100,7 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
     )
 
 
-def _word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
+def word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
     """Out-of-fold probabilities (n, n_outputs) by TF-IDF; class shares where no text has a word."""
     proba = np.tile(targets.counts / len(targets), (len(targets), 1))
     for rows, held in folds:
@@ -112,7 +112,7 @@ def _word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
     return proba
 
 
-def _mixed(one: Floats, other: Floats, targets: Targets) -> Floats:
+def mix(one: Floats, other: Floats, targets: Targets) -> Floats:
     """The weighted mean of two tables of probabilities that has the least log loss."""
     from scipy.optimize import minimize_scalar
 
