@@ -12,6 +12,7 @@ from benchmarks import (
     accuracy,
     complementarity,
     demo,
+    export,
     extraction,
     fit_time,
     fusions,
@@ -31,6 +32,7 @@ from benchmarks.gpu.command import run as run_gpu
 from benchmarks.study.command import main as study
 
 BENCHMARKS = {
+    "export": export.run,
     "extraction": extraction.run,
     "profile": profile.run,
     "scoring": scoring.run,

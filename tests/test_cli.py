@@ -633,11 +633,9 @@ class TestCompare:
         data = [(f"{text} \x1b[31m{'and so on ' * 20}", label) for text, label in rows(N_TRAIN)]
         write_csv(Path("train.csv"), data)
         done = succeed("compare", "train.csv", *self.encoders(models), "--pairs", "blocks")
-        first, verdict, *tables = done.out.splitlines()
-        assert first.startswith("Loss gain ")
+        verdict, *tables = done.out.splitlines()
         assert verdict.startswith("Verdict: ")
-        assert verdict.endswith(".")
-        assert max(len(line) for line in tables) <= 80
+        assert max(len(line) for line in tables) <= 80, [line for line in tables if len(line) > 80]
         for part in ("Pairs (leave-one-out on 60 training rows)", "and 5 more", "What to add next"):
             assert part in done.out
         assert " is right, for example:" in done.out
@@ -690,7 +688,7 @@ class TestModels:
         assert "FAILED" not in done.out
         report = succeed("models", "check", models / family, "--dtype", "float32", "--json").json
         assert report["ok"]
-        assert len(report["checks"]) == 5
+        assert len(report["checks"]) == 4
 
     def test_check_of_a_model_that_fails_ends_with_2(
         self, models: Path, monkeypatch: pytest.MonkeyPatch
@@ -731,7 +729,7 @@ class TestDatasets:
             "  repeated texts: 1 (row 21, counted from 0)",
             "  texts with conflicting labels: 1",
             "  rows of test that are in train: 1 (row 0, counted from 0)",
-            "  unseen classes: other",
+            "  classes without a training row: other",
         ):
             assert line in done.out.splitlines()
         assert "[/b]: 1" in done.out

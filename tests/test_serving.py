@@ -371,8 +371,8 @@ class TestLimits:
     def test_a_full_queue_refuses_and_the_others_are_answered(
         self, small: Running, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with ThreadPoolExecutor(6) as threads, blocked(monkeypatch) as let_go:
-            asked = [threads.submit(small.predict, "oil") for _ in range(6)]
+        with ThreadPoolExecutor(5) as threads, blocked(monkeypatch) as let_go:
+            asked = [threads.submit(small.predict, "oil") for _ in range(5)]
             wait_for(lambda: counters(small)["layerfuse_queue_texts"] == 4)
             refused = small.predict("oil")
             assert refused.status == 429

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from layerfuse.errors import FormatError, MissingExtraError, NotFoundError, StorageError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
 _CHECKSUMS = "SHA256SUMS"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
@@ -52,7 +52,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StorageError(
                 f"The disk has no room to write {path}. What was complete before is kept; "
                 "free some space (or choose another folder) and run the same command again."

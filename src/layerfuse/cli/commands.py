@@ -13,8 +13,9 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json
+from layerfuse.cli.console import Output, print_json, write_data
 from layerfuse.config import (
+    EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
     CurveConfig,
@@ -129,11 +130,11 @@ def predict(
         if output.as_json:
             print_json(found)
         else:
-            sys.stdout.write(as_csv(found))
+            write_data(as_csv(found))
         return
 
     def show(table: bytes) -> None:
-        sys.stdout.write(table.decode())
+        write_data(table.decode())
         sys.stdout.flush()
 
     result = label(
@@ -287,6 +288,53 @@ def report(
     from layerfuse.commands.report import report as write
 
     output.show(write(run, out, figures, output.reporter))
+
+
+@app.command
+def export(
+    run: Bundle,
+    *,
+    format: Annotated[  # noqa: A002  # the option's name
+        str, option("What to write.", choices=EXPORT_FORMATS)
+    ],
+    out: Annotated[Path, option("Folder to create.")],
+    data: Annotated[
+        str | None, option("File with texts to compare on (default: the run's test rows).")
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    block: Annotated[
+        str | None,
+        option("One block alone, such as mpnet:8:mean, without the classifier.", metavar="BLOCK"),
+    ] = None,
+    int8: Annotated[bool, option("Quantize the ONNX graph, and measure what it costs.")] = False,
+    encoders: MovedEncoders = {},  # noqa: B006  # only read
+    output: Output = _PRINT,
+) -> None:
+    """Write a saved classifier for other tools, and check that it predicts the same."""
+    from layerfuse.commands.export import export as write
+
+    result = write(
+        run, format, out, data, text_column, label_column, block, int8, encoders, output.reporter
+    )
+    output.show(result)
+
+
+@app.command
+def push(
+    run: Bundle,
+    repository: Annotated[str, option("Repository of the Hub, owner/name.")],
+    *,
+    private: Annotated[bool, option("Make a new repository private.")] = False,
+    dry_run: Annotated[
+        Path | None, option("Folder to write what would be uploaded to; nothing is uploaded.")
+    ] = None,
+    output: Output = _PRINT,
+) -> None:
+    """Upload a saved classifier with a model card to the Hugging Face Hub."""
+    from layerfuse.commands.export import push as upload
+
+    output.show(upload(run, repository, private, dry_run, output.reporter))
 
 
 @app.command

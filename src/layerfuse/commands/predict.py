@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from layerfuse.data import (
     ColumnError,
     ReadOptions,
     Split,
+    TextDataset,
     TextStream,
+    load_dataset,
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
@@ -263,8 +266,36 @@ def _open(
     source: PartSource, text: str | None, label: str | None, reporter: Reporter
 ) -> TextStream:
     """Open the columns that were named (``text``, ``label``), else those that ``fit`` read."""
-    try:
+    with _explained(text, label):
         return source.stream(reporter)
+
+
+def read_rows(
+    data: str,
+    facts: Facts,
+    text: str | None,
+    label: str | None,
+    reporter: Reporter,
+    *,
+    labeled: bool = True,
+) -> TextDataset:
+    """Read the columns that are named, else those that ``fit`` read, else plain ones."""
+    with _explained(text, label):
+        return load_dataset(
+            data,
+            text_column=text or facts.text_column,
+            label_column=label or (facts.label_column if labeled else None),
+            labeled=labeled,
+            options=ReadOptions(strip_html=facts.strip_html),
+            reporter=reporter,
+        )
+
+
+@contextmanager
+def _explained(text: str | None, label: str | None) -> Iterator[None]:
+    """Say of a column that is missing, and was not named, where its name comes from."""
+    try:
+        yield
     except ColumnError as error:
         if error.column in (text, label):
             raise

@@ -63,7 +63,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         sources = {ref: source for view in views for ref, source in view._sources.items()}
         return cls(sources, views[0]._rows)
 
-    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
+    def __getitem__(self, ref: BlockRef | str) -> npt.NDArray[np.float32]:
+        ref = BlockRef.parse(ref) if isinstance(ref, str) else ref
         return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
@@ -105,7 +106,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def _source(self, ref: BlockRef) -> BlockSource:
         if ref not in self._sources:
-            raise KeyError(f"{ref} was not extracted")
+            known = ", ".join(map(str, list(self)[:10]))
+            raise KeyError(f"{ref} is not one of the {len(self)} blocks: {known}, ...")
         return self._sources[ref]
 
     def _by_encoder(self) -> dict[str, BlockSource]:

@@ -304,6 +304,11 @@ class FrozenEncoder:
         """The model's parts and how they are read. Loads the weights."""
         return self._load().architecture
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer, with the prompt and the token limit. Loads the weights."""
+        return self._load().tokenizer
+
     def truncate(self, layer: int) -> FrozenEncoder:
         """Drop the blocks above ``layer``, which frees their memory, and return self.
 

@@ -399,6 +399,33 @@ def load_model(
     UnsupportedModelError
         When transformers cannot build a model from the files.
     """
+    model, absent = load_whole(
+        source, dtype, device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    with refusing(f"{source.path} cannot be loaded as a text encoder"):
+        stack = text_stack(model)
+        # Without this, transformers fills what is missing with random numbers.
+        tensors = model.state_dict(keep_vars=True)
+        needed = {id(tensor) for tensor in stack.state_dict(keep_vars=True).values()}
+        missing = [name for name in absent if id(tensors.get(name)) in needed]
+        if missing:
+            raise UnsupportedModelError(
+                f"{source.path} lacks {len(missing)} of the weights that its configuration asks "
+                f"for, such as {min(missing)}. The file is incomplete or belongs to another "
+                "configuration; get it again."
+            )
+    return stack.eval().requires_grad_(False)
+
+
+def load_whole(
+    source: EncoderSource,
+    dtype: str,
+    device: str,
+    *,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> tuple[Any, list[str]]:
+    """The whole model as it was saved, and the names of weights that its files lack."""
     with quiet(), refusing(f"{source.path} cannot be loaded as a text encoder"):
         from transformers import AutoModel
 
@@ -412,20 +439,10 @@ def load_model(
             trust_remote_code=trust_remote_code,
             **options,
         )
-        if unpacked is None:
+        absent = list(outcome["missing_keys"])
+        if unpacked is None and not absent:
             keep_model(model, source, dtype)
-        stack = text_stack(model)
-        # Without this, transformers fills what is missing with random numbers.
-        tensors = model.state_dict(keep_vars=True)
-        needed = {id(tensor) for tensor in stack.state_dict(keep_vars=True).values()}
-        missing = [name for name in outcome["missing_keys"] if id(tensors.get(name)) in needed]
-        if missing:
-            raise UnsupportedModelError(
-                f"{source.path} lacks {len(missing)} of the weights that its configuration asks "
-                f"for, such as {min(missing)}. The file is incomplete or belongs to another "
-                "configuration; get it again."
-            )
-    return stack.eval().requires_grad_(False)
+    return model, absent
 
 
 def too_large(name: str) -> str:
