@@ -112,9 +112,11 @@ def predict(
     """Label texts with a saved classifier; printed as CSV."""
     from layerfuse.commands.predict import predict as label
 
+    printed = sys.stdout
+
     def show(table: bytes) -> None:
-        sys.stdout.write(table.decode())
-        sys.stdout.flush()
+        printed.write(table.decode())
+        printed.flush()
 
     result = label(
         run,
