@@ -122,6 +122,32 @@ class TestReading:
         assert done.code == 2
         assert "There is no memory://bucket/other.csv" in done.err
 
+    @pytest.mark.slow
+    def test_object_storage(
+        self, bundle: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+        pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'layerfuse[s3]'")
+        running = server.ThreadedMotoServer(port=0, verbose=False)
+        running.start()
+        host, port = running.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        try:
+            bucket = fsspec.filesystem("s3")
+            bucket.mkdir("bucket")
+            bucket.put_file(str(texts), "bucket/texts.csv")
+            for suffix in FORMATS:
+                out = ("--part-rows", PART, "--out", f"s3://bucket/out{suffix}")
+                succeed("predict", bundle, "s3://bucket/texts.csv", *out)
+                succeed("predict", bundle, texts, *out[:3], f"here{suffix}")
+                assert bucket.cat(f"bucket/out{suffix}") == Path(f"here{suffix}").read_bytes()
+            done = run("predict", bundle, "s3://bucket/no.csv")
+            assert (done.code, "There is no s3://bucket/no.csv" in done.err) == (2, True)
+        finally:
+            running.stop()
+
     def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
         whole, parts = (
             evaluate(bundle, str(texts), None, None, None, {}, "cpu", SILENT, part_rows=size)
