@@ -8,9 +8,11 @@ import sys
 import torch
 
 from benchmarks import (
+    abstention,
     accuracy,
     complementarity,
     demo,
+    export,
     extraction,
     fit_time,
     fusions,
@@ -20,6 +22,7 @@ from benchmarks import (
     report,
     scoring,
     search,
+    serving,
     walk,
 )
 from benchmarks.common import save
@@ -28,6 +31,7 @@ from benchmarks.gpu.command import run as run_gpu
 from benchmarks.study.command import main as study
 
 BENCHMARKS = {
+    "export": export.run,
     "extraction": extraction.run,
     "profile": profile.run,
     "scoring": scoring.run,
@@ -37,9 +41,11 @@ BENCHMARKS = {
     "fit_time": fit_time.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
+    "abstention": abstention.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
+    "serving": serving.run,
     "walk": walk.run,
     "gpu": run_gpu,
 }

@@ -69,7 +69,7 @@ def _table(name: str) -> str:
         return f"Not measured yet: `python -m benchmarks {source}`.\n"
     value = json.loads(path.read_text(encoding="utf-8"))
     hardware = value["hardware"]
-    place = f"{hardware['cpu']}, {hardware['cores']} cores"
+    place = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
     return "\n".join([*make(value["results"]), "", f"({place}, {value['date']})", ""])
 
 
@@ -299,6 +299,29 @@ def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
+def gpu(results: list[Result]) -> list[str]:
+    sections = {result["section"]: result.get("results", {}) for result in results}
+    rows = []
+    for dataset in ("mr", "r8"):
+        times = sections.get("minilm", {}).get(dataset, {}).get("times", {})
+        name = f"minilm, {SETS[dataset]}"
+        rows += [
+            [name, way, f"{time['median_s']:.2f}", f"{time['tokens_per_s']:,.0f}", ""]
+            for way, time in times.items()
+        ]
+    for section, name in (("llama_7b", "Llama, 7B"), ("qwen_7b", "Qwen2.5, 7B")):
+        rows += [
+            [
+                *(name, way, f"{time['median_s']:.2f}", f"{time['tokens_per_s']:,.0f}"),
+                percent(time["share_of_peak"]),
+            ]
+            for way, time in sections.get(section, {}).get("times", {}).items()
+            if "median_s" in time
+        ]
+    header = ["model", "what is read", "s", "tokens/s", "share of the bf16 peak"]
+    return markdown_table(header, rows, left=2)
+
+
 TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
     "demo": ("demo", demo),
@@ -310,6 +333,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),
+    "gpu": ("gpu", gpu),
 }
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ MISTAKES = [
     ),
     Mistake(
         "setting of another command", "curve --config fit.toml",
-        ("fit.toml", "'class_weight'", "curve"), {"fit.toml": 'class_weight = "balanced"\n'},
+        ("fit.toml", "'pairs'", "curve"), {"fit.toml": 'pairs = "blocks"\n'},
     ),
     Mistake(
         "settings that are a folder", "fit --config cfg", ("cfg cannot be read", "a TOML file"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from layerfuse.data import Split, TextDataset, audit, read_dataset, read_hub
+from layerfuse.data.audit import Finding
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
 from layerfuse.targets import check_trainable
 
@@ -343,10 +344,19 @@ def test_audit_finds_what_was_planted() -> None:
     assert json.loads(json.dumps(asdict(found)))["splits"]["test"]["rows"] == 4
 
 
+def test_audit_names_every_row_and_labels_that_are_one() -> None:
+    labels = ("positive", "positive ", "Negative", "negative", "nan", "other")
+    found = audit(TextDataset("d", {"train": Split(("same",) * 30 + tuple("abcdef"), labels * 6)}))
+    assert found.splits["train"].duplicates == Finding(29, tuple(range(1, 30)))
+    assert found.splits["train"].conflict_rows == (tuple(range(30)),)
+    assert found.alike_classes == (("positive", "positive "), ("Negative", "negative"))
+    assert found.odd_classes == ("nan",)
+
+
 def test_audit_of_one_unlabeled_split() -> None:
     found = audit(TextDataset("d", {"train": Split(("a",) * 9)}))
     assert found.splits["train"].duplicates.count == 8
-    assert len(found.splits["train"].duplicates.rows) == 5
+    assert len(found.splits["train"].duplicates.rows) == 8
     assert found.splits["train"].classes == {}
     assert (found.leaks.count, found.test_name, found.untested_classes) == (0, None, ())
 

@@ -75,6 +75,7 @@ class BlockScore:
         return f"BlockScore({self})"
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
         return asdict(self)
 
     def to_row(self) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class BlockScores:
 
     @property
     def best(self) -> BlockScore:
+        """The score with the lowest loss."""
         return self.ranking[0]
 
     @property

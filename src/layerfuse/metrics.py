@@ -66,6 +66,7 @@ class PairedDifference:
     p_value: float
 
     def to_dict(self) -> dict[str, float]:
+        """Plain values by name."""
         return asdict(self)
 
 

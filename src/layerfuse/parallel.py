@@ -144,6 +144,7 @@ class BackgroundTask:
         self._running: Future[Any] | None = None
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run a function once the last one is done."""
         self.wait()
         self._running = self._executor.submit(function, *arguments)
 

@@ -50,17 +50,15 @@ def _uniform(mask: torch.Tensor) -> torch.Tensor:
 
 def _linear(mask: torch.Tensor) -> torch.Tensor:
     """Weights 1, 2, 3, … over real tokens (Muennighoff, "SGPT", 2022)."""
-    return (mask.cumsum(dim=1) * mask).float()
+    return (mask.long().cumsum(dim=1) * mask).float()
 
 
 def _without_sink(mask: torch.Tensor) -> torch.Tensor:
     """Real tokens but the first, the attention sink of causal models (Xiao et al., 2023); a text
     of one token keeps it.
     """
-    weights = mask.float()
-    several = mask.sum(dim=1) > 1
-    weights[several, _first(mask)[several]] = 0.0
-    return weights
+    alone = (mask.sum(dim=1, keepdim=True) == 1).float()
+    return mask.float().scatter(1, _first(mask)[:, None], alone)
 
 
 def _first(mask: torch.Tensor) -> torch.Tensor:
@@ -70,7 +68,7 @@ def _first(mask: torch.Tensor) -> torch.Tensor:
 
 def _last(mask: torch.Tensor) -> torch.Tensor:
     """The last real token, wherever the padding is."""
-    return mask.shape[1] - 1 - _first(mask.flip(1))
+    return mask.shape[1] - 1 - _first(mask.int().flip(1))
 
 
 def _maximum(states: torch.Tensor, padding: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -138,7 +136,7 @@ class Pooler:
         means = [each.weights(mask) for each in self._poolings if isinstance(each, WeightedMean)]
         shares = [weights / weights.sum(dim=1, keepdim=True) for weights in means]
         self._weights = send(torch.stack(shares, dim=1)) if shares else None
-        self._rows = send(torch.arange(len(mask), device=mask.device))
+        self._rows = send(torch.arange(mask.shape[0], device=mask.device))
         self._positions = {
             each: send(each.position(mask))
             for each in self._poolings

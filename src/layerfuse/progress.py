@@ -15,7 +15,8 @@ T = TypeVar("T")
 class Advance(Protocol):
     """Called with the number of items that were just finished."""
 
-    def __call__(self, count: int, /) -> None: ...
+    def __call__(self, count: int, /) -> None:
+        """So many more are done."""
 
 
 class Reporter(Protocol):

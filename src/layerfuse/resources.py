@@ -70,6 +70,7 @@ class EncoderCost:
 
     @property
     def n_layers(self) -> int:
+        """Layers above the embedding output."""
         return len(self.parameters) - 1
 
     def parameters_at(self, layer: int) -> int:

@@ -162,7 +162,8 @@ def label_array(labels: Sequence[object]) -> npt.NDArray[np.generic]:
 class Splitter(Protocol):
     """A cross-validation splitter of scikit-learn, such as ``GroupKFold(5)``."""
 
-    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterable[tuple[Rows, Rows]]: ...
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterable[tuple[Rows, Rows]]:
+        """Numbers of training and of held-out rows, fold by fold."""
 
 
 @dataclass(frozen=True, eq=False)

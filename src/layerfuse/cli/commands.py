@@ -5,7 +5,6 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from cyclopts.validators import Number
 from layerfuse._version import __version__
 from layerfuse.cli.console import Output, print_json
 from layerfuse.config import (
+    EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
     CurveConfig,
@@ -25,6 +25,7 @@ from layerfuse.config import (
     LabelColumn,
     MovedEncoders,
     ReadConfig,
+    ServeConfig,
     SettingsFile,
     Shares,
     Store,
@@ -35,6 +36,7 @@ from layerfuse.config import (
     count,
     option,
 )
+from layerfuse.errors import require
 
 
 def _shown(value: object) -> str | None:
@@ -59,11 +61,6 @@ _datasets = App(name="datasets", help="Named datasets: list and download them.")
 _store = App(name="store", help="Embedding cache: list, verify and prune it.")
 
 _PRINT = Output()
-
-
-def _complete(settings: ReadConfig) -> FitConfig:
-    """The settings with the defaults of those that the command does not have."""
-    return FitConfig(**vars(settings))
 
 
 @app.command
@@ -137,6 +134,15 @@ def predict(
 
 
 @app.command
+def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    require("fastapi", "serve", "A server")
+    from layerfuse.serving.command import serve as run
+
+    run(settings, output.reporter)
+
+
+@app.command
 def evaluate(
     run: Bundle,
     data: Data,
@@ -168,7 +174,7 @@ def profile(
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
 
-    output.show(run(_complete(settings), scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter))
 
 
 @app.command
@@ -189,7 +195,7 @@ def compare(
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(_complete(settings), pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter))
 
 
 @app.command
@@ -209,7 +215,7 @@ def curve(
     from layerfuse.commands.analyze import curve as run
 
     fractions = [share / 100 for share in shares]
-    output.show(run(_complete(settings), output.reporter, fractions, repeats, out))
+    output.show(run(settings, output.reporter, fractions, repeats, out))
 
 
 @app.command
@@ -242,6 +248,53 @@ def report(
 
 
 @app.command
+def export(
+    run: Bundle,
+    *,
+    format: Annotated[  # noqa: A002  # the option's name
+        str, option("What to write.", choices=EXPORT_FORMATS)
+    ],
+    out: Annotated[Path, option("Folder to create.")],
+    data: Annotated[
+        str | None, option("File with texts to compare on (default: the run's test rows).")
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    block: Annotated[
+        str | None,
+        option("One block alone, such as mpnet:8:mean, without the classifier.", metavar="BLOCK"),
+    ] = None,
+    int8: Annotated[bool, option("Quantize the ONNX graph, and measure what it costs.")] = False,
+    encoders: MovedEncoders = {},  # noqa: B006  # only read
+    output: Output = _PRINT,
+) -> None:
+    """Write a saved classifier for other tools, and check that it predicts the same."""
+    from layerfuse.commands.export import export as write
+
+    result = write(
+        run, format, out, data, text_column, label_column, block, int8, encoders, output.reporter
+    )
+    output.show(result)
+
+
+@app.command
+def push(
+    run: Bundle,
+    repository: Annotated[str, option("Repository of the Hub, owner/name.")],
+    *,
+    private: Annotated[bool, option("Make a new repository private.")] = False,
+    dry_run: Annotated[
+        Path | None, option("Folder to write what would be uploaded to; nothing is uploaded.")
+    ] = None,
+    output: Output = _PRINT,
+) -> None:
+    """Upload a saved classifier with a model card to the Hugging Face Hub."""
+    from layerfuse.commands.export import push as upload
+
+    output.show(upload(run, repository, private, dry_run, output.reporter))
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, option("Run folder; an older demo in it is replaced.")] = Path(
@@ -268,12 +321,17 @@ def _list_models(*, output: Output = _PRINT) -> None:
 
 @_models.command(name="pull")
 def _pull_model(
-    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of an encoder.")],
+    *,
+    accept_terms: Annotated[
+        bool, option("Accept the encoder's terms of use, which are shown.", show_default=False)
+    ] = False,
+    output: Output = _PRINT,
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
 
-    output.show(pull_model(name, output.reporter))
+    output.show(pull_model(name, output.reporter, accept_terms=accept_terms))
 
 
 @_models.command(name="check")
@@ -284,7 +342,7 @@ def _check_model(
     dtype: Dtype = "auto",
     output: Output = _PRINT,
 ) -> int:
-    """Check that a text gets the same embedding alone, in a batch, padded left or right."""
+    """Check that a text gets the same embedding alone, in a batch and from a model cut short."""
     from layerfuse.commands.assets import check_model
 
     result = check_model(name, device, dtype, output.reporter)

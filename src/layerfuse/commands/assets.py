@@ -12,6 +12,7 @@ from layerfuse.data import (
     is_pulled,
     load_dataset,
     pull_dataset,
+    read_terms,
 )
 from layerfuse.encoders import FrozenEncoder, check_encoder
 from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
@@ -36,25 +37,33 @@ def list_models() -> ModelList:
         models=tuple(
             ModelEntry(
                 name=entry.name,
+                description=entry.description,
                 layers=entry.n_layers,
                 dim=entry.dim,
-                pulled=is_pulled(entry.name),
+                parameters=entry.parameters,
+                n_bytes=entry.size,
+                languages=entry.languages,
+                max_tokens=entry.max_tokens,
+                prompt=entry.prompt,
                 license=entry.license,
-                description=entry.description,
+                pulled=is_pulled(entry.name),
             )
             for entry in ENCODERS.values()
         )
     )
 
 
-def pull_model(name: str, reporter: Reporter) -> PullResult:
-    """Download a named encoder."""
+def pull_model(name: str, reporter: Reporter, *, accept_terms: bool = False) -> PullResult:
+    """Download a named encoder; its terms of use, where it has any, are shown first."""
     if name not in ENCODERS:
         raise NotFoundError(
             f"Unknown encoder {name!r}.{did_you_mean(name, ENCODERS)} Named encoders: "
             f"{', '.join(ENCODERS)}. Others are downloaded from the Hub when they are used."
         )
-    return PullResult(name=name, path=str(encoder_path(name, reporter)))
+    if ENCODERS[name].terms and not is_pulled(name):
+        reporter.note(read_terms(ENCODERS[name], reporter))
+    path = encoder_path(name, reporter, accept_terms=accept_terms)
+    return PullResult(name=name, path=str(path))
 
 
 def check_model(name: str, device: str, dtype: str, reporter: Reporter) -> ModelCheck:

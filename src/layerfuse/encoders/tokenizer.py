@@ -54,33 +54,33 @@ class TextTokenizer:
         self.max_length = max_length
         tokenizer.truncation_side = "right"  # the text's beginning is kept
         # A chat template writes its own special tokens.
-        self._add_special = chat_prompt is None
+        self.adds_special = chat_prompt is None
         if chat_prompt is not None:
             prompt = _apply_chat_template(tokenizer, chat_prompt)
-        self._prefix, _, self._suffix = (prompt or _SLOT).partition(_SLOT)
+        self.prefix, _, self.suffix = (prompt or _SLOT).partition(_SLOT)
         # The first call also switches off the file's own truncation and padding, in the tokenizer
         # itself: here, before threads share it.
-        fixed = len(self._encode([self._prefix + self._suffix])[0])
+        fixed = len(self._encode([self.prefix + self.suffix])[0])
         if fixed >= max_length:
             raise ConfigError(
                 f"The prompt alone takes {fixed} of at most {max_length} tokens, special ones "
                 "counted. Shorten it or raise max_length."
             )
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        self._blank = next((token for token in special if token is not None), 0)
+        self.blank_id = next((token for token in special if token is not None), 0)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenize; an empty text that yields no token becomes the model's first special token
         (bos, eos or pad).
         """
-        filled = [self._prefix + _encodable(text) + self._suffix for text in texts]
+        filled = [self.prefix + _encodable(text) + self.suffix for text in texts]
         ids = self._encode(filled) if filled else []
         truncated = [len(row) > self.max_length for row in ids]
         for index, is_long in enumerate(truncated):
             if is_long:
-                ids[index] = self._truncate(filled[index], len(filled[index]) - len(self._suffix))
+                ids[index] = self._truncate(filled[index], len(filled[index]) - len(self.suffix))
             elif not ids[index]:
-                ids[index] = [self._blank]
+                ids[index] = [self.blank_id]
         return Tokens(ids, truncated)
 
     def _encode(self, texts: list[str], *, truncation: bool = False) -> list[list[int]]:
@@ -90,7 +90,7 @@ class TextTokenizer:
     def _tokenize(self, texts: list[str], **options: bool | int) -> Any:
         return self._tokenizer(
             texts,
-            add_special_tokens=self._add_special,
+            add_special_tokens=self.adds_special,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -100,7 +100,7 @@ class TextTokenizer:
 
     def _truncate(self, filled: str, end: int) -> list[int]:
         """Drop the text's last tokens until the rest fits; what surrounds it stays."""
-        start = len(self._prefix)
+        start = len(self.prefix)
         if not self._tokenizer.is_fast:
             if start == 0 and end == len(filled):
                 return self._encode([filled], truncation=True)[0]

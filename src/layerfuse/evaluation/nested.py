@@ -58,16 +58,10 @@ def nested_plan(result: SearchResult, scores: BlockScores) -> Plan:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions for rows by models that did not see them.
+    """Logits (n, n_outputs) of rows by models that did not see them.
 
-    Attributes
-    ----------
-    logits : ndarray of shape (n, n_outputs)
-        Scales differ between plans.
-    plan_of : ndarray of shape (n,)
-        Index into ``plans`` of the plan behind each row's logits.
-    plans : list of Plan
-        One for each fold.
+    ``plan_of`` (n,) is the index into ``plans`` (one for each fold) of the plan behind each row:
+    scales differ between plans.
     """
 
     logits: Floats

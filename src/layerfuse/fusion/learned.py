@@ -29,7 +29,7 @@ _BATCH, _SMALLEST_BATCH, _STEPS = 256, 8, 16
 
 
 @dataclass(frozen=True)
-class _Functions:
+class Functions:
     """The functions that formulas need beside arithmetic, of numpy or of torch."""
 
     tanh: Callable[[Array], Array]
@@ -42,7 +42,14 @@ def _softmax(values: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-_NUMPY = _Functions(np.tanh, lambda values: np.maximum(values, 0.0), _softmax)
+_NUMPY = Functions(np.tanh, lambda values: np.maximum(values, 0.0), _softmax)
+
+
+def torch_functions() -> Functions:
+    """Those of torch."""
+    import torch
+
+    return Functions(torch.tanh, torch.relu, lambda values: torch.softmax(values, dim=-1))
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class _LearnedKind(FusionKind):
     rate = 1e-3  # of learning
 
     @abstractmethod
-    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: Functions) -> Array:
         """Blocks (n, dim) each to (n, size)."""
 
     @abstractmethod
@@ -108,7 +115,7 @@ class _LearnedKind(FusionKind):
         start["intercept"] = np.zeros(n_outputs, dtype=np.float32)
         for j, block in enumerate(blocks if residual else ()):
             start[f"classifier.{j}"] = uniform(generator, block.shape[1], n_outputs, fan_in=fan_in)
-        of = _Functions(torch.tanh, torch.relu, lambda values: torch.softmax(values, dim=-1))
+        of = torch_functions()
 
         def forward(
             weights: Mapping[str, torch.Tensor], arrays: Sequence[torch.Tensor], training: bool
@@ -162,7 +169,7 @@ class ScalarMix(_LearnedKind):
     name = "scalar_mix"
     rate = 3e-3
 
-    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: Functions) -> Array:
         share = of.softmax(weights["mix"])
         parts = (share[j] * (block @ weights[f"projection.{j}"]) for j, block in enumerate(blocks))
         return weights["gamma"] * sum(parts)
@@ -189,7 +196,7 @@ class Gated(_LearnedKind):
 
     name = "gated"
 
-    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: Functions) -> Array:
         gates = (block @ weights[f"gate.{j}"] for j, block in enumerate(blocks))
         share = of.softmax(sum(gates) + weights["gate_bias"])
         return sum(
@@ -216,7 +223,7 @@ class Bilinear(_LearnedKind):
 
     name = "bilinear"
 
-    def formula(self, weights: Arrays, blocks: Sequence[Array], of: _Functions) -> Array:
+    def formula(self, weights: Arrays, blocks: Sequence[Array], of: Functions) -> Array:
         def side(name: str, j: int) -> Array:
             return of.tanh(blocks[j] @ weights[f"{name}.{j}"] + weights[f"{name}_bias.{j}"])
 

@@ -32,14 +32,17 @@ class Agreement:
 
     @property
     def n(self) -> int:
+        """Rows."""
         return self.both + self.only_a + self.only_b + self.neither
 
     @property
     def accuracy_a(self) -> float:
+        """Share of rows that a gets right."""
         return (self.both + self.only_a) / self.n
 
     @property
     def accuracy_b(self) -> float:
+        """Share of rows that b gets right."""
         return (self.both + self.only_b) / self.n
 
     @property

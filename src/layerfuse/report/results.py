@@ -108,14 +108,19 @@ class EvaluateResult(Model):
 
 
 class ModelEntry(Model):
-    """A named encoder."""
+    """A named encoder; ``n_bytes`` are downloaded, ``max_tokens`` is its longest text."""
 
     name: str
+    description: str
     layers: int
     dim: int
-    pulled: bool
+    parameters: int
+    n_bytes: int
+    languages: str
+    max_tokens: int
+    prompt: str | None
     license: str
-    description: str
+    pulled: bool
 
 
 class ModelList(Model):
@@ -199,3 +204,51 @@ class ReportResult(Model):
     sections: tuple[str, ...]
     figures: tuple[str, ...]
     seconds: float
+
+
+class Int8Result(Model):
+    """The quantized graph on the rows that the export was checked on."""
+
+    accuracy: float | None
+    """None without labels."""
+    accuracy_change: float | None
+    """From the graph in float32; negative is worse."""
+    labels_changed: int
+    """Rows with another predicted label than by the graph in float32."""
+    difference: float
+    """The largest in a probability."""
+
+
+class ExportResult(Model):
+    """A pipeline in another format, and how far it is from the original."""
+
+    run: str
+    out: str
+    format: str
+    blocks: tuple[BlockRef, ...]
+    n_bytes: int
+    rows: str
+    """What it was checked on."""
+    n_rows: int
+    difference: float
+    """The largest from the pipeline in float32: in a probability, or for a block as a share of its
+    largest value."""
+    dtype: str
+    """Of the pipeline as it was fitted."""
+    dtype_difference: float | None
+    """The largest from the pipeline as it was fitted; None for a block."""
+    labels_changed: int | None
+    """Rows with another predicted label than by the pipeline as it was fitted."""
+    accuracy: float | None
+    int8: Int8Result | None
+
+
+class PushResult(Model):
+    """What was uploaded, or written in its place."""
+
+    repository: str
+    url: str | None
+    """None where nothing was uploaded."""
+    folder: str | None
+    files: tuple[str, ...]
+    n_bytes: int

@@ -6,8 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from layerfuse.abstention import Abstention, AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.complementarity import Pair
 from layerfuse.config import FitConfig
@@ -23,6 +26,7 @@ from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
 from layerfuse.resources import EncoderCost, PipelineCost
+from layerfuse.targets import Targets
 
 _NAME = "report.json"
 
@@ -103,6 +107,42 @@ class SelectionReport(Model):
     head: str
     trials: tuple[Trial, ...]
     """Other fusions and heads that were compared with concatenation and a ridge head."""
+
+
+class AbstentionReport(Model):
+    """When the classifier abstains, and what that comes to."""
+
+    rule: Abstention
+    cv: AbstentionFigures
+    """On training rows, out of fold: those that the thresholds were chosen on."""
+    test: AbstentionFigures | None = None
+
+    @classmethod
+    def of(
+        cls, rule: Abstention | None, proba: npt.NDArray[np.float64], targets: Targets
+    ) -> AbstentionReport | None:
+        """By nested out-of-fold probabilities (n, n_classes)."""
+        return None if rule is None else cls(rule=rule, cv=rule.measure(proba, targets))
+
+    def tested(self, proba: npt.NDArray[np.float64], targets: Targets) -> AbstentionReport:
+        """With its figures on test rows."""
+        return self.model_copy(update={"test": self.rule.measure(proba, targets)})
+
+    @property
+    def sentence(self) -> str:
+        """How many texts go to a person, and how many of the others are right."""
+        own = self.cv if self.test is None else self.test
+        share = f"Of each 100 texts, {100 * own.abstained.value:.0f} go to a person"
+        if own.accuracy is None:
+            return (
+                f"{share}: no threshold gives the others an accuracy of "
+                f"{self.rule.target_accuracy:.4g} with 95% confidence on {self.cv.n:,} rows."
+            )
+        low, high = 100 * own.accuracy.low, 100 * own.accuracy.high
+        return (
+            f"{share}; of the others {100 * own.accuracy.value:.1f}% ({low:.1f} to {high:.1f}) "
+            "are right."
+        )
 
 
 class CostReport(Model):
@@ -226,6 +266,8 @@ class RunReport(Model):
     verdict: VerdictSummary
     gap: GeneralizationGap | None = None
     """Test rows against training rows; None without test rows."""
+    abstention: AbstentionReport | None = None
+    """None where neither a target accuracy nor a coverage was asked for."""
     pareto: tuple[Tradeoff, ...]
     cost: CostReport
     diagnosis: Diagnosis

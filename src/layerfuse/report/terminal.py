@@ -9,6 +9,7 @@ from functools import singledispatch
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +22,12 @@ from layerfuse.report.results import (
     CompareResult,
     CurveResult,
     EvaluateResult,
+    ExportResult,
     ExtractResult,
     ModelCheck,
+    ModelList,
     ProfileResult,
+    PushResult,
     ReportResult,
     StoreCheck,
 )
@@ -36,8 +40,9 @@ _NOISE = 4  # standard errors that a bar's full height spans at least
 _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
+_EXAMPLES = 5
 _MOST_CLASSES = 12
-_HIDDEN = ("description", "identity", "license")  # columns of lists that no terminal has room for
+_HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
 
 
@@ -175,6 +180,9 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
     if report.gap is not None and report.gap.sentence:
         out.print(f"Note: {report.gap.sentence}")
     _print_baselines(report, out, verbose)
+    if report.abstention is not None:
+        out.print(report.abstention.sentence)
+        _print_table(tables.abstention_table(report.abstention), out)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
         times = f", {ratio.value:.1f}x the last layer ({ratio.low:.1f} to {ratio.high:.1f})"
@@ -211,8 +219,8 @@ def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
     for place in shown[1:]:
         table.add_column(own.head[place], justify="right")
     for number, row in enumerate(own.rows):
-        cells = (row[place] for place in shown)
-        table.add_row(*cells, style="bold" if number in own.strong else "")
+        style = "bold" if number in own.strong else ""
+        table.add_row(*(row[place] for place in shown), style=style)
     out.print(table)
 
 
@@ -242,8 +250,8 @@ def _render_comparison(result: CompareResult, out: Console, *, verbose: bool = F
     out.print()
     _print_table(_pair_table(result), out)
     out.print(
-        "fused: of the two together, gain: over the better one; CKA: similarity, 1 for the same;\n"
-        "Q: 1 where they err on the same rows, 0 independent; either: at least one is right\n"
+        "fused: of the two together; gain: over the better one; CKA: 1 for the same;\n"
+        "Q: 1 where they err on the same rows; either: at least one is right\n"
     )
     hidden = len(result.pairs) - _MOST_PAIRS
     if hidden > 0:
@@ -315,10 +323,63 @@ def _render_curve(result: CurveResult, out: Console, *, verbose: bool = False) -
 
 
 @render.register
+def _render_models(result: ModelList, out: Console, *, verbose: bool = False) -> None:
+    """The named encoders, a paragraph each: no terminal has room for their table."""
+    for entry in result.models:
+        out.print(f"{entry.name}{' (downloaded)' if entry.pulled else ''}", style="bold")
+        facts = (
+            entry.description,
+            f"{entry.layers} layers of {entry.dim}",
+            f"{entry.parameters / 1e6:.0f} M parameters",
+            human_bytes(entry.n_bytes),
+            f"languages: {entry.languages}",
+            f"up to {entry.max_tokens} tokens",
+            f"license: {entry.license}",
+            *([f"prompt: {entry.prompt}"] if entry.prompt else ()),
+        )
+        out.print(Padding(Text("; ".join(facts)), (0, 0, 0, 2), expand=False))
+
+
+@render.register
 def _render_written(result: ReportResult, out: Console, *, verbose: bool = False) -> None:
     out.print(f"{result.report} ({human_bytes(result.n_bytes)})", soft_wrap=True)
     if result.figures:
         out.print(f"{len(result.figures)} figures beside {result.figures[0]}", soft_wrap=True)
+
+
+@render.register
+def _render_export(result: ExportResult, out: Console, *, verbose: bool = False) -> None:
+    where = f"on {plural(result.n_rows, 'text')} of {result.rows}"
+    lines = [
+        f"{result.out} ({human_bytes(result.n_bytes)})",
+        f"  reads {', '.join(map(str, result.blocks))}",
+        f"  largest difference from float32: {result.difference:.1e} {where}",
+    ]
+    if result.dtype_difference is not None and result.labels_changed is not None:
+        lines.append(
+            f"  largest difference from {result.dtype}, as fitted: {result.dtype_difference:.1e}; "
+            f"{plural(result.labels_changed, 'label')} changed"
+        )
+    if result.accuracy is not None:
+        lines.append(f"  accuracy: {percent(result.accuracy, 2)}")
+    if int8 := result.int8:
+        accuracy = ""
+        if int8.accuracy is not None and int8.accuracy_change is not None:
+            change = f"{100 * int8.accuracy_change:+.2f} points"
+            accuracy = f"accuracy {percent(int8.accuracy, 2)} ({change}), "
+        lines.append(
+            f"  int8: {accuracy}{plural(int8.labels_changed, 'label')} changed, largest "
+            f"difference {int8.difference:.1e}"
+        )
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
+@render.register
+def _render_push(result: PushResult, out: Console, *, verbose: bool = False) -> None:
+    place = f"not uploaded, written to {result.folder}" if result.url is None else result.url
+    size = f"{plural(len(result.files), 'file')}, {human_bytes(result.n_bytes)}"
+    out.print(f"{result.repository}: {place} ({size})", soft_wrap=True)
 
 
 @render.register
@@ -367,6 +428,11 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
         ("classes without a test row", result.untested_classes),
         ("classes without a training row", result.unseen_classes),
         ("classes with fewer than 5 training rows", tuple(result.small_classes)),
+        (
+            "classes that differ only in case or blanks",
+            tuple(" / ".join(map(repr, own)) for own in result.alike_classes),
+        ),
+        ("classes that read like a missing value", result.odd_classes),
     ):
         if names:
             out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
@@ -374,6 +440,6 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
 
 def _print_finding(name: str, finding: Finding, out: Console) -> None:
     if finding.count:
-        rows = ", ".join(map(str, finding.rows))
-        more = ", …" if finding.count > len(finding.rows) else ""
+        rows = ", ".join(map(str, finding.rows[:_EXAMPLES]))
+        more = ", …" if finding.count > _EXAMPLES else ""
         out.print(f"  {name}: {finding.count} (row {rows}{more}, counted from 0)")

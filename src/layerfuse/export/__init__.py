@@ -1,0 +1,1 @@
+"""Trained pipelines in formats that other tools load, checked against the pipeline itself."""

@@ -1,0 +1,207 @@
+"""A pipeline as one PyTorch module, from token ids to probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerfuse.encoders.architecture import Architecture, accepted, pool_layers
+from layerfuse.errors import ConfigError
+from layerfuse.fusion import Fusion
+from layerfuse.fusion.ensembles import StackingFusion, VotingFusion
+from layerfuse.fusion.learned import LearnedFusion, torch_functions
+from layerfuse.fusion.products import Concat, ProductFusion
+from layerfuse.fusion.protocol import Residual
+from layerfuse.heads import Head, KernelHead, LinearHead, MlpHead
+from layerfuse.pipeline import FusedModel
+from layerfuse.pooling import Pooler
+
+Function = Callable[[Tensor], Tensor]
+Fuse = Callable[[Sequence[Tensor]], Tensor]
+
+
+class PipelineGraph(torch.nn.Module):
+    """``forward(ids, mask, ids, mask, ...)``, a pair for each encoder, to probabilities.
+
+    Parameters
+    ----------
+    model : FusedModel
+    stacks : mapping of str to Architecture
+        Of each encoder by its name, in the order of the pairs.
+
+    Raises
+    ------
+    ConfigError
+        For a fusion or a head that has no form in PyTorch.
+    """
+
+    def __init__(self, model: FusedModel, stacks: Mapping[str, Architecture]) -> None:
+        super().__init__()
+        self._model, self._architectures = model, stacks
+        self.stacks = torch.nn.ModuleList(each.stack for each in stacks.values())
+        self._fuse = fuse_function(model.model.fusion)
+        self._head = head_function(model.model.head)
+
+    def forward(self, *pairs: Tensor) -> Tensor:
+        """Token ids and masks, both (n, tokens) int64, to probabilities (n, n_outputs) float32."""
+        found: dict[tuple[str, int, str], Tensor] = {}
+        for index, (name, architecture) in enumerate(self._architectures.items()):
+            ids, mask = pairs[2 * index : 2 * index + 2]
+            own = [block for block in self._model.blocks if block.encoder == name]
+            poolings = tuple(dict.fromkeys(block.pooling for block in own))
+            layers = tuple(sorted({block.layer for block in own}))
+            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+            if "use_cache" in accepted(architecture.stack):
+                inputs["use_cache"] = False
+            pooler = Pooler(mask.bool(), poolings)
+            pooled = pool_layers(architecture.stack, architecture.blocks, inputs, pooler, layers)
+            for layer in layers:
+                for place, pooling in enumerate(poolings):
+                    found[name, layer, pooling] = pooled[layer][:, place]
+        coordinates = [
+            (found[block.encoder, block.layer, block.pooling] - torch.from_numpy(axes.mean))
+            * torch.from_numpy(axes.scale)
+            @ torch.from_numpy(axes.axes)
+            for block, axes in zip(self._model.blocks, self._model.axes, strict=True)
+        ]
+        logits = self._head(self._fuse(coordinates)).double()
+        return torch.softmax(logits / self._model.calibrator.temperature, dim=1).float()
+
+
+def head_function(head: Head) -> Function:
+    """A head in PyTorch.
+
+    Raises
+    ------
+    ConfigError
+        For a head that has none; names it.
+    """
+    if isinstance(head, LinearHead):
+        return _affine(head.coef, head.intercept)
+    if isinstance(head, MlpHead):
+        layers = [_affine(w, b) for w, b in zip(head.weights, head.biases, strict=True)]
+        return lambda x: layers[2](torch.relu(layers[1](torch.relu(layers[0](x)))))
+    if isinstance(head, KernelHead):
+        landmarks, scale = torch.from_numpy(head.landmarks), torch.from_numpy(head.scale)
+        linear, squares = head_function(head.linear), torch.square(landmarks).sum(0) / 2
+
+        def kernel(x: Tensor) -> Tensor:
+            x = x * scale
+            distances = x @ landmarks - torch.square(x).sum(1, keepdim=True) / 2 - squares
+            return linear(torch.exp(distances.clamp(max=0.0)))
+
+        return kernel
+    raise ConfigError(
+        f"The head {head.kind!r} cannot be written as a graph. Fit again with --head ridge."
+    )
+
+
+def fuse_function(fusion: Fusion) -> Fuse:
+    """A fusion in PyTorch, of principal coordinates.
+
+    Raises
+    ------
+    ConfigError
+        For a fusion that has none; names it.
+    """
+    if isinstance(fusion, Concat):
+        return lambda blocks: torch.cat(list(blocks), dim=1)
+    if isinstance(fusion, Residual):
+        operation = fuse_function(fusion.operation)
+        return lambda blocks: torch.cat([operation(blocks), *blocks], dim=1)
+    if isinstance(fusion, LearnedFusion):
+        weights = {name: torch.from_numpy(array) for name, array in fusion.weights.items()}
+        kind, functions = fusion.kind, torch_functions()
+
+        def learned(blocks: Sequence[Tensor]) -> Tensor:
+            result: Tensor = kind.formula(weights, blocks, functions)
+            return result
+
+        return learned
+    if isinstance(fusion, ProductFusion) and fusion.name in _PRODUCTS:
+        combine = _PRODUCTS[fusion.name]
+        maps = [torch.from_numpy(array) for array in fusion.projections]
+        mean, scale = torch.from_numpy(fusion.mean), torch.from_numpy(fusion.scale)
+
+        def product(blocks: Sequence[Tensor]) -> Tensor:
+            projected = [(z @ P).double() for z, P in zip(blocks, maps, strict=True)]
+            return ((combine(projected) - mean) * scale).float()
+
+        return product
+    if isinstance(fusion, StackingFusion | VotingFusion):
+        heads = [head_function(head) for head in fusion.heads]
+
+        def scores(blocks: Sequence[Tensor]) -> list[Tensor]:
+            return [head(z) for head, z in zip(heads, blocks, strict=True)]
+
+        if isinstance(fusion, VotingFusion):
+            tiny = float(np.finfo(np.float64).tiny)
+
+            def vote(blocks: Sequence[Tensor]) -> Tensor:
+                votes = [torch.softmax(each.double(), dim=1) for each in scores(blocks)]
+                return _mean(votes).clamp(min=tiny).log().float()
+
+            return vote
+        mean, scale = torch.from_numpy(fusion.mean), torch.from_numpy(fusion.scale)
+        return lambda blocks: (torch.cat(scores(blocks), dim=1) - mean) * scale
+    raise ConfigError(
+        f"The fusion {fusion.name!r} cannot be written as a graph. Fit again with --fusion concat."
+    )
+
+
+def _affine(weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> Function:
+    W, b = torch.from_numpy(weight), torch.from_numpy(bias)
+    return lambda x: x @ W + b
+
+
+def _mean(vectors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(vectors)).mean(dim=0)
+
+
+def _matmul(vectors: Sequence[Tensor]) -> Tensor:
+    size = int(vectors[0].shape[1])
+    r = math.isqrt(size)
+    return reduce(torch.matmul, [v.reshape(-1, r, r) for v in vectors]).reshape(-1, size)
+
+
+def _quaternion(vectors: Sequence[Tensor]) -> Tensor:
+    product = vectors[0].chunk(4, dim=1)
+    for vector in vectors[1:]:
+        (a, b, c, d), (e, f, g, h) = product, vector.chunk(4, dim=1)
+        product = (
+            a * e - b * f - c * g - d * h,
+            a * f + b * e + c * h - d * g,
+            a * g - b * h + c * e + d * f,
+            a * h + b * g - c * f + d * e,
+        )
+    return torch.cat(product, dim=1)
+
+
+def _cooccurrence(vectors: Sequence[Tensor]) -> Tensor:
+    H = torch.stack(list(vectors), dim=1)
+    pooled = torch.tanh(H @ H.transpose(1, 2) / (2.0 * H.shape[2]))
+    return torch.cat([pooled.flatten(1), H.mean(dim=1)], dim=1)
+
+
+def _tensor(vectors: Sequence[Tensor]) -> Tensor:
+    pairs = list(combinations(vectors, 2)) or [(vectors[0], vectors[0])]
+    return torch.cat([(a[:, :, None] * b[:, None, :]).flatten(1) for a, b in pairs], dim=1)
+
+
+# In float64, as in `layerfuse.fusion.products`, where the formulas are explained.
+_PRODUCTS: dict[str, Fuse] = {
+    "sum": lambda vectors: torch.stack(list(vectors)).sum(dim=0),
+    "mean": _mean,
+    "hadamard": lambda vectors: reduce(torch.mul, vectors),
+    "matmul": _matmul,
+    "quaternion": _quaternion,
+    "cooccurrence": _cooccurrence,
+    "tensor": _tensor,
+}
