@@ -70,7 +70,7 @@ OTHER_STATES: dict[str, Callable[[], Any]] = {
     "reformer": lambda: hf.ReformerConfig(
         **_COMMON, hidden_size=32, attn_layers=["local"] * 3, num_attention_heads=4,
         attention_head_size=8, feed_forward_size=48, local_attn_chunk_length=4,
-        axial_pos_embds=False, max_position_embeddings=66,
+        axial_pos_embds=False, max_position_embeddings=64,
     ),
     "squeezebert": lambda: hf.SqueezeBertConfig(
         **_COMMON, **_SIZES, embedding_size=32, q_groups=1, k_groups=1, v_groups=1,

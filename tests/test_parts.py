@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import fsspec
 import pyarrow
@@ -123,6 +122,32 @@ class TestReading:
         assert done.code == 2
         assert "There is no memory://bucket/other.csv" in done.err
 
+    @pytest.mark.slow
+    def test_object_storage(
+        self, bundle: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+        pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'layerfuse[s3]'")
+        running = server.ThreadedMotoServer(port=0, verbose=False)
+        running.start()
+        host, port = running.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        try:
+            bucket = fsspec.filesystem("s3")
+            bucket.mkdir("bucket")
+            bucket.put_file(str(texts), "bucket/texts.csv")
+            for suffix in FORMATS:
+                out = ("--part-rows", PART, "--out", f"s3://bucket/out{suffix}")
+                succeed("predict", bundle, "s3://bucket/texts.csv", *out)
+                succeed("predict", bundle, texts, *out[:3], f"here{suffix}")
+                assert bucket.cat(f"bucket/out{suffix}") == Path(f"here{suffix}").read_bytes()
+            done = run("predict", bundle, "s3://bucket/no.csv")
+            assert (done.code, "There is no s3://bucket/no.csv" in done.err) == (2, True)
+        finally:
+            running.stop()
+
     def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
         whole, parts = (
             evaluate(bundle, str(texts), None, None, None, {}, "cpu", SILENT, part_rows=size)
@@ -207,17 +232,52 @@ def test_extract_fills_the_store_that_fit_reads(bundle: Path, texts: Path):
     assert f"{N_ROWS} of {N_ROWS} distinct texts are in the store" in fitted.err
 
 
+_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+nodes = [cluster.add_node(**node) for _ in range(2)]
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    cluster.add_node(**node)
+    print("gone", flush=True)
+cluster.shutdown()
+"""
+
+
+class Cluster:
+    """Three nodes on this machine, in a process of their own."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.address = self._told(":")
+
+    def kill_node(self) -> None:
+        """Kill a node, and start another one later."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        self._told("gone")
+
+    def _told(self, word: str) -> str:
+        assert self.process.stdout is not None
+        return next(line for line in self.process.stdout if word in line).strip()
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    utils = pytest.importorskip("ray.cluster_utils", reason="pip install 'layerfuse[ray]'")
-    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    cluster = utils.Cluster(
-        initialize_head=True, head_node_args={**node, "include_dashboard": False}
-    )
-    for _ in range(2):
-        cluster.add_node(**node)
-    yield cluster
-    cluster.shutdown()
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'layerfuse[ray]'")
+    found = Cluster()
+    yield found
+    found.process.communicate("")
 
 
 @pytest.mark.slow
@@ -225,36 +285,37 @@ class TestRay:
     """A cluster of three nodes on this machine; skipped where ray is not installed."""
 
     @pytest.fixture
-    def command(self, bundle: Path, cluster: Any) -> tuple[object, ...]:
+    def command(self, bundle: Path, cluster: Cluster) -> tuple[object, ...]:
         write_csv(Path("many.csv"), rows(3000, seed=2))
         return ("predict", bundle, Path("many.csv").resolve(), "--part-rows", 20)
 
-    def on_ray(self, cluster: Any, *command: object) -> subprocess.Popen[str]:
+    def on_ray(self, cluster: Cluster, *command: object) -> subprocess.Popen[str]:
         return start(*command, "--engine", "ray", "--address", cluster.address, cwd=Path.cwd())
 
-    def test_output_is_that_of_the_local_engine(self, cluster: Any, command: tuple[object, ...]):
+    def test_output_is_that_of_the_local_engine(
+        self, cluster: Cluster, command: tuple[object, ...]
+    ):
         expected = succeed(*command).out
         process = self.on_ray(cluster, *command)
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert out == expected
 
-    def test_a_node_that_dies_costs_nothing(self, cluster: Any, command: tuple[object, ...]):
+    def test_a_node_that_dies_costs_nothing(self, cluster: Cluster, command: tuple[object, ...]):
         succeed(*command, "--out", "whole.csv")
-        node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
         process = self.on_ray(cluster, *command, "--out", "out.csv", "--json")
         done = 0
         while process.poll() is None and done < 30:
             done = len(list(Path(".out.csv.parts").glob("part.*")))
             time.sleep(0.01)
         assert process.poll() is None
-        cluster.remove_node(node, allow_graceful=False)
+        cluster.kill_node()
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert json.loads(out)["rows"] == 3000
         assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 
-    def test_a_store_is_filled(self, cluster: Any, bundle: Path, texts: Path):
+    def test_a_store_is_filled(self, cluster: Cluster, bundle: Path, texts: Path):
         options = ("-e", bundle.parent / "bert", "--store", Path("store").resolve(), "--json")
         process = self.on_ray(cluster, "extract", texts.resolve(), *options, "--part-rows", PART)
         out, err = process.communicate()

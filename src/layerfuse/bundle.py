@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -204,6 +206,7 @@ class _File(_Record):
     abstention: Abstention | None
     tensors: dict[str, _Tensor]
     facts: Facts
+    sha256: str = ""
 
 
 def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
@@ -240,10 +243,19 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         },
         facts=bundle.facts,
     )
-    with atomic_folder(path, overwrite=overwrite) as folder:
-        write_json(folder / _JSON, value.model_dump(mode="json"))
+    own = (_JSON, _TENSORS, _CARD) if overwrite else None
+    with atomic_folder(path, replaces=own) as folder:
         write_tensors(folder / _TENSORS, tensors)
+        plain = value.model_dump(mode="json")
+        write_json(folder / _JSON, {**plain, "sha256": _sha256(plain, folder / _TENSORS)})
         (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
+
+
+def _sha256(value: Mapping[str, Any], tensors: Path) -> str:
+    """Of bundle.json, but for this field itself, and of the tensors."""
+    fields = {name: own for name, own in value.items() if name != "sha256"}
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode() + tensors.read_bytes()).hexdigest()
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -257,15 +269,19 @@ def load_bundle(path: Path) -> Bundle:
         When it is damaged, was changed, or comes from a newer version.
     """
     try:
-        file = _File.model_validate(read_json(path / _JSON, kind=_KIND, version=_VERSION))
-        return _from_file(path, file)
+        value = read_json(path / _JSON, kind=_KIND, version=_VERSION)
+        file = _File.model_validate(value)
+        bundle = _from_file(path, file)
+        if _sha256(value, path / _TENSORS) != file.sha256:
+            raise _changed(path, "sha256: not that of this file and the tensors")
+        return bundle
     except PydanticError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _changed(path, f"{where}: {first['msg']}") from error
     except LayerfuseError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _changed(path, f"{type(error).__name__}: {error}") from error
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, cast
@@ -19,7 +19,13 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.errors import FormatError, MissingExtraError, NotFoundError, StorageError
+from layerfuse.errors import (
+    FormatError,
+    MissingExtraError,
+    NewerVersionError,
+    NotFoundError,
+    StorageError,
+)
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
@@ -91,25 +97,40 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that is renamed to ``path`` only on success.
+
+    A folder that is there is replaced where it holds no other files than ``replaces``.
 
     Raises
     ------
     StorageError
-        When ``path`` exists (and ``overwrite`` is false), or the disk refuses.
+        When ``path`` exists and may not be replaced, or the disk refuses.
     """
-    if path.exists() and not overwrite:
-        raise StorageError(f"{path} exists already. Choose another folder, or remove it first.")
+    if path.exists():
+        if replaces is None or not path.is_dir():
+            raise StorageError(f"{path} exists already. Choose another folder, or remove it first.")
+        if others := sorted({entry.name for entry in path.iterdir()} - set(replaces)):
+            raise StorageError(
+                f"{path} holds files that would be lost: {', '.join(others[:5])}. Choose another "
+                "folder, or move them first."
+            )
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            if overwrite and path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)  # fails if another process made a folder here meanwhile
+            older = temporary.with_suffix(".old")
+            if replaces is not None and path.exists():
+                path.replace(older)
+            try:
+                temporary.replace(path)  # fails if another process made a folder here meanwhile
+            except OSError:
+                if older.exists():
+                    older.replace(path)
+                raise
+            shutil.rmtree(older, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -183,7 +204,7 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
         if not path.parent.is_dir():
             raise NotFoundError(f"There is no folder {path.parent}.") from error
         raise NotFoundError(f"There is no {path.name} in {path.parent}. Is it a {kind}?") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FormatError(
             f"{path} cannot be read as JSON: {error}. It is damaged; save or copy it again."
         ) from error
@@ -192,7 +213,7 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
         raise FormatError(f"{path} should be a {kind}, but says {found!r}.")
     found_version = value.get("format_version")
     if not isinstance(found_version, int) or found_version > version:
-        raise FormatError(
+        raise NewerVersionError(
             f"{path} has format version {found_version!r}, and this layerfuse reads up to "
             f"{version}. Upgrade with: pip install --upgrade layerfuse"
         )
@@ -215,14 +236,14 @@ def write_tensors(
 def read_tensors(
     path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Read a safetensors file whose names, shapes and dtypes must be exactly ``expected``.
+    """Read a safetensors file of finite numbers; names, shapes and dtypes are ``expected``.
 
     Raises
     ------
     NotFoundError
         When there is no such file.
     FormatError
-        When the file is damaged, or a name, shape or dtype differs; the message names it.
+        When the file is damaged, or a name, shape, dtype or value is wrong; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -242,6 +263,8 @@ def read_tensors(
                 f"{path}: tensor {name!r} is {array.dtype}{list(array.shape)}, "
                 f"expected {dtype}{list(shape)}. The file was changed after it was saved."
             )
+        if not np.isfinite(array).all():
+            raise FormatError(f"{path}: tensor {name!r} holds a NaN or an infinity. Save it again.")
     return tensors
 
 

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json, write_data
+from layerfuse.cli.console import Output, print_json
 from layerfuse.config import (
     EXPORT_FORMATS,
     BlocksInUse,
@@ -133,9 +133,12 @@ def predict(
             write_data(as_csv(found))
         return
 
+    printed = sys.stdout
+
     def show(table: bytes) -> None:
-        write_data(table.decode())
-        sys.stdout.flush()
+        text = table.decode()
+        printed.write(visible(text) if printed.isatty() else text)
+        printed.flush()
 
     result = label(
         run,

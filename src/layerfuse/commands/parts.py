@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -222,13 +223,16 @@ def _run_on_ray(
         num_gpus=gpus,
     )
     done: set[int] = set()
-    for row in results.iter_rows():
-        result: Done[R] = pickle.loads(row["result"])  # noqa: S301  # of our own actors
-        if result.number in done:
-            raise LayerfuseError(f"Ray gave part {result.number} twice. Run again with --resume.")
-        done.add(result.number)
-        yield result
-        advance(result.rows)
+    with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
+        for row in results.iter_rows():
+            result: Done[R] = pickle.loads(row["result"])  # noqa: S301  # of our own actors
+            if result.number in done:
+                raise LayerfuseError(
+                    f"Ray gave part {result.number} twice. Run again with --resume."
+                )
+            done.add(result.number)
+            yield result
+            advance(result.rows)
 
 
 class _RayWorker:

@@ -194,7 +194,7 @@ class _File:
                 opened.enter_context(file)
                 packed = self.where.lower().endswith(".gz")
             if packed:
-                file = opened.enter_context(gzip.GzipFile(fileobj=file))
+                file = cast("IO[bytes]", opened.enter_context(gzip.GzipFile(fileobj=file)))
             yield file
 
     @contextlib.contextmanager
