@@ -541,8 +541,10 @@ class TestUse:
     def test_predict_as_json(self, trained: tuple[Path, Done]):
         done = succeed("predict", trained[0] / "run", self.texts(), "--json", "--out", "out.csv")
         assert done.json["classes"] == sorted(LABELS)
-        assert [row["text"] for row in done.json["predictions"]] == list(self.TEXTS)
+        assert (done.json["rows"], done.json["out"]) == (3, "out.csv")
         assert Path("out.csv").is_file()
+        done = succeed("predict", trained[0] / "run", self.texts(), "--json")
+        assert [row["text"] for row in done.json["predictions"]] == list(self.TEXTS)
 
     def test_evaluate_measures_what_fit_measured(self, trained: tuple[Path, Done]):
         folder, fitted = trained

@@ -441,6 +441,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         labels: Mapping[Any, str | int | float | bool] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        strip_html: bool = False,
     ) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, model card); see `load`.
 
@@ -454,6 +455,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Names to save labels by. A bundle holds strings, finite numbers and booleans.
         text_column, label_column : str, optional
             Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
+        strip_html : bool, default=False
+            Whether they strip HTML.
 
         Raises
         ------
@@ -471,6 +474,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
+            strip_html=strip_html,
             settings=settings_of(self, names),
         )
         save_bundle(

@@ -237,6 +237,12 @@ class _EncoderBlocks:
             "Check the disk, or choose another folder with --store."
         )
 
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Places in ``rows``, those of texts that lie together in the store together."""
+        if self.section is None:
+            return np.arange(len(rows))
+        return self.section.order(self.hashes[rows], key)
+
     def complete(self) -> int:
         """Compute what is missing and return how many texts that were.
 
