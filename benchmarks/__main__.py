@@ -8,6 +8,7 @@ import sys
 import torch
 
 from benchmarks import (
+    abstention,
     accuracy,
     complementarity,
     demo,
@@ -15,12 +16,14 @@ from benchmarks import (
     extraction,
     fit_time,
     fusions,
+    label_errors,
     memory,
     predict,
     profile,
     report,
     scoring,
     search,
+    serving,
     walk,
 )
 from benchmarks.common import save
@@ -39,9 +42,12 @@ BENCHMARKS = {
     "fit_time": fit_time.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
+    "abstention": abstention.run,
+    "label_errors": label_errors.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
+    "serving": serving.run,
     "walk": walk.run,
     "gpu": run_gpu,
 }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from layerfuse import load_dataset
-from layerfuse.encoders.cpu_kernels import pack_linears
+from layerfuse.encoders.devices import pack_linears
 from layerfuse.errors import LayerfuseError
 
 RESULTS = Path(__file__).parent / "results"

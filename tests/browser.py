@@ -60,21 +60,28 @@ class Opened:
 
 
 def open_page(
-    browser: Browser, path: Path, *, scheme: str = "light", width: int = 1280, drawn: bool = True
+    browser: Browser,
+    path: Path | str,
+    *,
+    scheme: str = "light",
+    width: int = 1280,
+    drawn: bool = True,
 ) -> Opened:
-    """Open a file; all other requests are refused and noted."""
+    """Open a file, or the address of a server; requests to elsewhere are refused and noted."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
         color_scheme="dark" if scheme == "dark" else "light",
     )
     opened = Opened(context.new_page())
-    page, own = opened.page, path.resolve().as_uri()
+    page = opened.page
+    own = path if isinstance(path, str) else path.resolve().as_uri()
 
     def route(request: Route) -> None:
-        if request.request.url.partition("#")[0] == own:
+        url = request.request.url
+        if url.partition("#")[0] == own or (isinstance(path, str) and url.startswith(own)):
             request.continue_()
         else:
-            opened.asked.append(request.request.url)
+            opened.asked.append(url)
             request.abort()
 
     context.route("**/*", route)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from string import ascii_lowercase
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import transformers as hf
 from tokenizers import (
@@ -154,6 +157,57 @@ def save_model(family: str, folder: Path, *, seed: int = 0, **tokenizer: bool) -
     own = _byte_level() if family == "qwen2" else build_tokenizer(**tokenizer)
     own.save_pretrained(folder)
     return folder
+
+
+def save_gguf(family: Literal["llama", "qwen2"], path: Path) -> None:
+    """Write a tiny random model and its tokenizer as a GGUF file."""
+    import gguf
+
+    dim, inner, n_heads = 32, 48, 4
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_block_count(N_LAYERS)
+    writer.add_context_length(66)
+    writer.add_embedding_length(dim)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(n_heads // 2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(dim // n_heads)
+    words = [*_SPECIAL, "\u2581", *ascii_lowercase, *(f"a{letter}" for letter in ascii_lowercase)]
+    words += ["the", "th", "\u2581the", "film", "fi", "lm", "\u2581film"]
+    if family == "llama":
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([0.0] * len(words))
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        words = [*alphabet, "th", "the", "Ġthe", "<|endoftext|>", "<|im_end|>"]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_merges(["t h", "th e", "Ġ the"])
+        writer.add_token_types([1] * (len(words) - 2) + [3, 3])
+        writer.add_bos_token_id(len(words) - 2)
+        writer.add_eos_token_id(len(words) - 1)
+    writer.add_vocab_size(len(words))
+    writer.add_token_list(words)
+    half = dim // 2
+    block: dict[str, tuple[int, ...]] = {
+        "attn_q": (dim, dim), "attn_k": (half, dim), "attn_v": (half, dim),
+        "attn_output": (dim, dim), "ffn_gate": (inner, dim), "ffn_up": (inner, dim),
+        "ffn_down": (dim, inner), "attn_norm": (dim,), "ffn_norm": (dim,),
+    }  # fmt: skip
+    shapes = {f"blk.{i}.{name}.weight": own for i in range(N_LAYERS) for name, own in block.items()}
+    if family == "qwen2":
+        for i, (name, size) in product(range(N_LAYERS), [("q", dim), ("k", half), ("v", half)]):
+            shapes[f"blk.{i}.attn_{name}.bias"] = (size,)
+    table = (len(words), dim)
+    shapes |= {"token_embd.weight": table, "output_norm.weight": (dim,), "output.weight": table}
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, random.normal(0, 0.2, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 class TinyModels(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -71,7 +72,15 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
     path = folder / "bundle.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     change(value)
+    value["sha256"] = signed(value, folder)
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def signed(value: dict[str, Any], folder: Path) -> str:
+    """The checksum that a bundle of these fields has."""
+    fields = {name: own for name, own in value.items() if name != "sha256"}
+    tensors = (folder / "tensors.safetensors").read_bytes()
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + tensors).hexdigest()
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -482,6 +491,10 @@ class TestTheFolder:
         ):
             fitted.save(saved)
         assert (saved / "note.txt").read_text() == "mine"
+        with pytest.raises(StorageError, match=r"would be lost: note\.txt"):
+            fitted.save(saved, overwrite=True)
+        assert (saved / "note.txt").read_text() == "mine"
+        (saved / "note.txt").unlink()
         fitted.save(saved, overwrite=True)
         assert {path.name for path in saved.iterdir()} == FILES
         assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
@@ -593,9 +606,9 @@ class TestRefused:
         nullable = {
             "revision", "prompt", "chat_prompt", "batch_tokens", "budget", "class_weight",
             "calibration", "store", "n_jobs", "random_state", "settings", "cv", "text_column",
-            "label_column",
+            "label_column", "target_accuracy", "coverage", "abstention",
         }  # fmt: skip
-        optional = {"cv", "text_column", "label_column", "settings"}
+        optional = {"cv", "text_column", "label_column", "settings", "separator", "strip_html"}
         named = {
             "format",
             "format_version",
@@ -690,6 +703,36 @@ class TestRefused:
         with pytest.raises(ConfigError, match="has no encoder 'brt'; it has"):
             layerfuse.load(saved, encoders={"brt": saved})
 
+    @pytest.mark.parametrize("name", ["bundle.json", "tensors.safetensors"])
+    def test_every_byte_counts(self, saved: Path, name: str):
+        """A changed byte is never taken in silence: temperature, prompt, a weight."""
+        random = np.random.default_rng(0)
+        whole = (saved / name).read_bytes()
+        for place in random.integers(0, len(whole), 60):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(random.integers(0, 7))
+            (saved / name).write_bytes(damaged)
+            if name == "bundle.json" and json_or_none(damaged) == json.loads(whole):
+                continue  # white space
+            with pytest.raises(LayerfuseError):
+                load_bundle(saved)
+        (saved / name).write_bytes(whole)
+        load_bundle(saved)
+
+    def test_numbers_that_are_none(self, saved: Path):
+        change_tensors(saved, lambda tensors: tensors["head.coef"].fill(np.nan))
+        with pytest.raises(FormatError, match=r"head\.coef.*NaN"):
+            load_bundle(saved)
+
+    @pytest.mark.parametrize("depth", [2_000, 100_000])
+    def test_json_without_an_end(self, saved: Path, depth: int):
+        (saved / "bundle.json").write_text("[" * depth, encoding="utf-8")
+        with pytest.raises(FormatError, match="cannot be read"):
+            load_bundle(saved)
+        (saved / "bundle.json").write_text('{"a":' * depth + "1" + "}" * depth, encoding="utf-8")
+        with pytest.raises(FormatError):
+            load_bundle(saved)
+
     def test_a_layer_that_the_encoder_lacks(self, saved: Path):
         change_json(saved, lambda value: value["blocks"][0].update(layer=40))
         with pytest.raises(LayerfuseError, match="has no layer 40"):
@@ -724,6 +767,13 @@ def replace_source(spec: EncoderSpec) -> EncoderSpec:
 
 
 Keys = tuple[str | int, ...]
+
+
+def json_or_none(data: bytearray) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
 
 
 def _fields(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:

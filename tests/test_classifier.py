@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from families import VOCABULARY, TinyModels
 from helpers import Notes, build, planted, sentences
-from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier
+from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
 from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.embeddings import text_hashes
 from layerfuse.errors import (
@@ -671,3 +671,24 @@ _CHECKED = RowsAsTexts(["made when a test runs"], cv=2, max_blocks=2, store=None
 def test_scikit_learns_checks(tiny: TinyModels, estimator: RowsAsTexts, check: Any) -> None:
     (encoder,) = build(tiny).encoders
     check(clone(estimator).set_params(encoders=[encoder]))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"store": 3}, {"encoders": 3}, {"class_weight": 3}, {"cv": "5"}, {"cv": True}, {"cv": 2.0}],
+    ids=str,
+)
+def test_parameters_of_another_type_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        LayerFusionClassifier(**{"encoders": ["nothing"], **given}).fit(["a", "b"] * 2, [0, 1] * 2)
+
+
+def test_blocks_by_their_names(tiny: TinyModels) -> None:
+    encoder = FrozenEncoder.from_pretrained(tiny("bert"), name="tiny")
+    blocks = extract(["a", "b"], encoder)
+    np.testing.assert_array_equal(blocks["tiny:1:mean"], blocks[BlockRef("tiny", 1, "mean")])
+    with pytest.raises(KeyError, match="tiny:0:mean"):
+        blocks["tiny:9:mean"]
+    for other in ("tiny", [encoder]):
+        with pytest.raises(ConfigError, match="FrozenEncoder"):
+            extract(["a"], other)

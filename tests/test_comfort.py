@@ -280,7 +280,7 @@ class TestVerdict:
         assert verdict.rows == "cv"
         assert verdict.cv.accuracy == fitted.cv_.accuracy
         assert repr(verdict) == f"Verdict: {verdict.sentence}"
-        names = [item.baseline.name for item in verdict.comparisons]
+        names = [item.name for item in verdict.comparisons]
         assert {"majority", "tfidf", "last_layer", "best_block"} <= set(names)
 
     def test_frame_and_html(self, fitted: LayerFusionClassifier):
@@ -339,7 +339,7 @@ class TestPlots:
         rows = next(own for own in _values(spec) if "name" in own[0])
         by_name = {row["name"]: row["value"] for row in rows}
         assert "majority" not in by_name
-        item = next(i for i in fitted.verdict_.comparisons if i.baseline.name == "tfidf")
+        item = next(i for i in fitted.verdict_.comparisons if i.name == "tfidf")
         assert by_name["TF-IDF + logistic"] == pytest.approx(100 * item.cv.gain.difference)
         chart.save(str(tmp_path / "gains.svg"))
         assert "TF-IDF" in (tmp_path / "gains.svg").read_text(encoding="utf-8")

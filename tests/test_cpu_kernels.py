@@ -12,7 +12,7 @@ import torch
 from families import FAMILIES, TinyModels
 from helpers import sentences
 from layerfuse import FrozenEncoder
-from layerfuse.encoders import cpu_kernels, frozen
+from layerfuse.encoders import devices, frozen
 from layerfuse.pooling import POOLINGS
 
 
@@ -58,7 +58,7 @@ def test_linear_layers_are_packed(tiny: TinyModels):
 
 
 def test_large_models_keep_one_copy(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cpu_kernels, "_MAX_BYTES", 100)
+    monkeypatch.setattr(devices, "_MAX_BYTES", 100)
     encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype="float32")
     assert not any("forward" in module.__dict__ for module in encoder.stack.modules())
 
@@ -73,5 +73,5 @@ def test_plain_attention_is_for_bfloat16_without_tile_units(
         encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype=dtype)
         return str(encoder.stack.config._attn_implementation)
 
-    assert chosen("bfloat16") == ("sdpa" if tiles else cpu_kernels._PLAIN_ATTENTION)
+    assert chosen("bfloat16") == ("sdpa" if tiles else devices._PLAIN_ATTENTION)
     assert chosen("float32") == "sdpa"

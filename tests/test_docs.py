@@ -7,7 +7,6 @@ that cannot run has ``<!-- not run: REASON -->`` above it, and is only parsed.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import re
 import runpy
@@ -17,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -25,7 +23,6 @@ from threadpoolctl import threadpool_limits
 import layerfuse
 from commandline import Row, rows, run, write_csv, write_text
 from layerfuse.data import encoder_path
-from layerfuse.encoders import frozen
 
 _ROOT = Path(__file__).parents[1]
 _DOCS, _EXAMPLES = _ROOT / "docs", _ROOT / "examples"
@@ -160,30 +157,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-@pytest.fixture(scope="module")
-def _unpacked_once() -> Iterator[None]:
-    """A GGUF file takes a quarter of a minute to unpack, and several commands read the same one."""
-    known: dict[object, Any] = {}
-
-    def once(load: Any) -> Any:
-        def loaded(source: Any, *args: Any, **options: Any) -> Any:
-            key = (load, source.path.resolve(), *args)
-            if key not in known:
-                known[key] = load(source, *args, **options)
-            return copy.deepcopy(known[key])
-
-        return loaded
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("load_model", "load_tokenizer"):
-            patch.setattr(frozen, name, once(getattr(frozen, name)))
-        yield
-
-
 @pytest.fixture
-def folder(
-    models: Path, _unpacked_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of a page, with the files that pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAYERFUSE_CACHE", str(models))
@@ -196,6 +171,11 @@ def folder(
     write_text(tmp_path / "new.csv", "".join(f"{text}\n" for text in ["text", *_texts(test)]))
     stories = "".join(f"{n},{text},{n % 2}\n" for n, text in enumerate(_texts(train)))
     write_text(tmp_path / "stories.csv", f"id,story,topic\n{stories}")
+    tickets = "".join(
+        f"t{n},{text.split()[0]},{text},{label},{n // 2}\n"
+        for n, (text, label) in enumerate(rows(48, labels=["news", "schlecht ü"]))
+    )
+    write_text(tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer\n{tickets}")
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
     with threadpool_limits(1):

@@ -10,7 +10,6 @@ import shutil
 import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
-from families import FAMILIES, N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_model
+from families import N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_gguf, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import engines, plan
@@ -863,39 +862,10 @@ def test_parameters_where_the_blocks_are_not_found(tmp_path: Path):
 
 def test_parameters_of_a_gguf_file(tmp_path: Path):
     """Its weights are unpacked to the dtype asked for; the language-model head is left out."""
-    gguf = pytest.importorskip("gguf")
-    config = FAMILIES["llama"]()
-    n_heads, n_groups, dim = 4, 2, config.hidden_size
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_block_count(N_LAYERS)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(dim)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(n_heads)
-    writer.add_head_count_kv(n_groups)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(dim // n_heads)
-    writer.add_vocab_size(len(VOCABULARY))
-    writer.add_tokenizer_model("llama")
-    tokens = [*VOCABULARY[:4], "▁", *ascii_lowercase, *(f"a{letter}" for letter in ascii_lowercase)]
-    tokens += ["the", "th", "▁the", "film", "fi", "lm", "▁film"]
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))
-    block = {
-        "attn_q": (dim, dim), "attn_k": (dim // 2, dim), "attn_v": (dim // 2, dim),
-        "attn_output": (dim, dim), "ffn_gate": (48, dim), "ffn_up": (48, dim),
-        "ffn_down": (dim, 48), "attn_norm": (dim,), "ffn_norm": (dim,),
-    }  # fmt: skip
-    shapes = {"token_embd": (len(VOCABULARY), dim), "output_norm": (dim,)}
-    shapes["output"] = shapes["token_embd"]
-    shapes |= {f"blk.{i}.{name}": shape for i in range(N_LAYERS) for name, shape in block.items()}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    per_block = sum(int(np.prod(shape)) for shape in block.values())
+    pytest.importorskip("gguf")
+    save_gguf("llama", tmp_path / "tiny.gguf")
+    dim = 32
+    per_block = 2 * dim * dim + 2 * dim * dim // 2 + 3 * 48 * dim + 2 * dim
     embeddings = len(VOCABULARY) * dim
     for dtype, n_bytes in (("float32", 4), ("bfloat16", 2)):
         encoder = FrozenEncoder.from_pretrained(tmp_path / "tiny.gguf", device="cpu", dtype=dtype)

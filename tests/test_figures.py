@@ -60,9 +60,6 @@ CHARTS: dict[str, Callable[[RunReport], theme.Chart]] = {
     ),
     "pareto": lambda report: figures.pareto(report.pareto),
     "pareto_by_dimensions": lambda report: figures.pareto(report.pareto, by_time=False),
-    "heat_map": lambda report: figures.heat_map(
-        report.diagnosis.complementarity.pairs, report.diagnosis.complementarity.blocks
-    ),
     "confusion_matrix": lambda _: figures.confusion_matrix(
         np.array([[3, 1], [0, 2]]), [HOSTILE, "b"], np.arange(2)
     ),

@@ -41,7 +41,7 @@ def test_now_is_at_most_the_peak():
 _PRODUCTS = """
 import sys
 import torch
-from layerfuse.encoders.cpu_kernels import pack_linears
+from layerfuse.encoders.devices import pack_linears
 from layerfuse.parallel import trim_heap, limit_kernel_cache, resident_mb
 if sys.argv[1] == "few":
     limit_kernel_cache()

@@ -163,6 +163,25 @@ class TestWhatIsComputed:
                 np.testing.assert_array_equal(array[2], array[10])
         assert len(load_file(shards(store)[0])["hashes"]) == 5
 
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_parts_are_all_rows_once(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, kept: bool
+    ):
+        texts = sentences(30)
+        for start in range(0, 30, 10):
+            extract(texts[start : start + 10], encoder, store=store)
+        view = extract([*texts, *texts[:5]], encoder, store=store if kept else None)
+        parts = list(view.parts(10))
+        rows = np.concatenate([rows for rows, _ in parts])
+        assert sorted(rows) == list(range(35))
+        block = next(iter(view))
+        np.testing.assert_array_equal(
+            np.concatenate([part[block] for _, part in parts]), view[block][rows]
+        )
+        if kept:  # texts that were written together come together
+            shard_of = rows % 30 // 10
+            assert np.count_nonzero(np.diff(shard_of)) == 2
+
     def test_close_texts_are_not_equal(self, encoder: FrozenEncoder, store: EmbeddingStore):
         found = extract(["good", "good ", "Good", "\ud800"], encoder, store=store)
         assert found.n_computed == 4
@@ -200,7 +219,7 @@ class TestWhatIsComputed:
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):
         found = extract(TEXTS, encoder, layers=[1], store=store)
-        with pytest.raises(KeyError, match="tiny:2:mean was not extracted"):
+        with pytest.raises(KeyError, match="tiny:2:mean is not one of the 1 blocks"):
             _ = found[BlockRef("tiny", 2, "mean")]
 
 
@@ -748,6 +767,48 @@ class TestFormat:
         section = store.section("mini lm", self.IDENTITY)
         assert section.folder == store.root / "mini_lm-e5883c5fa56c63a0"
 
+    def test_a_shard_of_another_section_or_dtype_is_damage(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        section, other = (
+            store.section(name, {**self.IDENTITY, "prompt": prompt})
+            for name, prompt in (("e", None), ("f", "query: {text}"))
+        )
+        hashes = text_hashes(["a"])
+        values = np.ones((1, 4), dtype=np.float32)
+        path = write_shard(section.folder, hashes, np.array([False]), {(1, "mean"): values})
+        shutil.copy(path, other.folder / path.name)
+        other.refresh()
+        assert len(other.missing(hashes, [(1, "mean")])) == 1
+        whole = path.read_bytes()
+        assert whole.count(b'"F16"') == 1
+        for kind in (b'"I16"', b'"U16"', b'"BF16"'):
+            path.write_bytes(whole.replace(b'"F16"', kind.ljust(5))[: len(whole)])
+            assert section.verify() == [path]
+            path.write_bytes(whole)
+        path.write_bytes(whole.replace(b"[1,4]", b"[4,1]"))
+        assert section.verify() == [path]
+
+    def test_a_manifest_of_another_section_is_set_aside(
+        self, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        expected = {
+            ref: array.copy() for ref, array in extract(TEXTS, encoder, store=store).items()
+        }
+        (info,) = store.sections()
+        manifest = info.folder / "manifest.json"
+        whole = json.loads(manifest.read_text())
+        for content in ("{", json.dumps({**whole, "identity": {}}), json.dumps({"a": 1})):
+            manifest.write_text(content)
+            with pytest.raises(FormatError, match="store verify"):
+                extract(TEXTS, encoder, store=store)
+            assert store.verify() == [manifest]
+            again = extract(TEXTS, encoder, store=store)
+            assert again.n_computed == 0
+            for ref, array in expected.items():
+                np.testing.assert_array_equal(again[ref], array)
+            assert store.verify() == []
+
     def test_a_shard_is_named_by_its_texts_and_blocks(self, store: EmbeddingStore):
         section = store.section("e", self.IDENTITY)
         values = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -755,7 +816,7 @@ class TestFormat:
         hashes = np.sort(text_hashes(["good", "b\u00e4d"]))
         path = write_shard(section.folder, hashes, np.array([True, False]), blocks)
         assert path.name == "f17615ea3e21505d039f4b1509e66d48.safetensors"
-        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "ddb5273ce425f781"
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "648562ba7eb440e0"
 
 
 class TestTroubledFolders:

@@ -23,7 +23,7 @@ from commandline import rows, run, start, succeed, write_csv
 from families import save_model
 from helpers import Notes
 from layerfuse import LayerFusionClassifier
-from layerfuse.cli.console import TerminalReporter
+from layerfuse.cli.console import TerminalReporter, console
 from layerfuse.errors import NoMemoryError
 from layerfuse.progress import Advance, reporting_to
 
@@ -35,7 +35,7 @@ PLAIN = ("--fusion", "concat", "--head", "ridge")  # without the search for othe
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-9]|9[0-7])[0-9;]*m")  # foreground colours
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COMMANDS = (
-    *("fit", "profile", "compare", "curve", "predict", "evaluate", "demo"),
+    *("fit", "profile", "compare", "curve", "extract", "predict", "evaluate", "demo"),
     *("models list", "models pull", "models check"),
     *("datasets list", "datasets pull", "audit", "report"),
     *("store ls", "store verify", "store prune"),
@@ -149,7 +149,9 @@ class TestPiped:
     def test_a_long_step_says_how_far_it_is(self, model: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("layerfuse.cli.console._LINE_S", 0)
         done = succeed(*quick(model), *PLAIN)
-        counts = re.findall(r"^· reading smollm2-135m: (\d+) of 320 texts$", done.err, re.MULTILINE)
+        counts = re.findall(
+            r"^· reading smollm2-135m: (\d+) of 320 texts, .+ left$", done.err, re.MULTILINE
+        )
         assert len(counts) > 1
         assert counts == sorted(counts, key=int)
         assert int(counts[-1]) == 320
@@ -265,3 +267,60 @@ def test_one_text_that_does_not_fit_is_said(model: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(encoder, "launch", full)
     with pytest.raises(NoMemoryError, match=r"bert has no memory left to read one text.*--max-len"):
         layerfuse.extract(["a film", "the plot"], encoder)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "cp437"])
+def test_output_that_is_redirected_is_utf8(tmp_path: Path, encoding: str) -> None:
+    """Whatever the encoding of the console: 😀 is in none of these."""
+    write_csv(tmp_path / "a.csv", [(f"text {row}", "\U0001f600") for row in range(4)])
+    done = subprocess.run(
+        [sys.executable, "-m", "layerfuse", "audit", "a.csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": encoding,
+            "PYTHONPATH": str(Path(layerfuse.__file__).parents[1]),
+        },
+    )
+    assert "\U0001f600: 4" in done.stdout.decode("utf-8")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_behind_standard_output(tmp_path: Path, options: tuple[str, ...]) -> None:
+    write_csv(tmp_path / "a.csv", [(f"text {row}", "label") for row in range(4)])
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "layerfuse", "audit", "a.csv", *options],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(layerfuse.__file__).parents[1])},
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("layerfuse: there is no room")
+    assert len(done.stderr.splitlines()) == 1
+
+
+STEERING = "\x1b[31m\x1b]0;title\x07\x9b2J\u202egnp.exe\b\b\r"
+
+
+def test_texts_cannot_steer_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = [(f"text {row}", STEERING) for row in range(3)]
+    write_csv(tmp_path / "a.csv", data, ("text", "label"))
+    write_csv(tmp_path / "b.csv", data, (STEERING, "label"))
+    console().print(STEERING)
+    TerminalReporter().note(STEERING)
+    for shown in capsys.readouterr():
+        assert not set(shown) & set("\x1b\x07\x9b\u202e\b\r")
+        assert "\\u001b" in shown
+    for arguments in (("audit", "a.csv"), ("audit", "b.csv"), ("audit", STEERING)):
+        done = run(*arguments)
+        assert not set(done.out + done.err) & set("\x1b\x07\x9b\u202e\b\r")

@@ -32,9 +32,8 @@ from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load_datase
 from layerfuse.data.download import is_pulled
 from layerfuse.embeddings.engines import _BATCH_OVERHEAD, read_shard, tokenize_shard
 from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, plan_batches
-from layerfuse.encoders.architecture import accepted
+from layerfuse.encoders.architecture import accepted, pad
 from layerfuse.encoders.checks import check_encoder
-from layerfuse.encoders.forward import pad
 from layerfuse.progress import SILENT
 
 

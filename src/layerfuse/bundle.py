@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +25,10 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
+from layerfuse.abstention import Abstention
 from layerfuse.blocks import BlockRef, resolve_poolings
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
@@ -133,6 +137,8 @@ class Settings(_Record):
     class_weight: str | tuple[tuple[Label, float], ...] | None
     fragments: str
     calibration: str | None
+    target_accuracy: float | None
+    coverage: float | None
     cv: int
     sample_size: int
     store: Named | None
@@ -147,17 +153,20 @@ class Facts(_Record):
     cv: Evaluation | None = None
     text_column: str | None = None
     label_column: str | None = None
+    separator: str = SEPARATOR
+    strip_html: bool = False
     settings: Settings | None = None
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, the labels it predicts, the encoders that it reads, and facts of its training."""
+    """A model, the labels it predicts, the encoders that it reads, facts, and when to abstain."""
 
     model: FusedModel
     space: LabelSpace
     encoders: tuple[EncoderSpec, ...]
     facts: Facts = field(default_factory=Facts)
+    abstention: Abstention | None = None
 
 
 def _distinct(labels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -194,8 +203,10 @@ class _File(_Record):
     fusion: str
     head: _Head
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    abstention: Abstention | None
     tensors: dict[str, _Tensor]
     facts: Facts
+    sha256: str = ""
 
 
 def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
@@ -225,16 +236,26 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         fusion=fusion.name,
         head=_Head(kind=head.kind, penalty=head.penalty),
         temperature=bundle.model.calibrator.temperature,
+        abstention=bundle.abstention,
         tensors={
             name: _Tensor(shape=array.shape, dtype=str(array.dtype))
             for name, array in tensors.items()
         },
         facts=bundle.facts,
     )
-    with atomic_folder(path, overwrite=overwrite) as folder:
-        write_json(folder / _JSON, value.model_dump(mode="json"))
+    own = (_JSON, _TENSORS, _CARD) if overwrite else None
+    with atomic_folder(path, replaces=own) as folder:
         write_tensors(folder / _TENSORS, tensors)
+        plain = value.model_dump(mode="json")
+        write_json(folder / _JSON, {**plain, "sha256": _sha256(plain, folder / _TENSORS)})
         (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
+
+
+def _sha256(value: Mapping[str, Any], tensors: Path) -> str:
+    """Of bundle.json, but for this field itself, and of the tensors."""
+    fields = {name: own for name, own in value.items() if name != "sha256"}
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode() + tensors.read_bytes()).hexdigest()
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -248,15 +269,19 @@ def load_bundle(path: Path) -> Bundle:
         When it is damaged, was changed, or comes from a newer version.
     """
     try:
-        file = _File.model_validate(read_json(path / _JSON, kind=_KIND, version=_VERSION))
-        return _from_file(path, file)
+        value = read_json(path / _JSON, kind=_KIND, version=_VERSION)
+        file = _File.model_validate(value)
+        bundle = _from_file(path, file)
+        if _sha256(value, path / _TENSORS) != file.sha256:
+            raise _changed(path, "sha256: not that of this file and the tensors")
+        return bundle
     except PydanticError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _changed(path, f"{where}: {first['msg']}") from error
     except LayerfuseError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _changed(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -290,7 +315,7 @@ def _from_file(path: Path, file: _File) -> Bundle:
     model = FusedModel(
         axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
     )
-    return Bundle(model, space, file.encoders, file.facts)
+    return Bundle(model, space, file.encoders, file.facts, file.abstention)
 
 
 def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:

@@ -61,29 +61,15 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two blocks on the same n rows, alone and fused, all by exact leave-one-out.
+    """Two blocks on the same rows, alone and fused, all by exact leave-one-out.
 
-    Accuracies are shares from 0 to 1; losses are squared errors of the target matrix, summed over
-    outputs and averaged over rows.
-
-    Attributes
-    ----------
-    a, b : BlockRef
-        The two blocks.
-    accuracy_a, accuracy_b, loss_a, loss_b : float
-        Each alone.
-    accuracy, loss : float
-        Both fused: block-scaled concatenation, ridge.
-    gain : PairedDifference
-        The fused accuracy minus that of the more accurate block.
-    loss_gain, loss_gain_se : float
-        The lower loss of the two minus the fused loss, and its standard error over rows.
-    cka : float
-        Linear CKA of their principal coordinates: 1 for the same up to rotation and scale.
-    disagreement, double_fault, oracle_accuracy : float
-        Shares of rows that exactly one, none, at least one of them gets right.
-    yules_q : float
-        From -1 (never right together) over 0 (independent) to 1.
+    Accuracies are shares from 0 to 1; losses are squared errors of the target matrix. ``gain`` is
+    the fused accuracy minus that of the more accurate block, ``loss_gain`` the lower loss of the
+    two minus the fused one, with its standard error over rows. ``cka`` is the linear CKA of their
+    principal coordinates, 1 for the same up to rotation and scale. Exactly one of them
+    (``disagreement``), none (``double_fault``) or at least one (``oracle_accuracy``) is right on
+    these shares of rows; ``yules_q`` is -1 where they are never right together, 0 where they are
+    independent, and 1 at most.
     """
 
     a: BlockRef
@@ -174,18 +160,8 @@ def _mean_and_se(values: npt.NDArray[np.floating], groups: Groups | None) -> tup
 class Addition:
     """What one more block would bring to a pipeline, by exact leave-one-out.
 
-    Attributes
-    ----------
-    block : BlockRef
-        The block to add.
-    new_encoder : bool
-        Whether the pipeline reads no block of this encoder yet: another forward pass.
-    accuracy : float
-        With the block added, a share from 0 to 1.
-    gain : PairedDifference
-        That accuracy minus the pipeline's.
-    loss_gain, loss_gain_se : float
-        The drop in squared leave-one-out loss, and its standard error over rows.
+    ``accuracy`` is with the block added, the gains are those over the pipeline alone. A block of an
+    encoder that the pipeline does not read yet (``new_encoder``) costs another forward pass.
     """
 
     block: BlockRef

@@ -94,17 +94,25 @@ _ENCODERS = Group.create_ordered("Encoders")
 _SELECTION = Group.create_ordered("Selection and classifier")
 _BUDGET = Group.create_ordered("Budget")
 OUTPUT = Group.create_ordered("Output")
+_LISTEN = Group.create_ordered("Server")
+_LIMITS = Group.create_ordered("Limits of requests")
 _encoders = partial(option, group=_ENCODERS)
 _choice = partial(option, group=_SELECTION)
+_share = partial(option, group=_SELECTION, validator=Number(gt=0, lt=1))
 _limit = partial(option, group=_BUDGET, validator=Number(gt=0))
 # n_tokens=-1: an occurrence takes one value, and those of all go to the converter together.
 _named = partial(option, converter=_pairs, accepts_keys=False, n_tokens=-1)
+_at_most = partial(count, group=_LIMITS)
 _once = partial(option, n_tokens=1, allow_repeating=False)
 
 Data = Annotated[str, option("File, folder of splits, dataset name, or hub:owner/name.")]
 TestFile = Annotated[str | None, option("File with test rows.")]
-TextColumn = Annotated[str | None, option("Column with the texts.")]
+TextColumn = Annotated[
+    str | None, option("Column with the texts; several, such as subject,body, are joined.")
+]
 LabelColumn = Annotated[str | None, option("Column with the labels.")]
+IdColumn = Annotated[str | None, option("Column that names the rows.")]
+StripHtml = Annotated[bool, option("Texts are HTML: keep what a reader sees.", show_default=False)]
 SettingsFile = Annotated[
     Path | None, option("TOML file with settings; options given here win.", "--config")
 ]
@@ -150,6 +158,35 @@ _Fusion = Annotated[
 _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
 
 
+_ROWS = Group.create_ordered("Many rows")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Settings of commands that go through rows part by part: ``predict`` and ``extract``."""
+
+    part_rows: Annotated[
+        int, count("Rows of a part, which is complete or absent.", group=_ROWS)
+    ] = 10_000
+    engine: Annotated[
+        str,
+        option(
+            "Where parts are read: in this process, or on a Ray cluster.",
+            choices=("local", "ray"),
+            group=_ROWS,
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        option("Address of the Ray cluster (default: RAY_ADDRESS, or a new one).", group=_ROWS),
+    ] = None
+    workers: Annotated[
+        int | None,
+        count("Ray actors at most (default: one per CPU or GPU).", group=_ROWS),
+    ] = None
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ReadConfig:
@@ -159,6 +196,11 @@ class ReadConfig:
     _: KW_ONLY
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    id_column: IdColumn = None
+    group_column: Annotated[
+        str | None, option("Column of groups, such as customers, that are held out together.")
+    ] = None
+    strip_html: StripHtml = False
     sample: Annotated[int | None, count("Rows per split, stratified (default: all).")] = None
     seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
     store: Store = None
@@ -241,6 +283,14 @@ class FitConfig(CurveConfig):
     calibration: Annotated[
         str, _choice("Probability calibration.", choices=("temperature", "none"))
     ] = "temperature"
+    target_accuracy: Annotated[
+        float | None,
+        _share("Abstain from texts so that this share (0 to 1) of the others is right."),
+    ] = None
+    coverage: Annotated[
+        float | None,
+        _share("Predict sets of labels that hold the right one for this share (0 to 1) of texts."),
+    ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
     max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None
@@ -250,3 +300,31 @@ class FitConfig(CurveConfig):
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
     out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
     report: WriteReport = True
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ServeConfig:
+    """Settings of ``serve``."""
+
+    runs: Annotated[
+        tuple[str, ...], option("Run folders or bundles; NAME=RUN serves one as NAME.", "RUNS")
+    ]
+    _: KW_ONLY
+    host: Annotated[str, option("Address to listen on; 0.0.0.0 for all.", group=_LISTEN)] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, count("Port.", least=0, most=65535, group=_LISTEN)] = 8000
+    encoders: MovedEncoders = field(default_factory=dict)
+    device: Device = "auto"
+    max_body: Annotated[int, _at_most("Maximum bytes per request.")] = 2_000_000
+    max_texts: Annotated[int, _at_most("Maximum texts per request.")] = 256
+    max_characters: Annotated[int, _at_most("Maximum characters per text.")] = 20_000
+    max_queue: Annotated[int, _at_most("Maximum waiting texts; others are refused (429).")] = 1024
+    max_batch: Annotated[int, _at_most("Maximum texts computed together.")] = 64
+    deadline: Annotated[
+        float, option("Seconds until a request fails (504).", group=_LIMITS, validator=Number(gt=0))
+    ] = 30.0
+    log_texts: Annotated[
+        bool, option("Write the texts of requests into the log.", negative=(), group=_LISTEN)
+    ] = False

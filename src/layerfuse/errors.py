@@ -58,6 +58,10 @@ class FormatError(LayerfuseError, ValueError):
     """A saved file that is damaged, of another kind, or from a newer version."""
 
 
+class NewerVersionError(FormatError):
+    """A file that a newer version of layerfuse has written."""
+
+
 class StorageError(LayerfuseError, OSError):
     """A write that the disk refused; what was complete before is kept."""
 

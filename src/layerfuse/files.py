@@ -10,18 +10,26 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any, cast
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.errors import FormatError, NotFoundError, StorageError
+from layerfuse.errors import (
+    FormatError,
+    MissingExtraError,
+    NewerVersionError,
+    NotFoundError,
+    StorageError,
+)
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
+_CHECKSUMS = "SHA256SUMS"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
 
 
@@ -50,7 +58,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StorageError(
                 f"The disk has no room to write {path}. What was complete before is kept; "
                 "free some space (or choose another folder) and run the same command again."
@@ -89,25 +97,40 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that is renamed to ``path`` only on success.
+
+    A folder that is there is replaced where it holds no other files than ``replaces``.
 
     Raises
     ------
     StorageError
-        When ``path`` exists (and ``overwrite`` is false), or the disk refuses.
+        When ``path`` exists and may not be replaced, or the disk refuses.
     """
-    if path.exists() and not overwrite:
-        raise StorageError(f"{path} exists already. Choose another folder, or remove it first.")
+    if path.exists():
+        if replaces is None or not path.is_dir():
+            raise StorageError(f"{path} exists already. Choose another folder, or remove it first.")
+        if others := sorted({entry.name for entry in path.iterdir()} - set(replaces)):
+            raise StorageError(
+                f"{path} holds files that would be lost: {', '.join(others[:5])}. Choose another "
+                "folder, or move them first."
+            )
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            if overwrite and path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)  # fails if another process made a folder here meanwhile
+            older = temporary.with_suffix(".old")
+            if replaces is not None and path.exists():
+                path.replace(older)
+            try:
+                temporary.replace(path)  # fails if another process made a folder here meanwhile
+            except OSError:
+                if older.exists():
+                    older.replace(path)
+                raise
+            shutil.rmtree(older, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -118,6 +141,44 @@ def _umask() -> int:
         mask = os.umask(0)
         os.umask(mask)
     return mask
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether it names an object of fsspec, such as ``s3://bucket/name``, and not a local path."""
+    return isinstance(source, str) and "://" in source
+
+
+def open_url(url: str) -> IO[bytes]:
+    """Open an object to be read through fsspec.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such object.
+    MissingExtraError
+        When the package that reads such URLs is not installed.
+    StorageError
+        For what else the storage says.
+    """
+    with url_errors(url):
+        return cast("IO[bytes]", fsspec.open(url, "rb").open())
+
+
+@contextlib.contextmanager
+def url_errors(url: str) -> Iterator[None]:
+    """Turn what fsspec raises into errors that say what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no {url}. Check the name and the bucket.") from error
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{url}: {error}. For s3:// that is: pip install 'layerfuse[s3]'"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{url} cannot be opened: {error}. Check the name, your credentials and the network."
+        ) from error
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -143,7 +204,7 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
         if not path.parent.is_dir():
             raise NotFoundError(f"There is no folder {path.parent}.") from error
         raise NotFoundError(f"There is no {path.name} in {path.parent}. Is it a {kind}?") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise FormatError(
             f"{path} cannot be read as JSON: {error}. It is damaged; save or copy it again."
         ) from error
@@ -152,18 +213,22 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
         raise FormatError(f"{path} should be a {kind}, but says {found!r}.")
     found_version = value.get("format_version")
     if not isinstance(found_version, int) or found_version > version:
-        raise FormatError(
+        raise NewerVersionError(
             f"{path} has format version {found_version!r}, and this layerfuse reads up to "
             f"{version}. Upgrade with: pip install --upgrade layerfuse"
         )
     return value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, npt.NDArray[np.generic]],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write arrays as one safetensors file, atomically."""
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
@@ -171,14 +236,14 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) ->
 def read_tensors(
     path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Read a safetensors file whose names, shapes and dtypes must be exactly ``expected``.
+    """Read a safetensors file of finite numbers; names, shapes and dtypes are ``expected``.
 
     Raises
     ------
     NotFoundError
         When there is no such file.
     FormatError
-        When the file is damaged, or a name, shape or dtype differs; the message names it.
+        When the file is damaged, or a name, shape, dtype or value is wrong; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -198,6 +263,8 @@ def read_tensors(
                 f"{path}: tensor {name!r} is {array.dtype}{list(array.shape)}, "
                 f"expected {dtype}{list(shape)}. The file was changed after it was saved."
             )
+        if not np.isfinite(array).all():
+            raise FormatError(f"{path}: tensor {name!r} holds a NaN or an infinity. Save it again.")
     return tensors
 
 
@@ -259,3 +326,29 @@ def fingerprint_file(path: Path) -> str:
 def fingerprint_folder(folder: Path, names: list[str]) -> str:
     """One digest over the named files of a folder (order does not matter)."""
     return digest(*(f"{name}={fingerprint_file(folder / name)}" for name in sorted(names)))
+
+
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS into ``folder``, the digests of all its files as ``sha256sum`` does."""
+    lines = []
+    (folder / _CHECKSUMS).unlink(missing_ok=True)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            value = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{value}  {path.relative_to(folder).as_posix()}\n")
+    (folder / _CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Files that are not as the SHA256SUMS of ``folder`` says; none where it has no such file."""
+    try:
+        lines = (folder / _CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    damaged = []
+    for line in lines:
+        value, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file() or fingerprint_file(path) != value:
+            damaged.append(name)
+    return damaged

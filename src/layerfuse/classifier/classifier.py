@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from layerfuse.abstention import Abstention, fit_abstention
 from layerfuse.blocks import BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
 from layerfuse.calibration import fit_calibration
@@ -30,7 +31,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts, extract_all, extract_blocks
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import NotAvailableError
+from layerfuse.errors import ConfigError, NotAvailableError
 from layerfuse.evaluation.nested import (
     FINAL_PLAN,
     PIPELINE,
@@ -47,7 +48,7 @@ from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, current_reporter
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.targets import Column, LabelSpace, Rows, Splitter
+from layerfuse.targets import Column, LabelSpace, Rows, Splitter, label_array
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -82,6 +83,12 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         as the phrases of a treebank. Dropping them is a `LayerfuseWarning`.
     calibration : {"temperature"}, optional, default="temperature"
         Calibration of probabilities on out-of-fold logits; None for none.
+    target_accuracy : float, optional
+        Abstain where the predicted class is not probable enough for the other texts to reach this
+        accuracy (0 to 1), with 95% confidence; see ``predict(X, abstain=...)``.
+    coverage : float, optional
+        Share of texts (0 to 1) whose set of labels, see `predict_set`, should hold the right one;
+        abstain where the set is not one label.
     cv : int, cross-validation splitter or iterable, default=5
         Folds of the nested resampling that gives ``cv_`` and the calibration.
     sample_size : int, default=10_000
@@ -102,7 +109,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Labels, sorted where they can be compared.
     profile_ : BlockScores
         How well each block predicts the labels. Like all that follows but ``model_``, ``plan_``,
-        ``encoders_`` and ``cv_``, it is absent from a loaded classifier.
+        ``encoders_``, ``abstention_`` and ``cv_``, it is absent from a loaded classifier.
     selection_ : Selection
         Selected blocks and their gains.
     plan_ : Plan
@@ -113,6 +120,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         From blocks to probabilities.
     encoders_ : tuple of FrozenEncoder
         The encoders, opened.
+    abstention_ : Abstention or None
+        When to abstain, chosen on nested out-of-fold probabilities; None without
+        ``target_accuracy`` and ``coverage``.
     cv_ : Evaluation
         Nested cross-validation of the whole procedure, selection included.
     costs_ : dict of str to EncoderCost
@@ -146,6 +156,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     trials_: tuple[Trial, ...]
     model_: FusedModel
     encoders_: tuple[FrozenEncoder, ...]
+    abstention_: Abstention | None
     cv_: Evaluation
     costs_: Mapping[str, EncoderCost]
     timings_: dict[str, float]
@@ -164,6 +175,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         class_weight: str | Mapping[object, float] | None = None,
         fragments: str = "drop",
         calibration: str | None = "temperature",
+        target_accuracy: float | None = None,
+        coverage: float | None = None,
         cv: int | Splitter | Iterable[tuple[Rows, Rows]] = 5,
         sample_size: int = 10_000,
         store: str | Path | EmbeddingStore | None = "auto",
@@ -180,6 +193,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.class_weight = class_weight
         self.fragments = fragments
         self.calibration = calibration
+        self.target_accuracy = target_accuracy
+        self.coverage = coverage
         self.cv = cv
         self.sample_size = sample_size
         self.store = store
@@ -256,6 +271,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
         cv_ = measured.evaluate(proba, seed=seed)
+        abstention = fit_abstention(proba, measured, self.target_accuracy, self.coverage)
         clock("search_s")
         rows = embeddings
         if not whole:
@@ -278,6 +294,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.profile_ = probed.scores
         self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
         self.model_, self.encoders_, self.cv_, self.costs_ = model, encoders, cv_, costs
+        self.abstention_ = abstention
         self.n_rows_ = len(data.texts)
         self.truncated_share_ = max(embeddings.truncated_share, rows.truncated_share)
         warn_truncated(self.truncated_share_, encoders, reporter)
@@ -343,8 +360,38 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         logits = self._logits(X).astype(np.float64)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
-    def predict(self, X: Column) -> npt.NDArray[np.generic]:
+    def predict(self, X: Column, *, abstain: object = None) -> npt.NDArray[np.generic]:
         """Predict labels.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+        abstain : object, optional
+            What stands in place of a label where a text should go to a person, such as
+            ``"person"``; None predicts a label for each text.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Labels, as they were given to ``fit``.
+
+        Raises
+        ------
+        ConfigError
+            For ``abstain`` without a ``target_accuracy`` or ``coverage`` at ``fit``.
+        """
+        proba = self.predict_proba(X)
+        labels = self.label_space_.decode(self.label_space_.decide(proba))
+        if abstain is None:
+            return labels
+        unsure = self._abstention().abstains(proba)
+        return label_array(
+            [abstain if own else label for own, label in zip(unsure, labels.tolist(), strict=True)]
+        )
+
+    def predict_set(self, X: Column) -> npt.NDArray[np.bool_]:
+        """Predict conformal sets of labels: ``coverage`` of the texts have theirs in the set.
 
         Parameters
         ----------
@@ -353,11 +400,20 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
         Returns
         -------
-        ndarray of shape (n,)
-            Labels, as they were given to ``fit``.
+        ndarray of bool of shape (n, n_classes)
+            Columns in the order of ``classes_``. A set may be empty: no label is likely enough.
+
+        Raises
+        ------
+        ConfigError
+            Without a ``coverage`` at ``fit``.
         """
-        proba = self.predict_proba(X)
-        return self.label_space_.decode(self.label_space_.decide(proba))
+        abstention = self._abstention()
+        if abstention.coverage is None:
+            raise ConfigError(
+                "There are no sets of labels. Fit with coverage=0.95, or another share."
+            )
+        return abstention.sets(self.predict_proba(X))
 
     def extract(self, X: Column) -> BlockView:
         """All candidate blocks of some texts, through the embedding cache.
@@ -385,6 +441,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         labels: Mapping[Any, str | int | float | bool] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        strip_html: bool = False,
     ) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, model card); see `load`.
 
@@ -398,6 +455,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Names to save labels by. A bundle holds strings, finite numbers and booleans.
         text_column, label_column : str, optional
             Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
+        strip_html : bool, default=False
+            Whether they strip HTML.
 
         Raises
         ------
@@ -415,10 +474,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
+            strip_html=strip_html,
             settings=settings_of(self, names),
         )
         save_bundle(
-            Bundle(self.model_, space, tuple(encoders), facts), Path(path), overwrite=overwrite
+            Bundle(self.model_, space, tuple(encoders), facts, self.abstention_),
+            Path(path),
+            overwrite=overwrite,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -454,6 +516,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 "fit, or read report.json in the run folder of layerfuse fit."
             )
         return self.fit_record_
+
+    def _abstention(self) -> Abstention:
+        check_is_fitted(self, "model_")
+        if self.abstention_ is None:
+            raise ConfigError(
+                "This classifier does not abstain. Fit with target_accuracy=0.98 or coverage=0.95, "
+                "or other shares."
+            )
+        return self.abstention_
 
     @property
     def _reporter(self) -> Reporter:

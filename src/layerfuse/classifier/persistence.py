@@ -81,6 +81,7 @@ def load(
     classifier.label_space_ = bundle.space
     classifier.classes_ = bundle.space.classes
     classifier.model_ = bundle.model
+    classifier.abstention_ = bundle.abstention
     if bundle.facts.cv is not None:
         classifier.cv_ = bundle.facts.cv
     return classifier

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.abstention import check_share
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration
 from layerfuse.embeddings import EmbeddingStore
@@ -67,10 +68,17 @@ def check_parameters(model: LayerFusionClassifier) -> None:
         )
     if model.calibration is not None:
         check_calibration(model.calibration)
-    if isinstance(model.class_weight, str) and model.class_weight != "balanced":
+    check_share("target_accuracy", model.target_accuracy)
+    check_share("coverage", model.coverage)
+    if (
+        not isinstance(model.class_weight, (Mapping, type(None)))
+        and model.class_weight != "balanced"
+    ):
         raise ConfigError(
             f"class_weight={model.class_weight!r}: give None, 'balanced' or a mapping."
         )
+    if not isinstance(model.store, (str, Path, EmbeddingStore, type(None))):
+        raise ConfigError(f"store={model.store!r} cannot be used. Give 'auto', a folder or None.")
     check_choice(model.fragments, FRAGMENTS, "fragments")
     if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
@@ -279,7 +287,11 @@ def search_space(
 
 
 def _as_list(encoders: Encoders) -> list[str | Path | FrozenEncoder]:
-    return [encoders] if isinstance(encoders, (str, Path, FrozenEncoder)) else list(encoders)
+    if isinstance(encoders, (str, Path, FrozenEncoder)):
+        return [encoders]
+    if not isinstance(encoders, Iterable):
+        raise ConfigError(f"encoders={encoders!r} cannot be used. Give names, paths or encoders.")
+    return list(encoders)
 
 
 def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder, ...]:
@@ -347,6 +359,8 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
         class_weight=_weights(model.class_weight, names),
         fragments=model.fragments,
         calibration=model.calibration,
+        target_accuracy=model.target_accuracy,
+        coverage=model.coverage,
         cv=int(cv),
         sample_size=int(model.sample_size),
         store=(

@@ -14,7 +14,7 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Token
 from cyclopts import exceptions as faults
 
 from layerfuse.cli.commands import app
-from layerfuse.cli.console import Output
+from layerfuse.cli.console import Output, open_streams, visible
 from layerfuse.config import FitConfig
 from layerfuse.errors import (
     ConfigError,
@@ -23,31 +23,50 @@ from layerfuse.errors import (
     did_you_mean,
     is_out_of_memory,
 )
+from layerfuse.files import FULL
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
-_RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go to the store
+_RESUMED = {
+    "fit",
+    "profile",
+    "compare",
+    "curve",
+    "demo",
+    "extract",
+}  # their embeddings go to the store
 
 
 def main() -> int:
     """Run the command line; 0 on success, 2 on a mistake, 1 on an internal error, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
+    open_streams()
     try:
-        return int(app(arguments, print_error=False, exit_on_error=False) or 0)
+        code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
+        sys.stdout.flush()
+        return code
     except CycloptsError as error:
         return _fail(_explain(error))
     except LayerfuseError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        resumes = bool(_RESUMED & set(arguments[:1]))
-        kept = "Finished embeddings are kept. To resume:" if resumes else "To start again:"
+        kept = "To start again:"
+        if arguments[0] in _RESUMED:
+            kept = "Finished embeddings are kept. To resume:"
+        elif arguments[0] == "predict" and any(word.startswith("--out") for word in arguments):
+            kept = "Finished parts are kept. To resume:"
+            arguments += [] if "--resume" in arguments else ["--resume"]
         again = shlex.join(["layerfuse", *arguments])
         return _fail(f"interrupted. {kept}\n  {again}", _INTERRUPTED)
     except (BrokenPipeError, SystemExit):
-        # The reader has gone (`| head`), which rich answers with SystemExit. What is still buffered
-        # goes nowhere, so that Python does not complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # The reader has gone (`| head`), which rich answers with SystemExit.
+        _drop_output()
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+            _drop_output()
+            return _fail(
+                "there is no room for what standard output should hold. What was saved is complete."
+            )
         if is_out_of_memory(error):
             return _fail(
                 "there is no memory left. Read fewer --layers, poolings or encoders, use part of "
@@ -63,8 +82,13 @@ def main() -> int:
         )
 
 
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, so that Python does not complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _fail(message: str, code: int = 2) -> int:
-    sys.stderr.write(f"layerfuse: {message}\n")
+    sys.stderr.write(f"layerfuse: {visible(message)}\n")
     return code
 
 
@@ -121,7 +145,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} cannot be read as a settings file: {error.strerror}. Give a TOML file."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
 
 

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json
+from layerfuse.cli.console import Output, print_json, visible, write_data
 from layerfuse.config import (
     EXPORT_FORMATS,
     BlocksInUse,
@@ -26,15 +26,18 @@ from layerfuse.config import (
     LabelColumn,
     MovedEncoders,
     ReadConfig,
+    ServeConfig,
     SettingsFile,
     Shares,
     Store,
+    StreamConfig,
     TestFile,
     TextColumn,
     WriteReport,
     count,
     option,
 )
+from layerfuse.errors import ConfigError, require
 
 
 def _shown(value: object) -> str | None:
@@ -61,11 +64,6 @@ _store = App(name="store", help="Embedding cache: list, verify and prune it.")
 _PRINT = Output()
 
 
-def _complete(settings: ReadConfig) -> FitConfig:
-    """The settings with the defaults of those that the command does not have."""
-    return FitConfig(**vars(settings))
-
-
 @app.command
 def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
     """Measure every layer, choose, fuse, train, evaluate and save."""
@@ -75,30 +73,99 @@ def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _P
 
 
 @app.command
+def extract(
+    settings: ReadConfig,
+    *,
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
+    config: SettingsFile = None,
+    output: Output = _PRINT,
+) -> None:
+    """Read all rows into an embedding cache, on one machine or many, for fit to find them there."""
+    from layerfuse.commands.extract import extract as run
+
+    output.show(run(settings, stream, output.reporter))
+
+
+@app.command
 def predict(
     run: Bundle,
-    data: Annotated[str, option("File with texts.")],
+    data: Annotated[
+        str | None,
+        option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True),
+    ] = None,
     *,
+    text: Annotated[
+        tuple[str, ...],
+        option("A text, in place of a file (repeatable).", allow_leading_hyphen=True),
+    ] = (),
     text_column: TextColumn = None,
     out: Annotated[
-        Path | None, option("File to write: csv, tsv, jsonl (or .gz) or parquet.")
+        str | None,
+        option(
+            "File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV.",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
+    probabilities: Annotated[
+        bool, option("Add the probability of every class.", show_default=False)
+    ] = False,
+    resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
     output: Output = _PRINT,
 ) -> None:
     """Label texts with a saved classifier; printed as CSV."""
+    from layerfuse.commands.predict import as_csv, predict_texts
     from layerfuse.commands.predict import predict as label
-    from layerfuse.commands.predict import write_predictions
 
-    result = label(run, data, text_column, encoders, device, out, output.reporter)
-    text = write_predictions(result, out)
+    if (data is None) != bool(text):
+        raise ConfigError("Give a file with texts, or texts with --text, and not both.")
+    if data is None:
+        if out is not None:
+            raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
+        found = predict_texts(
+            run, text, encoders, device, output.reporter, all_classes=probabilities
+        )
+        if output.as_json:
+            print_json(found)
+        else:
+            write_data(as_csv(found))
+        return
+
+    printed = sys.stdout
+
+    def show(table: bytes) -> None:
+        text = table.decode()
+        printed.write(visible(text) if printed.isatty() else text)
+        printed.flush()
+
+    result = label(
+        run,
+        data,
+        text_column,
+        encoders,
+        device,
+        None if out == "-" else out,
+        output.reporter,
+        stream=stream,
+        resume=resume,
+        all_classes=probabilities,
+        show=show if out in (None, "-") and not output.as_json else None,
+    )
     if output.as_json:
         print_json(result)
-    elif out is None:
-        sys.stdout.write(text)
-    if out is not None:
-        output.reporter.note(f"wrote {len(result.predictions)} rows to {out}")
+    if result.out is not None:
+        output.reporter.note(f"wrote {result.rows} rows to {result.out}")
+
+
+@app.command
+def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
+    """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    require("fastapi", "serve", "A server")
+    from layerfuse.serving.command import serve as run
+
+    run(settings, output.reporter)
 
 
 @app.command
@@ -107,6 +174,9 @@ def evaluate(
     data: Data,
     *,
     split: Annotated[str | None, option("Split (default: test if there is one).")] = None,
+    against: Annotated[
+        Path | None, option("Run folder or bundle to compare with on the same rows.")
+    ] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
@@ -117,7 +187,9 @@ def evaluate(
     from layerfuse.commands.predict import evaluate as measure
 
     columns = text_column, label_column
-    output.show(measure(run, data, split, *columns, encoders, device, output.reporter))
+    output.show(
+        measure(run, data, split, *columns, encoders, device, output.reporter, against=against)
+    )
 
 
 @app.command
@@ -133,7 +205,7 @@ def profile(
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
 
-    output.show(run(_complete(settings), scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter))
 
 
 @app.command
@@ -154,7 +226,7 @@ def compare(
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(_complete(settings), pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter))
 
 
 @app.command
@@ -174,22 +246,37 @@ def curve(
     from layerfuse.commands.analyze import curve as run
 
     fractions = [share / 100 for share in shares]
-    output.show(run(_complete(settings), output.reporter, fractions, repeats, out))
+    output.show(run(settings, output.reporter, fractions, repeats, out))
 
 
 @app.command
 def audit(
-    data: Data,
+    settings: ReadConfig,
     *,
     test: TestFile = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
+    labels: Annotated[
+        bool,
+        option(
+            "Look for wrong labels: read the texts with encoders, and rank the training rows.",
+            show_default=False,
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, option("File for all rows, ranked: csv, tsv, jsonl (or .gz) or parquet.")
+    ] = None,
+    config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
-    """Find duplicates, conflicting labels, train/test leaks, empty and long texts."""
-    from layerfuse.commands.assets import audit_data
+    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, wrong labels."""
+    from layerfuse.commands.audit import audit_data, audit_labels
 
-    output.show(audit_data(data, test, text_column, label_column, output.reporter))
+    whole = FitConfig(**vars(settings), test=test)
+    if labels:
+        output.show(audit_labels(whole, out, output.reporter))
+    elif out is not None:
+        raise ConfigError("--out writes the rows that --labels ranks. Add --labels, or leave it.")
+    else:
+        output.show(audit_data(whole, output.reporter))
 
 
 @app.command
@@ -280,12 +367,17 @@ def _list_models(*, output: Output = _PRINT) -> None:
 
 @_models.command(name="pull")
 def _pull_model(
-    name: Annotated[str, option("Name of an encoder.")], *, output: Output = _PRINT
+    name: Annotated[str, option("Name of an encoder.")],
+    *,
+    accept_terms: Annotated[
+        bool, option("Accept the encoder's terms of use, which are shown.", show_default=False)
+    ] = False,
+    output: Output = _PRINT,
 ) -> None:
     """Download a named encoder into the user's cache."""
     from layerfuse.commands.assets import pull_model
 
-    output.show(pull_model(name, output.reporter))
+    output.show(pull_model(name, output.reporter, accept_terms=accept_terms))
 
 
 @_models.command(name="check")
@@ -296,7 +388,7 @@ def _check_model(
     dtype: Dtype = "auto",
     output: Output = _PRINT,
 ) -> int:
-    """Check that a text gets the same embedding alone, in a batch, padded left or right."""
+    """Check that a text gets the same embedding alone, in a batch and from a model cut short."""
     from layerfuse.commands.assets import check_model
 
     result = check_model(name, device, dtype, output.reporter)

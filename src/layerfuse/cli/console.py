@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import mutually_exclusive
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from layerfuse.config import OUTPUT, option
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _BAR = 20  # characters, so that a line fits 80
 _LINE_S = 15  # seconds between two lines of a long step where no bar can be drawn
+# Controls but for the tab and the end of a line, and marks that turn the direction of writing.
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
 _LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
@@ -62,12 +69,45 @@ def print_json(result: object) -> None:
     from pydantic_core import to_jsonable_python
 
     line = json.dumps(to_jsonable_python(result), ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(f"{line}\n")
+    write_data(f"{line}\n")
+
+
+def write_data(text: str) -> None:
+    """Write to standard output: as it is, but for what would steer a terminal."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what moves the cursor, changes colors or turns the direction."""
+    return _STEERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def open_streams() -> None:
+    """Let standard output and error hold any text: as UTF-8 in files and pipes.
+
+    On a terminal of another encoding, what it lacks becomes a question mark.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            same = encoding.replace("-", "").lower() == "utf8"
+            errors = "backslashreplace" if same else "replace"  # a file name may be no UTF-8
+            stream.reconfigure(encoding=encoding, errors=errors, newline="\n")
+
+
+class _Console(Console):
+    """A console whose texts cannot steer the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def console() -> Console:
     """Standard output; piped output is plain and at least as wide as the tables need."""
-    return Console(width=None if sys.stdout.isatty() else 100, **_LITERAL)
+    return _Console(width=None if sys.stdout.isatty() else 100, **_LITERAL)
 
 
 def _per_second(rate: float) -> str:
@@ -75,7 +115,7 @@ def _per_second(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
 
-class _Notes(Console):
+class _Notes(_Console):
     """Standard error; when nobody reads it any more, the work goes on."""
 
     def on_broken_pipe(self) -> None:
@@ -85,8 +125,8 @@ class _Notes(Console):
 class TerminalReporter:
     """Writes notes as lines, and draws a bar with rate and time left on a terminal.
 
-    Elsewhere a long step says how far it is four times a minute. When it is ``verbose``, the end of
-    each step is a line too.
+    Elsewhere a long step says how far it is four times a minute. A ``total`` of 0 is unknown.
+    When it is ``verbose``, the end of each step is a line too.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
@@ -133,7 +173,7 @@ class TerminalReporter:
         if total == 1:  # one thing has no rate, and nobody knows how much of it is left
             columns = (title, bars.BarColumn(bar_width=_BAR), bars.TimeElapsedColumn())
         with bars.Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(name, total=None if total == 1 else total, rate="–")
+            task = progress.add_task(name, total=total if total > 1 else None, rate="–")
 
             def advance(count: int) -> None:
                 progress.advance(task, count)
@@ -145,13 +185,18 @@ class TerminalReporter:
 
     def _tell(self, name: str, total: int, unit: str) -> Advance:
         """Says how far it is, now and then."""
-        done, told = 0, time.perf_counter()
+        done, started = 0, time.perf_counter()
+        told = started
 
         def advance(count: int) -> None:
             nonlocal done, told
             done += count
             if time.perf_counter() - told >= _LINE_S:
                 told = time.perf_counter()
-                self.note(f"{name}: {done:,} of {total:,} {unit}")
+                seconds = told - started
+                of = f" of {total:,} {unit}" if total else f" {unit}"
+                left = timedelta(seconds=round(seconds * (total - done) / max(1, done)))
+                rest = f", {left} left" if total else ""
+                self.note(f"{name}: {done:,}{of}, {_per_second(done / seconds)}{rest}")
 
         return advance

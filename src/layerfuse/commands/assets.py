@@ -6,12 +6,10 @@ from layerfuse.commands.paths import open_store
 from layerfuse.data import (
     DATASETS,
     ENCODERS,
-    Audit,
-    audit,
     encoder_path,
     is_pulled,
-    load_dataset,
     pull_dataset,
+    read_terms,
 )
 from layerfuse.encoders import FrozenEncoder, check_encoder
 from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
@@ -36,25 +34,33 @@ def list_models() -> ModelList:
         models=tuple(
             ModelEntry(
                 name=entry.name,
+                description=entry.description,
                 layers=entry.n_layers,
                 dim=entry.dim,
-                pulled=is_pulled(entry.name),
+                parameters=entry.parameters,
+                n_bytes=entry.size,
+                languages=entry.languages,
+                max_tokens=entry.max_tokens,
+                prompt=entry.prompt,
                 license=entry.license,
-                description=entry.description,
+                pulled=is_pulled(entry.name),
             )
             for entry in ENCODERS.values()
         )
     )
 
 
-def pull_model(name: str, reporter: Reporter) -> PullResult:
-    """Download a named encoder."""
+def pull_model(name: str, reporter: Reporter, *, accept_terms: bool = False) -> PullResult:
+    """Download a named encoder; its terms of use, where it has any, are shown first."""
     if name not in ENCODERS:
         raise NotFoundError(
             f"Unknown encoder {name!r}.{did_you_mean(name, ENCODERS)} Named encoders: "
             f"{', '.join(ENCODERS)}. Others are downloaded from the Hub when they are used."
         )
-    return PullResult(name=name, path=str(encoder_path(name, reporter)))
+    if ENCODERS[name].terms and not is_pulled(name):
+        reporter.note(read_terms(ENCODERS[name], reporter))
+    path = encoder_path(name, reporter, accept_terms=accept_terms)
+    return PullResult(name=name, path=str(path))
 
 
 def check_model(name: str, device: str, dtype: str, reporter: Reporter) -> ModelCheck:
@@ -97,20 +103,6 @@ def list_datasets() -> DatasetList:
 def pull_data(name: str, reporter: Reporter) -> PullResult:
     """Download a named dataset."""
     return PullResult(name=name, path=str(pull_dataset(name, reporter)))
-
-
-def audit_data(
-    data: str,
-    test: str | None,
-    text_column: str | None,
-    label_column: str | None,
-    reporter: Reporter,
-) -> Audit:
-    """Duplicates, conflicts, leaks, empty and long texts, class counts."""
-    dataset = load_dataset(
-        data, text_column=text_column, label_column=label_column, test=test, reporter=reporter
-    )
-    return audit(dataset)
 
 
 def list_store(root: str | None) -> StoreList:

@@ -11,6 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
@@ -27,7 +30,7 @@ from layerfuse.commands.diagnosis import (
 from layerfuse.commands.paths import check_new_folder, open_store
 from layerfuse.commands.report import try_report
 from layerfuse.config import FitConfig, ReadConfig
-from layerfuse.data import TextDataset, audit, load_dataset
+from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
@@ -42,12 +45,14 @@ from layerfuse.errors import (
 from layerfuse.evaluation.nested import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
-from layerfuse.groups import normalize
+from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import (
+    AbstentionReport,
+    ColumnsReport,
     CostReport,
     DataReport,
     EncoderReport,
@@ -90,18 +95,21 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     classifier = make_classifier(config, recorder)
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
-        classifier.fit(texts, labels)
+        classifier.fit(texts, labels, groups=groups_of(dataset.train, config))
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
     cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
     tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
+    abstention = AbstentionReport.of(classifier.abstention_, record.proba, record.sample.targets)
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
             test_blocks = classifier.extract(test.texts)
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
+        if abstention is not None:
+            abstention = abstention.tested(proba, targets)
         tested = Predicted.of(targets, proba)
         test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
@@ -131,6 +139,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             train_rows=len(texts),
             learned_rows=classifier.n_rows_,
             test_split=dataset.test_name,
+            columns=ColumnsReport.of(dataset, config),
             classes=tuple(map(str, space.classes.tolist())),
             truncated_share=classifier.truncated_share_,
             audit=audit(dataset),
@@ -151,6 +160,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         baselines=verdict.comparisons,
         verdict=verdict,
         gap=gap,
+        abstention=abstention,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -168,7 +178,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     )
     with atomic_folder(run) as folder:
         classifier.save(
-            folder / "bundle", text_column=dataset.text_column, label_column=dataset.label_column
+            folder / "bundle",
+            text_column=dataset.text_column,
+            label_column=dataset.label_column,
+            strip_html=config.strip_html,
         )
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)
@@ -186,13 +199,13 @@ def _time_pipelines(
     """The pipeline and its baselines timed in turn; without it costs are those of other times."""
     pipelines = [baseline.plan.blocks for baseline in baselines if baseline.plan is not None]
     pipelines.append(classifier.plan_.blocks)
+    why = "the encoders take too long for it"
     try:
         latency = measure_latency(classifier.encoders_, pipelines, texts, reporter)
     except LayerfuseError as error:  # stored embeddings do without the weights
-        reporter.note(f"pipelines are not timed side by side: {error}")
-        return None
+        latency, why = None, str(error)
     if latency is None:
-        reporter.note("pipelines are not timed side by side: the encoders take too long for it")
+        reporter.note(f"pipelines are not timed side by side: {why}")
     return latency
 
 
@@ -227,7 +240,7 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
     )
 
 
-def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult:
+def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
     """Score every block on the training rows; nothing is trained or saved."""
     check_scorer(scorer)
     dataset = read_data(config, reporter)
@@ -239,7 +252,7 @@ def profile(config: FitConfig, scorer: str, reporter: Reporter) -> ProfileResult
         embeddings,
         dataset.train.labels or (),
         scorer,
-        groups=map(normalize, dataset.train.texts),
+        groups=text_codes(dataset.train, config),
         reporter=reporter,
     )
     return ProfileResult(
@@ -260,7 +273,7 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
                 f"A prompt or pooling names {name!r}, which is not one of the encoders "
                 f"({', '.join(names)}).{did_you_mean(name, names)}"
             )
-    return tuple(
+    encoders = tuple(
         FrozenEncoder(
             encoder.source,
             prompt=config.prompts.get(encoder.name),
@@ -278,6 +291,13 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
         )
         for encoder in opened
     )
+    for encoder in encoders:
+        if encoder.prompt is not None and encoder.name not in config.prompts:
+            reporter.note(
+                f"{encoder.name}: its own prompt, {encoder.prompt!r} (another one: --prompt "
+                f"{encoder.name}='...{{text}}...', or only '{{text}}')"
+            )
+    return encoders
 
 
 def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassifier:
@@ -297,6 +317,8 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         class_weight=config.class_weight,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
+        target_accuracy=config.target_accuracy,
+        coverage=config.coverage,
         cv=config.cv,
         store=open_store(config.store, new=True),
         n_jobs=config.n_jobs,
@@ -311,12 +333,26 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         text_column=config.text_column,
         label_column=config.label_column,
         test=getattr(config, "test", None),
+        options=ReadOptions(
+            id_column=config.id_column,
+            group_column=config.group_column,
+            strip_html=config.strip_html,
+        ),
         reporter=reporter,
     )
     if config.sample is not None:
         dataset = dataset.subsample(config.sample, config.seed)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
     reporter.note(f"{dataset.name}: {sizes}")
+    columns = ColumnsReport.of(dataset, config)
+    if columns.texts:
+        reporter.note(columns.sentence)
+    for name, split in dataset.splits.items():
+        if split.n_unlabeled:
+            reporter.note(
+                f"{split.n_unlabeled} {name} rows have no label and are skipped; row numbers are "
+                "counted without them"
+            )
     if dataset.test is not None:
         seen = set(dataset.splits["train"].texts) if "train" in dataset.splits else set()
         if leaks := sum(text in seen for text in dataset.test.texts):
@@ -325,6 +361,20 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
                 "the figures; see layerfuse audit"
             )
     return dataset
+
+
+def groups_of(split: Split, config: ReadConfig) -> list[object] | None:
+    """The values of the group column; rows without one are groups of their own."""
+    given = split.column(config.group_column)
+    if given is None:
+        return None
+    return [row if own in (None, "") else (own,) for row, own in enumerate(given)]
+
+
+def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
+    """Numbers (n,) of groups of rows with one text, but for case and blanks, or one group."""
+    found = text_groups(split.texts, groups_of(split, config))
+    return np.arange(len(split)) if found is None else found.codes
 
 
 def _run_folder(config: FitConfig) -> Path:

@@ -21,14 +21,14 @@ def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
     A ConfigError where its name ends in none of ``suffixes``, the formats that will be written.
     """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
     if not path.name.lower().endswith(suffixes):
         raise ConfigError(
             f"{path} has an unsupported extension. Give a name with --out that ends in "
             f"{', '.join(suffixes)}."
         )
-    if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "a device or a pipe"
-        raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
     _check_parents(path, "--out")
 
 

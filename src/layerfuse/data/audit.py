@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NEAR = 0.8
 """Jaccard similarity of words and word pairs from which two texts are near-duplicates."""
 
-_EXAMPLES = 5
 _SMALL_CLASS = 5  # training rows; fewer are too few to learn much from
+_NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-", "missing"}
 _BANDS, _ROWS = 16, 4  # of a signature: a pair at 0.8 shares a band with probability 0.9998
 _MOST_CANDIDATES = 20
 _WORD = re.compile(r"\w+")
@@ -30,7 +30,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Finding:
-    """How many rows, and the first five of them (counted from 0)."""
+    """How many rows, and which (counted from 0)."""
 
     count: int
     rows: tuple[int, ...]
@@ -55,7 +55,7 @@ class SplitAudit:
     conflicts : int
         Distinct texts with two labels or more.
     conflict_rows : tuple of tuple of int
-        The rows of the first few conflicts.
+        The rows of each of them.
     """
 
     rows: int
@@ -77,6 +77,10 @@ class Audit:
         The dataset's name.
     splits : dict of str to SplitAudit
         By split name.
+    alike_classes : tuple of tuple of str
+        Labels that differ only in case and white space.
+    odd_classes : tuple of str
+        Labels that read like a missing value, such as "nan".
     test_name : str or None
         The name of the test split, if there is one.
     leaks : Finding
@@ -94,6 +98,8 @@ class Audit:
     untested_classes: tuple[str, ...]
     unseen_classes: tuple[str, ...]
     small_classes: dict[str, int]
+    alike_classes: tuple[tuple[str, ...], ...] = ()
+    odd_classes: tuple[str, ...] = ()
 
 
 def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
@@ -110,6 +116,10 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
     seen = set(map(normalize, train.texts))
     leaks = (row for row, text in enumerate(map(normalize, test.texts)) if text and text in seen)
     trained, tested = _class_counts(train), _class_counts(test)
+    every = dict.fromkeys(name for part in dataset.splits.values() for name in _class_counts(part))
+    alike: dict[str, list[str]] = {}
+    for name in every:
+        alike.setdefault(normalize(name), []).append(name)
     return Audit(
         name=dataset.name,
         splits={name: _audit_split(split, max_chars) for name, split in dataset.splits.items()},
@@ -118,6 +128,8 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
         untested_classes=tuple(name for name in trained if tested and name not in tested),
         unseen_classes=tuple(name for name in tested if trained and name not in trained),
         small_classes={name: count for name, count in trained.items() if count < _SMALL_CLASS},
+        alike_classes=tuple(tuple(names) for names in alike.values() if len(names) > 1),
+        odd_classes=tuple(name for name in every if normalize(name) in _NO_VALUE),
     )
 
 
@@ -134,13 +146,13 @@ def _audit_split(split: Split, max_chars: int) -> SplitAudit:
         duplicates=_finding(sorted(row for rows in groups.values() for row in rows[1:])),
         over_long=_finding(row for row, text in enumerate(split.texts) if len(text) > max_chars),
         conflicts=len(conflicts),
-        conflict_rows=tuple(tuple(rows[:_EXAMPLES]) for rows in conflicts[:_EXAMPLES]),
+        conflict_rows=tuple(map(tuple, conflicts)),
     )
 
 
 def _finding(rows: Iterable[int]) -> Finding:
     found = tuple(rows)
-    return Finding(len(found), found[:_EXAMPLES])
+    return Finding(len(found), found)
 
 
 def _class_counts(split: Split) -> dict[str, int]:

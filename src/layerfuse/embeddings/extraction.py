@@ -34,7 +34,7 @@ from layerfuse.embeddings.store import (
 )
 from layerfuse.embeddings.views import BlockView
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.errors import DataError, StorageError, check_choice
+from layerfuse.errors import ConfigError, DataError, StorageError, check_choice
 from layerfuse.files import human_bytes
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
@@ -114,6 +114,11 @@ def extract(
     >>> encoder = FrozenEncoder.from_pretrained("minilm")  # doctest: +SKIP
     >>> blocks = extract(["a film", "the plot"], encoder, layers=[4, -1])  # doctest: +SKIP
     """
+    if not isinstance(encoder, FrozenEncoder):
+        raise ConfigError(
+            f"encoder={encoder!r} is not a FrozenEncoder. Open one with "
+            "FrozenEncoder.from_pretrained(name); of several, extract one after another."
+        )
     blocks = _candidates(encoder, layers, pooling)
     return _read(texts, [encoder], blocks, store, batch_tokens, reporter)
 
@@ -231,6 +236,12 @@ class _EncoderBlocks:
             f"{self.section.folder} gives back other bytes than were written, again and again. "
             "Check the disk, or choose another folder with --store."
         )
+
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Places in ``rows``, those of texts that lie together in the store together."""
+        if self.section is None:
+            return np.arange(len(rows))
+        return self.section.order(self.hashes[rows], key)
 
     def complete(self) -> int:
         """Compute what is missing and return how many texts that were.

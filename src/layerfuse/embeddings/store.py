@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.errors import FormatError, StorageError
+from layerfuse.errors import FormatError, NewerVersionError, StorageError
 from layerfuse.files import atomic_write, cache_dir, digest, read_json, storage_errors, write_json
 from layerfuse.progress import SILENT, Reporter
 
@@ -57,6 +57,7 @@ class Shard:
     hashes: Hashes
     truncated: npt.NDArray[np.bool_]
     checksums: dict[str, int]
+    old: bool
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
@@ -65,9 +66,9 @@ class Shard:
         try:
             with safe_open(self.path, framework="numpy") as file:
                 array: npt.NDArray[Any] = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptShardError(self.path, str(error), name) from error
-        if _checksum(array) != self.checksums[name]:
+        if _checksum(array, old=self.old) != self.checksums[name]:
             raise CorruptShardError(self.path, f"block {name} does not match its checksum", name)
         return array
 
@@ -78,13 +79,21 @@ def open_shard(path: Path) -> Shard:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            stored = json.loads(file.metadata().get("crc32", ""))
+            metadata = file.metadata()
+            old = "crc32" in metadata  # before 0.2: its section and dtypes are not said
+            value = json.loads(metadata["crc32" if old else "shard"])
+            section, stored = ("", value) if old else value
             checksums = {str(name): int(value) for name, value in stored.items()}
             names = set(file.keys())
             hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,
+    ) as error:
         raise CorruptShardError(path, str(error)) from error
-    read = {_HASHES: _checksum(hashes), _TRUNCATED: _checksum(truncated)}
+    if not old and section != _key_of(path.parent):
+        raise CorruptShardError(path, "it is from another section")
+    read = {_HASHES: _checksum(hashes, old=old), _TRUNCATED: _checksum(truncated, old=old)}
     if names != set(checksums) or any(checksums[name] != read[name] for name in read):
         raise CorruptShardError(path, "its index does not match its checksum")
     return Shard(
@@ -93,6 +102,7 @@ def open_shard(path: Path) -> Shard:
         hashes.view("S16")[:, 0],
         truncated.astype(bool),
         checksums,
+        old,
     )
 
 
@@ -116,9 +126,10 @@ def write_shard(
     for name, array in names.items():
         fits = array.size == 0 or float(np.abs(array).max()) <= _FLOAT16_MAX
         tensors[name] = array.astype(np.float16) if fits else array.astype(np.float32)
-    checksums = json.dumps({name: _checksum(array) for name, array in tensors.items()})
+    checksums = {name: _checksum(array) for name, array in tensors.items()}
+    shard = json.dumps([_key_of(folder), checksums])  # one entry: their order is not kept
     path = folder / f"{digest(hashes.tobytes(), *sorted(names))}.safetensors"
-    data = save(tensors, metadata={"crc32": checksums})
+    data = save(tensors, metadata={"shard": shard})
     check_folder(folder)  # writing would make it anew, without its manifest
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
@@ -139,8 +150,14 @@ def block_name(key: Key) -> str:
     return f"{key[0]}:{key[1]}"
 
 
-def _checksum(array: npt.NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
+def _checksum(array: npt.NDArray[Any], *, old: bool = False) -> int:
+    start = 0 if old else zlib.crc32(f"{array.dtype}{array.shape}".encode())
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, start)
+
+
+def _key_of(folder: Path) -> str:
+    """The digest of the identity, which ends the name of a section's folder."""
+    return folder.name.rpartition("-")[2]
 
 
 Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
@@ -296,6 +313,14 @@ class Section:
             except CorruptShardError as still:
                 self._set_aside(still)
 
+    def order(self, hashes: Hashes, key: Key) -> npt.NDArray[np.intp]:
+        """Numbers of the texts (n_texts,), one shard's together; those not here come first."""
+        contents = self._contents
+        index = contents.index(contents.holders(key))
+        places = index.places(hashes)
+        lies = np.where(places < 0, -1, index.shard_of[places] if len(index.hashes) else -1)
+        return np.argsort(lies, kind="stable")
+
     def truncated(self, hashes: Hashes, key: Key) -> npt.NDArray[np.bool_]:
         """Which texts were truncated, shape (n_texts,)."""
         contents = self._contents
@@ -327,6 +352,10 @@ class Section:
 _KIND, _VERSION = "layerfuse-store", 1
 _MANIFEST = "manifest.json"
 _IN_FLIGHT_S = 3600.0
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    return digest(str(_VERSION), json.dumps(identity, sort_keys=True))[:16]
 
 
 @dataclass(frozen=True)
@@ -378,12 +407,18 @@ class EmbeddingStore:
         StorageError
             When it is new and cannot be written.
         """
-        key = digest(str(_VERSION), json.dumps(identity, sort_keys=True))[:16]
+        key = _key(identity)
         safe = re.sub(r"[^\w.-]", "_", encoder)
         folder = next(self.root.glob(f"*-{key}"), self.root / f"{safe}-{key}")
         manifest = folder / _MANIFEST
         if manifest.exists():
-            read_json(manifest, kind=_KIND, version=_VERSION)
+            try:
+                self._read_manifest(manifest)
+            except FormatError as error:
+                raise FormatError(
+                    f"{error}\nThe embeddings beside it are kept: layerfuse store verify sets the "
+                    "manifest aside."
+                ) from error
             with contextlib.suppress(OSError):  # a store may be read-only
                 os.utime(manifest)
         else:
@@ -392,6 +427,13 @@ class EmbeddingStore:
         section = Section(folder, reporter)
         section.refresh()
         return section
+
+    @staticmethod
+    def _read_manifest(manifest: Path) -> dict[str, Any]:
+        value = read_json(manifest, kind=_KIND, version=_VERSION)
+        if _key(value.get("identity", {})) != _key_of(manifest.parent):
+            raise FormatError(f"{manifest} is that of another section, or damaged.")
+        return value
 
     def sections(self) -> list[SectionInfo]:
         """All sections, the most recently used first."""
@@ -414,8 +456,17 @@ class EmbeddingStore:
         return sorted(infos, key=lambda info: info.idle_s)
 
     def verify(self, reporter: Reporter = SILENT) -> list[Path]:
-        """Read every shard; damaged ones are set aside and returned."""
+        """Read every manifest and shard; damaged ones are set aside and returned."""
         damaged: list[Path] = []
+        for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
+            try:
+                self._read_manifest(manifest)
+            except NewerVersionError:
+                continue
+            except FormatError:
+                damaged.append(manifest)
+                with storage_errors(manifest):
+                    manifest.replace(manifest.with_suffix(".corrupt"))
         for info in self.sections():
             damaged += Section(info.folder, reporter).verify()
         return damaged

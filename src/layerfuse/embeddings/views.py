@@ -31,6 +31,8 @@ class BlockSource(Protocol):
     def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Some rows of one block (n_rows, dim)."""
 
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]: ...
+
 
 class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     """Blocks over some texts: a mapping from block to array (n_rows, dim) float32.
@@ -63,7 +65,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         sources = {ref: source for view in views for ref, source in view._sources.items()}
         return cls(sources, views[0]._rows)
 
-    def __getitem__(self, ref: BlockRef) -> npt.NDArray[np.float32]:
+    def __getitem__(self, ref: BlockRef | str) -> npt.NDArray[np.float32]:
+        ref = BlockRef.parse(ref) if isinstance(ref, str) else ref
         return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
@@ -75,6 +78,17 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     def take(self, rows: npt.NDArray[Any]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
         return BlockView(self._sources, self._rows[rows])
+
+    def parts(self, size: int) -> Iterator[tuple[npt.NDArray[np.intp], BlockView]]:
+        """Views of all rows in parts of ``size``, each with its row numbers.
+
+        Rows that lie together in the store come together, so that it is read about once.
+        """
+        ref, source = next(iter(self._sources.items()))
+        order = source.order((ref.layer, ref.pooling), self._rows)
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield rows, self.take(rows)
 
     def select(self, blocks: Iterable[BlockRef]) -> BlockView:
         """Some of the blocks, in the order given; a KeyError for one that is not here."""
@@ -105,7 +119,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def _source(self, ref: BlockRef) -> BlockSource:
         if ref not in self._sources:
-            raise KeyError(f"{ref} was not extracted")
+            known = ", ".join(map(str, list(self)[:10]))
+            raise KeyError(f"{ref} is not one of the {len(self)} blocks: {known}, ...")
         return self._sources[ref]
 
     def _by_encoder(self) -> dict[str, BlockSource]:

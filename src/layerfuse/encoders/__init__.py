@@ -1,7 +1,7 @@
 """Frozen language models: found, loaded, cut at a layer, and read layer by layer."""
 
+from layerfuse.encoders.architecture import Pending
 from layerfuse.encoders.checks import Check, check_encoder
-from layerfuse.encoders.forward import Pending
 from layerfuse.encoders.frozen import FrozenEncoder
 from layerfuse.encoders.tokenizer import Tokens
 

@@ -1,22 +1,153 @@
-"""The text stack of a Hugging Face model: where it is, and how it can be read."""
+"""The text stack of a Hugging Face model: where it is, how it can be read, and one forward pass."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.errors import UnsupportedModelError
+from layerfuse.pooling import send_ahead
+
+if TYPE_CHECKING:
+    import torch
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
-from layerfuse.encoders.forward import pad, pool_layers
-from layerfuse.errors import UnsupportedModelError
+from layerfuse.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
+
+
+class _EarlyExit(Exception):  # noqa: N818  # no error
+    """Ends a forward pass once the highest layer asked for has been pooled."""
+
+
+class Pending:
+    """Pooled states on their way to numpy; a GPU may still be computing them.
+
+    Copies are queued behind the forward pass into pinned memory, so that nothing waits before
+    `result`, which also checks that all values are finite.
+    """
+
+    def __init__(self, pooled: Mapping[int, torch.Tensor], name: str, dtype: str) -> None:
+        import torch
+
+        self._name, self._dtype = name, dtype
+        self._event: torch.cuda.Event | None = None
+        if all(tensor.device.type != "cuda" for tensor in pooled.values()):
+            self._pooled = {layer: tensor.cpu() for layer, tensor in pooled.items()}
+            return
+        self._pooled = {
+            layer: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+                tensor, non_blocking=True
+            )
+            for layer, tensor in pooled.items()
+        }
+        with torch.cuda.device(next(iter(pooled.values())).device):
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def result(self) -> dict[int, npt.NDArray[np.float32]]:
+        """Wait for the values.
+
+        Returns
+        -------
+        dict of int to ndarray of shape (batch, n_poolings, dim), float32
+            Pooled states of each layer.
+
+        Raises
+        ------
+        UnsupportedModelError
+            When the model yields values that are not finite.
+        """
+        if self._event is not None:
+            self._event.synchronize()
+        arrays = {layer: tensor.numpy() for layer, tensor in self._pooled.items()}
+        for layer, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UnsupportedModelError(
+                    f"{self._name} gives values that are not finite at layer {layer} in "
+                    f"{self._dtype}. Use --dtype float32 (dtype='float32')."
+                )
+        return arrays
+
+
+def pad(
+    ids: Sequence[Sequence[int]], pad_id: int, device: str, accepts: frozenset[str]
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """The forward method's arguments on the device, and the (batch, tokens) bool mask on the CPU.
+
+    Short texts are padded on the right. A batch without padding has no mask, so that models need
+    not expand and add one.
+    """
+    import torch
+
+    width = max(len(row) for row in ids)
+    tokens = np.full((len(ids), width), pad_id, dtype=np.int64)
+    real = np.zeros((len(ids), width), dtype=bool)
+    for index, row in enumerate(ids):
+        tokens[index, : len(row)] = row
+        real[index, : len(row)] = True
+    mask = torch.from_numpy(real)
+    inputs: dict[str, Any] = {"input_ids": send_ahead(torch.from_numpy(tokens), device)}
+    if "use_cache" in accepts:
+        inputs["use_cache"] = False
+    if not real.all():
+        inputs["attention_mask"] = send_ahead(mask.long(), device)
+    return inputs, mask
+
+
+def hidden_states(stack: torch.nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """The model's own hidden states, without the padding that some models add themselves."""
+    states = stack(**inputs, output_hidden_states=True).hidden_states
+    return [state[:, : inputs["input_ids"].shape[1]] for state in states]
+
+
+def pool_layers(
+    stack: torch.nn.Module,
+    blocks: torch.nn.ModuleList | None,
+    inputs: dict[str, Any],
+    pool: Callable[[torch.Tensor], torch.Tensor],
+    layers: Sequence[int],
+) -> dict[int, torch.Tensor]:
+    """Pool ascending ``layers`` during one forward pass, which ends after the highest of them.
+
+    A layer below the last is what the block after it receives; without blocks it is the model's
+    own hidden state. Hooks are on the modules meanwhile, so that no other pass of the model may
+    run.
+    """
+    if blocks is None:
+        states = hidden_states(stack, inputs)
+        return {layer: pool(states[layer]) for layer in layers}
+    pooled: dict[int, torch.Tensor] = {}
+
+    def hook_for(layer: int) -> Any:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            pooled[layer] = pool(args[0] if args else kwargs["hidden_states"])
+            if layer == layers[-1]:
+                raise _EarlyExit
+
+        return hook
+
+    with contextlib.ExitStack() as hooks, contextlib.suppress(_EarlyExit):
+        for layer in layers:
+            if layer < len(blocks):
+                hooks.enter_context(
+                    blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
+                )
+        pooled[layers[-1]] = pool(stack(**inputs)[0])
+    return pooled
 
 
 # A final norm of another name is counted at layer 0: some hundred parameters too early.
@@ -144,8 +275,7 @@ def count_tokens(stack: Any) -> int:
 def own_states(stack: Any, ids: Sequence[Sequence[int]], pad_id: int, device: str) -> States:
     """The hidden states that the model itself gives, by their number."""
     inputs, _ = pad(ids, pad_id, device, accepted(stack))
-    states = stack(**inputs, output_hidden_states=True).hidden_states
-    return dict(enumerate(states))
+    return dict(enumerate(hidden_states(stack, inputs)))
 
 
 def accepted(stack: torch.nn.Module) -> frozenset[str]:
@@ -181,38 +311,35 @@ def examine(
             )
         blocks = _find_blocks(stack, n_layers)
 
-        def read(ids: Sequence[Sequence[int]], blocks: torch.nn.ModuleList | None) -> States:
-            inputs, _ = pad(ids, pad_id, device, accepted(stack))
+        def read(*texts: Sequence[int]) -> States:
+            inputs, _ = pad(texts, pad_id, device, accepted(stack))
             return pool_layers(stack, blocks, inputs, lambda states: states, range(n_layers + 1))
 
         first: int | None = None
         if blocks is not None:
-            try:
-                hooked = read([short], blocks)
-                first = next(first for first in (0, 1) if _agree(align(own, first), hooked, dtype))
-            except Exception:  # blocks that take or give something else than states
-                blocks = None
-        alone = [read([text], blocks) for text in (short, long, other)]
-        if first is None and not _agree(own, alone[0], dtype):
+            with _tolerant():  # of blocks that take something else than states
+                hooked = read(short)
+                matching = (start for start in (0, 1) if _agree(align(own, start), hooked, dtype))
+                first = next(matching, None)
+        blocks = None if first is None else blocks
+        batches: _Batches = "of one text"
+        tried: tuple[tuple[_Batches, list[int]], ...]
+        tried = (("any", short), ("of one length", other))
+        for kinds, mate in tried:
+            with _tolerant():  # of a model that takes no mask
+                together = read(mate, long)
+                parts = (
+                    {layer: states[[row], : len(text)] for layer, states in together.items()}
+                    for row, text in enumerate((mate, long))
+                )
+                if all(map(_agree, parts, (read(mate), read(long)), (dtype, dtype))):
+                    batches = kinds
+                    break
+        if batches == "of one text" and not _agree(read(long), read(long), dtype):
             raise UnsupportedModelError(
                 f"{kind} gives the same text other values each time, so that nothing can be "
                 "learned from them. Choose another model."
             )
-        batches: _Batches = "of one text"
-        tried: tuple[tuple[_Batches, tuple[int, int]], ...]
-        tried = (("any", (0, 1)), ("of one length", (1, 2)))
-        for kinds, rows in tried:
-            texts = [(short, long, other)[row] for row in rows]
-            together: States = {}
-            with contextlib.suppress(Exception):  # of a model without a mask
-                together = read(texts, blocks)
-            parts = (
-                {layer: states[at : at + 1, : len(text)] for layer, states in together.items()}
-                for at, text in enumerate(texts)
-            )
-            if together and all(map(_agree, parts, [alone[row] for row in rows], [dtype] * 2)):
-                batches = kinds
-                break
     return Traits(
         n_layers=n_layers,
         dim=max(states.shape[-1] for states in own.values()),
@@ -224,20 +351,31 @@ def examine(
     )
 
 
+@contextlib.contextmanager
+def _tolerant() -> Iterator[None]:
+    """Pass over what a trial shows to be impossible, but for a lack of memory."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+
+
 def align(own: States, first: int) -> States:
     """The model's own hidden states by layer, where the first is layer ``first``."""
     return {min(number + first, len(own) - 1): states for number, states in own.items()}
 
 
 def _agree(some: States, reference: States, dtype: str) -> bool:
-    """Whether states of each token are the same but for rounding."""
+    """Whether states are the same but for rounding, which in halves can be much at one token."""
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     for layer, states in some.items():
         expected = reference[layer]
         if states.shape != expected.shape:
             return False
         difference = (states.float() - expected.float()).abs().mean(dim=-1)
-        if (difference > tolerance * expected.float().abs().mean(dim=-1) + 1e-6).any():
+        relative = difference / (expected.float().abs().mean(dim=-1) + 1e-6)
+        if not (relative.max() if dtype == "float32" else relative.mean()) <= tolerance:
             return False
     return True
 

@@ -18,20 +18,35 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.data.catalog import ENCODERS
 from layerfuse.encoders.architecture import (
     Architecture,
+    Pending,
     Traits,
     accepted,
     count_tokens,
     examine,
     find_architecture,
+    pad,
+    pool_layers,
     token_limit,
 )
-from layerfuse.encoders.cpu_kernels import pack_linears, use_plain_attention
-from layerfuse.encoders.devices import QUANTIZED, choose_device, choose_dtype, device_kind
-from layerfuse.encoders.forward import Pending, pad, pool_layers
-from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
-from layerfuse.encoders.source import EncoderSource, find_source
+from layerfuse.encoders.devices import (
+    QUANTIZED,
+    choose_device,
+    choose_dtype,
+    device_kind,
+    pack_linears,
+    use_plain_attention,
+)
+from layerfuse.encoders.pretrained import (
+    EncoderSource,
+    find_source,
+    load_model,
+    load_tokenizer,
+    refusing,
+    too_large,
+)
 from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
 from layerfuse.errors import (
     ConfigError,
@@ -95,6 +110,9 @@ class FrozenEncoder:
     _loaded: _Loaded | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        named = ENCODERS.get(self.source.origin)
+        if named is not None and self.prompt is None and self.chat_prompt is None:
+            self.prompt = named.prompt
         check_prompt(self.prompt)
         if self.prompt is not None and self.chat_prompt is not None:
             raise ConfigError(f"{self.name} has both a prompt and a chat prompt; choose one.")
@@ -140,7 +158,8 @@ class FrozenEncoder:
             The Hub revision.
         prompt : str, optional
             Text around each text; contains ``{text}`` once. The text is truncated, never the
-            prompt.
+            prompt. By default that of the catalog, for encoders that were trained with one;
+            ``"{text}"`` is none.
         chat_prompt : str, optional
             A user message for the model's own chat template; the text takes the place of
             ``{text}``, or follows after an empty line.
@@ -405,19 +424,20 @@ class FrozenEncoder:
 
     def _traits(self) -> Traits:
         """What is known of the model, from the cache where it was tried before."""
-        traits = self._loaded.architecture.traits if self._loaded else self._known_traits()
+        traits = self._known_traits() if self._loaded is None else None
         if traits is None:
             traits = self.architecture.traits
         self._accept(traits)
         return traits
 
-    def _traits_file(self) -> Path:
-        parts = (json.dumps(self.fingerprints), self.dtype, self.kind, version("transformers"))
-        return cache_dir() / "traits" / f"{digest(*parts)}.json"
+    def _traits_file(self, dtype: str) -> Path:
+        code = f"transformers {version('transformers')}, own code {self.trust_remote_code}"
+        name = digest(json.dumps(self.fingerprints), dtype, self.kind, code)
+        return cache_dir() / "traits" / f"{name}.json"
 
     def _known_traits(self) -> Traits | None:
         with contextlib.suppress(OSError, ValueError):
-            return Traits.model_validate_json(self._traits_file().read_bytes())
+            return Traits.model_validate_json(self._traits_file(self.dtype).read_bytes())
         return None
 
     def _accept(self, traits: Traits) -> None:
@@ -503,7 +523,8 @@ class FrozenEncoder:
                 stack = self._load_model("float32")
                 traits = self._examine(stack, "float32", tokenizer)
             with contextlib.suppress(StorageError):
-                write_json(self._traits_file(), traits.model_dump())
+                for dtype in {self.dtype, traits.dtype}:
+                    write_json(self._traits_file(dtype), traits.model_dump())
             self._accept(traits)
         if self._any_dtype and self.dtype != choose_dtype("auto", self.device):
             notes.append(f"{self.name} cannot compute in bfloat16, so it is read in float32")

@@ -1,18 +1,332 @@
-"""Loading a tokenizer and a model from local files, quietly and without running their code."""
+"""Files of a pretrained model: where they are, what they hold, loading them without their code."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import logging
-from collections.abc import Iterator
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from layerfuse.data.catalog import ENCODERS
+from layerfuse.data.download import encoder_path
 from layerfuse.encoders.architecture import text_stack
-from layerfuse.encoders.devices import loading_options
-from layerfuse.encoders.source import EncoderSource
-from layerfuse.errors import LayerfuseError, UnsupportedModelError, is_out_of_memory, require
+from layerfuse.encoders.devices import QUANTIZED, loading_options
+from layerfuse.errors import (
+    LayerfuseError,
+    NotFoundError,
+    UnsupportedModelError,
+    did_you_mean,
+    is_out_of_memory,
+    require,
+)
+from layerfuse.files import (
+    atomic_folder,
+    cache_dir,
+    damaged_files,
+    digest,
+    fingerprint_file,
+    fingerprint_folder,
+    write_checksums,
+    write_json,
+)
+from layerfuse.progress import SILENT, Reporter
+
+_TEXTS = {".bpe", ".codes", ".dict", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"}
+_NOT_READ = (
+    *("adapter", "config", "generation", "modules", "preprocessor", "processor", "sentence_bert"),
+    *("all_results", "eval", "license", "licence", "notice", "readme", "requirements", "train"),
+)
+_HUB_FILES = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(_TEXTS))]
+_MERGE = "Merge it first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(folder)"
+_PICKLED = {".bin", ".pt", ".pth"}
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """The files of one encoder on this machine.
+
+    ``origin`` finds them again: a catalog name, an absolute path or a Hub name. ``gguf_file`` is a
+    file's name in ``folder``, ``revision`` the Hub commit.
+    """
+
+    name: str
+    origin: str
+    folder: Path
+    gguf_file: str | None
+    revision: str | None
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the GGUF file itself."""
+        return self.folder / self.gguf_file if self.gguf_file else self.folder
+
+    def fingerprints(self, *, allow_pickle: bool) -> dict[str, str]:
+        """Digests of the weights, the tokenizer's files and the configuration.
+
+        Raises
+        ------
+        UnsupportedModelError
+            When one of them is missing, or the weights are pickled and that is not allowed.
+        """
+        names = [file.name for file in self.folder.iterdir() if file.is_file()]
+        tokenizer = [name for name in names if _is_tokenizer_file(name)]
+        if self.gguf_file:
+            parts = {"weights": fingerprint_file(self.path)}  # whatever the file is called
+            if tokenizer:  # transformers prefers files beside it to its own
+                parts["tokenizer"] = fingerprint_folder(self.folder, tokenizer)
+            return parts
+        suffixes = {".safetensors", *(_PICKLED if allow_pickle else ())}
+        weights = [name for name in names if Path(name).suffix in suffixes]
+        if not weights:
+            found = [name for name in names if Path(name).suffix in _PICKLED]
+            raise UnsupportedModelError(
+                f"{self.folder} has no .safetensors weights"
+                + (
+                    f", only {found[0]}, which can run code when it is loaded. Convert it to "
+                    "safetensors, or, if you trust it, open it with allow_pickle=True."
+                    if found
+                    else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
+                )
+            )
+        if "adapter_config.json" in names:
+            raise UnsupportedModelError(
+                f"{self.folder} holds an adapter beside a whole model. {_MERGE}, or move the "
+                "adapter's files away to read the model without it."
+            )
+        if not tokenizer:  # transformers would invent one without a vocabulary
+            raise UnsupportedModelError(
+                f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
+                "not saved. Save them into the same folder: tokenizer.save_pretrained(folder)."
+            )
+        indexes = [name for name in names if name.endswith(".index.json")]
+        for name in indexes:
+            self._check_index(name, weights, allow_pickle)
+        code = [name for name in names if name.endswith(".py")]
+        return {
+            "weights": fingerprint_folder(self.folder, [*weights, *indexes]),
+            "tokenizer": fingerprint_folder(self.folder, tokenizer),
+            "config": fingerprint_folder(self.folder, ["config.json", *code]),
+        }
+
+    def _check_index(self, name: str, weights: list[str], allow_pickle: bool) -> None:
+        """Refuse an index of weights that names other files than those of the folder."""
+        if not name.endswith(".safetensors.index.json") and not allow_pickle:
+            return  # it is not read
+        try:
+            index = json.loads((self.folder / name).read_bytes())
+            named = sorted(set(index["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UnsupportedModelError(
+                f"{self.folder / name} is not an index of weights; get it again."
+            ) from error
+        if other := [file for file in named if file not in weights]:
+            raise UnsupportedModelError(
+                f"{self.folder / name} names {other[0]!r}, which is not among the weights that may "
+                "be read: .safetensors files in the folder itself (and pickled ones with "
+                "allow_pickle=True). Get the missing file, or the index again."
+            )
+
+
+def _is_tokenizer_file(name: str) -> bool:
+    """Whether a tokenizer may read the file: any text but those that are known to be others'."""
+    return (
+        Path(name).suffix in _TEXTS
+        and not name.endswith(".index.json")
+        and not name.lower().startswith(_NOT_READ)
+    )
+
+
+def find_source(
+    name_or_path: str, *, name: str | None, revision: str | None, reporter: Reporter = SILENT
+) -> EncoderSource:
+    """Find an encoder's files, downloading them where that is needed.
+
+    Raises
+    ------
+    NotFoundError
+        When nothing of that name exists here, in the catalog or on the Hub.
+    UnsupportedModelError
+        When a folder is not a model folder.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path in ENCODERS and not (path / "config.json").exists():
+        path = encoder_path(name_or_path, reporter)
+        return _local(path, name or name_or_path, name_or_path, revision)
+    if path.exists():
+        return _local(path, name or _name(path), str(path.resolve()), revision)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not name_or_path.startswith("."):
+        folder = _download(name_or_path, revision, reporter)
+        short = name_or_path.rpartition("/")[2]
+        return _local(folder, name or short, name_or_path, folder.name)
+    if path.suffix == ".gguf" or len(path.parts) > 2:
+        near = [str(other) for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise NotFoundError(
+            f"There is no model folder or .gguf file {name_or_path!r}."
+            f"{did_you_mean(str(path), near)}"
+        )
+    raise NotFoundError(
+        f"Unknown encoder {name_or_path!r}.{did_you_mean(name_or_path, ENCODERS)} It is "
+        f"neither a catalog name ({', '.join(ENCODERS)}), nor a model folder or .gguf file "
+        "here, nor a Hub name of the form owner/name."
+    )
+
+
+def _name(path: Path) -> str:
+    """The name as typed, links not followed; a folder of the Hub's cache is called by its model."""
+    path = Path(os.path.normpath(path.absolute()))
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.stem if path.suffix.lower() == ".gguf" and path.is_file() else path.name
+
+
+def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderSource:
+    """A folder with config.json, or a .gguf file."""
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UnsupportedModelError(
+                f"{path} is a file, but not a .gguf file. Give the model's folder instead."
+            )
+        return EncoderSource(name, origin, path.parent, path.name, revision)
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise UnsupportedModelError(
+                f"{path} holds an adapter of {_base_of(path)}, not a whole model. {_MERGE}, and "
+                "give that folder."
+            )
+        inside = sorted(found.parent for found in path.glob("*/config.json"))
+        raise UnsupportedModelError(
+            f"{path} has no config.json, so it is not a Hugging Face model folder. "
+            + (f"Did you mean {inside[0]}? " if inside else "")
+            + "Give the folder that holds config.json, model.safetensors and the tokenizer's files."
+        )
+    return EncoderSource(name, origin, path, None, revision)
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_bytes())
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return "another model"
+
+
+def _download(repository: str, revision: str | None, reporter: Reporter) -> Path:
+    """The Hub snapshot's folder; it is named by its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    reporter.note(f"looking for {repository} in the Hub's cache or on the Hub")
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFoundError(
+            f"{repository!r} is not a folder here, and it could not be downloaded from the Hub: "
+            f"{str(error).strip().splitlines()[0].rstrip('.')}.\nCheck the name and the "
+            "connection, log in if the model is gated, or give a local folder."
+        ) from error
+
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def find_unpacked(source: EncoderSource, part: str) -> Path | None:
+    """The folder with the part, ``"tokenizer"`` or the weights' dtype, if it was kept.
+
+    One that is damaged is removed.
+    """
+    if source.gguf_file is None:
+        return None
+    folder = _folder(source, part)
+    if not folder.is_dir():
+        return None
+    if damaged_files(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return folder
+
+
+def keep_model(model: Any, source: EncoderSource, dtype: str) -> None:
+    """Keep a model as it was loaded from a GGUF file; without room on the disk, do nothing."""
+    if source.gguf_file is None or dtype in QUANTIZED:  # those are packed for their device
+        return
+
+    def write(folder: Path) -> bool:
+        from safetensors.torch import save_model
+
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        if shutil.disk_usage(folder).free < 2 * size:
+            return False
+        config = copy.deepcopy(model.config)
+        if hasattr(config, "quantization_config"):  # how the file was packed
+            del config.quantization_config
+        config.save_pretrained(folder)
+        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        return True
+
+    _keep(source, dtype, write)
+
+
+def keep_tokenizer(tokenizer: Any, source: EncoderSource) -> None:
+    """Keep a tokenizer as it was read from a GGUF file, if what is kept reads texts the same."""
+    if source.gguf_file is None or not tokenizer.is_fast:
+        return
+
+    def write(folder: Path) -> bool:
+        from transformers import AutoTokenizer
+
+        tokenizer.save_pretrained(folder)
+        path = folder / _TOKENIZER_CONFIG
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        # The classes of single models build their own tokenizer from the vocabulary.
+        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        return _facts(AutoTokenizer.from_pretrained(folder)) == _facts(tokenizer)
+
+    _keep(source, "tokenizer", write)
+
+
+def _facts(tokenizer: Any) -> tuple[object, ...]:
+    """What of a tokenizer decides the ids of a text."""
+    return (
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.special_tokens_map,
+        tokenizer.chat_template,
+        tokenizer.model_max_length,
+    )
+
+
+def _folder(source: EncoderSource, part: str) -> Path:
+    import transformers
+
+    known = fingerprint_file(source.path)
+    if part == "tokenizer":  # files beside the GGUF file go before its own
+        known = json.dumps(source.fingerprints(allow_pickle=False))
+    key = digest(known, transformers.__version__)
+    return cache_dir() / "gguf" / f"{part}-{key}"
+
+
+def _keep(source: EncoderSource, part: str, write: Callable[[Path], bool]) -> None:
+    """Keep what ``write`` writes, if it returns true and the cache can be written."""
+    from safetensors import SafetensorError
+
+    refused = contextlib.suppress(OSError, RuntimeError, SafetensorError, _NotKeptError)
+    with refused, atomic_folder(_folder(source, part)) as folder:
+        if not write(folder):
+            raise _NotKeptError
+        write_checksums(folder)
+
+
+class _NotKeptError(Exception):
+    """Leaves a folder before it is in place."""
+
 
 # transformers loads with state of the whole process: its verbosity, its progress bars, torch's
 # default dtype and initializers. One load at a time, or one would restore what another has set.
@@ -31,8 +345,11 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
     with quiet(), refusing(f"{source.path} has no tokenizer that can be read"):
         from transformers import AutoTokenizer
 
+        unpacked = find_unpacked(source, "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(
-            source.folder, trust_remote_code=trust_remote_code, **_gguf_options(source)
+            unpacked or source.folder,
+            trust_remote_code=trust_remote_code,
+            **({} if unpacked else _gguf_options(source)),
         )
         if not _knows_words(tokenizer):
             files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
@@ -41,6 +358,8 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
                 f"no word from the files that are there. It comes from {files}; get the missing "
                 "ones, or save all with tokenizer.save_pretrained(folder)."
             )
+        if unpacked is None:
+            keep_tokenizer(tokenizer, source)
         return tokenizer
 
 
@@ -110,16 +429,20 @@ def load_whole(
     with quiet(), refusing(f"{source.path} cannot be loaded as a text encoder"):
         from transformers import AutoModel
 
-        options = loading_options(dtype, device) | _gguf_options(source)
-        if not source.gguf_file:
+        unpacked = find_unpacked(source, dtype)
+        options = loading_options(dtype, device) | ({} if unpacked else _gguf_options(source))
+        if "gguf_file" not in options:
             options["use_safetensors"] = None if allow_pickle else True
         model, outcome = AutoModel.from_pretrained(
-            source.folder,
+            unpacked or source.folder,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
             **options,
         )
-    return model, list(outcome["missing_keys"])
+        absent = list(outcome["missing_keys"])
+        if unpacked is None and not absent:
+            keep_model(model, source, dtype)
+    return model, absent
 
 
 def too_large(name: str) -> str:

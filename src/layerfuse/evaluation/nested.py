@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
+from layerfuse.embeddings.views import BlockView
 from layerfuse.model_selection import SearchResult, SearchSpace, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import (
@@ -20,8 +21,10 @@ from layerfuse.pipeline import (
     FusedModel,
     Plan,
     find_penalty,
+    is_ridge,
     predict_held,
     train,
+    train_parts,
 )
 from layerfuse.probing import ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
@@ -43,6 +46,8 @@ PIPELINE = "pipeline"
 FINAL_PLAN = "final_plan"
 """Name of the strategy that takes what the search found on all rows, to calibrate what ships."""
 
+_PART_ROWS = 16_384  # rows beyond the sample that are in memory at once
+
 _WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
 
 
@@ -53,16 +58,10 @@ def nested_plan(result: SearchResult, scores: BlockScores) -> Plan:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions for rows by models that did not see them.
+    """Logits (n, n_outputs) of rows by models that did not see them.
 
-    Attributes
-    ----------
-    logits : ndarray of shape (n, n_outputs)
-        Scales differ between plans.
-    plan_of : ndarray of shape (n,)
-        Index into ``plans`` of the plan behind each row's logits.
-    plans : list of Plan
-        One for each fold.
+    ``plan_of`` (n,) is the index into ``plans`` (one for each fold) of the plan behind each row:
+    scales differ between plans.
     """
 
     logits: Floats
@@ -149,19 +148,32 @@ class TrainingSample:
         """
         own = self.coordinates(plan.blocks)
         axes = tuple(self.probed.axes[block] for block in plan.blocks)
+        pairs = list(zip(plan.blocks, axes, strict=True))
         every = own
-        if blocks is not self.blocks:
-            pairs = zip(plan.blocks, axes, strict=True)
-            every = {block: axis.transform(blocks[block]) for block, axis in pairs}
 
         def penalty() -> float:
             return find_penalty(
                 plan, own, self.targets, row_weights=self.row_weights, seed=self.space.seed
             )
 
-        model = train(
-            plan, every, targets, row_weights=row_weights, seed=self.space.seed, search=penalty
-        )
+        if blocks is not self.blocks and is_ridge(plan):
+            # Only the sums of products of all rows are needed.
+            parts = (
+                blocks.parts(_PART_ROWS)
+                if isinstance(blocks, BlockView)
+                else [(np.arange(len(targets)), blocks)]
+            )
+            features = (
+                (rows, np.hstack([axis.transform(part[block]) for block, axis in pairs]))
+                for rows, part in parts
+            )
+            model = train_parts(plan, features, targets, penalty(), row_weights=row_weights)
+        else:
+            if blocks is not self.blocks:
+                every = {block: axis.transform(blocks[block]) for block, axis in pairs}
+            model = train(
+                plan, every, targets, row_weights=row_weights, seed=self.space.seed, search=penalty
+            )
         return FusedModel(axes, model, TemperatureCalibrator(), targets.space)
 
     def out_of_fold(
@@ -234,13 +246,13 @@ class TrainingSample:
         used = dict.fromkeys(block for plan, _ in jobs for block in plan.blocks)
         coordinates = self.coordinates(used)
         ridge = _FoldedRidge(coordinates, self.targets, self.row_weights, folds, self.space.seed)
-        pairs = {pair for plan, _ in jobs if _is_ridge(plan) for pair in _pairs(plan)}
+        pairs = {pair for plan, _ in jobs if is_ridge(plan) for pair in _pairs(plan)}
         for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
             pass
 
         def predict(job: tuple[Plan, int]) -> Floats:
             plan, fold = job
-            if _is_ridge(plan):
+            if is_ridge(plan):
                 return ridge.predict(plan, fold)
             return predict_held(
                 plan,
@@ -265,10 +277,6 @@ class TrainingSample:
         found = parallel_map(transform, missing, self.n_jobs)
         self._coordinates.update(zip(missing, found, strict=True))
         return {block: self._coordinates[block] for block in blocks}
-
-
-def _is_ridge(plan: Plan) -> bool:
-    return (plan.fusion, plan.head) == ("concat", "ridge")
 
 
 def _pairs(plan: Plan) -> Iterable[tuple[BlockRef, BlockRef]]:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfuse.encoders.architecture import Architecture, accepted
-from layerfuse.encoders.forward import pool_layers
+from layerfuse.encoders.architecture import Architecture, accepted, pool_layers
 from layerfuse.errors import ConfigError
 from layerfuse.fusion import Fusion
 from layerfuse.fusion.ensembles import StackingFusion, VotingFusion

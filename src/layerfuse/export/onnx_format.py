@@ -16,8 +16,7 @@ import torch
 from tokenizers import Tokenizer
 
 from layerfuse.encoders import FrozenEncoder
-from layerfuse.encoders.architecture import Architecture, accepted, find_architecture
-from layerfuse.encoders.forward import pad
+from layerfuse.encoders.architecture import Architecture, accepted, find_architecture, pad
 from layerfuse.encoders.pretrained import load_model, load_tokenizer
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
 from layerfuse.export.graph import PipelineGraph, fuse_function, head_function

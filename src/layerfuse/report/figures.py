@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.complementarity import Pair
 from layerfuse.evaluation.learning_curve import CurvePoint
 from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import CalibrationBin
-from layerfuse.report.tables import baseline_name, percent, points
+from layerfuse.report.tables import baseline_name
 from layerfuse.report.theme import Chart
 
 Row: TypeAlias = dict[str, Any]
@@ -195,35 +194,6 @@ def _leaders(pipelines: Sequence[Tradeoff], costs: Sequence[float]) -> list[int]
     return leads
 
 
-def heat_map(pairs: Sequence[Pair], blocks: Sequence[BlockRef]) -> Chart:
-    """The share of rows that exactly one of two blocks gets right."""
-    rows = []
-    for pair in pairs:
-        detail = (
-            f"fused {points(pair.gain.difference)} points, CKA {pair.cka:.2f}, either right "
-            f"{percent(pair.oracle_accuracy)}"
-        )
-        value = 100 * pair.disagreement
-        for a, b in ((pair.a, pair.b), (pair.b, pair.a)):
-            rows.append({"a": str(a), "b": str(b), "value": value, "detail": detail})
-    names = list(map(str, blocks))
-    title = "one right, % of rows"
-    axis: dict[str, Any] = {**_TILES, "labelPadding": 6, "labelLimit": 170}
-    base = _base(rows).encode(
-        x=alt.X("a:N", sort=names).title(None).axis(**axis, labelAngle=-40),
-        y=alt.Y("b:N", sort=names).title(None).axis(**axis),
-        tooltip=_tips(("a", "block"), ("b", "with"), ("value", title, ".1f"), ("detail", "more")),
-    )
-    color = alt.Color("value:Q", title=title, legend=alt.Legend(gradientLength=160))
-    values = [100 * pair.disagreement for pair in pairs]
-    middle = min(values) + _MIDDLE * (max(values) - min(values))
-    return _layer(
-        46 * len(names) + 10,
-        base.mark_rect(style="tile").encode(color=color),
-        *_numbers(base, "value", ".1f", f"datum.value > {middle}"),
-    )
-
-
 def confusion_matrix(
     counts: npt.NDArray[np.intp], classes: Sequence[str], shown: npt.NDArray[np.intp]
 ) -> Chart:
@@ -255,11 +225,14 @@ def confusion_matrix(
         scale=alt.Scale(domain=[0, 1]),
         legend=alt.Legend(format=".0%", gradientLength=160),
     )
-    filled = base.transform_filter("datum.count > 0")
+    pale = base.transform_filter(f"datum.count > 0 && datum.share <= {_MIDDLE}")
+    dark = base.transform_filter(f"datum.share > {_MIDDLE}")
     return _layer(
         max(34 * len(names), 120),
         base.mark_rect(style="tile").encode(color=color),
-        *_numbers(filled, "count", "d", f"datum.share > {_MIDDLE}"),
+        # in ink on pale cells, in the ground's color on dark ones
+        pale.mark_text(style="label", aria=False).encode(text="count:Q"),
+        dark.mark_text(style="on-mark", aria=False).encode(text="count:Q"),
     )
 
 
@@ -346,13 +319,4 @@ def _tips(*fields: tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
         if number
         else alt.Tooltip(f"{name}:N", title=title)
         for name, title, *number in fields
-    ]
-
-
-def _numbers(base: alt.Chart, name: str, number: str, dark: str) -> list[alt.Chart]:
-    """The cells' numbers, in ink on pale cells and in the ground's color on ``dark`` ones."""
-    text = alt.Text(f"{name}:Q", format=number)
-    return [
-        base.transform_filter(f"!({dark})").mark_text(style="label", aria=False).encode(text),
-        base.transform_filter(dark).mark_text(style="on-mark", aria=False).encode(text),
     ]

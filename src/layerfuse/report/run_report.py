@@ -6,12 +6,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from layerfuse.abstention import Abstention, AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.complementarity import Pair
-from layerfuse.config import FitConfig
-from layerfuse.data.audit import Audit
+from layerfuse.config import FitConfig, ReadConfig
+from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.evaluation.verdict import (
     BaselineComparison,
@@ -23,6 +26,7 @@ from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
 from layerfuse.resources import EncoderCost, PipelineCost
+from layerfuse.targets import Targets
 
 _NAME = "report.json"
 
@@ -57,6 +61,39 @@ class NearDuplicates(Model):
     """Some of them, those with different labels first."""
 
 
+class ColumnsReport(Model):
+    """Which columns of the table were read; empty where it has no names."""
+
+    texts: tuple[str, ...]
+    separator: str
+    """What stands between several columns of texts."""
+    label: str | None
+    id: str | None
+    group: str | None
+    strip_html: bool
+
+    @classmethod
+    def of(cls, dataset: TextDataset, config: ReadConfig) -> ColumnsReport:
+        """Those that were read for some settings."""
+        text = dataset.text_column
+        return cls(
+            texts=() if text is None else split_names(dataset.columns, text),
+            separator=SEPARATOR,
+            label=dataset.label_column,
+            id=config.id_column,
+            group=config.group_column,
+            strip_html=config.strip_html,
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What was read from where."""
+        parts = [f"texts from {', '.join(self.texts)}{' (HTML stripped)' * self.strip_html}"]
+        named = (("labels", self.label), ("ids", self.id), ("groups", self.group))
+        parts += [f"{name} from {column}" for name, column in named if column is not None]
+        return f"columns: {'; '.join(parts)}"
+
+
 class DataReport(Model):
     """The dataset and what was noticed about it."""
 
@@ -64,6 +101,7 @@ class DataReport(Model):
     train_rows: int
     learned_rows: int
     """Training rows that were learned from."""
+    columns: ColumnsReport
     test_split: str | None
     classes: tuple[str, ...]
     """Labels as text, in the order of the columns of probabilities."""
@@ -103,6 +141,31 @@ class SelectionReport(Model):
     head: str
     trials: tuple[Trial, ...]
     """Other fusions and heads that were compared with concatenation and a ridge head."""
+
+
+class AbstentionReport(Model):
+    """When the classifier abstains, and what that comes to."""
+
+    rule: Abstention
+    cv: AbstentionFigures
+    """On training rows, out of fold: those that the thresholds were chosen on."""
+    test: AbstentionFigures | None = None
+
+    @classmethod
+    def of(
+        cls, rule: Abstention | None, proba: npt.NDArray[np.float64], targets: Targets
+    ) -> AbstentionReport | None:
+        """By nested out-of-fold probabilities (n, n_classes)."""
+        return None if rule is None else cls(rule=rule, cv=rule.measure(proba, targets))
+
+    def tested(self, proba: npt.NDArray[np.float64], targets: Targets) -> AbstentionReport:
+        """With its figures on test rows."""
+        return self.model_copy(update={"test": self.rule.measure(proba, targets)})
+
+    @property
+    def shown(self) -> AbstentionFigures:
+        """The figures on test rows if there are any."""
+        return self.cv if self.test is None else self.test
 
 
 class CostReport(Model):
@@ -226,6 +289,8 @@ class RunReport(Model):
     verdict: VerdictSummary
     gap: GeneralizationGap | None = None
     """Test rows against training rows; None without test rows."""
+    abstention: AbstentionReport | None = None
+    """None where neither a target accuracy nor a coverage was asked for."""
     pareto: tuple[Tradeoff, ...]
     cost: CostReport
     diagnosis: Diagnosis

@@ -58,6 +58,7 @@ def sections_of(report: RunReport, curve: CurveResult | None) -> list[Section]:
         _cost(report),
         _classes(report),
         _calibration(report),
+        _abstention(report),
         _learning_curve(curve),
         _hardest(report),
         _data(report),
@@ -141,19 +142,14 @@ def _pairs(report: RunReport) -> Section | None:
     if not measured.pairs:
         return None
     most = max(measured.pairs, key=lambda pair: pair.disagreement)
-    summary = (
-        f"Of {plural(len(measured.pairs), 'pair')}, {most.a} and {most.b} differ most: on "
-        f"{percent(most.disagreement)} of the rows exactly one of them is right."
-    )
     lead = (
         "Blocks that make different errors combine well. Measured by leave-one-out on "
         f"{plural(measured.n, 'training row')}, for the selected blocks and each encoder's best "
-        "and last layer."
+        f"and last layer. {most.a} and {most.b} differ most: on {percent(most.disagreement)} of "
+        "the rows exactly one of them is right."
     )
-    title = "Share of rows that exactly one of two gets right"
-    chart = figures.heat_map(measured.pairs, measured.blocks)
-    figure = Figure("pairs", title, summary, chart, tables.pairs_table(measured))
-    return Section("complementarity", "Which blocks complement each other", [lead], [figure])
+    table = tables.pairs_table(measured)
+    return Section("complementarity", "Which blocks complement each other", [lead], [], [table])
 
 
 def _cost(report: RunReport) -> Section:
@@ -188,7 +184,7 @@ def _cost(report: RunReport) -> Section:
 def _classes(report: RunReport) -> Section:
     """Confusion matrix, and classes by the number of errors that they take part in."""
     names = report.data.classes
-    counts, order = tables.confusion_counts(report)
+    counts, order = tables.confusion_counts(report.diagnosis.confusion, len(names))
     errors = plural(int(counts.sum() - counts.trace()), "error")
     summary = f"{errors} on {report.measured.n:,} {report.rows_in_words}."
     few = len(names) <= _SHOWN_CLASSES
@@ -197,7 +193,7 @@ def _classes(report: RunReport) -> Section:
         "Confusion matrix" if few else f"The {_SHOWN_CLASSES} most confused classes",
         summary,
         figures.confusion_matrix(counts, names, np.sort(order[:_SHOWN_CLASSES])),
-        tables.class_table(report),
+        tables.class_table(report.diagnosis.confusion, names),
         "" if few else "Rows of these classes predicted as other classes are not drawn here.",
     )
     return Section("classes", "Errors by class", [], [figure])
@@ -218,6 +214,29 @@ def _calibration(report: RunReport) -> Section:
     chart, table = figures.reliability(bins), tables.calibration_table(bins)
     figure = Figure("calibration", "Accuracy by confidence", summary, chart, table, note)
     return Section("calibration", "Are its probabilities calibrated?", [], [figure])
+
+
+def _abstention(report: RunReport) -> Section | None:
+    """Which share of the texts goes to a person."""
+    own = report.abstention
+    if own is None:
+        return None
+    lead = [tables.abstention_sentence(own.shown)]
+    if own.rule.target_accuracy is not None:
+        lead.append(
+            f"Target: {percent(own.rule.target_accuracy)} of the others right, with 95% "
+            "confidence. A text goes to a person below a probability of "
+            f"{min(1.0, own.rule.threshold):.3f}."
+        )
+    if own.rule.coverage is not None:
+        lead.append(
+            f"Sets of labels, made to hold the right one for {percent(own.rule.coverage)} of "
+            f"texts: labels with a probability of at least {own.rule.label_threshold:.3f}. A text "
+            "goes to a person where the set is not one label."
+        )
+    lead.append("Both hold for texts that come as the training texts did.")
+    table = tables.abstention_table(own)
+    return Section("abstention", "Unsure texts", lead, [], [table])
 
 
 def _learning_curve(result: CurveResult | None) -> Section | None:
@@ -247,6 +266,8 @@ def _data(report: RunReport) -> Section:
     """The audit, test rows that training rows give away, and what the run noted."""
     data, audit, near = report.data, report.data.audit, report.data.near_duplicates
     lead, found = [], [tables.audit_table(audit)]
+    if data.columns.texts:
+        lead.append(f"{sentence_case(data.columns.sentence)}.")
     if near is not None and audit.test_name is not None:
         rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
         lead.append(

@@ -9,6 +9,7 @@ from datetime import UTC
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.abstention import AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
@@ -16,8 +17,10 @@ from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
+    AbstentionReport,
     CalibrationBin,
     Complementarity,
+    ConfusionCell,
     Environment,
     HardestTexts,
     NearDuplicates,
@@ -133,6 +136,32 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
     return Table(caption, head, cells, range(1, 5), strong=strong)
 
 
+def abstention_sentence(own: AbstentionFigures) -> str:
+    """How many texts go to a person, and how many of the others are right."""
+    share = f"Of each 100 texts, {100 * own.abstained.value:.0f} go to a person"
+    if own.accuracy is None:
+        return f"{share}: the rows are too few, or the errors too many, to promise the target."
+    right, span = estimate_cells(own.accuracy)
+    return f"{share}; of the others {right} ({span}) are right."
+
+
+def abstention_table(own: AbstentionReport) -> Table:
+    """What abstention comes to on test rows and on training rows."""
+    cells = []
+    for name, found in (("test", own.test), ("training, out of fold", own.cv)):
+        if found is not None:
+            right = ("–", "–") if found.accuracy is None else estimate_cells(found.accuracy)
+            row = [name, f"{found.n:,}", percent(found.abstained.value), *right]
+            if (sets := found.sets) is not None:
+                row += [percent(sets.coverage.value), f"{sets.mean_size:.2f}"]
+                row += [percent(sets.one_label), percent(sets.no_label)]
+            cells.append(row)
+    head = ("rows", "n", "to a person", "right of the others", "95% interval")
+    sets_head = ("label in the set", "labels per set", "one label", "none")
+    shown = head if own.rule.coverage is None else (*head, *sets_head)
+    return Table("Unsure texts go to a person", shown, cells, range(1, 9))
+
+
 def selection_table(report: RunReport) -> Table:
     """The selected blocks in order, what each brought, and nested accuracy after it if measured."""
     selection, cells = report.selection, []
@@ -185,7 +214,7 @@ def pairs_table(measured: Complementarity) -> Table:
     ]
     names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
     head = (*names, "gain fused, points")
-    return Table("Pairs of blocks", head, cells, range(2, 8), open_rows=100)
+    return Table("Pairs of blocks, those that differ most first", head, cells, range(2, 8))
 
 
 def cost_table(report: RunReport) -> Table:
@@ -204,19 +233,19 @@ def cost_table(report: RunReport) -> Table:
     return Table(caption, head, cells, range(1, 6), strong=strong)
 
 
-def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
+def confusion_counts(cells: Iterable[ConfusionCell], n_classes: int) -> tuple[Ints, Ints]:
     """Counts (n_classes, n_classes), and classes (n_classes,) with the most errors first."""
-    counts = np.zeros((len(report.data.classes),) * 2, dtype=np.intp)
-    for cell in report.diagnosis.confusion:
+    counts = np.zeros((n_classes, n_classes), dtype=np.intp)
+    for cell in cells:
         counts[cell.truth, cell.predicted] = cell.count
     errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
     return counts, np.argsort(-errors, kind="stable")
 
 
-def class_table(report: RunReport) -> Table:
+def class_table(confusion: Iterable[ConfusionCell], names: Sequence[str]) -> Table:
     """Errors by class, those with most errors first."""
-    names, cells = report.data.classes, []
-    counts, order = confusion_counts(report)
+    cells = []
+    counts, order = confusion_counts(confusion, len(names))
     errors = counts * ~np.eye(len(counts), dtype=bool)
     for label in order.tolist():
         own, given, hits = counts[label].sum(), counts[:, label].sum(), counts[label, label]
@@ -323,10 +352,12 @@ def encoder_table(report: RunReport) -> Table:
             f"{cost.memory_mb_at(cost.n_layers):.0f}",
             *(f"{cost.ms_at(cost.n_layers):.2f}", f"{cost.tokens_per_text:.0f}"),
             f"{cost.device}, {cost.dtype}",
+            encoder.prompt or encoder.chat_prompt or "",
         )
-        for cost in (encoder.cost for encoder in report.encoders)
+        for encoder in report.encoders
+        for cost in (encoder.cost,)
     ]
-    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device")
+    head = ("encoder", "layers", "parameters", "MB", "ms/text", "tokens/text", "device", "prompt")
     return Table("Encoders in full", head, cells, range(1, 6))
 
 
@@ -350,7 +381,7 @@ def settings_table(settings: FitConfig) -> Table:
     """Settings, those that are not the defaults first."""
     usual = vars(FitConfig(data=""))
     cells = [
-        (name, _shown(value), "" if _shown(value) == _shown(usual[name]) else "set")
+        (name, _shown(value), "" if value == usual[name] else "set")
         for name, value in vars(settings).items()
     ]
     cells.sort(key=lambda row: row[2] == "")

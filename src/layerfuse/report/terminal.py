@@ -9,6 +9,7 @@ from functools import singledispatch
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,10 +23,14 @@ from layerfuse.report.results import (
     CurveResult,
     EvaluateResult,
     ExportResult,
+    ExtractResult,
+    LabelAudit,
     ModelCheck,
+    ModelList,
     ProfileResult,
     PushResult,
     ReportResult,
+    RunComparison,
     StoreCheck,
 )
 from layerfuse.report.run_report import RunReport
@@ -37,8 +42,10 @@ _NOISE = 4  # standard errors that a bar's full height spans at least
 _MOST_BLOCKS = 12  # of a table
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
+_EXAMPLES = 5
 _MOST_CLASSES = 12
-_HIDDEN = ("description", "identity", "license")  # columns of lists that no terminal has room for
+_MOST_DOUBTS = 20
+_HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
 
 
@@ -176,6 +183,9 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
     if report.gap is not None and report.gap.sentence:
         out.print(f"Note: {report.gap.sentence}")
     _print_baselines(report, out, verbose)
+    if report.abstention is not None:
+        out.print(tables.abstention_sentence(report.abstention.shown))
+        _print_table(tables.abstention_table(report.abstention), out)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
         times = f", {ratio.value:.1f}x the last layer ({ratio.low:.1f} to {ratio.high:.1f})"
@@ -191,7 +201,7 @@ def _print_details(report: RunReport, out: Console) -> None:
     _print_profile(report.profile, report.selection.blocks, out)
     for table in (
         *((tables.trials_table(report),) if report.selection.trials else ()),
-        tables.class_table(report),
+        tables.class_table(report.diagnosis.confusion, report.data.classes),
         tables.calibration_table(report.diagnosis.calibration),
         tables.cost_table(report),
         tables.encoder_table(report),
@@ -212,8 +222,8 @@ def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
     for place in shown[1:]:
         table.add_column(own.head[place], justify="right")
     for number, row in enumerate(own.rows):
-        cells = (row[place] for place in shown)
-        table.add_row(*cells, style="bold" if number in own.strong else "")
+        style = "bold" if number in own.strong else ""
+        table.add_row(*(row[place] for place in shown), style=style)
     out.print(table)
 
 
@@ -225,6 +235,42 @@ def _render_evaluation(result: EvaluateResult, out: Console, *, verbose: bool = 
     for name, own in vars(metrics).items():
         if isinstance(own, Estimate):
             out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
+    if result.abstention is not None:
+        out.print(tables.abstention_sentence(result.abstention))
+    classes = tables.class_table(result.confusion, result.classes)
+    shown = classes.rows if verbose else classes.rows[:_MOST_BLOCKS]
+    _print_table(replace(classes, rows=shown), out)
+    if result.comparison is not None:
+        _print_run_comparison(result.comparison, out, verbose=verbose)
+
+
+def _print_run_comparison(own: RunComparison, out: Console, *, verbose: bool) -> None:
+    """The difference on the same rows, and texts whose label changed."""
+    out.print(
+        f"{own.against}: accuracy {own.accuracy.value:.4f}; this one is better by "
+        f"{gain_text(own.gain)} points; "
+        f"{plural(len(own.changes), 'label differs', 'labels differ')}",
+        soft_wrap=True,
+    )
+    cells = [
+        (
+            *(str(change.row), str(change.label), str(change.predicted), str(change.other)),
+            " ".join(change.text.split())[:_WIDTH],
+        )
+        for change in (own.changes if verbose else own.changes[:_MOST_BLOCKS])
+    ]
+    if cells:
+        head = ("row", "label", "predicted", "by the other", "text")
+        _print_table(tables.Table("Labels that differ", head, cells, (0,)), out)
+
+
+@render.register
+def _render_extraction(result: ExtractResult, out: Console, *, verbose: bool = False) -> None:
+    out.print(
+        f"{plural(result.rows, 'row')} read into {result.store}; "
+        f"{plural(result.computed, 'text')} computed",
+        soft_wrap=True,
+    )
 
 
 @render.register
@@ -234,8 +280,8 @@ def _render_comparison(result: CompareResult, out: Console, *, verbose: bool = F
     out.print()
     _print_table(_pair_table(result), out)
     out.print(
-        "fused: of the two together, gain: over the better one; CKA: similarity, 1 for the same;\n"
-        "Q: 1 where they err on the same rows, 0 independent; either: at least one is right\n"
+        "fused: of the two together; gain: over the better one; CKA: 1 for the same;\n"
+        "Q: 1 where they err on the same rows; either: at least one is right\n"
     )
     hidden = len(result.pairs) - _MOST_PAIRS
     if hidden > 0:
@@ -304,6 +350,24 @@ def _render_curve(result: CurveResult, out: Console, *, verbose: bool = False) -
         "and penalties are selected anew from the labels of each draw.",
         width=_WIDTH,
     )
+
+
+@render.register
+def _render_models(result: ModelList, out: Console, *, verbose: bool = False) -> None:
+    """The named encoders, a paragraph each: no terminal has room for their table."""
+    for entry in result.models:
+        out.print(f"{entry.name}{' (downloaded)' if entry.pulled else ''}", style="bold")
+        facts = (
+            entry.description,
+            f"{entry.layers} layers of {entry.dim}",
+            f"{entry.parameters / 1e6:.0f} M parameters",
+            human_bytes(entry.n_bytes),
+            f"languages: {entry.languages}",
+            f"up to {entry.max_tokens} tokens",
+            f"license: {entry.license}",
+            *([f"prompt: {entry.prompt}"] if entry.prompt else ()),
+        )
+        out.print(Padding(Text("; ".join(facts)), (0, 0, 0, 2), expand=False))
 
 
 @render.register
@@ -394,13 +458,45 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
         ("classes without a test row", result.untested_classes),
         ("classes without a training row", result.unseen_classes),
         ("classes with fewer than 5 training rows", tuple(result.small_classes)),
+        (
+            "classes that differ only in case or blanks",
+            tuple(" / ".join(map(repr, own)) for own in result.alike_classes),
+        ),
+        ("classes that read like a missing value", result.odd_classes),
     ):
         if names:
             out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
 
 
+@render.register
+def _render_labels(result: LabelAudit, out: Console, *, verbose: bool = False) -> None:
+    """The most doubtful labels."""
+    own = result.accuracy
+    out.print(
+        f"{result.name}: {result.suspects:,} of {plural(result.rows, 'label')} look wrong to "
+        f"models that had not seen the row and predict {percent(own.value)} of all rows "
+        f"({interval(own.low, own.high)}) as labeled",
+        soft_wrap=True,
+    )
+    shown = result.doubts if verbose else result.doubts[:_MOST_DOUBTS]
+    cells = [
+        (
+            str(doubt.row if doubt.id is None else doubt.id),
+            *(str(doubt.label), str(doubt.suggested), f"{doubt.score:.3f}"),
+            " ".join(doubt.text.split())[:_WIDTH],
+        )
+        for doubt in shown
+    ]
+    if cells:
+        first = "row" if result.doubts[0].id is None else "id"
+        head = (first, "label", "suggested", "score", "text")
+        _print_table(tables.Table("Doubtful labels, worst first", head, cells, (3,)), out)
+    if len(shown) < result.suspects:
+        out.print(f"and {result.suspects - len(shown)} more; --out FILE writes all rows, ranked")
+
+
 def _print_finding(name: str, finding: Finding, out: Console) -> None:
     if finding.count:
-        rows = ", ".join(map(str, finding.rows))
-        more = ", …" if finding.count > len(finding.rows) else ""
+        rows = ", ".join(map(str, finding.rows[:_EXAMPLES]))
+        more = ", …" if finding.count > _EXAMPLES else ""
         out.print(f"  {name}: {finding.count} (row {rows}{more}, counted from 0)")

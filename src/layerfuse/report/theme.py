@@ -5,7 +5,9 @@ Figures name styles, never colors. Needs the extra ``report``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeAlias
@@ -23,88 +25,25 @@ DRAWING = RLock()
 _SCALE = 2  # device pixels of a PNG for each pixel of the figure
 _GROUND = {"light": "#ffffff", "dark": "#15181b"}
 _WIDTH = 560  # pixels of a figure in a notebook
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
-
-# Okabe and Ito, "Color Universal Design" (2008), the yellow left out; on dark ground its lighter
-# relatives. Vermilion is kept for what was chosen.
-_LIGHT = ("#0072b2", "#00825f", "#a8507f", "#b07a00", "#5b5b5b", "#2f93c9")
-_DARK = ("#6cb8e6", "#3fcf9f", "#e69ac3", "#f0c04a", "#b4b4b4", "#a5d8f3")
 
 
-def _theme(
-    colors: tuple[str, ...],
-    chosen: str,
-    ink: str,
-    soft: str,
-    grid: str,
-    ground: str,
-    ramp: list[str],
-) -> dict[str, Any]:
-    plain = colors[0]
-    return {
-        "background": "transparent",
-        "font": _FONT,
-        "view": {"stroke": None, "continuousWidth": 560, "continuousHeight": 240},
-        "axis": {
-            "labelColor": soft,
-            "titleColor": ink,
-            "domainColor": grid,
-            "tickColor": grid,
-            "gridColor": grid,
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": 500,
-            "titlePadding": 8,
-            "labelLimit": 220,
-        },
-        "axisX": {"grid": False, "labelFlush": False},
-        "legend": {
-            "labelColor": ink,
-            "titleColor": ink,
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": 500,
-            "orient": "top",
-            "labelLimit": 260,
-        },
-        "title": {"color": ink, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
-        "range": {"category": list(colors), "heatmap": ramp, "ramp": ramp},
-        "mark": {"color": plain},
-        "line": {"strokeWidth": 2},
-        "style": {
-            "band": {"opacity": 0.16},
-            "interval": {"color": soft, "strokeWidth": 2},
-            "plain": {"color": plain, "stroke": plain},
-            "chosen": {"color": chosen, "stroke": chosen},
-            "ring": {"filled": False, "color": ink, "stroke": ink, "strokeWidth": 2},
-            "reference": {"color": soft, "strokeDash": [4, 3]},
-            "label": {"color": ink, "fill": ink, "fontSize": 12},
-            "on-mark": {"color": ground, "fill": ground, "fontSize": 12, "fontWeight": 600},
-            "tile": {"stroke": ground, "strokeWidth": 1},
-        },
-    }
+def _themes() -> dict[str, dict[str, Any]]:
+    """The configuration of ``theme.json`` in the colors of each theme.
+
+    Okabe and Ito, "Color Universal Design" (2008), the yellow left out; on dark ground its lighter
+    relatives. Vermilion is kept for what was selected.
+    """
+    text = (files("layerfuse.report") / "assets" / "theme.json").read_text(encoding="utf-8")
+    found, parts = {}, json.loads(text)
+    for theme, colors in parts["colors"].items():
+        config = json.dumps(parts["config"])
+        for name, value in colors.items():
+            config = config.replace(f'"${name}"', json.dumps(value))
+        found[theme] = json.loads(config)
+    return found
 
 
-THEMES: dict[str, dict[str, Any]] = {
-    "light": _theme(
-        _LIGHT,
-        chosen="#c4540a",
-        ink="#1c2126",
-        soft="#59626b",
-        grid="#dde1e5",
-        ground=_GROUND["light"],
-        ramp=["#f3f6f9", "#b5d3ea", "#5c9fd0", "#1f6aa5", "#083a66"],
-    ),
-    "dark": _theme(
-        _DARK,
-        chosen="#ff9d5c",
-        ink="#e8eaed",
-        soft="#a3abb3",
-        grid="#363d44",
-        ground=_GROUND["dark"],
-        ramp=["#1d2329", "#1c4466", "#2a73a8", "#64aedd", "#d4ecfb"],
-    ),
-}
+THEMES = _themes()
 """Vega-Lite configurations by name."""
 
 

@@ -1,0 +1,1 @@
+"""Saved classifiers behind HTTP, with shared encoders and batches. Needs the extra ``serve``."""

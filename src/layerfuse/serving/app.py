@@ -1,0 +1,277 @@
+"""The HTTP application: its endpoints, and what they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Body, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from layerfuse._version import __version__
+from layerfuse.config import ServeConfig
+from layerfuse.errors import LayerfuseError
+from layerfuse.serving.batcher import Batcher, QueueFullError
+from layerfuse.serving.guard import LOG, Guard, Record, problem
+from layerfuse.serving.metrics import Metrics
+from layerfuse.serving.registry import Predicted, ServedModel, predict
+from layerfuse.serving.schemas import (
+    EXAMPLES,
+    ClassificationRequest,
+    LabelScore,
+    Models,
+    PredictRequest,
+    PredictResponse,
+    Problem,
+)
+
+Load = Callable[[tuple[ServedModel, ...]], Mapping[str, ServedModel]]
+"""Loads what is to be served, given what is served now."""
+Answer = PredictResponse | list[list[LabelScore]]
+Asked = Annotated[PredictRequest | ClassificationRequest, Body(openapi_examples=EXAMPLES)]
+_REFUSED = {
+    code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
+}
+
+
+class Server:
+    """What is served now; a reload replaces the models, and requests keep those they began with."""
+
+    def __init__(self, config: ServeConfig, load: Load) -> None:
+        self.config, self.metrics, self._load = config, Metrics(), load
+        self.batcher = Batcher(config.max_queue, config.max_batch, self.metrics)
+        self._reloading = asyncio.Lock()
+        self._task: asyncio.Task[str | None] | None = None
+        self.models: Mapping[str, ServedModel] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Load the models and their weights, then serve them."""
+        models = self._load(tuple(self.models.values()))
+        predict([(model, ("",)) for model in models.values()])
+        self.models = models
+
+    def reload_soon(self) -> None:
+        """Reload, and go on meanwhile."""
+        self._task = asyncio.get_running_loop().create_task(self.reload())
+
+    async def reload(self) -> str | None:
+        """Load anew beside what goes on; what is wrong, where something is."""
+        async with self._reloading:
+            try:
+                await asyncio.to_thread(self.load)
+            except LayerfuseError as error:
+                LOG.error("reload failed", extra={"fields": {"error": str(error)}})
+                return str(error)
+        LOG.info("reloaded", extra={"fields": {"models": list(self.models)}})
+        return None
+
+    async def answer(self, request: Request, name: str | None, asked: Asked) -> Response:
+        """Classify texts of a request, in the form that it asks for."""
+        started, record, config = time.perf_counter(), request.state.record, self.config
+        assert isinstance(record, Record)
+        models = self.models
+        name = next(iter(models)) if name is None else name
+        if name not in models:
+            return problem(404, f"There is no such model. Choose from {', '.join(models)}.")
+        model, texts = models[name], asked.rows
+        record.model, record.n_texts = name, len(texts)
+        record.texts = texts if config.log_texts else None
+        if len(texts) > config.max_texts:
+            return problem(413, f"Got {len(texts)} texts. Send at most {config.max_texts}.")
+        if (longest := max(map(len, texts))) > config.max_characters:
+            return problem(
+                413, f"Got {longest} characters. Send at most {config.max_characters} for a text."
+            )
+        try:
+            predicted = await self.batcher.submit(model, texts)
+        except QueueFullError as error:
+            return problem(429, str(error), **{"Retry-After": str(error.retry_after)})
+        self._count(model, predicted)
+        if isinstance(asked, ClassificationRequest):
+            rows = _ranked(model, predicted, asked.parameters.top_k)
+            return _json([[{"label": str(k), "score": p} for k, p in row] for row in rows])
+        # Written by hand: validating what was just made costs as much as all the rest.
+        predictions = [
+            {
+                "label": row[0][0],
+                "probability": row[0][1],
+                "probabilities": [{"label": k, "probability": p} for k, p in row],
+                "truncated": cut,
+            }
+            for row, cut in zip(
+                _ranked(model, predicted, asked.top_k), predicted.truncated.tolist(), strict=True
+            )
+        ]
+        ms = round(1e3 * (time.perf_counter() - started), 2)
+        return _json({"model": name, "predictions": predictions, "ms": ms})
+
+    def _count(self, model: ServedModel, predicted: Predicted) -> None:
+        name, metrics = model.info.name, self.metrics
+        metrics.texts.labels(name).inc(len(predicted.proba))
+        if predicted.truncated.any():
+            metrics.truncated.labels(name).inc(int(predicted.truncated.sum()))
+        for index, count in Counter(predicted.proba.argmax(axis=1).tolist()).items():
+            metrics.predicted.labels(name, str(model.info.classes[index])).inc(count)
+
+
+def _ranked(
+    model: ServedModel, predicted: Predicted, top_k: int | None
+) -> list[list[tuple[bool | int | float | str, float]]]:
+    """For each text its most probable classes and their probabilities."""
+    classes = model.info.classes
+    order: npt.NDArray[np.intp] = np.argsort(-predicted.proba, axis=1, kind="stable")[:, :top_k]
+    values = np.take_along_axis(predicted.proba, order, axis=1)
+    return [
+        [(classes[index], value) for index, value in zip(row, own, strict=True)]
+        for row, own in zip(order.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _json(value: object, status: int = 200) -> Response:
+    """Escaped ASCII: what was sent may hold half of a surrogate pair, which UTF-8 cannot."""
+    return Response(json.dumps(value), status, media_type="application/json")
+
+
+def make_app(config: ServeConfig, load: Load, token: str | None = None) -> FastAPI:
+    """The application, its models loaded; ``app.state.server`` is the `Server`.
+
+    Parameters
+    ----------
+    config : ServeConfig
+        The limits.
+    load : callable
+        Gives the models by name, the first one answering at ``/predict``.
+    token : str, optional
+        What requests have to send; without it there is no reload over HTTP.
+
+    Raises
+    ------
+    LayerfuseError
+        When a model cannot be loaded.
+    """
+    server = Server(config, load)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        server.batcher.start()
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # Windows, a thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_soon)
+        yield
+        await server.batcher.stop()
+
+    app = FastAPI(
+        title="layerfuse",
+        version=__version__,
+        summary="Text classification on fused layers of frozen language models.",
+        lifespan=lifespan,
+        responses=_REFUSED,  # type: ignore[arg-type]
+        redoc_url=None,
+    )
+    app.state.server = server
+    app.add_middleware(
+        Guard,
+        metrics=server.metrics,
+        token=token,
+        max_body=config.max_body,
+        deadline=config.deadline,
+    )
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        """What is wrong and where, without the texts."""
+        found = "; ".join(
+            f"{'.'.join(str(part)[:40] for part in fault['loc'])}: {fault['msg'][:200]}"
+            for fault in error.errors()[:5]
+        )
+        return _json({"detail": found}, 422)
+
+    @app.post("/v1/models/{name}/predict", response_model=Answer, tags=["predict"])
+    async def predict_with(request: Request, name: str, asked: Asked) -> Response:
+        """Classify texts with one of the models."""
+        return await server.answer(request, name, asked)
+
+    @app.post("/", response_model=Answer, include_in_schema=False)
+    @app.post("/predict", response_model=Answer, tags=["predict"])
+    async def predict_first(
+        request: Request, asked: Asked, model: Annotated[str | None, Query()] = None
+    ) -> Response:
+        """Classify texts with the first model, or the one that is named."""
+        return await server.answer(request, model, asked)
+
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> Models:
+        """What is served: classes, encoders, layers, figures of the fit, cost; the limits."""
+        return Models(
+            models=tuple(model.info for model in server.models.values()),
+            max_texts=config.max_texts,
+            max_characters=config.max_characters,
+        )
+
+    @app.post("/v1/reload", tags=["models"])
+    async def reload() -> Response:
+        """Load the runs again; requests go on meanwhile, and what fails leaves all as it was."""
+        if token is None:
+            return problem(403, "Reload needs a token. Set LAYERFUSE_TOKEN, or send SIGHUP.")
+        wrong = await server.reload()
+        return Response(status_code=204) if wrong is None else problem(409, wrong)
+
+    @app.get("/health/live", tags=["health"])
+    async def live() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", tags=["health"])
+    async def ready() -> Response:
+        """Whether texts can be sent: models are loaded and the queue has room."""
+        if server.batcher.is_ready:
+            return _json({"status": "ready"})
+        return problem(503, "The queue is full.")
+
+    @app.get("/metrics", tags=["health"])
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        content = generate_latest(server.metrics.registry)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """A page for people."""
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _policy()})
+
+    return app
+
+
+@cache
+def _page() -> str:
+    return (files("layerfuse.serving") / "page.html").read_text(encoding="utf-8")
+
+
+@cache
+def _policy() -> str:
+    """Only the page's own script and style; requests go to this server alone."""
+    (script,), (style,) = (
+        re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", _page(), re.S) for tag in ("script", "style")
+    )
+    digests = (hashlib.sha256(part.encode()).digest() for part in (script, style))
+    own, look = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {own}; style-src {look}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

@@ -1,0 +1,222 @@
+"""What is served: classifiers by name, and the encoders that they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from layerfuse.blocks import BlockRef
+from layerfuse.bundle import load_bundle
+from layerfuse.classifier import LayerFusionClassifier, load
+from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.embeddings.engines import run_shard
+from layerfuse.embeddings.plan import plan_shards
+from layerfuse.embeddings.store import Key
+from layerfuse.encoders import FrozenEncoder
+from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
+from layerfuse.pipeline import FusedModel
+from layerfuse.progress import Reporter
+from layerfuse.report.run_report import RunReport, read_run_report
+from layerfuse.serving.schemas import ModelInfo, ServedEncoder
+
+Texts = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """One classifier; ``encoders`` has for each encoder's name the one that is shared."""
+
+    model: FusedModel
+    encoders: Mapping[str, FrozenEncoder]
+    info: ModelInfo
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """Calibrated probabilities (n_texts, n_classes), and which texts an encoder truncated."""
+
+    proba: npt.NDArray[np.float64]
+    truncated: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Blocks of distinct texts, each (n_texts, dim), and the row of each text."""
+
+    places: Mapping[str, int]
+    blocks: Mapping[Key, npt.NDArray[np.float32]]
+    truncated: npt.NDArray[np.bool_]
+
+
+def named_runs(runs: Sequence[str]) -> dict[str, Path]:
+    """Folders by the names they are served under: ``NAME=RUN``, or the folder's own name.
+
+    Raises
+    ------
+    ConfigError
+        When two have the same name, or a name cannot be part of a URL.
+    """
+    named: dict[str, Path] = {}
+    for run in runs:
+        name, equals, path = run.partition("=")
+        folder = Path(path if equals else run)
+        name = name if equals else folder.resolve().name
+        if name in named:
+            raise ConfigError(f"Two runs are named {name!r}. Name one of them: NAME={folder}.")
+        if not name or "/" in name:
+            raise ConfigError(f"{name!r} cannot be a model's name. Name the run: NAME={folder}.")
+        named[name] = folder
+    return named
+
+
+def load_models(
+    runs: Mapping[str, Path],
+    places: Mapping[str, str],
+    device: str,
+    reporter: Reporter,
+    known: Iterable[ServedModel] = (),
+) -> dict[str, ServedModel]:
+    """Load bundles; equal encoders become one, cut at the highest layer that any bundle needs.
+
+    Parameters
+    ----------
+    runs : mapping of str to Path
+        Run folders or bundles by name.
+    places : mapping of str to str
+        New places of encoders, by their names.
+    device : str
+    reporter : Reporter
+    known : iterable of ServedModel
+        What is served already: its loaded encoders are used again where they reach high enough.
+
+    Raises
+    ------
+    LayerfuseError
+        When a bundle or an encoder cannot be loaded.
+    """
+    loaded: dict[str, LayerFusionClassifier] = {}
+    names: set[str] = set()
+    for name, path in runs.items():
+        if not path.is_dir():
+            raise NotFoundError(f"{path} is not a folder. Give a run folder of `layerfuse fit`.")
+        own = {spec.name for spec in load_bundle(bundle_folder(path)).encoders}
+        names |= own
+        own_places = {encoder: place for encoder, place in places.items() if encoder in own}
+        loaded[name] = load(path, encoders=own_places, device=device)
+    for place in places:
+        check_choice(place, sorted(names), "encoder")
+    shared: dict[str, FrozenEncoder] = {}
+    before = [encoder for served in known for encoder in served.encoders.values()]
+    opened = [encoder for classifier in loaded.values() for encoder in classifier.encoders_]
+    for encoder in (*before, *opened):
+        best = shared.setdefault(_identity(encoder), encoder)
+        if best.highest_layer < encoder.highest_layer:
+            shared[_identity(encoder)] = encoder
+    return {
+        name: ServedModel(
+            classifier.model_,
+            {encoder.name: shared[_identity(encoder)] for encoder in classifier.encoders_},
+            _info(name, classifier, _report(runs[name], reporter)),
+        )
+        for name, classifier in loaded.items()
+    }
+
+
+def _identity(encoder: FrozenEncoder) -> str:
+    """Equal for encoders that give the same values from the same weights."""
+    return json.dumps(
+        [
+            sorted(encoder.fingerprints.items()),
+            encoder.prompt,
+            encoder.chat_prompt,
+            encoder.max_length,
+            encoder.dtype,
+            encoder.device,
+        ]
+    )
+
+
+def _report(path: Path, reporter: Reporter) -> RunReport | None:
+    try:
+        return read_run_report(path)
+    except NotFoundError:
+        return None
+    except FormatError as error:
+        reporter.note(f"{path}: served without the figures of its report. {error}")
+        return None
+
+
+def _info(name: str, classifier: LayerFusionClassifier, report: RunReport | None) -> ModelInfo:
+    blocks = classifier.model_.blocks
+    return ModelInfo(
+        name=name,
+        classes=tuple(classifier.label_space_.classes.tolist()),
+        blocks=tuple(map(str, blocks)),
+        encoders=tuple(
+            ServedEncoder(
+                name=encoder.name,
+                layers=tuple(sorted({b.layer for b in blocks if b.encoder == encoder.name})),
+                n_layers=encoder.n_layers,
+                max_length=encoder.max_length,
+                dtype=encoder.dtype,
+                device=encoder.device,
+            )
+            for encoder in classifier.encoders_
+        ),
+        cv=getattr(classifier, "cv_", None) if report is None else report.cv,
+        test=None if report is None else report.test,
+        cost=None if report is None else report.cost.pipeline,
+        verdict=None if report is None else report.verdict.sentence,
+    )
+
+
+def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
+    """Answer requests together: each encoder reads each distinct text once.
+
+    It is read at the layers that these requests need, no higher than the highest of them.
+    """
+    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
+    for served, texts in requests:
+        for block in served.model.blocks:
+            places, keys = wanted.setdefault(served.encoders[block.encoder], ({}, {}))
+            keys[block.layer, block.pooling] = None
+            for text in texts:
+                places.setdefault(text, len(places))
+    read = {encoder: _read(encoder, *asked) for encoder, asked in wanted.items()}
+    together: dict[ServedModel, list[str]] = {}
+    for served, texts in requests:
+        together.setdefault(served, []).extend(texts)
+    answers = {served: _classify(served, texts, read) for served, texts in together.items()}
+    done = dict.fromkeys(together, 0)
+    found = []
+    for served, texts in requests:
+        own = slice(done[served], done[served] + len(texts))
+        done[served] = own.stop
+        found.append(Predicted(answers[served].proba[own], answers[served].truncated[own]))
+    return found
+
+
+def _classify(
+    served: ServedModel, texts: Sequence[str], read: Mapping[FrozenEncoder, _Read]
+) -> Predicted:
+    blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
+    truncated = np.zeros(len(texts), dtype=bool)
+    for block in served.model.blocks:
+        own = read[served.encoders[block.encoder]]
+        rows = [own.places[text] for text in texts]
+        blocks[block] = own.blocks[block.layer, block.pooling][rows]
+        truncated |= own.truncated[rows]
+    return Predicted(served.model.predict_proba(blocks), truncated)
+
+
+def _read(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _Read:
+    missing = [(np.arange(len(places)), tuple(keys))]
+    jobs = plan_shards(tuple(places), missing, encoder)
+    results = [run_shard(job, encoder) for job in jobs]
+    blocks = {key: np.concatenate([result.blocks[key] for result in results]) for key in keys}
+    return _Read(places, blocks, np.concatenate([result.truncated for result in results]))

@@ -1,0 +1,312 @@
+"""Which files are an encoder: its fingerprint follows all that changes a value, nothing outside of
+its folder is read, and what cannot be read is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.numpy import load_file, save_file
+
+from families import TinyModels, build_tokenizer, save_model
+from layerfuse import EmbeddingStore, FrozenEncoder, extract
+from layerfuse.encoders.pretrained import find_source
+from layerfuse.errors import UnsupportedModelError
+
+LAST_YEAR = (1_700_000_000, 1_700_000_000)
+
+
+@pytest.fixture
+def folder(tiny: TinyModels, tmp_path: Path) -> Path:
+    shutil.copytree(tiny("bert"), tmp_path / "m")
+    return tmp_path / "m"
+
+
+def opened(folder: Path, **options: Any) -> FrozenEncoder:
+    return FrozenEncoder.from_pretrained(
+        folder, name="tiny", device="cpu", dtype="float32", **options
+    )
+
+
+def fingerprints(folder: Path, *, allow_pickle: bool = False) -> dict[str, str]:
+    source = find_source(str(folder), name=None, revision=None)
+    return source.fingerprints(allow_pickle=allow_pickle)
+
+
+def wide(folder: Path, seed: int) -> Path:
+    """A model above 1 MiB, whose digest is remembered."""
+    torch.manual_seed(seed)
+    config = hf.BertConfig(
+        vocab_size=64, hidden_size=128, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=66, pad_token_id=1,
+    )  # fmt: skip
+    hf.BertModel(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    assert (folder / "model.safetensors").stat().st_size > 1 << 20
+    return folder
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_other_weights_of_the_same_size_and_time_are_other_weights(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As rsync -t, cp -p, archives and images with fixed dates leave them."""
+    old, new = wide(tmp_path / "old", 0), wide(tmp_path / "new", 1)
+    weights = shutil.copytree(old, tmp_path / "m") / "model.safetensors"
+    os.utime(weights, LAST_YEAR)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10_000_000_000)  # the file has settled
+    store = EmbeddingStore(tmp_path / "store")
+    before = extract(["good film"], opened(tmp_path / "m"), [2], store=store)
+    if how == "in place":
+        weights.write_bytes((new / "model.safetensors").read_bytes())
+    else:
+        shutil.copy(new / "model.safetensors", tmp_path / "fresh")
+        (tmp_path / "fresh").replace(weights)
+    os.utime(weights, LAST_YEAR)
+    after = extract(["good film"], opened(tmp_path / "m"), [2], store=store)
+    expected = extract(["good film"], opened(new), [2])
+    for block, array in after.items():
+        np.testing.assert_allclose(array, expected[block], atol=2e-3)
+        assert np.abs(array - before[block]).max() > 0.1
+
+
+def test_a_digest_is_remembered_only_once_a_file_has_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Within a tick of its clock a file system gives a changed file the same time."""
+    folder = wide(tmp_path / "m", 0)
+    read: list[Path] = []
+    open_file = Path.open
+
+    def remember(path: Path, *mode: Any, **options: Any) -> Any:
+        read.append(path)
+        return open_file(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", remember)
+    fingerprints(folder)
+    fingerprints(folder)
+    assert [path.name for path in read].count("model.safetensors") == 2
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10_000_000_000)
+    fingerprints(folder)
+    fingerprints(folder)
+    assert [path.name for path in read].count("model.safetensors") == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vocab.txt", "merges.txt", "vocab.json", "spiece.model", "source.spm", "bpe.codes"),
+        *("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "normalizer.json"),
+        *("tokenizer.json", "tokenizer_config.json", "tekken.json", "config.json", "modeling.py"),
+        *("other.safetensors", "tokenizer.model", "qwen.tiktoken", "entity_vocab.json"),
+    ],
+)
+def test_every_file_that_may_change_a_value_changes_the_fingerprint(folder: Path, name: str):
+    before = fingerprints(folder)
+    content = (folder / name).read_text() if (folder / name).exists() else ""
+    (folder / name).write_text(content + " ")
+    assert fingerprints(folder) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "LICENSE.txt", "generation_config.json", "training_args.bin", ".gitignore"],
+)
+def test_other_files_do_not(folder: Path, name: str):
+    before = fingerprints(folder)
+    (folder / name).write_text("{}")
+    assert fingerprints(folder) == before
+
+
+def test_a_tokenizer_beside_a_gguf_file_counts(tmp_path: Path):
+    (tmp_path / "m.gguf").write_bytes(b"weights")
+    before = fingerprints(tmp_path / "m.gguf")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert fingerprints(tmp_path / "m.gguf") != before
+    assert fingerprints(tmp_path / "m.gguf")["weights"] == before["weights"]
+
+
+def in_shards(folder: Path) -> Path:
+    """The weights in two files, and an index of them, as large models have it; its path."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    index = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return path
+
+
+def test_shards_are_read_and_their_index_counts(tiny: TinyModels, folder: Path):
+    index = in_shards(folder)
+    found, expected = (extract(["good"], opened(path)) for path in (folder, tiny("bert")))
+    for block, array in expected.items():
+        np.testing.assert_array_equal(found[block], array)
+    before = fingerprints(folder)
+    index.write_text(index.read_text() + " ")
+    assert fingerprints(folder) != before
+
+
+@pytest.mark.parametrize(
+    "place", ["../x.safetensors", "{outside}/x.safetensors", "sub/x.safetensors"]
+)
+def test_an_index_that_names_other_places_is_refused(folder: Path, tmp_path: Path, place: str):
+    index = in_shards(folder)
+    (folder / "sub").mkdir()
+    for other in (tmp_path, folder / "sub"):
+        shutil.copy(folder / "model-00001-of-00002.safetensors", other / "x.safetensors")
+    named = f"{place.format(outside=tmp_path)}/x.safetensors"
+    index.write_text(index.read_text().replace("model-00001-of-00002.safetensors", named))
+    for allow_pickle in (False, True):
+        with pytest.raises(UnsupportedModelError, match=r"x\.safetensors', which is not among"):
+            opened(folder, allow_pickle=allow_pickle)
+
+
+def test_an_index_that_names_pickled_weights_is_refused_unless_they_are_allowed(folder: Path):
+    index = in_shards(folder)
+    torch.save(hf.AutoModel.from_pretrained(folder).state_dict(), folder / "weights.bin")
+    index.write_text(
+        index.read_text()
+        .replace("model-00001-of-00002.safetensors", "weights.bin")
+        .replace("model-00002-of-00002.safetensors", "weights.bin")
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'weights\.bin', which is not among"):
+        opened(folder)
+    before = opened(folder, allow_pickle=True).fingerprints
+    with (folder / "weights.bin").open("ab") as file:
+        file.write(b" ")
+    assert opened(folder, allow_pickle=True).fingerprints != before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', "[" * 99_999])
+def test_a_damaged_index_is_refused(folder: Path, content: str):
+    in_shards(folder).write_text(content)
+    with pytest.raises(UnsupportedModelError, match="is not an index of weights"):
+        opened(folder)
+
+
+def end_of(folder: Path) -> str:
+    """What reading ends with: the message of a refusal, or nothing and values that are finite."""
+    try:
+        found = extract(["good", "a bad film"], opened(folder))
+    except UnsupportedModelError as error:
+        return str(error)
+    assert all(np.isfinite(array).all() for array in found.values())
+    return ""
+
+
+def configure(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def write_adapter(folder: Path, base: str = "acme/base") -> None:
+    folder.mkdir(exist_ok=True)
+    config = {"peft_type": "LORA", "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"x": np.zeros((2, 2), np.float32)}, folder / "adapter_model.safetensors")
+
+
+def test_an_adapter_alone_names_its_base(tmp_path: Path):
+    write_adapter(tmp_path / "lora")
+    with pytest.raises(UnsupportedModelError, match=r"adapter of acme/base.*merge_and_unload"):
+        opened(tmp_path / "lora")
+    (tmp_path / "lora" / "adapter_config.json").write_text("[")
+    with pytest.raises(UnsupportedModelError, match=r"adapter of another model"):
+        opened(tmp_path / "lora")
+
+
+def test_an_adapter_beside_a_whole_model_is_not_ignored(folder: Path):
+    write_adapter(folder)
+    with pytest.raises(UnsupportedModelError, match=r"an adapter beside a whole model\. Merge it"):
+        opened(folder)
+
+
+def test_the_folder_inside_is_pointed_to(tiny: TinyModels, tmp_path: Path):
+    """As sentence-transformers saved models before 2021."""
+    shutil.copytree(tiny("bert"), tmp_path / "old" / "0_Transformer")
+    (tmp_path / "old" / "modules.json").write_text("[]")
+    with pytest.raises(UnsupportedModelError, match=r"Did you mean .*old/0_Transformer\?"):
+        opened(tmp_path / "old")
+
+
+QUANTIZATIONS: list[dict[str, Any]] = [
+    {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False},
+    {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+    {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}},
+    {"quant_method": "hqq", "quant_config": {}},
+    {"quant_method": "quanto", "weights": "int8"},
+    {"quant_method": "torchao", "quant_type": "int4_weight_only"},
+    {"quant_method": "aqlm", "in_group_size": 8},
+    {"quant_method": "vptq"},
+    {"quant_method": "quark"},
+    {"quant_method": "auto-round", "bits": 4},
+    {"quant_method": "of-tomorrow"},
+]
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=lambda each: each["quant_method"])
+def test_quantized_checkpoints_say_what_they_need(tmp_path: Path, quantization: dict[str, Any]):
+    folder = save_model("llama", tmp_path / "m")
+    configure(folder, quantization_config=quantization)
+    assert len(end_of(folder)) < 500
+
+
+CONFIGS: list[dict[str, Any]] = [
+    {"num_attention_heads": 0}, {"num_attention_heads": 5}, {"hidden_size": "32"},
+    {"num_hidden_layers": -1}, {"num_hidden_layers": 0}, {"vocab_size": 10}, {"model_type": "no"},
+    {"model_type": None}, {"hidden_act": "of-tomorrow"}, {"layer_norm_eps": None},
+    {"architectures": 3}, {"max_position_embeddings": 0}, {"rope_scaling": 4},
+    {"_attn_implementation": "kernels-nobody/nothing"}, {"dtype": "float128"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", CONFIGS, ids=str)
+def test_odd_configurations_end_without_a_traceback(folder: Path, values: dict[str, Any]):
+    configure(folder, **values)
+    end_of(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "[" * 99_999, "null", "3", '"text"', "\x00", "{}"])
+def test_damaged_json_ends_without_a_traceback(folder: Path, name: str, content: str):
+    (folder / name).write_text(content)
+    end_of(folder)
+
+
+def test_padding_that_is_none_is_refused(tmp_path: Path):
+    folder = save_model("roberta", tmp_path / "m")
+    configure(folder, pad_token_id=None)
+    with pytest.raises(UnsupportedModelError, match=r"tiny|cannot be loaded"):
+        extract(["good"], opened(folder))
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 20, 40, 100, 200])
+def test_a_gguf_file_that_was_cut_is_refused(tmp_path: Path, size: int):
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "cut.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_token_list(["<s>", "a", "b"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(UnsupportedModelError, match=r"cut\.gguf"):
+        extract(["good"], opened(path))
