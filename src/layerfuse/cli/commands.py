@@ -5,6 +5,8 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -112,7 +114,8 @@ def predict(
     printed = sys.stdout
 
     def show(table: bytes) -> None:
-        printed.write(table.decode())
+        with redirect_stdout(printed):  # which Ray's own lines are kept from
+            write_data(table.decode())
         printed.flush()
 
     result = label(

@@ -6,7 +6,8 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from layerfuse.data import (
     TABLE_SUFFIXES,
     TEXT_NAMES,
     ColumnError,
+    TextDataset,
     TextStream,
+    load_dataset,
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
@@ -173,8 +176,35 @@ def _open(
     source: PartSource, text: str | None, label: str | None, reporter: Reporter
 ) -> TextStream:
     """Open the columns that were named (``text``, ``label``), else those that ``fit`` read."""
-    try:
+    with _trained_columns(text, label):
         return source.stream(reporter)
+
+
+def read_rows(
+    data: str,
+    facts: Facts,
+    text: str | None,
+    label: str | None,
+    reporter: Reporter,
+    *,
+    labeled: bool = True,
+) -> TextDataset:
+    """Read the columns that are named, else those that ``fit`` read, else plain ones."""
+    with _trained_columns(text, label):
+        return load_dataset(
+            data,
+            text_column=text or facts.text_column,
+            label_column=label or (facts.label_column if labeled else None),
+            labeled=labeled,
+            reporter=reporter,
+        )
+
+
+@contextmanager
+def _trained_columns(text: str | None, label: str | None) -> Iterator[None]:
+    """Say of a missing column that nobody named that training had it."""
+    try:
+        yield
     except ColumnError as error:
         if error.column in (text, label):
             raise
