@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json
+from layerfuse.cli.console import Output, print_json, write_data
 from layerfuse.config import (
     EXPORT_FORMATS,
     BlocksInUse,
