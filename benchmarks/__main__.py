@@ -16,6 +16,7 @@ from benchmarks import (
     extraction,
     fit_time,
     fusions,
+    many_rows,
     memory,
     predict,
     profile,
@@ -23,6 +24,7 @@ from benchmarks import (
     scoring,
     search,
     serving,
+    stream,
     walk,
 )
 from benchmarks.common import save
@@ -39,6 +41,8 @@ BENCHMARKS = {
     "accuracy": accuracy.run,
     "memory": memory.run,
     "fit_time": fit_time.run,
+    "stream": stream.run,
+    "many_rows": many_rows.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
     "abstention": abstention.run,
