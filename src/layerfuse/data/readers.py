@@ -432,7 +432,7 @@ def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
         raise DataError(
             f"{file.where} has a header line but no rows. Is the first line a text?"
             if any(header)
-            else f"{file.where} is empty. Give a file with at least one text."
+            else f"{file.where} is empty: it has no rows. Give a file with at least one text."
         )
 
 

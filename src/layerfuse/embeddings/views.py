@@ -31,7 +31,8 @@ class BlockSource(Protocol):
     def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Some rows of one block (n_rows, dim)."""
 
-    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]: ...
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Places in ``rows``, those of texts that lie together together."""
 
 
 class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
