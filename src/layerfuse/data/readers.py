@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar, cast
 
 from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
+from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
 from layerfuse.files import human_bytes, is_url, open_url
 
 T = TypeVar("T")
@@ -610,7 +610,7 @@ def _arrow_errors(where: str, kind: str) -> Iterator[None]:
     """Arrow's own errors, and those of values that Python cannot hold, as a DataError."""
     try:
         yield
-    except DataError:
+    except LayerfuseError:
         raise
     except Exception as error:  # Arrow's, of time zones, dates, texts that are no UTF-8
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
