@@ -16,7 +16,8 @@ from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.tables import Share, write_table
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.errors import LayerfuseWarning, require
-from layerfuse.evaluation.nested import Folds, tfidf_classifier
+from layerfuse.evaluation.baselines import tfidf_classifier
+from layerfuse.evaluation.nested import Folds
 from layerfuse.options import FitConfig
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import LabelAudit, LabelDoubt

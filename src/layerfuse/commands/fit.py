@@ -41,7 +41,7 @@ from layerfuse.errors import (
     StorageError,
     did_you_mean,
 )
-from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import text_groups
