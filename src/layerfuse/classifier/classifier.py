@@ -12,10 +12,9 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.abstention import Abstention, fit_abstention
 from layerfuse.blocks import BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
-from layerfuse.calibration import fit_calibration
+from layerfuse.calibration import Abstention, fit_abstention, fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
     Encoders,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from layerfuse.abstention import Abstention, AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.calibration import Abstention, AbstentionFigures
 from layerfuse.complementarity import Pair
 from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError

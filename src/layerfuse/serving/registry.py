@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.abstention import Abstention
 from layerfuse.blocks import BlockRef
 from layerfuse.bundle import load_bundle
+from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.embeddings.engines import run_shard
