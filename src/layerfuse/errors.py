@@ -22,9 +22,13 @@ with 2 on any ``LayerfuseError`` and with 1 on anything else.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a disk, or of a user's share of it, that is full."""
 
 
 class LayerfuseError(Exception):

@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any, cast
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import (
+    FULL_DISK,
     FormatError,
     MissingExtraError,
     NewerVersionError,
@@ -27,7 +27,6 @@ from layerfuse.errors import (
     StorageError,
 )
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
 _CHECKSUMS = "SHA256SUMS"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
@@ -58,7 +57,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in FULL_DISK:
             raise StorageError(
                 f"The disk has no room to write {path}. What was complete before is kept; "
                 "free some space (or choose another folder) and run the same command again."
@@ -160,6 +159,8 @@ def open_url(url: str) -> IO[bytes]:
     StorageError
         For what else the storage says.
     """
+    import fsspec
+
     with url_errors(url):
         return cast("IO[bytes]", fsspec.open(url, "rb").open())
 

@@ -16,13 +16,13 @@ from cyclopts import exceptions as faults
 from layerfuse.cli.commands import app
 from layerfuse.cli.console import Output, open_streams, visible
 from layerfuse.errors import (
+    FULL_DISK,
     ConfigError,
     LayerfuseError,
     NotFoundError,
     did_you_mean,
     is_out_of_memory,
 )
-from layerfuse.files import FULL
 from layerfuse.options import FitConfig
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
@@ -62,7 +62,7 @@ def main() -> int:
         _drop_output()
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        if isinstance(error, OSError) and error.errno in FULL_DISK and error.filename is None:
             _drop_output()
             return _fail(
                 "there is no room for what standard output should hold. What was saved is complete."
