@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.errors import FormatError, NewerVersionError, NotFoundError, StorageError
+from layerfuse.errors import FULL_DISK, FormatError, NewerVersionError, NotFoundError, StorageError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
 _CHECKSUMS = "SHA256SUMS"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
@@ -51,7 +50,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in FULL_DISK:
             raise StorageError(
                 f"The disk has no room to write {path}. What was complete before is kept; "
                 "free some space (or choose another folder) and run the same command again."
@@ -63,6 +62,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}. Choose another folder."
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a StorageError for a folder that takes no files, before the work that would fill it.
+
+    To ask for permission is not enough: root has it where nothing can be made.
+    """
+    with storage_errors(folder):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
