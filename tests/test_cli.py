@@ -26,12 +26,12 @@ from commandline import LABELS, Done, rows, run, start, succeed, write_csv, writ
 from families import N_LAYERS, save_model
 from layerfuse import FrozenEncoder
 from layerfuse.cli.commands import app
-from layerfuse.config import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, read_dataset
 from layerfuse.encoders import checks as checking
 from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
+from layerfuse.options import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.pooling import POOLINGS
 
 pytestmark = pytest.mark.slow
@@ -541,8 +541,10 @@ class TestUse:
     def test_predict_as_json(self, trained: tuple[Path, Done]):
         done = succeed("predict", trained[0] / "run", self.texts(), "--json", "--out", "out.csv")
         assert done.json["classes"] == sorted(LABELS)
-        assert [row["text"] for row in done.json["predictions"]] == list(self.TEXTS)
+        assert (done.json["rows"], done.json["out"]) == (3, "out.csv")
         assert Path("out.csv").is_file()
+        done = succeed("predict", trained[0] / "run", self.texts(), "--json")
+        assert [row["text"] for row in done.json["predictions"]] == list(self.TEXTS)
 
     def test_evaluate_measures_what_fit_measured(self, trained: tuple[Path, Done]):
         folder, fitted = trained

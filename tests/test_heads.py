@@ -17,6 +17,7 @@ from layerfuse.heads import (
     HEADS,
     KernelHead,
     LinearHead,
+    RidgeHead,
     fit_head,
     load_head,
     ridge_leave_one_out,
@@ -382,3 +383,19 @@ def test_a_head_that_came_with_a_fusion_is_loaded_but_cannot_be_asked_for() -> N
 def test_all_are_documented() -> None:
     page = (Path(__file__).parent.parent / "docs" / "how_it_works.md").read_text("utf-8")
     assert [name for name in HEADS if f"\n| `{name}` " not in page] == []
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ridge_on_rows_in_parts_is_ridge_on_all_of_them(weighted: bool):
+    rng = np.random.default_rng(0)
+    y = np.arange(500) % 3
+    X = (rng.normal(size=(500, 12)) + 0.5 * np.eye(12)[y] + 3).astype(np.float32)
+    targets = Targets.from_labels(y.tolist())
+    weights = rng.uniform(0.5, 2, size=500).astype(np.float32) if weighted else None
+    whole = fit_head("ridge", X, targets, 2.0, row_weights=weights)
+    order = rng.permutation(500)
+    parts = (
+        (order[start : start + 64], X[order[start : start + 64]]) for start in range(0, 500, 64)
+    )
+    found = RidgeHead.fit_parts(parts, targets, 2.0, row_weights=weights)
+    np.testing.assert_allclose(found.logits(X), whole.logits(X), atol=1e-5)

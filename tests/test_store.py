@@ -29,8 +29,8 @@ from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
 from layerfuse.embeddings import engines, plan, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import write_shard
-from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 
@@ -162,6 +162,25 @@ class TestWhatIsComputed:
                 np.testing.assert_array_equal(array[:5], array[5:10][::-1])
                 np.testing.assert_array_equal(array[2], array[10])
         assert len(load_file(shards(store)[0])["hashes"]) == 5
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_parts_are_all_rows_once(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, kept: bool
+    ):
+        texts = sentences(30)
+        for start in range(0, 30, 10):
+            extract(texts[start : start + 10], encoder, store=store)
+        view = extract([*texts, *texts[:5]], encoder, store=store if kept else None)
+        parts = list(view.parts(10))
+        rows = np.concatenate([rows for rows, _ in parts])
+        assert sorted(rows) == list(range(35))
+        block = next(iter(view))
+        np.testing.assert_array_equal(
+            np.concatenate([part[block] for _, part in parts]), view[block][rows]
+        )
+        if kept:  # texts that were written together come together
+            shard_of = rows % 30 // 10
+            assert np.count_nonzero(np.diff(shard_of)) == 2
 
     def test_close_texts_are_not_equal(self, encoder: FrozenEncoder, store: EmbeddingStore):
         found = extract(["good", "good ", "Good", "\ud800"], encoder, store=store)

@@ -35,7 +35,7 @@ PLAIN = ("--fusion", "concat", "--head", "ridge")  # without the search for othe
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-9]|9[0-7])[0-9;]*m")  # foreground colours
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COMMANDS = (
-    *("fit", "profile", "compare", "curve", "predict", "evaluate", "demo"),
+    *("fit", "profile", "compare", "curve", "extract", "predict", "evaluate", "demo"),
     *("models list", "models pull", "models check"),
     *("datasets list", "datasets pull", "audit", "report"),
     *("store ls", "store verify", "store prune"),
@@ -149,7 +149,9 @@ class TestPiped:
     def test_a_long_step_says_how_far_it_is(self, model: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("layerfuse.cli.console._LINE_S", 0)
         done = succeed(*quick(model), *PLAIN)
-        counts = re.findall(r"^· reading smollm2-135m: (\d+) of 320 texts$", done.err, re.MULTILINE)
+        counts = re.findall(
+            r"^· reading smollm2-135m: (\d+) of 320 texts, .+ left$", done.err, re.MULTILINE
+        )
         assert len(counts) > 1
         assert counts == sorted(counts, key=int)
         assert int(counts[-1]) == 320

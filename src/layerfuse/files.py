@@ -13,12 +13,20 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any, cast
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.errors import FULL_DISK, FormatError, NewerVersionError, NotFoundError, StorageError
+from layerfuse.errors import (
+    FULL_DISK,
+    FormatError,
+    MissingExtraError,
+    NewerVersionError,
+    NotFoundError,
+    StorageError,
+)
 
 _UMASK = Lock()
 _CHECKSUMS = "SHA256SUMS"
@@ -144,6 +152,44 @@ def _umask() -> int:
         mask = os.umask(0)
         os.umask(mask)
     return mask
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether it names an object of fsspec, such as ``s3://bucket/name``, and not a local path."""
+    return isinstance(source, str) and "://" in source
+
+
+def open_url(url: str) -> IO[bytes]:
+    """Open an object to be read through fsspec.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such object.
+    MissingExtraError
+        When the package that reads such URLs is not installed.
+    StorageError
+        For what else the storage says.
+    """
+    with url_errors(url):
+        return cast("IO[bytes]", fsspec.open(url, "rb").open())
+
+
+@contextlib.contextmanager
+def url_errors(url: str) -> Iterator[None]:
+    """Turn what fsspec raises into errors that say what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no {url}. Check the name and the bucket.") from error
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{url}: {error}. For s3:// that is: pip install 'layerfuse[s3]'"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{url} cannot be opened: {error}. Check the name, your credentials and the network."
+        ) from error
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.fusion import Fusion, fit_fusion
-from layerfuse.heads import Head, fit_head, search_penalty
+from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
+from layerfuse.heads import Head, RidgeHead, fit_head, search_penalty
 from layerfuse.probing import PrincipalAxes
 from layerfuse.targets import LabelSpace, Targets
 
@@ -92,6 +92,27 @@ def train(
             plan.head, fitted.features, targets, penalty, row_weights=row_weights, seed=seed
         )
     return CoordinateModel(plan.blocks, fitted.fusion, head)
+
+
+def is_ridge(plan: Plan) -> bool:
+    """Whether a plan is a ridge head on concatenated blocks, which sums of products determine."""
+    return (plan.fusion, plan.head) == ("concat", "ridge")
+
+
+def train_parts(
+    plan: Plan,
+    parts: Iterable[tuple[Rows, Floats]],
+    targets: Targets,
+    penalty: float,
+    *,
+    row_weights: Floats | None = None,
+) -> CoordinateModel:
+    """`train` for a plan that `is_ridge`, on rows that come in parts.
+
+    ``parts`` are row numbers and concatenated coordinates (n_part, sum of ranks).
+    """
+    head = RidgeHead.fit_parts(parts, targets, penalty, row_weights=row_weights)
+    return CoordinateModel(plan.blocks, FUSIONS[plan.fusion].load({}, len(plan.blocks)), head)
 
 
 def find_penalty(

@@ -16,7 +16,6 @@ from cyclopts import exceptions as faults
 
 from layerfuse.cli.commands import app
 from layerfuse.cli.console import Output, open_streams, visible
-from layerfuse.config import FitConfig
 from layerfuse.errors import (
     FULL_DISK,
     ConfigError,
@@ -25,9 +24,17 @@ from layerfuse.errors import (
     did_you_mean,
     is_out_of_memory,
 )
+from layerfuse.options import FitConfig
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
-_RESUMED = {"fit", "profile", "compare", "curve", "demo"}  # their embeddings go to the store
+_RESUMED = {
+    "fit",
+    "profile",
+    "compare",
+    "curve",
+    "demo",
+    "extract",
+}  # their embeddings go to the store
 
 
 def main() -> int:
@@ -45,8 +52,12 @@ def main() -> int:
     except LayerfuseError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        resumes = bool(_RESUMED & set(arguments[:1]))
-        kept = "Finished embeddings are kept. To resume:" if resumes else "To start again:"
+        kept = "To start again:"
+        if arguments[0] in _RESUMED:
+            kept = "Finished embeddings are kept. To resume:"
+        elif arguments[0] == "predict" and any(word.startswith("--out") for word in arguments):
+            kept = "Finished parts are kept. To resume:"
+            arguments += [] if "--resume" in arguments else ["--resume"]
         again = shlex.join(["layerfuse", *arguments])
         return _fail(f"interrupted. {kept}\n  {again}", _INTERRUPTED)
     except (BrokenPipeError, SystemExit):

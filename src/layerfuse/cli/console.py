@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from cyclopts.validators import mutually_exclusive
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from layerfuse.config import OUTPUT, option
+from layerfuse.options import OUTPUT, option
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _BAR = 20  # characters, so that a line fits 80
@@ -124,8 +125,8 @@ class _Notes(_Console):
 class TerminalReporter:
     """Writes notes as lines, and draws a bar with rate and time left on a terminal.
 
-    Elsewhere a long step says how far it is four times a minute. When it is ``verbose``, the end of
-    each step is a line too.
+    Elsewhere a long step says how far it is four times a minute. A ``total`` of 0 is unknown.
+    When it is ``verbose``, the end of each step is a line too.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
@@ -172,7 +173,7 @@ class TerminalReporter:
         if total == 1:  # one thing has no rate, and nobody knows how much of it is left
             columns = (title, bars.BarColumn(bar_width=_BAR), bars.TimeElapsedColumn())
         with bars.Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(name, total=None if total == 1 else total, rate="–")
+            task = progress.add_task(name, total=total if total > 1 else None, rate="–")
 
             def advance(count: int) -> None:
                 progress.advance(task, count)
@@ -184,13 +185,18 @@ class TerminalReporter:
 
     def _tell(self, name: str, total: int, unit: str) -> Advance:
         """Says how far it is, now and then."""
-        done, told = 0, time.perf_counter()
+        done, started = 0, time.perf_counter()
+        told = started
 
         def advance(count: int) -> None:
             nonlocal done, told
             done += count
             if time.perf_counter() - told >= _LINE_S:
                 told = time.perf_counter()
-                self.note(f"{name}: {done:,} of {total:,} {unit}")
+                seconds = told - started
+                of = f" of {total:,} {unit}" if total else f" {unit}"
+                left = timedelta(seconds=round(seconds * (total - done) / max(1, done)))
+                rest = f", {left} left" if total else ""
+                self.note(f"{name}: {done:,}{of}, {_per_second(done / seconds)}{rest}")
 
         return advance

@@ -2,23 +2,148 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.commands.diagnosis import Predicted, confusion
+from layerfuse.commands.parts import Part, PartFiles, PartSource, in_order, run_parts
 from layerfuse.commands.paths import check_new_file
-from layerfuse.data import TABLE_SUFFIXES, TEXT_NAMES, ColumnError, TextDataset, load_dataset
-from layerfuse.errors import DataError, NotFoundError, StorageError
-from layerfuse.files import atomic_write
+from layerfuse.commands.tables import Share, encode
+from layerfuse.data import (
+    STANDARD_INPUT,
+    TABLE_SUFFIXES,
+    TEXT_NAMES,
+    ColumnError,
+    ReadOptions,
+    Split,
+    TextDataset,
+    TextStream,
+    load_dataset,
+    test_name,
+)
+from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
+from layerfuse.files import fingerprint_folder, is_url
+from layerfuse.metrics import paired_difference, share_interval
+from layerfuse.options import StreamConfig
 from layerfuse.progress import Reporter, reporting_to
-from layerfuse.report.results import EvaluateResult, Prediction, PredictResult
+from layerfuse.report.results import (
+    ChangedText,
+    EvaluateResult,
+    Label,
+    Prediction,
+    PredictResult,
+    RunComparison,
+)
 from layerfuse.targets import LabelSpace
+
+
+@dataclass(frozen=True)
+class _Label:
+    """Predictions of a part as the bytes of a table; without ``suffix`` lines of JSON."""
+
+    bundle: Path
+    places: Mapping[str, str]
+    device: str
+    suffix: str
+    all_classes: bool
+
+    def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
+        classifier = load(self.bundle, encoders=self.places, device=self.device)
+
+        def label(part: Part) -> bytes:
+            with reporting_to(reporter):
+                proba = classifier.predict_proba(part.rows.texts)
+            found = label_rows(classifier, part.rows.texts, proba, all_classes=self.all_classes)
+            if not self.suffix:
+                return encode([row.model_dump() for row in found], ".jsonl")
+            header = part.number == 0
+            return encode(_table(part.rows, found), self.suffix, header=header)
+
+        return label
+
+
+def label_rows(
+    classifier: LayerFusionClassifier,
+    texts: Sequence[str],
+    proba: npt.NDArray[np.float64],
+    *,
+    all_classes: bool = False,
+) -> list[Prediction]:
+    """Predictions of texts from their probabilities (n, n_classes)."""
+    space, rule = classifier.label_space_, classifier.abstention_
+    best = space.decide(proba)
+    labels, classes = space.decode(best).tolist(), space.classes.tolist()
+    abstains = None if rule is None else rule.abstains(proba).tolist()
+    sets = None if rule is None or rule.coverage is None else rule.sets(proba)
+    return [
+        Prediction(
+            text=text,
+            label=labels[row],
+            probability=float(proba[row, best[row]]),
+            abstain=None if abstains is None else abstains[row],
+            labels=None if sets is None else tuple(space.classes[sets[row]].tolist()),
+            probabilities=(
+                dict(zip(map(str, classes), proba[row].tolist(), strict=True))
+                if all_classes
+                else None
+            ),
+        )
+        for row, text in enumerate(texts)
+    ]
+
+
+def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]:
+    """The columns of the table, then those of the predictions.
+
+    One of the table with the name of a prediction's is called ``given_...``.
+    """
+    rows = []
+    for place, prediction in enumerate(found):
+        own = prediction.model_dump(exclude={"text", "probabilities"}, exclude_none=True)
+        if prediction.labels is not None:
+            own |= {"labels": list(prediction.labels)}
+        shares = prediction.probabilities or {}
+        own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
+        own |= {"probability": Share(prediction.probability)}
+        given = split.columns or {"text": split.texts}
+        kept = {f"given_{name}" if name in own else name: of[place] for name, of in given.items()}
+        rows.append(kept | own)
+    return rows
+
+
+def predict_texts(
+    bundle: Path,
+    texts: Sequence[str],
+    places: Mapping[str, str],
+    device: str,
+    reporter: Reporter,
+    *,
+    all_classes: bool = False,
+) -> PredictResult:
+    """Predictions of texts as they are, see `predict`."""
+    classifier, _ = _load(bundle, places, device)
+    with reporting_to(reporter):
+        proba = classifier.predict_proba(texts)
+    return PredictResult(
+        classes=tuple(classifier.classes_.tolist()),
+        rows=len(texts),
+        out=None,
+        predictions=tuple(label_rows(classifier, texts, proba, all_classes=all_classes)),
+    )
+
+
+def as_csv(result: PredictResult) -> str:
+    """Predictions of `predict_texts` as CSV."""
+    texts = tuple(row.text for row in result.predictions)
+    return encode(_table(Split(texts), result.predictions), ".csv").decode()
 
 
 def predict(
@@ -27,39 +152,101 @@ def predict(
     text_column: str | None,
     places: Mapping[str, str],
     device: str,
-    out: Path | None,
+    out: str | None,
     reporter: Reporter,
+    *,
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
+    resume: bool = False,
+    all_classes: bool = False,
+    show: Callable[[bytes], None] | None = None,
 ) -> PredictResult:
-    """Labels and probabilities for every text of a file; ``out`` is where they will be written.
+    """Labels and probabilities for every text of a file, part by part, beside its columns.
 
+    They are written to ``out``, or handed to ``show`` as CSV; without both they are in the result.
     ``places`` says where encoders lie now, by their names.
     """
     if out is not None:
-        check_new_file(out, TABLE_SUFFIXES)
-        if Path(data).exists() and out.resolve() == Path(data).resolve():
-            raise StorageError(f"{out} holds the texts. Choose another file with --out.")
+        _check_out(out, data)
+    if data == STANDARD_INPUT and (resume or stream.engine != "local"):
+        raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
     classifier, facts = _load(bundle, places, device)
-    dataset = read_rows(data, facts, text_column, None, reporter, labeled=False)
+    source = PartSource(
+        data,
+        stream.part_rows,
+        text_column or facts.text_column,
+        options=ReadOptions(keep=True, strip_html=facts.strip_html),
+    )
+    opened = _open(source, text_column, None, reporter)
     if text_column is None and facts.text_column is None:
-        _note_column(dataset, classifier, reporter)
-    texts = [text for split in dataset.splits.values() for text in split.texts]
-    with reporting_to(reporter):
-        proba = classifier.predict_proba(texts)
-    space = LabelSpace(classifier.classes_)
-    best = space.decide(proba)
+        _note_column(opened, classifier, reporter)
+    files = None
+    if out is not None:
+        source = replace(source, text_column=opened.text_column)
+        files = PartFiles(out, _facts_of(bundle, source, device, all_classes), resume=resume)
+        source = replace(source, skip=files.finished)
+    # All faults of the rows are found before the work, where they can be read twice.
+    every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
+    sizes = {part.number: len(part.rows) for part in every}
+    suffix = ".csv" if show is not None else ""
+    if out is not None:
+        suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
+    work = _Label(bundle, places, device, suffix, all_classes)
+    kept: list[bytes] = []
+    with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
+        if source.skip:
+            reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
+            advance(sum(sizes.get(number, 0) for number in source.skip))
+        results = run_parts(work, source, opened, stream, device, advance, reporter)
+        for done in results if files is not None else in_order(results):
+            sizes[done.number] = done.rows
+            if files is not None:
+                files.write(done.number, done.result)
+            else:
+                (show or kept.append)(done.result)
+    if files is not None:
+        files.join(len(sizes))
+    lines = b"".join(() if show else kept).decode().split("\n")[:-1]
     return PredictResult(
-        classes=tuple(space.classes.tolist()),
-        predictions=tuple(
-            Prediction(text=text, label=label, probability=float(row[index]))
-            for text, label, index, row in zip(
-                texts, space.decode(best).tolist(), best, proba, strict=True
-            )
-        ),
+        classes=tuple(classifier.classes_.tolist()),
+        rows=sum(sizes.values()),
+        out=out,
+        predictions=tuple(map(Prediction.model_validate_json, lines)),
     )
 
 
+def _check_out(out: str, data: str) -> None:
+    if is_url(out):
+        if not out.lower().endswith(TABLE_SUFFIXES):
+            raise ConfigError(
+                f"{out} has an unsupported extension. Give a name with --out that ends in "
+                f"{', '.join(TABLE_SUFFIXES)}."
+            )
+        return
+    check_new_file(Path(out), TABLE_SUFFIXES)
+    if Path(data).exists() and Path(out).resolve() == Path(data).resolve():
+        raise StorageError(f"{out} holds the texts. Choose another file with --out.")
+
+
+def _facts_of(
+    bundle: Path, source: PartSource, device: str, all_classes: bool
+) -> dict[str, object]:
+    """What predictions depend on, for a run that goes on with the parts of another."""
+    folder = bundle_folder(bundle)
+    data = Path(source.data)
+    status = data.stat() if data.is_file() else None
+    return {
+        "bundle": fingerprint_folder(folder, [path.name for path in folder.glob("*.*")]),
+        "data": source.data if is_url(source.data) else str(data.resolve()),
+        "size and time of the data": [status.st_size, status.st_mtime_ns] if status else None,
+        "text column": source.text_column,
+        "number of rows per part": source.part_rows,
+        "device": device,
+        "probabilities of all classes": all_classes,
+    }
+
+
 def _note_column(
-    dataset: TextDataset, classifier: LayerFusionClassifier, reporter: Reporter
+    dataset: TextStream, classifier: LayerFusionClassifier, reporter: Reporter
 ) -> None:
     """Note which column was read where its name does not tell; refuse a first line that is data."""
     classes = {str(label) for label in classifier.classes_.tolist()}
@@ -69,10 +256,18 @@ def _note_column(
             "label.\nAdd a first line that names the columns, such as 'text,label', or choose one "
             "with --text-column."
         )
-    if dataset.text_column not in (None, *TEXT_NAMES):
+    if dataset.text_column not in TEXT_NAMES:
         reporter.note(
             f"{dataset.name}: texts are read from column {dataset.text_column!r} (--text-column)"
         )
+
+
+def _open(
+    source: PartSource, text: str | None, label: str | None, reporter: Reporter
+) -> TextStream:
+    """Open the columns that were named (``text``, ``label``), else those that ``fit`` read."""
+    with _explained(text, label):
+        return source.stream(reporter)
 
 
 def read_rows(
@@ -85,14 +280,22 @@ def read_rows(
     labeled: bool = True,
 ) -> TextDataset:
     """Read the columns that are named, else those that ``fit`` read, else plain ones."""
-    try:
+    with _explained(text, label):
         return load_dataset(
             data,
             text_column=text or facts.text_column,
             label_column=label or (facts.label_column if labeled else None),
             labeled=labeled,
+            options=ReadOptions(strip_html=facts.strip_html),
             reporter=reporter,
         )
+
+
+@contextmanager
+def _explained(text: str | None, label: str | None) -> Iterator[None]:
+    """Say of a column that is missing, and was not named, where its name comes from."""
+    try:
+        yield
     except ColumnError as error:
         if error.column in (text, label):
             raise
@@ -112,43 +315,6 @@ def _load(
     return classifier, load_bundle(bundle_folder(bundle)).facts
 
 
-def write_predictions(result: PredictResult, out: Path | None) -> str:
-    """Predictions as CSV text; written to ``out`` atomically, in its format, when it is given."""
-    if out is None:
-        return _delimited(result.predictions, ",")
-    kind = next(suffix for suffix in TABLE_SUFFIXES if out.name.lower().endswith(suffix))
-    rows = [row.model_dump() for row in result.predictions]
-    with atomic_write(out) as temporary:
-        if kind == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-            return ""
-        if "json" in kind:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
-            text = _delimited(result.predictions, "\t" if ".tsv" in kind else ",")
-        data = text.encode()
-        temporary.write_bytes(gzip.compress(data, mtime=0) if kind.endswith(".gz") else data)
-    return ""
-
-
-def _delimited(rows: Sequence[Prediction], delimiter: str) -> str:
-    """Records of which every reader of CSV makes the same rows."""
-    text = io.StringIO()
-    plain, quoted = (
-        csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=quoting)
-        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
-    plain.writerow(Prediction.model_fields)
-    for row in rows:
-        # Python before 3.11.9 and 3.12.3 leaves a lone carriage return, a line's end to readers.
-        alone = "\r" in f"{row.text}{row.label}"
-        (quoted if alone else plain).writerow([row.text, row.label, f"{row.probability:.4f}"])
-    return text.getvalue()
-
-
 def evaluate(
     bundle: Path,
     data: str,
@@ -158,17 +324,78 @@ def evaluate(
     places: Mapping[str, str],
     device: str,
     reporter: Reporter,
+    *,
+    against: Path | None = None,
+    part_rows: int = StreamConfig.part_rows,
 ) -> EvaluateResult:
-    """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows."""
+    """Metrics and errors of a bundle on labelled rows, beside another bundle if ``against`` is one.
+
+    Rows are read part by part; probabilities are kept, and texts where the two bundles differ.
+    """
     classifier, facts = _load(bundle, places, device)
-    dataset = read_rows(data, facts, text_column, label_column, reporter)
-    name = split or dataset.test_name or "train"
-    if name not in dataset.splits:
-        raise DataError(f"There is no split {name!r}; {data} has {', '.join(dataset.splits)}.")
-    rows = dataset.splits[name]
-    targets = LabelSpace(classifier.classes_).encode(rows.labels or ())
+    other = None if against is None else _load(against, places, device)[0]
+    source = PartSource(
+        data,
+        part_rows,
+        text_column or facts.text_column,
+        label_column or facts.label_column,
+        labeled=True,
+        options=ReadOptions(strip_html=facts.strip_html),
+    )
+    stream = _open(source, text_column, label_column, reporter)
+    name = split or test_name(stream.splits) or "train"
+    if name not in stream.splits:
+        raise DataError(f"There is no split {name!r}; {data} has {', '.join(stream.splits)}.")
+    labels: list[Label] = []
+    proba, theirs = [], []
+    changes: list[ChangedText] = []
+    unlabeled = 0
     with reporting_to(reporter):
-        proba = classifier.predict_proba(rows.texts)
-    metrics = targets.evaluate(proba)
+        for part in stream.splits[name]:
+            unlabeled += part.n_unlabeled
+            if not len(part):
+                continue
+            labels += part.labels or ()
+            proba.append(classifier.predict_proba(part.texts))
+            if other is not None:
+                theirs.append(other.predict(part.texts))
+                changes += _changes(part, classifier.label_space_, proba[-1], theirs[-1])
+    if unlabeled:
+        reporter.note(f"{unlabeled} rows have no label and are skipped")
+    space, rule = classifier.label_space_, classifier.abstention_
+    targets, found = space.encode(labels), np.concatenate(proba)
+    comparison = None
+    if against is not None:
+        right = targets.correct(space.decide(found))
+        other_right = np.array(list(map(str, labels))) == np.concatenate(theirs).astype(str)
+        comparison = RunComparison(
+            against=str(against),
+            accuracy=share_interval(int(other_right.sum()), len(labels)),
+            gain=paired_difference(right, other_right),
+            changes=tuple(changes),
+        )
     # a file is not a split, though it is read as one
-    return EvaluateResult(data=data, split=None if Path(data).is_file() else name, metrics=metrics)
+    is_file = is_url(data) or data == STANDARD_INPUT or Path(data).is_file()
+    return EvaluateResult(
+        data=data,
+        split=None if is_file else name,
+        metrics=targets.evaluate(found),
+        classes=tuple(map(str, space.classes.tolist())),
+        confusion=confusion(Predicted.of(targets, found), space.n_outputs),
+        abstention=None if rule is None else rule.measure(found, targets),
+        comparison=comparison,
+    )
+
+
+def _changes(
+    split: Split,
+    space: LabelSpace,
+    proba: npt.NDArray[np.float64],
+    others: npt.NDArray[np.generic],
+) -> Iterator[ChangedText]:
+    """The texts that two classifiers label differently."""
+    own = space.decode(space.decide(proba)).tolist()
+    rows = zip(split.rows, split.texts, split.labels or (), own, others.tolist(), strict=True)
+    for row, text, label, ours, theirs in rows:
+        if str(ours) != str(theirs):
+            yield ChangedText(row=row, label=label, predicted=ours, other=theirs, text=text)

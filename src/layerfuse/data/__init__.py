@@ -2,15 +2,30 @@
 
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
-from layerfuse.data.columns import TEXT_NAMES, ColumnError
-from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.download import encoder_path, is_pulled, load_dataset, pull_dataset, read_terms
-from layerfuse.data.readers import TABLE_SUFFIXES, read_dataset, read_hub
+from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
+from layerfuse.data.dataset import Split, TextDataset, test_name
+from layerfuse.data.download import (
+    encoder_path,
+    is_pulled,
+    load_dataset,
+    pull_dataset,
+    read_terms,
+    stream_texts,
+)
+from layerfuse.data.readers import (
+    STANDARD_INPUT,
+    TABLE_SUFFIXES,
+    TextStream,
+    read_dataset,
+    read_hub,
+)
 
 __all__ = [
     "DATASETS",
     "ENCODERS",
     "NEAR",
+    "SEPARATOR",
+    "STANDARD_INPUT",
     "TABLE_SUFFIXES",
     "TEXT_NAMES",
     "Audit",
@@ -19,8 +34,10 @@ __all__ = [
     "EncoderEntry",
     "NearDuplicate",
     "Package",
+    "ReadOptions",
     "Split",
     "TextDataset",
+    "TextStream",
     "audit",
     "encoder_path",
     "is_pulled",
@@ -30,4 +47,7 @@ __all__ = [
     "read_dataset",
     "read_hub",
     "read_terms",
+    "split_names",
+    "stream_texts",
+    "test_name",
 ]

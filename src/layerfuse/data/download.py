@@ -28,9 +28,16 @@ from layerfuse.data.catalog import (
     HubSource,
     Package,
 )
+from layerfuse.data.columns import ReadOptions
 from layerfuse.data.conversion import CONVERTERS
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.readers import read_dataset, read_hub
+from layerfuse.data.readers import (
+    STANDARD_INPUT,
+    TextStream,
+    read_dataset,
+    read_hub,
+    stream_dataset,
+)
 from layerfuse.errors import (
     ConfigError,
     FormatError,
@@ -40,7 +47,14 @@ from layerfuse.errors import (
     did_you_mean,
     require,
 )
-from layerfuse.files import atomic_folder, cache_dir, damaged_files, human_bytes, write_checksums
+from layerfuse.files import (
+    atomic_folder,
+    cache_dir,
+    damaged_files,
+    human_bytes,
+    is_url,
+    write_checksums,
+)
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _MB = 1_000_000  # bytes
@@ -61,6 +75,7 @@ def load_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     reporter: Reporter = SILENT,
 ) -> TextDataset:
     """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
@@ -71,11 +86,14 @@ def load_dataset(
         A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
         path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
     text_column, label_column : str, optional
-        Columns of the texts and labels; found by their names and contents by default.
+        Columns of the texts and labels; found by their names and contents by default. Several
+        columns of texts, ``"subject,body"``, are joined by a line break.
     test : str or Path, optional
         A file for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
+    options : ReadOptions
+        Further columns to keep, and whether texts are HTML.
     reporter : Reporter
         Receives progress.
 
@@ -88,18 +106,82 @@ def load_dataset(
     if name.startswith("hub:"):
         repo_id, _, config = name.removeprefix("hub:").partition(":")
         dataset = read_hub(
-            repo_id, text_column, label_column, config=config or None, labeled=labeled
+            repo_id,
+            text_column,
+            label_column,
+            config=config or None,
+            labeled=labeled,
+            options=options,
         )
         if test is None:
             return dataset
         extra = read_dataset(
-            test, text_column=text_column, label_column=label_column, labeled=labeled
+            test,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
         )
         return replace(dataset, splits={**dataset.splits, "test": extra.train})
-    path = Path(source).expanduser()
+    return read_dataset(
+        _find(source, reporter),
+        text_column=text_column,
+        label_column=label_column,
+        test=test,
+        labeled=labeled,
+        options=options,
+    )
+
+
+def stream_texts(
+    source: str | Path,
+    part_rows: int,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
+    reporter: Reporter = SILENT,
+) -> TextStream:
+    """Open what `load_dataset` reads, to be read in parts of so many rows.
+
+    See there for the parameters. ``"-"`` is standard input; a dataset of the Hub is read whole.
+    """
+    if str(source).startswith("hub:"):
+        data = load_dataset(
+            source,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
+        )
+        assert data.text_column is not None
+        splits: dict[str, Iterator[Split]] = {
+            name: (
+                split.take(range(start, min(start + part_rows, len(split))))
+                for start in range(0, len(split), part_rows)
+            )
+            for name, split in data.splits.items()
+        }
+        return TextStream(data.name, splits, data.columns, data.text_column, data.label_column)
+    return stream_dataset(
+        _find(source, reporter),
+        part_rows=part_rows,
+        text_column=text_column,
+        label_column=label_column,
+        labeled=labeled,
+        options=options,
+    )
+
+
+def _find(source: str | Path, reporter: Reporter) -> str | Path:
+    """Where a named dataset or a path lies; URLs and standard input as they are."""
+    name = str(source)
     if name in DATASETS:
-        path = pull_dataset(name, reporter)
-    elif not (path.exists() or path.suffix or len(path.parts) > 1):
+        return pull_dataset(name, reporter)
+    path = Path(source).expanduser()
+    is_path = path.exists() or path.suffix or len(path.parts) > 1
+    if not (is_path or is_url(source) or name == STANDARD_INPUT):
         here = [entry.name for entry in Path.cwd().iterdir()]
         raise NotFoundError(
             f"There is no dataset or file {name!r}.{did_you_mean(name, [*DATASETS, *here])}\n"
@@ -107,9 +189,7 @@ def load_dataset(
             "parquet file or of a folder with train and test files, or hub:owner/name."
             + (" A text goes into a file, below a line with the word text." if " " in name else "")
         )
-    return read_dataset(
-        path, text_column=text_column, label_column=label_column, test=test, labeled=labeled
-    )
+    return source
 
 
 def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:

@@ -9,20 +9,28 @@ import gzip
 import io
 import json
 import re
+import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar, cast
 
-from layerfuse.data.columns import COMMON_NAMES, Table, find_columns, to_split
+from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
-from layerfuse.files import human_bytes
+from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
+from layerfuse.files import human_bytes, is_url, open_url
 
+T = TypeVar("T")
+
+STANDARD_INPUT = "-"
 _TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
+_GZIP = b"\x1f\x8b"
+_BATCH_ROWS = 10_000  # of parquet that are decoded at once
 _MOST_BYTES, _MOST_ROWS = 4_000_000_000, 50_000_000
 _OTHERS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the file. Get it with: git lfs pull",
@@ -46,6 +54,7 @@ def read_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextDataset:
     """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
@@ -59,31 +68,79 @@ def read_dataset(
     DataError
         When it is not readable as texts (and labels); the message says where and what to do.
     """
-    for place in (source, test):
-        if re.match(r"\w\w+:/", str(place)):
-            raise NotFoundError(
-                f"{place} is an address, and files are read from the disk. Download it first; a "
-                "dataset of the Hugging Face Hub is hub:owner/name."
-            )
-    path = Path(source).expanduser()
-    files = {"train": [path]} if path.suffix and not path.is_dir() else _split_files(path)
+    data = stream_dataset(
+        source,
+        text_column=text_column,
+        label_column=label_column,
+        test=test,
+        labeled=labeled,
+        options=options,
+    )
+    splits = {name: split for name, parts in data.splits.items() for split in parts}
+    return TextDataset(data.name, splits, data.columns, data.text_column, data.label_column)
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """A dataset that is read part by part, once; see `TextDataset` for the other attributes.
+
+    Attributes
+    ----------
+    splits : dict of str to iterator of Split
+        The parts of each split, in the order of its rows.
+    """
+
+    name: str
+    splits: dict[str, Iterator[Split]]
+    columns: tuple[str, ...]
+    text_column: str
+    label_column: str | None
+
+
+def stream_dataset(
+    source: str | Path,
+    *,
+    part_rows: int | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    test: str | Path | None = None,
+    labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
+) -> TextStream:
+    """Open files to be read in parts of ``part_rows`` rows, each as one by default.
+
+    Columns are found in the first part. See `read_dataset` for the rest; beside files, URLs that
+    fsspec opens (``s3://bucket/texts.parquet``) and ``"-"``, standard input, are read.
+    """
+    if is_url(source) or str(source) == STANDARD_INPUT:
+        files: dict[str, Sequence[Path | str]] = {"train": [str(source)]}
+    else:
+        path = Path(source).expanduser()
+        one = path.suffix and not path.is_dir()
+        files = {"train": [path]} if one else _split_files(path)
     if test is not None:
-        files["test"] = [Path(test).expanduser()]
-    splits: dict[str, Split] = {}
+        files["test"] = [str(test) if is_url(test) else Path(test).expanduser()]
+    splits: dict[str, Iterator[Split]] = {}
     text, label = text_column, label_column
-    for name, parts in files.items():
-        table = _join([_read_table(part) for part in parts])
-        text, label = find_columns(table, text, label, labeled)
-        splits[name] = to_split(table, text, label)
-    name = path.resolve().name
-    return TextDataset(name[: len(name) - len(_suffix(path))], splits, table.names, text, label)
+    columns: tuple[str, ...] = ()
+    for name, own in files.items():
+        tables = _read_parts(own, part_rows)
+        first = next(tables)
+        text, label = find_columns(first, text, label, labeled)
+        splits[name] = map(
+            partial(to_split, text=text, label=label, options=options), chain([first], tables)
+        )
+        columns = first.names
+    assert text is not None
+    name = Path(source).expanduser().resolve().name
+    return TextStream(name[: len(name) - len(_suffix(name))], splits, columns, text, label)
 
 
-def _suffix(path: Path) -> str:
-    return next((suffix for suffix in TABLE_SUFFIXES if path.name.lower().endswith(suffix)), "")
+def _suffix(name: str) -> str:
+    return next((suffix for suffix in TABLE_SUFFIXES if name.lower().endswith(suffix)), "")
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
+def _split_files(folder: Path) -> dict[str, Sequence[Path | str]]:
     """The files (or the folder) of each split in a folder, train first."""
     if not folder.exists():
         raise _not_found(folder)
@@ -93,8 +150,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     for places in ([folder], [folder / "data"], inner):
         found = {place: splits for place in places if (splits := _splits_in(place))}
         if len(found) > 1:
-            names = ", ".join(place.name for place in found)
-            raise DataError(f"{folder} holds several datasets: {names}. Give the folder of one.")
+            shown = ", ".join(place.name for place in found)
+            raise DataError(f"{folder} holds several datasets: {shown}. Give the folder of one.")
         if found:
             return next(iter(found.values()))
     if _class_folders(folder) or list(folder.glob("*.arrow")):
@@ -107,23 +164,26 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     )
 
 
-def _splits_in(folder: Path) -> dict[str, list[Path]]:
+def _splits_in(folder: Path) -> dict[str, Sequence[Path | str]]:
     """Files such as train.csv and train-00000-of-00002.parquet, and folders that hold a split."""
-    files: dict[str, list[Path]] = {}
+    files: dict[str, Sequence[Path | str]] = {}
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     for split in _SPLITS:
-        found = []
+        found: list[tuple[Path, int]] = []
         for entry in entries:
-            name = entry.name.removesuffix(_suffix(entry))
+            name = entry.name.removesuffix(_suffix(entry.name))
             shard = re.fullmatch(rf"{split}(?:-\d+-of-0*(\d+))?", name)
-            if shard and (_suffix(entry) or _class_folders(entry) or list(entry.glob("*.arrow"))):
+            if shard and (
+                _suffix(entry.name) or _class_folders(entry) or list(entry.glob("*.arrow"))
+            ):
                 found.append((entry, int(shard[1] or 1)))
         if len({count for _, count in found}) > 1 or any(n != len(found) for _, n in found[:1]):
             shown = ", ".join(entry.name for entry, _ in found[:5])
             expected = max(count for _, count in found)
             what = f"{len(found)} of {expected} files" if expected > 1 else "more than one file"
             raise DataError(
-                f"{folder} has {what} for the split {split!r}: {shown}. Keep one, or all its parts."
+                f"{folder} has {what} for the split {split!r}: {shown}. Keep one, or all of its "
+                "parts."
             )
         if found:
             files[split] = [entry for entry, _ in found]
@@ -138,21 +198,39 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _join(tables: Sequence[Table]) -> Table:
-    """The rows of several files one after another."""
-    first = tables[0]
-    for table in tables:
-        if table.names != first.names:
-            raise DataError(
-                f"{table.where} has the columns {', '.join(table.names)}, but {first.where} has "
-                f"{', '.join(first.names)}. Parts of a split need the same columns."
-            )
+    """The rows of several tables one after another."""
     if len(tables) == 1:
-        return first
-    return Table(
-        first.where,
-        first.names,
-        lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
+        return tables[0]
+    return replace(
+        tables[0],
+        column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
     )
+
+
+def _read_parts(sources: Sequence[Path | str], part_rows: int | None) -> Iterator[Table]:
+    """The rows of all files of a split, in parts of so many rows at most, or as one."""
+    if part_rows is None:
+        yield _join(list(_numbered(sources, None)))
+    else:
+        yield from _numbered(sources, part_rows)
+
+
+def _numbered(sources: Sequence[Path | str], part_rows: int | None) -> Iterator[Table]:
+    """The parts of several files, whose rows are counted on from one to the next."""
+    first, start = None, 0
+    for source in sources:
+        end = start
+        for table in _read_tables(source, part_rows):
+            first = first or table
+            if table.names != first.names:
+                raise DataError(
+                    f"{table.where} has the columns {', '.join(table.names)}, but {first.where} "
+                    f"has {', '.join(first.names)}. Parts of a split need the same columns."
+                )
+            own = replace(table, first_row=start + table.first_row)
+            end = own.first_row + len(own.column(own.names[0])) if len(sources) > 1 else end
+            yield own
+        start = end
 
 
 def _not_found(path: Path) -> NotFoundError:
@@ -165,216 +243,357 @@ def _not_found(path: Path) -> NotFoundError:
     )
 
 
-def _unsupported(path: Path) -> DataError:
+def _unsupported(path: Path | str) -> DataError:
     return DataError(
         f"{path} has an unsupported extension. Convert it to one of: {', '.join(TABLE_SUFFIXES)}."
     )
 
 
-def _read_table(path: Path) -> Table:
-    if path.is_dir():
-        if classes := _class_folders(path):
-            files = [(file, own.name) for own in classes for file in sorted(own.glob("*.txt"))]
-            columns = {
-                "text": [_decoded(file) for file, _ in files],
-                "label": [name for _, name in files],
-            }
-            return Table(str(path), tuple(columns), columns.__getitem__)
-        return _join([_arrow(file) for file in sorted(path.glob("*.arrow"))])
-    if not path.is_file():
-        raise _not_found(path) if not path.exists() else DataError(f"{path} is not a file.")
-    kind = _suffix(path).removesuffix(".gz")
-    if not kind:
-        raise _unsupported(path)
-    with path.open("rb") as file:
-        start = file.read(200).removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    for sign, what in _OTHERS.items():
-        if start.startswith(sign) and not (kind == ".parquet" and sign == b"par1"):
-            raise DataError(f"{path} {what}")
-    if kind == ".parquet":
-        return _parquet(path)
-    text = _decoded(path)
-    if not text.strip():
-        raise DataError(f"{path} is empty. Give a file with at least one text.")
-    if named := _SEPARATOR.match(text):
-        return _rows_table(path, _rows(path, text[named.end() :], named[1], first_line=2))
-    if kind == ".csv":
-        # spreadsheets write semicolons where the comma is the decimal sign
-        header, *rest = re.split("\r\n|\r|\n", text, maxsplit=2)
-        names = {name.strip(' "').casefold() for name in re.split("[,;\t|]", (rest or [""])[0])}
-        if header.startswith("#") and (names & COMMON_NAMES or not re.search("[,;\t|]", header)):
+@dataclass(frozen=True)
+class _File:
+    """A table's file, a URL or standard input."""
+
+    where: str
+    kind: str  # its suffix, without .gz
+    source: Path | str
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Its bytes, unpacked."""
+        with contextlib.ExitStack() as opened:
+            if self.source == STANDARD_INPUT:
+                file: IO[bytes] = sys.stdin.buffer
+                packed = _peek(file).startswith(_GZIP)
+            else:
+                source = self.source
+                file = source.open("rb") if isinstance(source, Path) else open_url(source)
+                opened.enter_context(file)
+                packed = self.where.lower().endswith(".gz") or (
+                    isinstance(source, Path) and _peek(file).startswith(_GZIP)
+                )
+            if packed:
+                file = cast("IO[bytes]", opened.enter_context(gzip.GzipFile(fileobj=file)))
+            yield file
+
+    @contextlib.contextmanager
+    def lines(self, ending: str = "", *, whole: bool = False) -> Iterator[Iterator[str]]:
+        """Its lines with their endings: ``ending``, or any.
+
+        A byte-order mark is left out. ``whole`` says that all are to be kept in memory.
+        """
+        try:
+            if self.source != STANDARD_INPUT:
+                with self.open() as binary:
+                    if _utf16_of(binary.read(2000)):
+                        raise self._not_utf8()
+            with self.open() as binary:
+                text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
+                yield _limited(text, self.where, whole=whole)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
-                f"{path} begins with a comment: {header[:60]!r}. Remove it: the first line names "
-                "the columns, such as 'text,label'."
+                f"{self.where} cannot be unpacked as gzip ({error}). Download or compress it again."
+            ) from error
+        except OSError as error:
+            raise DataError(f"{self.where} cannot be read: {error.strerror or error}.") from error
+        except UnicodeDecodeError as error:
+            raise self._not_utf8() from error
+
+    def _not_utf8(self) -> DataError:
+        """Where the first byte is that is not UTF-8, and what the file may be instead."""
+        if self.source == STANDARD_INPUT:
+            return DataError("Standard input is not UTF-8. Convert it, with iconv for example.")
+        offset, zero, fault = 0, -1, (0, 0, 0)
+        with self.open() as file:
+            utf16 = _utf16_of(file.read(2000))
+        with self.open() as file:
+            for number, line in enumerate(file, start=1):
+                if zero < 0 <= line.find(b"\0"):
+                    zero = offset + line.index(b"\0")
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    fault = (
+                        fault if any(fault) else (number, offset + error.start, line[error.start])
+                    )
+                offset += len(line)
+        if zero >= 0 and not utf16:  # which no text in any encoding of one byte holds
+            return DataError(
+                f"{self.where} holds no text: it is binary (a byte 0x00 at offset {zero}). Give "
+                "a csv, tsv, jsonl or parquet file."
             )
-        return _rows_table(path, _rows(path, text, max(",;\t|", key=header.count)))
-    return _tsv(path, text) if kind == ".tsv" else _jsonl(path, text)
+        if not any(fault):  # each second byte is 0x00, which UTF-8 allows
+            fault = (1, zero, 0)
+        guess = utf16 or "WINDOWS-1252"
+        name = Path(self.source).name
+        plain = name.removesuffix(".gz")
+        return DataError(
+            f"{self.where} is not UTF-8: line {fault[0]} holds the byte 0x{fault[2]:02x} "
+            f"(offset {fault[1]}).\nIt may be {guess}. Save it as UTF-8, or convert it"
+            f"{' after unpacking' if plain != name else ''} with:\n"
+            f"  iconv -f {guess} -t UTF-8 {plain} > converted{Path(plain).suffix}"
+        )
 
 
-def _decoded(path: Path) -> str:
-    """The file's text, without a byte-order mark."""
-    try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz") or data.startswith(b"\x1f\x8b"):
-            with gzip.open(io.BytesIO(data)) as packed:
-                data = packed.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
+def _limited(text: io.TextIOWrapper, where: str, *, whole: bool) -> Iterator[str]:
+    """Lines, as long as what is kept of them fits into memory."""
+    size = 0
+    while line := text.readline(_MOST_BYTES + 1):
+        size = len(line) + whole * size
+        if size > _MOST_BYTES:
             raise DataError(
-                f"{path} holds more than {human_bytes(_MOST_BYTES)} of text. Split it, or convert "
+                f"{where} holds more than {human_bytes(_MOST_BYTES)} of text. Split it, or convert "
                 "it to parquet."
             )
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be unpacked as gzip ({error}). Download or compress it again."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    data = data.removeprefix(codecs.BOM_UTF8)
-    # Without its mark UTF-16 of Latin letters is UTF-8 as well, every second byte of it 0x00.
-    zeros = [data[side:2000:2].count(0) for side in (0, 1)]
-    halves = 2 * max(zeros) > len(data[:2000]) // 2 > 2 * min(zeros)
-    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    utf16 = "UTF-16" if marked else f"UTF-16{'LE' if zeros[1] > zeros[0] else 'BE'}" * halves
-    try:
-        if halves and not marked:
-            raise UnicodeDecodeError("utf-8", data, data.index(0), data.index(0) + 1, utf16)
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if b"\0" in data and not utf16:  # which no text in any encoding of one byte holds
+        yield line
+
+
+def _utf16_of(start: bytes) -> str:
+    """The name of UTF-16 where a file begins in it: with its mark, or every second byte is 0x00."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    zeros = [start[side::2].count(0) for side in (0, 1)]
+    halves = 2 * max(zeros) > len(start) // 2 > 2 * min(zeros)
+    return f"UTF-16{'LE' if zeros[1] > zeros[0] else 'BE'}" * halves
+
+
+def _peek(file: IO[bytes]) -> bytes:
+    """The first bytes, which stay to be read."""
+    return cast("io.BufferedReader", file).peek(2)
+
+
+def _file(source: Path | str) -> _File:
+    """The source, its format told by its name, or of standard input by its first bytes."""
+    if source == STANDARD_INPUT:
+        start = _peek(sys.stdin.buffer).lstrip()
+        if start.startswith(b"PAR1"):
             raise DataError(
-                f"{path} holds no text: it is binary (a byte 0x00 at offset {data.index(0)}). Give "
-                "a csv, tsv, jsonl or parquet file."
-            ) from error
-        guess = utf16 or "WINDOWS-1252"
-        line = data.count(b"\n", 0, error.start) + 1
+                "Parquet cannot be read from standard input. Give the file's name, or pipe csv or "
+                "jsonl."
+            )
+        return _File("standard input", ".jsonl" if start.startswith(b"{") else ".csv", source)
+    if isinstance(source, Path) and not source.is_file():
+        raise _not_found(source) if not source.exists() else DataError(f"{source} is not a file.")
+    kind = _suffix(Path(source).name).removesuffix(".gz")
+    if not kind:
+        raise _unsupported(source)
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            begin = file.read(200).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+        for sign, what in _OTHERS.items():
+            if begin.startswith(sign) and not (kind == ".parquet" and sign == b"par1"):
+                raise DataError(f"{source} {what}")
+    return _File(str(source), kind, source)
+
+
+def _read_tables(source: Path | str, part_rows: int | None) -> Iterator[Table]:
+    """The rows in parts of so many rows, or as one; at least one part."""
+    if isinstance(source, Path) and source.is_dir():
+        if classes := _class_folders(source):
+            yield _texts_of(source, classes)
+        else:
+            yield _join([_arrow(file) for file in sorted(source.glob("*.arrow"))])
+        return
+    file = _file(source)
+    if file.kind == ".parquet":
+        yield from _parquet(file, part_rows)
+    elif "json" in file.kind:
+        yield from _jsonl(file, part_rows)
+    else:
+        yield from _delimited(file, part_rows)
+
+
+def _parts(rows: Iterable[T], part_rows: int | None) -> Iterator[tuple[int, list[T]]]:
+    """Lists of so many rows, each with the number of its first."""
+    remaining, first = iter(rows), 0
+    while part := list(islice(remaining, part_rows)):
+        yield first, part
+        first += len(part)
+
+
+def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
+    quoted = file.kind != ".tsv" or _is_quoted(file)
+    with file.lines(whole=part_rows is None) as lines:
+        records = _records(file, lines, quoted=quoted)
+        header = [name.strip() for name in next(records, [])]
+        _refuse_repeated(file.where, header)
+
+        def table(first: int, rows: list[list[str]]) -> Table:
+            def column(name: str) -> list[str]:
+                index = header.index(name)
+                return [row[index] for row in rows]
+
+            return Table(file.where, tuple(header), column, first)
+
+        found = False
+        for first, rows in _parts(records, part_rows):
+            found = True
+            yield table(first, rows)
+    if not found:
         raise DataError(
-            f"{path} is not UTF-8: line {line} holds the byte 0x{data[error.start]:02x} "
-            f"(offset {error.start}).\nIt may be {guess}. Save it as UTF-8, or convert it"
-            f"{' after unpacking' if path.suffix == '.gz' else ''} with:\n"
-            f"  iconv -f {guess} -t UTF-8 {path.name.removesuffix('.gz')} > converted"
-            f"{Path(path.name.removesuffix('.gz')).suffix}"
-        ) from error
+            f"{file.where} has a header line but no rows. Is the first line a text?"
+            if any(header)
+            else f"{file.where} is empty: it has no rows. Give a file with at least one text."
+        )
 
 
-def _rows(
-    path: Path, text: str, delimiter: str, *, quoted: bool = True, first_line: int = 1
-) -> list[list[str]]:
+def _records(file: _File, lines: Iterator[str], *, quoted: bool) -> Iterator[list[str]]:
     """All records, header first, each with as many fields as the header."""
+    top = next(lines, "")
+    first_line, delimiter = 1, "\t"
+    if named := _SEPARATOR.fullmatch(top):
+        first_line, delimiter = 2, named[1]
+    else:
+        second = next(lines, "")
+        lines = chain([top, second] if second else [top], lines)
+        if file.kind == ".csv":
+            _refuse_comment(file.where, top, second)
+            # spreadsheets write semicolons where the comma is the decimal sign
+            delimiter = max(",;\t|", key=top.count)
     reader = csv.reader(
-        io.StringIO(text, newline=""),
+        lines,
         delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        quoting=csv.QUOTE_MINIMAL if quoted or named else csv.QUOTE_NONE,
         strict=True,
     )
-    rows: list[list[str]] = []
+    header: list[str] = []
     line = first_line
     try:
         for row in reader:
-            if row and rows and len(row) != len(rows[0]):
+            if row and header and len(row) != len(header):
                 raise DataError(
-                    f"{path}, line {line}: {len(row)} field{'s' * (len(row) > 1)}, where the "
-                    f"header has {len(rows[0])} ({', '.join(rows[0][:10])}).\nPut a text that "
+                    f"{file.where}, line {line}: {len(row)} field{'s' * (len(row) > 1)}, where the "
+                    f"header has {len(header)} ({', '.join(header[:10])}).\nPut a text that "
                     f"holds {delimiter!r} or a line break between double quotes."
                 )
             if row:
-                rows.append(row)
+                header = header or row
+                yield row
             line = reader.line_num + first_line
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {line}: the quotes do not close properly ({error}).\n"
+            f"{file.where}, line {line}: the quotes do not close properly ({error}).\n"
             'Write a double quote inside a quoted text twice: "".'
         ) from error
-    return rows
 
 
-def _tsv(path: Path, text: str) -> Table:
-    """Quoted or plain: both are in use, and a plain text may well begin with a quote.
+def _refuse_comment(where: str, top: str, second: str) -> None:
+    names = {name.strip(' "\r\n').casefold() for name in re.split("[,;\t|]", second)}
+    if top.startswith("#") and (names & COMMON_NAMES or not re.search("[,;\t|]", top)):
+        raise DataError(
+            f"{where} begins with a comment: {top.strip()[:60]!r}. Remove it: the first line names "
+            "the columns, such as 'text,label'."
+        )
+
+
+def _is_quoted(file: _File) -> bool:
+    """Whether a tsv file has quotes: both are in use, and a plain text may begin with a quote.
 
     The quoted reading stands unless it fails, or joins lines that are records by themselves.
     """
-    try:
-        plain = _rows(path, text, "\t", quoted=False)
-    except DataError:
-        return _rows_table(path, _rows(path, text, "\t"))
-    try:
-        quoted = _rows(path, text, "\t")
-    except DataError:
-        return _rows_table(path, plain)
-    return _rows_table(path, quoted if len(quoted) == len(plain) else plain)
+
+    def count(*, quoted: bool) -> int | None:
+        try:
+            with file.lines() as lines:
+                return sum(1 for _ in _records(file, lines, quoted=quoted))
+        except DataError:
+            return None
+
+    plain = count(quoted=False)
+    return plain is None or count(quoted=True) == plain
 
 
-def _rows_table(path: Path, rows: list[list[str]]) -> Table:
-    header = [name.strip() for name in rows[0]] if rows else []
-    _refuse_repeated(path, header)
-    if len(rows) < 2:
-        raise DataError(f"{path} has a header line but no rows. Is the first line a text?")
-
-    def column(name: str) -> list[str]:
-        index = header.index(name)
-        return [row[index] for row in rows[1:]]
-
-    return Table(str(path), tuple(header), column)
-
-
-def _refuse_repeated(path: Path, header: Sequence[str]) -> None:
+def _refuse_repeated(where: str, header: Sequence[str]) -> None:
     for name, count in Counter(header).items():
         if name and count > 1:
-            raise DataError(f"{path} has two columns named {name!r}. Rename one of them.")
+            raise DataError(f"{where} has two columns named {name!r}. Rename one of them.")
 
 
-def _jsonl(path: Path, text: str) -> Table:
-    rows = list(_json_objects(path, text))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table(str(path), tuple(names), lambda name: [row.get(name) for row in rows])
+def _jsonl(file: _File, part_rows: int | None) -> Iterator[Table]:
+    names: tuple[str, ...] | None = None
+    with file.lines("\n", whole=part_rows is None) as lines:
+        for first, rows in _parts(_json_objects(file.where, lines), part_rows):
+            if names is None:
+                names = tuple(dict.fromkeys(name for row in rows for name in row))
+            yield Table(file.where, names, partial(_values, rows), first)
+    if names is None:
+        raise DataError(f"{file.where} is empty. Give a file with at least one text.")
 
 
-def _json_objects(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    return [row.get(name) for row in rows]
+
+
+def _json_objects(where: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}, line {number} is not JSON: {error}.\n"
+                f"{where}, line {number} is not JSON: {error}.\n"
                 'Write one object on each line, such as {"text": "…", "label": "…"}.'
             ) from error
         if not isinstance(value, dict):
             raise DataError(
-                f"{path}, line {number} holds a JSON {type(value).__name__}, not an object.\n"
+                f"{where}, line {number} holds a JSON {type(value).__name__}, not an object.\n"
                 'Write one object on each line, such as {"text": "…", "label": "…"}.'
             )
         yield value
 
 
-def _parquet(path: Path) -> Table:
+def _parquet(file: _File, part_rows: int | None) -> Iterator[Table]:
+    import pyarrow
     import pyarrow.parquet
 
-    with _arrow_errors(path, "parquet"):
-        metadata = pyarrow.parquet.read_metadata(path)
-        n_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        if n_bytes > _MOST_BYTES or metadata.num_rows > _MOST_ROWS:
+    with (
+        _arrow_errors(file.where, "parquet"),
+        file.open() as binary,
+        pyarrow.parquet.ParquetFile(binary) as table,
+    ):
+        facts = table.metadata
+        n_bytes = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+        if part_rows is None and (n_bytes > _MOST_BYTES or facts.num_rows > _MOST_ROWS):
             raise DataError(
-                f"{path} has {metadata.num_rows:,} rows and {human_bytes(n_bytes)}, of at most "
+                f"{file.where} has {facts.num_rows:,} rows and {human_bytes(n_bytes)}, of at most "
                 f"{_MOST_ROWS:,} and {human_bytes(_MOST_BYTES)}. Take a part of it."
             )
-        _refuse_repeated(path, metadata.schema.to_arrow_schema().names)
-        return _columns_of(path, pyarrow.parquet.read_table(path))
+        _refuse_repeated(file.where, table.schema_arrow.names)
+        size = part_rows or max(1, facts.num_rows)
+        first, waiting = 0, table.schema_arrow.empty_table()
+        for batch in table.iter_batches(min(size, _BATCH_ROWS)):
+            waiting = pyarrow.concat_tables([waiting, pyarrow.Table.from_batches([batch])])
+            if len(waiting) >= size:  # which a batch alone may not reach
+                yield _arrow_table(file.where, waiting[:size], first)
+                first, waiting = first + size, waiting[size:]
+        if len(waiting) or not first:
+            yield _arrow_table(file.where, waiting, first)
 
 
 def _arrow(path: Path) -> Table:
     """A file of ``save_to_disk`` of the package datasets."""
     import pyarrow
 
-    with _arrow_errors(path, "Arrow"), pyarrow.memory_map(str(path)) as file:
-        return _columns_of(path, pyarrow.ipc.open_stream(file).read_all())
+    with _arrow_errors(str(path), "Arrow"), pyarrow.memory_map(str(path)) as file:
+        return _arrow_table(str(path), pyarrow.ipc.open_stream(file).read_all(), 0)
 
 
-def _columns_of(path: Path, table: Any) -> Table:
+def _texts_of(folder: Path, classes: Sequence[Path]) -> Table:
+    """One text a file, and the names of their folders."""
+    files = [(file, own.name) for own in classes for file in sorted(own.glob("*.txt"))]
+    texts = []
+    for file, _ in files:
+        with _File(str(file), ".txt", file).lines(whole=True) as lines:
+            texts.append("".join(lines))
+    columns = {"text": texts, "label": [name for _, name in files]}
+    return Table(str(folder), tuple(columns), columns.__getitem__)
+
+
+def _arrow_table(where: str, table: Any, first: int) -> Table:
     """Columns of an Arrow table, with class names where the package datasets has kept them."""
 
     def column(name: str) -> list[Any]:
-        with _arrow_errors(path, "a table"):
+        with _arrow_errors(where, "a table"):
             values: list[Any] = table.column(name).to_pylist()
             kept = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
             feature = kept.get("info", {}).get("features", {}).get(name, {})
@@ -383,20 +602,20 @@ def _columns_of(path: Path, table: Any) -> Table:
                 return values
             return [None if value is None or value < 0 else names[value] for value in values]
 
-    return Table(str(path), tuple(table.column_names), column)
+    return Table(where, tuple(table.column_names), column, first)
 
 
 @contextlib.contextmanager
-def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
+def _arrow_errors(where: str, kind: str) -> Iterator[None]:
     """Arrow's own errors, and those of values that Python cannot hold, as a DataError."""
     try:
         yield
-    except DataError:
+    except LayerfuseError:
         raise
     except Exception as error:  # Arrow's, of time zones, dates, texts that are no UTF-8
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{path} cannot be read as {kind}: {reason}\nDownload or write it again."
+            f"{where} cannot be read as {kind}: {reason}\nDownload or write it again."
         ) from error
 
 
@@ -408,6 +627,7 @@ def read_hub(
     *,
     config: str | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextDataset:
     """Read every split of a dataset of the Hub, with class names in place of class numbers.
 
@@ -439,7 +659,7 @@ def read_hub(
         table = _table(f"{repo_id} ({name})", part)
         text, label = find_columns(table, text, label, labeled)
         if label is None or any(value is not None for value in table.column(label)):
-            splits[name] = to_split(table, text, label)
+            splits[name] = to_split(table, text, label, options)
     if not splits:
         raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
     return TextDataset(repo_id.rpartition("/")[2], splits, table.names, text, label)

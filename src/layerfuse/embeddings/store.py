@@ -313,6 +313,14 @@ class Section:
             except CorruptShardError as still:
                 self._set_aside(still)
 
+    def order(self, hashes: Hashes, key: Key) -> npt.NDArray[np.intp]:
+        """Numbers of the texts (n_texts,), one shard's together; those not here come first."""
+        contents = self._contents
+        index = contents.index(contents.holders(key))
+        places = index.places(hashes)
+        lies = np.where(places < 0, -1, index.shard_of[places] if len(index.hashes) else -1)
+        return np.argsort(lies, kind="stable")
+
     def truncated(self, hashes: Hashes, key: Key) -> npt.NDArray[np.bool_]:
         """Which texts were truncated, shape (n_texts,)."""
         contents = self._contents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
-from layerfuse.probing import LeaveOneOut, decompose, leave_one_out, weight_rows
-from layerfuse.targets import Targets
+from layerfuse.probing import LeaveOneOut, decompose, leave_one_out, unit_mean_weights, weight_rows
+from layerfuse.targets import Rows, Targets
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -71,6 +71,36 @@ class RidgeHead(LinearHead):
         model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=row_weights)
         coef = np.ascontiguousarray(model.coef_.T, dtype=np.float32)
         return cls(coef, model.intercept_.astype(np.float32), penalty)
+
+    @classmethod
+    def fit_parts(
+        cls,
+        parts: Iterable[tuple[Rows, Floats]],
+        targets: Targets,
+        penalty: float,
+        *,
+        row_weights: Floats | None = None,
+    ) -> Self:
+        """Fit rows that come in parts, as row numbers and features (n_part, dim).
+
+        Memory is that of a part and of two matrices (dim, dim): sums of products in float64.
+        """
+        from scipy.linalg import cho_factor, cho_solve
+
+        weights = unit_mean_weights(row_weights)
+        gram = cross = np.zeros(())
+        for rows, X in parts:
+            Z = np.column_stack([X, np.ones(len(X))])  # float64; products with ones are sums
+            own = Z if weights is None else Z * weights[rows, None]
+            gram = gram + own.T @ Z
+            cross = cross + own.T @ targets[rows].matrix
+        total, sums = gram[-1, -1], gram[:-1, -1]
+        mean, center = sums / total, cross[-1] / total
+        inner = gram[:-1, :-1] - np.outer(sums, mean)
+        inner[np.diag_indices_from(inner)] += penalty
+        coef = cho_solve(cho_factor(inner, overwrite_a=True), cross[:-1] - np.outer(sums, center))
+        intercept = center - mean @ coef
+        return cls(coef.astype(np.float32), intercept.astype(np.float32), penalty)
 
     @classmethod
     def search_penalty(

@@ -107,8 +107,12 @@ _once = partial(option, n_tokens=1, allow_repeating=False)
 
 Data = Annotated[str, option("File, folder of splits, dataset name, or hub:owner/name.")]
 TestFile = Annotated[str | None, option("File with test rows.")]
-TextColumn = Annotated[str | None, option("Column with the texts.")]
+TextColumn = Annotated[
+    str | None, option("Column with the texts; several, such as subject,body, are joined.")
+]
 LabelColumn = Annotated[str | None, option("Column with the labels.")]
+IdColumn = Annotated[str | None, option("Column that names the rows.")]
+StripHtml = Annotated[bool, option("Texts are HTML: keep what a reader sees.", show_default=False)]
 SettingsFile = Annotated[
     Path | None, option("TOML file with settings; options given here win.", "--config")
 ]
@@ -154,6 +158,35 @@ _Fusion = Annotated[
 _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
 
 
+_ROWS = Group.create_ordered("Many rows")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Settings of commands that go through rows part by part: ``predict`` and ``extract``."""
+
+    part_rows: Annotated[
+        int, count("Rows of a part, which is complete or absent.", group=_ROWS)
+    ] = 10_000
+    engine: Annotated[
+        str,
+        option(
+            "Where parts are read: in this process, or on a Ray cluster.",
+            choices=("local", "ray"),
+            group=_ROWS,
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        option("Address of the Ray cluster (default: RAY_ADDRESS, or a new one).", group=_ROWS),
+    ] = None
+    workers: Annotated[
+        int | None,
+        count("Ray actors at most (default: one per CPU or GPU).", group=_ROWS),
+    ] = None
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ReadConfig:
@@ -163,6 +196,11 @@ class ReadConfig:
     _: KW_ONLY
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    id_column: IdColumn = None
+    group_column: Annotated[
+        str | None, option("Column of groups, such as customers, that are held out together.")
+    ] = None
+    strip_html: StripHtml = False
     sample: Annotated[int | None, count("Rows per split, stratified (default: all).")] = None
     seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
     store: Store = None

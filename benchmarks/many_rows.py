@@ -1,0 +1,90 @@
+"""Training the head on stored rows beyond the selection sample: peak memory and time of a process.
+
+``python -m benchmarks.many_rows 200000 768`` takes another number of rows and dimensions. The rows
+are synthetic and lie in a store; fusion is concatenation, the head ridge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks.common import save
+
+SHAPES = ((20_000, 768), (200_000, 768))
+_FILL = """
+import sys
+from pathlib import Path
+import numpy as np
+from layerfuse.embeddings.store import text_hashes, write_shard
+folder, rows, dim = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+draw = np.random.default_rng(0)
+truth = draw.normal(size=(dim, 2)).astype("float32")
+labels = np.empty(rows, int)
+for start in range(0, rows, 10_000):  # as `layerfuse extract` leaves them
+    part = range(start, min(start + 10_000, rows))
+    X = draw.normal(size=(len(part), dim)).astype("float32")
+    noisy = X @ truth + 20 * draw.normal(size=(len(part), 2))
+    labels[start : start + len(part)] = noisy.argmax(axis=1)
+    hashes = text_hashes(map(str, part))
+    order = np.argsort(hashes)
+    write_shard(folder, hashes[order], np.zeros(len(part), bool), {(1, "mean"): X[order]})
+np.save(folder / "labels.npy", labels)
+"""
+_TRAIN = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from layerfuse.blocks import BlockRef
+from layerfuse.embeddings.extraction import _EncoderBlocks
+from layerfuse.embeddings.store import Section, text_hashes
+from layerfuse.embeddings.extraction import BlockView
+from layerfuse.evaluation.nested import TrainingSample
+from layerfuse.model_selection import SearchSpace
+from layerfuse.parallel import peak_mb
+from layerfuse.pipeline import Plan
+from layerfuse.probing import probe_blocks
+from layerfuse.resources import Budget
+from layerfuse.selection import CostBudget
+from layerfuse.targets import Targets
+folder, rows = Path(sys.argv[1]), int(sys.argv[2])
+targets = Targets.from_labels(np.load(folder / "labels.npy").tolist())
+texts = list(map(str, range(rows)))
+hashes, first, back = np.unique(text_hashes(texts), return_index=True, return_inverse=True)
+section = Section(folder)
+section.refresh()
+ref = BlockRef("synthetic", 1, "mean")
+stored = _EncoderBlocks(None, texts, hashes, ((1, "mean"),), section, None, None)
+view = BlockView({ref: stored}, back)
+sample = np.arange(10_000)
+own = view.take(sample)
+probed = probe_blocks(own, targets[sample])
+space = SearchSpace("best", CostBudget(Budget(blocks=1), {}))
+training = TrainingSample(own, targets[sample], probed, space)
+before, started = peak_mb(), time.perf_counter()
+model = training.fit(Plan((ref,)), view, targets)
+print(json.dumps({
+    "rows": rows, "dim": int(sys.argv[3]), "seconds": time.perf_counter() - started,
+    "peak_mb_before": before, "peak_mb": peak_mb(),
+}))
+"""
+
+
+def run(shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, Any]]:
+    results = []
+    for shape in shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [folder, *map(str, shape)]
+            subprocess.run([sys.executable, "-c", _FILL, *arguments], check=True)
+            command = [sys.executable, "-c", _TRAIN, *arguments]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(done.stdout))
+        print(done.stdout.strip(), flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    given = tuple(map(int, sys.argv[1:]))
+    save("many_rows", run(tuple(zip(given[::2], given[1::2], strict=True)) or SHAPES))

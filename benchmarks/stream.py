@@ -1,0 +1,111 @@
+"""`layerfuse predict` on tables of many short rows: peak memory by the number of rows, and the
+output of a run that is killed ten times and goes on, against that of one that is not.
+
+``python -m benchmarks.stream 2000000`` takes other numbers of rows. The encoder is a tiny random
+one of one layer, so that reading costs little and what is measured is all else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import save
+
+SIZES = (20_000, 200_000, 2_000_000)
+KILLS = 10
+_WORDS = [f"w{number}" for number in range(500)]
+_DEFINE = """
+import sys
+from pathlib import Path
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from layerfuse import FrozenEncoder, LayerFusionClassifier
+folder = Path(sys.argv[1])
+words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(500))]
+tokenizer = Tokenizer(models.WordLevel(dict(zip(words, range(504))), unk_token="[UNK]"))
+tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+).save_pretrained(folder / "tiny")
+BertModel(BertConfig(
+    vocab_size=504, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=32, max_position_embeddings=64,
+)).save_pretrained(folder / "tiny")
+texts = [f"w{row % 2} w{row}" for row in range(400)]
+encoder = FrozenEncoder.from_pretrained(folder / "tiny", device="cpu", dtype="float32")
+options = {"store": None, "fusion": "concat", "head": "ridge", "cv": 2}
+LayerFusionClassifier([encoder], **options).fit(texts, [row % 2 for row in range(400)]).save(
+    folder / "bundle", text_column="text"
+)
+"""
+
+
+def write_rows(path: Path, count: int) -> None:
+    """A CSV file of texts of two to six words, some of them equal."""
+    draw = random.Random(0)  # noqa: S311  # not for secrets
+    with path.open("w", encoding="utf-8") as file:
+        file.write("id,text\n")
+        for row in range(count):
+            file.write(f"{row},{' '.join(draw.choices(_WORDS, k=draw.randint(2, 6)))}\n")
+
+
+def run(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run([sys.executable, "-c", _DEFINE, name], check=True, capture_output=True)
+        for size in sizes:
+            write_rows(folder / "rows.csv", size)
+            process, started = _start(folder, "whole.csv"), time.perf_counter()
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            assert status == 0, (folder / "log").read_text()
+            results.append({"rows": size, "peak_mb": usage.ru_maxrss / 1e3, "seconds": seconds})
+            print(json.dumps(results[-1]), flush=True)
+        results.append({"rows": sizes[-1], **_kill(folder, sizes[-1] // 10_000)})
+        print(json.dumps(results[-1]), flush=True)
+    return results
+
+
+def _start(folder: Path, out: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "layerfuse", "predict", folder / "bundle", folder / "rows.csv"]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen([*command, "--out", folder / out, "--resume"], stderr=log)
+
+
+def _kill(folder: Path, n_parts: int) -> dict[str, Any]:
+    """Kill a run at random moments, let it go on each time, and compare what it wrote."""
+    draw = random.Random(1)  # noqa: S311  # not for secrets
+    parts = folder / ".out.csv.parts"
+    kept: dict[str, int] = {}
+    n_changed = 0
+    for _ in range(KILLS):
+        process = _start(folder, "out.csv")
+        wanted = len(kept) + draw.randint(1, max(1, n_parts // (KILLS + 1)))
+        while process.poll() is None and len(list(parts.glob("part.*"))) < wanted:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.5))
+        process.kill()
+        process.wait()
+        now = {path.name: path.stat().st_mtime_ns for path in parts.glob("part.*")}
+        n_changed += sum(now.get(part) != written for part, written in kept.items())
+        kept = now
+        print(f"killed, {len(kept)} parts are there", flush=True)
+    assert _start(folder, "out.csv").wait() == 0, (folder / "log").read_text()
+    digests = [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("whole.csv", "out.csv")
+    ]
+    return {"kills": KILLS, "parts_written_again": n_changed, "is_equal": len(set(digests)) == 1}
+
+
+if __name__ == "__main__":
+    save("stream", run(tuple(map(int, sys.argv[1:])) or SIZES))

@@ -1,0 +1,371 @@
+"""A table's rows in parts: what is done with each, here or on a Ray cluster, and output in parts.
+
+A part is the unit of all that can go wrong: it is complete or absent, and nothing is kept between
+two parts.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
+from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError, require
+from layerfuse.files import (
+    atomic_write,
+    cache_dir,
+    digest,
+    is_url,
+    read_json,
+    storage_errors,
+    url_errors,
+    write_json,
+)
+from layerfuse.options import StreamConfig
+from layerfuse.progress import SILENT, Advance, Reporter
+
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+_KIND, _VERSION = "layerfuse-parts", 1
+_MANIFEST = "parts.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a table, of which this is the ``number``-th part."""
+
+    number: int
+    rows: Split
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """What came of the part ``number``, which has so many ``rows``."""
+
+    number: int
+    rows: int
+    result: R
+
+
+class Work(Protocol[R_co]):
+    """What is to be done with parts. It can be pickled, and is opened where it runs."""
+
+    def open(self, reporter: Reporter) -> Callable[[Part], R_co]:
+        """Load what it needs, once in a process."""
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Where parts come from; can be pickled and opened anywhere the file can be read.
+
+    ``split`` is one of its splits, None takes all, one after the other.
+    """
+
+    data: str
+    part_rows: int
+    text_column: str | None
+    label_column: str | None = None
+    labeled: bool = False
+    split: str | None = None
+    skip: frozenset[int] = frozenset()
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    def stream(self, reporter: Reporter = SILENT) -> TextStream:
+        """The data, opened; its columns are known then."""
+        return stream_texts(
+            self.data,
+            self.part_rows,
+            text_column=self.text_column,
+            label_column=self.label_column,
+            labeled=self.labeled,
+            options=self.options,
+            reporter=reporter,
+        )
+
+    def parts(self, stream: TextStream | None = None) -> Iterator[Part]:
+        """The parts that are not skipped, of the ``stream`` where it is open already."""
+        splits = (stream or self.stream()).splits
+        chosen = splits.values() if self.split is None else [splits[self.split]]
+        numbered = enumerate(rows for split in chosen for rows in split)
+        return (Part(number, rows) for number, rows in numbered if number not in self.skip)
+
+
+def run_parts(
+    work: Work[R],
+    source: PartSource,
+    opened: TextStream,
+    config: StreamConfig,
+    device: str,
+    advance: Advance,
+    reporter: Reporter,
+) -> Iterator[Done[R]]:
+    """Do the work for every part by the engine of the settings, in any order.
+
+    ``opened`` is the source's stream.
+    """
+    if config.engine == "local":
+        return _run_here(work, source.parts(opened), advance, reporter)
+    gpus = 1.0 if device.startswith("cuda") else 0.0
+    return _run_on_ray(
+        work, source, advance, address=config.address, workers=config.workers, gpus=gpus
+    )
+
+
+def in_order(results: Iterable[Done[R]]) -> Iterator[Done[R]]:
+    """The results of all parts by their numbers; those that come early wait."""
+    waiting: dict[int, Done[R]] = {}
+    following = 0
+    for result in results:
+        waiting[result.number] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _run_here(
+    work: Work[R], parts: Iterable[Part], advance: Advance, reporter: Reporter
+) -> Iterator[Done[R]]:
+    """Do the work in this process, part after part."""
+    inner = _Within(reporter, advance)
+    run = work.open(inner)
+    for part in parts:
+        inner.start(len(part.rows))
+        result = run(part)
+        yield Done(part.number, len(part.rows), result)
+        inner.finish()
+
+
+class _Within:
+    """Reports the steps of a part as progress of the whole: the first step stands for the part."""
+
+    def __init__(self, reporter: Reporter, advance: Advance) -> None:
+        self._reporter, self._advance = reporter, advance
+        self._size = self._done = 0
+
+    def start(self, size: int) -> None:
+        self._size, self._done = size, 0
+
+    def finish(self) -> None:
+        self._advance(self._size - self._done)
+
+    def note(self, line: str) -> None:
+        self._reporter.note(line)
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        whole, done = 0 if self._done else self._size, 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            reached = min(whole, whole * done // max(1, total))
+            self._advance(max(0, reached - self._done))
+            self._done = max(self._done, reached)
+
+        yield advance
+
+
+def _run_on_ray(
+    work: Work[R],
+    source: PartSource,
+    advance: Advance,
+    *,
+    address: str | None,
+    workers: int | None,
+    gpus: float,
+) -> Iterator[Done[R]]:
+    """Do the work on a Ray cluster, in any order of the parts; Ray runs again what was lost.
+
+    One task reads the parts, an actor for each worker opens the work. Both must be able to read
+    what is named: files on storage that all nodes share, or URLs.
+
+    Parameters
+    ----------
+    work : Work
+    source : PartSource
+    advance : callable
+        Told the rows of each part that is done.
+    address : str, optional
+        Of the cluster; by default the one in ``RAY_ADDRESS``, or a new one on this machine.
+    workers : int, optional
+        Actors at most; by default one for each CPU (or GPU) of the cluster.
+    gpus : float
+        GPUs of each actor; 0 takes one CPU instead.
+    """
+    ray = require("ray", "ray", "The engine ray")
+    data = require("ray.data", "ray", "The engine ray")
+    from ray.data import ActorPoolStrategy, DataContext
+
+    if not ray.is_initialized():
+        ray.init(address, log_to_driver=False, logging_level="warning")
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte, so that a block is a part
+    total = ray.cluster_resources().get("GPU" if gpus else "CPU", 1)
+    pool = ActorPoolStrategy(min_size=1, max_size=workers or max(1, int(total)))
+    parts = data.read_datasource(  # what reads takes little beside what they do
+        _ray_source(source), override_num_blocks=1, ray_remote_args={"num_cpus": 0}
+    )
+    results = parts.map_batches(
+        _RayWorker,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        compute=pool,
+        num_cpus=0 if gpus else 1,
+        num_gpus=gpus,
+    )
+    done: set[int] = set()
+    with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
+        for row in results.iter_rows():
+            result: Done[R] = pickle.loads(row["result"])  # noqa: S301  # of our own actors
+            if result.number in done:
+                raise LayerfuseError(
+                    f"Ray gave part {result.number} twice. Run again with --resume."
+                )
+            done.add(result.number)
+            yield result
+            advance(result.rows)
+
+
+class _RayWorker:
+    """An actor: the work opened once, parts handed to it one by one."""
+
+    def __init__(self, work: Work[Any]) -> None:
+        self._run = work.open(SILENT)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        results = []
+        for packed in batch["part"]:
+            part: Part = pickle.loads(packed)  # noqa: S301  # of our own task
+            results.append(pickle.dumps(Done(part.number, len(part.rows), self._run(part))))
+        return {"result": results}
+
+
+def _ray_source(source: PartSource) -> Any:
+    """A source of Ray Data with one task, which yields a block of one row for each part."""
+    import pyarrow
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    def read() -> Iterator[Any]:
+        for part in source.parts():
+            yield pyarrow.table({"part": [pickle.dumps(part)]})
+
+    class Parts(Datasource):  # type: ignore[misc,unused-ignore]
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *more: Any, **named: Any) -> list[Any]:
+            return [ReadTask(read, BlockMetadata(None, None, None, None))]
+
+    return Parts()
+
+
+class PartFiles:
+    """An output file in the making: its finished parts, in a folder beside it.
+
+    Each part is written atomically, and so is the file, once all parts are there. The parts of a
+    URL lie in the cache folder, and the file is uploaded as a whole.
+
+    Parameters
+    ----------
+    out : str
+        The file or URL to write, in the format that its suffix names.
+    facts : mapping
+        What the parts depend on: a run goes on only with parts of equal facts.
+    resume : bool
+        Whether to go on with parts that are there; otherwise they are refused.
+
+    Raises
+    ------
+    StorageError
+        For parts that are there though it does not resume, or that are of another run.
+    """
+
+    def __init__(self, out: str, facts: Mapping[str, object], *, resume: bool) -> None:
+        self.out = out
+        self._facts = dict(facts)
+        self._kind = next(suffix for suffix in TABLE_SUFFIXES if out.lower().endswith(suffix))
+        if is_url(out):
+            self.folder = cache_dir() / "parts" / digest(out)
+        else:
+            self.folder = Path(out).parent / f".{Path(out).name}.parts"
+        known: Mapping[str, object] | None = None
+        with suppress(NotFoundError, FormatError):  # no parts
+            known = read_json(self.folder / _MANIFEST, kind=_KIND, version=_VERSION)["facts"]
+        if known is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif not resume:
+            raise StorageError(
+                f"{out}: a run that was stopped has finished {len(self.finished)} parts of it. Go "
+                f"on with --resume, or delete {self.folder} to start anew."
+            )
+        elif known != self._facts:
+            changed = sorted(name for name in self._facts if known.get(name) != self._facts[name])
+            raise StorageError(
+                f"{out}: the parts in {self.folder} are of a run with another "
+                f"{' and '.join(changed)}. Repeat that run, or delete the folder to start anew."
+            )
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """Numbers of the parts that are there."""
+        return frozenset(int(path.suffix[1:]) for path in self.folder.glob("part.[0-9]*"))
+
+    def write(self, number: int, data: bytes) -> None:
+        """Write a part; there, it stays."""
+        if not (self.folder / _MANIFEST).exists():
+            head = {"format": _KIND, "format_version": _VERSION}
+            write_json(self.folder / _MANIFEST, {**head, "facts": self._facts})
+        with atomic_write(self._path(number)) as temporary:
+            temporary.write_bytes(data)
+
+    def join(self, n_parts: int) -> None:
+        """Write the file from its parts, and delete them."""
+        if missing := sorted(set(range(n_parts)) - self.finished):
+            raise StorageError(
+                f"{self.out}: part {missing[0]} of {n_parts} is missing. Run the same command "
+                "again with --resume."
+            )
+        joined = self.folder / "joined"
+        with atomic_write(joined) as temporary:
+            if self._kind == ".parquet":
+                self._join_tables(temporary, n_parts)
+            else:
+                with temporary.open("wb") as file:
+                    for number in range(n_parts):
+                        with self._path(number).open("rb") as part:
+                            shutil.copyfileobj(part, file)
+        if is_url(self.out):
+            import fsspec
+
+            with url_errors(self.out):
+                system, path = fsspec.core.url_to_fs(self.out)
+                system.put_file(os.fspath(joined), path)
+        else:
+            with storage_errors(Path(self.out)):
+                joined.replace(self.out)
+        with storage_errors(self.folder):
+            shutil.rmtree(self.folder)
+
+    def _join_tables(self, path: Path, n_parts: int) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        # A column without any value in a part has no type there.
+        schemas = [parquet.read_schema(self._path(number)) for number in range(n_parts)]
+        schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+        with parquet.ParquetWriter(path, schema) as writer:
+            for number in range(n_parts):
+                writer.write_table(parquet.read_table(self._path(number)).cast(schema))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part.{number:08d}"

@@ -1,0 +1,324 @@
+"""Rows in parts: streams in and out, runs that go on after a kill, and a Ray cluster."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
+from families import save_model
+from layerfuse.commands.parts import PartFiles
+from layerfuse.commands.predict import evaluate
+from layerfuse.data import TABLE_SUFFIXES, read_dataset, stream_texts
+from layerfuse.progress import SILENT
+
+PART = 7
+N_ROWS = 40
+FORMATS = [".csv", ".tsv.gz", ".jsonl", ".csv.gz", ".parquet"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    write_csv(folder / "train.csv", rows(60))
+    model = save_model("bert", folder / "bert")
+    succeed(
+        *("fit", folder / "train.csv", "-e", model, "--out", folder / "run", "--no-report"),
+        *("--cv", 2, "--fusion", "concat", "--head", "ridge", "--store", folder / "store"),
+    )
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_csv(tmp_path / "texts.csv", rows(N_ROWS, seed=1))
+
+
+def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Let this be standard input."""
+    stream = SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(data)))
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+class TestReading:
+    @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+    @pytest.mark.parametrize("part_rows", [1, PART, N_ROWS, 1000])
+    def test_parts_hold_the_rows_in_order(self, bundle: Path, suffix: str, part_rows: int):
+        name = f"same{suffix}"
+        if suffix == ".parquet":
+            table = pyarrow.Table.from_pylist([{"text": t, "label": x} for t, x in rows(N_ROWS)])
+            pyarrow.parquet.write_table(table, name, row_group_size=3)
+        elif "json" in suffix:
+            write_jsonl(Path(name), rows(N_ROWS))
+        else:
+            lines = [f"{text}\t{label.partition(',')[0]}" for text, label in rows(N_ROWS)]
+            text = "\n".join(["text\tlabel", *lines]) + "\n"
+            if ".csv" in suffix:
+                text = text.replace("\t", ";")
+            write_text(Path(name), text)
+        whole = read_dataset(name).train
+        parts = list(stream_texts(name, part_rows).splits["train"])
+        assert [len(part) for part in parts[:-1]] == [part_rows] * (len(parts) - 1)
+        assert sum((part.texts for part in parts), ()) == whole.texts
+        assert sum((part.labels or () for part in parts), ()) == whole.labels
+
+    def test_faults_are_told_by_the_row_of_the_file(self, bundle: Path):
+        lines = [json.dumps({"text": "a film"})] * 20 + [json.dumps({"text": 3})]
+        Path("x.jsonl").write_text("\n".join(lines))
+        done = run("predict", bundle, "x.jsonl", "--part-rows", PART, "--out", "y.csv")
+        assert done.code == 2
+        assert "int in row 20" in done.err
+        assert not list(Path().glob("*y.csv*"))  # found before the work
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_standard_input(
+        self, bundle: Path, texts: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+    ):
+        expected = succeed("predict", bundle, texts, "--part-rows", PART).out
+        assert len(expected.splitlines()) == N_ROWS + 1
+        write_jsonl(Path("x.jsonl"), rows(N_ROWS, seed=1))
+        for name in (texts, Path("x.jsonl")):
+            data = name.read_bytes()
+            give(monkeypatch, gzip.compress(data) if packed and name == texts else data)
+            done = succeed("predict", bundle, "-", "--out", "-", "--part-rows", PART)
+            assert done.out == expected
+
+    def test_standard_input_cannot_be_read_twice(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        done = run("predict", bundle, "-", "--out", "x.csv", "--resume")
+        assert done.code == 2
+        assert "Give the name of a file" in done.err
+        give(monkeypatch, b"PAR1....")
+        done = run("predict", bundle, "-")
+        assert done.code == 2
+        assert "Parquet cannot be read from standard input" in done.err
+
+    def test_url(self, bundle: Path, texts: Path):
+        memory = fsspec.filesystem("memory")
+        memory.pipe("/bucket/texts.csv", texts.read_bytes())
+        for suffix in FORMATS:
+            here, there = f"here{suffix}", f"memory://bucket/there{suffix}"
+            options = ("--part-rows", PART, "--out")
+            succeed("predict", bundle, texts, *options, here)
+            succeed("predict", bundle, "memory://bucket/texts.csv", *options, there)
+            assert memory.cat(there) == Path(here).read_bytes()
+        done = run("predict", bundle, "memory://bucket/other.csv")
+        assert done.code == 2
+        assert "There is no memory://bucket/other.csv" in done.err
+
+    @pytest.mark.slow
+    def test_object_storage(
+        self, bundle: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+        pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'layerfuse[s3]'")
+        running = server.ThreadedMotoServer(port=0, verbose=False)
+        running.start()
+        host, port = running.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        try:
+            bucket = fsspec.filesystem("s3")
+            bucket.mkdir("bucket")
+            bucket.put_file(str(texts), "bucket/texts.csv")
+            for suffix in FORMATS:
+                out = ("--part-rows", PART, "--out", f"s3://bucket/out{suffix}")
+                succeed("predict", bundle, "s3://bucket/texts.csv", *out)
+                succeed("predict", bundle, texts, *out[:3], f"here{suffix}")
+                assert bucket.cat(f"bucket/out{suffix}") == Path(f"here{suffix}").read_bytes()
+            done = run("predict", bundle, "s3://bucket/no.csv")
+            assert (done.code, "There is no s3://bucket/no.csv" in done.err) == (2, True)
+        finally:
+            running.stop()
+
+    def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
+        whole, parts = (
+            evaluate(bundle, str(texts), None, None, None, {}, "cpu", SILENT, part_rows=size)
+            for size in (1000, PART)
+        )
+        assert parts.metrics.accuracy == whole.metrics.accuracy
+        assert parts.metrics.log_loss.value == pytest.approx(whole.metrics.log_loss.value, rel=1e-4)
+
+
+class TestOutput:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_parts_make_the_file_that_one_part_makes(self, bundle: Path, texts: Path, suffix: str):
+        succeed("predict", bundle, texts, "--out", f"whole{suffix}")
+        succeed("predict", bundle, texts, "--out", f"parts{suffix}", "--part-rows", PART)
+        whole, parts = (
+            read_dataset(f"{name}{suffix}", label_column="label").train
+            for name in ("whole", "parts")
+        )
+        assert parts == whole
+        assert sorted(path.name for path in Path().glob("*parts*")) == [f"parts{suffix}"]
+
+    def test_a_stopped_run_goes_on(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        command = ("predict", bundle, texts, "--part-rows", PART, "--out")
+        succeed(*command, "whole.csv")
+        write, finished = PartFiles.write, []
+
+        def write_some(files: PartFiles, number: int, data: bytes) -> None:
+            if len(finished) == 3:
+                raise KeyboardInterrupt
+            write(files, number, data)
+            finished.append(number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PartFiles, "write", write_some)
+            done = run(*command, "out.csv")
+        assert done.code == 130
+        assert "Finished parts are kept" in done.err
+        assert done.err.endswith("--resume\n")
+        assert not Path("out.csv").exists()
+        done = run(*command, "out.csv")
+        assert done.code == 2
+        assert "has finished 3 parts" in done.err
+        done = run(*command[:-3], "--part-rows", 8, "--out", "out.csv", "--resume")
+        assert done.code == 2
+        assert "another number of rows per part" in done.err
+        written = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                PartFiles, "write", lambda f, n, data: (written.append(n), write(f, n, data))
+            )
+            done = succeed(*command, "out.csv", "--resume")
+        assert written == [3, 4, 5]
+        assert "3 of 6 parts are finished" in done.err
+        assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+    @pytest.mark.slow
+    def test_a_killed_run_goes_on(self, bundle: Path):
+        write_csv(Path("many.csv"), rows(2000, seed=2))
+        command = ("predict", bundle, "many.csv", "--part-rows", 50, "--out")
+        succeed(*command, "whole.csv.gz")
+        for _ in range(2):
+            before = len(list(Path(".out.csv.gz.parts").glob("part.*")))
+            process = start(*command, "out.csv.gz", "--resume", cwd=Path.cwd())
+            while process.poll() is None:
+                if len(list(Path(".out.csv.gz.parts").glob("part.*"))) >= before + 3:
+                    os.kill(process.pid, signal.SIGKILL)
+                    break
+                time.sleep(0.002)
+            process.communicate()
+        succeed(*command, "out.csv.gz", "--resume")
+        assert Path("out.csv.gz").read_bytes() == Path("whole.csv.gz").read_bytes()
+
+
+def test_extract_fills_the_store_that_fit_reads(bundle: Path, texts: Path):
+    options = ("-e", bundle.parent / "bert", "--store", "store")
+    done = succeed("extract", texts, *options, "--part-rows", PART, "--json")
+    assert (done.json["rows"], done.json["computed"]) == (N_ROWS, N_ROWS)
+    assert succeed("extract", texts, *options, "--json").json["computed"] == 0
+    fitted = succeed("profile", texts, *options)
+    assert f"{N_ROWS} of {N_ROWS} distinct texts are in the store" in fitted.err
+
+
+_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+nodes = [cluster.add_node(**node) for _ in range(2)]
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    cluster.add_node(**node)
+    print("gone", flush=True)
+cluster.shutdown()
+"""
+
+
+class Cluster:
+    """Three nodes on this machine, in a process of their own."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.address = self._told(":")
+
+    def kill_node(self) -> None:
+        """Kill a node, and start another one later."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        self._told("gone")
+
+    def _told(self, word: str) -> str:
+        assert self.process.stdout is not None
+        return next(line for line in self.process.stdout if word in line).strip()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'layerfuse[ray]'")
+    found = Cluster()
+    yield found
+    found.process.communicate("")
+
+
+@pytest.mark.slow
+class TestRay:
+    """A cluster of three nodes on this machine; skipped where ray is not installed."""
+
+    @pytest.fixture
+    def command(self, bundle: Path, cluster: Cluster) -> tuple[object, ...]:
+        write_csv(Path("many.csv"), rows(3000, seed=2))
+        return ("predict", bundle, Path("many.csv").resolve(), "--part-rows", 20)
+
+    def on_ray(self, cluster: Cluster, *command: object) -> subprocess.Popen[str]:
+        return start(*command, "--engine", "ray", "--address", cluster.address, cwd=Path.cwd())
+
+    def test_output_is_that_of_the_local_engine(
+        self, cluster: Cluster, command: tuple[object, ...]
+    ):
+        expected = succeed(*command).out
+        process = self.on_ray(cluster, *command)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert out == expected
+
+    def test_a_node_that_dies_costs_nothing(self, cluster: Cluster, command: tuple[object, ...]):
+        succeed(*command, "--out", "whole.csv")
+        process = self.on_ray(cluster, *command, "--out", "out.csv", "--json")
+        done = 0
+        while process.poll() is None and done < 30:
+            done = len(list(Path(".out.csv.parts").glob("part.*")))
+            time.sleep(0.01)
+        assert process.poll() is None
+        cluster.kill_node()
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert json.loads(out)["rows"] == 3000
+        assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+    def test_a_store_is_filled(self, cluster: Cluster, bundle: Path, texts: Path):
+        options = ("-e", bundle.parent / "bert", "--store", Path("store").resolve(), "--json")
+        process = self.on_ray(cluster, "extract", texts.resolve(), *options, "--part-rows", PART)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert json.loads(out)["computed"] == N_ROWS
+        assert succeed("extract", texts, *options).json["computed"] == 0
