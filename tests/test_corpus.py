@@ -396,6 +396,11 @@ def test_wrong_columns(tmp_path: Path) -> None:
         read_dataset(path, test=test)
 
 
+def test_more_classes_than_fit_into_memory() -> None:
+    with pytest.raises(DataError, match="6,000 classes"):
+        check_trainable([f"{number % 6000}" for number in range(12_000)])
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

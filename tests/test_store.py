@@ -889,8 +889,10 @@ class TestTroubledFolders:
         flip(shard, data_range(shard, "2:mean")[0])
         read_only()
         refused = r"Writing .* is not allowed\. Choose a folder that you may write to"
+        notes = Notes()
         with pytest.raises(StorageError, match=refused):
-            extract(sentences(50), encoder, store=store)
+            extract(sentences(50), encoder, store=store, reporter=notes)
+        assert notes.advanced == []  # no text was read for nothing
         with pytest.raises(StorageError, match=refused):
             extract(TEXTS, encoder, store=EmbeddingStore(store.root / "new"))
         with pytest.raises(StorageError, match=refused):

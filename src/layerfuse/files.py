@@ -71,6 +71,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raise a StorageError for a folder that takes no files, before the work that would fill it.
+
+    To ask for permission is not enough: root has it where nothing can be made.
+    """
+    with storage_errors(folder):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it replaces ``path`` only on success.

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import tomllib
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     open_streams()
     try:
-        code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
+        with warnings.catch_warnings():  # scikit-learn's, of many classes
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+            code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
         sys.stdout.flush()
         return code
     except CycloptsError as error:

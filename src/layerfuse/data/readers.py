@@ -156,9 +156,9 @@ def _split_files(folder: Path) -> dict[str, Sequence[Path | str]]:
             return next(iter(found.values()))
     if _class_folders(folder) or list(folder.glob("*.arrow")):
         return {"train": [folder]}
-    names = sorted(entry.name for entry in folder.iterdir())
+    there = sorted(entry.name for entry in folder.iterdir())
     raise DataError(
-        f"{folder} holds no split files (it has: {', '.join(names[:10]) or 'nothing'}).\n"
+        f"{folder} holds no split files (it has: {', '.join(there[:10]) or 'nothing'}).\n"
         "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), or give "
         "one file instead of the folder."
     )

@@ -35,7 +35,7 @@ from layerfuse.embeddings.store import (
 )
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, StorageError, check_choice
-from layerfuse.files import human_bytes
+from layerfuse.files import check_writable, human_bytes
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
@@ -377,6 +377,7 @@ class _EncoderBlocks:
                 + (f", {n_rows} to compute" if n_rows else "")
             )
             if n_rows:
+                check_writable(self.section.folder)
                 self._check_room(self.section.folder, missing)
                 self._compute(plan_shards(self.texts, missing, self.encoder, self.batch_tokens))
             self.truncated = self.section.truncated(self.hashes, self.keys[0])
