@@ -107,7 +107,7 @@ def test_commands_and_options_are_those_of_the_program(block: Block) -> None:
             continue
         name = next((name for n in (3, 2) if (name := " ".join(words[:n])) in helps), None)
         assert name, f"{block.place}: there is no command {' '.join(words[:2])}"
-        known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", helps[name]))
+        known = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", helps[name]))
         used = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
         assert used <= known, f"{block.place}: {name} has no {sorted(used - known)}"
 

@@ -28,18 +28,11 @@ from layerfuse.classifier.validation import (
     warn_truncated,
 )
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import check_texts, extract_all, extract_blocks
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView, check_texts, extract_all, extract_blocks
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, NotAvailableError
-from layerfuse.evaluation.nested import (
-    FINAL_PLAN,
-    PIPELINE,
-    TrainingRows,
-    TrainingSample,
-    baseline_strategies,
-    nested_plan,
-)
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from layerfuse.commands.fit import groups_of, make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.tables import Share, write_table
-from layerfuse.config import FitConfig
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.errors import LayerfuseWarning, require
-from layerfuse.evaluation.nested import Folds, tfidf_classifier
+from layerfuse.evaluation.baselines import tfidf_classifier
+from layerfuse.evaluation.nested import Folds
+from layerfuse.options import FitConfig
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import LabelAudit, LabelDoubt
 from layerfuse.targets import Targets, check_trainable

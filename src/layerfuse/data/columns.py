@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from layerfuse.errors import DataError, did_you_mean
 
 TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
+COMMON_NAMES = {*TEXT_NAMES, *_LABEL_NAMES}
 _SENTENCE = 3  # words; an only column with so long a name is a text without a header
 SEPARATOR = "\n"
 """What stands between the columns of a text."""
@@ -163,6 +165,12 @@ def to_split(
     if len(rows) < len(labels):
         split = replace(split.take(rows), n_unlabeled=len(labels) - len(rows))
     labels = split.labels or ()
+    for row, value in zip(split.rows, labels, strict=True):
+        if (isinstance(value, str) and _SURROGATE.search(value)) or value in (math.inf, -math.inf):
+            raise DataError(
+                f"{table.where}: the label in row {row} (counted from 0) is {value!r}, which "
+                "cannot be saved. Correct it."
+            )
     kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
     if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
         places = sorted(kinds.values())
