@@ -489,7 +489,7 @@ class TestUse:
         assert measured["metrics"]["n"] == 60
         printed = succeed("predict", "run", "train.csv")
         assert printed.out == succeed("predict", "run/bundle", "train.csv").out
-        texts = [row["text"] for row in csv.DictReader(io.StringIO(printed.out))]
+        texts = [row[text] for row in csv.DictReader(io.StringIO(printed.out))]
         assert texts == [text for _, text, _ in data]
         assert "read from column" not in printed.err
         # A file without such a column is refused, even where another column is plainly the text.
