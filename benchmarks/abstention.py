@@ -1,8 +1,8 @@
 """Whether abstention keeps its promises: coverage of sets, and accuracy of the texts it decides.
 
-20 times 1,500 random rows of a set are fitted (mpnet, all layers, concatenation, ridge), and the
+20 times 1,000 random rows of a set are fitted (mpnet, all layers, concatenation, ridge), and the
 thresholds from its nested out-of-fold probabilities are measured on all other rows. A row whose
-label is not among the 1,500 counts as an error.
+label is not among the 1,000 counts as an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from layerfuse.abstention import fit_abstention
 from layerfuse.errors import LayerfuseWarning
 from layerfuse.metrics import share_interval
 
-ROWS, SPLITS = 1500, 20
+ROWS, SPLITS = 1000, 20
 COVERAGES = (0.9, 0.95)
 TARGETS = {"mr": (0.9, 0.95), "sst2": (0.95, 0.98), "r8": (0.98, 0.99), "r52": (0.95, 0.98)}
 

@@ -19,11 +19,12 @@ from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
 from layerfuse.complementarity import Pair
-from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit, Finding, SplitAudit
 from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.options import FitConfig
 from layerfuse.report.run_report import (
+    ColumnsReport,
     Complementarity,
     CostReport,
     DataReport,
@@ -198,6 +199,14 @@ def _data(rows: int, classes: tuple[str, ...]) -> DataReport:
         name="made up",
         train_rows=rows,
         learned_rows=rows,
+        columns=ColumnsReport(
+            texts=("text",),
+            separator=" ",
+            label="label",
+            id=None,
+            group=None,
+            strip_html=False,
+        ),
         test_split="test",
         classes=classes,
         truncated_share=0.01,

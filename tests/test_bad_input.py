@@ -157,8 +157,8 @@ MISTAKES = [
         {"x.jsonl": '{"text": "a", "label": ["b"]}\n'},
     ),
     Mistake(
-        "NaN as a label", "fit x.jsonl", ("'label' has no value in 1 of 2", "row 0", "remove"),
-        {"x.jsonl": '{"text": "a", "label": NaN}\n{"text": "b", "label": 1.0}\n'},
+        "NaN as every label", "fit x.jsonl", ("'label' has no value in any row", "Fill in"),
+        {"x.jsonl": '{"text": "a", "label": NaN}\n{"text": "b", "label": null}\n'},
     ),
     Mistake("standard input", "evaluate {run} -", ("-", "evaluate --help")),
     # columns, texts and labels
@@ -182,8 +182,14 @@ MISTAKES = [
         "one column for both", "fit --text-column text --label-column text", ("cannot be both",)
     ),
     Mistake(
-        "missing values", "fit x.csv", ("'label' has no value in 2 of 30", "row 3, 5", "Fill in"),
-        {"x.csv": table([(t, "" if i in (3, 5) else label) for i, (t, label) in enumerate(DATA)])},
+        "wrong one of several text columns", "fit --text-column text,bdoy",
+        ("no column 'bdoy'", "--text-column"),
+    ),
+    Mistake(
+        "wrong id column", "fit --id-column nr", ("no column 'nr'", "--id-column"),
+    ),
+    Mistake(
+        "wrong group column", "fit --group-column who", ("no column 'who'", "--group-column"),
     ),
     Mistake(
         "missing texts", "fit x.jsonl", ("'text' has no value in 1 of 2", "row 1", "remove"),

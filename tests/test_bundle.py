@@ -608,7 +608,7 @@ class TestRefused:
             "calibration", "store", "n_jobs", "random_state", "settings", "cv", "text_column",
             "label_column", "target_accuracy", "coverage", "abstention",
         }  # fmt: skip
-        optional = {"cv", "text_column", "label_column", "settings"}
+        optional = {"cv", "text_column", "label_column", "settings", "separator", "strip_html"}
         named = {
             "format",
             "format_version",

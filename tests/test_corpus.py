@@ -6,13 +6,16 @@ import csv
 import gzip
 import json
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
-from layerfuse.data import Split, TextDataset, audit, read_dataset, read_hub
+from layerfuse.data import Split, TextDataset, audit, load_dataset, read_dataset, read_hub, readers
 from layerfuse.data.audit import Finding
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
 from layerfuse.targets import check_trainable
@@ -206,11 +209,10 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
         ("d.csv", b"text,label\na,x\ncaf\xe9,x\n", "line 3 holds the byte 0xe9(.|\n)*WINDOWS-1252"),
         ("d.csv", "text,label\na,x\n".encode("utf-16"), "iconv -f UTF-16"),
         ("d.csv", b"\x7fELF\x00\xff\xfe,x\n", r"it is binary \(a byte 0x00 at offset 4\)"),
-        ("d.csv", "text,label\na,\nb, \nc,x\n", "'label' has no value in 2 of 3 rows .row 0, 1,"),
+        ("d.csv", "text,label\na,\nb, \n", "'label' has no value in any row"),
         ("d.jsonl", '{"text": "a"}\n{"text":\n', "line 2 is not JSON"),
         ("d.jsonl", '[{"text": "a"}]\n', "line 1 holds a JSON list"),
         ("d.jsonl", jsonl([{"text": None, "label": 1}] * 7), "7 of 7 rows .row 0, 1, 2, 3, 4, …"),
-        ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": "b"}]), "'label' has no value in 1"),
         ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": 5, "label": 1}]), "int in row 1"),
         ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "unpaired surrogate"),
         ("d.jsonl", jsonl([{"text": "a", "label": ["x", "y"]}]), "a list in row 0.*one class for"),
@@ -220,6 +222,19 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
             "int in row 0, str in row 1",
         ),
         ("d.parquet", "no", "cannot be read as parquet"),
+        ("d.csv", "text,label\na,x\n".encode("utf-16-le"), "iconv -f UTF-16LE"),
+        ("d.jsonl", '{"text": "a", "label": 1}\n'.encode("utf-16-be"), "iconv -f UTF-16BE"),
+        ("d.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("d.parquet", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("d.csv", "\n<!DOCTYPE html><html><body>,</body></html>", "web page"),
+        ("d.jsonl", "<html><head>", "web page"),
+        ("d.csv", b"PK\x03\x04\x00\x00", "zip file or a spreadsheet"),
+        ("d.csv", "# made by a tool\ntext,label\na,x\n", "begins with a comment"),
+        ("d.csv", "# by x, on monday\ntext,label\na,x\n", "begins with a comment"),
+        ("d.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("d.jsonl", '{"text": ' * 100_000 + "1", "line 1 is not JSON"),
+        ("d.jsonl", '{"text": "a", "label": "\\ud800"}\n' * 2, "the label in row 0"),
+        ("d.jsonl", '{"text": "a", "label": Infinity}\n' * 2, "the label in row 0"),
     ],
 )
 def test_faults_in_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -233,6 +248,120 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(DataError, match="cannot be unpacked as gzip"):
         read_dataset(path)
+
+
+def test_gzip_under_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", gzip.compress(b"text,label\na,x\n"))
+    assert read_dataset(path).train.texts == ("a",)
+
+
+def test_bars_between_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", "id|text|label\n1|a, b|x\n")
+    assert read_dataset(path).train == Split(("a, b",), ("x",))
+
+
+@pytest.mark.parametrize(
+    ("place", "package"), [("https://host/d.csv", "aiohttp"), ("s3://bucket/d.parquet", "s3fs")]
+)
+def test_addresses_name_the_package_that_opens_them(
+    tmp_path: Path, place: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(MissingExtraError, match=package):
+        load_dataset(place)
+    with pytest.raises(MissingExtraError, match=package):
+        load_dataset(write_rows(tmp_path / "d.csv"), test=place)
+
+
+def test_files_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_MOST_BYTES", 1000)
+    packed = write(tmp_path / "d.csv.gz", "text,label\n" + "a,x\n" * 1000)
+    with pytest.raises(DataError, match="holds more than"):
+        read_dataset(packed)
+    table = pyarrow.table({"text": ["a" * 50] * 100, "label": ["x"] * 100})
+    parquet.write_table(table, tmp_path / "d.parquet", use_dictionary=False)
+    with pytest.raises(DataError, match="of at most"):
+        read_dataset(tmp_path / "d.parquet")
+
+
+def test_many_columns_are_read_in_a_moment(tmp_path: Path) -> None:
+    names = ",".join(f"c{number}" for number in range(50_000))
+    values = ",".join("1" * 50_000)
+    path = write(tmp_path / "d.csv", f"text,label,{names}\na,x,{values}\n")
+    started = time.perf_counter()
+    assert read_dataset(path).train.texts == ("a",)
+    assert time.perf_counter() - started < 5
+
+
+def test_values_of_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
+    days = pyarrow.array([10**9], type=pyarrow.date32())
+    parquet.write_table(pyarrow.table({"text": days, "label": ["x"]}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_dataset(tmp_path / "d.parquet")
+
+
+NAMED = {
+    b"huggingface": json.dumps(
+        {"info": {"features": {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    ).encode()
+}
+
+
+@pytest.mark.parametrize("inner", ["", "data", "plain_text"])
+@pytest.mark.parametrize("n_parts", [1, 2])
+def test_a_snapshot_of_the_hub(tmp_path: Path, inner: str, n_parts: int) -> None:
+    (tmp_path / inner).mkdir(exist_ok=True)
+    (tmp_path / "README.md").write_text("---")
+    for split in ("train", "test"):
+        for part in range(n_parts):
+            table = pyarrow.table({"text": [f"{split} {part}", "b"], "label": [1, 0]})
+            name = f"{split}-{part:05}-of-{n_parts:05}.parquet"
+            parquet.write_table(table.replace_schema_metadata(NAMED), tmp_path / inner / name)
+    found = read_dataset(tmp_path)
+    assert list(found.splits) == ["train", "test"]
+    texts = [text for part in range(n_parts) for text in (f"test {part}", "b")]
+    assert found.splits["test"] == Split(tuple(texts), ("yes", "no") * n_parts)
+    if n_parts == 2:
+        (tmp_path / inner / "train-00001-of-00002.parquet").unlink()
+        with pytest.raises(DataError, match="1 of 2 files"):
+            read_dataset(tmp_path)
+
+
+def test_several_configurations_are_named(tmp_path: Path) -> None:
+    for name in ("de", "en"):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "train.csv")
+    with pytest.raises(DataError, match=r"several datasets: de, en"):
+        read_dataset(tmp_path)
+    assert len(read_dataset(tmp_path / "de").train)
+
+
+def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for part in range(2):
+            table = pyarrow.table({"text": [f"{split} {part}"], "label": [part]})
+            table = table.replace_schema_metadata(NAMED)
+            file = tmp_path / split / f"data-{part:05}-of-00002.arrow"
+            file.parent.mkdir(exist_ok=True)
+            with pyarrow.ipc.new_stream(str(file), table.schema) as sink:
+                sink.write_table(table)
+    found = read_dataset(tmp_path)
+    assert found.splits["test"] == Split(("test 0", "test 1"), ("no", "yes"))
+    assert read_dataset(tmp_path / "train").train == found.train
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("neg", "pos"):
+            for number in range(2):
+                file = tmp_path / split / label / f"{number}.txt"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(f"{split} {label} {number}\n")
+    found = read_dataset(tmp_path)
+    assert list(found.splits) == ["train", "test"]
+    assert found.train.labels == ("neg", "neg", "pos", "pos")
+    assert found.train.texts[0].strip() == "train neg 0"
+    assert read_dataset(tmp_path / "train").train == found.train
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_commands_and_options_are_those_of_the_program(block: Block) -> None:
             continue
         name = next((name for n in (3, 2) if (name := " ".join(words[:n])) in helps), None)
         assert name, f"{block.place}: there is no command {' '.join(words[:2])}"
-        known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", helps[name]))
+        known = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", helps[name]))
         used = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
         assert used <= known, f"{block.place}: {name} has no {sorted(used - known)}"
 
@@ -171,6 +171,11 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     write_text(tmp_path / "new.csv", "".join(f"{text}\n" for text in ["text", *_texts(test)]))
     stories = "".join(f"{n},{text},{n % 2}\n" for n, text in enumerate(_texts(train)))
     write_text(tmp_path / "stories.csv", f"id,story,topic\n{stories}")
+    tickets = "".join(
+        f"t{n},{text.split()[0]},{text},{label},{n // 2}\n"
+        for n, (text, label) in enumerate(rows(48, labels=["news", "schlecht ü"]))
+    )
+    write_text(tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer\n{tickets}")
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
     with threadpool_limits(1):

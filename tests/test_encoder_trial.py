@@ -53,6 +53,11 @@ PADDED_OTHERWISE: dict[str, Callable[[], Any]] = {
     "nystromformer": lambda: hf.NystromformerConfig(
         **_COMMON, **_SIZES, num_landmarks=64, segment_means_seq_len=64, conv_kernel_size=3
     ),
+    "reformer": lambda: hf.ReformerConfig(
+        **_COMMON, hidden_size=32, attn_layers=["local"] * 3, num_attention_heads=4,
+        attention_head_size=8, feed_forward_size=48, local_attn_chunk_length=4,
+        axial_pos_embds=False, max_position_embeddings=64,
+    ),
 }  # fmt: skip
 OTHER_STATES: dict[str, Callable[[], Any]] = {
     "longformer": lambda: hf.LongformerConfig(
@@ -67,11 +72,6 @@ OTHER_STATES: dict[str, Callable[[], Any]] = {
         **_COMMON, **{**_SIZES, "max_position_embeddings": 256}, block_size=4, num_random_blocks=1
     ),
     "xlnet": lambda: hf.XLNetConfig(**_COMMON, d_model=32, n_layer=3, n_head=4, d_inner=48),
-    "reformer": lambda: hf.ReformerConfig(
-        **_COMMON, hidden_size=32, attn_layers=["local"] * 3, num_attention_heads=4,
-        attention_head_size=8, feed_forward_size=48, local_attn_chunk_length=4,
-        axial_pos_embds=False, max_position_embeddings=64,
-    ),
     "squeezebert": lambda: hf.SqueezeBertConfig(
         **_COMMON, **_SIZES, embedding_size=32, q_groups=1, k_groups=1, v_groups=1,
         post_attention_groups=1, intermediate_groups=1, output_groups=1,

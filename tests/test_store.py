@@ -29,8 +29,8 @@ from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
 from layerfuse.embeddings import engines, plan, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import write_shard
-from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 

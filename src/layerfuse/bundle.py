@@ -28,6 +28,7 @@ from layerfuse._version import __version__
 from layerfuse.abstention import Abstention
 from layerfuse.blocks import BlockRef, resolve_poolings
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
@@ -152,6 +153,8 @@ class Facts(_Record):
     cv: Evaluation | None = None
     text_column: str | None = None
     label_column: str | None = None
+    separator: str = SEPARATOR
+    strip_html: bool = False
     settings: Settings | None = None
 
 

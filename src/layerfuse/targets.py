@@ -32,6 +32,11 @@ Decisions: TypeAlias = npt.NDArray[np.intp]
 """What is predicted for each row, in the form that `LabelSpace.decide` gives."""
 
 _FEW_GROUPS = 1000
+_NOT_NEWS = (  # of scikit-learn's warnings
+    "The least populated class",
+    "The groups parameter is ignored",
+    "The number of unique classes is greater than 50%",
+)
 
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
@@ -372,7 +377,7 @@ class Targets:
 
         placeholder = np.zeros(len(self))
         with warnings.catch_warnings():
-            for message in ("The least populated class", "The groups parameter is ignored"):
+            for message in _NOT_NEWS:
                 warnings.filterwarnings("ignore", message=message, category=UserWarning)
             if not isinstance(cv, (int, np.integer)):
                 return self._given_folds(cv)

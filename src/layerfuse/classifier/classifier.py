@@ -28,18 +28,11 @@ from layerfuse.classifier.validation import (
     warn_truncated,
 )
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import check_texts, extract_all, extract_blocks
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView, check_texts, extract_all, extract_blocks
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, NotAvailableError
-from layerfuse.evaluation.nested import (
-    FINAL_PLAN,
-    PIPELINE,
-    TrainingRows,
-    TrainingSample,
-    baseline_strategies,
-    nested_plan,
-)
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection
@@ -441,6 +434,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         labels: Mapping[Any, str | int | float | bool] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        strip_html: bool = False,
     ) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, model card); see `load`.
 
@@ -454,6 +448,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Names to save labels by. A bundle holds strings, finite numbers and booleans.
         text_column, label_column : str, optional
             Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
+        strip_html : bool, default=False
+            Whether they strip HTML.
 
         Raises
         ------
@@ -471,6 +467,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
+            strip_html=strip_html,
             settings=settings_of(self, names),
         )
         save_bundle(

@@ -15,7 +15,6 @@ from cyclopts import exceptions as faults
 
 from layerfuse.cli.commands import app
 from layerfuse.cli.console import Output, open_streams, visible
-from layerfuse.config import FitConfig
 from layerfuse.errors import (
     ConfigError,
     LayerfuseError,
@@ -24,6 +23,7 @@ from layerfuse.errors import (
     is_out_of_memory,
 )
 from layerfuse.files import FULL
+from layerfuse.options import FitConfig
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 _RESUMED = {

@@ -6,7 +6,6 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +13,9 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json, write_data
-from layerfuse.config import (
+from layerfuse.cli.console import Output, print_json, visible, write_data
+from layerfuse.errors import ConfigError, require
+from layerfuse.options import (
     EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
@@ -38,7 +38,6 @@ from layerfuse.config import (
     count,
     option,
 )
-from layerfuse.errors import require
 
 
 def _shown(value: object) -> str | None:
@@ -91,9 +90,14 @@ def extract(
 def predict(
     run: Bundle,
     data: Annotated[
-        str, option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True)
-    ],
+        str | None,
+        option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True),
+    ] = None,
     *,
+    text: Annotated[
+        tuple[str, ...],
+        option("A text, in place of a file (repeatable).", allow_leading_hyphen=True),
+    ] = (),
     text_column: TextColumn = None,
     out: Annotated[
         str | None,
@@ -102,6 +106,9 @@ def predict(
             allow_leading_hyphen=True,
         ),
     ] = None,
+    probabilities: Annotated[
+        bool, option("Add the probability of every class.", show_default=False)
+    ] = False,
     resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
@@ -109,13 +116,28 @@ def predict(
     output: Output = _PRINT,
 ) -> None:
     """Label texts with a saved classifier; printed as CSV."""
+    from layerfuse.commands.predict import as_csv, predict_texts
     from layerfuse.commands.predict import predict as label
+
+    if (data is None) != bool(text):
+        raise ConfigError("Give a file with texts, or texts with --text, and not both.")
+    if data is None:
+        if out is not None:
+            raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
+        found = predict_texts(
+            run, text, encoders, device, output.reporter, all_classes=probabilities
+        )
+        if output.as_json:
+            print_json(found)
+        else:
+            write_data(as_csv(found))
+        return
 
     printed = sys.stdout
 
     def show(table: bytes) -> None:
-        with redirect_stdout(printed):  # which Ray's own lines are kept from
-            write_data(table.decode())
+        text = table.decode()
+        printed.write(visible(text) if printed.isatty() else text)
         printed.flush()
 
     result = label(
@@ -128,6 +150,7 @@ def predict(
         output.reporter,
         stream=stream,
         resume=resume,
+        all_classes=probabilities,
         show=show if out in (None, "-") and not output.as_json else None,
     )
     if output.as_json:
@@ -151,6 +174,9 @@ def evaluate(
     data: Data,
     *,
     split: Annotated[str | None, option("Split (default: test if there is one).")] = None,
+    against: Annotated[
+        Path | None, option("Run folder or bundle to compare with on the same rows.")
+    ] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
@@ -161,7 +187,9 @@ def evaluate(
     from layerfuse.commands.predict import evaluate as measure
 
     columns = text_column, label_column
-    output.show(measure(run, data, split, *columns, encoders, device, output.reporter))
+    output.show(
+        measure(run, data, split, *columns, encoders, device, output.reporter, against=against)
+    )
 
 
 @app.command
@@ -223,17 +251,32 @@ def curve(
 
 @app.command
 def audit(
-    data: Data,
+    settings: ReadConfig,
     *,
     test: TestFile = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
+    labels: Annotated[
+        bool,
+        option(
+            "Look for wrong labels: read the texts with encoders, and rank the training rows.",
+            show_default=False,
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, option("File for all rows, ranked: csv, tsv, jsonl (or .gz) or parquet.")
+    ] = None,
+    config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
-    """Find duplicates, conflicting labels, train/test leaks, empty and long texts."""
-    from layerfuse.commands.assets import audit_data
+    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, wrong labels."""
+    from layerfuse.commands.audit import audit_data, audit_labels
 
-    output.show(audit_data(data, test, text_column, label_column, output.reporter))
+    whole = FitConfig(**vars(settings), test=test)
+    if labels:
+        output.show(audit_labels(whole, out, output.reporter))
+    elif out is not None:
+        raise ConfigError("--out writes the rows that --labels ranks. Add --labels, or leave it.")
+    else:
+        output.show(audit_data(whole, output.reporter))
 
 
 @app.command

@@ -10,18 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.commands.fit import make_encoders, read_data
+from layerfuse.commands.fit import make_encoders, read_data, text_codes
 from layerfuse.commands.paths import check_new_file, open_store
 from layerfuse.complementarity import EncoderComparison, MeasuredPair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
-from layerfuse.config import CurveConfig, ReadConfig
 from layerfuse.data import Split
 from layerfuse.data.audit import Finding
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
-from layerfuse.groups import normalize
 from layerfuse.model_selection import check_search
+from layerfuse.options import CurveConfig, ReadConfig
 from layerfuse.progress import Reporter
 from layerfuse.report.results import CompareResult, CurveResult, Example, TrainingData
 from layerfuse.report.run_report import write_model
@@ -55,7 +54,7 @@ def compare(
         find_blocks(used, (block for one in encoders for block in one.candidates), "--to")
     store = open_store(config.store, new=True)
     embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
-    texts = np.array([normalize(text) for text in train.texts], dtype=object)
+    groups = text_codes(train, config)
     targets = Targets.from_labels(train.labels)
     rows = targets.sample(_MOST_ROWS, config.seed)
     if len(rows) < len(train):
@@ -65,7 +64,7 @@ def compare(
         targets[rows].labels,
         pairs=pairs,
         to=used,
-        groups=texts[rows],
+        groups=groups[rows],
         seed=config.seed,
         reporter=reporter,
     )
@@ -152,8 +151,8 @@ def curve(
     dataset = read_data(config, reporter)
     train, test = dataset.train, dataset.test
     check_trainable(train.labels)
-    texts = np.array([normalize(text) for text in train.texts], dtype=object)
-    targets = Targets.from_labels(train.labels, texts)
+    groups = text_codes(train, config)
+    targets = Targets.from_labels(train.labels, groups)
     if test is None:
         known, others = _hold_out(targets, config.seed)
         truth = targets[others]
@@ -184,7 +183,7 @@ def curve(
         budget=CostBudget(Budget(blocks=config.max_blocks), {}),
         fusion=config.fusion,
         head=config.head,
-        groups=texts[known],
+        groups=groups[known],
         class_weight=config.class_weight,
         seed=config.seed,
         reporter=reporter,

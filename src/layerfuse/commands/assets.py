@@ -6,11 +6,8 @@ from layerfuse.commands.paths import open_store
 from layerfuse.data import (
     DATASETS,
     ENCODERS,
-    Audit,
-    audit,
     encoder_path,
     is_pulled,
-    load_dataset,
     pull_dataset,
     read_terms,
 )
@@ -106,20 +103,6 @@ def list_datasets() -> DatasetList:
 def pull_data(name: str, reporter: Reporter) -> PullResult:
     """Download a named dataset."""
     return PullResult(name=name, path=str(pull_dataset(name, reporter)))
-
-
-def audit_data(
-    data: str,
-    test: str | None,
-    text_column: str | None,
-    label_column: str | None,
-    reporter: Reporter,
-) -> Audit:
-    """Duplicates, conflicts, leaks, empty and long texts, class counts."""
-    dataset = load_dataset(
-        data, text_column=text_column, label_column=label_column, test=test, reporter=reporter
-    )
-    return audit(dataset)
 
 
 def list_store(root: str | None) -> StoreList:

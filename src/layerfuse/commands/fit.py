@@ -11,6 +11,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
@@ -26,8 +29,7 @@ from layerfuse.commands.diagnosis import (
 )
 from layerfuse.commands.paths import check_new_folder, open_store
 from layerfuse.commands.report import try_report
-from layerfuse.config import FitConfig, ReadConfig
-from layerfuse.data import TextDataset, audit, load_dataset
+from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
@@ -39,16 +41,18 @@ from layerfuse.errors import (
     StorageError,
     did_you_mean,
 )
-from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
-from layerfuse.groups import normalize
+from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
+from layerfuse.options import FitConfig, ReadConfig
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData
 from layerfuse.report.run_report import (
     AbstentionReport,
+    ColumnsReport,
     CostReport,
     DataReport,
     EncoderReport,
@@ -91,7 +95,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     classifier = make_classifier(config, recorder)
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
-        classifier.fit(texts, labels)
+        classifier.fit(texts, labels, groups=groups_of(dataset.train, config))
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
@@ -135,6 +139,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             train_rows=len(texts),
             learned_rows=classifier.n_rows_,
             test_split=dataset.test_name,
+            columns=ColumnsReport.of(dataset, config),
             classes=tuple(map(str, space.classes.tolist())),
             truncated_share=classifier.truncated_share_,
             audit=audit(dataset),
@@ -173,7 +178,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     )
     with atomic_folder(run) as folder:
         classifier.save(
-            folder / "bundle", text_column=dataset.text_column, label_column=dataset.label_column
+            folder / "bundle",
+            text_column=dataset.text_column,
+            label_column=dataset.label_column,
+            strip_html=config.strip_html,
         )
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)
@@ -244,7 +252,7 @@ def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResul
         embeddings,
         dataset.train.labels or (),
         scorer,
-        groups=map(normalize, dataset.train.texts),
+        groups=text_codes(dataset.train, config),
         reporter=reporter,
     )
     return ProfileResult(
@@ -325,12 +333,26 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         text_column=config.text_column,
         label_column=config.label_column,
         test=getattr(config, "test", None),
+        options=ReadOptions(
+            id_column=config.id_column,
+            group_column=config.group_column,
+            strip_html=config.strip_html,
+        ),
         reporter=reporter,
     )
     if config.sample is not None:
         dataset = dataset.subsample(config.sample, config.seed)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
     reporter.note(f"{dataset.name}: {sizes}")
+    columns = ColumnsReport.of(dataset, config)
+    if columns.texts:
+        reporter.note(columns.sentence)
+    for name, split in dataset.splits.items():
+        if split.n_unlabeled:
+            reporter.note(
+                f"{split.n_unlabeled} {name} rows have no label and are skipped; row numbers are "
+                "counted without them"
+            )
     if dataset.test is not None:
         seen = set(dataset.splits["train"].texts) if "train" in dataset.splits else set()
         if leaks := sum(text in seen for text in dataset.test.texts):
@@ -339,6 +361,20 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
                 "the figures; see layerfuse audit"
             )
     return dataset
+
+
+def groups_of(split: Split, config: ReadConfig) -> list[object] | None:
+    """The values of the group column; rows without one are groups of their own."""
+    given = split.column(config.group_column)
+    if given is None:
+        return None
+    return [row if own in (None, "") else (own,) for row, own in enumerate(given)]
+
+
+def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
+    """Numbers (n,) of groups of rows with one text, but for case and blanks, or one group."""
+    found = text_groups(split.texts, groups_of(split, config))
+    return np.arange(len(split)) if found is None else found.codes
 
 
 def _run_folder(config: FitConfig) -> Path:

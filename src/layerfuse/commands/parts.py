@@ -12,12 +12,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from layerfuse.config import StreamConfig
-from layerfuse.data import TABLE_SUFFIXES, Split, TextStream, stream_texts
+from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
 from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError, require
 from layerfuse.files import (
     atomic_write,
@@ -29,6 +28,7 @@ from layerfuse.files import (
     url_errors,
     write_json,
 )
+from layerfuse.options import StreamConfig
 from layerfuse.progress import SILENT, Advance, Reporter
 
 R_co = TypeVar("R_co", covariant=True)
@@ -76,6 +76,7 @@ class PartSource:
     labeled: bool = False
     split: str | None = None
     skip: frozenset[int] = frozenset()
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def stream(self, reporter: Reporter = SILENT) -> TextStream:
         """The data, opened; its columns are known then."""
@@ -85,6 +86,7 @@ class PartSource:
             text_column=self.text_column,
             label_column=self.label_column,
             labeled=self.labeled,
+            options=self.options,
             reporter=reporter,
         )
 
@@ -355,11 +357,15 @@ class PartFiles:
             shutil.rmtree(self.folder)
 
     def _join_tables(self, path: Path, n_parts: int) -> None:
-        import pyarrow.parquet as parquet
+        import pyarrow
+        from pyarrow import parquet
 
-        with parquet.ParquetWriter(path, parquet.read_schema(self._path(0))) as writer:
+        # A column without any value in a part has no type there.
+        schemas = [parquet.read_schema(self._path(number)) for number in range(n_parts)]
+        schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+        with parquet.ParquetWriter(path, schema) as writer:
             for number in range(n_parts):
-                writer.write_table(parquet.read_table(self._path(number)))
+                writer.write_table(parquet.read_table(self._path(number)).cast(schema))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part.{number:08d}"

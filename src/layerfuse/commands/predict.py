@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.commands.diagnosis import Predicted, confusion
 from layerfuse.commands.parts import Part, PartFiles, PartSource, in_order, run_parts
 from layerfuse.commands.paths import check_new_file
-from layerfuse.config import StreamConfig
+from layerfuse.commands.tables import Share, encode
 from layerfuse.data import (
     STANDARD_INPUT,
     TABLE_SUFFIXES,
     TEXT_NAMES,
     ColumnError,
+    ReadOptions,
+    Split,
     TextDataset,
     TextStream,
     load_dataset,
@@ -31,8 +31,17 @@ from layerfuse.data import (
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
 from layerfuse.files import fingerprint_folder, is_url
+from layerfuse.metrics import paired_difference, share_interval
+from layerfuse.options import StreamConfig
 from layerfuse.progress import Reporter, reporting_to
-from layerfuse.report.results import EvaluateResult, Label, Prediction, PredictResult
+from layerfuse.report.results import (
+    ChangedText,
+    EvaluateResult,
+    Label,
+    Prediction,
+    PredictResult,
+    RunComparison,
+)
 from layerfuse.targets import LabelSpace
 
 
@@ -44,25 +53,97 @@ class _Label:
     places: Mapping[str, str]
     device: str
     suffix: str
+    all_classes: bool
 
     def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
         classifier = load(self.bundle, encoders=self.places, device=self.device)
 
         def label(part: Part) -> bytes:
-            texts = part.rows.texts
             with reporting_to(reporter):
-                proba = classifier.predict_proba(texts)
-            space = classifier.label_space_
-            best = space.decide(proba)
-            rows = [
-                Prediction(text=text, label=label, probability=float(row[index]))
-                for text, label, index, row in zip(
-                    texts, space.decode(best).tolist(), best, proba, strict=True
-                )
-            ]
-            return encode(rows, self.suffix, header=part.number == 0)
+                proba = classifier.predict_proba(part.rows.texts)
+            found = label_rows(classifier, part.rows.texts, proba, all_classes=self.all_classes)
+            if not self.suffix:
+                return encode([row.model_dump() for row in found], ".jsonl")
+            header = part.number == 0
+            return encode(_table(part.rows, found), self.suffix, header=header)
 
         return label
+
+
+def label_rows(
+    classifier: LayerFusionClassifier,
+    texts: Sequence[str],
+    proba: npt.NDArray[np.float64],
+    *,
+    all_classes: bool = False,
+) -> list[Prediction]:
+    """Predictions of texts from their probabilities (n, n_classes)."""
+    space, rule = classifier.label_space_, classifier.abstention_
+    best = space.decide(proba)
+    labels, classes = space.decode(best).tolist(), space.classes.tolist()
+    abstains = None if rule is None else rule.abstains(proba).tolist()
+    sets = None if rule is None or rule.coverage is None else rule.sets(proba)
+    return [
+        Prediction(
+            text=text,
+            label=labels[row],
+            probability=float(proba[row, best[row]]),
+            abstain=None if abstains is None else abstains[row],
+            labels=None if sets is None else tuple(space.classes[sets[row]].tolist()),
+            probabilities=(
+                dict(zip(map(str, classes), proba[row].tolist(), strict=True))
+                if all_classes
+                else None
+            ),
+        )
+        for row, text in enumerate(texts)
+    ]
+
+
+def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]:
+    """The columns of the table, then those of the predictions.
+
+    One of the table with the name of a prediction's is called ``given_...``.
+    """
+    rows = []
+    for place, prediction in enumerate(found):
+        own = prediction.model_dump(exclude={"text", "probabilities"}, exclude_none=True)
+        if prediction.labels is not None:
+            own |= {"labels": list(prediction.labels)}
+        shares = prediction.probabilities or {}
+        own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
+        own |= {"probability": Share(prediction.probability)}
+        given = split.columns or {"text": split.texts}
+        kept = {f"given_{name}" if name in own else name: of[place] for name, of in given.items()}
+        rows.append(kept | own)
+    return rows
+
+
+def predict_texts(
+    bundle: Path,
+    texts: Sequence[str],
+    places: Mapping[str, str],
+    device: str,
+    reporter: Reporter,
+    *,
+    all_classes: bool = False,
+) -> PredictResult:
+    """Predictions of texts as they are, see `predict`."""
+    classifier, _ = _load(bundle, places, device)
+    with reporting_to(reporter):
+        proba = classifier.predict_proba(texts)
+    return PredictResult(
+        classes=tuple(classifier.classes_.tolist()),
+        rows=len(texts),
+        out=None,
+        predictions=tuple(label_rows(classifier, texts, proba, all_classes=all_classes)),
+    )
+
+
+def as_csv(result: PredictResult) -> str:
+    """Predictions of `predict_texts` as CSV."""
+    texts = tuple(row.text for row in result.predictions)
+    return encode(_table(Split(texts), result.predictions), ".csv").decode()
 
 
 def predict(
@@ -76,9 +157,10 @@ def predict(
     *,
     stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
     resume: bool = False,
+    all_classes: bool = False,
     show: Callable[[bytes], None] | None = None,
 ) -> PredictResult:
-    """Labels and probabilities for every text of a file, part by part.
+    """Labels and probabilities for every text of a file, part by part, beside its columns.
 
     They are written to ``out``, or handed to ``show`` as CSV; without both they are in the result.
     ``places`` says where encoders lie now, by their names.
@@ -88,22 +170,27 @@ def predict(
     if data == STANDARD_INPUT and (resume or stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
     classifier, facts = _load(bundle, places, device)
-    source = PartSource(data, stream.part_rows, text_column or facts.text_column)
+    source = PartSource(
+        data,
+        stream.part_rows,
+        text_column or facts.text_column,
+        options=ReadOptions(keep=True, strip_html=facts.strip_html),
+    )
     opened = _open(source, text_column, None, reporter)
     if text_column is None and facts.text_column is None:
         _note_column(opened, classifier, reporter)
     files = None
     if out is not None:
         source = replace(source, text_column=opened.text_column)
-        files = PartFiles(out, _facts_of(bundle, source, device), resume=resume)
+        files = PartFiles(out, _facts_of(bundle, source, device, all_classes), resume=resume)
         source = replace(source, skip=files.finished)
     # All faults of the rows are found before the work, where they can be read twice.
     every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
     sizes = {part.number: len(part.rows) for part in every}
-    suffix = ".csv" if show is not None else ".jsonl"
+    suffix = ".csv" if show is not None else ""
     if out is not None:
         suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
-    work = _Label(bundle, places, device, suffix)
+    work = _Label(bundle, places, device, suffix, all_classes)
     kept: list[bytes] = []
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
@@ -140,7 +227,9 @@ def _check_out(out: str, data: str) -> None:
         raise StorageError(f"{out} holds the texts. Choose another file with --out.")
 
 
-def _facts_of(bundle: Path, source: PartSource, device: str) -> dict[str, object]:
+def _facts_of(
+    bundle: Path, source: PartSource, device: str, all_classes: bool
+) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
     folder = bundle_folder(bundle)
     data = Path(source.data)
@@ -152,6 +241,7 @@ def _facts_of(bundle: Path, source: PartSource, device: str) -> dict[str, object
         "text column": source.text_column,
         "number of rows per part": source.part_rows,
         "device": device,
+        "probabilities of all classes": all_classes,
     }
 
 
@@ -176,7 +266,7 @@ def _open(
     source: PartSource, text: str | None, label: str | None, reporter: Reporter
 ) -> TextStream:
     """Open the columns that were named (``text``, ``label``), else those that ``fit`` read."""
-    with _trained_columns(text, label):
+    with _explained(text, label):
         return source.stream(reporter)
 
 
@@ -190,19 +280,20 @@ def read_rows(
     labeled: bool = True,
 ) -> TextDataset:
     """Read the columns that are named, else those that ``fit`` read, else plain ones."""
-    with _trained_columns(text, label):
+    with _explained(text, label):
         return load_dataset(
             data,
             text_column=text or facts.text_column,
             label_column=label or (facts.label_column if labeled else None),
             labeled=labeled,
+            options=ReadOptions(strip_html=facts.strip_html),
             reporter=reporter,
         )
 
 
 @contextmanager
-def _trained_columns(text: str | None, label: str | None) -> Iterator[None]:
-    """Say of a missing column that nobody named that training had it."""
+def _explained(text: str | None, label: str | None) -> Iterator[None]:
+    """Say of a column that is missing, and was not named, where its name comes from."""
     try:
         yield
     except ColumnError as error:
@@ -224,41 +315,6 @@ def _load(
     return classifier, load_bundle(bundle_folder(bundle)).facts
 
 
-def encode(rows: Sequence[Prediction], suffix: str, *, header: bool) -> bytes:
-    """Predictions as the bytes of a table, or of its next part, in the format of a suffix."""
-    if suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        buffer = io.BytesIO()
-        table = pyarrow.Table.from_pylist([row.model_dump() for row in rows])
-        pyarrow.parquet.write_table(table, buffer)
-        return buffer.getvalue()
-    if "json" in suffix:
-        lines = (json.dumps(row.model_dump(), ensure_ascii=False) + "\n" for row in rows)
-        data = "".join(lines).encode()
-    else:
-        data = _delimited(rows, "\t" if ".tsv" in suffix else ",", header=header).encode()
-    # Members of gzip in a row are one file too.
-    return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
-
-
-def _delimited(rows: Sequence[Prediction], delimiter: str, *, header: bool) -> str:
-    """Records of which every reader of CSV makes the same rows."""
-    text = io.StringIO()
-    plain, quoted = (
-        csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=quoting)
-        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-    )
-    if header:
-        plain.writerow(Prediction.model_fields)
-    for row in rows:
-        # Python before 3.11.9 and 3.12.3 leaves a lone carriage return, a line's end to readers.
-        alone = "\r" in f"{row.text}{row.label}"
-        (quoted if alone else plain).writerow([row.text, row.label, f"{row.probability:.4f}"])
-    return text.getvalue()
-
-
 def evaluate(
     bundle: Path,
     data: str,
@@ -269,31 +325,77 @@ def evaluate(
     device: str,
     reporter: Reporter,
     *,
+    against: Path | None = None,
     part_rows: int = StreamConfig.part_rows,
 ) -> EvaluateResult:
-    """Accuracy, macro-F1, log loss and calibration error of a bundle on labelled rows.
+    """Metrics and errors of a bundle on labelled rows, beside another bundle if ``against`` is one.
 
-    They are read part by part; only their probabilities are kept.
+    Rows are read part by part; probabilities are kept, and texts where the two bundles differ.
     """
     classifier, facts = _load(bundle, places, device)
+    other = None if against is None else _load(against, places, device)[0]
     source = PartSource(
         data,
         part_rows,
         text_column or facts.text_column,
         label_column or facts.label_column,
         labeled=True,
+        options=ReadOptions(strip_html=facts.strip_html),
     )
     stream = _open(source, text_column, label_column, reporter)
     name = split or test_name(stream.splits) or "train"
     if name not in stream.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(stream.splits)}.")
     labels: list[Label] = []
-    proba = []
+    proba, theirs = [], []
+    changes: list[ChangedText] = []
+    unlabeled = 0
     with reporting_to(reporter):
         for part in stream.splits[name]:
+            unlabeled += part.n_unlabeled
+            if not len(part):
+                continue
             labels += part.labels or ()
             proba.append(classifier.predict_proba(part.texts))
-    metrics = LabelSpace(classifier.classes_).encode(labels).evaluate(np.concatenate(proba))
+            if other is not None:
+                theirs.append(other.predict(part.texts))
+                changes += _changes(part, classifier.label_space_, proba[-1], theirs[-1])
+    if unlabeled:
+        reporter.note(f"{unlabeled} rows have no label and are skipped")
+    space, rule = classifier.label_space_, classifier.abstention_
+    targets, found = space.encode(labels), np.concatenate(proba)
+    comparison = None
+    if against is not None:
+        right = targets.correct(space.decide(found))
+        other_right = np.array(list(map(str, labels))) == np.concatenate(theirs).astype(str)
+        comparison = RunComparison(
+            against=str(against),
+            accuracy=share_interval(int(other_right.sum()), len(labels)),
+            gain=paired_difference(right, other_right),
+            changes=tuple(changes),
+        )
     # a file is not a split, though it is read as one
     is_file = is_url(data) or data == STANDARD_INPUT or Path(data).is_file()
-    return EvaluateResult(data=data, split=None if is_file else name, metrics=metrics)
+    return EvaluateResult(
+        data=data,
+        split=None if is_file else name,
+        metrics=targets.evaluate(found),
+        classes=tuple(map(str, space.classes.tolist())),
+        confusion=confusion(Predicted.of(targets, found), space.n_outputs),
+        abstention=None if rule is None else rule.measure(found, targets),
+        comparison=comparison,
+    )
+
+
+def _changes(
+    split: Split,
+    space: LabelSpace,
+    proba: npt.NDArray[np.float64],
+    others: npt.NDArray[np.generic],
+) -> Iterator[ChangedText]:
+    """The texts that two classifiers label differently."""
+    own = space.decode(space.decide(proba)).tolist()
+    rows = zip(split.rows, split.texts, split.labels or (), own, others.tolist(), strict=True)
+    for row, text, label, ours, theirs in rows:
+        if str(ours) != str(theirs):
+            yield ChangedText(row=row, label=label, predicted=ours, other=theirs, text=text)

@@ -2,7 +2,7 @@
 
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
-from layerfuse.data.columns import TEXT_NAMES, ColumnError
+from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
 from layerfuse.data.dataset import Split, TextDataset, test_name
 from layerfuse.data.download import (
     encoder_path,
@@ -24,6 +24,7 @@ __all__ = [
     "DATASETS",
     "ENCODERS",
     "NEAR",
+    "SEPARATOR",
     "STANDARD_INPUT",
     "TABLE_SUFFIXES",
     "TEXT_NAMES",
@@ -33,6 +34,7 @@ __all__ = [
     "EncoderEntry",
     "NearDuplicate",
     "Package",
+    "ReadOptions",
     "Split",
     "TextDataset",
     "TextStream",
@@ -45,6 +47,7 @@ __all__ = [
     "read_dataset",
     "read_hub",
     "read_terms",
+    "split_names",
     "stream_texts",
     "test_name",
 ]

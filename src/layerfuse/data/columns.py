@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
 from typing import Any
 
 from layerfuse.data.dataset import Split
@@ -12,7 +14,12 @@ from layerfuse.errors import DataError, did_you_mean
 
 TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
+COMMON_NAMES = {*TEXT_NAMES, *_LABEL_NAMES}
 _SENTENCE = 3  # words; an only column with so long a name is a text without a header
+SEPARATOR = "\n"
+"""What stands between the columns of a text."""
+_UNSEEN = {"script", "style", "template", "title"}
+_INLINE = {"a", "abbr", "b", "code", "em", "font", "i", "mark", "s", "small", "span", "strong", "u"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,6 +29,26 @@ class ColumnError(DataError):
     def __init__(self, message: str, column: str) -> None:
         super().__init__(message)
         self.column = column
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is read beside texts and labels.
+
+    Attributes
+    ----------
+    id_column, group_column : str or None
+        Columns to keep.
+    keep : bool
+        Whether to keep all columns.
+    strip_html : bool
+        Whether texts are HTML, of which only what a reader sees is kept.
+    """
+
+    id_column: str | None = None
+    group_column: str | None = None
+    keep: bool = False
+    strip_html: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,15 +78,13 @@ def find_columns(
     DataError
         When none is plainly the text or the label.
     """
-    for option, given in (("text", text_column), ("label", label_column)):
-        if given is not None and given not in table.names:
-            raise ColumnError(
-                f"{table.where} has no column {given!r}.{did_you_mean(given, table.names)}\n"
-                f"{_columns(table)} {_option(option)}",
-                given,
-            )
-    if text_column is not None and text_column == label_column:
-        raise DataError(f"Column {text_column!r} cannot be both the text and the label.")
+    if text_column is not None:
+        for part in split_names(table.names, text_column):
+            _check_column(table, "text", part, text_column)
+            if part == label_column:
+                raise DataError(f"Column {part!r} cannot be both the text and the label.")
+    if label_column is not None:
+        _check_column(table, "label", label_column, label_column)
     text = text_column or _common(table, TEXT_NAMES, label_column)
     label = label_column or _common(table, _LABEL_NAMES, text)
     if text is None:
@@ -87,18 +112,84 @@ def find_columns(
     return text, label
 
 
-def to_split(table: Table, text: str, label: str | None) -> Split:
-    """Read and check the columns.
+def split_names(names: Container[str], text_column: str) -> tuple[str, ...]:
+    """The columns that ``subject,body`` names: that one where there is one, else these two."""
+    if text_column in names:
+        return (text_column,)
+    return tuple(part.strip() for part in text_column.split(","))
+
+
+def _check_column(table: Table, kind: str, name: str, given: str) -> None:
+    if name not in table.names:
+        raise ColumnError(
+            f"{table.where} has no column {name!r}.{did_you_mean(name, table.names)}\n"
+            f"{_columns(table)} {_option(kind)}",
+            given,
+        )
+
+
+def to_split(
+    table: Table, text: str, label: str | None, options: ReadOptions = ReadOptions()
+) -> Split:
+    """Read and check the columns; rows without a label are skipped.
+
+    Where ``text`` names several columns, their values are joined by a line break.
 
     Raises
     ------
     DataError
-        For no rows, missing texts or labels, texts that are not strings, labels that are not
+        For no rows, missing texts, no label at all, texts that are not strings, labels that are not
         all of one plain kind.
     """
+    names = split_names(table.names, text)
+    parts = [_texts(table, name, missing="" if len(names) > 1 else None) for name in names]
+    if options.strip_html:
+        parts = [tuple(map(strip_html, part)) for part in parts]
+    texts = tuple(SEPARATOR.join(filter(None, row)) for row in zip(*parts, strict=True))
+    for kind, name in (("id", options.id_column), ("group", options.group_column)):
+        if name is not None:
+            _check_column(table, kind, name, name)
+    kept = table.names if options.keep else (options.id_column, options.group_column)
+    columns = {name: tuple(table.column(name)) for name in kept if name is not None}
+    numbers = range(table.first_row, table.first_row + len(texts))
+    if label is None:
+        return Split(texts, None, columns, numbers)
+    labels = tuple(table.column(label))
+    rows = [row for row, value in enumerate(labels) if not _is_missing(value)]
+    if not rows and not table.first_row:
+        raise DataError(
+            f"{table.where}: column {label!r} has no value in any row. Fill in the labels, or "
+            "choose another --label-column (label_column= in Python)."
+        )
+    split = Split(texts, labels, columns, numbers)
+    if len(rows) < len(labels):
+        split = replace(split.take(rows), n_unlabeled=len(labels) - len(rows))
+    labels = split.labels or ()
+    for row, value in zip(split.rows, labels, strict=True):
+        if (isinstance(value, str) and _SURROGATE.search(value)) or value in (math.inf, -math.inf):
+            raise DataError(
+                f"{table.where}: the label in row {row} (counted from 0) is {value!r}, which "
+                "cannot be saved. Correct it."
+            )
+    kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
+    if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
+        places = sorted(kinds.values())
+        found = ", ".join(f"{_kind(labels[row])} in row {split.rows[row]}" for row in places)
+        raise DataError(
+            f"{table.where}: column {label!r} holds {found} (counted from 0). Labels must all be "
+            "strings, or all be integers, booleans or numbers: one class for each text. Convert "
+            "them, or choose another --label-column (label_column= in Python)."
+        )
+    return split
+
+
+def _texts(table: Table, text: str, missing: str | None) -> tuple[str, ...]:
+    """A checked column of texts; ``missing`` stands for a value that is not there."""
     texts = tuple(table.column(text))
     if not texts:
         raise DataError(f"{table.where} has no rows. Give a file with at least one text.")
+    if missing is not None:
+        texts = tuple(missing if _is_missing(value) else value for value in texts)
     _refuse_missing(table, text, texts, "Write an empty string, or remove the rows.")
     for row, value in enumerate(texts, start=table.first_row):
         if not isinstance(value, str):
@@ -112,26 +203,48 @@ def to_split(table: Table, text: str, label: str | None) -> Split:
                 f"{table.where}: the text in row {row} (counted from 0) contains an unpaired "
                 "surrogate. Write the file again as valid UTF-8."
             )
-    if label is None:
-        return Split(texts)
-    labels = tuple(table.column(label))
-    _refuse_missing(
-        table,
-        label,
-        [None if isinstance(value, str) and not value.strip() else value for value in labels],
-        "Fill in the labels, or remove the rows.",
-    )
-    kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
-    if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
-        found = ", ".join(
-            f"{_kind(labels[row])} in row {table.first_row + row}" for row in sorted(kinds.values())
-        )
-        raise DataError(
-            f"{table.where}: column {label!r} holds {found} (counted from 0). Labels must all be "
-            "strings, or all be integers, booleans or numbers: one class for each text. Convert "
-            "them, or choose another --label-column (label_column= in Python)."
-        )
-    return Split(texts, labels)
+    return texts
+
+
+def _is_missing(value: object) -> bool:
+    # a float that differs from itself is NaN, which is how pandas writes a missing value
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+class _Reader(HTMLParser):
+    """Collects the text of a page as a reader sees it."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._hidden += tag in _UNSEEN
+        self.parts.append("" if tag in _INLINE else " ")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in _UNSEEN and self._hidden > 0
+        self.parts.append("" if tag in _INLINE else " ")
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append("" if self._hidden else data)
+
+
+def strip_html(text: str) -> str:
+    """What a reader sees of HTML: without tags, scripts and styles, entities as characters.
+
+    Examples
+    --------
+    >>> strip_html("<p>Where is my <b>par</b>cel?</p>Tom &amp; Ann<style>p {}</style>")
+    'Where is my parcel? Tom & Ann'
+    """
+    if "<" not in text and "&" not in text:
+        return text
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    return " ".join("".join(reader.parts).split())
 
 
 def _common(table: Table, common: tuple[str, ...], taken: str | None) -> str | None:

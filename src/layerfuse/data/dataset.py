@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,10 +25,19 @@ class Split:
         The n texts.
     labels : tuple or None
         Their n labels, all of one kind (str, int, bool or float).
+    columns : mapping of str to tuple
+        Other columns that were kept, by name: n values each.
+    rows : tuple of int
+        Their n row numbers in the file, counted from 0.
+    n_unlabeled : int
+        Rows of the file that were skipped, as they have no label.
     """
 
     texts: tuple[str, ...]
     labels: tuple[Any, ...] | None = None
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, compare=False)
+    rows: Sequence[int] = field(default=(), compare=False)
+    n_unlabeled: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.texts):
@@ -36,6 +45,8 @@ class Split:
                 f"There are {len(self.texts)} texts but {len(self.labels)} labels. "
                 "Give one label for each text."
             )
+        if not self.rows:
+            object.__setattr__(self, "rows", range(len(self.texts)))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -44,7 +55,17 @@ class Split:
         """The given rows, in the given order."""
         kept = list(rows)
         labels = None if self.labels is None else tuple(self.labels[row] for row in kept)
-        return Split(tuple(self.texts[row] for row in kept), labels)
+        return Split(
+            tuple(self.texts[row] for row in kept),
+            labels,
+            {name: tuple(own[row] for row in kept) for name, own in self.columns.items()},
+            tuple(self.rows[row] for row in kept),
+            self.n_unlabeled,
+        )
+
+    def column(self, name: str | None) -> tuple[Any, ...] | None:
+        """A column that was kept; None for None."""
+        return None if name is None else self.columns[name]
 
     def sample(self, n_rows: int, seed: int, minimum: int) -> npt.NDArray[np.intp]:
         """Row numbers of a stratified sample; see `Targets.sample`."""

@@ -28,6 +28,7 @@ from layerfuse.data.catalog import (
     HubSource,
     Package,
 )
+from layerfuse.data.columns import ReadOptions
 from layerfuse.data.conversion import CONVERTERS
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.readers import (
@@ -74,6 +75,7 @@ def load_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     reporter: Reporter = SILENT,
 ) -> TextDataset:
     """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
@@ -84,11 +86,14 @@ def load_dataset(
         A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
         path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
     text_column, label_column : str, optional
-        Columns of the texts and labels; found by their names and contents by default.
+        Columns of the texts and labels; found by their names and contents by default. Several
+        columns of texts, ``"subject,body"``, are joined by a line break.
     test : str or Path, optional
         A file for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
+    options : ReadOptions
+        Further columns to keep, and whether texts are HTML.
     reporter : Reporter
         Receives progress.
 
@@ -101,12 +106,21 @@ def load_dataset(
     if name.startswith("hub:"):
         repo_id, _, config = name.removeprefix("hub:").partition(":")
         dataset = read_hub(
-            repo_id, text_column, label_column, config=config or None, labeled=labeled
+            repo_id,
+            text_column,
+            label_column,
+            config=config or None,
+            labeled=labeled,
+            options=options,
         )
         if test is None:
             return dataset
         extra = read_dataset(
-            test, text_column=text_column, label_column=label_column, labeled=labeled
+            test,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
         )
         return replace(dataset, splits={**dataset.splits, "test": extra.train})
     return read_dataset(
@@ -115,6 +129,7 @@ def load_dataset(
         label_column=label_column,
         test=test,
         labeled=labeled,
+        options=options,
     )
 
 
@@ -125,6 +140,7 @@ def stream_texts(
     text_column: str | None = None,
     label_column: str | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     reporter: Reporter = SILENT,
 ) -> TextStream:
     """Open what `load_dataset` reads, to be read in parts of so many rows.
@@ -133,7 +149,11 @@ def stream_texts(
     """
     if str(source).startswith("hub:"):
         data = load_dataset(
-            source, text_column=text_column, label_column=label_column, labeled=labeled
+            source,
+            text_column=text_column,
+            label_column=label_column,
+            labeled=labeled,
+            options=options,
         )
         assert data.text_column is not None
         splits: dict[str, Iterator[Split]] = {
@@ -150,6 +170,7 @@ def stream_texts(
         text_column=text_column,
         label_column=label_column,
         labeled=labeled,
+        options=options,
     )
 
 

@@ -13,16 +13,16 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from layerfuse.data.columns import Table, find_columns, to_split
+from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
-from layerfuse.files import is_url, open_url
+from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
+from layerfuse.files import human_bytes, is_url, open_url
 
 T = TypeVar("T")
 
@@ -31,6 +31,14 @@ _TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
 _GZIP = b"\x1f\x8b"
 _BATCH_ROWS = 10_000  # of parquet that are decoded at once
+_MOST_BYTES, _MOST_ROWS = 4_000_000_000, 50_000_000
+_OTHERS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file. Get it with: git lfs pull",
+    b"<!doctype html": "is a web page. Download the file itself (its link is often called 'raw').",
+    b"<html": "is a web page. Download the file itself (its link is often called 'raw').",
+    b"pk\x03\x04": "is a zip file or a spreadsheet. Unpack it, or save it as csv.",
+    b"par1": "is a parquet file. Rename it to end in .parquet.",
+}
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 # Excel's first line, which names the delimiter; some exports fill it up to the number of columns
 _SEPARATOR = re.compile(r'"?sep=([^"\r\n])\1*"?(?:\r\n|\r|\n|$)', re.IGNORECASE)
@@ -46,6 +54,7 @@ def read_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextDataset:
     """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
@@ -60,7 +69,12 @@ def read_dataset(
         When it is not readable as texts (and labels); the message says where and what to do.
     """
     data = stream_dataset(
-        source, text_column=text_column, label_column=label_column, test=test, labeled=labeled
+        source,
+        text_column=text_column,
+        label_column=label_column,
+        test=test,
+        labeled=labeled,
+        options=options,
     )
     splits = {name: split for name, parts in data.splits.items() for split in parts}
     return TextDataset(data.name, splits, data.columns, data.text_column, data.label_column)
@@ -91,6 +105,7 @@ def stream_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextStream:
     """Open files to be read in parts of ``part_rows`` rows, each as one by default.
 
@@ -98,20 +113,23 @@ def stream_dataset(
     fsspec opens (``s3://bucket/texts.parquet``) and ``"-"``, standard input, are read.
     """
     if is_url(source) or str(source) == STANDARD_INPUT:
-        files: dict[str, Path | str] = {"train": str(source)}
+        files: dict[str, Sequence[Path | str]] = {"train": [str(source)]}
     else:
         path = Path(source).expanduser()
-        files = {"train": path} if path.suffix and not path.is_dir() else _split_files(path)
+        one = path.suffix and not path.is_dir()
+        files = {"train": [path]} if one else _split_files(path)
     if test is not None:
-        files["test"] = Path(test).expanduser()
+        files["test"] = [str(test) if is_url(test) else Path(test).expanduser()]
     splits: dict[str, Iterator[Split]] = {}
     text, label = text_column, label_column
     columns: tuple[str, ...] = ()
-    for name, file in files.items():
-        tables = _read_tables(file, part_rows)
+    for name, own in files.items():
+        tables = _read_parts(own, part_rows)
         first = next(tables)
         text, label = find_columns(first, text, label, labeled)
-        splits[name] = map(partial(to_split, text=text, label=label), chain([first], tables))
+        splits[name] = map(
+            partial(to_split, text=text, label=label, options=options), chain([first], tables)
+        )
         columns = first.names
     assert text is not None
     name = Path(source).expanduser().resolve().name
@@ -122,30 +140,97 @@ def _suffix(name: str) -> str:
     return next((suffix for suffix in TABLE_SUFFIXES if name.lower().endswith(suffix)), "")
 
 
-def _split_files(folder: Path) -> dict[str, Path | str]:
-    """The file of each split in a folder, train first."""
+def _split_files(folder: Path) -> dict[str, Sequence[Path | str]]:
+    """The files (or the folder) of each split in a folder, train first."""
     if not folder.exists():
         raise _not_found(folder)
     if not folder.is_dir():
         raise _unsupported(folder)
-    files: dict[str, Path | str] = {}
-    names = sorted(entry.name for entry in folder.iterdir())
-    for split in _SPLITS:
-        found = [name for name in names if name in {split + suffix for suffix in TABLE_SUFFIXES}]
+    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    for places in ([folder], [folder / "data"], inner):
+        found = {place: splits for place in places if (splits := _splits_in(place))}
         if len(found) > 1:
+            shown = ", ".join(place.name for place in found)
+            raise DataError(f"{folder} holds several datasets: {shown}. Give the folder of one.")
+        if found:
+            return next(iter(found.values()))
+    if _class_folders(folder) or list(folder.glob("*.arrow")):
+        return {"train": [folder]}
+    names = sorted(entry.name for entry in folder.iterdir())
+    raise DataError(
+        f"{folder} holds no split files (it has: {', '.join(names[:10]) or 'nothing'}).\n"
+        "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), or give "
+        "one file instead of the folder."
+    )
+
+
+def _splits_in(folder: Path) -> dict[str, Sequence[Path | str]]:
+    """Files such as train.csv and train-00000-of-00002.parquet, and folders that hold a split."""
+    files: dict[str, Sequence[Path | str]] = {}
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for split in _SPLITS:
+        found: list[tuple[Path, int]] = []
+        for entry in entries:
+            name = entry.name.removesuffix(_suffix(entry.name))
+            shard = re.fullmatch(rf"{split}(?:-\d+-of-0*(\d+))?", name)
+            if shard and (
+                _suffix(entry.name) or _class_folders(entry) or list(entry.glob("*.arrow"))
+            ):
+                found.append((entry, int(shard[1] or 1)))
+        if len({count for _, count in found}) > 1 or any(n != len(found) for _, n in found[:1]):
+            shown = ", ".join(entry.name for entry, _ in found[:5])
+            expected = max(count for _, count in found)
+            what = f"{len(found)} of {expected} files" if expected > 1 else "more than one file"
             raise DataError(
-                f"{folder} has more than one file for the split {split!r}: {', '.join(found)}. "
-                "Keep one of them."
+                f"{folder} has {what} for the split {split!r}: {shown}. Keep one, or all of its "
+                "parts."
             )
         if found:
-            files[split] = folder / found[0]
-    if not files:
-        raise DataError(
-            f"{folder} holds no split files (it has: {', '.join(names[:10]) or 'nothing'}).\n"
-            "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), or give "
-            "one file instead of the folder."
-        )
+            files[split] = [entry for entry, _ in found]
     return files
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """The folders of texts, one for each class, if there are two or more."""
+    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    found = [entry for entry in inner if next(entry.glob("*.txt"), None)]
+    return found if len(found) > 1 else []
+
+
+def _join(tables: Sequence[Table]) -> Table:
+    """The rows of several tables one after another."""
+    if len(tables) == 1:
+        return tables[0]
+    return replace(
+        tables[0],
+        column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
+    )
+
+
+def _read_parts(sources: Sequence[Path | str], part_rows: int | None) -> Iterator[Table]:
+    """The rows of all files of a split, in parts of so many rows at most, or as one."""
+    if part_rows is None:
+        yield _join(list(_numbered(sources, None)))
+    else:
+        yield from _numbered(sources, part_rows)
+
+
+def _numbered(sources: Sequence[Path | str], part_rows: int | None) -> Iterator[Table]:
+    """The parts of several files, whose rows are counted on from one to the next."""
+    first, start = None, 0
+    for source in sources:
+        end = start
+        for table in _read_tables(source, part_rows):
+            first = first or table
+            if table.names != first.names:
+                raise DataError(
+                    f"{table.where} has the columns {', '.join(table.names)}, but {first.where} "
+                    f"has {', '.join(first.names)}. Parts of a split need the same columns."
+                )
+            own = replace(table, first_row=start + table.first_row)
+            end = own.first_row + len(own.column(own.names[0])) if len(sources) > 1 else end
+            yield own
+        start = end
 
 
 def _not_found(path: Path) -> NotFoundError:
@@ -183,20 +268,27 @@ class _File:
                 source = self.source
                 file = source.open("rb") if isinstance(source, Path) else open_url(source)
                 opened.enter_context(file)
-                packed = self.where.lower().endswith(".gz")
+                packed = self.where.lower().endswith(".gz") or (
+                    isinstance(source, Path) and _peek(file).startswith(_GZIP)
+                )
             if packed:
                 file = cast("IO[bytes]", opened.enter_context(gzip.GzipFile(fileobj=file)))
             yield file
 
     @contextlib.contextmanager
-    def lines(self, ending: str = "") -> Iterator[Iterator[str]]:
+    def lines(self, ending: str = "", *, whole: bool = False) -> Iterator[Iterator[str]]:
         """Its lines with their endings: ``ending``, or any.
 
-        A byte-order mark is left out.
+        A byte-order mark is left out. ``whole`` says that all are to be kept in memory.
         """
         try:
+            if self.source != STANDARD_INPUT:
+                with self.open() as binary:
+                    if _utf16_of(binary.read(2000)):
+                        raise self._not_utf8()
             with self.open() as binary:
-                yield io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
+                text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
+                yield _limited(text, self.where, whole=whole)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
                 f"{self.where} cannot be unpacked as gzip ({error}). Download or compress it again."
@@ -212,7 +304,7 @@ class _File:
             return DataError("Standard input is not UTF-8. Convert it, with iconv for example.")
         offset, zero, fault = 0, -1, (0, 0, 0)
         with self.open() as file:
-            utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            utf16 = _utf16_of(file.read(2000))
         with self.open() as file:
             for number, line in enumerate(file, start=1):
                 if zero < 0 <= line.find(b"\0"):
@@ -229,7 +321,9 @@ class _File:
                 f"{self.where} holds no text: it is binary (a byte 0x00 at offset {zero}). Give "
                 "a csv, tsv, jsonl or parquet file."
             )
-        guess = "UTF-16" if utf16 else "WINDOWS-1252"
+        if not any(fault):  # each second byte is 0x00, which UTF-8 allows
+            fault = (1, zero, 0)
+        guess = utf16 or "WINDOWS-1252"
         name = Path(self.source).name
         plain = name.removesuffix(".gz")
         return DataError(
@@ -238,6 +332,28 @@ class _File:
             f"{' after unpacking' if plain != name else ''} with:\n"
             f"  iconv -f {guess} -t UTF-8 {plain} > converted{Path(plain).suffix}"
         )
+
+
+def _limited(text: io.TextIOWrapper, where: str, *, whole: bool) -> Iterator[str]:
+    """Lines, as long as what is kept of them fits into memory."""
+    size = 0
+    while line := text.readline(_MOST_BYTES + 1):
+        size = len(line) + whole * size
+        if size > _MOST_BYTES:
+            raise DataError(
+                f"{where} holds more than {human_bytes(_MOST_BYTES)} of text. Split it, or convert "
+                "it to parquet."
+            )
+        yield line
+
+
+def _utf16_of(start: bytes) -> str:
+    """The name of UTF-16 where a file begins in it: with its mark, or every second byte is 0x00."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    zeros = [start[side::2].count(0) for side in (0, 1)]
+    halves = 2 * max(zeros) > len(start) // 2 > 2 * min(zeros)
+    return f"UTF-16{'LE' if zeros[1] > zeros[0] else 'BE'}" * halves
 
 
 def _peek(file: IO[bytes]) -> bytes:
@@ -260,11 +376,23 @@ def _file(source: Path | str) -> _File:
     kind = _suffix(Path(source).name).removesuffix(".gz")
     if not kind:
         raise _unsupported(source)
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            begin = file.read(200).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+        for sign, what in _OTHERS.items():
+            if begin.startswith(sign) and not (kind == ".parquet" and sign == b"par1"):
+                raise DataError(f"{source} {what}")
     return _File(str(source), kind, source)
 
 
 def _read_tables(source: Path | str, part_rows: int | None) -> Iterator[Table]:
     """The rows in parts of so many rows, or as one; at least one part."""
+    if isinstance(source, Path) and source.is_dir():
+        if classes := _class_folders(source):
+            yield _texts_of(source, classes)
+        else:
+            yield _join([_arrow(file) for file in sorted(source.glob("*.arrow"))])
+        return
     file = _file(source)
     if file.kind == ".parquet":
         yield from _parquet(file, part_rows)
@@ -284,7 +412,7 @@ def _parts(rows: Iterable[T], part_rows: int | None) -> Iterator[tuple[int, list
 
 def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
     quoted = file.kind != ".tsv" or _is_quoted(file)
-    with file.lines() as lines:
+    with file.lines(whole=part_rows is None) as lines:
         records = _records(file, lines, quoted=quoted)
         header = [name.strip() for name in next(records, [])]
         _refuse_repeated(file.where, header)
@@ -315,8 +443,10 @@ def _records(file: _File, lines: Iterator[str], *, quoted: bool) -> Iterator[lis
     if named := _SEPARATOR.fullmatch(top):
         first_line, delimiter = 2, named[1]
     else:
-        lines = chain([top], lines)
+        second = next(lines, "")
+        lines = chain([top, second] if second else [top], lines)
         if file.kind == ".csv":
+            _refuse_comment(file.where, top, second)
             # spreadsheets write semicolons where the comma is the decimal sign
             delimiter = max(",;\t|", key=top.count)
     reader = csv.reader(
@@ -346,6 +476,15 @@ def _records(file: _File, lines: Iterator[str], *, quoted: bool) -> Iterator[lis
         ) from error
 
 
+def _refuse_comment(where: str, top: str, second: str) -> None:
+    names = {name.strip(' "\r\n').casefold() for name in re.split("[,;\t|]", second)}
+    if top.startswith("#") and (names & COMMON_NAMES or not re.search("[,;\t|]", top)):
+        raise DataError(
+            f"{where} begins with a comment: {top.strip()[:60]!r}. Remove it: the first line names "
+            "the columns, such as 'text,label'."
+        )
+
+
 def _is_quoted(file: _File) -> bool:
     """Whether a tsv file has quotes: both are in use, and a plain text may begin with a quote.
 
@@ -371,7 +510,7 @@ def _refuse_repeated(where: str, header: Sequence[str]) -> None:
 
 def _jsonl(file: _File, part_rows: int | None) -> Iterator[Table]:
     names: tuple[str, ...] | None = None
-    with file.lines("\n") as lines:
+    with file.lines("\n", whole=part_rows is None) as lines:
         for first, rows in _parts(_json_objects(file.where, lines), part_rows):
             if names is None:
                 names = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -390,7 +529,7 @@ def _json_objects(where: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where}, line {number} is not JSON: {error}.\n"
                 'Write one object on each line, such as {"text": "…", "label": "…"}.'
@@ -407,28 +546,77 @@ def _parquet(file: _File, part_rows: int | None) -> Iterator[Table]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with file.open() as binary, pyarrow.parquet.ParquetFile(binary) as table:
-            _refuse_repeated(file.where, table.schema_arrow.names)
-            size = part_rows or max(1, table.metadata.num_rows)
-            first, waiting = 0, table.schema_arrow.empty_table()
-            for batch in table.iter_batches(min(size, _BATCH_ROWS)):
-                waiting = pyarrow.concat_tables([waiting, pyarrow.Table.from_batches([batch])])
-                if len(waiting) >= size:  # which a batch alone may not reach
-                    yield _arrow_table(file.where, waiting[:size], first)
-                    first, waiting = first + size, waiting[size:]
-            if len(waiting) or not first:
-                yield _arrow_table(file.where, waiting, first)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{file.where} cannot be read as parquet: {reason}\nDownload or write it again."
-        ) from error
+    with (
+        _arrow_errors(file.where, "parquet"),
+        file.open() as binary,
+        pyarrow.parquet.ParquetFile(binary) as table,
+    ):
+        facts = table.metadata
+        n_bytes = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+        if part_rows is None and (n_bytes > _MOST_BYTES or facts.num_rows > _MOST_ROWS):
+            raise DataError(
+                f"{file.where} has {facts.num_rows:,} rows and {human_bytes(n_bytes)}, of at most "
+                f"{_MOST_ROWS:,} and {human_bytes(_MOST_BYTES)}. Take a part of it."
+            )
+        _refuse_repeated(file.where, table.schema_arrow.names)
+        size = part_rows or max(1, facts.num_rows)
+        first, waiting = 0, table.schema_arrow.empty_table()
+        for batch in table.iter_batches(min(size, _BATCH_ROWS)):
+            waiting = pyarrow.concat_tables([waiting, pyarrow.Table.from_batches([batch])])
+            if len(waiting) >= size:  # which a batch alone may not reach
+                yield _arrow_table(file.where, waiting[:size], first)
+                first, waiting = first + size, waiting[size:]
+        if len(waiting) or not first:
+            yield _arrow_table(file.where, waiting, first)
+
+
+def _arrow(path: Path) -> Table:
+    """A file of ``save_to_disk`` of the package datasets."""
+    import pyarrow
+
+    with _arrow_errors(str(path), "Arrow"), pyarrow.memory_map(str(path)) as file:
+        return _arrow_table(str(path), pyarrow.ipc.open_stream(file).read_all(), 0)
+
+
+def _texts_of(folder: Path, classes: Sequence[Path]) -> Table:
+    """One text a file, and the names of their folders."""
+    files = [(file, own.name) for own in classes for file in sorted(own.glob("*.txt"))]
+    texts = []
+    for file, _ in files:
+        with _File(str(file), ".txt", file).lines(whole=True) as lines:
+            texts.append("".join(lines))
+    columns = {"text": texts, "label": [name for _, name in files]}
+    return Table(str(folder), tuple(columns), columns.__getitem__)
 
 
 def _arrow_table(where: str, table: Any, first: int) -> Table:
-    names = tuple(table.column_names)
-    return Table(where, names, lambda name: table.column(name).to_pylist(), first)
+    """Columns of an Arrow table, with class names where the package datasets has kept them."""
+
+    def column(name: str) -> list[Any]:
+        with _arrow_errors(where, "a table"):
+            values: list[Any] = table.column(name).to_pylist()
+            kept = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+            feature = kept.get("info", {}).get("features", {}).get(name, {})
+            names = feature.get("names") if isinstance(feature, dict) else None
+            if not names:
+                return values
+            return [None if value is None or value < 0 else names[value] for value in values]
+
+    return Table(where, tuple(table.column_names), column, first)
+
+
+@contextlib.contextmanager
+def _arrow_errors(where: str, kind: str) -> Iterator[None]:
+    """Arrow's own errors, and those of values that Python cannot hold, as a DataError."""
+    try:
+        yield
+    except LayerfuseError:
+        raise
+    except Exception as error:  # Arrow's, of time zones, dates, texts that are no UTF-8
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{where} cannot be read as {kind}: {reason}\nDownload or write it again."
+        ) from error
 
 
 def read_hub(
@@ -439,6 +627,7 @@ def read_hub(
     *,
     config: str | None = None,
     labeled: bool = True,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
 ) -> TextDataset:
     """Read every split of a dataset of the Hub, with class names in place of class numbers.
 
@@ -470,7 +659,7 @@ def read_hub(
         table = _table(f"{repo_id} ({name})", part)
         text, label = find_columns(table, text, label, labeled)
         if label is None or any(value is not None for value in table.column(label)):
-            splits[name] = to_split(table, text, label)
+            splits[name] = to_split(table, text, label, options)
     if not splits:
         raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
     return TextDataset(repo_id.rpartition("/")[2], splits, table.names, text, label)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from layerfuse.abstention import AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.complementarity import Addition, MeasuredPair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
-from layerfuse.metrics import Evaluation
-from layerfuse.report.run_report import Model
+from layerfuse.metrics import Estimate, Evaluation, PairedDifference
+from layerfuse.report.run_report import ConfusionCell, Model
 
 Label = str | bool | int | float
 
@@ -80,6 +81,12 @@ class Prediction(Model):
     text: str
     label: Label
     probability: float
+    abstain: bool | None = None
+    """Whether the text goes to a person; None for a classifier that never abstains."""
+    labels: tuple[Label, ...] | None = None
+    """The conformal set; None for a classifier without a coverage."""
+    probabilities: dict[str, float] | None = None
+    """Of every class, where they were asked for."""
 
 
 class PredictResult(Model):
@@ -99,12 +106,65 @@ class ExtractResult(Model):
     computed: int
 
 
+class ChangedText(Model):
+    """A text that two classifiers label differently."""
+
+    row: int
+    """Its number in the file, counted from 0."""
+    label: Label
+    predicted: Label
+    other: Label
+    text: str
+
+
+class RunComparison(Model):
+    """Another classifier on the same rows."""
+
+    against: str
+    accuracy: Estimate
+    gain: PairedDifference
+    """Accuracy of this classifier minus that of the other one."""
+    changes: tuple[ChangedText, ...]
+
+
 class EvaluateResult(Model):
     """A saved classifier on labelled rows; ``split`` is None for a file."""
 
     data: str
     split: str | None
     metrics: Evaluation
+    classes: tuple[str, ...]
+    confusion: tuple[ConfusionCell, ...]
+    abstention: AbstentionFigures | None
+    """None for a classifier that never abstains."""
+    comparison: RunComparison | None
+
+
+class LabelDoubt(Model):
+    """A training row, its label, and what models that had not seen it predict."""
+
+    row: int
+    """Its number in the file, counted from 0."""
+    id: str | int | float | bool | None
+    label: Label
+    suggested: Label
+    score: float
+    """How well the label fits, 0 to 1: its out-of-fold probability."""
+    suggested_probability: float
+    suspect: bool
+    """Whether the label is likely wrong, by confident learning."""
+    text: str
+
+
+class LabelAudit(Model):
+    """Labels that are likely wrong, the most doubtful first; nothing was changed."""
+
+    name: str
+    rows: int
+    accuracy: Estimate
+    """Of the pipeline on these rows, out of fold."""
+    suspects: int
+    doubts: tuple[LabelDoubt, ...]
 
 
 class ModelEntry(Model):

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from layerfuse.abstention import Abstention, AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.complementarity import Pair
-from layerfuse.config import FitConfig
-from layerfuse.data.audit import Audit
+from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.evaluation.verdict import (
     BaselineComparison,
@@ -25,6 +24,7 @@ from layerfuse.evaluation.verdict import (
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
+from layerfuse.options import FitConfig, ReadConfig
 from layerfuse.resources import EncoderCost, PipelineCost
 from layerfuse.targets import Targets
 
@@ -61,6 +61,39 @@ class NearDuplicates(Model):
     """Some of them, those with different labels first."""
 
 
+class ColumnsReport(Model):
+    """Which columns of the table were read; empty where it has no names."""
+
+    texts: tuple[str, ...]
+    separator: str
+    """What stands between several columns of texts."""
+    label: str | None
+    id: str | None
+    group: str | None
+    strip_html: bool
+
+    @classmethod
+    def of(cls, dataset: TextDataset, config: ReadConfig) -> ColumnsReport:
+        """Those that were read for some settings."""
+        text = dataset.text_column
+        return cls(
+            texts=() if text is None else split_names(dataset.columns, text),
+            separator=SEPARATOR,
+            label=dataset.label_column,
+            id=config.id_column,
+            group=config.group_column,
+            strip_html=config.strip_html,
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What was read from where."""
+        parts = [f"texts from {', '.join(self.texts)}{' (HTML stripped)' * self.strip_html}"]
+        named = (("labels", self.label), ("ids", self.id), ("groups", self.group))
+        parts += [f"{name} from {column}" for name, column in named if column is not None]
+        return f"columns: {'; '.join(parts)}"
+
+
 class DataReport(Model):
     """The dataset and what was noticed about it."""
 
@@ -68,6 +101,7 @@ class DataReport(Model):
     train_rows: int
     learned_rows: int
     """Training rows that were learned from."""
+    columns: ColumnsReport
     test_split: str | None
     classes: tuple[str, ...]
     """Labels as text, in the order of the columns of probabilities."""
@@ -129,20 +163,9 @@ class AbstentionReport(Model):
         return self.model_copy(update={"test": self.rule.measure(proba, targets)})
 
     @property
-    def sentence(self) -> str:
-        """How many texts go to a person, and how many of the others are right."""
-        own = self.cv if self.test is None else self.test
-        share = f"Of each 100 texts, {100 * own.abstained.value:.0f} go to a person"
-        if own.accuracy is None:
-            return (
-                f"{share}: no threshold gives the others an accuracy of "
-                f"{self.rule.target_accuracy:.4g} with 95% confidence on {self.cv.n:,} rows."
-            )
-        low, high = 100 * own.accuracy.low, 100 * own.accuracy.high
-        return (
-            f"{share}; of the others {100 * own.accuracy.value:.1f}% ({low:.1f} to {high:.1f}) "
-            "are right."
-        )
+    def shown(self) -> AbstentionFigures:
+        """The figures on test rows if there are any."""
+        return self.cv if self.test is None else self.test
 
 
 class CostReport(Model):

@@ -184,7 +184,7 @@ def _cost(report: RunReport) -> Section:
 def _classes(report: RunReport) -> Section:
     """Confusion matrix, and classes by the number of errors that they take part in."""
     names = report.data.classes
-    counts, order = tables.confusion_counts(report)
+    counts, order = tables.confusion_counts(report.diagnosis.confusion, len(names))
     errors = plural(int(counts.sum() - counts.trace()), "error")
     summary = f"{errors} on {report.measured.n:,} {report.rows_in_words}."
     few = len(names) <= _SHOWN_CLASSES
@@ -193,7 +193,7 @@ def _classes(report: RunReport) -> Section:
         "Confusion matrix" if few else f"The {_SHOWN_CLASSES} most confused classes",
         summary,
         figures.confusion_matrix(counts, names, np.sort(order[:_SHOWN_CLASSES])),
-        tables.class_table(report),
+        tables.class_table(report.diagnosis.confusion, names),
         "" if few else "Rows of these classes predicted as other classes are not drawn here.",
     )
     return Section("classes", "Errors by class", [], [figure])
@@ -221,7 +221,7 @@ def _abstention(report: RunReport) -> Section | None:
     own = report.abstention
     if own is None:
         return None
-    lead = [own.sentence]
+    lead = [tables.abstention_sentence(own.shown)]
     if own.rule.target_accuracy is not None:
         lead.append(
             f"Target: {percent(own.rule.target_accuracy)} of the others right, with 95% "
@@ -266,6 +266,8 @@ def _data(report: RunReport) -> Section:
     """The audit, test rows that training rows give away, and what the run noted."""
     data, audit, near = report.data, report.data.audit, report.data.near_duplicates
     lead, found = [], [tables.audit_table(audit)]
+    if data.columns.texts:
+        lead.append(f"{sentence_case(data.columns.sentence)}.")
     if near is not None and audit.test_name is not None:
         rows, leaks = audit.splits[audit.test_name].rows, audit.leaks.count
         lead.append(

@@ -9,16 +9,18 @@ from datetime import UTC
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.abstention import AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.options import FitConfig
 from layerfuse.report.run_report import (
     AbstentionReport,
     CalibrationBin,
     Complementarity,
+    ConfusionCell,
     Environment,
     HardestTexts,
     NearDuplicates,
@@ -134,6 +136,15 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
     return Table(caption, head, cells, range(1, 5), strong=strong)
 
 
+def abstention_sentence(own: AbstentionFigures) -> str:
+    """How many texts go to a person, and how many of the others are right."""
+    share = f"Of each 100 texts, {100 * own.abstained.value:.0f} go to a person"
+    if own.accuracy is None:
+        return f"{share}: the rows are too few, or the errors too many, to promise the target."
+    right, span = estimate_cells(own.accuracy)
+    return f"{share}; of the others {right} ({span}) are right."
+
+
 def abstention_table(own: AbstentionReport) -> Table:
     """What abstention comes to on test rows and on training rows."""
     cells = []
@@ -222,19 +233,19 @@ def cost_table(report: RunReport) -> Table:
     return Table(caption, head, cells, range(1, 6), strong=strong)
 
 
-def confusion_counts(report: RunReport) -> tuple[Ints, Ints]:
+def confusion_counts(cells: Iterable[ConfusionCell], n_classes: int) -> tuple[Ints, Ints]:
     """Counts (n_classes, n_classes), and classes (n_classes,) with the most errors first."""
-    counts = np.zeros((len(report.data.classes),) * 2, dtype=np.intp)
-    for cell in report.diagnosis.confusion:
+    counts = np.zeros((n_classes, n_classes), dtype=np.intp)
+    for cell in cells:
         counts[cell.truth, cell.predicted] = cell.count
     errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
     return counts, np.argsort(-errors, kind="stable")
 
 
-def class_table(report: RunReport) -> Table:
+def class_table(confusion: Iterable[ConfusionCell], names: Sequence[str]) -> Table:
     """Errors by class, those with most errors first."""
-    names, cells = report.data.classes, []
-    counts, order = confusion_counts(report)
+    cells = []
+    counts, order = confusion_counts(confusion, len(names))
     errors = counts * ~np.eye(len(counts), dtype=bool)
     for label in order.tolist():
         own, given, hits = counts[label].sum(), counts[:, label].sum(), counts[label, label]

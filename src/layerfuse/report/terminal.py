@@ -24,11 +24,13 @@ from layerfuse.report.results import (
     EvaluateResult,
     ExportResult,
     ExtractResult,
+    LabelAudit,
     ModelCheck,
     ModelList,
     ProfileResult,
     PushResult,
     ReportResult,
+    RunComparison,
     StoreCheck,
 )
 from layerfuse.report.run_report import RunReport
@@ -42,6 +44,7 @@ _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
 _EXAMPLES = 5
 _MOST_CLASSES = 12
+_MOST_DOUBTS = 20
 _HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
 _COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
 
@@ -181,7 +184,7 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
         out.print(f"Note: {report.gap.sentence}")
     _print_baselines(report, out, verbose)
     if report.abstention is not None:
-        out.print(report.abstention.sentence)
+        out.print(tables.abstention_sentence(report.abstention.shown))
         _print_table(tables.abstention_table(report.abstention), out)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
@@ -198,7 +201,7 @@ def _print_details(report: RunReport, out: Console) -> None:
     _print_profile(report.profile, report.selection.blocks, out)
     for table in (
         *((tables.trials_table(report),) if report.selection.trials else ()),
-        tables.class_table(report),
+        tables.class_table(report.diagnosis.confusion, report.data.classes),
         tables.calibration_table(report.diagnosis.calibration),
         tables.cost_table(report),
         tables.encoder_table(report),
@@ -232,6 +235,33 @@ def _render_evaluation(result: EvaluateResult, out: Console, *, verbose: bool = 
     for name, own in vars(metrics).items():
         if isinstance(own, Estimate):
             out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
+    if result.abstention is not None:
+        out.print(tables.abstention_sentence(result.abstention))
+    classes = tables.class_table(result.confusion, result.classes)
+    shown = classes.rows if verbose else classes.rows[:_MOST_BLOCKS]
+    _print_table(replace(classes, rows=shown), out)
+    if result.comparison is not None:
+        _print_run_comparison(result.comparison, out, verbose=verbose)
+
+
+def _print_run_comparison(own: RunComparison, out: Console, *, verbose: bool) -> None:
+    """The difference on the same rows, and texts whose label changed."""
+    out.print(
+        f"{own.against}: accuracy {own.accuracy.value:.4f}; this one is better by "
+        f"{gain_text(own.gain)} points; "
+        f"{plural(len(own.changes), 'label differs', 'labels differ')}",
+        soft_wrap=True,
+    )
+    cells = [
+        (
+            *(str(change.row), str(change.label), str(change.predicted), str(change.other)),
+            " ".join(change.text.split())[:_WIDTH],
+        )
+        for change in (own.changes if verbose else own.changes[:_MOST_BLOCKS])
+    ]
+    if cells:
+        head = ("row", "label", "predicted", "by the other", "text")
+        _print_table(tables.Table("Labels that differ", head, cells, (0,)), out)
 
 
 @render.register
@@ -436,6 +466,33 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
     ):
         if names:
             out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
+
+
+@render.register
+def _render_labels(result: LabelAudit, out: Console, *, verbose: bool = False) -> None:
+    """The most doubtful labels."""
+    own = result.accuracy
+    out.print(
+        f"{result.name}: {result.suspects:,} of {plural(result.rows, 'label')} look wrong to "
+        f"models that had not seen the row and predict {percent(own.value)} of all rows "
+        f"({interval(own.low, own.high)}) as labeled",
+        soft_wrap=True,
+    )
+    shown = result.doubts if verbose else result.doubts[:_MOST_DOUBTS]
+    cells = [
+        (
+            str(doubt.row if doubt.id is None else doubt.id),
+            *(str(doubt.label), str(doubt.suggested), f"{doubt.score:.3f}"),
+            " ".join(doubt.text.split())[:_WIDTH],
+        )
+        for doubt in shown
+    ]
+    if cells:
+        first = "row" if result.doubts[0].id is None else "id"
+        head = (first, "label", "suggested", "score", "text")
+        _print_table(tables.Table("Doubtful labels, worst first", head, cells, (3,)), out)
+    if len(shown) < result.suspects:
+        out.print(f"and {result.suspects - len(shown)} more; --out FILE writes all rows, ranked")
 
 
 def _print_finding(name: str, finding: Finding, out: Console) -> None:

@@ -107,8 +107,12 @@ _once = partial(option, n_tokens=1, allow_repeating=False)
 
 Data = Annotated[str, option("File, folder of splits, dataset name, or hub:owner/name.")]
 TestFile = Annotated[str | None, option("File with test rows.")]
-TextColumn = Annotated[str | None, option("Column with the texts.")]
+TextColumn = Annotated[
+    str | None, option("Column with the texts; several, such as subject,body, are joined.")
+]
 LabelColumn = Annotated[str | None, option("Column with the labels.")]
+IdColumn = Annotated[str | None, option("Column that names the rows.")]
+StripHtml = Annotated[bool, option("Texts are HTML: keep what a reader sees.", show_default=False)]
 SettingsFile = Annotated[
     Path | None, option("TOML file with settings; options given here win.", "--config")
 ]
@@ -192,6 +196,11 @@ class ReadConfig:
     _: KW_ONLY
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    id_column: IdColumn = None
+    group_column: Annotated[
+        str | None, option("Column of groups, such as customers, that are held out together.")
+    ] = None
+    strip_html: StripHtml = False
     sample: Annotated[int | None, count("Rows per split, stratified (default: all).")] = None
     seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
     store: Store = None
