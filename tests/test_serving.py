@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ from commandline import rows, run, start, succeed, write_csv
 from families import TinyModels
 from helpers import Notes, planted, sentences
 from layerfuse import FrozenEncoder, LayerFusionClassifier, load
+from layerfuse.cli.commands import app
 from layerfuse.errors import ConfigError
 from layerfuse.options import ServeConfig
 from layerfuse.progress import SILENT
@@ -130,8 +132,8 @@ def serving(
     def load_all(known: Any) -> Any:
         return load_models(named_runs(named), {}, "cpu", SILENT, known)
 
-    app: FastAPI = make_app(config, load_all, token)
-    process = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    made: FastAPI = make_app(config, load_all, token)
+    process = uvicorn.Server(uvicorn.Config(made, port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=process.run)
     thread.start()
     try:
@@ -139,7 +141,7 @@ def serving(
             time.sleep(0.01)
             assert thread.is_alive()
         port = process.servers[0].sockets[0].getsockname()[1]
-        yield Running(port, app.state.server)
+        yield Running(port, made.state.server)
     finally:
         process.should_exit = True
         thread.join(30)
@@ -289,6 +291,11 @@ class TestAnswers:
 
     def test_requests_and_endpoints_of_the_documentation(self, server: Running) -> None:
         page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+        commands = re.findall("^layerfuse serve .+", page, re.M)
+        assert len(commands) >= 2
+        for command in commands:
+            _, arguments, _ = app.parse_args(shlex.split(command, comments=True)[1:])
+            assert arguments.args[0].runs
         bodies = re.findall(r"-d '(.+)'", page)
         assert bodies
         for body in bodies:
