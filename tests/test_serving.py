@@ -34,8 +34,8 @@ from commandline import rows, run, start, succeed, write_csv
 from families import TinyModels
 from helpers import Notes, planted, sentences
 from layerfuse import FrozenEncoder, LayerFusionClassifier, load
+from layerfuse.cli_options import ServeConfig
 from layerfuse.errors import ConfigError
-from layerfuse.options import ServeConfig
 from layerfuse.progress import SILENT
 from layerfuse.serving import batcher, registry
 from layerfuse.serving.app import Server, make_app
