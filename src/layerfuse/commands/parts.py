@@ -204,7 +204,8 @@ def _run_on_ray(
     data = require("ray.data", "ray", "The engine ray")
     from ray.data import ActorPoolStrategy, DataContext
 
-    if not ray.is_initialized():
+    is_ours = not ray.is_initialized()
+    if is_ours:
         ray.init(address, log_to_driver=False, logging_level="warning")
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -233,6 +234,8 @@ def _run_on_ray(
             done.add(result.number)
             yield result
             advance(result.rows)
+        if is_ours:
+            ray.shutdown()  # nothing is told from here on
 
 
 class _RayWorker:
