@@ -26,12 +26,12 @@ from commandline import LABELS, Done, rows, run, start, succeed, write_csv, writ
 from families import N_LAYERS, save_model
 from layerfuse import FrozenEncoder
 from layerfuse.cli.commands import app
+from layerfuse.cli_options import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, read_dataset
 from layerfuse.encoders import checks as checking
 from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
-from layerfuse.options import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.pooling import POOLINGS
 
 pytestmark = pytest.mark.slow

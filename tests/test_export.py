@@ -25,6 +25,7 @@ from families import TinyModels
 from helpers import planted, sentences
 from layerfuse import BlockRef, FrozenEncoder
 from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.cli_options import EXPORT_FORMATS
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.errors import ConfigError, StorageError, UnsupportedModelError
 from layerfuse.export.graph import fuse_function, head_function
@@ -32,7 +33,6 @@ from layerfuse.export.protocol import TOLERANCE, Source
 from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.fusion import FUSIONS, fit_fusion
 from layerfuse.heads import HEADS, fit_head
-from layerfuse.options import EXPORT_FORMATS
 from layerfuse.pipeline import FusedModel, Plan, train
 from layerfuse.probing import PrincipalAxes
 from layerfuse.targets import Targets

@@ -36,8 +36,8 @@ from families import TinyModels
 from helpers import Notes, planted, sentences
 from layerfuse import FrozenEncoder, LayerFusionClassifier, load
 from layerfuse.cli.commands import app
+from layerfuse.cli_options import ServeConfig
 from layerfuse.errors import ConfigError
-from layerfuse.options import ServeConfig
 from layerfuse.progress import SILENT
 from layerfuse.serving import batcher, registry
 from layerfuse.serving.app import Server, make_app

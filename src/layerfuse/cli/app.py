@@ -16,6 +16,7 @@ from cyclopts import exceptions as faults
 
 from layerfuse.cli.commands import app
 from layerfuse.cli.console import Output, open_streams, visible
+from layerfuse.cli_options import FitConfig
 from layerfuse.errors import (
     FULL_DISK,
     ConfigError,
@@ -24,7 +25,6 @@ from layerfuse.errors import (
     did_you_mean,
     is_out_of_memory,
 )
-from layerfuse.options import FitConfig
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 _RESUMED = {

@@ -14,8 +14,7 @@ from cyclopts.validators import Number
 
 from layerfuse._version import __version__
 from layerfuse.cli.console import Output, print_json, visible, write_data
-from layerfuse.errors import ConfigError, require
-from layerfuse.options import (
+from layerfuse.cli_options import (
     EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
@@ -38,6 +37,7 @@ from layerfuse.options import (
     count,
     option,
 )
+from layerfuse.errors import ConfigError, require
 
 
 def _shown(value: object) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.cli_options import FitConfig
 from layerfuse.commands.fit import groups_of, make_classifier, read_data
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.tables import Share, write_table
@@ -18,7 +19,6 @@ from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.errors import LayerfuseWarning, require
 from layerfuse.evaluation.baselines import tfidf_classifier
 from layerfuse.evaluation.nested import Folds
-from layerfuse.options import FitConfig
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import LabelAudit, LabelDoubt
 from layerfuse.targets import Targets, check_trainable

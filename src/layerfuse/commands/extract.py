@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from layerfuse.cli_options import ReadConfig, StreamConfig
 from layerfuse.commands.fit import make_encoders
 from layerfuse.commands.parts import Part, PartSource, run_parts
 from layerfuse.commands.paths import open_store
 from layerfuse.data import STANDARD_INPUT
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import ConfigError
-from layerfuse.options import ReadConfig, StreamConfig
 from layerfuse.progress import Reporter
 from layerfuse.report.results import ExtractResult
 

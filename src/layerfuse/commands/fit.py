@@ -18,6 +18,7 @@ from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.classifier.validation import open_encoders
+from layerfuse.cli_options import FitConfig, ReadConfig
 from layerfuse.commands.diagnosis import (
     Latency,
     Predicted,
@@ -46,7 +47,6 @@ from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
-from layerfuse.options import FitConfig, ReadConfig
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from layerfuse.cli_options import StreamConfig
 from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
 from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError, require
 from layerfuse.files import (
@@ -28,7 +29,6 @@ from layerfuse.files import (
     url_errors,
     write_json,
 )
-from layerfuse.options import StreamConfig
 from layerfuse.progress import SILENT, Advance, Reporter
 
 R_co = TypeVar("R_co", covariant=True)
@@ -204,7 +204,8 @@ def _run_on_ray(
     data = require("ray.data", "ray", "The engine ray")
     from ray.data import ActorPoolStrategy, DataContext
 
-    if not ray.is_initialized():
+    is_ours = not ray.is_initialized()
+    if is_ours:
         ray.init(address, log_to_driver=False, logging_level="warning")
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -233,6 +234,8 @@ def _run_on_ray(
             done.add(result.number)
             yield result
             advance(result.rows)
+        if is_ours:
+            ray.shutdown()  # nothing is told from here on
 
 
 class _RayWorker:

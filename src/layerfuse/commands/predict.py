@@ -13,6 +13,7 @@ import numpy.typing as npt
 from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.cli_options import StreamConfig
 from layerfuse.commands.diagnosis import Predicted, confusion
 from layerfuse.commands.parts import Part, PartFiles, PartSource, in_order, run_parts
 from layerfuse.commands.paths import check_new_file
@@ -32,7 +33,6 @@ from layerfuse.data import (
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
 from layerfuse.files import fingerprint_folder, is_url
 from layerfuse.metrics import paired_difference, share_interval
-from layerfuse.options import StreamConfig
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,

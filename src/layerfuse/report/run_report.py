@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import Abstention, AbstentionFigures
+from layerfuse.cli_options import FitConfig, ReadConfig
 from layerfuse.complementarity import Pair
 from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError
@@ -24,7 +25,6 @@ from layerfuse.evaluation.verdict import (
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
-from layerfuse.options import FitConfig, ReadConfig
 from layerfuse.resources import EncoderCost, PipelineCost
 from layerfuse.targets import Targets
 

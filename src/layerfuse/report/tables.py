@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.calibration import AbstentionFigures
+from layerfuse.cli_options import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.options import FitConfig
 from layerfuse.report.run_report import (
     AbstentionReport,
     CalibrationBin,

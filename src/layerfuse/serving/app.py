@@ -25,8 +25,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from layerfuse._version import __version__
+from layerfuse.cli_options import ServeConfig
 from layerfuse.errors import LayerfuseError
-from layerfuse.options import ServeConfig
 from layerfuse.serving.batcher import Batcher, QueueFullError
 from layerfuse.serving.guard import LOG, Guard, Record, problem
 from layerfuse.serving.metrics import Metrics
