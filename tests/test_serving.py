@@ -524,11 +524,11 @@ class TestMalformed:
         assert server.ask("POST", "/predict", body).status < 500
 
     @pytest.mark.slow
-    def test_the_openapi_document_is_kept(self, server: Running) -> None:
+    def test_the_openapi_document_is_kept(self, server: Running, tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
         command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--max-examples", "15"]
         command += ["--checks", "not_a_server_error", "--seed", "1", "--phases", "examples,fuzzing"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
