@@ -17,6 +17,7 @@ from benchmarks import (
     fit_time,
     fusions,
     label_errors,
+    many_rows,
     memory,
     predict,
     profile,
@@ -24,6 +25,7 @@ from benchmarks import (
     scoring,
     search,
     serving,
+    stream,
     walk,
 )
 from benchmarks.common import save
@@ -40,6 +42,8 @@ BENCHMARKS = {
     "accuracy": accuracy.run,
     "memory": memory.run,
     "fit_time": fit_time.run,
+    "stream": stream.run,
+    "many_rows": many_rows.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
     "abstention": abstention.run,

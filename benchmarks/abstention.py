@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from benchmarks.packaged import DATASETS, embed, read_sets
 from layerfuse import LayerFusionClassifier
-from layerfuse.abstention import fit_abstention
+from layerfuse.calibration import fit_abstention
 from layerfuse.errors import LayerfuseWarning
 from layerfuse.metrics import share_interval
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.common import save
 from layerfuse.commands.fit import fit
-from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluation.verdict import BaselineComparison, VerdictSummary
 from layerfuse.metrics import Evaluation
+from layerfuse.options import FitConfig
 from layerfuse.progress import SILENT
 from layerfuse.report.run_report import CostReport, RunReport, SelectionReport, Timings
 

@@ -20,9 +20,9 @@ from layerfuse import load
 from layerfuse.bundle import load_bundle
 from layerfuse.commands.export import export
 from layerfuse.commands.fit import fit
-from layerfuse.config import FitConfig
 from layerfuse.errors import LayerfuseError
 from layerfuse.export.protocol import Source
+from layerfuse.options import FitConfig
 from layerfuse.progress import SILENT
 
 _DATASETS, _ENCODERS = ("mr", "r8"), ("minilm", "mpnet")

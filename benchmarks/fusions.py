@@ -20,8 +20,9 @@ import numpy.typing as npt
 from benchmarks.common import cpu, measured, save
 from benchmarks.packaged import DATASETS, MOST_ROWS, Labels, Texts, embed, read_sets
 from layerfuse.blocks import BlockRef
-from layerfuse.embeddings.views import BlockView
-from layerfuse.evaluation.nested import PIPELINE, TrainingSample, baseline_strategies, nested_plan
+from layerfuse.embeddings.extraction import BlockView
+from layerfuse.evaluation.baselines import baseline_strategies
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import PAPER_SCHEDULE, MlpHead
 from layerfuse.metrics import paired_difference, share_interval

@@ -40,7 +40,7 @@ import numpy as np
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings.extraction import _EncoderBlocks
 from layerfuse.embeddings.store import Section, text_hashes
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.evaluation.nested import TrainingSample
 from layerfuse.model_selection import SearchSpace
 from layerfuse.parallel import peak_mb

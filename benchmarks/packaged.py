@@ -15,8 +15,7 @@ import numpy.typing as npt
 from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
 from layerfuse.classifier.validation import check_training
 from layerfuse.data import audit
-from layerfuse.embeddings.extraction import extract_all
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView, extract_all
 from layerfuse.errors import DataError, LayerfuseError, LayerfuseWarning
 from layerfuse.files import digest
 from layerfuse.progress import SILENT, Reporter

@@ -13,7 +13,7 @@ import pandas as pd
 
 from layerfuse import BlockRef
 from layerfuse.complementarity import Pair, ProbeData, measure_pairs
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.parallel import n_cores, parallel_map
 from layerfuse.probing import probe_blocks
 from layerfuse.targets import Targets

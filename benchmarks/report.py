@@ -19,10 +19,10 @@ from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
 from layerfuse.complementarity import Pair
-from layerfuse.config import FitConfig
 from layerfuse.data.audit import Audit, Finding, SplitAudit
 from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.options import FitConfig
 from layerfuse.report.run_report import (
     ColumnsReport,
     Complementarity,

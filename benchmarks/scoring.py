@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.packaged import DATASETS, POOLINGS, Texts, embed, read_sets
 from layerfuse import BlockRef, score_blocks
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView
 
 _ENCODER = "smollm2-135m"
 _TIMED = ("mr", "r52")

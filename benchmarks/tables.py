@@ -69,7 +69,7 @@ def _table(name: str) -> str:
         return f"Not measured yet: `python -m benchmarks {source}`.\n"
     value = json.loads(path.read_text(encoding="utf-8"))
     hardware = value["hardware"]
-    place = hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+    place = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
     return "\n".join([*make(value["results"]), "", f"({place}, {value['date']})", ""])
 
 

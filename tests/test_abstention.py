@@ -13,7 +13,7 @@ import layerfuse
 from commandline import rows, succeed, write_csv
 from families import TinyModels
 from helpers import build, planted
-from layerfuse.abstention import Abstention, fit_abstention
+from layerfuse.calibration import Abstention, fit_abstention
 from layerfuse.errors import ConfigError
 from layerfuse.targets import LabelSpace, Targets
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import resource
@@ -548,6 +549,10 @@ class TestDamagedBundles:
         path = bundle / "bundle.json"
         value = json.loads(path.read_text(encoding="utf-8"))
         value["encoders"][0]["source"] = "/gone/bert"
+        fields = {name: own for name, own in value.items() if name != "sha256"}
+        tensors = (bundle / "tensors.safetensors").read_bytes()
+        signed = json.dumps(fields, sort_keys=True).encode() + tensors
+        value["sha256"] = hashlib.sha256(signed).hexdigest()
         path.write_text(json.dumps(value), encoding="utf-8")
         command = ("predict", bundle, "train.csv", "--out", "out.csv")
         check_refused(lambda: run(*command), "'/gone/bert'", "model folder")

@@ -31,8 +31,8 @@ from commandline import rows, write_jsonl, write_text
 from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import compare
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import Key
-from layerfuse.embeddings.views import BlockView
 from layerfuse.probing import probe_blocks, standardization
 from layerfuse.targets import Targets
 

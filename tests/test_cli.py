@@ -26,12 +26,12 @@ from commandline import LABELS, Done, rows, run, start, succeed, write_csv, writ
 from families import N_LAYERS, save_model
 from layerfuse import FrozenEncoder
 from layerfuse.cli.commands import app
-from layerfuse.config import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, read_dataset
 from layerfuse.encoders import checks as checking
 from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
+from layerfuse.options import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
 from layerfuse.pooling import POOLINGS
 
 pytestmark = pytest.mark.slow
@@ -489,7 +489,7 @@ class TestUse:
         assert measured["metrics"]["n"] == 60
         printed = succeed("predict", "run", "train.csv")
         assert printed.out == succeed("predict", "run/bundle", "train.csv").out
-        texts = [row["text"] for row in csv.DictReader(io.StringIO(printed.out))]
+        texts = [row[text] for row in csv.DictReader(io.StringIO(printed.out))]
         assert texts == [text for _, text, _ in data]
         assert "read from column" not in printed.err
         # A file without such a column is refused, even where another column is plainly the text.
@@ -507,7 +507,12 @@ class TestUse:
             **measured,
             "data": "other.csv",
         }
-        assert succeed("predict", "run", "other.csv", *given[:2]).out == printed.out
+        other = succeed("predict", "run", "other.csv", *given[:2]).out
+        shares = [
+            [row["probability"] for row in csv.DictReader(io.StringIO(out))]
+            for out in (other, printed.out)
+        ]
+        assert shares[0] == shares[1]
         # What was given is not told apart from what was trained on.
         done = run("predict", "run", "train.csv", "--text-column", "remark")
         assert done.code == 2

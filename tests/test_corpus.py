@@ -260,11 +260,16 @@ def test_bars_between_columns(tmp_path: Path) -> None:
     assert read_dataset(path).train == Split(("a, b",), ("x",))
 
 
-@pytest.mark.parametrize("place", ["https://host/d.csv", "s3://bucket/d.parquet"])
-def test_addresses_are_refused(tmp_path: Path, place: str) -> None:
-    with pytest.raises(NotFoundError, match="Download it first"):
+@pytest.mark.parametrize(
+    ("place", "package"), [("https://host/d.csv", "aiohttp"), ("s3://bucket/d.parquet", "s3fs")]
+)
+def test_addresses_name_the_package_that_opens_them(
+    tmp_path: Path, place: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(MissingExtraError, match=package):
         load_dataset(place)
-    with pytest.raises(NotFoundError, match="Download it first"):
+    with pytest.raises(MissingExtraError, match=package):
         load_dataset(write_rows(tmp_path / "d.csv"), test=place)
 
 
@@ -389,6 +394,11 @@ def test_wrong_columns(tmp_path: Path) -> None:
     test = write(tmp_path / "test.csv", "text,kind\na,pos\n")
     with pytest.raises(DataError, match=r"test\.csv has no column 'label'"):
         read_dataset(path, test=test)
+
+
+def test_more_classes_than_fit_into_memory() -> None:
+    with pytest.raises(DataError, match="6,000 classes"):
+        check_trainable([f"{number % 6000}" for number in range(12_000)])
 
 
 @pytest.mark.parametrize(

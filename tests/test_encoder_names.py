@@ -110,7 +110,7 @@ def test_two_versions_of_a_model_are_two_encoders(tiny: TinyModels, tmp_path: Pa
 
 def test_a_prompt_by_a_dotted_name_reaches_the_encoder(tiny: TinyModels, tmp_path: Path):
     from layerfuse.commands.fit import make_encoders
-    from layerfuse.config import FitConfig
+    from layerfuse.options import FitConfig
 
     folder = place(tiny, tmp_path / "bge-tiny-v1.5")
     options = {"data": "a.csv", "encoders": (str(folder),), "dtype": "float32", "device": "cpu"}

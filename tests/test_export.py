@@ -25,7 +25,6 @@ from families import TinyModels
 from helpers import planted, sentences
 from layerfuse import BlockRef, FrozenEncoder
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.config import EXPORT_FORMATS
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.errors import ConfigError, StorageError, UnsupportedModelError
 from layerfuse.export.graph import fuse_function, head_function
@@ -33,6 +32,7 @@ from layerfuse.export.protocol import TOLERANCE, Source
 from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.fusion import FUSIONS, fit_fusion
 from layerfuse.heads import HEADS, fit_head
+from layerfuse.options import EXPORT_FORMATS
 from layerfuse.pipeline import FusedModel, Plan, train
 from layerfuse.probing import PrincipalAxes
 from layerfuse.targets import Targets

@@ -24,9 +24,8 @@ from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import engines, plan
 from layerfuse.embeddings.engines import ShardResult, run_shard
-from layerfuse.embeddings.extraction import extract_all, extract_blocks
+from layerfuse.embeddings.extraction import BlockView, extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
 

@@ -9,14 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from layerfuse.blocks import BlockRef
-from layerfuse.evaluation.nested import (
-    PIPELINE,
-    TrainingRows,
-    TrainingSample,
-    baseline_strategies,
-    nested_plan,
-    run_baselines,
-)
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies, run_baselines
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Rows, Verdict, judge
 from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.probing import probe_blocks

@@ -34,8 +34,8 @@ from commandline import rows, run, start, succeed, write_csv
 from families import TinyModels
 from helpers import Notes, planted, sentences
 from layerfuse import FrozenEncoder, LayerFusionClassifier, load
-from layerfuse.config import ServeConfig
 from layerfuse.errors import ConfigError
+from layerfuse.options import ServeConfig
 from layerfuse.progress import SILENT
 from layerfuse.serving import batcher, registry
 from layerfuse.serving.app import Server, make_app
@@ -64,7 +64,9 @@ def runs(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> dict[str
                 tiny(family), name="same", layers=[3], dtype="float32", device="cpu"
             )
         )
-        LayerFusionClassifier([encoder], cv=2, store=None).fit(texts, labels).save(root / name)
+        share = 0.8 if name == "other" else None
+        model = LayerFusionClassifier([encoder], cv=2, store=None, coverage=share)
+        model.fit(texts, labels).save(root / name)
     return {name: root / name for name in ("low", "high", "other")}
 
 
@@ -261,6 +263,15 @@ class TestAnswers:
         got = server.predict([long, "oil"], "other").json["predictions"]
         assert [row["truncated"] for row in got] == [True, False]
         assert counters(server)['layerfuse_truncated_texts_total{model="other"}'] >= 1
+
+    def test_texts_that_go_to_a_person(self, server: Running, runs: dict[str, Path]) -> None:
+        texts = ["oil price", "good awful market", "bad", "w1 w2"]
+        got = server.predict(texts, "other").json["predictions"]
+        alone = load(runs["other"])
+        assert alone.abstention_ is not None
+        unsure = alone.abstention_.abstains(alone.predict_proba(texts)).tolist()
+        assert [row["abstain"] for row in got] == unsure
+        assert server.predict(texts).json["predictions"][0]["abstain"] is None
 
     def test_what_is_served(self, server: Running, runs: dict[str, Path]) -> None:
         got = server.ask("GET", "/v1/models").json

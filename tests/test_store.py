@@ -29,8 +29,8 @@ from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
 from layerfuse.embeddings import engines, plan, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import write_shard
-from layerfuse.embeddings.views import BlockView
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 
@@ -889,8 +889,10 @@ class TestTroubledFolders:
         flip(shard, data_range(shard, "2:mean")[0])
         read_only()
         refused = r"Writing .* is not allowed\. Choose a folder that you may write to"
+        notes = Notes()
         with pytest.raises(StorageError, match=refused):
-            extract(sentences(50), encoder, store=store)
+            extract(sentences(50), encoder, store=store, reporter=notes)
+        assert notes.advanced == []  # no text was read for nothing
         with pytest.raises(StorageError, match=refused):
             extract(TEXTS, encoder, store=EmbeddingStore(store.root / "new"))
         with pytest.raises(StorageError, match=refused):

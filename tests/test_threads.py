@@ -23,7 +23,7 @@ from families import TinyModels, save_model
 from helpers import Notes, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
 from layerfuse.embeddings import plan
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.encoders import frozen
 from layerfuse.errors import ConfigError
 from layerfuse.progress import Advance

@@ -12,13 +12,7 @@ from sklearn.linear_model import Ridge
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.evaluation.nested import (
-    FINAL_PLAN,
-    PIPELINE,
-    OutOfFold,
-    TrainingSample,
-    nested_plan,
-)
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, OutOfFold, TrainingSample, nested_plan
 from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.pipeline import Plan, predict_held
 from layerfuse.probing import decompose, leave_one_out, probe_blocks, probe_rows

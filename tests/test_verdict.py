@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import (
     BaselineComparison,
     Rows,

@@ -16,9 +16,9 @@ from benchmarks.study.inputs import DATASETS, PARTS, PRESETS, StudySettings
 from benchmarks.study.measure import run_study
 from benchmarks.study.page import FIGURES, page_of, write_html
 from layerfuse.cli.console import TerminalReporter
-from layerfuse.config import POOLING_NAMES
 from layerfuse.errors import ConfigError, LayerfuseError
 from layerfuse.files import atomic_write
+from layerfuse.options import POOLING_NAMES
 from layerfuse.progress import SILENT
 
 _COLUMNS = 80

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.packaged import ENCODERS, POOLINGS, Texts
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.errors import LayerfuseError
 from layerfuse.files import digest, human_bytes
 from layerfuse.progress import Reporter

@@ -33,7 +33,7 @@ from benchmarks.study.profiles import Profile, describe_profile, profile_blocks
 from benchmarks.study.results import Results, machine, write_json
 from layerfuse import BlockRef, EmbeddingStore
 from layerfuse.complementarity import Pair, ProbeData, measure_pairs
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.errors import ConfigError, LayerfuseError
 from layerfuse.evaluation.learning_curve import learning_curve
 from layerfuse.probing import ProbeResults

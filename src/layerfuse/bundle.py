@@ -25,9 +25,8 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
-from layerfuse.abstention import Abstention
 from layerfuse.blocks import BlockRef, resolve_poolings
-from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.calibration import Abstention, TemperatureCalibrator
 from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError

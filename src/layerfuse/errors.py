@@ -8,7 +8,8 @@
     │   └── NotAvailableError (AttributeError)  only right after fit, not on a loaded classifier
     ├── NotFoundError (LookupError)   a named encoder, dataset, file or bundle is not there
     ├── UnsupportedModelError (ValueError)  the model cannot be read layer by layer
-    ├── FormatError (ValueError)      a saved thing is damaged or from a newer version
+    ├── FormatError (ValueError)      a saved thing is damaged
+    │   └── NewerVersionError         … or from a newer version
     ├── StorageError (OSError)        the disk refused a write
     ├── NoMemoryError (MemoryError)   a model or its embeddings do not fit into memory
     └── MissingExtraError (ImportError)     an optional package is not installed
@@ -22,9 +23,13 @@ with 2 on any ``LayerfuseError`` and with 1 on anything else.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a disk, or of a user's share of it, that is full."""
 
 
 class LayerfuseError(Exception):

@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any, cast
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import (
+    FULL_DISK,
     FormatError,
     MissingExtraError,
     NewerVersionError,
@@ -27,7 +27,6 @@ from layerfuse.errors import (
     StorageError,
 )
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UMASK = Lock()
 _CHECKSUMS = "SHA256SUMS"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
@@ -58,7 +57,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in FULL_DISK:
             raise StorageError(
                 f"The disk has no room to write {path}. What was complete before is kept; "
                 "free some space (or choose another folder) and run the same command again."
@@ -70,6 +69,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}. Choose another folder."
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a StorageError for a folder that takes no files, before the work that would fill it.
+
+    To ask for permission is not enough: root has it where nothing can be made.
+    """
+    with storage_errors(folder):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -160,6 +170,8 @@ def open_url(url: str) -> IO[bytes]:
     StorageError
         For what else the storage says.
     """
+    import fsspec
+
     with url_errors(url):
         return cast("IO[bytes]", fsspec.open(url, "rb").open())
 

@@ -31,7 +31,7 @@ Floats: TypeAlias = npt.NDArray[np.floating]
 Decisions: TypeAlias = npt.NDArray[np.intp]
 """What is predicted for each row, in the form that `LabelSpace.decide` gives."""
 
-_FEW_GROUPS = 1000
+_FEW_GROUPS, _MOST_CLASSES = 1000, 5000
 _NOT_NEWS = (  # of scikit-learn's warnings
     "The least populated class",
     "The groups parameter is ignored",
@@ -459,6 +459,11 @@ def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT
         raise DataError(
             f"All {len(labels)} rows have the same label {labels[0]!r}. A classifier needs rows "
             "of at least two classes: add some, or choose another label column."
+        )
+    if len(counts) > _MOST_CLASSES:
+        raise DataError(
+            f"The labels are of {len(counts):,} classes, of at most {_MOST_CLASSES:,} that fit "
+            "into memory. Is another column the label? If not, join rare classes."
         )
     single = [label for label, count in counts.items() if count == 1]
     more = f" and {len(single) - 5} more" if len(single) > 5 else ""

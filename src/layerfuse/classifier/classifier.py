@@ -12,10 +12,9 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.abstention import Abstention, fit_abstention
 from layerfuse.blocks import BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
-from layerfuse.calibration import fit_calibration
+from layerfuse.calibration import Abstention, fit_abstention, fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
     Encoders,
@@ -28,18 +27,11 @@ from layerfuse.classifier.validation import (
     warn_truncated,
 )
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import check_texts, extract_all, extract_blocks
-from layerfuse.embeddings.views import BlockView
+from layerfuse.embeddings.extraction import BlockView, check_texts, extract_all, extract_blocks
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, NotAvailableError
-from layerfuse.evaluation.nested import (
-    FINAL_PLAN,
-    PIPELINE,
-    TrainingRows,
-    TrainingSample,
-    baseline_strategies,
-    nested_plan,
-)
+from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
+from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection

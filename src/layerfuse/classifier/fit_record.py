@@ -9,13 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.evaluation.nested import (
-    Baseline,
-    OutOfFold,
-    TrainingRows,
-    TrainingSample,
-    run_baselines,
-)
+from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
+from layerfuse.evaluation.nested import OutOfFold, TrainingSample
 from layerfuse.evaluation.verdict import GeneralizationGap, Rows, Verdict, judge, measure_gap
 from layerfuse.model_selection import SearchResult
 from layerfuse.pipeline import Blocks

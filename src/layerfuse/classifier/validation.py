@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.abstention import check_share
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
-from layerfuse.calibration import check_calibration
+from layerfuse.calibration import check_calibration, check_share
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.encoders import FrozenEncoder

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import tomllib
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ from cyclopts import exceptions as faults
 
 from layerfuse.cli.commands import app
 from layerfuse.cli.console import Output, open_streams, visible
-from layerfuse.config import FitConfig
 from layerfuse.errors import (
+    FULL_DISK,
     ConfigError,
     LayerfuseError,
     NotFoundError,
     did_you_mean,
     is_out_of_memory,
 )
-from layerfuse.files import FULL
+from layerfuse.options import FitConfig
 
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 _RESUMED = {
@@ -41,7 +42,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     open_streams()
     try:
-        code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
+        with warnings.catch_warnings():  # scikit-learn's, of many classes
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+            code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
         sys.stdout.flush()
         return code
     except CycloptsError as error:
@@ -62,7 +65,7 @@ def main() -> int:
         _drop_output()
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        if isinstance(error, OSError) and error.errno in FULL_DISK and error.filename is None:
             _drop_output()
             return _fail(
                 "there is no room for what standard output should hold. What was saved is complete."

@@ -14,7 +14,8 @@ from cyclopts.validators import Number
 
 from layerfuse._version import __version__
 from layerfuse.cli.console import Output, print_json, visible, write_data
-from layerfuse.config import (
+from layerfuse.errors import ConfigError, require
+from layerfuse.options import (
     EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
@@ -37,7 +38,6 @@ from layerfuse.config import (
     count,
     option,
 )
-from layerfuse.errors import ConfigError, require
 
 
 def _shown(value: object) -> str | None:

@@ -19,7 +19,7 @@ from cyclopts.validators import mutually_exclusive
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from layerfuse.config import OUTPUT, option
+from layerfuse.options import OUTPUT, option
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _BAR = 20  # characters, so that a line fits 80

@@ -14,13 +14,13 @@ from layerfuse.commands.fit import make_encoders, read_data, text_codes
 from layerfuse.commands.paths import check_new_file, open_store
 from layerfuse.complementarity import EncoderComparison, MeasuredPair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
-from layerfuse.config import CurveConfig, ReadConfig
 from layerfuse.data import Split
 from layerfuse.data.audit import Finding
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.model_selection import check_search
+from layerfuse.options import CurveConfig, ReadConfig
 from layerfuse.progress import Reporter
 from layerfuse.report.results import CompareResult, CurveResult, Example, TrainingData
 from layerfuse.report.run_report import write_model

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from layerfuse.commands.fit import make_encoders
 from layerfuse.commands.parts import Part, PartSource, run_parts
 from layerfuse.commands.paths import open_store
-from layerfuse.config import ReadConfig, StreamConfig
 from layerfuse.data import STANDARD_INPUT
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import ConfigError
+from layerfuse.options import ReadConfig, StreamConfig
 from layerfuse.progress import Reporter
 from layerfuse.report.results import ExtractResult
 

@@ -29,7 +29,6 @@ from layerfuse.commands.diagnosis import (
 )
 from layerfuse.commands.paths import check_new_folder, open_store
 from layerfuse.commands.report import try_report
-from layerfuse.config import FitConfig, ReadConfig
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
@@ -42,11 +41,12 @@ from layerfuse.errors import (
     StorageError,
     did_you_mean,
 )
-from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
+from layerfuse.options import FitConfig, ReadConfig
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
 from layerfuse.report.results import ProfileResult, TrainingData

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from layerfuse.config import StreamConfig
 from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
 from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError, require
 from layerfuse.files import (
@@ -29,6 +28,7 @@ from layerfuse.files import (
     url_errors,
     write_json,
 )
+from layerfuse.options import StreamConfig
 from layerfuse.progress import SILENT, Advance, Reporter
 
 R_co = TypeVar("R_co", covariant=True)

@@ -17,7 +17,6 @@ from layerfuse.commands.diagnosis import Predicted, confusion
 from layerfuse.commands.parts import Part, PartFiles, PartSource, in_order, run_parts
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.tables import Share, encode
-from layerfuse.config import StreamConfig
 from layerfuse.data import (
     STANDARD_INPUT,
     TABLE_SUFFIXES,
@@ -33,6 +32,7 @@ from layerfuse.data import (
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
 from layerfuse.files import fingerprint_folder, is_url
 from layerfuse.metrics import paired_difference, share_interval
+from layerfuse.options import StreamConfig
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar, cast
 
 from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.errors import DataError, NotFoundError, did_you_mean, require
+from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
 from layerfuse.files import human_bytes, is_url, open_url
 
 T = TypeVar("T")
@@ -156,9 +156,9 @@ def _split_files(folder: Path) -> dict[str, Sequence[Path | str]]:
             return next(iter(found.values()))
     if _class_folders(folder) or list(folder.glob("*.arrow")):
         return {"train": [folder]}
-    names = sorted(entry.name for entry in folder.iterdir())
+    there = sorted(entry.name for entry in folder.iterdir())
     raise DataError(
-        f"{folder} holds no split files (it has: {', '.join(names[:10]) or 'nothing'}).\n"
+        f"{folder} holds no split files (it has: {', '.join(there[:10]) or 'nothing'}).\n"
         "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), or give "
         "one file instead of the folder."
     )
@@ -432,7 +432,7 @@ def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
         raise DataError(
             f"{file.where} has a header line but no rows. Is the first line a text?"
             if any(header)
-            else f"{file.where} is empty. Give a file with at least one text."
+            else f"{file.where} is empty: it has no rows. Give a file with at least one text."
         )
 
 
@@ -610,7 +610,7 @@ def _arrow_errors(where: str, kind: str) -> Iterator[None]:
     """Arrow's own errors, and those of values that Python cannot hold, as a DataError."""
     try:
         yield
-    except DataError:
+    except LayerfuseError:
         raise
     except Exception as error:  # Arrow's, of time zones, dates, texts that are no UTF-8
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

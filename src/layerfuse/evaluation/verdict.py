@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
-from layerfuse.evaluation.nested import Baseline
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.metrics import Estimate, PairedDifference, paired_difference, share_interval
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from layerfuse.abstention import AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.calibration import AbstentionFigures
 from layerfuse.complementarity import Addition, MeasuredPair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve

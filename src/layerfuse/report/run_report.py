@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from layerfuse.abstention import Abstention, AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.calibration import Abstention, AbstentionFigures
 from layerfuse.complementarity import Pair
-from layerfuse.config import FitConfig, ReadConfig
 from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.evaluation.verdict import (
@@ -25,6 +24,7 @@ from layerfuse.evaluation.verdict import (
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
+from layerfuse.options import FitConfig, ReadConfig
 from layerfuse.resources import EncoderCost, PipelineCost
 from layerfuse.targets import Targets
 

@@ -9,13 +9,13 @@ from datetime import UTC
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.abstention import AbstentionFigures
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.config import FitConfig
+from layerfuse.calibration import AbstentionFigures
 from layerfuse.data.audit import Audit
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.evaluation.verdict import BaselineComparison
 from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.options import FitConfig
 from layerfuse.report.run_report import (
     AbstentionReport,
     CalibrationBin,

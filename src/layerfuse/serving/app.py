@@ -25,8 +25,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from layerfuse._version import __version__
-from layerfuse.config import ServeConfig
 from layerfuse.errors import LayerfuseError
+from layerfuse.options import ServeConfig
 from layerfuse.serving.batcher import Batcher, QueueFullError
 from layerfuse.serving.guard import LOG, Guard, Record, problem
 from layerfuse.serving.metrics import Metrics
@@ -107,6 +107,10 @@ class Server:
         if isinstance(asked, ClassificationRequest):
             rows = _ranked(model, predicted, asked.parameters.top_k)
             return _json([[{"label": str(k), "score": p} for k, p in row] for row in rows])
+        rule = model.abstention
+        unsure: list[bool | None] = [None] * len(texts)
+        if rule is not None:
+            unsure = rule.abstains(predicted.proba).tolist()
         # Written by hand: validating what was just made costs as much as all the rest.
         predictions = [
             {
@@ -114,9 +118,13 @@ class Server:
                 "probability": row[0][1],
                 "probabilities": [{"label": k, "probability": p} for k, p in row],
                 "truncated": cut,
+                "abstain": abstain,
             }
-            for row, cut in zip(
-                _ranked(model, predicted, asked.top_k), predicted.truncated.tolist(), strict=True
+            for row, cut, abstain in zip(
+                _ranked(model, predicted, asked.top_k),
+                predicted.truncated.tolist(),
+                unsure,
+                strict=True,
             )
         ]
         ms = round(1e3 * (time.perf_counter() - started), 2)

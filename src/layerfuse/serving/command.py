@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import uvicorn
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from layerfuse.config import ServeConfig
 from layerfuse.errors import ConfigError
+from layerfuse.options import ServeConfig
 from layerfuse.progress import Reporter
 from layerfuse.serving.app import make_app
 from layerfuse.serving.guard import JsonLines

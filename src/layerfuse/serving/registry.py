@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.bundle import load_bundle
+from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.embeddings.engines import run_shard
@@ -34,6 +35,7 @@ class ServedModel:
     model: FusedModel
     encoders: Mapping[str, FrozenEncoder]
     info: ModelInfo
+    abstention: Abstention | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,7 @@ def load_models(
             classifier.model_,
             {encoder.name: shared[_identity(encoder)] for encoder in classifier.encoders_},
             _info(name, classifier, _report(runs[name], reporter)),
+            classifier.abstention_,
         )
         for name, classifier in loaded.items()
     }

@@ -74,6 +74,8 @@ class Prediction(Model):
     """The most probable classes, highest first."""
     truncated: bool
     """Whether the text was longer than an encoder reads."""
+    abstain: bool | None = None
+    """Whether the text should go to a person; null for a classifier that never abstains."""
 
 
 class PredictResponse(Model):

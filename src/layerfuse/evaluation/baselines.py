@@ -1,0 +1,215 @@
+"""Baselines that a pipeline has to beat: the most frequent label, TF-IDF and single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.evaluation.nested import (
+    Floats,
+    Folds,
+    OutOfFold,
+    PlanStrategy,
+    Rows,
+    TrainingSample,
+)
+from layerfuse.model_selection import SearchResult
+from layerfuse.parallel import parallel_map
+from layerfuse.pipeline import Blocks, Plan
+from layerfuse.progress import SILENT, Reporter, track
+from layerfuse.targets import Decisions, Targets
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+_WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
+
+
+@dataclass(frozen=True)
+class BaselineStrategy:
+    """A baseline that reads ``encoder`` (None: any): how it arrives at a plan."""
+
+    name: str
+    encoder: str | None
+    choose: PlanStrategy
+
+    @property
+    def key(self) -> str:
+        """Its name among the strategies of `TrainingSample.out_of_fold`."""
+        return f"{self.name}:{self.encoder}"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The predictions of one baseline.
+
+    Attributes
+    ----------
+    name : str
+        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the first N
+        chosen blocks, concatenated).
+    encoder : str or None
+        The encoder of its first block.
+    plan : Plan or None
+        None where no encoder is read.
+    out_of_fold : ndarray of shape (n_sample,)
+        Decisions for the rows of the sample by models that did not see them.
+    predicted : ndarray of shape (n_test,) or None
+        Decisions for test rows.
+    """
+
+    name: str
+    encoder: str | None
+    plan: Plan | None
+    out_of_fold: Decisions
+    predicted: Decisions | None
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """All n training rows, and the indices (n_sample,) of those that are the sample.
+
+    Baselines on blocks that are not among ``blocks`` learn from the sample alone.
+    """
+
+    texts: Sequence[str]
+    targets: Targets
+    sample: Rows
+    blocks: Blocks
+    row_weights: Floats | None = None
+
+
+def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[BaselineStrategy]:
+    """The baselines that read encoders.
+
+    ``last_layer`` and ``last_four`` take each encoder's pooling that scores best at its last
+    layer; ``last_four`` concatenates its last four layers. ``last_matched`` concatenates as many
+    last layers as the pipeline has blocks, so that it is as wide, of the encoder whose last layer
+    scores best.
+    """
+    strategies = []
+    for encoder in encoders:
+        strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
+        strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
+    strategies.append(BaselineStrategy("last_matched", None, _last_matched))
+    strategies.append(BaselineStrategy("best_block", None, _best_block))
+    strategies += [
+        BaselineStrategy(f"first_{count}", None, _first(count)) for count in range(1, max_blocks)
+    ]
+    return strategies
+
+
+def _last_of(encoder: str, count: int) -> PlanStrategy:
+    return lambda _, scores: _last_layers(scores, encoder, count)
+
+
+def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
+    """The last ``count`` layers of one encoder, at the pooling that is best at the very last."""
+    pooling = scores.last(encoder).block.pooling
+    layers = sorted({score.block.layer for score in scores.of(encoder)})
+    return Plan(tuple(BlockRef(encoder, layer, pooling) for layer in layers[-count:]))
+
+
+def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
+    lasts = (scores.last(encoder) for encoder in scores.encoders)
+    best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
+    return _last_layers(scores, best.encoder, len(result.plan.blocks))
+
+
+def _best_block(_: SearchResult, scores: BlockScores) -> Plan:
+    return Plan((scores.best.block,))
+
+
+def _first(count: int) -> PlanStrategy:
+    return lambda result, _: Plan(result.plan.blocks[:count])
+
+
+def run_baselines(
+    sample: TrainingSample,
+    result: SearchResult,
+    nested: Mapping[str, OutOfFold],
+    folds: Folds,
+    training: TrainingRows,
+    *,
+    test: tuple[Sequence[str], Blocks] | None = None,
+    max_blocks: int,
+    reporter: Reporter = SILENT,
+) -> list[Baseline]:
+    """Predict with every baseline, out of fold and for test texts and blocks if there are any.
+
+    ``nested`` holds the logits of the `baseline_strategies` by their keys, of ``folds``.
+    """
+    scores = sample.probed.scores
+    strategies = baseline_strategies(scores.encoders, max_blocks)
+    n_chosen = len(result.plan.blocks)
+    itself = {f"first_{count}" for count in range(n_chosen, max_blocks)}
+    plans = {s: s.choose(result, scores) for s in strategies if s.name not in itself}
+    texts, targets = training.texts, training.targets
+    in_sample = [texts[row] for row in training.sample]
+
+    def predict(plan: Plan) -> Decisions | None:
+        if test is None:
+            return None
+        if set(plan.blocks) <= set(training.blocks):
+            model = sample.fit(plan, training.blocks, targets, training.row_weights)
+        else:
+            model = sample.fit(plan, sample.blocks, sample.targets, sample.row_weights)
+        return targets.space.decide(model.logits(test[1]))
+
+    distinct = list(dict.fromkeys(plans.values()))
+    predicted = parallel_map(predict, distinct, sample.n_jobs)
+    predicted = track(predicted, "baselines", len(distinct), "baselines", reporter)
+    decisions = dict(zip(distinct, predicted, strict=True))
+    majority, tfidf = None, None
+    if test is not None:
+        majority = np.full(len(test[0]), targets.most_frequent[0])
+        tfidf = _tfidf(texts, targets, test[0])
+    most = np.full(len(in_sample), targets.most_frequent[0])
+    words = _tfidf_out_of_fold(in_sample, sample.targets, folds, sample.n_jobs)
+    baselines = [
+        Baseline("majority", None, None, most, majority),
+        Baseline("tfidf", None, None, words, tfidf),
+    ]
+    for strategy, plan in plans.items():
+        own = targets.space.decide(nested[strategy.key].logits)
+        baselines.append(
+            Baseline(strategy.name, plan.blocks[0].encoder, plan, own, decisions[plan])
+        )
+    return baselines
+
+
+def tfidf_classifier() -> Pipeline:
+    """TF-IDF of words with multinomial logistic regression (C=10)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD)
+    return make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000, tol=1e-3))
+
+
+def _tfidf(texts: Sequence[str], targets: Targets, others: Sequence[str]) -> Decisions:
+    try:
+        return np.asarray(tfidf_classifier().fit(texts, targets.codes).predict(others))
+    except ValueError as error:  # no text holds a word
+        if "empty vocabulary" not in str(error):
+            raise
+        return np.full(len(others), targets.most_frequent[0])
+
+
+def _tfidf_out_of_fold(
+    texts: Sequence[str], targets: Targets, folds: Folds, n_jobs: int | None
+) -> Decisions:
+    def predict(fold: tuple[Rows, Rows]) -> Decisions:
+        rows, held = fold
+        known = [texts[row] for row in rows]
+        return _tfidf(known, targets[rows], [texts[row] for row in held])
+
+    decisions = targets.most_frequent
+    for (_, held), own in zip(folds, parallel_map(predict, folds, n_jobs), strict=True):
+        decisions[held] = own
+    return decisions
