@@ -330,6 +330,18 @@ def test_a_refusal_names_the_best_block_which_can_be_exported(fitted: Path, tmp_
     assert done.json["difference"] < TOLERANCE
 
 
+@pytest.mark.parametrize("block", [(), ("--block", "tiny:1:mean")])
+def test_an_encoder_with_other_weights_is_refused(
+    fitted: Path, tiny: TinyModels, tmp_path: Path, block: tuple[str, ...]
+) -> None:
+    other = f"tiny={tiny('bert', seed=1)}"
+    command = ("--format", "sentence-transformers", "--out", tmp_path / "out", *block)
+    done = run("export", fitted, *command, "-e", other)
+    assert done.code == 2
+    assert "trained with" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_writes_a_card_and_nothing_private(fitted: Path, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 

@@ -67,6 +67,7 @@ def export(
     exporter, bundle = FORMATS[format], load_bundle(bundle_folder(run))
     report = _report(run)
     rows, name = _rows(bundle, report, data, text_column, label_column, reporter)
+    classifier = load(run, encoders=places)  # refuses other files than it was fitted with
     alone = None if block is None else BlockRef.parse(block)
     if alone is not None:
         check_choice(alone.encoder, [spec.name for spec in bundle.encoders], "encoder")
@@ -84,7 +85,7 @@ def export(
     fitted: npt.NDArray[Any] | None = None
     if block is None:
         with reporting_to(reporter):
-            fitted = load(run, encoders=places).predict_proba(rows.texts)
+            fitted = classifier.predict_proba(rows.texts)
     accuracy = None if block is not None else _accuracy(bundle, rows, written.found)
     return ExportResult(
         run=str(run),
