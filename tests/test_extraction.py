@@ -282,7 +282,7 @@ class TestViews:
         assert list(joined) == blocks
         for block in blocks:
             np.testing.assert_array_equal(joined[block], view[block])
-        with pytest.raises(KeyError, match="bert:9:mean was not extracted"):
+        with pytest.raises(KeyError, match="bert:9:mean is not one of"):
             view.select([BlockRef("bert", 9, "mean")])
         with pytest.raises(ConfigError, match="same texts"):
             BlockView.join([only[0], only[1].take(np.array([0]))])
