@@ -211,9 +211,9 @@ class TestJobs:
         keys = ((0, "mean"), (2, "last"), (3, "mean"))
         jobs = plan_shards(texts, [(np.arange(100), keys)], encoder)
         assert [len(job.texts) for job in jobs] == [40, 40, 20]
-        here, there = tmp_path / "here", tmp_path / "there"
-        here.mkdir()
-        there.mkdir()
+        here, there = tmp_path / "here" / "section", tmp_path / "there" / "section"
+        here.mkdir(parents=True)
+        there.mkdir(parents=True)
         results = [run_shard(job, encoder, here) for job in jobs]
         spawn = multiprocessing.get_context("spawn")
         cache = os.environ["LAYERFUSE_CACHE"]
