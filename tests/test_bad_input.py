@@ -425,6 +425,7 @@ MISTAKES = [
         "predictions below a file", "predict {run} train.csv --out train.csv/x.csv",
         ("train.csv is not a folder", "--out"),
     ),
+    Mistake("a server asked for JSON", "serve {run} --json", ("no result", "--json")),
     Mistake("predictions onto a folder", "predict {run} train.csv --out full",
             ("full is a folder",), {"full/x": ""}),
     Mistake("predict on an unknown device", "predict {run} train.csv --device gpu", ("'gpu'",)),

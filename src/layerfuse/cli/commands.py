@@ -162,6 +162,10 @@ def predict(
 @app.command
 def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output = _PRINT) -> None:
     """Serve saved classifiers over HTTP, with a page for people; LAYERFUSE_TOKEN protects it."""
+    if output.as_json:
+        raise ConfigError(
+            "A server has no result to print. Leave out --json: its log lines are JSON."
+        )
     require("fastapi", "serve", "A server")
     from layerfuse.serving.command import serve as run
 
