@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, ShuffleSplit, StratifiedKFold
+from sklearn.model_selection import (
+    GroupKFold,
+    LeaveOneGroupOut,
+    ShuffleSplit,
+    StratifiedGroupKFold,
+    StratifiedKFold,
+)
 
 from families import TinyModels
 from helpers import Notes, sentences
@@ -172,6 +179,44 @@ def test_a_group_is_on_one_side_of_every_fold(n_groups: int, cv: Any) -> None:
         for code in range(3):
             shares = [np.mean(y[held] == code) for _, held in folds]
             assert max(shares) - min(shares) < (0.3 if n_groups == 12 else 0.06)
+
+
+@pytest.mark.parametrize(("n", "classes"), [(40, 2), (300, 7), (60, 25)])
+@pytest.mark.parametrize("n_groups", [None, 12, 60])
+@pytest.mark.filterwarnings("ignore:The (least|number):UserWarning")  # of scikit-learn's own
+def test_folds_are_as_even_as_those_of_scikit_learn(
+    n: int, classes: int, n_groups: int | None
+) -> None:
+    """Without groups they are the same ones."""
+    unevenness = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, classes, n)
+        groups = None if n_groups is None else rng.integers(0, n_groups, n)
+        splitter: Any = StratifiedKFold if groups is None else StratifiedGroupKFold
+        n_folds = min(4, np.bincount(y).max())
+        theirs = list(splitter(n_folds, shuffle=True, random_state=seed).split(y, y, groups))
+        ours = Targets.from_labels(y, groups).folds(n_folds, seed)
+        if groups is None:
+            for (_, held), (_, their_held) in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(held, their_held)
+        counts = [
+            [np.bincount(y[held], minlength=classes) for _, held in f] for f in (ours, theirs)
+        ]
+        unevenness.append([float(np.std(of_folds, axis=0).sum()) for of_folds in counts])
+    ours_mean, theirs_mean = np.mean(unevenness, axis=0)
+    assert ours_mean <= 1.05 * theirs_mean
+
+
+def test_folds_warn_of_nothing_and_leave_the_filters_alone() -> None:
+    """Filters belong to the whole process: touching them is wrong where several threads fit."""
+    targets = Targets.from_labels([0] * 9 + [1, 2, 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = warnings.filters
+        for groups in (None, np.arange(12) // 2):
+            Targets.from_labels(targets.codes, groups).folds(5, seed=0)
+        assert warnings.filters is before
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ link, the losses, stratification) is in `LabelSpace` and `Targets`.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -32,11 +31,6 @@ Decisions: TypeAlias = npt.NDArray[np.intp]
 """What is predicted for each row, in the form that `LabelSpace.decide` gives."""
 
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
-_NOT_NEWS = (  # of scikit-learn's warnings
-    "The least populated class",
-    "The groups parameter is ignored",
-    "The number of unique classes is greater than 50%",
-)
 
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
@@ -373,35 +367,20 @@ class Targets:
             For a splitter that cannot split these rows, and folds that do not hold out each row
             once.
         """
-        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-        placeholder = np.zeros(len(self))
-        with warnings.catch_warnings():
-            for message in _NOT_NEWS:
-                warnings.filterwarnings("ignore", message=message, category=UserWarning)
-            if not isinstance(cv, (int, np.integer)):
-                return self._given_folds(cv)
-            n_folds = max(2, min(int(cv), int(self.counts.max())))
-            if self.groups is None:
-                folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-                return list(folds.split(placeholder, self.codes))
-            groups = self.groups.codes
-            _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-            if len(first) <= _FEW_GROUPS:
-                n_folds = max(2, min(n_folds, len(first)))
-                grouped = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-                pairs = list(grouped.split(placeholder, self.codes, groups))
-                return [(rows, held) for rows, held in pairs if len(held)]
-            # Many groups balance by themselves, and scikit-learn looks at one at a time.
-            ones = Targets(self.space, self.codes[first]).folds(n_folds, seed)
-            return [
-                (np.flatnonzero(np.isin(member, rows)), np.flatnonzero(np.isin(member, held)))
-                for rows, held in ones
-            ]
+        if not isinstance(cv, (int, np.integer)):
+            return self._given_folds(cv)
+        n_folds = max(2, min(int(cv), int(self.counts.max())))
+        if self.groups is None:
+            return _pairs(_stratified(self.codes, n_folds, seed))
+        _, first, member = np.unique(self.groups.codes, return_index=True, return_inverse=True)
+        if len(first) <= _FEW_GROUPS:
+            return _pairs(_grouped(self.codes, member, max(2, min(n_folds, len(first))), seed))
+        # Many groups balance by themselves, and there it takes too long to look at one at a time.
+        return _pairs(_stratified(self.codes[first], n_folds, seed)[member])
 
     def _given_folds(self, cv: Splitter | Iterable[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
         groups = self.groups
-        codes = None if groups is None else groups.codes
+        codes = groups.codes if groups is not None and _reads_groups(cv) else None
         try:
             pairs = cv.split(self.codes, self.codes, codes) if isinstance(cv, Splitter) else cv
             folds = [(np.arange(len(self))[a], np.arange(len(self))[b]) for a, b in pairs]
@@ -439,6 +418,57 @@ class Targets:
             count = max(min(minimum, len(rows)), round(n_rows * len(rows) / len(self)))
             kept.append(random.permutation(rows)[:count])
         return np.sort(np.concatenate(kept))
+
+
+# Like scikit-learn's StratifiedKFold and StratifiedGroupKFold, whose warnings of rare classes could
+# only be silenced for the whole process: wrong where several threads fit.
+
+
+def _stratified(codes: Rows, n_folds: int, seed: int) -> Rows:
+    """The fold of each row: each class is dealt out evenly, and so are all rows."""
+    random = np.random.RandomState(seed)
+    _, first, code = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))[code]  # classes by their first row
+    dealt = np.sort(order)
+    shares = [np.bincount(dealt[fold::n_folds], minlength=len(first)) for fold in range(n_folds)]
+    folds = np.empty(len(codes), dtype=np.intp)
+    for number, counts in enumerate(np.transpose(shares)):
+        of_class = np.arange(n_folds).repeat(counts)
+        random.shuffle(of_class)
+        folds[order == number] = of_class
+    return folds
+
+
+def _grouped(codes: Rows, groups: Rows, n_folds: int, seed: int) -> Rows:
+    """The fold of each row: groups go, most uneven in classes first, where they balance best."""
+    _, code = np.unique(codes, return_inverse=True)
+    counts = np.zeros((groups.max() + 1, code.max() + 1))
+    np.add.at(counts, (groups, code), 1.0)
+    order = np.random.RandomState(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].std(axis=1), kind="stable")]
+    folds = np.empty(len(counts), dtype=np.intp)
+    held = np.zeros((n_folds, counts.shape[1]))
+    for group in order:
+        after = held + np.eye(n_folds)[:, :, None] * counts[group]  # if it went to each fold
+        uneven = (after / counts.sum(axis=0)).std(axis=1).mean(axis=1)
+        near = np.flatnonzero(np.isclose(uneven, uneven.min()))
+        folds[group] = near[held[near].sum(axis=1).argmin()]
+        held[folds[group]] += counts[group]
+    return folds[groups]
+
+
+def _pairs(folds: Rows) -> list[tuple[Rows, Rows]]:
+    return [
+        (np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)
+    ]
+
+
+def _reads_groups(cv: object) -> bool:
+    """Whether a splitter wants groups; scikit-learn's others warn that they ignore them."""
+    from sklearn.utils.metadata_routing import get_routing_for_object
+
+    known = hasattr(cv, "get_metadata_routing")
+    return not known or "groups" in get_routing_for_object(cv).consumes("split", ["groups"])
 
 
 def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT) -> None:
