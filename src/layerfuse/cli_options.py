@@ -273,6 +273,9 @@ class FitConfig(CurveConfig):
     _: KW_ONLY
     fusion: _Fusion = "auto"
     head: _Head = "auto"
+    lexical: Annotated[
+        bool, _choice("Words (TF-IDF) as a candidate block.", negative="--no-lexical")
+    ] = True
     fragments: Annotated[
         str,
         _choice(

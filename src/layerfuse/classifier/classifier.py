@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.blocks import BlockScores, Selection
+from layerfuse.blocks import LEXICAL_BLOCK, BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
 from layerfuse.calibration import Abstention, fit_abstention, fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
@@ -55,6 +56,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     ----------
     encoders : str, Path, FrozenEncoder or sequence of them, default=("minilm",)
         Catalog names, model folders, ``.gguf`` files, Hub names or encoders.
+    lexical : bool, default=True
+        Whether words are a candidate beside the encoders' layers: one block that says how near a
+        text's words (TF-IDF) are to those of each class.
     selection : {"greedy", "top_k", "best", "last"}, default="greedy"
         How blocks are selected; see `select_blocks`.
     max_blocks : int, default=5
@@ -159,6 +163,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self,
         encoders: Encoders = ("minilm",),
         *,
+        lexical: bool = True,
         selection: str = "greedy",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,
@@ -177,6 +182,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         verbose: int = 0,
     ) -> None:
         self.encoders = encoders
+        self.lexical = lexical
         self.selection = selection
         self.max_blocks = max_blocks
         self.budget = budget
@@ -241,7 +247,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter.note(f"blocks are scored on {len(sample)} of {len(data.texts)} rows")
         clock("total_s")
         embeddings = extract_all(
-            [data.texts[row] for row in sample], encoders, self._store(), reporter=reporter
+            [data.texts[row] for row in sample],
+            encoders,
+            self._store(),
+            lexical=self.lexical,
+            reporter=reporter,
         )
         costs = embeddings.costs
         _log_candidates(embeddings, encoders, reporter)
@@ -251,6 +261,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         probed = probe_blocks(
             embeddings, measured, row_weights=weights, n_jobs=self.n_jobs, reporter=reporter
         )
+        if self.lexical:  # what is fused has a column for each class
+            name, rank = LEXICAL_BLOCK.encoder, probed.axes[LEXICAL_BLOCK].rank
+            costs = {**costs, name: replace(costs[name], dims=rank)}
         clock("score_s")
         space = search_space(self, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)

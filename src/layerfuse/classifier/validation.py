@@ -350,6 +350,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Setti
         encoders_type=(
             "one" if one_encoder else "list" if isinstance(model.encoders, list) else "tuple"
         ),
+        lexical=bool(model.lexical),
         selection=model.selection,
         max_blocks=int(model.max_blocks),
         budget=_limits(model.budget),

@@ -315,6 +315,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
+        lexical=config.lexical,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
         target_accuracy=config.target_accuracy,

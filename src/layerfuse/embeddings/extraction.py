@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.embeddings.cost_record import (
     CostRecord,
     keep_cost,
@@ -33,7 +34,7 @@ from layerfuse.embeddings.store import (
     Section,
     text_hashes,
 )
-from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, DataError, StorageError, check_choice
 from layerfuse.files import check_writable, human_bytes
 from layerfuse.progress import SILENT, Reporter
@@ -243,13 +244,16 @@ def extract_all(
     encoders: Sequence[FrozenEncoder],
     store: EmbeddingStore | None,
     *,
+    lexical: bool = False,
     reporter: Reporter = SILENT,
 ) -> BlockView:
     """All candidate blocks of several encoders: of each its own layers and poolings.
 
-    See `extract` for the parameters; with no store, embeddings are kept in memory.
+    See `extract` for the parameters; with no store, embeddings are kept in memory. ``lexical`` adds
+    the lexical block, a sparse matrix of word counts.
     """
     blocks = [block for encoder in encoders for block in _candidates(encoder)]
+    blocks += [LEXICAL_BLOCK] if lexical else []
     return _read(texts, encoders, blocks, store, None, reporter)
 
 
@@ -272,7 +276,8 @@ def extract_blocks(
     """
     names = [encoder.name for encoder in encoders]
     for block in blocks:
-        check_choice(block.encoder, names, "encoder")
+        if block != LEXICAL_BLOCK:
+            check_choice(block.encoder, names, "encoder")
     return _read(texts, encoders, blocks, store, None, reporter)
 
 
@@ -300,7 +305,9 @@ def _read(
     rows = check_texts(texts)
     hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
     distinct = [rows[index] for index in first]
-    sources = {}
+    sources: dict[str, BlockSource] = {}
+    if LEXICAL_BLOCK in blocks:
+        sources[LEXICAL_BLOCK.encoder] = _WordCounts(distinct)
     for encoder in encoders:
         own = dict.fromkeys(block for block in blocks if block.encoder == encoder.name)
         if own:
@@ -314,6 +321,28 @@ def _read(
             source.n_computed = source.complete()
             sources[encoder.name] = source
     return BlockView({block: sources[block.encoder] for block in blocks}, back)
+
+
+class _WordCounts:
+    """The lexical block over distinct texts; it is not stored, as counting takes no longer."""
+
+    n_computed = 0
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        start = time.perf_counter()
+        self._counts = count_words(texts)
+        ms = 1e3 * (time.perf_counter() - start) / len(texts)
+        self.truncated = np.zeros(len(texts), dtype=bool)
+        name, columns = LEXICAL_BLOCK.encoder, self._counts.shape[1]
+        self.cost = EncoderCost(name, (0,), 4.0, ms, columns, ms, n_texts=len(texts))
+
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> Any:
+        """Some rows of the sparse counts."""
+        return self._counts[rows]
+
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """They lie as they come."""
+        return np.arange(len(rows))
 
 
 @dataclass

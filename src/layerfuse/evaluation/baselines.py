@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
 from layerfuse.evaluation.nested import (
     Floats,
     Folds,
@@ -93,6 +93,8 @@ def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[Baseli
     """
     strategies = []
     for encoder in encoders:
+        if encoder == LEXICAL_BLOCK.encoder:  # it has no layers
+            continue
         strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
         strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
     strategies.append(BaselineStrategy("last_matched", None, _last_matched))
@@ -115,7 +117,7 @@ def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
 
 
 def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
-    lasts = (scores.last(encoder) for encoder in scores.encoders)
+    lasts = (scores.last(name) for name in scores.encoders if name != LEXICAL_BLOCK.encoder)
     best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
     return _last_layers(scores, best.encoder, len(result.plan.blocks))
 

@@ -194,7 +194,8 @@ def learning_curve(
     if probed is None:
         axes, leading = _project(train_embeddings, len(targets), reporter)
     else:
-        axes, leading = dict(probed.axes), dict(probed.coordinates)
+        axes = {b: own for b, own in probed.axes.items() if isinstance(own, PrincipalAxes)}
+        leading = {block: probed.coordinates[block] for block in axes}
 
     def choose(rows: RowNumbers) -> dict[str, Plan]:
         own = targets[rows]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.model_selection import SearchResult, SearchSpace, search
@@ -26,7 +26,7 @@ from layerfuse.pipeline import (
     train,
     train_parts,
 )
-from layerfuse.probing import ProbeResults, probe_rows
+from layerfuse.probing import Axes, ClassCentroids, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Targets
 
@@ -145,9 +145,17 @@ class TrainingSample:
         row_weights : ndarray of shape (n_all,), optional
         """
         own = self.coordinates(plan.blocks)
-        axes = tuple(self.probed.axes[block] for block in plan.blocks)
-        pairs = list(zip(plan.blocks, axes, strict=True))
+        axes: dict[BlockRef, Axes] = {block: self.probed.axes[block] for block in plan.blocks}
+        learned: dict[BlockRef, Floats] = {}
+        if blocks is not self.blocks and LEXICAL_BLOCK in plan.blocks:
+            axes[LEXICAL_BLOCK], learned[LEXICAL_BLOCK] = ClassCentroids.fit(
+                blocks[LEXICAL_BLOCK], targets, row_weights
+            )
         every = own
+
+        def coordinates(block: BlockRef, rows: Rows | slice, part: Blocks) -> Floats:
+            known = learned.get(block)
+            return axes[block].transform(part[block]) if known is None else known[rows]
 
         def penalty() -> float:
             return find_penalty(
@@ -162,17 +170,17 @@ class TrainingSample:
                 else [(np.arange(len(targets)), blocks)]
             )
             features = (
-                (rows, np.hstack([axis.transform(part[block]) for block, axis in pairs]))
+                (rows, np.hstack([coordinates(block, rows, part) for block in plan.blocks]))
                 for rows, part in parts
             )
             model = train_parts(plan, features, targets, penalty(), row_weights=row_weights)
         else:
             if blocks is not self.blocks:
-                every = {block: axis.transform(blocks[block]) for block, axis in pairs}
+                every = {block: coordinates(block, slice(None), blocks) for block in plan.blocks}
             model = train(
                 plan, every, targets, row_weights=row_weights, seed=self.space.seed, search=penalty
             )
-        return FusedModel(axes, model, TemperatureCalibrator(), targets.space)
+        return FusedModel(tuple(axes.values()), model, TemperatureCalibrator(), targets.space)
 
     def out_of_fold(
         self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
@@ -207,7 +215,17 @@ class TrainingSample:
                 return self.search(), self.probed.scores
             targets = self.targets[rows]
             weights = None if self.row_weights is None else self.row_weights[rows]
-            probed = probe_rows(self.probed, rows, targets, row_weights=weights, n_jobs=self.n_jobs)
+            lexical = None
+            if LEXICAL_BLOCK in self.probed.axes:
+                _, lexical = ClassCentroids.fit(self.blocks[LEXICAL_BLOCK][rows], targets, weights)
+            probed = probe_rows(
+                self.probed,
+                rows,
+                targets,
+                row_weights=weights,
+                lexical=lexical,
+                n_jobs=self.n_jobs,
+            )
             result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
             return result, probed.scores
 
@@ -244,17 +262,21 @@ class TrainingSample:
         used = dict.fromkeys(block for plan, _ in jobs for block in plan.blocks)
         coordinates = self.coordinates(used)
         ridge = _FoldedRidge(coordinates, self.targets, self.row_weights, folds, self.space.seed)
-        pairs = {pair for plan, _ in jobs if is_ridge(plan) for pair in _pairs(plan)}
+        sums = [plan for plan, _ in jobs if is_ridge(plan) and LEXICAL_BLOCK not in plan.blocks]
+        pairs = {pair for plan in sums for pair in _pairs(plan)}
         for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
             pass
 
         def predict(job: tuple[Plan, int]) -> Floats:
             plan, fold = job
-            if is_ridge(plan):
+            own = coordinates
+            if LEXICAL_BLOCK in plan.blocks:
+                own = {**coordinates, LEXICAL_BLOCK: self._lexical(*folds[fold])}
+            elif is_ridge(plan):
                 return ridge.predict(plan, fold)
             return predict_held(
                 plan,
-                coordinates,
+                own,
                 self.targets,
                 *folds[fold],
                 row_weights=self.row_weights,
@@ -270,11 +292,22 @@ class TrainingSample:
         missing = [block for block in blocks if block not in self._coordinates]
 
         def transform(block: BlockRef) -> Floats:
+            if block == LEXICAL_BLOCK:  # as if each row had not been seen
+                return np.asarray(self.probed.coordinates[block])
             return self.probed.axes[block].transform(self.blocks[block])
 
         found = parallel_map(transform, missing, self.n_jobs)
         self._coordinates.update(zip(missing, found, strict=True))
         return {block: self._coordinates[block] for block in blocks}
+
+    def _lexical(self, rows: Rows, held: Rows) -> Floats:
+        """Coordinates (n, rank) of the lexical block, learned from some rows for others."""
+        counts = self.blocks[LEXICAL_BLOCK]
+        weights = None if self.row_weights is None else self.row_weights[rows]
+        centroids, known = ClassCentroids.fit(counts[rows], self.targets[rows], weights)
+        found = np.zeros((len(self.targets), centroids.rank), dtype=np.float32)
+        found[rows], found[held] = known, centroids.transform(counts[held])
+        return found
 
 
 def _pairs(plan: Plan) -> Iterable[tuple[BlockRef, BlockRef]]:

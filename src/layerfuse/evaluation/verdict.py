@@ -276,7 +276,7 @@ def judge(
     advice = "" if cheapest is None else _advice(cheapest, cv.score, plan)
     (block,) = last.blocks
     layer = f"{block.encoder}'s last layer"
-    if block.layer != n_layers[block.encoder]:
+    if block.layer != n_layers.get(block.encoder):
         layer = f"{block.encoder}'s layer {block.layer}, the highest that was read"
     better = [item for item in simpler if item.on(where).gain.high < 0]
     headline = _headline(cv if test is None else test, where, plan, better)

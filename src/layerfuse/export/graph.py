@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layerfuse.encoders.architecture import Architecture, accepted, pool_layers
 from layerfuse.errors import ConfigError
+from layerfuse.export.protocol import projections
 from layerfuse.fusion import Fusion
 from layerfuse.fusion.ensembles import StackingFusion, VotingFusion
 from layerfuse.fusion.learned import LearnedFusion, torch_functions
@@ -69,7 +70,7 @@ class PipelineGraph(torch.nn.Module):
             (found[block.encoder, block.layer, block.pooling] - torch.from_numpy(axes.mean))
             * torch.from_numpy(axes.scale)
             @ torch.from_numpy(axes.axes)
-            for block, axes in zip(self._model.blocks, self._model.axes, strict=True)
+            for block, axes in zip(self._model.blocks, projections(self._model), strict=True)
         ]
         logits = self._head(self._fuse(coordinates)).double()
         return torch.softmax(logits / self._model.calibrator.temperature, dim=1).float()

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError
 from layerfuse.pipeline import FusedModel
+from layerfuse.probing import PrincipalAxes
 from layerfuse.progress import SILENT, Reporter
 
 TOLERANCE = 1e-4
@@ -63,6 +64,17 @@ class Exporter(Protocol):
 
     def predict(self, source: Source, folder: Path, texts: Sequence[str]) -> npt.NDArray[Any]:
         """What `Source.expected` gives, by the files alone and the software they are for."""
+
+
+def projections(model: FusedModel) -> tuple[PrincipalAxes, ...]:
+    """The axes of the model's blocks; a ConfigError where words are one of them."""
+    axes = tuple(own for own in model.axes if isinstance(own, PrincipalAxes))
+    if len(axes) < len(model.axes):
+        raise ConfigError(
+            f"The pipeline reads words ({LEXICAL_BLOCK}), which other formats cannot hold. Fit "
+            "with --no-lexical (lexical=False in Python)."
+        )
+    return axes
 
 
 def check_padding(encoder: FrozenEncoder) -> None:

@@ -16,7 +16,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.encoders.architecture import Architecture, find_architecture, text_stack
 from layerfuse.encoders.pretrained import load_tokenizer, load_whole, quiet
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
-from layerfuse.export.protocol import Source, check_padding
+from layerfuse.export.protocol import Source, check_padding, projections
 from layerfuse.files import write_json, write_tensors
 from layerfuse.heads import LinearHead
 from layerfuse.pipeline import FusedModel
@@ -40,6 +40,8 @@ class SentenceTransformersExporter:
 
     def check(self, source: Source) -> None:
         require("sentence_transformers", "sentence-transformers", "Export to sentence-transformers")
+        if source.block is None:
+            projections(source.model)
         blocks, names = source.blocks, {block.encoder for block in source.blocks}
         if len(names) > 1:
             raise ConfigError(f"A folder holds one encoder; the pipeline reads {_join(names)}.")
@@ -194,7 +196,7 @@ def _affine_map(model: FusedModel, chosen: Sequence[BlockRef]) -> tuple[Floats, 
     zeros = [np.zeros((1, axes.rank), dtype=np.float32) for axes in model.axes]
     offset = fuse(zeros)[0].astype(np.float64)
     maps: dict[BlockRef, npt.NDArray[np.float64]] = {}
-    for index, (block, axes) in enumerate(zip(model.blocks, model.axes, strict=True)):
+    for index, (block, axes) in enumerate(zip(model.blocks, projections(model), strict=True)):
         ones = [np.repeat(zero, axes.rank, axis=0) for zero in zeros]
         ones[index] = np.eye(axes.rank, dtype=np.float32)
         slope = fuse(ones).astype(np.float64) - fuse(zeros)

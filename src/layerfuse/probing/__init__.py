@@ -1,5 +1,6 @@
 """How good each block is for the targets."""
 
+from layerfuse.probing.centroids import ClassCentroids
 from layerfuse.probing.pairs import (
     Agreement,
     find_interaction,
@@ -9,6 +10,7 @@ from layerfuse.probing.pairs import (
 )
 from layerfuse.probing.probe import (
     SCORERS,
+    Axes,
     PrincipalAxes,
     ProbeResults,
     check_scorer,
@@ -33,6 +35,8 @@ from layerfuse.probing.ridge import (
 __all__ = [
     "SCORERS",
     "Agreement",
+    "Axes",
+    "ClassCentroids",
     "LeaveOneOut",
     "PrincipalAxes",
     "ProbeResults",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
@@ -18,7 +18,7 @@ from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.embeddings.engines import run_shard
 from layerfuse.embeddings.plan import plan_shards
 from layerfuse.embeddings.store import Key
-from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
@@ -186,6 +186,8 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
     wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
     for served, texts in requests:
         for block in served.model.blocks:
+            if block == LEXICAL_BLOCK:
+                continue
             places, keys = wanted.setdefault(served.encoders[block.encoder], ({}, {}))
             keys[block.layer, block.pooling] = None
             for text in texts:
@@ -210,6 +212,9 @@ def _classify(
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
     truncated = np.zeros(len(texts), dtype=bool)
     for block in served.model.blocks:
+        if block == LEXICAL_BLOCK:
+            blocks[block] = count_words(texts)
+            continue
         own = read[served.encoders[block.encoder]]
         rows = [own.places[text] for text in texts]
         blocks[block] = own.blocks[block.layer, block.pooling][rows]
