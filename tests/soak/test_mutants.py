@@ -89,7 +89,7 @@ def _change_fields(data: bytes, random: Random) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
-_CHANGES: list[Callable[[bytes, Random], bytes]] = [_flip, _cut, _splice, _change_fields]
+CHANGES: list[Callable[[bytes, Random], bytes]] = [_flip, _cut, _splice, _change_fields]
 
 
 def mutate(folder: Path, random: Random) -> str:
@@ -105,7 +105,7 @@ def mutate(folder: Path, random: Random) -> str:
         path.write_bytes(other.read_bytes())
         other.write_bytes(own)
         return f"{path.name} and {other.name} swapped"
-    change = _CHANGES[random.integers(len(_CHANGES))]
+    change = CHANGES[random.integers(len(CHANGES))]
     path.write_bytes(change(path.read_bytes(), random))
     return f"{change.__name__} of {path.name}"
 
