@@ -213,7 +213,8 @@ _PARAMETERS: dict[str, list[Any]] = {
     "verbose": [0, 1, -1, "x", None],
 }  # fmt: skip
 _SHAPES: list[Callable[[list[Any]], Any]] = [
-    list, list, tuple, pd.Series, lambda own: np.array(own, dtype=object), iter, lambda own: [own],
+    list, list, tuple, iter, lambda own: [own], lambda own: pd.Series(own, dtype=object),
+    lambda own: np.array(own, dtype=object),
 ]  # fmt: skip
 
 
