@@ -24,7 +24,7 @@ CASE_BYTES = 1_000_000_000
 """What a test may take beside what it had at its start."""
 
 
-class Hang(BaseException):  # noqa: N818  # no handler of errors may catch it
+class Hang(BaseException):  # noqa: N818
     """A case took longer than `CASE_S`."""
 
 
@@ -54,7 +54,7 @@ class Soak:
         started, seed, before = time.perf_counter(), self.seed, _peak_bytes()
         slowest = (0.0, seed)
         one = "SOAK_SEED" in os.environ and not self.seconds
-        with _alarms():
+        with self._alarms():
             while True:
                 began = time.perf_counter()
                 self._one(case, seed, limit_s)
@@ -81,12 +81,14 @@ class Soak:
     ) -> None:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
         faulthandler.dump_traceback_later(4 * limit_s, exit=True, file=sys.__stderr__)
+        self.hung = False
         try:
-            outcome = case(np.random.default_rng(seed))
-        except LayerfuseError as error:
-            outcome = "refused"
-            if os.environ.get("SOAK_SHOW"):
-                print(seed, type(error).__name__, error)
+            try:
+                outcome = case(np.random.default_rng(seed))
+            except LayerfuseError:
+                outcome = "refused"
+                if self.hung:  # a handler of all errors caught it
+                    raise
         except (Exception, Hang, SystemExit) as error:
             outcome = "FOUND"
             frames = traceback.extract_tb(error.__traceback__)
@@ -102,17 +104,18 @@ class Soak:
             gc.collect()
 
 
+    @contextmanager
+    def _alarms(self) -> Iterator[None]:
+        def stop(*_: object) -> None:
+            self.hung = True
+            raise Hang
+
+        before = signal.signal(signal.SIGALRM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
 def _peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@contextmanager
-def _alarms() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGALRM, before)
