@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating]
 
 _MOST_COLUMNS = 2**17  # of the training texts' words, the most frequent
+_SMALLEST = 1e-5  # standard deviation of a value; they are at most 1
 _EXACT = 2**24  # whole numbers below it are exact in float32
 
 
@@ -81,6 +82,7 @@ class ClassCentroids:
         values = np.asarray(rows @ sums) - own
         values = _center(np.where(left > 0, values / np.where(left > 0, left, 1), 0))
         mean, scale = standardization(values)
+        scale[values.std(axis=0) < _SMALLEST] = 0.0  # equal texts: what differs is rounding
         centroids = sums / np.where(totals > 0, totals, 1)
         fitted = cls(columns, idf.astype(np.float32), centroids, mean, scale)
         return fitted, np.asarray((values - mean) * scale, dtype=np.float32)
