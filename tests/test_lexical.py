@@ -13,6 +13,7 @@ from layerfuse import LayerFusionClassifier, load
 from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.encoders import count_words
 from layerfuse.errors import ConfigError, DataError, FormatError
+from layerfuse.pipeline import predict_held
 from layerfuse.probing import ClassCentroids
 from layerfuse.targets import Targets
 
@@ -143,3 +144,26 @@ def test_a_name_is_read_back() -> None:
     assert BlockRef.parse(str(LEXICAL_BLOCK)) == LEXICAL_BLOCK
     with pytest.raises(ConfigError):
         BlockRef.parse("mpnet:0:tfidf")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted: bool) -> None:
+    """A ridge head with words, out of fold, against fits on the rows of each fold."""
+    texts = texts_of(LABELS)
+    weights = np.linspace(0.5, 2, 60) if weighted else None
+    model = LayerFusionClassifier([tiny("bert")], fusion="concat", head="ridge", store=None)
+    model.fit(texts, LABELS, sample_weight=weights)
+    record = model.fit_record_
+    found = record.nested["final_plan"]
+    assert LEXICAL_BLOCK in model.plan_.blocks
+    sample, counts = record.sample, count_words(texts)
+    for rows, held in record.folds:
+        own = None if sample.row_weights is None else sample.row_weights[rows]
+        words, known = ClassCentroids.fit(counts[rows], sample.targets[rows], own)
+        mine = np.zeros((60, 3), dtype=np.float32)
+        mine[rows], mine[held] = known, words.transform(counts[held])
+        coordinates = {**sample.coordinates(model.plan_.blocks), LEXICAL_BLOCK: mine}
+        expected = predict_held(
+            model.plan_, coordinates, sample.targets, rows, held, row_weights=sample.row_weights
+        )
+        np.testing.assert_allclose(found.logits[held], expected, atol=2e-3)

@@ -45,7 +45,11 @@ class Soak:
         self.findings: dict[str, tuple[int, str]] = {}
 
     def run(
-        self, case: Callable[[np.random.Generator], str | None], *, count: int, limit_s: float = CASE_S
+        self,
+        case: Callable[[np.random.Generator], str | None],
+        *,
+        count: int,
+        limit_s: float = CASE_S,
     ) -> None:
         """Run ``count`` cases, or as many as there is time for; then fail with what was found.
 
@@ -102,7 +106,6 @@ class Soak:
             self.outcomes[outcome] += 1
         if not seed % 100:
             gc.collect()
-
 
     @contextmanager
     def _alarms(self) -> Iterator[None]:

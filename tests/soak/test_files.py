@@ -66,7 +66,20 @@ def examples(
 
 
 _PIECES = ["", " ", "nan", "NULL", "0", "true", "=1+1", '"', '""', "'", "a,b", "a;b", "a\tb"]
-_PIECES += ["\r", "\n", "\r\n", "\0", "\x1b[31m", "\u2028", "\x85", "\ufeff", "ü", "🚢", "#", "sep=;"]
+_PIECES += [
+    "\r",
+    "\n",
+    "\r\n",
+    "\0",
+    "\x1b[31m",
+    "\u2028",
+    "\x85",
+    "\ufeff",
+    "ü",
+    "🚢",
+    "#",
+    "sep=;",
+]
 texts = st.lists(st.sampled_from(_PIECES) | st.text(max_size=8), max_size=4).map(" ".join)
 labels = st.sampled_from(["good", "bad", "a,b", 'q"q', "ü", "x\ny", " pad ", "nan", "1", ""])
 tables: st.SearchStrategy[Rows] = st.lists(st.tuples(texts, labels), min_size=1, max_size=12)
@@ -89,7 +102,10 @@ def _separated(draw: st.DrawFn, rows: Rows, delimiter: str) -> bytes:
 
 @st.composite
 def written(draw: st.DrawFn) -> Written:
-    rows, kind = draw(tables), draw(st.sampled_from([".csv", ".tsv", "plain", ".jsonl", ".parquet"]))
+    rows, kind = (
+        draw(tables),
+        draw(st.sampled_from([".csv", ".tsv", "plain", ".jsonl", ".parquet"])),
+    )
     if kind == ".csv":
         data = _separated(draw, rows, draw(st.sampled_from(",;\t|")))
     elif kind == ".tsv":  # a tab and a line break in one text: two records, or one in quotes
@@ -176,8 +192,10 @@ def test_damaged_files(soak: Soak, tmp_path: Path) -> None:
         whole = read_dataset(path).train
         if ".jsonl" in suffix or ".ndjson" in suffix:
             plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-            values = [json.loads(line) for line in plain.decode("utf-8-sig").split("\n") if line.strip()]
-            kept = [row for row in values if row.get("label") not in (None, "") ]
+            values = [
+                json.loads(line) for line in plain.decode("utf-8-sig").split("\n") if line.strip()
+            ]
+            kept = [row for row in values if row.get("label") not in (None, "")]
             assert [row["text"] for row in kept if str(row["label"]).strip()] == list(whole.texts)
         parts = list(stream_dataset(path, part_rows=3).splits["train"])
         found = [pair for part in parts for pair in pairs(part.texts, part.labels)]
@@ -225,7 +243,9 @@ def fits(draw: st.DrawFn) -> tuple[Any, Any, dict[str, Any]]:
     own = [kind[row % len(kind)] for row in range(n)] if kind else []
     words: list[Any] = list(planted(max(n, 2))[0][:n])
     for row in draw(st.lists(st.integers(0, max(0, n - 1)), max_size=3)) if n else []:
-        words[row] = draw(texts | st.sampled_from([None, 1, b"x", "\ud800", "", math.nan, np.str_("a")]))
+        words[row] = draw(
+            texts | st.sampled_from([None, 1, b"x", "\ud800", "", math.nan, np.str_("a")])
+        )
     names = draw(st.lists(st.sampled_from(sorted(_PARAMETERS)), max_size=3, unique=True))
     chosen = {name: draw(st.sampled_from(_PARAMETERS[name])) for name in names}
     if draw(st.booleans()) and n:

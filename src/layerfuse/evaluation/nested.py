@@ -260,23 +260,22 @@ class TrainingSample:
     ) -> dict[tuple[Plan, int], Floats]:
         """Logits of the held-out rows of a fold, by a plan that was trained on its other rows."""
         used = dict.fromkeys(block for plan, _ in jobs for block in plan.blocks)
-        coordinates = self.coordinates(used)
+        coordinates = [self.coordinates(used)] * len(folds)
+        if LEXICAL_BLOCK in used:
+            lexical = parallel_map(lambda fold: self._lexical(*fold), folds, self.n_jobs)
+            coordinates = [{**coordinates[0], LEXICAL_BLOCK: own} for own in lexical]
         ridge = _FoldedRidge(coordinates, self.targets, self.row_weights, folds, self.space.seed)
-        sums = [plan for plan, _ in jobs if is_ridge(plan) and LEXICAL_BLOCK not in plan.blocks]
-        pairs = {pair for plan in sums for pair in _pairs(plan)}
+        pairs = {pair for plan, _ in jobs if is_ridge(plan) for pair in _pairs(plan)}
         for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
             pass
 
         def predict(job: tuple[Plan, int]) -> Floats:
             plan, fold = job
-            own = coordinates
-            if LEXICAL_BLOCK in plan.blocks:
-                own = {**coordinates, LEXICAL_BLOCK: self._lexical(*folds[fold])}
-            elif is_ridge(plan):
+            if is_ridge(plan):
                 return ridge.predict(plan, fold)
             return predict_held(
                 plan,
-                own,
+                coordinates[fold],
                 self.targets,
                 *folds[fold],
                 row_weights=self.row_weights,
@@ -318,13 +317,15 @@ class _FoldedRidge:
     """Ridge heads over concatenated blocks, for many plans and all folds.
 
     The products of two blocks' coordinates are summed once over the rows that each fold leaves out;
-    the sum over its training rows is the sum over all rows less that one. The result is that of
-    `predict_held`.
+    the sum over its training rows is the sum over all rows less that one. The lexical block, which
+    each fold learns anew, is summed in each. The result is that of `predict_held`.
+
+    ``coordinates`` are those of each fold.
     """
 
     def __init__(
         self,
-        coordinates: Blocks,
+        coordinates: Sequence[Blocks],
         targets: Targets,
         row_weights: Floats | None,
         folds: Folds,
@@ -347,16 +348,24 @@ class _FoldedRidge:
     def prepare(self, pair: tuple[BlockRef, BlockRef]) -> None:
         """Sum the products of two blocks, and those of one with its targets."""
         a, b = pair
-        left, right = self._coordinates[a], self._coordinates[b]
-        without = [self._product(left, right, rows) for rows in self._left_out]
-        if self._is_partition:
-            total = np.sum(without, axis=0)
+        numbers = [rows for rows, _ in self._folds]
+        if LEXICAL_BLOCK in pair:
+            self._products[pair] = [
+                self._product(own[a], own[b], rows)
+                for own, rows in zip(self._coordinates, numbers, strict=True)
+            ]
         else:
-            total = self._product(left, right, np.arange(len(left)))
-        self._products[pair] = [total - part for part in without]
+            left, right = self._coordinates[0][a], self._coordinates[0][b]
+            without = [self._product(left, right, rows) for rows in self._left_out]
+            if self._is_partition:
+                total = np.sum(without, axis=0)
+            else:
+                total = self._product(left, right, np.arange(len(left)))
+            self._products[pair] = [total - part for part in without]
         if a == b:  # not by a difference: the targets of held-out rows are not read
             self._with_targets[a] = [
-                self._product(left, self._beside, rows) for rows, _ in self._folds
+                self._product(own[a], self._beside, rows)
+                for own, rows in zip(self._coordinates, numbers, strict=True)
             ]
 
     def _product(self, left: Floats, right: Floats, rows: Rows) -> Floats:
@@ -371,7 +380,8 @@ class _FoldedRidge:
         from scipy.linalg import cho_factor, cho_solve
 
         rows, held = self._folds[fold]
-        blocks = [self._coordinates[block] for block in plan.blocks]
+        coordinates = self._coordinates[fold]
+        blocks = [coordinates[block] for block in plan.blocks]
         targets = self._targets[rows]
         weights = None if self._row_weights is None else self._row_weights[rows]
         scale = np.float32(1.0 if weights is None else weights.mean())
@@ -381,7 +391,7 @@ class _FoldedRidge:
         totals = totals.sum(axis=0, dtype=np.float64).astype(np.float32)
         mean, center = beside[:, :1] / totals[0], totals[1:] / totals[0]
         gram -= mean * beside[:, 0]
-        leading = {block: self._coordinates[block][rows, :N_LEADING] for block in plan.blocks}
+        leading = {block: coordinates[block][rows, :N_LEADING] for block in plan.blocks}
         penalty = find_penalty(plan, leading, targets, row_weights=weights, seed=self._seed)
         gram[np.diag_indices_from(gram)] += np.float32(penalty) * scale
         factor = cho_factor(gram, overwrite_a=True)
