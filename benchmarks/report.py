@@ -19,13 +19,11 @@ from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.cli_options import FitConfig
 from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
-from layerfuse.complementarity import Pair
 from layerfuse.data.audit import Audit, Finding, SplitAudit
 from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     ColumnsReport,
-    Complementarity,
     CostReport,
     DataReport,
     Diagnosis,
@@ -146,7 +144,6 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
             confusion=confusion(measured[1], _CLASSES),
             calibration=calibration(measured[1]),
             hardest=_hardest(),
-            complementarity=_complementarity(gain),
         ),
         timings=Timings(extract_s=1.0, score_s=1.0, search_s=1.0, total_s=4.0),
         settings=FitConfig("made up"),
@@ -229,16 +226,3 @@ def _hardest() -> HardestTexts:
         for row in range(40)
     )
     return HardestTexts(n=_FOLDED, wrong=3000, suspects=500, texts=texts)
-
-
-def _complementarity(gain: PairedDifference) -> Complementarity:
-    blocks = tuple(BlockRef("one", layer, "mean") for layer in range(12))
-    names = ("accuracy_a", "accuracy_b", "accuracy", "loss_a", "loss_b", "loss", "loss_gain")
-    names += ("loss_gain_se", "cka", "disagreement", "double_fault", "oracle_accuracy", "yules_q")
-    numbers = dict.fromkeys(names, 0.5)
-    pairs = tuple(
-        Pair(a=a, b=b, gain=gain, **numbers)
-        for place, a in enumerate(blocks)
-        for b in blocks[place + 1 :]
-    )
-    return Complementarity(n=2000, blocks=blocks, pairs=pairs)

@@ -16,9 +16,9 @@ from layerfuse.errors import ConfigError
 from layerfuse.evaluation.learning_curve import CurvePoint
 from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report import figures, theme
+from layerfuse.report import figures
+from layerfuse.report.figures import save_chart, vega_spec
 from layerfuse.report.run_report import RunReport
-from layerfuse.report.theme import save_chart, vega_spec
 from layerfuse.resources import PipelineCost
 
 HOSTILE = "</script><script>alert(1)</script> \"'& שלום"
@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
     return make_run(tmp_path_factory.mktemp("run"), rows=200)
 
 
-CHARTS: dict[str, Callable[[RunReport], theme.Chart]] = {
+CHARTS: dict[str, Callable[[RunReport], figures.Chart]] = {
     "layer_curves": lambda _: figures.layer_curves(
         scores_of(range(4), "mean", "last"),
         {BlockRef(HOSTILE, 2, "mean"), BlockRef(HOSTILE, 3, "last")},
@@ -80,7 +80,7 @@ def test_every_figure_is_drawn_as_svg(name: str, report: RunReport, tmp_path: Pa
     assert not root.findall(".//{*}script")
 
 
-@pytest.mark.parametrize("name", theme.THEMES)
+@pytest.mark.parametrize("name", figures.THEMES)
 def test_a_png_has_twice_the_pixels(name: str, report: RunReport, tmp_path: Path):
     chart = CHARTS["layer_curves"](report)
     path = save_chart(chart, tmp_path / "f.png", theme=name, width=300)
@@ -89,7 +89,7 @@ def test_a_png_has_twice_the_pixels(name: str, report: RunReport, tmp_path: Path
     assert int.from_bytes(data[16:20]) == pytest.approx(600, abs=30)
 
 
-def values_of(chart: theme.Chart) -> list[dict[str, Any]]:
+def values_of(chart: figures.Chart) -> list[dict[str, Any]]:
     """The rows of a chart, the first that it has."""
     spec = vega_spec(chart)
     return next(layer["data"]["values"] for layer in [spec, *spec["layer"]] if "data" in layer)

@@ -61,7 +61,7 @@ class Output:
         else:
             from layerfuse.report.terminal import render
 
-            render(result, console(), verbose=self.verbose)
+            render(result, console())
 
 
 def print_json(result: object) -> None:

@@ -126,7 +126,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test_rows is not None and test_blocks is not None:
         gap = record.measure_gap(test_rows, test_blocks)
     baselines_s += time.perf_counter() - clock
-    diagnosis = diagnose(classifier, texts, cv, tested, recorder)
+    diagnosis = diagnose(classifier, texts, cv, tested)
     plan, selection = classifier.plan_, classifier.selection_
     cost = _cost(verdict, plan.blocks, latency)
     times = Timings(**classifier.timings_)

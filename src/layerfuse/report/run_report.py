@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import Abstention, AbstentionFigures
 from layerfuse.cli_options import FitConfig, ReadConfig
-from layerfuse.complementarity import Pair
 from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.evaluation.verdict import (
@@ -222,22 +221,12 @@ class HardestTexts(Model):
     texts: tuple[HardText, ...]
 
 
-class Complementarity(Model):
-    """Pairs of the selected blocks and of each encoder's best and last one."""
-
-    n: int
-    """Training rows that they were measured on."""
-    blocks: tuple[BlockRef, ...]
-    pairs: tuple[Pair, ...]
-
-
 class Diagnosis(Model):
     """Where the pipeline errs; confusion and calibration are those of the verdict's rows."""
 
     confusion: tuple[ConfusionCell, ...]
     calibration: tuple[CalibrationBin, ...]
     hardest: HardestTexts
-    complementarity: Complementarity
 
 
 class Timings(Model):
@@ -258,7 +247,6 @@ class Environment(Model):
 
     python: str
     platform: str
-    machine: str
     cpu: str
     cores: int | None
     peak_memory_mb: float | None
