@@ -48,9 +48,9 @@ import json, sys, time
 from layerfuse.parallel import peak_mb
 start = time.perf_counter()
 from pathlib import Path
-from layerfuse.commands.report import report
+from layerfuse.commands.fit import write_report
 from layerfuse.progress import SILENT
-made = report(Path(sys.argv[1]), None, None, SILENT)
+made = write_report(Path(sys.argv[1]), None, None, SILENT)
 seconds = time.perf_counter() - start
 peak = round(1e6 * peak_mb())
 found = {"seconds": seconds, "cpu_seconds": time.process_time()}
@@ -169,10 +169,6 @@ def _encoder(name: str) -> EncoderReport:
         source=name,
         revision=None,
         fingerprints={"weights": "none"},
-        layers=_LAYERS,
-        dim=768,
-        device="cpu",
-        dtype="float32",
         prompt=None,
         chat_prompt=None,
         max_length=512,
@@ -190,7 +186,6 @@ def _data(rows: int, classes: tuple[str, ...]) -> DataReport:
         test_label=classes[0],
         train_label=classes[1],
         test_text=_TEXT,
-        train_text=_TEXT,
     )
     return DataReport(
         name="made up",

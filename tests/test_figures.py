@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks.report import make_run
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.errors import ConfigError
 from layerfuse.evaluation.learning_curve import CurvePoint
 from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
@@ -59,7 +58,6 @@ CHARTS: dict[str, Callable[[RunReport], figures.Chart]] = {
         {HOSTILE: PairedDifference(0.1, 0.05, 0.15, 0.01)}
     ),
     "pareto": lambda report: figures.pareto(report.pareto),
-    "pareto_by_dimensions": lambda report: figures.pareto(report.pareto, by_time=False),
     "confusion_matrix": lambda _: figures.confusion_matrix(
         np.array([[3, 1], [0, 2]]), [HOSTILE, "b"], np.arange(2)
     ),
@@ -80,10 +78,9 @@ def test_every_figure_is_drawn_as_svg(name: str, report: RunReport, tmp_path: Pa
     assert not root.findall(".//{*}script")
 
 
-@pytest.mark.parametrize("name", figures.THEMES)
-def test_a_png_has_twice_the_pixels(name: str, report: RunReport, tmp_path: Path):
+def test_a_png_has_twice_the_pixels(report: RunReport, tmp_path: Path):
     chart = CHARTS["layer_curves"](report)
-    path = save_chart(chart, tmp_path / "f.png", theme=name, width=300)
+    path = save_chart(chart, tmp_path / "f.png", width=300)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
     assert int.from_bytes(data[16:20]) == pytest.approx(600, abs=30)
@@ -102,30 +99,15 @@ def test_selected_and_last_layers_are_marked(report: RunReport):
     assert {r["value"] for r in rows} == {80.0}
 
 
-def test_names_of_pipelines_do_not_overlap():
+def test_what_ships_and_the_front_are_marked():
     rows = values_of(
         figures.pareto(
             [
                 tradeoff("pipeline", 26.0, 0.960),
                 tradeoff("first_3", 26.0, 0.962),
-                tradeoff("last_layer", 3.0, 0.955),
+                tradeoff("last_layer", 3.0, 0.955, front=False),
             ]
         )
     )
-    assert {row["name"] for row in rows if row["labeled"]} == {"layerfuse", "last layer"}
-    assert {row["name"] for row in rows if row["leads"]} == {"first 3 selected", "last layer"}
-
-
-def test_a_theme_changes_colors_only(report: RunReport):
-    chart = figures.pareto(report.pareto)
-    light, dark = (vega_spec(chart, name) for name in ("light", "dark"))
-    assert light.pop("config") != dark.pop("config")
-    assert light == dark == vega_spec(chart)
-
-
-@pytest.mark.parametrize(("name", "look"), [("f.jpg", "light"), ("f.svg", "sepia")])
-def test_an_unknown_ending_or_theme_is_refused(
-    name: str, look: str, report: RunReport, tmp_path: Path
-):
-    with pytest.raises(ConfigError, match=r"sepia|should end"):
-        save_chart(figures.pareto(report.pareto), tmp_path / name, theme=look)
+    found = {row["name"]: row["kind"] for row in rows}
+    assert found == {"layerfuse": "ships", "first 3 selected": "front", "last layer": "behind"}

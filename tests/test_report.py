@@ -91,7 +91,7 @@ def test_report_with_figures_as_json(place: tuple[Path, Done], tmp_path: Path):
 
 def test_people_are_told_where_the_page_is(place: tuple[Path, Done], tmp_path: Path):
     done = succeed("report", place[0] / "run", "--out", tmp_path / "page.html")
-    assert done.out.startswith(str(tmp_path / "page.html"))
+    assert done.out.startswith(f"report: {tmp_path / 'page.html'}")
 
 
 def predicted(run: Path, name: str) -> dict[str, np.ndarray]:
@@ -204,7 +204,7 @@ def test_the_page_says_apart_what_is_simpler(tmp_path: Path):
 @pytest.mark.slow
 def test_pages_made_by_several_threads_are_those_of_one(tmp_path: Path):
     report = make_run(tmp_path, rows=200)
-    whole, _ = write_page(report, None, tmp_path / "alone.html")
+    write_page(report, None, tmp_path / "alone.html")
     expected = (tmp_path / "alone.html").read_text(encoding="utf-8")
 
     def make(number: int) -> str:
@@ -213,7 +213,6 @@ def test_pages_made_by_several_threads_are_those_of_one(tmp_path: Path):
 
     with ThreadPoolExecutor(8) as pool:
         pages = list(pool.map(make, range(24)))
-    assert [section.id for section in whole][:2] == ["worth", "chosen"]
     assert [number for number, page in enumerate(pages) if page != expected] == []
 
 

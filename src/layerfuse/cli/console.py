@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import mutually_exclusive
@@ -26,9 +26,6 @@ _BAR = 20  # characters, so that a line fits 80
 _LINE_S = 15  # seconds between two lines of a long step where no bar can be drawn
 # Controls but for the tab and the end of a line, and marks that turn the direction of writing.
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-# A label may look like markup, and "llama:100:mean" holds the name of an emoji.
-_LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 _VOLUME = Group("Volume", show=False, validator=mutually_exclusive)
 _flag = partial(option, negative=(), show_default=False)
@@ -72,9 +69,11 @@ def print_json(result: object) -> None:
     write_data(f"{line}\n")
 
 
-def write_data(text: str) -> None:
+def write_data(text: str, to: TextIO | None = None) -> None:
     """Write to standard output: as it is, but for what would steer a terminal."""
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    out = to or sys.stdout
+    out.write(visible(text) if out.isatty() else text)
+    out.flush()
 
 
 def visible(text: str) -> str:
@@ -98,6 +97,10 @@ def open_streams() -> None:
 class _Console(Console):
     """A console whose texts cannot steer the terminal."""
 
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
@@ -107,7 +110,7 @@ class _Console(Console):
 
 def console() -> Console:
     """Standard output; piped output is plain and at least as wide as the tables need."""
-    return _Console(width=None if sys.stdout.isatty() else 100, **_LITERAL)
+    return _Console(width=None if sys.stdout.isatty() else 100)
 
 
 def _per_second(rate: float) -> str:
@@ -130,7 +133,7 @@ class TerminalReporter:
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self._console = _Notes(stderr=True, **_LITERAL)
+        self._console = _Notes(stderr=True)
         self._verbose = verbose
 
     def note(self, line: str) -> None:

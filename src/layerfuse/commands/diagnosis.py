@@ -270,7 +270,6 @@ def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:
                 test_label=str(theirs[pair.row]),
                 train_label=str(ours[pair.other]),
                 test_text=_cut(test.texts[pair.row]),
-                train_text=_cut(train.texts[pair.other]),
             )
             for pair in shown
         ),

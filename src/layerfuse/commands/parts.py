@@ -7,18 +7,17 @@ two parts.
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from layerfuse.cli_options import StreamConfig
 from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
-from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError, require
+from layerfuse.errors import FormatError, NotFoundError, StorageError, require
 from layerfuse.files import (
     atomic_write,
     cache_dir,
@@ -114,9 +113,7 @@ def run_parts(
     if config.engine == "local":
         return _run_here(work, source.parts(opened), advance, reporter)
     gpus = 1.0 if device.startswith("cuda") else 0.0
-    return _run_on_ray(
-        work, source, advance, address=config.address, workers=config.workers, gpus=gpus
-    )
+    return _run_on_ray(work, source, config, gpus, advance)
 
 
 def in_order(results: Iterable[Done[R]]) -> Iterator[Done[R]]:
@@ -174,123 +171,68 @@ class _Within:
 
 
 def _run_on_ray(
-    work: Work[R],
-    source: PartSource,
-    advance: Advance,
-    *,
-    address: str | None,
-    workers: int | None,
-    gpus: float,
+    work: Work[R], source: PartSource, config: StreamConfig, gpus: float, advance: Advance
 ) -> Iterator[Done[R]]:
-    """Do the work on a Ray cluster, in any order of the parts; Ray runs again what was lost.
+    """Do the work in actors of a Ray cluster, in any order; what a dead node took is done again.
 
-    One task reads the parts, an actor for each worker opens the work. Both must be able to read
-    what is named: files on storage that all nodes share, or URLs.
-
-    Parameters
-    ----------
-    work : Work
-    source : PartSource
-    advance : callable
-        Told the rows of each part that is done.
-    address : str, optional
-        Of the cluster; by default the one in ``RAY_ADDRESS``, or a new one on this machine.
-    workers : int, optional
-        Actors at most; by default one for each CPU (or GPU) of the cluster.
-    gpus : float
-        GPUs of each actor; 0 takes one CPU instead.
+    Each actor has one CPU, or so many GPUs, and must be able to read what the work names: files on
+    storage that all nodes share, or URLs.
     """
     ray = require("ray", "ray", "The engine ray")
-    data = require("ray.data", "ray", "The engine ray")
-    from ray.data import ActorPoolStrategy, DataContext
-
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(address, log_to_driver=False, logging_level="warning")
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # byte, so that a block is a part
-    total = ray.cluster_resources().get("GPU" if gpus else "CPU", 1)
-    pool = ActorPoolStrategy(min_size=1, max_size=workers or max(1, int(total)))
-    parts = data.read_datasource(  # what reads takes little beside what they do
-        _ray_source(source), override_num_blocks=1, ray_remote_args={"num_cpus": 0}
-    )
-    results = parts.map_batches(
-        _RayWorker,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        compute=pool,
-        num_cpus=0 if gpus else 1,
-        num_gpus=gpus,
-    )
-    done: set[int] = set()
+        ray.init(config.address, log_to_driver=False, logging_level="warning")
+    create = ray.remote(
+        num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
+    )(_RayWorker).remote
+    known = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
+    most = config.workers or max(1, known)
+    workers: list[object] = []  # actors live as long as these
+    idle: list[Callable[[Part], object]] = []
+    running: dict[object, Callable[[Part], object]] = {}
     with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
-        for row in results.iter_rows():
-            result: Done[R] = pickle.loads(row["result"])  # noqa: S301  # of our own actors
-            if result.number in done:
-                raise LayerfuseError(
-                    f"Ray gave part {result.number} twice. Run again with --resume."
-                )
-            done.add(result.number)
-            yield result
+
+        def finish() -> Done[R]:
+            (ready,), _ = ray.wait(list(running))
+            idle.append(running.pop(ready))
+            try:
+                result: Done[R] = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
             advance(result.rows)
+            return result
+
+        for part in source.parts():
+            if not idle and len(workers) < most:
+                worker = create(work)
+                workers.append(worker)
+                idle.append(worker.run.remote)
+            elif not idle:
+                yield finish()
+            run = idle.pop()
+            running[run(part)] = run
+        while running:
+            yield finish()
         if is_ours:
             ray.shutdown()  # nothing is told from here on
 
 
-class _RayWorker:
+class _RayWorker(Generic[R]):
     """An actor: the work opened once, parts handed to it one by one."""
 
-    def __init__(self, work: Work[Any]) -> None:
+    def __init__(self, work: Work[R]) -> None:
         self._run = work.open(SILENT)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        results = []
-        for packed in batch["part"]:
-            part: Part = pickle.loads(packed)  # noqa: S301  # of our own task
-            results.append(pickle.dumps(Done(part.number, len(part.rows), self._run(part))))
-        return {"result": results}
-
-
-def _ray_source(source: PartSource) -> Any:
-    """A source of Ray Data with one task, which yields a block of one row for each part."""
-    import pyarrow
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import Datasource, ReadTask
-
-    def read() -> Iterator[Any]:
-        for part in source.parts():
-            yield pyarrow.table({"part": [pickle.dumps(part)]})
-
-    class Parts(Datasource):  # type: ignore[misc,unused-ignore]
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(self, parallelism: int, *more: Any, **named: Any) -> list[Any]:
-            return [ReadTask(read, BlockMetadata(None, None, None, None))]
-
-    return Parts()
+    def run(self, part: Part) -> Done[R]:
+        return Done(part.number, len(part.rows), self._run(part))
 
 
 class PartFiles:
     """An output file in the making: its finished parts, in a folder beside it.
 
     Each part is written atomically, and so is the file, once all parts are there. The parts of a
-    URL lie in the cache folder, and the file is uploaded as a whole.
-
-    Parameters
-    ----------
-    out : str
-        The file or URL to write, in the format that its suffix names.
-    facts : mapping
-        What the parts depend on: a run goes on only with parts of equal facts.
-    resume : bool
-        Whether to go on with parts that are there; otherwise they are refused.
-
-    Raises
-    ------
-    StorageError
-        For parts that are there though it does not resume, or that are of another run.
+    URL lie in the cache folder, and the file is uploaded as a whole. ``facts`` are what the parts
+    depend on: a run resumes only with parts of equal facts, any others are a StorageError.
     """
 
     def __init__(self, out: str, facts: Mapping[str, object], *, resume: bool) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.errors import ConfigError, check_choice
 from layerfuse.evaluation.learning_curve import CurvePoint
 from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.files import atomic_write
@@ -36,13 +35,13 @@ DRAWING = RLock()
 
 _NORMAL = 1.96  # standard errors on either side that hold 95%
 _MIDDLE = 0.55  # of the color scale, above which text in a cell is written in the ground's color
-_NAME = 0.2  # about a name's width, as a share of the figure
 _SPAN = (("low", "low", ".1f"), ("high", "high", ".1f"))
 _ACCURACY = "accuracy, % of rows"
 _NESTED = "nested accuracy, % of rows"
 _SCALE = 2  # device pixels of a PNG for each pixel of the figure
 _WIDTH = 560  # pixels of a figure in a notebook
-_GROUND = {"light": "#ffffff", "dark": "#15181b"}
+_WHITE = "#ffffff"
+_PLACE = {True: "front", False: "behind"}  # of a pipeline in the chart of costs
 
 
 def layer_curves(
@@ -124,20 +123,12 @@ def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
     )
 
 
-def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
-    """Pipelines by cost (time, or dimensions) and accuracy, the best for each cost joined.
-
-    Those on the Pareto front are filled, what ships is a diamond.
-    """
-    by, title = ("ms", "ms/text") if by_time else ("dims", "dimensions fused")
-    costs = [float(p.cost.ms_per_text if by_time else p.cost.dims) for p in pipelines]
-    leads, low, high = _leaders(pipelines, costs), min(costs), max(costs)
+def pareto(pipelines: Sequence[Tradeoff]) -> Chart:
+    """Pipelines by time and accuracy: those on the Pareto front are filled, a diamond ships."""
+    costs = [pipeline.cost.ms_per_text for pipeline in pipelines]
+    low, high = min(costs), max(costs)
     if high == low:
         low, high = 0.5 * low, 1.5 * low or 1.0
-    ships = next(n for n, pipeline in enumerate(pipelines) if pipeline.name == "pipeline")
-    labeled = {ships}
-    if abs(costs[leads[0]] - costs[ships]) > _NAME * (high - low):  # else names would overlap
-        labeled.add(leads[0])
     rows = [
         {
             "name": baseline_name(pipeline.name),
@@ -146,16 +137,14 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
             "ms": pipeline.cost.ms_per_text,
             "memory_mb": pipeline.cost.memory_mb,
             "dims": pipeline.cost.dims,
-            "front": pipeline.on_front,
-            "ships": number == ships,
-            "leads": number in leads,
-            "labeled": number in labeled,
+            "kind": "ships" if pipeline.name == "pipeline" else _PLACE[pipeline.on_front],
         }
-        for number, pipeline in enumerate(pipelines)
+        for pipeline in pipelines
     ]
-    x = alt.X(f"{by}:Q").title(title).axis(tickCount=6)
     base = _base(rows).encode(
-        x=x.scale(domain=[low, high], zero=False, nice=True, padding=24),
+        x=alt.X("ms:Q", title="ms/text", axis=alt.Axis(tickCount=6)).scale(
+            domain=[low, high], zero=False, nice=True, padding=24
+        ),
         tooltip=_tips(
             *(("name", "pipeline"), ("blocks", "blocks"), ("value", "accuracy, %", ".1f"), *_SPAN),
             *(("ms", "ms/text", ".2f"), ("memory_mb", "memory, MB", ".0f")),
@@ -165,38 +154,26 @@ def pareto(pipelines: Sequence[Tradeoff], *, by_time: bool = True) -> Chart:
     scale = _scale(pipeline.accuracy for pipeline in pipelines)
     y, low_end = (alt.Y(f"{end}:Q").title(_NESTED).scale(scale) for end in ("value", "low"))
     dots = base.encode(y=y)
+    ships = dots.transform_filter("datum.kind == 'ships'")
     # A layer without points would be an image without a name to screen readers.
     others = [
-        dots.transform_filter(f"!datum.ships && {sign}datum.front").mark_point(
-            filled=filled, strokeWidth=2
+        dots.transform_filter(f"datum.kind == '{kind}'").mark_point(
+            filled=kind == "front", strokeWidth=2
         )
-        for sign, filled in (("", True), ("!", False))
-        if any(p.on_front == filled and p.name != "pipeline" for p in pipelines)
+        for kind in ("front", "behind")
+        if any(row["kind"] == kind for row in rows)
     ]
-    names = dots.transform_filter("datum.labeled").encode(text="name:N")
-    right = names.transform_filter(f"datum.{by} >= {(low + high) / 2}")
-    left = names.transform_filter(f"datum.{by} < {(low + high) / 2}")
+    shipped = next(p.cost.ms_per_text for p in pipelines if p.name == "pipeline")
+    side = -1 if shipped >= (low + high) / 2 else 1  # where its name stands
     return _layer(
         300,
         base.mark_rule(style="interval", opacity=0.5).encode(y=low_end, y2="high:Q"),
-        dots.transform_filter("datum.leads").mark_line(
-            style="plain", interpolate="step-after", strokeDash=[5, 3]
-        ),
         *others,
-        dots.transform_filter("datum.ships").mark_point(style="chosen", shape="diamond", size=200),
-        right.mark_text(style="label", align="right", dx=-12, dy=-9, aria=False),
-        left.mark_text(style="label", align="left", dx=12, dy=-9, aria=False),
+        ships.mark_point(style="chosen", shape="diamond", size=200),
+        ships.encode(text="name:N").mark_text(
+            style="label", align="left" if side > 0 else "right", dx=12 * side, dy=-9, aria=False
+        ),
     )
-
-
-def _leaders(pipelines: Sequence[Tradeoff], costs: Sequence[float]) -> list[int]:
-    """Numbers of those more accurate than all that cost no more, by rising cost."""
-    leads: list[int] = []
-    order = sorted(range(len(costs)), key=lambda n: (costs[n], -pipelines[n].accuracy.value))
-    for number in order:
-        if all(pipelines[number].accuracy.value > pipelines[n].accuracy.value for n in leads):
-            leads.append(number)
-    return leads
 
 
 def confusion_matrix(
@@ -348,41 +325,30 @@ THEMES = _themes()
 """Vega-Lite configurations by name."""
 
 
-def vega_spec(chart: Chart, theme: str | None = None, width: int | None = None) -> Spec:
-    """A figure as a Vega-Lite object, without a theme and as wide as its container by default."""
+def vega_spec(chart: Chart) -> Spec:
+    """A figure as a Vega-Lite object, without a theme and as wide as its container."""
     spec: Spec = chart.to_dict(validate=False)  # tests validate each figure
     spec.pop("config", None)
-    if width is not None and spec.get("width") == "container":
-        spec |= {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
-    return spec if theme is None else {**spec, "config": THEMES[theme]}
+    return spec
 
 
 def for_notebook(charts: Mapping[str, Chart]) -> alt.VConcatChart:
     """Figures by their titles under each other, in the light theme and of a fixed width."""
     panels = [chart.properties(title=title, width=_WIDTH) for title, chart in charts.items()]
-    whole: alt.VConcatChart = alt.vconcat(*panels, background="#ffffff").resolve_scale(
+    whole: alt.VConcatChart = alt.vconcat(*panels, background=_WHITE).resolve_scale(
         color="independent", strokeDash="independent"
     )
-    whole.config = THEMES["light"] | {"background": "#ffffff"}
+    whole.config = THEMES["light"] | {"background": _WHITE}
     return whole
 
 
-def save_chart(chart: Chart, path: Path, *, theme: str = "light", width: int = 640) -> Path:
-    """Write a figure as ``.svg`` or ``.png``, ``width`` pixels wide (a PNG twice as many).
-
-    Raises
-    ------
-    ConfigError
-        For another ending or an unknown theme.
-    StorageError
-        When the disk refuses.
-    """
+def save_chart(chart: Chart, path: Path, *, width: int = 640) -> Path:
+    """Write a figure as ``.svg`` or ``.png``, ``width`` pixels wide (a PNG twice as many)."""
     import vl_convert
 
-    if path.suffix not in (".svg", ".png"):
-        raise ConfigError(f"{path.name} should end in .svg or .png.")
-    check_choice(theme, THEMES, "theme")
-    spec = vega_spec(chart, theme, width) | {"background": _GROUND[theme]}
+    spec = vega_spec(chart) | {"config": THEMES["light"], "background": _WHITE}
+    if spec.get("width") == "container":
+        spec |= {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
     version = vega_lite_version()
     with atomic_write(path) as temporary:
         if path.suffix == ".svg":

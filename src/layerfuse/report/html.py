@@ -37,7 +37,6 @@ from layerfuse.report.tables import (
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle of vl-convert hands to the page
 _SHOWN_CLASSES = 12  # in the confusion matrix that stands open
-_SAME = 1.05  # times that differ by less than this factor tell nothing apart
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,11 @@ class Section:
 
 
 def write_page(
-    report: RunReport, curve: CurveResult | None, path: Path, figures: Path | None = None
-) -> tuple[list[Section], list[Path]]:
-    """Write the page to ``path``, and its figures into the folder ``figures`` if there is one.
-
-    Returns the page's sections and the files of figures. Several threads may write pages at once.
-    """
+    report: RunReport, curve: CurveResult | None, path: Path, folder: Path | None = None
+) -> list[Path]:
+    """Write the page to ``path``, and its figures into ``folder`` if there is one; return these."""
     saved = []
-    with DRAWING:
+    with DRAWING:  # several threads may write pages at once
         found = (
             *(_verdict(report), _selected(report), _layers(report), _cost(report)),
             *(_classes(report), _calibration(report), _abstention(report)),
@@ -84,9 +80,9 @@ def write_page(
             | {"description": f"{figure.title}. {figure.summary}"}  # what screen readers say
             for figure in drawn
         }
-        if figures is not None:
+        if folder is not None:
             saved = [
-                save_chart(figure.chart, figures / f"{figure.id}{ending}")
+                save_chart(figure.chart, folder / f"{figure.id}{ending}")
                 for figure in drawn
                 for ending in (".svg", ".png")
             ]
@@ -112,7 +108,7 @@ def write_page(
     )
     with atomic_write(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return sections, saved
+    return saved
 
 
 def _policy_of(script: str) -> str:
@@ -164,10 +160,11 @@ def _selected(report: RunReport) -> Section:
     lead = [f"{count} (encoder, layer, pooling) by {selection.method} selection; {how}."]
     for encoder in report.encoders:
         own = sorted({block.layer for block in selection.blocks if block.encoder == encoder.name})
-        cut = encoder.layers - max(own, default=0)
+        top = encoder.cost.n_layers
+        cut = top - max(own, default=0)
         rest = f"; the {plural(cut, 'layer')} above are not loaded" if cut else ""
         numbers = ", ".join(map(str, own))
-        used = f"layers {numbers} of 0 to {encoder.layers}{rest}" if own else "not used"
+        used = f"layers {numbers} of 0 to {top}{rest}" if own else "not used"
         lead.append(f"{encoder.name}: {used}.")
     lead.append(
         "Blocks are added while the leave-one-out loss falls by more than a standard error. "
@@ -204,19 +201,12 @@ def _layers(report: RunReport) -> Section:
 
 def _cost(report: RunReport) -> Section:
     """Accuracy against time, memory and dimensions."""
-    times = [row.cost.ms_per_text for row in report.pareto]
-    by_time = max(times) > _SAME * min(times)
     front = ", ".join(baseline_name(row.name) for row in report.pareto if row.on_front)
     summary = f"Nothing beats these in accuracy and cost at once: {front}."
-    across = (
-        "the time to read one text on this machine, in batches"
-        if by_time
-        else "the dimensions that are fused, as all of these take about the same time"
-    )
     explained = (
-        f"Nested accuracy on training rows against {across}. The dashed line joins the best for "
-        "each cost; filled points are beaten by none in accuracy, time, memory and dimensions at "
-        "once. Hover or tap a point for its blocks."
+        "Nested accuracy on training rows against the time to read one text on this machine, in "
+        "batches. Filled points are beaten by none in accuracy, time, memory and dimensions at "
+        "once; the diamond ships. Hover or tap a point for its blocks."
     )
     lead = [explained]
     measured, ratio = report.cost, report.cost.time_ratio
@@ -226,7 +216,7 @@ def _cost(report: RunReport) -> Section:
             f"{plural(measured.n_rounds, 'round')}: the pipeline takes {ratio.value:.1f} times the "
             f"last layer's ({ratio.low:.1f} to {ratio.high:.1f})."
         )
-    chart, table = figures.pareto(report.pareto, by_time=by_time), tables.cost_table(report)
+    chart, table = figures.pareto(report.pareto), tables.cost_table(report)
     figure = Figure("pareto", "Accuracy against cost", summary, chart, table)
     return Section("cost", "What it costs", lead, [figure], [tables.encoder_table(report)])
 
@@ -327,11 +317,7 @@ def _data(report: RunReport) -> Section:
             f"{near.conflicts:,} of the near-duplicates have conflicting labels."
         )
         found += [tables.near_table(near)] if near.pairs else []
-    if audit.small_classes:
-        few = ", ".join(f"{name} ({count})" for name, count in audit.small_classes.items())
-        lead.append(f"Classes with fewer than 5 training rows: {few}.")
-    if audit.untested_classes:
-        lead.append(f"Classes without a test row: {', '.join(audit.untested_classes)}.")
+    lead += [f"{sentence_case(note)}." for note in tables.audit_notes(audit)]
     if data.learned_rows != data.train_rows:
         lead.append(f"{data.learned_rows:,} of {data.train_rows:,} training rows were used.")
     if data.truncated_share:

@@ -313,6 +313,20 @@ def near_table(near: NearDuplicates) -> Table:
     return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
 
 
+def audit_notes(audit: Audit) -> list[str]:
+    """What is odd about the classes."""
+    small = tuple(f"{name} ({count})" for name, count in audit.small_classes.items())
+    alike = tuple(" / ".join(map(repr, names)) for names in audit.alike_classes)
+    found = (
+        ("classes without a test row", audit.untested_classes),
+        ("classes without a training row", audit.unseen_classes),
+        ("classes with fewer than 5 training rows", small),
+        ("classes that differ only in case or blanks", alike),
+        ("classes that read like a missing value", audit.odd_classes),
+    )
+    return [f"{what}: {', '.join(names)}" for what, names in found if names]
+
+
 def audit_table(audit: Audit) -> Table:
     """What was counted in each split."""
     cells = [

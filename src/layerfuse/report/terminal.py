@@ -23,15 +23,10 @@ from layerfuse.report.results import (
     CurveResult,
     EvaluateResult,
     ExportResult,
-    ExtractResult,
     LabelAudit,
-    ModelCheck,
     ModelList,
     ProfileResult,
-    PushResult,
-    ReportResult,
     RunComparison,
-    StoreCheck,
 )
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.tables import gain_text, interval, percent, plural, sentence_case
@@ -45,27 +40,24 @@ _MOST_ADDITIONS = 5
 _EXAMPLES = 5
 _MOST_DOUBTS = 20
 _HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
-_COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
+_NAMES = {"n_bytes": "size", "idle_s": "last used"}
 
 
 @singledispatch
 def render(result: object, out: Console) -> None:
-    """Print a command's result: records of one kind as a table, anything else as lines."""
+    """Print a command's result: values that there are as lines, records as a table."""
     for name, value in vars(result).items():
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and value and hasattr(value[0], "__dict__"):
             _print_records(value, out)
-        else:
-            out.print(f"{name}: {value}", soft_wrap=True)
+        elif value is not None:
+            out.print(f"{_NAMES.get(name, name)}: {_cell(name, value)}", soft_wrap=True)
 
 
 def _print_records(records: Sequence[object], out: Console) -> None:
-    if not records:
-        out.print("nothing")
-        return
     table = Table()
     names = [name for name in vars(records[0]) if name not in _HIDDEN]
     for name in names:
-        table.add_column(_COLUMNS.get(name, name.replace("_", " ")), overflow="fold")
+        table.add_column(_NAMES.get(name, name.replace("_", " ")), overflow="fold")
     for record in records:
         table.add_row(*(_cell(name, getattr(record, name)) for name in names))
     out.print(table)
@@ -76,11 +68,15 @@ def _cell(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int) and name == "n_bytes":
         return human_bytes(value)
-    if isinstance(value, float):  # seconds since the last use
+    if isinstance(value, float) and name == "idle_s":
         days = value / 86_400
         return f"{days:.1f} days ago" if days > 1 else f"{24 * days:.1f} h ago"
+    if isinstance(value, float):
+        return f"{value:.1e}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {entry:,}" for key, entry in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     return str(value)
 
 
@@ -227,17 +223,8 @@ def _print_run_comparison(own: RunComparison, out: Console) -> None:
 
 
 @render.register
-def _render_extraction(result: ExtractResult, out: Console) -> None:
-    out.print(
-        f"{plural(result.rows, 'row')} read into {result.store}; "
-        f"{plural(result.computed, 'text')} computed",
-        soft_wrap=True,
-    )
-
-
-@render.register
 def _render_comparison(result: CompareResult, out: Console) -> None:
-    """The best pairs, what to add next, and texts that only one of the best pair gets right."""
+    """The best pairs, and what to add next."""
     out.print(Text.assemble(("Verdict: ", "bold"), result.verdict), soft_wrap=True)
     out.print()
     _print_table(_pair_table(result), out)
@@ -250,15 +237,6 @@ def _render_comparison(result: CompareResult, out: Console) -> None:
         out.print(f"and {hidden} more, which --json lists\n")
     if result.additions:
         _print_table(_addition_table(result), out)
-    for block in dict.fromkeys(example.right for example in result.examples):
-        out.print(f"Only {block} is right, for example:", style="bold", soft_wrap=True)
-        for example in result.examples:
-            if example.right == block:
-                line = f"  {example.row} [{example.label}] {example.text}"
-                printable = "".join(sign if sign.isprintable() else " " for sign in line)
-                text = Text(f"  {' '.join(printable.split())}")
-                text.truncate(_WIDTH, overflow="ellipsis")
-                out.print(text)
 
 
 def _pair_table(result: CompareResult) -> tables.Table:
@@ -282,16 +260,14 @@ def _pair_table(result: CompareResult) -> tables.Table:
 
 
 def _addition_table(result: CompareResult) -> tables.Table:
-    """The best blocks to add, and the best one of every encoder that is not in use."""
-    cells, seen = [], set()
-    for place, addition in enumerate(result.additions):
-        encoder = addition.block.encoder
-        first = addition.new_encoder and encoder not in seen
-        seen.add(encoder)
-        if place < _MOST_ADDITIONS or first:
-            loss = f"{addition.loss_gain:+.4f} ± {addition.loss_gain_se:.4f}"
-            row = (str(addition.block), percent(addition.accuracy), gain_text(addition.gain), loss)
-            cells.append((*row, "new encoder" if addition.new_encoder else ""))
+    cells = [
+        (
+            *(str(own.block), percent(own.accuracy), gain_text(own.gain)),
+            f"{own.loss_gain:+.4f} ± {own.loss_gain_se:.4f}",
+            "new encoder" if own.new_encoder else "",
+        )
+        for own in result.additions[:_MOST_ADDITIONS]
+    ]
     head = ("block", "accuracy", "gain, points", "gain, loss", "")
     caption = f"What to add next to {', '.join(map(str, result.pipeline))}"
     return tables.Table(caption, head, cells, range(1, 4))
@@ -333,13 +309,6 @@ def _render_models(result: ModelList, out: Console) -> None:
 
 
 @render.register
-def _render_written(result: ReportResult, out: Console) -> None:
-    out.print(f"{result.report} ({human_bytes(result.n_bytes)})", soft_wrap=True)
-    if result.figures:
-        out.print(f"{len(result.figures)} figures beside {result.figures[0]}", soft_wrap=True)
-
-
-@render.register
 def _render_export(result: ExportResult, out: Console) -> None:
     where = f"on {plural(result.n_rows, 'text')} of {result.rows}"
     lines = [
@@ -368,35 +337,6 @@ def _render_export(result: ExportResult, out: Console) -> None:
 
 
 @render.register
-def _render_push(result: PushResult, out: Console) -> None:
-    place = f"not uploaded, written to {result.folder}" if result.url is None else result.url
-    size = f"{plural(len(result.files), 'file')}, {human_bytes(result.n_bytes)}"
-    out.print(f"{result.repository}: {place} ({size})", soft_wrap=True)
-
-
-@render.register
-def _render_check(result: ModelCheck, out: Console) -> None:
-    out.print(
-        f"{result.name}: {result.layers} layers of {result.dim}, {result.dtype} on {result.device}"
-    )
-    for check in result.checks:
-        out.print(
-            f"  {'ok    ' if check.ok else 'FAILED'} {check.name}: {check.deviation:.1e} "
-            f"(tolerance {check.tolerance:.0e})",
-        )
-
-
-@render.register
-def _render_verify(result: StoreCheck, out: Console) -> None:
-    out.print(
-        f"{result.root}: {plural(result.shards, 'shard')}, {human_bytes(result.n_bytes)} intact",
-        soft_wrap=True,
-    )
-    for path in result.damaged:
-        out.print(f"damaged, set aside: {path}", soft_wrap=True)
-
-
-@render.register
 def _render_audit(result: Audit, out: Console) -> None:
     out.print(result.name, style="bold", soft_wrap=True)
     for name, split in result.splits.items():
@@ -416,18 +356,8 @@ def _render_audit(result: Audit, out: Console) -> None:
         if len(split.classes) == 1 and name != result.test_name:
             out.print("  only one class: a classifier needs two")
     _print_finding(f"rows of {result.test_name} that are in train", result.leaks, out)
-    for word, names in (
-        ("classes without a test row", result.untested_classes),
-        ("classes without a training row", result.unseen_classes),
-        ("classes with fewer than 5 training rows", tuple(result.small_classes)),
-        (
-            "classes that differ only in case or blanks",
-            tuple(" / ".join(map(repr, own)) for own in result.alike_classes),
-        ),
-        ("classes that read like a missing value", result.odd_classes),
-    ):
-        if names:
-            out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
+    for note in tables.audit_notes(result):
+        out.print(f"  {note}", soft_wrap=True)
 
 
 @render.register
