@@ -113,7 +113,7 @@ TextColumn = Annotated[
 ]
 LabelColumn = Annotated[str | None, option("Column with the labels.")]
 IdColumn = Annotated[str | None, option("Column that names the rows.")]
-StripHtml = Annotated[bool, option("Texts are HTML: keep what a reader sees.", show_default=False)]
+StripHtml = Annotated[bool, option("Strip HTML from the texts.", show_default=False)]
 SettingsFile = Annotated[
     Path | None, option("TOML file with settings; options given here win.", "--config")
 ]
@@ -164,9 +164,7 @@ _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NA
 class StreamConfig:
     """Settings of commands that go through rows part by part."""
 
-    part_rows: Annotated[
-        int, count("Rows of a part, which is complete or absent.", group=_ROWS)
-    ] = 10_000
+    part_rows: Annotated[int, count("Rows per part.", group=_ROWS)] = 10_000
     engine: Annotated[
         str,
         option(
@@ -180,7 +178,8 @@ class StreamConfig:
         option("Address of the Ray cluster (default: RAY_ADDRESS, or a new one).", group=_ROWS),
     ] = None
     workers: Annotated[
-        int | None, count("Ray actors at most (default: one per CPU or GPU).", group=_ROWS)
+        int | None,
+        count("Maximum number of Ray actors (default: one per CPU or GPU).", group=_ROWS),
     ] = None
 
 
@@ -210,7 +209,7 @@ class PredictConfig:
     probabilities: Annotated[
         bool, option("Add the probability of every class.", show_default=False)
     ] = False
-    resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False
+    resume: Annotated[bool, option("Resume a stopped run from its finished parts.")] = False
     encoders: MovedEncoders = field(default_factory=dict)
     device: Device = "auto"
     stream: StreamConfig = StreamConfig()
@@ -351,7 +350,7 @@ class FitConfig(CurveConfig):
     fragments: Annotated[
         str,
         _choice(
-            "Training texts that are part of a longer one, where most are.",
+            "Training texts that are contained in longer ones, where most are.",
             choices=("drop", "keep"),
         ),
     ] = "drop"
@@ -360,11 +359,11 @@ class FitConfig(CurveConfig):
     ] = "temperature"
     target_accuracy: Annotated[
         float | None,
-        _share("Abstain from texts so that this share (0 to 1) of the others is right."),
+        _share("Abstain so that this share (0 to 1) of the other predictions is correct."),
     ] = None
     coverage: Annotated[
         float | None,
-        _share("Predict sets of labels that hold the right one for this share (0 to 1) of texts."),
+        _share("Predict label sets that contain the true label for this share (0 to 1) of texts."),
     ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None

@@ -111,7 +111,7 @@ def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output 
 
 @app.command
 def evaluate(settings: EvaluateConfig, *, output: Output = _PRINT) -> None:
-    """Measure a saved classifier on labelled rows, with confidence intervals."""
+    """Measure a saved classifier on labeled rows, with confidence intervals."""
     from layerfuse.commands.predict import evaluate as run
 
     output.show(run(settings, output.reporter))
@@ -182,7 +182,7 @@ def audit(
     labels: Annotated[
         bool,
         option(
-            "Look for wrong labels: read the texts with encoders, and rank the training rows.",
+            "Find likely label errors with encoders, and rank the training rows by them.",
             show_default=False,
         ),
     ] = False,
@@ -192,7 +192,7 @@ def audit(
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
-    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, wrong labels."""
+    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, label errors."""
     from layerfuse.commands.analyze import audit_data, audit_labels
 
     whole = FitConfig(**vars(settings), test=test)

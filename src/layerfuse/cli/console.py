@@ -128,7 +128,7 @@ class _Notes(_Console):
 class TerminalReporter:
     """Writes notes as lines, and draws a bar with rate and time left on a terminal.
 
-    Elsewhere a long step says how far it is four times a minute. A ``total`` of 0 is unknown.
+    Elsewhere a long step prints its progress four times a minute. A ``total`` of 0 is unknown.
     When it is ``verbose``, the end of each step is a line too.
     """
 
@@ -161,7 +161,7 @@ class TerminalReporter:
     @contextmanager
     def _bar(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         if not self._console.file.isatty():  # is_terminal is true of a pipe under FORCE_COLOR
-            yield self._tell(name, total, unit)
+            yield self._lines(name, total, unit)
             return
         from rich import progress as bars  # not for --help
 
@@ -186,17 +186,17 @@ class TerminalReporter:
 
             yield advance
 
-    def _tell(self, name: str, total: int, unit: str) -> Advance:
-        """Says how far it is, now and then."""
+    def _lines(self, name: str, total: int, unit: str) -> Advance:
+        """Print the progress now and then."""
         done, started = 0, time.perf_counter()
-        told = started
+        last_line = started
 
         def advance(count: int) -> None:
-            nonlocal done, told
+            nonlocal done, last_line
             done += count
-            if time.perf_counter() - told >= _LINE_S:
-                told = time.perf_counter()
-                seconds = told - started
+            if time.perf_counter() - last_line >= _LINE_S:
+                last_line = time.perf_counter()
+                seconds = last_line - started
                 of = f" of {total:,} {unit}" if total else f" {unit}"
                 left = timedelta(seconds=round(seconds * (total - done) / max(1, done)))
                 rest = f", {left} left" if total else ""

@@ -45,7 +45,7 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     Raises
     ------
     ConfigError
-        For something that the format cannot hold; says what is best instead.
+        For something that the format cannot hold; the message names the best block that it can.
     LayerfuseError
         For a run, rows or a folder that cannot be used, or an export that differs.
     """
@@ -113,7 +113,7 @@ def _rows(
         return found.splits[found.test_name or "train"], data
     if report is None:
         raise NotFoundError(
-            "There is no report.json that tells the run's rows. Give texts to check on with --data."
+            "There is no report.json that names the run's data. Give texts to check on with --data."
         )
     try:
         dataset = read_data(report.settings, reporter)

@@ -190,7 +190,7 @@ def _run_on_ray(
     workers: list[object] = []  # actors live as long as these
     idle: list[Callable[[Part], object]] = []
     running: dict[object, Callable[[Part], object]] = {}
-    with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
+    with redirect_stdout(sys.stderr):  # Ray reports dead nodes on standard output
 
         def finish() -> Done[R]:
             (ready,), _ = ray.wait(list(running))
@@ -214,16 +214,19 @@ def _run_on_ray(
         while running:
             yield finish()
         if is_ours:
-            ray.shutdown()  # nothing is told from here on
+            ray.shutdown()
 
 
 class _RayWorker(Generic[R]):
     """An actor: the work opened once, parts handed to it one by one."""
 
     def __init__(self, work: Work[R]) -> None:
-        self._run = work.open(SILENT)
+        self._work = work
+        self._run: Callable[[Part], R] | None = None
 
     def run(self, part: Part) -> Done[R]:
+        if self._run is None:  # not in __init__, whose errors Ray hides
+            self._run = self._work.open(SILENT)
         return Done(part.number, len(part.rows), self._run(part))
 
 

@@ -227,7 +227,7 @@ def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
 def _note_column(
     dataset: TextStream, classifier: LayerFusionClassifier, reporter: Reporter
 ) -> None:
-    """Note which column was read where its name does not tell; refuse a first line that is data."""
+    """Note which column was read unless its name is a common one; refuse a first line of data."""
     classes = {str(label) for label in classifier.classes_.tolist()}
     if found := sorted(classes.intersection(dataset.columns)):
         raise DataError(

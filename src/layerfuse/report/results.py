@@ -118,7 +118,7 @@ class RunComparison(Model):
 
 
 class EvaluateResult(Model):
-    """A saved classifier on labelled rows; ``split`` is None for a file."""
+    """A saved classifier on labeled rows; ``split`` is None for a file."""
 
     data: str
     split: str | None
