@@ -111,3 +111,9 @@ def test_what_ships_and_the_front_are_marked():
     )
     found = {row["name"]: row["kind"] for row in rows}
     assert found == {"layerfuse": "ships", "first 3 selected": "front", "last layer": "behind"}
+
+
+@pytest.mark.parametrize(("ms", "axis"), [(3.0, "ms"), (26.0, "dims")])
+def test_equal_times_tell_nothing_apart(ms: float, axis: str):
+    chart = figures.pareto([tradeoff("pipeline", 26.0, 0.96), tradeoff("last_layer", ms, 0.95)])
+    assert vega_spec(chart)["layer"][0]["encoding"]["x"]["field"] == axis

@@ -205,8 +205,9 @@ def _cost(report: RunReport) -> Section:
     summary = f"Nothing beats these in accuracy and cost at once: {front}."
     explained = (
         "Nested accuracy on training rows against the time to read one text on this machine, in "
-        "batches. Filled points are beaten by none in accuracy, time, memory and dimensions at "
-        "once; the diamond ships. Hover or tap a point for its blocks."
+        "batches (fused dimensions where all take about the same time). Filled points are beaten "
+        "by none in accuracy, time, memory and dimensions at once; the diamond ships. Hover or tap "
+        "a point for its blocks."
     )
     lead = [explained]
     measured, ratio = report.cost, report.cost.time_ratio
