@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.bundle import Bundle, load_bundle, save_bundle
@@ -27,14 +26,12 @@ from layerfuse.errors import (
     check_choice,
 )
 from layerfuse.export.card import make_card
-from layerfuse.export.protocol import Exporter, Source
+from layerfuse.export.protocol import Exporter, Floats, Source
 from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.files import atomic_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import ExportResult, Int8Result, PushResult
 from layerfuse.report.run_report import RunReport, read_run_report
-
-Floats = npt.NDArray[np.float64]
 
 _TRAINING_ROWS = 1000  # to check on where there are no test rows
 
