@@ -380,12 +380,17 @@ def _without_page(run: Path, config: FitConfig) -> RunReport | None:
     """The report of a run by the same command that ended before its page was written."""
     if not config.report or (run / _PAGE).exists():
         return None
+    report = _read_report(run)
+    settings = None if report is None else asdict(report.settings)
+    given, saved = (json.dumps(own, default=str) for own in (asdict(config), settings))
+    return report if given == saved else None
+
+
+def _read_report(run: Path) -> RunReport | None:
     try:
-        report = read_run_report(run)
+        return read_run_report(run)
     except (FormatError, NotFoundError):
         return None
-    given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
-    return report if given == saved else None
 
 
 _PAGE = "report.html"
@@ -397,7 +402,9 @@ _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> RunReport:
     """Fit a small encoder on a stratified part of R52; replaces the folder of an older demo."""
     if out.exists():
-        if not _is_demo(out):
+        older = _read_report(out)  # one that is not a demo's, somebody wants to keep
+        used = None if older is None else (older.settings.data, tuple(older.settings.encoders))
+        if used != (_DATA, _ENCODERS):
             raise StorageError(f"{out} exists and is not a demo's folder. Choose another --out.")
         shutil.rmtree(out)
     config = FitConfig(
@@ -411,22 +418,13 @@ def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> 
     return fit(config, reporter)
 
 
-def _is_demo(folder: Path) -> bool:
-    """Whether its report is a demo's, and not that of a run that somebody wants to keep."""
-    try:
-        settings = read_run_report(folder).settings
-    except (FormatError, NotFoundError):
-        return False
-    return settings.data == _DATA and tuple(settings.encoders) == _ENCODERS
-
-
 def write_report(
     run: Path, out: Path | None, figures: Path | None, reporter: Reporter
 ) -> ReportResult:
     """Write a run's page to ``out`` (by default into the run folder), and its figures as SVG and
     PNG into the folder ``figures`` where one is given.
     """
-    for module in ("altair", "jinja2", "markdown_it", "vl_convert"):
+    for module in ("altair", "jinja2", "vl_convert"):
         require(module, "report", "The HTML report")
     found = read_run_report(run)
     curve = read_model(run / "curve.json", CurveResult)
