@@ -596,9 +596,8 @@ class TestCompare:
     def encoders(self, models: Path) -> tuple[object, ...]:
         return ("-e", f"tiny={models / 'bert'}", "-e", models / "llama", "--layers", "1,2,3")
 
-    def test_json_has_pairs_additions_and_examples(self, models: Path):
-        data = rows(N_TRAIN)
-        write_csv(Path("train.csv"), data)
+    def test_json_has_pairs_and_additions(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
         report = succeed("compare", "train.csv", *self.encoders(models), "--json", "-q").json
         assert (report["data"]["name"], report["data"]["train_rows"]) == ("train", N_TRAIN)
         assert (report["n"], report["pairing"]) == (N_TRAIN, "encoders")
@@ -613,10 +612,6 @@ class TestCompare:
         (used,) = report["pipeline"]
         assert used in (pair["a"], pair["b"])
         assert len(report["additions"]) == 5
-        for example in report["examples"]:
-            side = "only_a" if example["right"] == pair["a"] else "only_b"
-            assert example["row"] in pair[side]["rows"]
-            assert (example["text"], example["label"]) == data[example["row"]]
         assert report["verdict"].endswith(".")
 
     def test_blocks_are_added_to_those_in_use(self, models: Path):
@@ -643,23 +638,17 @@ class TestCompare:
         assert max(len(line) for line in tables) <= 80, [line for line in tables if len(line) > 80]
         for part in ("Pairs (leave-one-out on 60 training rows)", "and 5 more", "What to add next"):
             assert part in done.out
-        assert " is right, for example:" in done.out
-        assert any(line.endswith("…") for line in tables)  # a long text is cut
         assert not any(sign in done.out + done.err for sign in CONTROL)
 
     def test_many_rows_are_compared_on_a_part_of_them(
         self, models: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr("layerfuse.commands.analyze._MOST_ROWS", 45)
-        data = rows(N_TRAIN)
-        write_csv(Path("train.csv"), data)
+        write_csv(Path("train.csv"), rows(N_TRAIN))
         done = succeed("compare", "train.csv", *self.encoders(models), "--json")
         assert "· blocks are compared on 45 of 60 rows\n" in done.err
         assert done.json["n"] == 45
         assert done.json["data"]["train_rows"] == N_TRAIN
-        examples = done.json["examples"]
-        assert examples
-        assert all((e["text"], e["label"]) == data[e["row"]] for e in examples)
 
 
 class TestModels:
@@ -689,8 +678,9 @@ class TestModels:
     @pytest.mark.parametrize("family", ["bert", "llama"])
     def test_check_passes_a_sound_model(self, models: Path, family: str):
         done = succeed("models", "check", models / family, "--dtype", "float32")
-        assert f"{family}: {N_LAYERS} layers of 32, float32 on " in done.out
-        assert "FAILED" not in done.out
+        assert f"name: {family}\ndtype: float32\n" in done.out
+        assert f"layers: {N_LAYERS}\ndim: 32\n" in done.out
+        assert "ok: yes" in done.out
         report = succeed("models", "check", models / family, "--dtype", "float32", "--json").json
         assert report["ok"]
         assert len(report["checks"]) == 4
@@ -701,7 +691,8 @@ class TestModels:
         monkeypatch.setitem(checking._TOLERANCE, "float32", -1.0)  # nothing can pass
         done = run("models", "check", models / "bert", "--dtype", "float32")
         assert done.code == 2
-        assert "FAILED alone or in a batch" in done.out
+        assert "ok: no" in done.out
+        assert re.search(r"alone or in a batch .* no ", done.out)
 
 
 class TestDatasets:
@@ -758,7 +749,7 @@ class TestStore:
         assert "kB" in succeed("store", "ls", "--store", filled).out
 
     def test_ls_of_an_empty_store(self):
-        assert succeed("store", "ls").out == "nothing\n"
+        assert succeed("store", "ls").out == "sections: none\n"
 
     def test_what_is_there_is_not_read_again(self, filled: Path, models: Path):
         done = succeed("profile", "train.csv", "-e", models / "bert", "--store", filled)
@@ -767,7 +758,7 @@ class TestStore:
     def test_verify_finds_a_damaged_shard_which_is_then_computed_again(
         self, filled: Path, models: Path
     ):
-        assert "2 shards" in succeed("store", "verify", "--store", filled).out
+        assert "shards: 2\n" in succeed("store", "verify", "--store", filled).out
         before = succeed("profile", "train.csv", "-e", models / "bert", "--store", filled).out
         (shard,) = filled.glob("bert-*/*.safetensors")
         with safe_open(shard, framework="numpy") as file:
@@ -778,7 +769,7 @@ class TestStore:
 
         done = run("store", "verify", "--store", filled)
         assert done.code == 2
-        assert f"damaged, set aside: {shard.name}" in done.out.replace(f"{shard.parent}/", "")
+        assert f"damaged: {shard.name}" in done.out.replace(f"{shard.parent}/", "")
         assert "a damaged shard was set aside and will be computed again" in done.err
         assert succeed("store", "verify", "--store", filled, "--json").json["damaged"] == []
 

@@ -21,6 +21,7 @@ import pytest
 
 from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import save_model
+from layerfuse.cli_options import EvaluateConfig
 from layerfuse.commands.parts import PartFiles
 from layerfuse.commands.predict import evaluate
 from layerfuse.data import TABLE_SUFFIXES, read_dataset, stream_texts
@@ -150,7 +151,7 @@ class TestReading:
 
     def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
         whole, parts = (
-            evaluate(bundle, str(texts), None, None, None, {}, "cpu", SILENT, part_rows=size)
+            evaluate(EvaluateConfig(bundle, str(texts), device="cpu"), SILENT, part_rows=size)
             for size in (1000, PART)
         )
         assert parts.metrics.accuracy == whole.metrics.accuracy

@@ -14,7 +14,7 @@ from commandline import rows, run, succeed, write_csv, write_text
 from families import TinyModels
 from layerfuse import load
 from layerfuse.bundle import load_bundle
-from layerfuse.commands.tables import Share, encode
+from layerfuse.commands.output import Share, encode
 from layerfuse.data import ReadOptions, read_dataset
 from layerfuse.data.columns import strip_html
 from layerfuse.errors import DataError

@@ -193,6 +193,7 @@ def _curve(
 def _plain(pair: Pair) -> dict[str, Any]:
     """A pair's values as JSON has them."""
     values = {field.name: getattr(pair, field.name) for field in fields(Pair)}
+    del values["penalty"]
     return {**values, "a": str(pair.a), "b": str(pair.b), "gain": asdict(pair.gain)}
 
 

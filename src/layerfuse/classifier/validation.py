@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -195,7 +195,7 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
 def _grouped(
     targets: Targets,
     texts: Sequence[str],
-    members: Sequence[Any] | None,
+    members: Sequence[object] | None,
     rows: npt.NDArray[np.intp],
     reporter: Reporter,
 ) -> Targets:
@@ -331,7 +331,7 @@ def _split_alias(item: str) -> tuple[str, str]:
     return next(existing, splits[min(1, len(splits) - 1)])
 
 
-def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Settings:
+def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> Settings:
     """The classifier's parameters in the form that a bundle keeps; ``names`` renames labels.
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
@@ -386,11 +386,12 @@ def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
 
 
 def _weights(
-    class_weight: str | Mapping[object, float] | None, names: Mapping[Any, Any]
+    class_weight: str | Mapping[object, float] | None, names: Mapping[object, Label]
 ) -> str | tuple[tuple[Label, float], ...] | None:
     if not isinstance(class_weight, Mapping):
         return class_weight
-    labels = [names.get(label, label) for label in as_list(list(class_weight), "labels")]
+    labels = cast(list[Label], as_list(list(class_weight), "labels"))
+    labels = [names.get(label, label) for label in labels]
     return tuple(zip(labels, map(float, class_weight.values()), strict=True))
 
 

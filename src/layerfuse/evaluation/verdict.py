@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -210,7 +210,7 @@ class Verdict(VerdictSummary):
         """
         return to_frame(self._table(), "a verdict")
 
-    def _table(self) -> list[dict[str, Any]]:
+    def _table(self) -> list[dict[str, object]]:
         own = self.cv if self.test is None else self.test
         return [
             _table_row("pipeline", None, own, self.cost),
@@ -220,7 +220,7 @@ class Verdict(VerdictSummary):
 
 def _table_row(
     name: str, encoder: str | None, score: Score, cost: PipelineCost | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     gain = score.gain if isinstance(score, BaselineScore) else None
     return {
         "name": name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from layerfuse.errors import ConfigError
 from layerfuse.pipeline import FusedModel
 from layerfuse.probing import PrincipalAxes
 from layerfuse.progress import SILENT, Reporter
+
+Floats: TypeAlias = npt.NDArray[np.floating]
 
 TOLERANCE = 1e-4
 """Largest difference from the float32 pipeline that an export may have, in a probability or as a
@@ -45,7 +47,7 @@ class Source:
         """What is read."""
         return self.model.blocks if self.block is None else (self.block,)
 
-    def expected(self, texts: Sequence[str], reporter: Reporter = SILENT) -> npt.NDArray[Any]:
+    def expected(self, texts: Sequence[str], reporter: Reporter = SILENT) -> Floats:
         """Probabilities (n, n_outputs) of the pipeline, or the block (n, dim)."""
         found = extract_blocks(texts, self.encoders, self.blocks, None, reporter=reporter)
         if self.block is not None:
@@ -62,7 +64,7 @@ class Exporter(Protocol):
     def write(self, source: Source, folder: Path) -> None:
         """Write the files into an empty folder."""
 
-    def predict(self, source: Source, folder: Path, texts: Sequence[str]) -> npt.NDArray[Any]:
+    def predict(self, source: Source, folder: Path, texts: Sequence[str]) -> Floats:
         """What `Source.expected` gives, by the files alone and the software they are for."""
 
 
