@@ -82,7 +82,7 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(models: Path, *args: object) -> dict[str, Any]:
     """The report of a quick fit with the tiny BERT."""
-    quick = ("--head", "ridge", "--cv", 2, "--json")
+    quick = ("--no-lexical", "--head", "ridge", "--cv", 2, "--json")
     place = () if "--out" in args else ("--out", "run")
     return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick, *place).json
 
@@ -104,8 +104,8 @@ class TestFit:
         blocks, gains = report["selection"]["blocks"], report["selection"]["gains"]
         assert len(blocks) == len(gains) >= 1
         assert all(set(block) == {"encoder", "layer", "pooling"} for block in blocks)
-        assert {block["encoder"] for block in blocks} <= {"tiny", "llama"}
-        assert len(report["profile"]["scores"]) == 2 * (N_LAYERS + 1)
+        assert {block["encoder"] for block in blocks} <= {"tiny", "llama", "lexical"}
+        assert len(report["profile"]["scores"]) == 2 * (N_LAYERS + 1) + 1  # words
         assert report["cv"]["n"] == N_TRAIN
         assert report["test"]["n"] == N_TEST
         for measured in (report["cv"], report["test"]):
@@ -138,7 +138,7 @@ class TestFit:
         report = trained[1].json
         cost, chosen = report["cost"]["pipeline"], report["selection"]["blocks"]
         assert cost["blocks"] == len(chosen)
-        assert cost["dims"] == 32 * len(chosen)
+        assert cost["dims"] == sum(2 if b["encoder"] == "lexical" else 32 for b in chosen)
         assert min(cost["ms_per_text"], cost["memory_mb"], cost["parameters"]) > 0
         front = {entry["name"]: entry for entry in report["pareto"]}
         assert front["pipeline"]["accuracy"] == report["cv"]["accuracy"]
@@ -274,6 +274,7 @@ class TestSettingsFile:
             cv = 3
             layers = [0, 1]
             max_blocks = 2
+            lexical = false
             prompts = {{ tiny = "a film: {{text}}" }}
             """,
         )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from commandline import run, succeed, write_csv
 from families import TinyModels
 from layerfuse import LayerFusionClassifier, load
 from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
@@ -167,3 +168,25 @@ def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted:
             model.plan_, coordinates, sample.targets, rows, held, row_weights=sample.row_weights
         )
         np.testing.assert_allclose(found.logits[held], expected, atol=2e-3)
+
+
+def test_a_run_on_words_predicts_and_is_not_exported(
+    tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = [f"class {label}" for label in LABELS]
+    write_csv(Path("train.csv"), list(zip(texts_of(LABELS), labels, strict=True)))
+    encoder = f"tiny={tiny('bert')}"
+    fitted = succeed(
+        *("fit", "train.csv", "-e", encoder, "--selection", "best", "--head", "ridge", "--cv", 2),
+        *("--out", "run", "--no-report", "--json"),
+    ).json
+    assert fitted["selection"]["blocks"] == [{"encoder": "lexical", "layer": 0, "pooling": "tfidf"}]
+    assert fitted["cost"]["pipeline"]["dims"] == 3
+    assert 0 < fitted["cost"]["pipeline"]["ms_per_text"] < 50
+    done = succeed("predict", "run", "--text", "word0 word1 word2", "--json").json
+    assert "class 0" in str(done)
+    refused = run("export", "run", "--format", "onnx", "--out", "onnx")
+    assert refused.code == 2
+    assert "--no-lexical" in refused.err
+    assert not Path("onnx").exists()

@@ -26,7 +26,7 @@ from layerfuse.errors import (
     check_choice,
 )
 from layerfuse.export.card import make_card
-from layerfuse.export.protocol import Exporter, Floats, Source
+from layerfuse.export.protocol import Exporter, Floats, Source, projections
 from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.files import atomic_folder
 from layerfuse.progress import Reporter, reporting_to
@@ -60,6 +60,8 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
         for spec in bundle.encoders
         if alone is None or spec.name == alone.encoder
     )
+    if alone is None:
+        projections(bundle.model)
     source = Source(bundle.model, encoders, alone)
     try:
         exporter.check(source)

@@ -20,7 +20,7 @@ from layerfuse.encoders.architecture import Architecture, accepted, find_archite
 from layerfuse.encoders.pretrained import load_model, load_tokenizer
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
 from layerfuse.export.graph import PipelineGraph, fuse_function, head_function
-from layerfuse.export.protocol import Source, check_padding, projections
+from layerfuse.export.protocol import Source, check_padding
 from layerfuse.files import write_json
 
 GRAPH, RUNNER = "model.onnx", "run.py"
@@ -36,7 +36,6 @@ class OnnxExporter:
             require(module, "onnx", "Export to ONNX")
         if source.block is not None:
             raise ConfigError("--block is for --format sentence-transformers; ONNX holds all.")
-        projections(source.model)
         for encoder in source.encoders:
             check_padding(encoder)
         fuse_function(source.model.model.fusion)

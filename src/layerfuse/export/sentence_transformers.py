@@ -40,8 +40,6 @@ class SentenceTransformersExporter:
 
     def check(self, source: Source) -> None:
         require("sentence_transformers", "sentence-transformers", "Export to sentence-transformers")
-        if source.block is None:
-            projections(source.model)
         blocks, names = source.blocks, {block.encoder for block in source.blocks}
         if len(names) > 1:
             raise ConfigError(f"A folder holds one encoder; the pipeline reads {_join(names)}.")
