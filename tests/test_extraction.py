@@ -22,10 +22,10 @@ from safetensors.numpy import load_file, save_file
 from families import N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_gguf, save_model
 from helpers import Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings import engines, plan
-from layerfuse.embeddings.engines import ShardResult, run_shard
+from layerfuse.embeddings import plan, runner
 from layerfuse.embeddings.extraction import BlockView, extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
 
@@ -771,7 +771,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -812,7 +812,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:

@@ -27,7 +27,7 @@ from families import VOCABULARY, TinyModels, save_model
 from helpers import Extraction, Notes, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
-from layerfuse.embeddings import engines, plan, text_hashes
+from layerfuse.embeddings import plan, runner, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import write_shard
@@ -538,14 +538,14 @@ class TestWorkingAhead:
         expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
         monkeypatch.setattr(plan, "SHARD_ROWS", {"cuda": 20})
-        monkeypatch.setitem(engines._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
 
         def watched(*arguments: Any) -> Path:
             threads.add(threading.current_thread())
             return write_shard(*arguments)
 
-        monkeypatch.setattr(engines, "write_shard", watched)
+        monkeypatch.setattr(runner, "write_shard", watched)
         found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
         assert threads
         assert threading.current_thread() not in threads
@@ -580,7 +580,7 @@ class TestWorkingAhead:
         def full(*_: Any) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(engines, "write_shard", full)
+        monkeypatch.setattr(runner, "write_shard", full)
         with pytest.raises(StorageError, match="the disk is full"):
             extract(TEXTS, encoder, store=store)
 
@@ -682,7 +682,7 @@ class TestDamaged:
             flip(shard, data_range(shard, "1:mean")[0])
             return path
 
-        monkeypatch.setattr(engines, "write_shard", spoil)
+        monkeypatch.setattr(runner, "write_shard", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
         notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)

@@ -16,8 +16,6 @@ from layerfuse.data.readers import (
     STANDARD_INPUT,
     TABLE_SUFFIXES,
     TextStream,
-    read_dataset,
-    read_hub,
 )
 
 __all__ = [
@@ -44,8 +42,6 @@ __all__ = [
     "load_dataset",
     "near_duplicates",
     "pull_dataset",
-    "read_dataset",
-    "read_hub",
     "read_terms",
     "split_names",
     "stream_texts",

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,8 @@ from layerfuse.embeddings.cost_record import (
     record_cost,
     undisturbed,
 )
-from layerfuse.embeddings.engines import Engine, LocalEngine, ShardResult, run_shard
 from layerfuse.embeddings.plan import ShardJob, plan_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
 from layerfuse.embeddings.store import (
     CorruptShardError,
     EmbeddingStore,
@@ -41,27 +40,6 @@ from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
 
 
-class BlockSource(Protocol):
-    """Blocks of one encoder over distinct texts.
-
-    ``n_computed`` counts the texts that were computed for it, ``truncated`` (n_distinct,) says
-    which were cut to the token limit.
-    """
-
-    n_computed: int
-    truncated: npt.NDArray[np.bool_]
-
-    @property
-    def cost(self) -> EncoderCost | None:
-        """What the encoder costs."""
-
-    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """Some rows of one block (n_rows, dim)."""
-
-    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Places in ``rows``, those of texts that lie together together."""
-
-
 class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     """Blocks over some texts: a mapping from block to array (n_rows, dim) float32.
 
@@ -69,7 +47,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     Parameters
     ----------
-    sources : mapping from BlockRef to BlockSource
+    sources : mapping from BlockRef to its encoder's blocks
         Where each block comes from; all over the same distinct texts.
     rows : ndarray of int, (n_rows,)
         For each row the number of its distinct text.
@@ -81,7 +59,9 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     (1000, 384)
     """
 
-    def __init__(self, sources: Mapping[BlockRef, BlockSource], rows: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self, sources: Mapping[BlockRef, _EncoderBlocks], rows: npt.NDArray[np.intp]
+    ) -> None:
         self._sources = dict(sources)
         self._rows = rows
 
@@ -103,7 +83,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self._sources)
 
-    def take(self, rows: npt.NDArray[Any]) -> BlockView:
+    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
         return BlockView(self._sources, self._rows[rows])
 
@@ -145,13 +125,13 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         costs = {name: source.cost for name, source in self._by_encoder().items()}
         return {name: cost for name, cost in costs.items() if cost is not None}
 
-    def _source(self, ref: BlockRef) -> BlockSource:
+    def _source(self, ref: BlockRef) -> _EncoderBlocks:
         if ref not in self._sources:
             known = ", ".join(map(str, list(self)[:10]))
             raise KeyError(f"{ref} is not one of the {len(self)} blocks: {known}, ...")
         return self._sources[ref]
 
-    def _by_encoder(self) -> dict[str, BlockSource]:
+    def _by_encoder(self) -> dict[str, _EncoderBlocks]:
         return {ref.encoder: source for ref, source in self._sources.items()}
 
 
@@ -318,7 +298,11 @@ def _read(
 
 @dataclass
 class _EncoderBlocks:
-    """One encoder's blocks over distinct texts, in a section of a store or in memory."""
+    """One encoder's blocks over distinct texts, in a section of a store or in memory.
+
+    ``n_computed`` counts the texts that were computed for it, ``truncated`` (n_distinct,) says
+    which were cut to the token limit.
+    """
 
     encoder: FrozenEncoder
     texts: list[str]
@@ -327,7 +311,6 @@ class _EncoderBlocks:
     section: Section | None
     batch_tokens: int | None
     reporter: Reporter
-    engine: Engine = field(default_factory=LocalEngine)
     arrays: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
     record: CostRecord | None = None
     n_computed: int = 0
@@ -400,7 +383,7 @@ class _EncoderBlocks:
         try:
             with (
                 undisturbed() as alone,
-                closing(self.engine.map(jobs, self.encoder, folder, self.reporter)) as results,
+                closing(run_shards(jobs, self.encoder, folder, self.reporter)) as results,
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)
