@@ -77,10 +77,9 @@ def verdict(seed: int) -> Verdict:
     """The verdict on blocks of noise, by nested resampling."""
     blocks, y, _ = planted(seed, "none")
     sample = sample_of(blocks, y)
-    result = sample.search()
     strategies = {one.key: one.choose for one in baseline_strategies([ENCODER], 1)}
     folds = sample.targets.folds(5, seed=0)
-    nested = sample.out_of_fold({PIPELINE: nested_plan, **strategies}, folds)
+    result, nested = sample.analyze({PIPELINE: nested_plan, **strategies}, folds)
     texts = [f"word{number}" for number in np.random.default_rng(seed).integers(0, 50, N)]
     rows = TrainingRows(texts, sample.targets, np.arange(N), blocks)
     baselines = run_baselines(sample, result, nested, folds, rows, max_blocks=1)

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from families import VOCABULARY, TinyModels, save_model
-from helpers import Extraction, Notes, sentences
+from helpers import Extraction, Notes, batched, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
 from layerfuse.embeddings import plan, runner, text_hashes
@@ -308,7 +308,7 @@ class TestCost:
         return path
 
     def test_it_is_written_and_read_back(self, encoder: FrozenEncoder, store: EmbeddingStore):
-        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).costs["tiny"]
+        cost = extract(TEXTS, batched(encoder, 100), store=store).costs["tiny"]
         path = self.path(store)
         assert path.name == "cost-cpu.json"
         value = read_json(path, kind="layerfuse-cost", version=1)
@@ -535,7 +535,7 @@ class TestWorkingAhead:
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
         texts = sentences(150, longest=30)
-        expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
+        expected = extract(texts, batched(encoder, 100), pooling=("mean", "max"))
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
         monkeypatch.setattr(plan, "SHARD_ROWS", {"cuda": 20})
         monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
@@ -546,7 +546,7 @@ class TestWorkingAhead:
             return write_shard(*arguments)
 
         monkeypatch.setattr(runner, "write_shard", watched)
-        found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
+        found = extract(texts, batched(encoder, 100), "all", ("mean", "max"), store)
         assert threads
         assert threading.current_thread() not in threads
         assert {len(load_file(path)["hashes"]) for path in shards(store)} <= {20, 10}
@@ -568,7 +568,7 @@ class TestWorkingAhead:
             return launch(ids, *rest)
 
         monkeypatch.setattr(encoder, "launch", tight)
-        found = extract(texts, encoder, batch_tokens=400)
+        found = extract(texts, batched(encoder, 400))
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, atol=1e-5)
 
@@ -646,12 +646,12 @@ class TestDamaged:
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):
         """Another batch size rounds otherwise; what is read back is what is there now."""
-        extract(TEXTS, encoder, store=store, batch_tokens=1)
+        extract(TEXTS, batched(encoder, 1), store=store)
         (shard,) = shards(store)
         before = shard.read_bytes()
         flip(shard, data_range(shard, "2:mean")[0])
-        found = extract(TEXTS, encoder, store=store, batch_tokens=100_000)
-        expected = extract(TEXTS, encoder, batch_tokens=100_000)
+        found = extract(TEXTS, batched(encoder, 100_000), store=store)
+        expected = extract(TEXTS, batched(encoder, 100_000))
         for layer in (2, 3, 0, 1):
             ref = BlockRef("tiny", layer, "mean")
             np.testing.assert_array_equal(found[ref], expected[ref].astype(np.float16))

@@ -1,7 +1,7 @@
 """Datasets and the catalog: readers, audit, and downloads with pinned checksums."""
 
-from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
-from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
+from layerfuse.data.audit import NEAR, Audit, audit, near_duplicates
+from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry
 from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
 from layerfuse.data.dataset import Split, TextDataset, test_name
 from layerfuse.data.download import (
@@ -29,9 +29,6 @@ __all__ = [
     "Audit",
     "ColumnError",
     "DatasetEntry",
-    "EncoderEntry",
-    "NearDuplicate",
-    "Package",
     "ReadOptions",
     "Split",
     "TextDataset",

@@ -33,21 +33,7 @@ class ColumnError(DataError):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is read of a table.
-
-    Attributes
-    ----------
-    text_column, label_column : str or None
-        Columns of the texts and labels; None finds them by their names and contents.
-    labeled : bool
-        Whether labels are needed; if not, they are read only from a given ``label_column``.
-    id_column, group_column : str or None
-        Further columns to keep.
-    keep : bool
-        Whether to keep all columns.
-    strip_html : bool
-        Whether texts are HTML, of which only what a reader sees is kept.
-    """
+    """What is read of a table; see `layerfuse.load_dataset`. ``keep`` keeps all columns."""
 
     text_column: str | None = None
     label_column: str | None = None

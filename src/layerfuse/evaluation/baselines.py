@@ -39,7 +39,7 @@ class BaselineStrategy:
 
     @property
     def key(self) -> str:
-        """Its name among the strategies of `TrainingSample.out_of_fold`."""
+        """Its name among the strategies of `TrainingSample.analyze`."""
         return f"{self.name}:{self.encoder}"
 
 
@@ -47,19 +47,10 @@ class BaselineStrategy:
 class Baseline:
     """The predictions of one baseline.
 
-    Attributes
-    ----------
-    name : str
-        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the first N
-        chosen blocks, concatenated).
-    encoder : str or None
-        The encoder of its first block.
-    plan : Plan or None
-        None where no encoder is read.
-    out_of_fold : ndarray of shape (n_sample,)
-        Decisions for the rows of the sample by models that did not see them.
-    predicted : ndarray of shape (n_test,) or None
-        Decisions for test rows.
+    Its name is majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the
+    first N chosen blocks, concatenated), ``encoder`` that of its first block; encoder and plan are
+    None where no encoder is read. ``out_of_fold`` (n_sample,) are decisions for the rows of the
+    sample by models that did not see them, ``predicted`` (n_test,) those for test rows.
     """
 
     name: str

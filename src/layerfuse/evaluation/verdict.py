@@ -73,22 +73,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """The pipeline against one baseline.
+    """The pipeline against one `Baseline`, which may read no blocks and cost nothing.
 
-    Attributes
-    ----------
-    name : str
-        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N.
-    encoder : str or None
-        The encoder of its first block.
-    blocks : tuple of BlockRef
-        Empty where no encoder is read.
-    cv : BaselineScore
-        By nested out-of-fold predictions of training rows.
-    test : BaselineScore or None
-        On test rows, if there are any.
-    cost : PipelineCost or None
-        None where no encoder is read.
+    ``cv`` is by nested out-of-fold predictions of training rows, ``test`` on test rows, if any.
     """
 
     name: str
@@ -384,17 +371,11 @@ def _cost_key(item: BaselineComparison) -> tuple[float, float]:
 class GeneralizationGap:
     """Test accuracy against the nested estimate, and whether test rows are like training rows.
 
-    Attributes
-    ----------
-    difference : Estimate
-        Test accuracy minus nested accuracy (-1 to 1), with Newcombe's 95% interval (1998).
-    class_shares_p : float
-        p-value of a chi-square test that both have the same class shares.
-    told_apart : Estimate
-        How often (0 to 1) a cross-validated linear probe on the fused blocks tells a test row from
-        a training row; 0.5 is a guess.
-    sentence : str
-        What follows from them, where the interval of ``difference`` leaves 0 out; else empty.
+    ``difference`` is test accuracy minus nested accuracy (-1 to 1), with Newcombe's 95% interval
+    (1998), ``class_shares_p`` the p-value of a chi-square test that both have the same class
+    shares, ``told_apart`` how often (0 to 1) a cross-validated linear probe on the fused blocks
+    tells a test row from a training row; 0.5 is a guess. ``sentence`` is what follows from them,
+    where the interval of ``difference`` leaves 0 out; else it is empty.
     """
 
     difference: Estimate

@@ -10,7 +10,13 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
-from layerfuse.probing import LeaveOneOut, decompose, leave_one_out, unit_mean_weights, weight_rows
+from layerfuse.probing.ridge import (
+    LeaveOneOut,
+    decompose,
+    leave_one_out,
+    unit_mean_weights,
+    weight_rows,
+)
 from layerfuse.targets import Rows, Targets
 
 if TYPE_CHECKING:
