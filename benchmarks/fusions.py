@@ -98,7 +98,8 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     right = correct(found.plan)
     ways = {
         f"{own.name}{f' ({own.encoder})' if own.encoder else ''}": own.choose(found, probed.scores)
-        for own in baseline_strategies(probed.scores.encoders, 1)
+        for own in baseline_strategies(training)
+        if not own.name.startswith("first_")
     }
     table = []
     for plan in plans(found.selection.blocks):

@@ -8,7 +8,6 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
@@ -17,15 +16,13 @@ from layerfuse.fusion import check_fusion
 from layerfuse.groups import standard_error
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Plan, find_penalty, predict_held
+from layerfuse.pipeline import Floats, Plan, Rows, find_penalty, predict_held
 from layerfuse.probing import ProbeResults
 from layerfuse.probing.pairs import find_interaction
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.selection import CostBudget, choose_with_state, selection_of
 from layerfuse.targets import Targets
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
 Folds = Sequence[tuple[Rows, Rows]]
 
 AUTO = "auto"

@@ -18,7 +18,7 @@ from layerfuse.commands.tables import Share, write_table
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.errors import LayerfuseWarning, require
 from layerfuse.evaluation.baselines import tfidf_classifier
-from layerfuse.evaluation.nested import Folds
+from layerfuse.model_selection import Folds
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import LabelAudit, LabelDoubt
 from layerfuse.targets import Targets, check_trainable

@@ -436,9 +436,10 @@ def _run_pip(command: Sequence[str], folder: Path, advance: Advance) -> tuple[in
             while process.poll() is None:
                 time.sleep(_POLL_S)
                 size = 0
-                for path in folder.rglob("*"):
-                    with contextlib.suppress(OSError):  # pip moves its files as it goes
-                        size += path.stat().st_size if path.is_file() else 0
+                for root, _, names in os.walk(folder):  # unlike rglob, it passes over the folders
+                    for name in names:  # and files that pip removes meanwhile
+                        with contextlib.suppress(OSError):
+                            size += Path(root, name).stat().st_size
                 advance(max(0, size // _MB - done))
                 done = max(done, size // _MB)
         except BaseException:

@@ -49,13 +49,7 @@ csv.field_size_limit(2**31 - 1)
 
 @dataclass(frozen=True)
 class TextStream:
-    """A dataset that is read part by part, once; see `TextDataset` for the other attributes.
-
-    Attributes
-    ----------
-    splits : dict of str to iterator of Split
-        The parts of each split, in the order of its rows.
-    """
+    """A `TextDataset` that is read once, by the parts of each split in the order of its rows."""
 
     name: str
     splits: dict[str, Iterator[Split]]

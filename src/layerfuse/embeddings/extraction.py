@@ -12,7 +12,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.blocks import BlockRef, Layers
 from layerfuse.embeddings.cost_record import (
     CostRecord,
     keep_cost,
@@ -210,8 +210,8 @@ def extract(
             f"encoder={encoder!r} is not a FrozenEncoder. Open one with "
             "FrozenEncoder.from_pretrained(name); of several, extract one after another."
         )
-    blocks = _candidates(encoder, layers, pooling)
-    return _read(texts, [encoder], blocks, store, reporter)
+    blocks = encoder.select(layers, pooling)
+    return extract_blocks(texts, [encoder], blocks, store, reporter=reporter)
 
 
 def extract_all(
@@ -225,8 +225,8 @@ def extract_all(
 
     See `extract` for the parameters; with no store, embeddings are kept in memory.
     """
-    blocks = [block for encoder in encoders for block in _candidates(encoder)]
-    return _read(texts, encoders, blocks, store, reporter)
+    blocks = [block for encoder in encoders for block in encoder.candidates]
+    return extract_blocks(texts, encoders, blocks, store, reporter=reporter)
 
 
 def extract_blocks(
@@ -249,29 +249,6 @@ def extract_blocks(
     names = [encoder.name for encoder in encoders]
     for block in blocks:
         check_choice(block.encoder, names, "encoder")
-    return _read(texts, encoders, blocks, store, reporter)
-
-
-def _candidates(
-    encoder: FrozenEncoder,
-    layers: Layers | None = None,
-    pooling: str | Sequence[str] | None = None,
-) -> list[BlockRef]:
-    """An encoder's blocks by pooling and layer; what is None is the encoder's own choice."""
-    wanted = encoder.layers if layers is None else layers
-    poolings = resolve_poolings(encoder.pooling if pooling is None else pooling)
-    numbers = resolve_layers(wanted, encoder.n_layers, encoder.name)
-    return [BlockRef(encoder.name, layer, name) for name in poolings for layer in numbers]
-
-
-def _read(
-    texts: Column,
-    encoders: Sequence[FrozenEncoder],
-    blocks: Sequence[BlockRef],
-    store: EmbeddingStore | None,
-    reporter: Reporter,
-) -> BlockView:
-    """A view of these blocks, computed where they are not stored."""
     rows = check_texts(texts)
     hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
     distinct = [rows[index] for index in first]

@@ -250,9 +250,16 @@ class FrozenEncoder:
         ConfigError
             For a layer that the encoder does not have.
         """
-        layers = resolve_layers(self.layers, self.n_layers, self.name)
-        poolings = resolve_poolings(self.pooling)
-        return tuple(BlockRef(self.name, layer, name) for name in poolings for layer in layers)
+        return self.select()
+
+    def select(
+        self, layers: Layers | None = None, pooling: str | Sequence[str] | None = None
+    ) -> tuple[BlockRef, ...]:
+        """Blocks as in `candidates`, of other layers and poolings where they are given."""
+        poolings = resolve_poolings(self.pooling if pooling is None else pooling)
+        wanted = self.layers if layers is None else layers
+        numbers = resolve_layers(wanted, self.n_layers, self.name)
+        return tuple(BlockRef(self.name, layer, name) for name in poolings for layer in numbers)
 
     @property
     def n_layers(self) -> int:

@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.evaluation.nested import (
-    Floats,
-    Folds,
-    OutOfFold,
-    PlanStrategy,
-    Rows,
-    TrainingSample,
-)
-from layerfuse.model_selection import SearchResult
+from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample
+from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Blocks, Plan
+from layerfuse.pipeline import Blocks, Floats, Plan, Rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Decisions, Targets
 
@@ -74,7 +67,7 @@ class TrainingRows:
     row_weights: Floats | None = None
 
 
-def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[BaselineStrategy]:
+def baseline_strategies(sample: TrainingSample) -> list[BaselineStrategy]:
     """The baselines that read encoders.
 
     ``last_layer`` and ``last_four`` take each encoder's pooling that scores best at its last
@@ -83,13 +76,14 @@ def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[Baseli
     scores best.
     """
     strategies = []
-    for encoder in encoders:
+    for encoder in sample.probed.scores.encoders:
         strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
         strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
     strategies.append(BaselineStrategy("last_matched", None, _last_matched))
     strategies.append(BaselineStrategy("best_block", None, _best_block))
     strategies += [
-        BaselineStrategy(f"first_{count}", None, _first(count)) for count in range(1, max_blocks)
+        BaselineStrategy(f"first_{count}", None, _first(count))
+        for count in range(1, sample.max_blocks)
     ]
     return strategies
 
@@ -127,7 +121,6 @@ def run_baselines(
     training: TrainingRows,
     *,
     test: tuple[Sequence[str], Blocks] | None = None,
-    max_blocks: int,
     reporter: Reporter = SILENT,
 ) -> list[Baseline]:
     """Predict with every baseline, out of fold and for test texts and blocks if there are any.
@@ -135,9 +128,9 @@ def run_baselines(
     ``nested`` holds the logits of the `baseline_strategies` by their keys, of ``folds``.
     """
     scores = sample.probed.scores
-    strategies = baseline_strategies(scores.encoders, max_blocks)
+    strategies = baseline_strategies(sample)
     n_chosen = len(result.plan.blocks)
-    itself = {f"first_{count}" for count in range(n_chosen, max_blocks)}
+    itself = {f"first_{count}" for count in range(n_chosen, sample.max_blocks)}
     plans = {s: s.choose(result, scores) for s in strategies if s.name not in itself}
     texts, targets = training.texts, training.targets
     in_sample = [texts[row] for row in training.sample]

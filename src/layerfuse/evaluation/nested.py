@@ -13,13 +13,15 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
 from layerfuse.embeddings.extraction import BlockView
-from layerfuse.model_selection import SearchResult, SearchSpace, search
+from layerfuse.model_selection import Folds, SearchResult, SearchSpace, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import (
     N_LEADING,
     Blocks,
+    Floats,
     FusedModel,
     Plan,
+    Rows,
     find_penalty,
     is_ridge,
     predict_held,
@@ -29,10 +31,6 @@ from layerfuse.pipeline import (
 from layerfuse.probing import ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Targets
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
-Folds = Sequence[tuple[Rows, Rows]]
 
 PlanStrategy: TypeAlias = Callable[[SearchResult, BlockScores], Plan]
 """A way to arrive at a plan from the search and the scores of a fold's training rows."""
@@ -100,6 +98,11 @@ class TrainingSample:
     row_weights: Floats | None = None
     n_jobs: int | None = None
     _coordinates: dict[BlockRef, Floats] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def max_blocks(self) -> int:
+        """Maximum number of blocks that a pipeline can have."""
+        return self.space.budget.limits.blocks or len(self.probed.scores)
 
     def search(self, reporter: Reporter = SILENT) -> SearchResult:
         """Choose blocks, fusion and head from all rows."""

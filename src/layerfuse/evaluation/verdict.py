@@ -8,19 +8,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.metrics import Estimate, PairedDifference, paired_difference, share_interval
-from layerfuse.pipeline import Plan
+from layerfuse.pipeline import Floats, Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.targets import Decisions, Targets
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Floats = npt.NDArray[np.float32]
 
 _SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
 _SIGNIFICANT = 0.05
@@ -125,29 +122,15 @@ def compare_baselines(
 class VerdictSummary:
     """Whether the pipeline was worth it.
 
-    Attributes
-    ----------
-    sentence : str
-        How accurate the pipeline is, how it compares with the baselines, and the advice.
-    headline : str
-        The start of the sentence: how accurate the pipeline is, and whether a baseline is
-        significantly better.
-    advice : str
-        The end of the sentence, which names a simpler baseline that is as good; may be empty.
-    gained : bool
-        Whether the pipeline is significantly better than both the last layer of the best single
-        encoder and the most frequent label: the 95% intervals on ``rows`` are above 0.
-    against : tuple of str
-        The block of that last layer.
-    gain : PairedDifference
-        The pipeline's accuracy minus that of the last layer, on ``rows``.
-    rows : str
-        ``"test"`` where there are test rows, else ``"cv"``: nested out-of-fold predictions.
-    recommended : str
-        The cheapest baseline that costs less than the pipeline and is not significantly worse in
-        nested resampling; ``"pipeline"`` where there is none.
-    time_ratio : float or None
-        The pipeline's time per text over the last layer's.
+    The ``sentence`` begins with the ``headline`` (how accurate the pipeline is, and whether a
+    baseline is significantly better) and ends with the ``advice``, which names a simpler baseline
+    that is as good and may be empty. ``rows`` is ``"test"`` where there are test rows, else
+    ``"cv"``: nested out-of-fold predictions. ``gained`` says whether the pipeline is significantly
+    better than both the last layer of the best single encoder and the most frequent label: the 95%
+    intervals on ``rows`` are above 0. ``against`` is the block of that last layer, ``gain`` the
+    pipeline's accuracy minus its own, ``time_ratio`` the pipeline's time per text over its own.
+    ``recommended`` is the cheapest baseline that costs less than the pipeline and is not
+    significantly worse in nested resampling, or ``"pipeline"``.
     """
 
     sentence: str
@@ -232,13 +215,12 @@ def judge(
     plan: Plan,
     scores: BlockScores,
     costs: Mapping[str, EncoderCost],
-    n_layers: Mapping[str, int],
 ) -> Verdict:
     """Compare the pipeline with each baseline, and put the result into words.
 
     The pipeline (``plan``) is measured against the last layer that scores best on training rows.
     What is recommended follows from training rows too, so that the test set decides nothing.
-    ``costs`` and ``n_layers`` are by encoder.
+    ``costs`` are by encoder.
     """
     comparisons = tuple(compare_baselines(baselines, cv, test, costs))
     where: Literal["cv", "test"] = "cv" if test is None else "test"
@@ -263,7 +245,7 @@ def judge(
     advice = "" if cheapest is None else _advice(cheapest, cv.score, plan)
     (block,) = last.blocks
     layer = f"{block.encoder}'s last layer"
-    if block.layer != n_layers[block.encoder]:
+    if block.layer != costs[block.encoder].n_layers:
         layer = f"{block.encoder}'s layer {block.layer}, the highest that was read"
     better = [item for item in simpler if item.on(where).gain.high < 0]
     headline = _headline(cv if test is None else test, where, plan, better)

@@ -238,28 +238,12 @@ def _chunks(X: Floats) -> list[slice]:
 class RidgeState:
     """The ridge regression on the blocks chosen so far.
 
-    Attributes
-    ----------
-    penalty : float
-        That of the lowest leave-one-out loss, in the units of the blocks' Gram matrix.
-    rotation : ndarray of shape (columns, rank)
-        From the concatenated blocks to the basis.
-    basis : ndarray of shape (n, rank)
-        U, where the hat matrix is ``U U^T``.
-    leverages : ndarray of shape (n,)
-        The diagonal of the hat matrix, with the intercept's share.
-    fitted : ndarray of shape (n, n_outputs)
-        Fitted values.
-    errors : ndarray of shape (n,)
-        Squared leave-one-out errors, summed over outputs.
-    targets : ndarray of shape (n, n_outputs)
-        The target matrix, weighted as the blocks are (`weight_rows`).
-    prior_errors : ndarray of shape (n,)
-        Those of the targets' mean.
-    intercept : ndarray of shape (n, 1)
-        Its share of the hat matrix, as the basis has that of the blocks.
-    groups : Groups or None
-        Rows that are left out together.
+    ``penalty`` is that of the lowest leave-one-out loss, in the units of the blocks' Gram matrix.
+    ``rotation`` (columns, rank) leads from the concatenated blocks to the ``basis`` U (n, rank),
+    where the hat matrix is ``U U^T``; ``leverages`` (n,) are its diagonal, with the share of the
+    ``intercept`` (n, 1). ``fitted`` values and ``targets`` (n, n_outputs) are weighted as the
+    blocks are (`weight_rows`). ``errors`` (n,) are squared leave-one-out errors, summed over
+    outputs, ``prior_errors`` (n,) those of the targets' mean.
     """
 
     penalty: float
