@@ -148,7 +148,8 @@ def pack_linears(stack: torch.nn.Module) -> int:
         return 0
     packed = {name: _pack(weight) for name, weight in weights.items()}
     for module in linears:
-        module.forward = _forward(packed[id(module.weight)], module.bias)  # type: ignore[method-assign, assignment]
+        forward = _forward(packed[id(module.weight)], module.weight, module.bias)
+        module.forward = forward  # type: ignore[method-assign, assignment]
     return len(linears)
 
 
@@ -160,13 +161,15 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _forward(
-    packed: torch.Tensor, bias: torch.Tensor | None
+    packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
     linear: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # nn.Linear's own name for it
+        if input.dtype is not packed.dtype:  # of routers that cast themselves to float32
+            return torch.nn.functional.linear(input, weight, bias)
         return linear(input, packed, bias, "none", [], "")
 
     return forward
@@ -180,7 +183,7 @@ def _works(dtype: torch.dtype) -> bool:
     random = torch.Generator().manual_seed(0)
     x, w, b = (torch.randn(shape, generator=random).to(dtype) for shape in ((3, 8), (5, 8), (5,)))
     try:
-        found = _forward(_pack(w), b)(x)
+        found = _forward(_pack(w), w, b)(x)
     except (AttributeError, RuntimeError):
         return False
     return bool(
