@@ -19,7 +19,7 @@ import numpy.typing as npt
 from families import VOCABULARY, TinyModels
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
 from layerfuse.embeddings import plan
-from layerfuse.probing import standardization
+from layerfuse.probing.ridge import standardization
 from layerfuse.progress import Advance
 
 _PRELOADED = ["torch", "layerfuse.embeddings.extraction", "layerfuse.encoders.pretrained"]
@@ -69,6 +69,12 @@ def scaled(arrays: Sequence[npt.NDArray[Any]], n: int | None = None) -> list[npt
         mean, scale = standardization(array[:n])
         found.append(((array - mean) * scale).astype(np.float32))
     return found
+
+
+def batched(encoder: FrozenEncoder, tokens: int) -> FrozenEncoder:
+    """The encoder itself, from now on with at most so many tokens in a batch."""
+    encoder.batch_tokens = tokens
+    return encoder
 
 
 _OF_ENCODER = {"layers", "pooling", "prompts", "max_length", "device", "dtype", "batch_tokens"}

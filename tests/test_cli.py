@@ -27,7 +27,7 @@ from families import N_LAYERS, save_model
 from layerfuse import FrozenEncoder
 from layerfuse.cli.commands import app
 from layerfuse.cli_options import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
-from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, read_dataset
+from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, load_dataset
 from layerfuse.encoders import checks as checking
 from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
@@ -439,7 +439,7 @@ class TestUse:
         texts = ["line one\rline two", "plain", "\r", 'end "quoted", \r\n', "a\u2028b\x85", ""]
         write_jsonl(Path("odd.jsonl"), [(text, "") for text in texts])
         succeed("predict", trained[0] / "run", "odd.jsonl", "--out", name)
-        written = read_dataset(name, label_column="label")
+        written = load_dataset(name, label_column="label")
         assert list(written.train.texts) == texts
         expected = layerfuse.load(trained[0] / "run").predict(texts)
         assert list(written.train.labels) == list(expected)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ def opened(folder: Path, **options: Any) -> FrozenEncoder:
 
 
 def fingerprints(folder: Path, *, allow_pickle: bool = False) -> dict[str, str]:
-    source = find_source(str(folder), name=None, revision=None)
-    return source.fingerprints(allow_pickle=allow_pickle)
+    return replace(find_source(str(folder)), allow_pickle=allow_pickle).fingerprints()
 
 
 def wide(folder: Path, seed: int) -> Path:

@@ -289,8 +289,8 @@ def fitted(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = write_csv(folder / "test.csv", rows(30, seed=1))
     with threadpool_limits(1):
         succeed(
-            "fit", data, "--test", test, "--no-lexical", "-e", f"tiny={tiny('bert')}", "--out", folder / "run",
-            "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
+            "fit", data, "--test", test, "-e", f"tiny={tiny('bert')}", "--out", folder / "run",
+            "--no-lexical", "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
             "--fusion", "tensor+residual", "-q",
         )  # fmt: skip
     return folder / "run"

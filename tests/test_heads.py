@@ -24,8 +24,7 @@ from layerfuse.heads import (
     search_penalty,
 )
 from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
-from layerfuse.probing import unit_mean_weights
-from layerfuse.probing.ridge import PENALTIES
+from layerfuse.probing.ridge import PENALTIES, unit_mean_weights
 from layerfuse.targets import LabelSpace, Targets
 
 Array = npt.NDArray[Any]

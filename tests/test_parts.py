@@ -24,7 +24,7 @@ from families import save_model
 from layerfuse.cli_options import EvaluateConfig
 from layerfuse.commands.parts import PartFiles
 from layerfuse.commands.predict import evaluate
-from layerfuse.data import TABLE_SUFFIXES, read_dataset, stream_texts
+from layerfuse.data import TABLE_SUFFIXES, load_dataset, stream_texts
 from layerfuse.progress import SILENT
 
 PART = 7
@@ -72,7 +72,7 @@ class TestReading:
             if ".csv" in suffix:
                 text = text.replace("\t", ";")
             write_text(Path(name), text)
-        whole = read_dataset(name).train
+        whole = load_dataset(name).train
         parts = list(stream_texts(name, part_rows).splits["train"])
         assert [len(part) for part in parts[:-1]] == [part_rows] * (len(parts) - 1)
         assert sum((part.texts for part in parts), ()) == whole.texts
@@ -164,7 +164,7 @@ class TestOutput:
         succeed("predict", bundle, texts, "--out", f"whole{suffix}")
         succeed("predict", bundle, texts, "--out", f"parts{suffix}", "--part-rows", PART)
         whole, parts = (
-            read_dataset(f"{name}{suffix}", label_column="label").train
+            load_dataset(f"{name}{suffix}", label_column="label").train
             for name in ("whole", "parts")
         )
         assert parts == whole

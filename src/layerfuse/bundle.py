@@ -81,13 +81,7 @@ class EncoderSpec(_Record):
             fingerprints=encoder.fingerprints,
             prompt=encoder.prompt,
             chat_prompt=encoder.chat_prompt,
-            layers=(
-                layers
-                if isinstance(layers, str)
-                else int(layers)
-                if isinstance(layers, (int, np.integer))
-                else tuple(map(int, layers))
-            ),
+            layers=layers if isinstance(layers, (str, int, np.integer)) else tuple(layers),
             pooling=pooling if isinstance(pooling, str) else tuple(pooling),
             max_length=encoder.max_length,
             dtype=encoder.dtype,
@@ -262,7 +256,7 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
 
 
-def _sha256(value: Mapping[str, Any], tensors: Path) -> str:
+def _sha256(value: Mapping[str, object], tensors: Path) -> str:
     """Of bundle.json, but for this field itself, and of the tensors."""
     fields = {name: own for name, own in value.items() if name != "sha256"}
     text = json.dumps(fields, sort_keys=True)
@@ -343,7 +337,9 @@ def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.N
     }
 
 
-def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
+def rename_labels(
+    classes: npt.NDArray[np.generic], names: Mapping[Label, Label]
+) -> npt.NDArray[np.generic]:
     """Classes (n_classes,) by the names to save; those that ``names`` leaves out keep theirs.
 
     Raises

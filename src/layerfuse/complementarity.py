@@ -13,15 +13,9 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
 from layerfuse.groups import Groups, standard_error
 from layerfuse.metrics import PairedDifference, paired_difference
-from layerfuse.probing import (
-    LeaveOneOut,
-    RidgeState,
-    decompose,
-    leave_one_out,
-    linear_cka,
-    measure_agreement,
-    probe_blocks,
-)
+from layerfuse.probing import probe_blocks
+from layerfuse.probing.pairs import linear_cka, measure_agreement
+from layerfuse.probing.ridge import LeaveOneOut, RidgeState, decompose, leave_one_out
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Column, Targets
 

@@ -13,14 +13,9 @@ from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.groups import Groups, standard_error
 from layerfuse.parallel import parallel_map
-from layerfuse.probing import (
-    ProbeResults,
-    RidgeState,
-    find_pair,
-    probe_blocks,
-    unit_mean_weights,
-    weight_rows,
-)
+from layerfuse.probing import ProbeResults, probe_blocks
+from layerfuse.probing.pairs import find_pair
+from layerfuse.probing.ridge import RidgeState, unit_mean_weights, weight_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets

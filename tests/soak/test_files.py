@@ -27,8 +27,7 @@ from commandline import run
 from families import TinyModels
 from helpers import planted
 from layerfuse import FrozenEncoder, LayerFusionClassifier
-from layerfuse.data import read_dataset
-from layerfuse.data.readers import stream_dataset
+from layerfuse.data import load_dataset, stream_texts
 from layerfuse.errors import LayerfuseError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -142,7 +141,7 @@ def test_files_as_they_were_written(soak: Soak, tmp_path: Path) -> None:
         suffix, data, rows = file
         path = tmp_path / f"data{suffix}"
         path.write_bytes(data)
-        found = read_dataset(path).train
+        found = load_dataset(path).train
         assert pairs(found.texts, found.labels) == [row for row in rows if row[1].strip()]
         return "right"
 
@@ -189,7 +188,7 @@ def test_damaged_files(soak: Soak, tmp_path: Path) -> None:
             assert done.code in (0, 2), done.err
             assert "\x1b" not in done.err + done.out
             return "command refused" if done.code else "command right"
-        whole = read_dataset(path).train
+        whole = load_dataset(path).train
         if ".jsonl" in suffix or ".ndjson" in suffix:
             plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
             values = [
@@ -197,7 +196,7 @@ def test_damaged_files(soak: Soak, tmp_path: Path) -> None:
             ]
             kept = [row for row in values if row.get("label") not in (None, "")]
             assert [row["text"] for row in kept if str(row["label"]).strip()] == list(whole.texts)
-        parts = list(stream_dataset(path, part_rows=3).splits["train"])
+        parts = list(stream_texts(path, 3).splits["train"])
         found = [pair for part in parts for pair in pairs(part.texts, part.labels)]
         assert found == pairs(whole.texts, whole.labels)
         return "same"

@@ -268,11 +268,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         clock("score_s")
         space = search_space(self, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
-        max_blocks = space.budget.limits.blocks or len(probed.scores)
-        strategies = {
-            strategy.key: strategy.choose
-            for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
-        }
+        strategies = {one.key: one.choose for one in baseline_strategies(training)}
         folds = measured.folds(self.cv, seed)
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
@@ -314,8 +310,6 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             proba=proba,
             folds=folds,
             costs=costs,
-            n_layers={encoder.name: encoder.n_layers for encoder in encoders},
-            max_blocks=max_blocks,
             seed=seed,
             reporter=reporter,
         )

@@ -336,44 +336,28 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
-    store, random_state, cv = model.store, model.random_state, model.cv
     one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    if not isinstance(cv, (int, np.integer)):
-        cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
-        _not_kept("cv", "a splitter", f"cv={cv}")
-    if isinstance(random_state, np.random.RandomState):
-        random_state = None
-        _not_kept("random_state", "a RandomState", "random_state=None")
-    return Settings(
-        encoders=tuple(
+    store = model.store.root if isinstance(model.store, EmbeddingStore) else model.store
+    values = model.get_params(deep=False) | {
+        "encoders": tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
             for item in _as_list(model.encoders)
         ),
-        encoders_type=(
+        "encoders_type": (
             "one" if one_encoder else "list" if isinstance(model.encoders, list) else "tuple"
         ),
-        lexical=bool(model.lexical),
-        selection=model.selection,
-        max_blocks=int(model.max_blocks),
-        budget=_limits(model.budget),
-        fusion=model.fusion,
-        head=model.head,
-        class_weight=_weights(model.class_weight, names),
-        fragments=model.fragments,
-        calibration=model.calibration,
-        target_accuracy=model.target_accuracy,
-        coverage=model.coverage,
-        cv=int(cv),
-        sample_size=int(model.sample_size),
-        store=(
-            None
-            if store is None
-            else _named(store.root if isinstance(store, EmbeddingStore) else store)
-        ),
-        n_jobs=None if model.n_jobs is None else int(model.n_jobs),
-        random_state=None if random_state is None else int(random_state),
-        verbose=int(model.verbose),
-    )
+        "budget": _limits(model.budget),
+        "class_weight": _weights(model.class_weight, names),
+        "store": None if store is None else _named(store),
+    }
+    if not isinstance(model.cv, (int, np.integer)):
+        n_folds = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
+        values |= {"cv": n_folds}
+        _not_kept("cv", "a splitter", f"cv={n_folds}")
+    if isinstance(model.random_state, np.random.RandomState):
+        values |= {"random_state": None}
+        _not_kept("random_state", "a RandomState", "random_state=None")
+    return Settings.model_validate(values)
 
 
 def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:

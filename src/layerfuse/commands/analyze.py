@@ -28,8 +28,7 @@ from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError, LayerfuseWarning, require
 from layerfuse.evaluation.baselines import tfidf_classifier
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
-from layerfuse.evaluation.nested import Folds
-from layerfuse.model_selection import check_search
+from layerfuse.model_selection import Folds, check_search
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (

@@ -30,7 +30,7 @@ from layerfuse.commands.diagnosis import (
     write_rows,
 )
 from layerfuse.commands.output import check_new_file, check_new_folder, open_store
-from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
+from layerfuse.data import Split, TextDataset, audit, load_dataset
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
     ConfigError,
@@ -323,11 +323,9 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         text_column=config.text_column,
         label_column=config.label_column,
         test=getattr(config, "test", None),
-        options=ReadOptions(
-            id_column=config.id_column,
-            group_column=config.group_column,
-            strip_html=config.strip_html,
-        ),
+        id_column=config.id_column,
+        group_column=config.group_column,
+        strip_html=config.strip_html,
         reporter=reporter,
     )
     if config.sample is not None:

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -86,15 +86,13 @@ class PartSource:
 
     def stream(self, reporter: Reporter = SILENT) -> TextStream:
         """The data, opened; its columns are known then."""
-        return stream_texts(
-            self.data,
-            self.part_rows,
+        options = replace(
+            self.options,
             text_column=self.text_column,
             label_column=self.label_column,
             labeled=self.labeled,
-            options=self.options,
-            reporter=reporter,
         )
+        return stream_texts(self.data, self.part_rows, options, reporter=reporter)
 
     def parts(self, stream: TextStream | None = None) -> Iterator[Part]:
         """The parts that are not skipped, of the ``stream`` where it is open already."""

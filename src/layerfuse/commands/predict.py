@@ -265,7 +265,7 @@ def read_rows(
             text_column=text or facts.text_column,
             label_column=label or (facts.label_column if labeled else None),
             labeled=labeled,
-            options=ReadOptions(strip_html=facts.strip_html),
+            strip_html=facts.strip_html,
             reporter=reporter,
         )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,15 @@ import numpy.typing as npt
 from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
 from layerfuse.embeddings.extraction import BlockView
-from layerfuse.model_selection import SearchResult, SearchSpace, search
+from layerfuse.model_selection import Folds, SearchResult, SearchSpace, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import (
     N_LEADING,
     Blocks,
+    Floats,
     FusedModel,
     Plan,
+    Rows,
     find_penalty,
     is_ridge,
     predict_held,
@@ -29,13 +31,6 @@ from layerfuse.pipeline import (
 from layerfuse.probing import Axes, ClassCentroids, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Targets
-
-if TYPE_CHECKING:
-    pass
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
-Folds = Sequence[tuple[Rows, Rows]]
 
 PlanStrategy: TypeAlias = Callable[[SearchResult, BlockScores], Plan]
 """A way to arrive at a plan from the search and the scores of a fold's training rows."""
@@ -89,36 +84,25 @@ class OutOfFold:
         return proba
 
 
+@dataclass(eq=False)
 class TrainingSample:
-    """The rows by which blocks, fusion and head are chosen, at all candidate blocks.
+    """The n rows by which blocks, fusion and head are chosen, at all candidate blocks (n, dim).
 
-    Parameters
-    ----------
-    blocks : mapping from BlockRef to ndarray of shape (n, dim)
-    targets : Targets
-    probed : ProbeResults
-    space : SearchSpace
-    row_weights : ndarray of shape (n,), optional
-    n_jobs : int, optional
-        Threads; None takes all cores.
+    ``row_weights`` have shape (n,); ``n_jobs`` are threads, None takes all cores.
     """
 
-    def __init__(
-        self,
-        blocks: Blocks,
-        targets: Targets,
-        probed: ProbeResults,
-        space: SearchSpace,
-        row_weights: Floats | None = None,
-        n_jobs: int | None = None,
-    ) -> None:
-        self.blocks = blocks
-        self.targets = targets
-        self.probed = probed
-        self.space = space
-        self.row_weights = row_weights
-        self.n_jobs = n_jobs
-        self._coordinates: dict[BlockRef, Floats] = {}
+    blocks: Blocks
+    targets: Targets
+    probed: ProbeResults
+    space: SearchSpace
+    row_weights: Floats | None = None
+    n_jobs: int | None = None
+    _coordinates: dict[BlockRef, Floats] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def max_blocks(self) -> int:
+        """Maximum number of blocks that a pipeline can have."""
+        return self.space.budget.limits.blocks or len(self.probed.scores)
 
     def search(self, reporter: Reporter = SILENT) -> SearchResult:
         """Choose blocks, fusion and head from all rows."""
@@ -136,13 +120,8 @@ class TrainingSample:
     ) -> FusedModel:
         """Train a plan on all rows; the penalty of its head is found on the sample.
 
-        Parameters
-        ----------
-        plan : Plan
-        blocks : mapping from BlockRef to ndarray of shape (n_all, dim)
-            The plan's blocks of all training rows; `blocks` where the sample is all there is.
-        targets : Targets
-        row_weights : ndarray of shape (n_all,), optional
+        ``blocks`` are the plan's of all training rows (n_all, dim), or those of the sample where it
+        is all there is; ``targets`` and ``row_weights`` (n_all,) are of these rows.
         """
         own = self.coordinates(plan.blocks)
         axes: dict[BlockRef, Axes] = {block: self.probed.axes[block] for block in plan.blocks}
@@ -182,33 +161,16 @@ class TrainingSample:
             )
         return FusedModel(tuple(axes.values()), model, TemperatureCalibrator(), targets.space)
 
-    def out_of_fold(
+    def analyze(
         self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
-    ) -> dict[str, OutOfFold]:
-        """Predict each row by models that never saw its label.
+    ) -> tuple[SearchResult, dict[str, OutOfFold]]:
+        """`search`, and for each strategy predictions of rows by models that never saw their label.
 
         The search runs in each fold, so that the whole procedure is measured, choosing included
         (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are those of all rows:
         they depend on no label. ``folds`` are indices of training and of held-out rows.
-        """
-        found = self._search_rows([rows for rows, _ in folds], reporter)
-        return self._resample(strategies, found, folds, reporter)
-
-    def analyze(
-        self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
-    ) -> tuple[SearchResult, dict[str, OutOfFold]]:
-        """`search` and `out_of_fold` at once, which leaves no core idle.
-
         `FINAL_PLAN` is among the strategies that are measured.
         """
-        (result, _), *found = self._search_rows([None, *(rows for rows, _ in folds)], reporter)
-        every = {**strategies, FINAL_PLAN: lambda *_: result.plan}
-        return result, self._resample(every, found, folds, reporter)
-
-    def _search_rows(
-        self, parts: Sequence[Rows | None], reporter: Reporter
-    ) -> list[tuple[SearchResult, BlockScores]]:
-        """What a search on some rows finds (None: all), and their scores."""
 
         def search_part(rows: Rows | None) -> tuple[SearchResult, BlockScores]:
             if rows is None:
@@ -229,18 +191,11 @@ class TrainingSample:
             result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
             return result, probed.scores
 
-        found = parallel_map(search_part, parts, self.n_jobs)
+        parts = [None, *(rows for rows, _ in folds)]  # at once, which leaves no core idle
+        searches = parallel_map(search_part, parts, self.n_jobs)
         name = "searching blocks, fusion and head"
-        return list(track(found, name, len(parts), "folds", reporter))
-
-    def _resample(
-        self,
-        strategies: Mapping[str, PlanStrategy],
-        found: Sequence[tuple[SearchResult, BlockScores]],
-        folds: Folds,
-        reporter: Reporter,
-    ) -> dict[str, OutOfFold]:
-        """Predictions of each strategy, from what was found in each fold."""
+        (result, _), *found = track(searches, name, len(parts), "folds", reporter)
+        strategies = {**strategies, FINAL_PLAN: lambda *_: result.plan}
         chosen = [{name: own(*pair) for name, own in strategies.items()} for pair in found]
         jobs = [
             (plan, fold)
@@ -253,7 +208,7 @@ class TrainingSample:
         for fold, ((_, held), plans) in enumerate(zip(folds, chosen, strict=True)):
             for name, plan in plans.items():
                 results[name].add(held, plan, logits[plan, fold])
-        return results
+        return result, results
 
     def _predict(
         self, jobs: Sequence[tuple[Plan, int]], folds: Folds, reporter: Reporter
@@ -264,7 +219,7 @@ class TrainingSample:
         if LEXICAL_BLOCK in used:
             lexical = parallel_map(lambda fold: self._lexical(*fold), folds, self.n_jobs)
             coordinates = [{**coordinates[0], LEXICAL_BLOCK: own} for own in lexical]
-        ridge = _FoldedRidge(coordinates, self.targets, self.row_weights, folds, self.space.seed)
+        ridge = _FoldedRidge(self, coordinates, folds)
         pairs = {pair for plan, _ in jobs if is_ridge(plan) for pair in _pairs(plan)}
         for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
             pass
@@ -323,25 +278,18 @@ class _FoldedRidge:
     ``coordinates`` are those of each fold.
     """
 
-    def __init__(
-        self,
-        coordinates: Sequence[Blocks],
-        targets: Targets,
-        row_weights: Floats | None,
-        folds: Folds,
-        seed: int,
-    ) -> None:
+    def __init__(self, sample: TrainingSample, coordinates: Sequence[Blocks], folds: Folds) -> None:
         self._coordinates = coordinates
-        self._targets = targets
-        self._row_weights = row_weights
+        self._targets = sample.targets
+        self._row_weights = sample.row_weights
         self._folds = folds
-        self._seed = seed
-        n = len(targets)
+        self._seed = sample.space.seed
+        n = len(sample.targets)
         self._left_out = [np.setdiff1d(np.arange(n), rows) for rows, _ in folds]
         together = np.concatenate(self._left_out)
         self._is_partition = np.array_equal(np.sort(together), np.arange(n))
         # Products with a column of ones are sums.
-        self._beside = np.column_stack([np.ones(n, dtype=np.float32), targets.matrix])
+        self._beside = np.column_stack([np.ones(n, dtype=np.float32), sample.targets.matrix])
         self._products: dict[tuple[BlockRef, BlockRef], list[Floats]] = {}
         self._with_targets: dict[BlockRef, list[Floats]] = {}
 

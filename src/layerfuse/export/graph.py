@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfuse.encoders.architecture import Architecture, accepted, pool_layers
+from layerfuse.encoders.architecture import Architecture, Batch, accepted, pool_layers
 from layerfuse.errors import ConfigError
 from layerfuse.export.protocol import projections
 from layerfuse.fusion import Fusion
@@ -58,11 +58,12 @@ class PipelineGraph(torch.nn.Module):
             own = [block for block in self._model.blocks if block.encoder == name]
             poolings = tuple(dict.fromkeys(block.pooling for block in own))
             layers = tuple(sorted({block.layer for block in own}))
-            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+            options: dict[str, object] = {"attention_mask": mask}
             if "use_cache" in accepted(architecture.stack):
-                inputs["use_cache"] = False
+                options["use_cache"] = False
             pooler = Pooler(mask.bool(), poolings)
-            pooled = pool_layers(architecture.stack, architecture.blocks, inputs, pooler, layers)
+            batch = Batch(ids, mask, options)
+            pooled = pool_layers(architecture.stack, architecture.blocks, batch, pooler, layers)
             for layer in layers:
                 for place, pooling in enumerate(poolings):
                     found[name, layer, pooling] = pooled[layer][:, place]

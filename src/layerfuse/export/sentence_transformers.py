@@ -66,13 +66,7 @@ class SentenceTransformersExporter:
         text, dim = encoder.tokenizer, encoder.dim
         known, example = encoder.architecture, text(["one text"]).ids
         encoder.release()  # its weights, packed for kernels of this machine
-        model, _ = load_whole(
-            encoder.source,
-            "float32",
-            "cpu",
-            trust_remote_code=encoder.trust_remote_code,
-            allow_pickle=encoder.allow_pickle,
-        )
+        model, _ = load_whole(encoder.source, "float32", "cpu")
         states = model.eval().state_dict()  # with poolers, which stock loaders miss
         architecture = find_architecture(text_stack(model), known.traits, known.pad_id)
         top = max(block.layer for block in source.blocks)
@@ -94,7 +88,7 @@ class SentenceTransformersExporter:
             model.save_pretrained(folder, state_dict=states)
         for weights in folder.glob("*.safetensors"):  # which only their owner may read
             shutil.copymode(folder / "config.json", weights)
-        hf = load_tokenizer(encoder.source, trust_remote_code=encoder.trust_remote_code)
+        hf = load_tokenizer(encoder.source)
         hf.padding_side, hf.model_max_length = "right", text.max_length
         if hf.pad_token is None:
             hf.pad_token = hf.convert_ids_to_tokens(text.blank_id)
