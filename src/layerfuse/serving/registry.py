@@ -26,14 +26,15 @@ from layerfuse.report.run_report import RunReport, read_run_report
 from layerfuse.serving.schemas import ModelInfo, ServedEncoder
 
 Texts = tuple[str, ...]
+N_LANES = 2  # batches that are computed side by side
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One classifier; ``encoders`` has for each encoder's name the one that is shared."""
+    """One classifier; ``lanes`` has for each lane the shared encoders by name."""
 
     model: FusedModel
-    encoders: Mapping[str, FrozenEncoder]
+    lanes: tuple[Mapping[str, FrozenEncoder], ...]
     info: ModelInfo
     abstention: Abstention | None
 
@@ -113,21 +114,32 @@ def load_models(
     for place in places:
         check_choice(place, sorted(names), "encoder")
     shared: dict[str, FrozenEncoder] = {}
-    before = [encoder for served in known for encoder in served.encoders.values()]
+    before = [encoder for served in known for encoder in served.lanes[0].values()]
     opened = [encoder for classifier in loaded.values() for encoder in classifier.encoders_]
     for encoder in (*before, *opened):
         best = shared.setdefault(_identity(encoder), encoder)
         if best.highest_layer < encoder.highest_layer:
             shared[_identity(encoder)] = encoder
+    beside = ({k: _beside(encoder) for k, encoder in shared.items()} for _ in range(1, N_LANES))
+    lanes = (shared, *beside)
     return {
         name: ServedModel(
             classifier.model_,
-            {encoder.name: shared[_identity(encoder)] for encoder in classifier.encoders_},
+            tuple(
+                {encoder.name: lane[_identity(encoder)] for encoder in classifier.encoders_}
+                for lane in lanes
+            ),
             _info(name, classifier, _report(runs[name], reporter)),
             classifier.abstention_,
         )
         for name, classifier in loaded.items()
     }
+
+
+def _beside(encoder: FrozenEncoder) -> FrozenEncoder:
+    """What another lane reads with; models with code of their own may not bear a replica."""
+    is_plain = encoder.kind == "cpu" and not encoder.trust_remote_code
+    return encoder.replica() if is_plain else encoder
 
 
 def _identity(encoder: FrozenEncoder) -> str:
@@ -178,15 +190,16 @@ def _info(name: str, classifier: LayerFusionClassifier, report: RunReport | None
     )
 
 
-def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
+def predict(requests: Sequence[tuple[ServedModel, Texts]], lane: int = 0) -> list[Predicted]:
     """Answer requests together: each encoder reads each distinct text once.
 
-    It is read at the layers that these requests need, no higher than the highest of them.
+    It is read at the layers that these requests need, no higher than the highest of them. Calls
+    with different lanes run side by side.
     """
     wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
     for served, texts in requests:
         for block in served.model.blocks:
-            places, keys = wanted.setdefault(served.encoders[block.encoder], ({}, {}))
+            places, keys = wanted.setdefault(served.lanes[lane][block.encoder], ({}, {}))
             keys[block.layer, block.pooling] = None
             for text in texts:
                 places.setdefault(text, len(places))
@@ -194,7 +207,7 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
     together: dict[ServedModel, list[str]] = {}
     for served, texts in requests:
         together.setdefault(served, []).extend(texts)
-    answers = {served: _classify(served, texts, read) for served, texts in together.items()}
+    answers = {served: _classify(served, texts, read, lane) for served, texts in together.items()}
     done = dict.fromkeys(together, 0)
     found = []
     for served, texts in requests:
@@ -205,12 +218,12 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
 
 
 def _classify(
-    served: ServedModel, texts: Sequence[str], read: Mapping[FrozenEncoder, _Read]
+    served: ServedModel, texts: Sequence[str], read: Mapping[FrozenEncoder, _Read], lane: int
 ) -> Predicted:
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
     truncated = np.zeros(len(texts), dtype=bool)
     for block in served.model.blocks:
-        own = read[served.encoders[block.encoder]]
+        own = read[served.lanes[lane][block.encoder]]
         rows = [own.places[text] for text in texts]
         blocks[block] = own.blocks[block.layer, block.pooling][rows]
         truncated |= own.truncated[rows]
