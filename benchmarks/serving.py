@@ -145,7 +145,7 @@ def soak() -> list[dict[str, Any]]:
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        texts = _fit(folder / "m0", layers=[1, 2], dtype="float32")[:_SOAK_TEXTS]
+        texts = _fit(folder / "m0", layers=[1], dtype="float32")[:_SOAK_TEXTS]
         classifier = load(folder / "m0")
         known = dict(zip(texts, classifier.predict_proba(texts), strict=True))
         labels = classifier.classes_.tolist()
@@ -197,7 +197,7 @@ def _difference(one: Answer, known: dict[str, Any], labels: list[object]) -> flo
     if found.keys() != set(labels):
         return float("inf")
     proba = known[json.loads(one.request)["texts"]]
-    return max(abs(found[label] - value) for label, value in zip(labels, proba, strict=True))
+    return float(max(abs(found[k] - value) for k, value in zip(labels, proba, strict=True)))
 
 
 _JSON = "application/json"
@@ -223,6 +223,8 @@ def malformed_bodies(n: int) -> list[Body]:
         noise = bytes(rng.integers(128, 256, rng.integers(1, 60)).tolist()).decode("latin-1")
         kinds: list[Body] = [
             (_JSON, valid[:cut]),
+            (_JSON, ""),
+            (_JSON, "9" * (1 + cut * 100)),
             (_JSON, valid[:cut] + noise + valid[cut:]),
             (_JSON, noise),
             (_JSON, json.dumps(value)),
