@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -47,6 +50,33 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def is_own(path: Path, root: Path | None = None) -> bool:
+    """Whether nobody but this user and root may have written a file or folder, by owner and mode.
+
+    ``root`` is a folder around it that the user has named: its owner is trusted as well, unless
+    everyone may write to it.
+    """
+    if not hasattr(os, "geteuid"):  # Windows
+        return True
+    users = {os.geteuid(), 0}
+    if root is not None and not (named := root.stat()).st_mode & stat.S_IWOTH:
+        users.add(named.st_uid)
+    link, status = path.lstat(), path.stat()
+    return {link.st_uid, status.st_uid} <= users and not status.st_mode & stat.S_IWOTH
+
+
+def check_own(folder: Path, root: Path | None = None) -> None:
+    """Raise a StorageError for a folder in which anything is not `is_own`."""
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # another process writes here
+            if not is_own(path, root):
+                raise StorageError(
+                    f"{path} belongs to another user or may be written by everyone, so what it "
+                    "holds cannot be trusted. Remove it, or use a folder of your own "
+                    "(LAYERFUSE_CACHE, --store)."
+                )
 
 
 @contextlib.contextmanager
@@ -131,6 +161,8 @@ def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Ite
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
+            if replaces is not None and _exchange(temporary, path):
+                return
             older = temporary.with_suffix(".old")
             if replaces is not None and path.exists():
                 path.replace(older)
@@ -143,6 +175,15 @@ def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Ite
             shutil.rmtree(older, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that a kill leaves both; False where that is not possible."""
+    if sys.platform != "linux":
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    return swap is not None and not swap(here, os.fsencode(one), here, os.fsencode(other), exchange)
 
 
 def _umask() -> int:
@@ -324,7 +365,7 @@ def fingerprint_file(path: Path) -> str:
     key = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memo.read_text(encoding="utf-8"))
-        if known["key"] == key:
+        if known["key"] == key and is_own(memo):
             return str(known["sha256"])
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
@@ -354,13 +395,16 @@ def write_checksums(folder: Path) -> None:
 def damaged_files(folder: Path) -> list[str]:
     """Files that are not as the SHA256SUMS of ``folder`` says; none where it has no such file."""
     try:
-        lines = (folder / _CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        text = (folder / _CHECKSUMS).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     damaged = []
-    for line in lines:
+    for line in text.splitlines():
         value, _, name = line.partition("  ")
-        path = folder / name
-        if not path.is_file() or fingerprint_file(path) != value:
+        try:
+            is_whole = fingerprint_file(folder / name) == value
+        except (OSError, ValueError):  # absent, or no name of a file
+            is_whole = False
+        if not is_whole:
             damaged.append(name)
     return damaged
