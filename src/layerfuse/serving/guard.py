@@ -19,7 +19,7 @@ from layerfuse.serving.metrics import Metrics
 
 _OPEN = {"/", "/health/live", "/health/ready"}
 """What can be read without a token: the page asks for it."""
-_PATHS = _OPEN | {"/predict", "/v1/models", "/v1/reload", "/metrics", "/docs", "/openapi.json"}
+_PATHS = _OPEN | {"/predict", "/v1/models", "/v1/reload", "/metrics", "/openapi.json"}
 LOG = logging.getLogger("layerfuse.serving")
 
 
