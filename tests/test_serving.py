@@ -193,9 +193,9 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Batches wait until they are let go."""
     gate, real = threading.Event(), registry.predict
 
-    def slow(requests: Any, lane: int) -> Any:
+    def slow(requests: Any, worker: int) -> Any:
         assert gate.wait(30)
-        return real(requests, lane)
+        return real(requests, worker)
 
     monkeypatch.setattr(batcher, "predict", slow)
     try:
@@ -333,13 +333,13 @@ class TestSharedEncoders:
         self, server: Running, runs: dict[str, Path]
     ) -> None:
         models = server.server.models
-        lows, highs = (models[name].lanes for name in ("low", "high"))
-        assert [[*one.values()] for one in lows] == [[*one.values()] for one in highs]
-        (low,), (beside,) = (lane.values() for lane in lows)
+        lows, highs = (models[name].encoders for name in ("low", "high"))
+        assert [[*own.values()] for own in lows] == [[*own.values()] for own in highs]
+        (low,), (beside,) = (own.values() for own in lows)
         assert low is not beside
         assert beside.highest_layer == 3
         assert low.highest_layer == 3
-        (alone,) = load_models({"low": runs["low"]}, {}, "cpu", SILENT)["low"].lanes[0].values()
+        (alone,) = load_models({"low": runs["low"]}, {}, "cpu", SILENT)["low"].encoders[0].values()
         assert alone.highest_layer == 1
 
     def test_a_text_is_read_once_for_all(
@@ -393,7 +393,7 @@ class TestLimits:
     def test_a_full_queue_refuses_and_the_others_are_answered(
         self, small: Running, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        n = 4 + registry.N_LANES
+        n = 4 + registry.N_WORKERS
         with ThreadPoolExecutor(n) as threads, blocked(monkeypatch) as let_go:
             asked = [threads.submit(small.predict, "oil") for _ in range(n)]
             wait_for(lambda: counters(small)["layerfuse_queue_texts"] == 4)
@@ -455,10 +455,10 @@ class TestLimits:
     ) -> None:
         real = registry.predict
 
-        def fragile(requests: Any, lane: int) -> Any:
+        def fragile(requests: Any, worker: int) -> Any:
             if any("awful" in texts for _, texts in requests):
                 raise MemoryError
-            return real(requests, lane)
+            return real(requests, worker)
 
         monkeypatch.setattr(batcher, "predict", fragile)
         with ThreadPoolExecutor(6) as threads:

@@ -33,7 +33,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.serving.batcher import Batcher, QueueFullError
 from layerfuse.serving.guard import LOG, Guard, Record, problem
 from layerfuse.serving.metrics import Metrics
-from layerfuse.serving.registry import Predicted, ServedModel, predict
+from layerfuse.serving.registry import Predictions, ServedModel, predict
 from layerfuse.serving.schemas import (
     EXAMPLES,
     ClassificationRequest,
@@ -47,13 +47,12 @@ from layerfuse.serving.schemas import (
 Load = Callable[[tuple[ServedModel, ...]], Mapping[str, ServedModel]]
 """Loads what is to be served, given what is served now."""
 Answer = PredictResponse | list[list[LabelScore]]
-Asked = Annotated[PredictRequest | ClassificationRequest, Body(openapi_examples=EXAMPLES)]
-_ASKED: TypeAdapter[PredictRequest | ClassificationRequest] = TypeAdapter(
-    PredictRequest | ClassificationRequest
-)
+AnyRequest = PredictRequest | ClassificationRequest
+RequestBody = Annotated[AnyRequest, Body(openapi_examples=EXAMPLES)]
+_BODY: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 _FIRST = ("/", "/predict")  # answered by the first model
 _NAMED = re.compile("/v1/models/([^/]+)/predict")
-_REFUSED = {
+_ERRORS = {
     code: {"model": Problem} for code in (401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
 }
 
@@ -112,20 +111,20 @@ class Server:
     async def answer(self, scope: Scope, receive: Receive) -> Response:
         """Classify the texts of a request, in the form that it asks for."""
         started, config, models = time.perf_counter(), self.config, self.models
-        record: Record = scope["state"]["record"]
         request = Request(scope, receive)
+        record: Record = request.state.record
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             return problem(415, "Send Content-Type: application/json.")
         try:
-            asked = _ASKED.validate_json(await request.body())
+            body = _BODY.validate_json(await request.body())
         except ValidationError as error:
             return _invalid(error)
         named = _NAMED.fullmatch(scope["path"])
         name = named[1] if named else request.query_params.get("model", next(iter(models)))
         if name not in models:
             return problem(404, f"There is no such model. Choose from {', '.join(models)}.")
-        model, texts = models[name], asked.rows
+        model, texts = models[name], body.rows
         record.model, record.n_texts = name, len(texts)
         record.texts = texts if config.log_texts else None
         if len(texts) > config.max_texts:
@@ -139,8 +138,8 @@ class Server:
         except QueueFullError as error:
             return problem(429, str(error), **{"Retry-After": str(error.retry_after)})
         self._count(model, predicted)
-        if isinstance(asked, ClassificationRequest):
-            rows = _ranked(model, predicted, asked.parameters.top_k)
+        if isinstance(body, ClassificationRequest):
+            rows = _ranked(model, predicted, body.parameters.top_k)
             return _json([[{"label": str(k), "score": p} for k, p in row] for row in rows])
         rule = model.abstention
         unsure: list[bool | None] = [None] * len(texts)
@@ -156,7 +155,7 @@ class Server:
                 "abstain": abstain,
             }
             for row, cut, abstain in zip(
-                _ranked(model, predicted, asked.top_k),
+                _ranked(model, predicted, body.top_k),
                 predicted.truncated.tolist(),
                 unsure,
                 strict=True,
@@ -165,7 +164,7 @@ class Server:
         ms = round(1e3 * (time.perf_counter() - started), 2)
         return _json({"model": name, "predictions": predictions, "ms": ms})
 
-    def _count(self, model: ServedModel, predicted: Predicted) -> None:
+    def _count(self, model: ServedModel, predicted: Predictions) -> None:
         name, metrics = model.info.name, self.metrics
         metrics.texts.labels(name).inc(len(predicted.proba))
         if predicted.truncated.any():
@@ -175,7 +174,7 @@ class Server:
 
 
 def _ranked(
-    model: ServedModel, predicted: Predicted, top_k: int | None
+    model: ServedModel, predicted: Predictions, top_k: int | None
 ) -> list[list[tuple[bool | int | float | str, float]]]:
     """For each text its most probable classes and their probabilities."""
     classes = model.info.classes
@@ -226,19 +225,21 @@ def make_app(server: Server, token: str | None = None) -> Guard:
         version=__version__,
         summary="Text classification on fused layers of frozen language models.",
         lifespan=lifespan,
-        responses=_REFUSED,  # type: ignore[arg-type]
+        responses=_ERRORS,  # type: ignore[arg-type]
         docs_url=None,  # their scripts would come from a CDN
         redoc_url=None,
     )
 
     # FastAPI describes these two; `route` answers them before FastAPI, at a third of its cost.
     @app.post("/v1/models/{name}/predict", tags=["predict"])
-    async def predict_with(name: str, asked: Asked) -> Answer:
+    async def predict_with(name: str, body: RequestBody) -> Answer:
         """Classify texts with one of the models."""
         raise NotImplementedError
 
     @app.post("/predict", tags=["predict"])
-    async def predict_first(asked: Asked, model: Annotated[str | None, Query()] = None) -> Answer:
+    async def predict_first(
+        body: RequestBody, model: Annotated[str | None, Query()] = None
+    ) -> Answer:
         """Classify texts with the first model, or the one that is named."""
         raise NotImplementedError
 

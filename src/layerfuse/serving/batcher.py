@@ -2,7 +2,7 @@
 
 Two batches are computed side by side, each on half of the threads: a pass on all of them would wait
 at each product for the thread that the event loop has interrupted. A batch that is alone has all.
-An idle server starts at once; a lane that has computed a larger batch first lets in its clients'
+An idle server starts at once; a worker that has computed a larger batch first lets in its clients'
 next requests, while they keep coming. The queue is bounded: what does not fit is refused.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from layerfuse.serving.metrics import Metrics
-from layerfuse.serving.registry import N_LANES, Predicted, ServedModel, Texts, predict
+from layerfuse.serving.registry import N_WORKERS, Predictions, ServedModel, Texts, predict
 
 _PAUSE_S = 0.002  # without a new request in it, a batch starts
 _SHARE = 0.25  # of the last batch's time, which gathering the next one may take
@@ -38,12 +38,12 @@ class QueueFullError(Exception):
 class _Job:
     model: ServedModel
     texts: Texts
-    future: asyncio.Future[Predicted]
+    future: asyncio.Future[Predictions]
     since: float
 
 
 @dataclass
-class _Lane:
+class _Worker:
     """A thread that computes one batch at a time."""
 
     number: int
@@ -67,9 +67,9 @@ class Batcher:
         self._rate = 100.0  # texts per second, a moving average
         self._filled = asyncio.Event()
         self._free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
-        self._lanes = [
-            _Lane(number, ThreadPoolExecutor(1, f"layerfuse-batch-{number}"))
-            for number in range(N_LANES)
+        self._workers = [
+            _Worker(number, ThreadPoolExecutor(1, f"layerfuse-batch-{number}"))
+            for number in range(N_WORKERS)
         ]
         self._n_threads = torch.get_num_threads()
         self._task: asyncio.Task[None] | None = None
@@ -77,8 +77,8 @@ class Batcher:
 
     def start(self) -> None:
         """Begin to work."""
-        for lane in self._lanes:
-            self._free.put_nowait(lane.number)
+        for worker in self._workers:
+            self._free.put_nowait(worker.number)
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
@@ -87,8 +87,8 @@ class Batcher:
             await asyncio.sleep(0.01)
         if self._task is not None:
             self._task.cancel()
-        for lane in self._lanes:
-            lane.thread.shutdown()
+        for worker in self._workers:
+            worker.thread.shutdown()
 
     @property
     def is_ready(self) -> bool:
@@ -96,7 +96,7 @@ class Batcher:
         alive = self._task is not None and not self._task.done()
         return alive and self._waiting < self._max_queue
 
-    async def submit(self, model: ServedModel, texts: Texts) -> Predicted:
+    async def submit(self, model: ServedModel, texts: Texts) -> Predictions:
         """Classify texts, in batches together with what else waits.
 
         Raises
@@ -115,7 +115,7 @@ class Batcher:
         if len(jobs) == 1:
             return await jobs[0].future
         answers = await asyncio.gather(*(job.future for job in jobs))
-        return Predicted(
+        return Predictions(
             np.concatenate([answer.proba for answer in answers]),
             np.concatenate([answer.truncated for answer in answers]),
         )
@@ -127,28 +127,28 @@ class Batcher:
     async def _work(self) -> None:
         while True:
             await self._filled.wait()
-            lane = self._lanes[await self._free.get()]
-            await self._gather(lane)
+            worker = self._workers[await self._free.get()]
+            await self._gather(worker)
             jobs = self._take()
             if not self._jobs:
                 self._filled.clear()
             if not jobs:
-                self._free.put_nowait(lane.number)
+                self._free.put_nowait(worker.number)
                 continue
-            task = asyncio.create_task(self._compute(lane, jobs))
+            task = asyncio.create_task(self._compute(worker, jobs))
             self._batches.add(task)
             task.add_done_callback(self._batches.discard)
 
-    async def _gather(self, lane: _Lane) -> None:
-        """Wait while requests come in and fewer wait than the lane's last batch had."""
-        end, before = time.perf_counter() + _SHARE * lane.last_s, 0
-        while before < self._waiting < lane.last and time.perf_counter() < end:
+    async def _gather(self, worker: _Worker) -> None:
+        """Wait while requests come in and fewer wait than the worker's last batch had."""
+        end, before = time.perf_counter() + _SHARE * worker.last_s, 0
+        while before < self._waiting < worker.last and time.perf_counter() < end:
             before = self._waiting
             await asyncio.sleep(_PAUSE_S)
 
     def _take(self) -> list[_Job]:
-        """The next batch: a lane's share of all texts; abandoned requests are left out."""
-        share = math.ceil((self._waiting + self._running) / N_LANES)
+        """The next batch: a worker's share of all texts; abandoned requests are left out."""
+        share = math.ceil((self._waiting + self._running) / N_WORKERS)
         most, n_texts = min(share, self._max_batch), 0
         batch: list[_Job] = []
         while self._jobs and (not batch or n_texts + len(self._jobs[0].texts) <= most):
@@ -159,24 +159,24 @@ class Batcher:
                 n_texts += len(job.texts)
         return batch
 
-    async def _compute(self, lane: _Lane, jobs: Sequence[_Job]) -> None:
+    async def _compute(self, worker: _Worker, jobs: Sequence[_Job]) -> None:
         started = time.perf_counter()
         n_texts = sum(len(job.texts) for job in jobs)
         for job in jobs:
             self._metrics.queue_seconds.observe(started - job.since)
         self._metrics.batch_texts.observe(n_texts)
         # OpenMP's threads sleep between products once there are more of them than cores, so the
-        # first lane never has more than what the second one leaves.
-        share = max(1, self._n_threads // N_LANES)
-        is_alone = lane.number == 0 and not self._running and not self._waiting
+        # first worker never has more than what the second one leaves.
+        share = max(1, self._n_threads // N_WORKERS)
+        is_alone = worker.number == 0 and not self._running and not self._waiting
         n_threads = self._n_threads - share + 1 if is_alone else share
         self._running += n_texts
         loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(lane.thread, _run, jobs, lane.number, n_threads)
-        lane.last, lane.last_s = n_texts, time.perf_counter() - started
-        self._rate += 0.1 * (self._running / lane.last_s - self._rate)
+        answers = await loop.run_in_executor(worker.thread, _run, jobs, worker.number, n_threads)
+        worker.last, worker.last_s = n_texts, time.perf_counter() - started
+        self._rate += 0.1 * (self._running / worker.last_s - self._rate)
         self._running -= n_texts
-        self._free.put_nowait(lane.number)
+        self._free.put_nowait(worker.number)
         for job, answer in zip(jobs, answers, strict=True):
             if job.future.done():
                 continue
@@ -186,13 +186,13 @@ class Batcher:
                 job.future.set_result(answer)
 
 
-def _run(jobs: Sequence[_Job], lane: int, n_threads: int) -> list[Predicted | Exception]:
+def _run(jobs: Sequence[_Job], worker: int, n_threads: int) -> list[Predictions | Exception]:
     """Answers or errors; what fails together is tried alone, so that no request spoils others."""
     torch.get_num_threads()  # the first call in a thread sets its number, and would undo the next
     torch.set_num_threads(n_threads)
     try:
-        return list(predict([(job.model, job.texts) for job in jobs], lane))
+        return list(predict([(job.model, job.texts) for job in jobs], worker))
     except Exception as error:
         if len(jobs) == 1:
             return [error]
-    return [answer for job in jobs for answer in _run([job], lane, n_threads)]
+    return [answer for job in jobs for answer in _run([job], worker, n_threads)]

@@ -77,7 +77,7 @@ class Guard:
         except HTTPException as error:
             refusal = problem(error.status_code, error.detail, **(error.headers or {}))
         except ClientDisconnect:
-            record.error = "The client is gone."
+            status, record.error = 499, "The client has disconnected."
         except TimeoutError:
             refusal = problem(504, f"No answer within {self._deadline:g} s.")
         except Exception as error:
