@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
@@ -364,6 +365,19 @@ class FrozenEncoder:
             When the model yields values that are not finite.
         """
         return self.launch(ids, layers, poolings).result()
+
+    def replica(self) -> FrozenEncoder:
+        """An encoder on the same weights whose passes run beside this one's, for another thread.
+
+        Returns
+        -------
+        FrozenEncoder
+            Cut where this one is; modules, hooks and buffers are its own.
+        """
+        loaded, twin = self._load(), copy(self)
+        weights: dict[int, object] = {id(own): own for own in loaded.architecture.stack.parameters()}
+        twin._loaded = _Loaded(deepcopy(loaded.architecture, weights), loaded.tokenizer)
+        return twin
 
     def launch(
         self, ids: Sequence[Sequence[int]], layers: Layers, poolings: Sequence[str]
