@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -499,6 +500,19 @@ class TestTheFolder:
         assert {path.name for path in saved.iterdir()} == FILES
         assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
         assert layerfuse.load(saved, device="cpu").classes_.tolist() == ["bad", "good"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="folders cannot be exchanged here")
+    def test_while_it_is_replaced_there_is_always_one(
+        self, fitted: LayerFusionClassifier, saved: Path
+    ):
+        """Looked at in every call that saving makes: a kill may come at each."""
+        seen: set[bool] = set()
+        sys.setprofile(lambda *_: seen.add(os.path.exists(saved / "bundle.json")))
+        try:
+            fitted.save(saved, overwrite=True)
+        finally:
+            sys.setprofile(None)
+        assert seen == {True}
 
     def test_folders_above_are_made(self, fitted: LayerFusionClassifier, tmp_path: Path):
         fitted.save(tmp_path / "a" / "b" / "bundle")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import random
 import json
 import sys
 import time
@@ -246,6 +247,14 @@ def test_faults_in_files(tmp_path: Path, name: str, content: str | bytes, messag
 def test_damaged_gzip(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv.gz", "text,label\na,x\n" * 100)
     path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="cannot be unpacked as gzip"):
+        read_dataset(path)
+
+
+def test_gzip_that_is_cut_and_holds_no_utf8(tmp_path: Path) -> None:
+    packed = gzip.compress(b"text,label\n\xff,x\n" + random.Random(0).randbytes(20_000))
+    path = write(tmp_path / "d.csv.gz", "")
+    path.write_bytes(packed[:-8])
     with pytest.raises(DataError, match="cannot be unpacked as gzip"):
         read_dataset(path)
 

@@ -16,7 +16,7 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
-from families import TinyModels, build_tokenizer, save_model
+from families import TinyModels, build_tokenizer, save_gguf, save_model
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.encoders.pretrained import find_source
 from layerfuse.errors import UnsupportedModelError
@@ -310,3 +310,14 @@ def test_a_gguf_file_that_was_cut_is_refused(tmp_path: Path, size: int):
         file.truncate(size)
     with pytest.raises(UnsupportedModelError, match=r"cut\.gguf"):
         extract(["good"], opened(path))
+
+
+@pytest.mark.parametrize("change", [(b"\3\0\0\0", b"\x40\x42\x0f\0"), (b"block_c", b"block-c")])
+@pytest.mark.timeout(60)
+def test_a_gguf_file_that_lacks_blocks_is_refused(tmp_path: Path, change: tuple[bytes, bytes]):
+    path = tmp_path / "m.gguf"
+    save_gguf("llama", path)
+    before, key, after = path.read_bytes().partition(b"llama.block_count")
+    path.write_bytes(before + (key + after).replace(*change, 1))
+    with pytest.raises(UnsupportedModelError, match="holds 3 blocks, but says (1000000|None)"):
+        extract(["the film"], opened(path))
