@@ -94,7 +94,9 @@ class Soak:
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if "layerfuse" in frame.filename] or frames
             what = f"{type(error).__name__} at {ours[-1].filename}:{ours[-1].lineno}"
-            self.findings.setdefault(what, (seed, "".join(traceback.format_exception(error))))
+            if what not in self.findings:
+                print(f"\nFOUND SOAK_SEED={seed}: {what}: {error}")  # noqa: T201
+                self.findings[what] = seed, "".join(traceback.format_exception(error))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
@@ -102,7 +104,6 @@ class Soak:
             self.outcomes[outcome] += 1
         if not seed % 100:
             gc.collect()
-
 
     @contextmanager
     def _alarms(self) -> Iterator[None]:

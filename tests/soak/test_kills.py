@@ -138,7 +138,7 @@ def test_fit(soak: Soak, place: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         shutil.copy(place / "data.csv", folder)
-        for _ in range(random.integers(1, 4)):
+        for _ in range(random.integers(1, 9)):
             before = complete(folder, "store/*/*.safetensors")
             process = start(folder, _command, *_FIT)
             killed = kill(process, random.uniform(0, 1.1 * seconds))
@@ -171,7 +171,7 @@ def test_predict(soak: Soak, place: Path) -> None:
         folder = place.parent / "killed"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for _ in range(random.integers(1, 4)):
+        for _ in range(random.integers(1, 9)):
             before = complete(folder, ".out.csv.parts/part.*")
             process = start(folder, _command, *words, "--resume")
             killed = kill(process, random.uniform(0, 1.1 * seconds))
