@@ -507,7 +507,7 @@ class TestTheFolder:
     ):
         """Looked at in every call that saving makes: a kill may come at each."""
         seen: set[bool] = set()
-        sys.setprofile(lambda *_: seen.add(os.path.exists(saved / "bundle.json")))
+        sys.setprofile(lambda *_: seen.add((saved / "bundle.json").exists()))
         try:
             fitted.save(saved, overwrite=True)
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import random
 import json
 import sys
 import time
@@ -252,7 +251,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
 
 
 def test_gzip_that_is_cut_and_holds_no_utf8(tmp_path: Path) -> None:
-    packed = gzip.compress(b"text,label\n\xff,x\n" + random.Random(0).randbytes(20_000))
+    packed = gzip.compress(b"text,label\n\xff,x\n")
     path = write(tmp_path / "d.csv.gz", "")
     path.write_bytes(packed[:-8])
     with pytest.raises(DataError, match="cannot be unpacked as gzip"):

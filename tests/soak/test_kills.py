@@ -107,7 +107,7 @@ def contents(folder: Path, *patterns: str) -> Files:
 
 
 def complete(folder: Path, pattern: str) -> dict[str, int]:
-    """Finished parts of the work, and the numbers of their files, which a second writing changes."""
+    """Finished parts, and the numbers of their files, which writing them again changes."""
     return {path.name: path.stat().st_ino for path in folder.glob(pattern)}
 
 
