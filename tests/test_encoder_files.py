@@ -289,6 +289,13 @@ def test_damaged_json_ends_without_a_traceback(folder: Path, name: str, content:
     end_of(folder)
 
 
+def test_an_unknown_token_that_the_vocabulary_lacks_is_refused(folder: Path):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": ""}))
+    with pytest.raises(UnsupportedModelError, match="has no tokenizer that can be read"):
+        extract(["good"], opened(folder))
+
+
 def test_padding_that_is_none_is_refused(tmp_path: Path):
     folder = save_model("roberta", tmp_path / "m")
     configure(folder, pad_token_id=None)
@@ -312,12 +319,22 @@ def test_a_gguf_file_that_was_cut_is_refused(tmp_path: Path, size: int):
         extract(["good"], opened(path))
 
 
-@pytest.mark.parametrize("change", [(b"\3\0\0\0", b"\x40\x42\x0f\0"), (b"block_c", b"block-c")])
+@pytest.mark.parametrize(
+    ("key", "change", "says"),
+    [
+        (b"llama.block_count", (b"\3\0\0\0", b"\x40\x42\x0f\0"), "1000000 of width 32"),
+        (b"llama.block_count", (b"block_c", b"block-c"), "None of width 32"),
+        (b"llama.embedding_length", (b"\x20\0\0\0", b"\0\0\x01\0"), "3 of width 65536"),
+        (b"llama.embedding_length", (b"embedding", b"embeddinG"), "3 of width None"),
+    ],
+)
 @pytest.mark.timeout(60)
-def test_a_gguf_file_that_lacks_blocks_is_refused(tmp_path: Path, change: tuple[bytes, bytes]):
+def test_a_gguf_file_that_lacks_what_it_says_is_refused(
+    tmp_path: Path, key: bytes, change: tuple[bytes, bytes], says: str
+):
     path = tmp_path / "m.gguf"
     save_gguf("llama", path)
-    before, key, after = path.read_bytes().partition(b"llama.block_count")
+    before, key, after = path.read_bytes().partition(key)
     path.write_bytes(before + (key + after).replace(*change, 1))
-    with pytest.raises(UnsupportedModelError, match=r"holds 3 blocks, but says (1000000|None)"):
+    with pytest.raises(UnsupportedModelError, match=f"holds 3 blocks, but says that it has {says}"):
         extract(["the film"], opened(path))

@@ -89,10 +89,8 @@ def _separated(draw: st.DrawFn, rows: Rows, delimiter: str) -> bytes:
 
 @st.composite
 def written(draw: st.DrawFn) -> Written:
-    rows, kind = (
-        draw(tables),
-        draw(st.sampled_from([".csv", ".tsv", "plain", ".jsonl", ".parquet"])),
-    )
+    rows = draw(tables)
+    kind = draw(st.sampled_from([".csv", ".tsv", "plain", ".jsonl", ".parquet"]))
     if kind == ".csv":
         data = _separated(draw, rows, draw(st.sampled_from(",;\t|")))
     elif kind == ".tsv":  # a tab and a line break in one text: two records, or one in quotes
@@ -196,8 +194,9 @@ def test_damaged_files(soak: Soak, tmp_path: Path) -> None:
 
 _KINDS: list[list[Any]] = [
     ["a", "b"], ["a", "b", "c"], [0, 1], [True, False], [0.5, 1.5], ["1", 1], [None, "a"], ["a"],
-    [],     [math.nan, 1.0], [math.inf, 1.0], [b"x", b"y"], [(1,), (2,)], [[1], [2]], [{}, {}], [1j, 2j],
-    [np.int64(3), np.int64(4)], [np.float32(1), np.float32(2)], [10**30, 1], ["\ud800", "b"],
+    [], [math.nan, 1.0], [math.inf, 1.0], [b"x", b"y"], [(1,), (2,)], [[1], [2]], [{}, {}],
+    [1j, 2j], [np.int64(3), np.int64(4)], [np.float32(1), np.float32(2)], [10**30, 1],
+    ["\ud800", "b"],
     [dt.date(2020, 1, 1), dt.date(2021, 1, 1)], ["", " "], ["\x1b[31m", "\0"], [np.str_("a"), "b"],
 ]  # fmt: skip
 _PARAMETERS: dict[str, list[Any]] = {

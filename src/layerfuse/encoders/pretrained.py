@@ -351,6 +351,7 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
             trust_remote_code=trust_remote_code,
             **({} if unpacked else _gguf_options(source)),
         )
+        _ = tokenizer.all_special_ids  # fails where the vocabulary lacks even the unknown token
         if not _knows_words(tokenizer):
             files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
             raise UnsupportedModelError(
@@ -432,7 +433,7 @@ def load_whole(
         unpacked = find_unpacked(source, dtype)
         options = loading_options(dtype, device) | ({} if unpacked else _gguf_options(source))
         if "gguf_file" in options:
-            _check_blocks(source.path)
+            _check_size(source.path)
         else:
             options["use_safetensors"] = None if allow_pickle else True
         model, outcome = AutoModel.from_pretrained(
@@ -464,20 +465,24 @@ def _gguf_options(source: EncoderSource) -> dict[str, Any]:
     return {"gguf_file": source.gguf_file}
 
 
-def _check_blocks(path: Path) -> None:
-    """Refuse a GGUF file that lacks blocks, in an instant: transformers looks for each of them."""
+def _check_size(path: Path) -> None:
+    """Refuse a GGUF file that lacks what it says, before transformers takes time and memory for it:
+    blocks, each of which is looked for, and the width of their states.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     kind, fields = reader.get_field("general.architecture"), reader.fields
-    count = fields.get(f"{kind.contents()}.block_count") if kind else None
-    claimed = int(count.contents()) if count else None
+    names = ("block_count", "embedding_length")
+    found = [fields.get(f"{kind.contents()}.{name}") if kind else None for name in names]
+    claimed = [int(field.contents()) if field else None for field in found]
     blocks = [re.search(r"\bblk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
-    there = 1 + max((int(found[1]) for found in blocks if found), default=-1)
-    if there and (claimed is None or claimed > there):
+    there = 1 + max((int(block[1]) for block in blocks if block), default=-1)
+    widths = {int(size) for tensor in reader.tensors for size in tensor.shape}
+    if there and (claimed[0] is None or claimed[0] > there or claimed[1] not in widths):
         raise UnsupportedModelError(
-            f"{path} holds {there} blocks, but says {claimed}. The file is incomplete or damaged; "
-            "get it again."
+            f"{path} holds {there} blocks, but says that it has {claimed[0]} of width {claimed[1]}. "
+            "The file is incomplete or damaged; get it again."
         )
 
 
