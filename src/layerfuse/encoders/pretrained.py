@@ -481,8 +481,8 @@ def _check_size(path: Path) -> None:
     widths = {int(size) for tensor in reader.tensors for size in tensor.shape}
     if there and (claimed[0] is None or claimed[0] > there or claimed[1] not in widths):
         raise UnsupportedModelError(
-            f"{path} holds {there} blocks, but says that it has {claimed[0]} of width {claimed[1]}. "
-            "The file is incomplete or damaged; get it again."
+            f"{path} holds {there} blocks, but says that it has {claimed[0]} of width "
+            f"{claimed[1]}. The file is incomplete or damaged; get it again."
         )
 
 
