@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
 from layerfuse.errors import is_out_of_memory
+from layerfuse.files import digest
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +182,18 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     batches: _Batches
     first: int
     layer_parameters: tuple[int, ...]
+
+
+class TraitsFile(BaseModel, frozen=True, extra="forbid"):
+    """Traits as they are kept; ``checksum`` is their digest."""
+
+    traits: Traits
+    checksum: str
+
+    @classmethod
+    def of(cls, traits: Traits) -> TraitsFile:
+        """What is to be written."""
+        return cls(traits=traits, checksum=digest(traits.model_dump_json()))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from layerfuse.encoders.architecture import (
     Architecture,
     Pending,
     Traits,
+    TraitsFile,
     accepted,
     count_tokens,
     examine,
@@ -437,7 +438,9 @@ class FrozenEncoder:
 
     def _known_traits(self) -> Traits | None:
         with contextlib.suppress(OSError, ValueError):
-            return Traits.model_validate_json(self._traits_file(self.dtype).read_bytes())
+            data = self._traits_file(self.dtype).read_bytes()
+            kept = TraitsFile.model_validate_json(data)
+            return kept.traits if kept == TraitsFile.of(kept.traits) else None
         return None
 
     def _accept(self, traits: Traits) -> None:
@@ -524,7 +527,7 @@ class FrozenEncoder:
                 traits = self._examine(stack, "float32", tokenizer)
             with contextlib.suppress(StorageError):
                 for dtype in {self.dtype, traits.dtype}:
-                    write_json(self._traits_file(dtype), traits.model_dump())
+                    write_json(self._traits_file(dtype), TraitsFile.of(traits).model_dump())
             self._accept(traits)
         if self._any_dtype and self.dtype != choose_dtype("auto", self.device):
             notes.append(f"{self.name} cannot compute in bfloat16, so it is read in float32")
