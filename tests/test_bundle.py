@@ -334,6 +334,13 @@ class TestParameters:
         assert found == model.class_weight
         assert {type(key) for key in found} == {type(labels[0])}
 
+    def test_labels_that_no_file_can_hold_are_named(self, tiny: TinyModels, tmp_path: Path):
+        y = ["\ud800" if label == "good" else label for label in LABELS]
+        model = build(tiny, layers=[0], cv=2).fit(TEXTS, y)
+        with pytest.raises(ConfigError, match=r"Labels of type '\\ud800' cannot be saved"):
+            model.save(tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
     def test_class_weights_follow_labels_that_are_renamed(self, tiny: TinyModels, tmp_path: Path):
         y = [(label,) for label in LABELS]
         model = build(tiny, class_weight={("good",): 3.0}, layers=[0], cv=2).fit(TEXTS, y)

@@ -56,7 +56,7 @@ from layerfuse.errors import (
     UnsupportedModelError,
     is_out_of_memory,
 )
-from layerfuse.files import cache_dir, digest, write_json
+from layerfuse.files import cache_dir, digest, is_own, write_json
 from layerfuse.parallel import limit_kernel_cache
 from layerfuse.pooling import Pooler
 from layerfuse.progress import SILENT, Reporter
@@ -437,10 +437,11 @@ class FrozenEncoder:
         return cache_dir() / "traits" / f"{name}.json"
 
     def _known_traits(self) -> Traits | None:
+        file = self._traits_file(self.dtype)
         with contextlib.suppress(OSError, ValueError):
-            data = self._traits_file(self.dtype).read_bytes()
-            kept = TraitsFile.model_validate_json(data)
-            return kept.traits if kept == TraitsFile.of(kept.traits) else None
+            if is_own(file):
+                kept = TraitsFile.model_validate_json(file.read_bytes())
+                return kept.traits if kept == TraitsFile.of(kept.traits) else None
         return None
 
     def _accept(self, traits: Traits) -> None:
