@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -333,6 +334,13 @@ class TestParameters:
         assert found == model.class_weight
         assert {type(key) for key in found} == {type(labels[0])}
 
+    def test_labels_that_no_file_can_hold_are_named(self, tiny: TinyModels, tmp_path: Path):
+        y = ["\ud800" if label == "good" else label for label in LABELS]
+        model = build(tiny, layers=[0], cv=2).fit(TEXTS, y)
+        with pytest.raises(ConfigError, match=r"Labels of type '\\ud800' cannot be saved"):
+            model.save(tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
     def test_class_weights_follow_labels_that_are_renamed(self, tiny: TinyModels, tmp_path: Path):
         y = [(label,) for label in LABELS]
         model = build(tiny, class_weight={("good",): 3.0}, layers=[0], cv=2).fit(TEXTS, y)
@@ -499,6 +507,19 @@ class TestTheFolder:
         assert {path.name for path in saved.iterdir()} == FILES
         assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
         assert layerfuse.load(saved, device="cpu").classes_.tolist() == ["bad", "good"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="folders cannot be exchanged here")
+    def test_while_it_is_replaced_there_is_always_one(
+        self, fitted: LayerFusionClassifier, saved: Path
+    ):
+        """Looked at in every call that saving makes: a kill may come at each."""
+        seen: set[bool] = set()
+        sys.setprofile(lambda *_: seen.add((saved / "bundle.json").exists()))
+        try:
+            fitted.save(saved, overwrite=True)
+        finally:
+            sys.setprofile(None)
+        assert seen == {True}
 
     def test_folders_above_are_made(self, fitted: LayerFusionClassifier, tmp_path: Path):
         fitted.save(tmp_path / "a" / "b" / "bundle")

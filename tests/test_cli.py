@@ -193,6 +193,20 @@ class TestFit:
         assert all(line.startswith("· ") for line in done.err.splitlines())
         assert not any(sign in done.out + done.err for sign in CONTROL)
 
+    def test_a_run_that_was_stopped_before_its_page_gets_it_by_the_same_command(self, models: Path):
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        command = ("fit", "train.csv", "-e", models / "bert", "--out", "run", "--cv", 2)
+        succeed(*command)
+        page, saved = Path("run/report.html"), Path("run/report.json").read_bytes()
+        expected = page.read_bytes()
+        assert "run exists already" in run(*command).err
+        page.unlink()
+        assert "run exists already" in run(*command, "--seed", 1).err
+        done = succeed(*command, "--json")
+        assert done.json == json.loads(saved)
+        assert "without its page" in done.err
+        assert (page.read_bytes(), Path("run/report.json").read_bytes()) == (expected, saved)
+
     def test_without_a_test_file_everything_is_measured_out_of_fold(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         report = fit(models, "train.csv")

@@ -251,6 +251,14 @@ def test_damaged_gzip(tmp_path: Path) -> None:
         load_dataset(path)
 
 
+def test_gzip_that_is_cut_and_holds_no_utf8(tmp_path: Path) -> None:
+    packed = gzip.compress(b"text,label\n\xff,x\n")
+    path = write(tmp_path / "d.csv.gz", "")
+    path.write_bytes(packed[:-8])
+    with pytest.raises(DataError, match="cannot be unpacked as gzip"):
+        read_dataset(path)
+
+
 def test_gzip_under_another_name(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", gzip.compress(b"text,label\na,x\n"))
     assert load_dataset(path).train.texts == ("a",)

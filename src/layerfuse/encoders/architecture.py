@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
 from layerfuse.errors import UnsupportedModelError, is_out_of_memory
+from layerfuse.files import digest
 from layerfuse.pooling import send_ahead
 
 if TYPE_CHECKING:
@@ -189,6 +190,18 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     batches: _Batches
     first: int
     layer_parameters: tuple[int, ...]
+
+
+class TraitsFile(BaseModel, frozen=True, extra="forbid"):
+    """Traits as they are kept; ``checksum`` is their digest."""
+
+    traits: Traits
+    checksum: str
+
+    @classmethod
+    def of(cls, traits: Traits) -> TraitsFile:
+        """What is to be written."""
+        return cls(traits=traits, checksum=digest(traits.model_dump_json()))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from layerfuse.encoders.architecture import (
     Architecture,
     Pending,
     Traits,
+    TraitsFile,
     accepted,
     count_tokens,
     examine,
@@ -375,7 +376,9 @@ class FrozenEncoder:
             Cut where this one is; modules, hooks and buffers are its own.
         """
         loaded, twin = self._load(), copy(self)
-        weights: dict[int, object] = {id(own): own for own in loaded.architecture.stack.parameters()}
+        weights: dict[int, object] = {
+            id(own): own for own in loaded.architecture.stack.parameters()
+        }
         twin._loaded = _Loaded(deepcopy(loaded.architecture, weights), loaded.tokenizer)
         return twin
 
@@ -457,7 +460,9 @@ class FrozenEncoder:
     def _known_traits(self) -> Traits | None:
         file = self._traits_file(self.dtype)
         with contextlib.suppress(OSError, ValueError):
-            return Traits.model_validate_json(file.read_bytes()) if is_own(file) else None
+            if is_own(file):
+                kept = TraitsFile.model_validate_json(file.read_bytes())
+                return kept.traits if kept == TraitsFile.of(kept.traits) else None
         return None
 
     def _accept(self, traits: Traits) -> None:
@@ -546,7 +551,7 @@ class FrozenEncoder:
                 traits = self._examine(stack, "float32", tokenizer)
             with contextlib.suppress(StorageError):
                 for dtype in {self.dtype, traits.dtype}:
-                    write_json(self._traits_file(dtype), traits.model_dump())
+                    write_json(self._traits_file(dtype), TraitsFile.of(traits).model_dump())
             self._accept(traits)
         if self._any_dtype and self.dtype != choose_dtype("auto", self.device):
             notes.append(f"{self.name} cannot compute in bfloat16, so it is read in float32")

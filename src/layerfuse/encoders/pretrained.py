@@ -344,6 +344,7 @@ class _NotKeptError(Exception):
 # default dtype and initializers. One load at a time, or one would restore what another has set.
 _PROCESS_STATE = RLock()
 _TRIED_WORDS = 200
+_SHARED_LAYERS = 100  # of a model whose layers share their weights
 
 
 def load_tokenizer(source: EncoderSource) -> PreTrainedTokenizerBase:
@@ -363,6 +364,7 @@ def load_tokenizer(source: EncoderSource) -> PreTrainedTokenizerBase:
             trust_remote_code=source.trust_remote_code,
             **({} if unpacked else _gguf_options(source)),
         )
+        _ = tokenizer.all_special_ids  # fails where the vocabulary lacks even the unknown token
         if not _knows_words(tokenizer):
             files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
             raise UnsupportedModelError(
@@ -429,9 +431,10 @@ def load_whole(source: EncoderSource, dtype: str, device: str) -> tuple[PreTrain
         unpacked = find_unpacked(source, dtype)
         options = loading_options(dtype, device) | ({} if unpacked else _gguf_options(source))
         if "gguf_file" in options:
-            _check_blocks(source.path)
+            _check_size(source.path)
         else:
             options["use_safetensors"] = None if source.allow_pickle else True
+            _check_config(unpacked or source.folder, trust_remote_code=source.trust_remote_code)
         model, outcome = AutoModel.from_pretrained(
             unpacked or source.folder,
             output_loading_info=True,
@@ -461,20 +464,54 @@ def _gguf_options(source: EncoderSource) -> dict[str, str]:
     return {"gguf_file": source.gguf_file}
 
 
-def _check_blocks(path: Path) -> None:
-    """Refuse a GGUF file that lacks blocks, in an instant: transformers looks for each of them."""
+def _check_config(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a configuration of sizes that no tensor has, before transformers takes time and memory
+    for them.
+    """
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    shapes: list[list[int]] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    largest = max((size for shape in shapes for size in shape), default=0)
+    limits = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), largest)
+    limits["num_hidden_layers"] = _SHARED_LAYERS + len(shapes)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    for name, limit in limits.items() if shapes else ():
+        for own in (config, getattr(config, "text_config", None)):
+            size = getattr(own, name, None)
+            if isinstance(size, int) and size > limit:
+                raise UnsupportedModelError(
+                    f"{folder} has {name}={size} in its configuration, for which its "
+                    f"{len(shapes)} tensors are too few or too small. Get it again."
+                )
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a GGUF file that lacks what it says, before transformers takes time and memory for it:
+    blocks, each of which is looked for, and the width of their states.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    kind, fields = reader.get_field("general.architecture"), reader.fields
-    count = fields.get(f"{kind.contents()}.block_count") if kind else None
-    claimed = int(count.contents()) if count else None
+    kind, claimed = reader.get_field("general.architecture"), dict[str, int]()
+    for name in ("block_count", "embedding_length", "feed_forward_length"):
+        field = reader.get_field(f"{kind.contents()}.{name}") if kind else None
+        if field and isinstance(field.contents(), int):  # some have one for each block
+            claimed[name] = field.contents()
     blocks = [re.search(r"\bblk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
-    there = 1 + max((int(found[1]) for found in blocks if found), default=-1)
-    if there and (claimed is None or claimed > there):
+    there = 1 + max((int(block[1]) for block in blocks if block), default=-1)
+    largest = max((int(size) for tensor in reader.tensors for size in tensor.shape), default=0)
+    limits = {"block_count": there, "embedding_length": largest}
+    if there and not (
+        all(claimed.get(name, limit + 1) <= limit for name, limit in limits.items())
+        and claimed.get("feed_forward_length", 0) <= largest
+    ):
         raise UnsupportedModelError(
-            f"{path} holds {there} blocks, but says {claimed}. The file is incomplete or damaged; "
-            "get it again."
+            f"{path} holds {there} blocks of tensors up to {largest} wide, but says that it has "
+            f"{claimed}. The file is incomplete or damaged; get it again."
         )
 
 
