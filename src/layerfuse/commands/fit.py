@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from layerfuse.commands.diagnosis import (
     write_rows,
 )
 from layerfuse.commands.paths import check_new_folder, open_store
-from layerfuse.commands.report import try_report
+from layerfuse.commands.report import PAGE, try_report
+from layerfuse.commands.report import report as write_report
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
@@ -82,10 +84,18 @@ class _Recorder:
 
 
 def fit(config: FitConfig, reporter: Reporter) -> RunReport:
-    """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
+    """Fit a pipeline on a dataset, measure it, save the run folder; return the report.
+
+    Where the same settings have saved a run but not its page, only that is written.
+    """
     started = time.perf_counter()
     recorder = _Recorder(reporter)
     run = _run_folder(config)
+    if (stopped := _without_page(run, config)) is not None:
+        reporter.note(f"{run} was saved on {stopped.created:%Y-%m-%d %H:%M} UTC, without its page")
+        write_report(run, None, None, reporter)
+        return stopped
+    check_new_folder(run)
     dataset = read_data(config, recorder)
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
@@ -378,14 +388,25 @@ def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
 
 
 def _run_folder(config: FitConfig) -> Path:
-    """Where the run is saved; refused before any work when that cannot be."""
+    """Where the run is to be saved."""
     if config.out is not None:
         run = Path(config.out)
     else:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         run = Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
-    check_new_folder(run)
     return run
+
+
+def _without_page(run: Path, config: FitConfig) -> RunReport | None:
+    """The report of a run by the same command that ended before its page was written."""
+    if not config.report or (run / PAGE).exists():
+        return None
+    try:
+        report = read_run_report(run)
+    except (FormatError, NotFoundError):
+        return None
+    given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
+    return report if given == saved else None
 
 
 _DATA = "r52"
