@@ -17,7 +17,7 @@ from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.tables import Share, write_table
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.errors import LayerfuseWarning, require
-from layerfuse.evaluation.baselines import tfidf_classifier
+from layerfuse.evaluation.baselines import fit_tfidf
 from layerfuse.evaluation.nested import Folds
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import LabelAudit, LabelDoubt
@@ -106,7 +106,7 @@ def word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
     proba = np.tile(targets.counts / len(targets), (len(targets), 1))
     for rows, held in folds:
         with contextlib.suppress(ValueError):  # an empty vocabulary
-            model = tfidf_classifier().fit([texts[row] for row in rows], targets.codes[rows])
+            model = fit_tfidf([texts[row] for row in rows], targets.codes[rows])
             found = model.predict_proba([texts[row] for row in held])
             proba[held] = 0.0
             proba[np.ix_(held, model.classes_)] = found
