@@ -77,7 +77,16 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("delimiter", [";", ",", "\t", "|", ":"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
-    "first", ["sep={0}", "\ufeffsep={0}", '"sep={0}"', "SEP={0}", "sep={0}{0}", '\ufeff"sep={0}"']
+    "first",
+    [
+        "sep={0}",
+        "\ufeffsep={0}",
+        '"sep={0}"',
+        "SEP={0}",
+        "sep={0}{0}",
+        "sep = {0} ",
+        '\ufeff"sep={0}"',
+    ],
 )
 def test_a_first_line_names_the_delimiter(
     tmp_path: Path, delimiter: str, ending: str, first: str
