@@ -288,7 +288,7 @@ class _File:
                         if _utf16_of(binary.read(2000)):
                             raise self._not_utf8()
                         if whole and binary.seekable():
-                            binary.seek(_MOST_BYTES)  # of a packed file, before any of it is kept
+                            binary.seek(_MOST_BYTES)  # of a packed file, before any is kept
                             _refuse_long(self.where, len(binary.read(1)) * (_MOST_BYTES + 1))
                 with self.open() as binary:
                     text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
