@@ -899,7 +899,6 @@ class TestTheShell:
             Late()
             time.sleep(20)
 
-        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # is put back
         monkeypatch.setattr("layerfuse.commands.assets.list_models", work)
         started = time.monotonic()
         done = run("models", "list")

@@ -43,7 +43,7 @@ def main() -> int:
     """Run the command line; 0 on success, 2 on a mistake, 1 on an internal error, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
     open_streams()
-    sys.unraisablehook = _interrupt_again
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
         sys.stdout.flush()
@@ -84,6 +84,8 @@ def main() -> int:
             "This should not happen. --verbose (or LAYERFUSE_TRACEBACK=1) shows the traceback.",
             1,
         )
+    finally:
+        sys.unraisablehook = hook
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
