@@ -896,6 +896,21 @@ class TestTheShell:
         assert not list(Path("kept").rglob("*.tmp"))
         succeed("store", "verify", "--store", "kept")
 
+    def test_ctrl_c_in_a_finalizer_is_not_lost(self, monkeypatch: pytest.MonkeyPatch):
+        class Late:
+            def __del__(self) -> None:
+                raise KeyboardInterrupt
+
+        def work() -> None:
+            Late()
+            time.sleep(20)
+
+        monkeypatch.setattr("layerfuse.commands.assets.list_models", work)
+        started = time.monotonic()
+        done = run("models", "list")
+        assert (done.code, "interrupted" in done.err) == (130, True)
+        assert time.monotonic() - started < 15
+
     def test_an_internal_error_ends_with_1_and_says_how_to_see_it(
         self, monkeypatch: pytest.MonkeyPatch
     ):

@@ -77,7 +77,16 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("delimiter", [";", ",", "\t", "|", ":"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
-    "first", ["sep={0}", "\ufeffsep={0}", '"sep={0}"', "SEP={0}", "sep={0}{0}", '\ufeff"sep={0}"']
+    "first",
+    [
+        "sep={0}",
+        "\ufeffsep={0}",
+        '"sep={0}"',
+        "SEP={0}",
+        "sep={0}{0}",
+        "sep = {0} ",
+        '\ufeff"sep={0}"',
+    ],
 )
 def test_a_first_line_names_the_delimiter(
     tmp_path: Path, delimiter: str, ending: str, first: str
@@ -256,7 +265,7 @@ def test_gzip_that_is_cut_and_holds_no_utf8(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv.gz", "")
     path.write_bytes(packed[:-8])
     with pytest.raises(DataError, match="cannot be unpacked as gzip"):
-        read_dataset(path)
+        load_dataset(path)
 
 
 def test_gzip_under_another_name(tmp_path: Path) -> None:

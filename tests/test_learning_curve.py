@@ -110,6 +110,14 @@ class TestCurve:
         assert curve.points[0].draws[0].plans["fusion"].fusion == fusion
         assert curve.points[0].draws[0].plans["last_layer"].fusion == "concat"
 
+    def test_class_weights_are_those_of_the_pipeline(
+        self, data: tuple[Blocks, Array, Blocks, Array], found: LearningCurve
+    ):
+        heavy = learning_curve(*data, shares=SHARES, repeats=3, class_weight={0: 30.0})
+        assert heavy.points[-1].fusion.value < found.points[-1].fusion.value
+        with pytest.raises(ConfigError, match="class_weight"):
+            learning_curve(*data, shares=SHARES, repeats=3, class_weight="x")
+
     def test_labels_may_be_of_any_kind_and_classes_rare(self):
         blocks, y = planted(120, n_classes=3)
         names = np.array(["x", "y", "z"])[y]

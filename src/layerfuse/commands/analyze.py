@@ -26,7 +26,7 @@ from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError, LayerfuseWarning, require
-from layerfuse.evaluation.baselines import tfidf_classifier
+from layerfuse.evaluation.baselines import fit_tfidf
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.model_selection import Folds, check_search
 from layerfuse.probing import check_scorer, score_blocks
@@ -338,7 +338,7 @@ def word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
     proba = np.tile(targets.counts / len(targets), (len(targets), 1))
     for rows, held in folds:
         with contextlib.suppress(ValueError):  # an empty vocabulary
-            model = tfidf_classifier().fit([texts[row] for row in rows], targets.codes[rows])
+            model = fit_tfidf([texts[row] for row in rows], targets.codes[rows])
             found = model.predict_proba([texts[row] for row in held])
             proba[held] = 0.0
             proba[np.ix_(held, model.classes_)] = found

@@ -41,7 +41,7 @@ _OTHERS = {
 }
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 # Excel's first line, which names the delimiter; some exports fill it up to the number of columns
-_SEPARATOR = re.compile(r'"?sep=([^"\r\n])\1*"?(?:\r\n|\r|\n|$)', re.IGNORECASE)
+_SEPARATOR = re.compile(r'"? *sep *= *([^" \r\n])\1*"? *(?:\r\n|\r|\n|$)', re.IGNORECASE)
 # One limit for the process, so that no thread lowers it while another reads; csv's own is 131,072
 # characters, and more than fits a C long on Windows is refused.
 csv.field_size_limit(2**31 - 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from layerfuse.errors import ConfigError, UnsupportedModelError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _SLOT = "{text}"
+_MOST_CHARACTERS = 2_000_000  # that are tokenized at once, at about 100 bytes each
 _RENDER_S = 120  # wall time, most of which the import takes on a busy machine
 _RENDER = """
 import contextlib, json, sys
@@ -94,13 +96,15 @@ class TextTokenizer:
         """Tokenize; an empty text that yields no token becomes the model's first special token
         (bos, eos or pad).
         """
-        filled = [self.prefix + _encodable(text) + self.suffix for text in texts]
-        ids = self._encode(filled) if filled else []
-        truncated = [len(row) > self.max_length for row in ids]
-        for index, is_long in enumerate(truncated):
-            if is_long:
+        longest = max(_MOST_CHARACTERS, 256 * self.max_length)
+        filled = [self.prefix + _encodable(text[:longest]) + self.suffix for text in texts]
+        ids = list(chain.from_iterable(map(self._encode, _groups(filled))))
+        truncated = [len(text) > longest for text in texts]
+        for index, row in enumerate(ids):
+            if len(row) > self.max_length:
+                truncated[index] = True
                 ids[index] = self._truncate(filled[index], len(filled[index]) - len(self.suffix))
-            elif not ids[index]:
+            elif not row:
                 ids[index] = [self.blank_id]
         return Tokens(ids, truncated)
 
@@ -212,6 +216,20 @@ def _try_template(
             f"The chat template of this encoder's tokenizer does not work: {reason}. Use a plain "
             "prompt instead."
         )
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in order, together so short that their tokens fit into memory."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > _MOST_CHARACTERS:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 def _encodable(text: str) -> str:

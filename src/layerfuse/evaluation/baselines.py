@@ -13,6 +13,7 @@ from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample
 from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Floats, Plan, Rows
+from layerfuse.probing.probe import fit_logistic
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Decisions, Targets
 
@@ -168,19 +169,21 @@ def run_baselines(
     return baselines
 
 
-def tfidf_classifier() -> Pipeline:
-    """TF-IDF of words with multinomial logistic regression (C=10)."""
+def fit_tfidf(texts: Sequence[str], codes: Rows) -> Pipeline:
+    """TF-IDF of words with multinomial logistic regression (C=10), fitted."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     words = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD)
-    return make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000, tol=1e-3))
+    model = LogisticRegression(C=10.0, max_iter=1000, tol=1e-3)
+    fit_logistic(model, words.fit_transform(texts), codes)
+    return make_pipeline(words, model)
 
 
 def _tfidf(texts: Sequence[str], targets: Targets, others: Sequence[str]) -> Decisions:
     try:
-        return np.asarray(tfidf_classifier().fit(texts, targets.codes).predict(others))
+        return np.asarray(fit_tfidf(texts, targets.codes).predict(others))
     except ValueError as error:  # no text holds a word
         if "empty vocabulary" not in str(error):
             raise

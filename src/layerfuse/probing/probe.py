@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from layerfuse.probing.ridge import (
 )
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Column, Decisions, Targets
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 Floats = npt.NDArray[np.float32]
 
@@ -301,7 +304,7 @@ def _logistic(
         for rows, held in folds:
             model = LogisticRegression(C=C, max_iter=1000)
             own = None if row_weights is None else row_weights[rows]
-            model.fit(space.rotated[rows], targets.codes[rows], sample_weight=own)
+            fit_logistic(model, space.rotated[rows], targets.codes[rows], own)
             # a class of which all rows are held out is not one of the model's
             proba[np.ix_(held, model.classes_)] = model.predict_proba(space.rotated[held])
         losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
@@ -312,6 +315,26 @@ def _logistic(
     losses, decisions, penalty = best
     score = _score(block, targets, decisions, losses, penalty)
     return replace(score, macro_f1=_macro_f1(targets, decisions))
+
+
+def fit_logistic(
+    model: LogisticRegression,
+    X: Any,
+    codes: npt.NDArray[np.intp],
+    row_weights: Floats | None = None,
+) -> LogisticRegression:
+    """Fit features (n, dim), dense or sparse; return the model.
+
+    Where scikit-learn would warn that so many classes look like a regression, rows of weight 0
+    make the classes few among the rows: filters of warnings belong to the process.
+    """
+    n = len(codes)
+    n_more = max(0, 2 * len(np.unique(codes)) - n + 1)
+    if n_more:
+        rows = np.arange(n + n_more) % n
+        weights = np.ones(n) if row_weights is None else row_weights
+        X, codes, row_weights = X[rows], codes[rows], np.pad(weights, (0, n_more))
+    return model.fit(X, codes, sample_weight=row_weights)
 
 
 def _score(
