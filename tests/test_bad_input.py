@@ -206,6 +206,11 @@ MISTAKES = [
         {"x.csv": table([(text, f"id {i}") for i, (text, _) in enumerate(DATA)])},
     ),
     Mistake(
+        "more classes than fit", "fit x.csv",
+        ("5,001 classes, of at most 5,000", "column the label"),
+        {"x.csv": table([(f"text {i}", f"id {i // 2}") for i in range(2 * 5001)])},
+    ),
+    Mistake(
         "a label for nearly each row, profile", "profile x.csv",
         ("At least two classes need two rows", "28 of 29 have only one", "Add rows"),
         {"x.csv": table([(text, str(max(i, 1))) for i, (text, _) in enumerate(DATA)])},

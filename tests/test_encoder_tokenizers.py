@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -308,6 +309,26 @@ def test_a_chat_template_that_does_not_give_the_text_is_refused(
     assert opened(folder).tokenize(["good"]).ids, "only a chat prompt needs it"
     with pytest.raises((UnsupportedModelError, ConfigError), match=r"template|tokenizer"):
         opened(folder, chat_prompt="film {text}").tokenize(["good"])
+
+
+@pytest.mark.parametrize("word", ["good film ", "goodfilm"])
+def test_a_huge_text_is_tokenized_no_further_than_it_is_read(tiny: TinyModels, word: str):
+    """Whole, 50 MB took minutes and gigabytes."""
+    encoder = opened(tiny("roberta"))
+    short = encoder.tokenize([word * 1000, word])
+    started = time.process_time()
+    tokens = encoder.tokenize([word * (50_000_000 // len(word)), word])
+    assert time.process_time() - started < 15
+    assert tokens.truncated == [True, False]
+    assert tokens.ids == short.ids
+
+
+def test_many_long_texts_are_tokenized_in_groups(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
+    encoder = opened(tiny("bert"))
+    texts = ["good film", "", "bad " * 100, "the bank", "oil"]
+    expected = encoder.tokenize(texts)
+    monkeypatch.setattr("layerfuse.encoders.tokenizer._MOST_CHARACTERS", 10)
+    assert encoder.tokenize(texts) == expected
 
 
 def test_tokens_beyond_the_embedding_are_refused_where_they_occur(tmp_path: Path):

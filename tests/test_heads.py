@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.sparse import csr_array
 from scipy.special import softmax
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
+from layerfuse import BlockRef
 from layerfuse.errors import ConfigError, FormatError
+from layerfuse.evaluation.baselines import fit_tfidf
 from layerfuse.heads import (
     HEADS,
     KernelHead,
@@ -24,8 +27,9 @@ from layerfuse.heads import (
     search_penalty,
 )
 from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
-from layerfuse.probing import unit_mean_weights
-from layerfuse.probing.ridge import PENALTIES
+from layerfuse.probing import score_blocks
+from layerfuse.probing.probe import fit_logistic
+from layerfuse.probing.ridge import PENALTIES, unit_mean_weights
 from layerfuse.targets import LabelSpace, Targets
 
 Array = npt.NDArray[Any]
@@ -399,3 +403,30 @@ def test_ridge_on_rows_in_parts_is_ridge_on_all_of_them(weighted: bool):
     )
     found = RidgeHead.fit_parts(parts, targets, 2.0, row_weights=weights)
     np.testing.assert_allclose(found.logits(X), whole.logits(X), atol=1e-5)
+
+
+class TestManyClasses:
+    """scikit-learn warns where classes are more than half of the rows; here warnings are errors."""
+
+    def test_every_use_of_logistic_regression_is_silent(self):
+        y = np.array([f"c{row // 2}" if row < 40 else f"d{row}" for row in range(60)])
+        X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+        X[:40] += 3 * np.repeat(np.random.default_rng(1).normal(size=(20, 5)), 2, axis=0)
+        targets = Targets.from_labels(y)
+        HEADS["logistic"].fit(X, targets, 1.0, row_weights=None, seed=0)
+        HEADS["logistic"].search_penalty(X, targets, row_weights=np.ones(60, np.float32), seed=0)
+        score_blocks({BlockRef("e", 0, "mean"): X}, y, scorer="logistic")
+        texts = [f"word{row // 2} other" for row in range(60)]
+        assert (fit_tfidf(texts, targets.codes).predict(texts)[:40] == targets.codes[:40]).all()
+
+    @pytest.mark.filterwarnings("ignore:The number of unique classes")
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_the_model_is_that_of_the_rows_alone(self, weighted: bool):
+        random = np.random.default_rng(0)
+        X, codes = random.normal(size=(40, 6)), np.arange(40) % 25
+        weights = random.uniform(0.5, 2, 40) if weighted else None
+        plain = LogisticRegression(tol=1e-8).fit(X, codes, sample_weight=weights)
+        found = fit_logistic(LogisticRegression(tol=1e-8), X, codes, weights)
+        np.testing.assert_allclose(found.coef_, plain.coef_, atol=1e-5)
+        sparse = fit_logistic(LogisticRegression(tol=1e-8), csr_array(X), codes, weights)
+        np.testing.assert_allclose(sparse.coef_, plain.coef_, atol=1e-5)

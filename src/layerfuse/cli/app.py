@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import shlex
+import signal
 import sys
+import threading
 import tomllib
-import warnings
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Token
 from cyclopts import exceptions as faults
@@ -41,10 +42,9 @@ def main() -> int:
     """Run the command line; 0 on success, 2 on a mistake, 1 on an internal error, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
     open_streams()
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
-        with warnings.catch_warnings():  # scikit-learn's, of many classes
-            warnings.filterwarnings("ignore", message="The number of unique classes is greater")
-            code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
+        code = int(app(arguments, print_error=False, exit_on_error=False) or 0)
         sys.stdout.flush()
         return code
     except CycloptsError as error:
@@ -83,6 +83,23 @@ def main() -> int:
             "This should not happen. --verbose (or LAYERFUSE_TRACEBACK=1) shows the traceback.",
             1,
         )
+    finally:
+        sys.unraisablehook = hook
+
+
+def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that fell into a finalizer, where Python would ignore it, comes once more."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, _interrupt).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def _interrupt() -> None:
+    if hasattr(signal, "pthread_kill"):  # which ends a wait of the main thread, too
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def _drop_output() -> None:
@@ -139,7 +156,7 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
             option.tokens += [Token(keyword=keyword, value=text) for text in _texts(value)]
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

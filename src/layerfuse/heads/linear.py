@@ -10,7 +10,14 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
-from layerfuse.probing import LeaveOneOut, decompose, leave_one_out, unit_mean_weights, weight_rows
+from layerfuse.probing.probe import fit_logistic
+from layerfuse.probing.ridge import (
+    LeaveOneOut,
+    decompose,
+    leave_one_out,
+    unit_mean_weights,
+    weight_rows,
+)
 from layerfuse.targets import Rows, Targets
 
 if TYPE_CHECKING:
@@ -26,14 +33,10 @@ _GRID = tuple(float(C) for C in np.logspace(-1.5, 3.5, 6))
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits ``X @ coef + intercept``; by itself a head that came with a fusion.
+    """Logits ``X @ coef + intercept``, of shapes (dim, n_outputs) and (n_outputs,).
 
-    Attributes
-    ----------
-    coef : ndarray of shape (dim, n_outputs)
-    intercept : ndarray of shape (n_outputs,)
-    penalty : float
-        alpha for ``ridge``, 1/C for ``logistic``, 0 for a head that came with a fusion.
+    By itself a head that came with a fusion, without a penalty; it is alpha for ``ridge``, 1/C for
+    ``logistic``.
     """
 
     kind: ClassVar[str] = "linear"
@@ -124,7 +127,7 @@ class LogisticHead(LinearHead):
     def fit(
         cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
     ) -> Self:
-        model = _logistic(1.0 / penalty).fit(X, targets.codes, sample_weight=row_weights)
+        model = fit_logistic(_logistic(1.0 / penalty), X, targets.codes, row_weights)
         own_coef, own_intercept = model.coef_, model.intercept_
         if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
             own_coef, own_intercept = (
@@ -165,7 +168,7 @@ def _search_c(X: Floats, targets: Targets, row_weights: Floats | None, seed: int
         loss = 0.0
         for model, (train, held) in zip(models, folds, strict=True):
             own = None if row_weights is None else row_weights[train]
-            model.set_params(C=C).fit(X[train], targets.codes[train], sample_weight=own)
+            fit_logistic(model.set_params(C=C), X[train], targets.codes[train], own)
             proba = np.full((len(held), targets.space.n_outputs), np.exp(UNSEEN_CLASS_LOGIT))
             proba[:, model.classes_] = model.predict_proba(X[held])
             # Per row first: one output is not 0.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScore, BlockScores
 from layerfuse.errors import DataError, check_choice
 from layerfuse.files import take_tensor
 from layerfuse.groups import standard_error
 from layerfuse.parallel import parallel_map
+from layerfuse.probing.centroids import ClassCentroids
 from layerfuse.probing.ridge import (
     Spectrum,
     decompose,
@@ -24,6 +25,9 @@ from layerfuse.probing.ridge import (
 )
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.targets import Column, Decisions, Targets
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 Floats = npt.NDArray[np.float32]
 
@@ -118,6 +122,9 @@ class PrincipalAxes:
 
 Blocks: TypeAlias = Mapping[BlockRef, Floats]
 
+Axes: TypeAlias = PrincipalAxes | ClassCentroids
+"""From a block to its coordinates; of the lexical block centroids, which learn from labels."""
+
 _FOLDS = 5
 _LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
 
@@ -131,12 +138,12 @@ class ProbeResults:
     scores : BlockScores
     coordinates : mapping from BlockRef to ndarray of shape (n, columns)
         Leading principal coordinates of the rows, by which blocks are chosen; fewer than the axes.
-    axes : mapping from BlockRef to PrincipalAxes
+    axes : mapping from BlockRef to Axes
     """
 
     scores: BlockScores
     coordinates: Blocks
-    axes: Mapping[BlockRef, PrincipalAxes]
+    axes: Mapping[BlockRef, Axes]
 
 
 def score_blocks(
@@ -203,13 +210,18 @@ def probe_blocks(
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("There is only one class. Give rows of at least two.")
 
-    def probe(block: BlockRef) -> tuple[BlockScore, PrincipalAxes, Floats]:
+    def probe(block: BlockRef) -> tuple[BlockScore, Axes, Floats]:
         features = embeddings[block]
-        if len(features) != len(targets):
+        if features.shape[0] != len(targets):
             raise DataError(
-                f"{block} has {len(features)} rows, but there are {len(targets)} labels."
+                f"{block} has {features.shape[0]} rows, but there are {len(targets)} labels."
             )
-        axes, space, leading = PrincipalAxes.fit(features)
+        axes: Axes
+        if block == LEXICAL_BLOCK:
+            axes, leading = ClassCentroids.fit(features, targets, row_weights)
+            space = decompose(leading)
+        else:
+            axes, space, leading = PrincipalAxes.fit(features)
         return SCORERS[scorer](block, space, targets, weights), axes, leading
 
     scores, coordinates, axes = [], {}, {}
@@ -232,18 +244,21 @@ def probe_rows(
     targets: Targets,
     *,
     row_weights: Floats | None = None,
+    lexical: Floats | None = None,
     n_jobs: int | None = None,
 ) -> ProbeResults:
     """Score blocks by the ridge probe from the principal coordinates of some of their rows.
 
     For choosing only: the probe sees the coordinates alone, and there is no macro-F1 (NaN), which
     takes longer than the probe. The axes stay as they are: they come from the embeddings of all
-    rows and from no label. ``targets`` and ``row_weights`` are those of ``rows``.
+    rows and from no label. ``targets`` and ``row_weights`` are those of ``rows``, and so are the
+    coordinates ``lexical`` of the lexical block, which do depend on labels.
     """
     weights = unit_mean_weights(row_weights)
 
     def probe(block: BlockRef) -> tuple[BlockScore, Floats]:
-        Z = probed.coordinates[block][rows]
+        own = lexical if block == LEXICAL_BLOCK else None
+        Z = probed.coordinates[block][rows] if own is None else own.copy()
         Z -= Z.mean(axis=0)
         score, _ = _ridge(block, decompose(weight_rows(Z, weights)), targets, weights)
         return score, Z
@@ -289,7 +304,7 @@ def _logistic(
         for rows, held in folds:
             model = LogisticRegression(C=C, max_iter=1000)
             own = None if row_weights is None else row_weights[rows]
-            model.fit(space.rotated[rows], targets.codes[rows], sample_weight=own)
+            fit_logistic(model, space.rotated[rows], targets.codes[rows], own)
             # a class of which all rows are held out is not one of the model's
             proba[np.ix_(held, model.classes_)] = model.predict_proba(space.rotated[held])
         losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
@@ -300,6 +315,26 @@ def _logistic(
     losses, decisions, penalty = best
     score = _score(block, targets, decisions, losses, penalty)
     return replace(score, macro_f1=_macro_f1(targets, decisions))
+
+
+def fit_logistic(
+    model: LogisticRegression,
+    X: Any,
+    codes: npt.NDArray[np.intp],
+    row_weights: Floats | None = None,
+) -> LogisticRegression:
+    """Fit features (n, dim), dense or sparse; return the model.
+
+    Where scikit-learn would warn that so many classes look like a regression, rows of weight 0
+    make the classes few among the rows: filters of warnings belong to the process.
+    """
+    n = len(codes)
+    n_more = max(0, 2 * len(np.unique(codes)) - n + 1)
+    if n_more:
+        rows = np.arange(n + n_more) % n
+        weights = np.ones(n) if row_weights is None else row_weights
+        X, codes, row_weights = X[rows], codes[rows], np.pad(weights, (0, n_more))
+    return model.fit(X, codes, sample_weight=row_weights)
 
 
 def _score(

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
-from layerfuse.embeddings.engines import run_shard
 from layerfuse.embeddings.plan import plan_shards
+from layerfuse.embeddings.runner import run_shard
 from layerfuse.embeddings.store import Key
-from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
@@ -138,7 +138,7 @@ def load_models(
 
 def _replica(encoder: FrozenEncoder) -> FrozenEncoder:
     """What another worker reads with; a model with its own code may not allow a replica."""
-    is_plain = encoder.kind == "cpu" and not encoder.trust_remote_code
+    is_plain = encoder.kind == "cpu" and not encoder.source.trust_remote_code
     return encoder.replica() if is_plain else encoder
 
 
@@ -199,6 +199,8 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> l
     wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
     for served, texts in requests:
         for block in served.model.blocks:
+            if block == LEXICAL_BLOCK:
+                continue
             places, keys = wanted.setdefault(served.encoders[worker][block.encoder], ({}, {}))
             keys[block.layer, block.pooling] = None
             for text in texts:
@@ -226,6 +228,9 @@ def _classify(
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
     truncated = np.zeros(len(texts), dtype=bool)
     for block in served.model.blocks:
+        if block == LEXICAL_BLOCK:
+            blocks[block] = count_words(texts)
+            continue
         own = read[served.encoders[worker][block.encoder]]
         rows = [own.places[text] for text in texts]
         blocks[block] = own.blocks[block.layer, block.pooling][rows]
