@@ -155,7 +155,7 @@ def test_fit(soak: Soak, place: Path) -> None:
         assert [name for name in found if found[name] != expected[name]] == []
         assert (folder / "run" / "report.html").read_bytes().endswith(b"</html>")
 
-    soak.run(case, count=3, limit_s=300)
+    soak.run(case, count=1, limit_s=300)
 
 
 def test_predict(soak: Soak, place: Path) -> None:
@@ -186,7 +186,7 @@ def test_predict(soak: Soak, place: Path) -> None:
             finish(folder, *words, "--resume")
         assert (folder / "out.csv").read_bytes() == expected
 
-    soak.run(case, count=3, limit_s=300)
+    soak.run(case, count=1, limit_s=300)
 
 
 def test_save(soak: Soak, place: Path) -> None:
@@ -209,7 +209,7 @@ def test_save(soak: Soak, place: Path) -> None:
             shutil.rmtree(leftover)
         return "killed"
 
-    soak.run(case, count=5)
+    soak.run(case, count=3)
 
 
 def test_report(soak: Soak, place: Path) -> None:
@@ -223,4 +223,4 @@ def test_report(soak: Soak, place: Path) -> None:
         assert page.read_bytes() == expected
         return "killed" if killed else "ended"
 
-    soak.run(case, count=5)
+    soak.run(case, count=3)

@@ -76,7 +76,7 @@ def test_fresh_processes(soak: Soak, tiny: TinyModels, tmp_path: Path) -> None:
     texts, labels = planted(60)
     model = build(tiny, "bert", selection="top_k", fusion="concat", head="ridge", store=None, cv=2)
     model.fit(texts, labels).save(tmp_path / "bundle")
-    n_calls = 10_000 if soak.seconds else 400
+    n_calls = 10_000 if soak.seconds else 200
 
     def case(random: np.random.Generator) -> str:
         number = int(random.integers(2**32))

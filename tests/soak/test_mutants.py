@@ -149,7 +149,7 @@ def test_bundles(soak: Soak, tiny: TinyModels, tmp_path: Path) -> None:
         assert np.array_equal(found, expected), done
         return "same"
 
-    soak.run(case, count=60)
+    soak.run(case, count=40)
     assert soak.outcomes["refused"]
 
 
@@ -180,7 +180,7 @@ def test_stores(
             assert np.array_equal(one, other), done
         return "same"
 
-    soak.run(case, count=60)
+    soak.run(case, count=40)
     assert soak.outcomes["same"]
 
 
@@ -223,7 +223,7 @@ def test_models(soak: Soak, model: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert all(np.array_equal(found[layer], expected[layer]) for layer in found), done
         return "same"
 
-    soak.run(case, count=25)
+    soak.run(case, count=20)
     assert soak.outcomes["refused"]
 
 
@@ -251,7 +251,7 @@ def test_the_cache_of_gguf_models(soak: Soak, tmp_path: Path) -> None:
         assert all(np.array_equal(found[layer], expected[layer]) for layer in expected), done
         return "same"
 
-    soak.run(case, count=15)
+    soak.run(case, count=10)
     assert soak.outcomes["same"]
 
 
@@ -273,4 +273,4 @@ def test_runs(
         assert "\x1b" not in found.err
         return "refused" if found.code else "written"
 
-    soak.run(case, count=15)
+    soak.run(case, count=8)
