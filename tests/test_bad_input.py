@@ -206,7 +206,8 @@ MISTAKES = [
         {"x.csv": table([(text, f"id {i}") for i, (text, _) in enumerate(DATA)])},
     ),
     Mistake(
-        "more classes than fit", "fit x.csv", ("5,001 classes, of at most 5,000", "column the label"),
+        "more classes than fit", "fit x.csv",
+        ("5,001 classes, of at most 5,000", "column the label"),
         {"x.csv": table([(f"text {i}", f"id {i // 2}") for i in range(2 * 5001)])},
     ),
     Mistake(
