@@ -52,6 +52,7 @@ BENCHMARKS = {
     "demo": demo.run,
     "report": report.run,
     "serving": serving.run,
+    "serving_soak": serving.soak,
     "walk": walk.run,
     "gpu": run_gpu,
 }

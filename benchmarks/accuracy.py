@@ -23,11 +23,16 @@ _ASKED = (
     "<|im_start|>assistant\nThe review is"
 )
 _BOTH = ("mpnet", "smollm2-135m")
+_THREE = (*_BOTH, "nomic")
 RUNS = (
     FitConfig("mr", encoders=_BOTH, pooling=("mean", "last"), report=False),
     FitConfig("r8", encoders=("mpnet",), report=False),
     FitConfig("r52", encoders=_BOTH, report=False),
     FitConfig("sst2", encoders=_BOTH, report=False),
+    FitConfig("mr", encoders=_THREE, pooling=("mean", "last"), report=False),
+    FitConfig("r8", encoders=_THREE, report=False),
+    FitConfig("r52", encoders=_THREE, report=False),
+    FitConfig("sst2", encoders=_THREE, report=False),
     FitConfig(
         "mr",
         encoders=_BOTH,

@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import texts_of
 from layerfuse import load
 from layerfuse.bundle import load_bundle
-from layerfuse.cli_options import FitConfig
+from layerfuse.cli_options import ExportConfig, FitConfig
 from layerfuse.commands.export import export
 from layerfuse.commands.fit import fit
 from layerfuse.errors import LayerfuseError
@@ -56,7 +56,7 @@ def _measure(dataset: str, encoder: str, texts: list[str]) -> dict[str, Any]:
 
 
 def _export(run_folder: Path, name: str, out: Path, *, int8: bool = False) -> dict[str, Any]:
-    result = export(run_folder, name, out, None, None, None, None, int8, {}, SILENT)
+    result = export(ExportConfig(run_folder, format=name, out=out, int8=int8), SILENT)
     return result.model_dump(mode="json", exclude={"run", "out"})
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from layerfuse import LayerFusionClassifier, load_dataset
-from layerfuse.commands.audit import mix, word_proba
+from layerfuse.commands.analyze import mix, word_proba
 from layerfuse.errors import LayerfuseError, LayerfuseWarning
 from layerfuse.targets import Targets
 

@@ -56,7 +56,7 @@ hashes, first, back = np.unique(text_hashes(texts), return_index=True, return_in
 section = Section(folder)
 section.refresh()
 ref = BlockRef("synthetic", 1, "mean")
-stored = _EncoderBlocks(None, texts, hashes, ((1, "mean"),), section, None, None)
+stored = _EncoderBlocks(None, texts, hashes, ((1, "mean"),), section, None)
 view = BlockView({ref: stored}, back)
 sample = np.arange(10_000)
 own = view.take(sample)

@@ -19,13 +19,11 @@ from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.cli_options import FitConfig
 from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
-from layerfuse.complementarity import Pair
 from layerfuse.data.audit import Audit, Finding, SplitAudit
 from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     ColumnsReport,
-    Complementarity,
     CostReport,
     DataReport,
     Diagnosis,
@@ -50,9 +48,9 @@ import json, sys, time
 from layerfuse.parallel import peak_mb
 start = time.perf_counter()
 from pathlib import Path
-from layerfuse.commands.report import report
+from layerfuse.commands.fit import write_report
 from layerfuse.progress import SILENT
-made = report(Path(sys.argv[1]), None, None, SILENT)
+made = write_report(Path(sys.argv[1]), None, None, SILENT)
 seconds = time.perf_counter() - start
 peak = round(1e6 * peak_mb())
 found = {"seconds": seconds, "cpu_seconds": time.process_time()}
@@ -146,7 +144,6 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
             confusion=confusion(measured[1], _CLASSES),
             calibration=calibration(measured[1]),
             hardest=_hardest(),
-            complementarity=_complementarity(gain),
         ),
         timings=Timings(extract_s=1.0, score_s=1.0, search_s=1.0, total_s=4.0),
         settings=FitConfig("made up"),
@@ -172,10 +169,6 @@ def _encoder(name: str) -> EncoderReport:
         source=name,
         revision=None,
         fingerprints={"weights": "none"},
-        layers=_LAYERS,
-        dim=768,
-        device="cpu",
-        dtype="float32",
         prompt=None,
         chat_prompt=None,
         max_length=512,
@@ -193,7 +186,6 @@ def _data(rows: int, classes: tuple[str, ...]) -> DataReport:
         test_label=classes[0],
         train_label=classes[1],
         test_text=_TEXT,
-        train_text=_TEXT,
     )
     return DataReport(
         name="made up",
@@ -229,16 +221,3 @@ def _hardest() -> HardestTexts:
         for row in range(40)
     )
     return HardestTexts(n=_FOLDED, wrong=3000, suspects=500, texts=texts)
-
-
-def _complementarity(gain: PairedDifference) -> Complementarity:
-    blocks = tuple(BlockRef("one", layer, "mean") for layer in range(12))
-    names = ("accuracy_a", "accuracy_b", "accuracy", "loss_a", "loss_b", "loss", "loss_gain")
-    names += ("loss_gain_se", "cka", "disagreement", "double_fault", "oracle_accuracy", "yules_q")
-    numbers = dict.fromkeys(names, 0.5)
-    pairs = tuple(
-        Pair(a=a, b=b, gain=gain, **numbers)
-        for place, a in enumerate(blocks)
-        for b in blocks[place + 1 :]
-    )
-    return Complementarity(n=2000, blocks=blocks, pairs=pairs)

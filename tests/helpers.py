@@ -19,7 +19,7 @@ import numpy.typing as npt
 from families import VOCABULARY, TinyModels
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
 from layerfuse.embeddings import plan
-from layerfuse.probing import standardization
+from layerfuse.probing.ridge import standardization
 from layerfuse.progress import Advance
 
 _PRELOADED = ["torch", "layerfuse.embeddings.extraction", "layerfuse.encoders.pretrained"]
@@ -71,11 +71,17 @@ def scaled(arrays: Sequence[npt.NDArray[Any]], n: int | None = None) -> list[npt
     return found
 
 
+def batched(encoder: FrozenEncoder, tokens: int) -> FrozenEncoder:
+    """The encoder itself, from now on with at most so many tokens in a batch."""
+    encoder.batch_tokens = tokens
+    return encoder
+
+
 _OF_ENCODER = {"layers", "pooling", "prompts", "max_length", "device", "dtype", "batch_tokens"}
 
 
 def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassifier:
-    """A classifier on tiny models named by their family, quick by default.
+    """A classifier on tiny models named by their family, quick and without words by default.
 
     Options of encoders are for all of them; ``prompts`` and ``pooling`` may go by family.
     """
@@ -92,7 +98,7 @@ def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassi
         )
         for family in families or ("bert",)
     ]
-    return LayerFusionClassifier(encoders, **{"cv": 3, **options})
+    return LayerFusionClassifier(encoders, **{"cv": 3, "lexical": False, **options})
 
 
 class Notes:

@@ -33,7 +33,8 @@ from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import compare
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import Key
-from layerfuse.probing import probe_blocks, standardization
+from layerfuse.probing import probe_blocks
+from layerfuse.probing.ridge import standardization
 from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]

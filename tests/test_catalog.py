@@ -25,8 +25,6 @@ from layerfuse import FrozenEncoder
 from layerfuse.data import (
     DATASETS,
     ENCODERS,
-    EncoderEntry,
-    Package,
     audit,
     encoder_path,
     is_pulled,
@@ -34,7 +32,7 @@ from layerfuse.data import (
     pull_dataset,
     read_terms,
 )
-from layerfuse.data.catalog import Terms
+from layerfuse.data.catalog import EncoderEntry, Package, Terms
 from layerfuse.data.download import download, extract, place, pull_encoder
 from layerfuse.encoders import check_encoder
 from layerfuse.errors import ConfigError, DataError, FormatError, MissingExtraError, NotFoundError

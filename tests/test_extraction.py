@@ -20,12 +20,12 @@ import transformers as hf
 from safetensors.numpy import load_file, save_file
 
 from families import N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_gguf, save_model
-from helpers import Notes, sentences
+from helpers import Notes, batched, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings import engines, plan
-from layerfuse.embeddings.engines import ShardResult, run_shard
+from layerfuse.embeddings import plan, runner
 from layerfuse.embeddings.extraction import BlockView, extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard
 from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
 
@@ -54,7 +54,7 @@ class TestOrderAndBatches:
     def test_shuffled_lengths_come_back_in_order(self, tiny: TinyModels):
         texts = sentences(60, longest=30)
         encoder = opened(tiny("bert"))
-        found = extract(texts, encoder, batch_tokens=200)
+        found = extract(texts, batched(encoder, 200))
         for layer in range(N_LAYERS + 1):
             alone = [
                 encoder.read(encoder.tokenize([text]).ids, [layer], ("mean",))[layer][0, 0]
@@ -83,7 +83,7 @@ class TestOrderAndBatches:
         monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 37})
         texts = sentences(100, longest=30)
         notes = Notes()
-        extract(texts, encoder, batch_tokens=budget, reporter=notes)
+        extract(texts, batched(encoder, budget), reporter=notes)
         assert sum(rows for rows, _ in shapes) == sum(notes.advanced) == 100
         assert all(rows == 1 or rows * width <= budget for rows, width in shapes)
         n_shards = 3
@@ -101,7 +101,7 @@ class TestOrderAndBatches:
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
         monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 7})
-        parts = extract(texts, encoder, pooling=POOLINGS, batch_tokens=30)
+        parts = extract(texts, batched(encoder, 30), pooling=POOLINGS)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
 
@@ -156,7 +156,7 @@ class TestOrderAndBatches:
 
         handle = encoder.stack.register_forward_pre_hook(guard, with_kwargs=True)
         notes = Notes()
-        found = extract(texts, encoder, batch_tokens=400, reporter=notes)
+        found = extract(texts, batched(encoder, 400), reporter=notes)
         handle.remove()
         assert notes.about("out of memory; batches are cut to ")
         for ref, array in expected.items():
@@ -179,7 +179,7 @@ class TestOrderAndBatches:
         monkeypatch.setattr(
             torch.cuda, "empty_cache", lambda: given_back.append(held[-1]() is None)
         )
-        extract(sentences(40), encoder, batch_tokens=400)
+        extract(sentences(40), batched(encoder, 400))
         assert given_back
         assert all(given_back)
 
@@ -243,7 +243,7 @@ class TestJobs:
 
         monkeypatch.setattr(encoder, "launch", tight)
         extract(["good " * (1 + n % 2) + word for n, word in enumerate(VOCABULARY[4:44])],
-                encoder, batch_tokens=64, reporter=notes)  # fmt: skip
+                batched(encoder, 64), reporter=notes)  # fmt: skip
         assert len(notes.about("out of memory")) == 2, "64, 32 and 16 tokens"
 
 
@@ -754,7 +754,7 @@ class TestModels:
 class TestCost:
     def test_it_is_measured_while_texts_are_read(self, tiny: TinyModels):
         encoder, texts = opened(tiny("bert")), sentences(60)
-        found = extract([*texts, *texts[:10]], encoder, batch_tokens=100)
+        found = extract([*texts, *texts[:10]], batched(encoder, 100))
         cost = found.costs["tiny"]
         assert cost == found.costs["tiny"]
         assert (cost.encoder, cost.n_texts, cost.dims) == ("tiny", 60, 32)
@@ -771,7 +771,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -789,7 +789,7 @@ class TestCost:
         tokens_per_text = np.mean([len(row) for row in tokenize(texts).ids])
         for layers in ("all", [1], [0, 2]):
             cold = [True]
-            cost = extract(texts, encoder, layers, batch_tokens=60).costs["tiny"]
+            cost = extract(texts, batched(encoder, 60), layers).costs["tiny"]
             assert cost.tokenize_ms_per_text == pytest.approx(500 / 50)
             # the time at full depth follows from any layer
             assert cost.ms_per_text == pytest.approx(10 + N_LAYERS * tokens_per_text)
@@ -812,7 +812,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:
@@ -822,7 +822,7 @@ class TestCost:
             return launch(ids, *rest)
 
         monkeypatch.setattr(encoder, "launch", tight)
-        cost = extract(sentences(40), encoder, batch_tokens=400).costs["tiny"]
+        cost = extract(sentences(40), batched(encoder, 400)).costs["tiny"]
         assert cost.ms_per_text == pytest.approx(cost.tokens_per_text)
 
     def test_one_batch_is_better_than_none(self, tiny: TinyModels):

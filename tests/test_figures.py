@@ -12,13 +12,12 @@ import pytest
 
 from benchmarks.report import make_run
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
-from layerfuse.errors import ConfigError
 from layerfuse.evaluation.learning_curve import CurvePoint
 from layerfuse.evaluation.verdict import Tradeoff
 from layerfuse.metrics import Estimate, PairedDifference
-from layerfuse.report import figures, theme
+from layerfuse.report import figures
+from layerfuse.report.figures import save_chart, vega_spec
 from layerfuse.report.run_report import RunReport
-from layerfuse.report.theme import save_chart, vega_spec
 from layerfuse.resources import PipelineCost
 
 HOSTILE = "</script><script>alert(1)</script> \"'& שלום"
@@ -49,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
     return make_run(tmp_path_factory.mktemp("run"), rows=200)
 
 
-CHARTS: dict[str, Callable[[RunReport], theme.Chart]] = {
+CHARTS: dict[str, Callable[[RunReport], figures.Chart]] = {
     "layer_curves": lambda _: figures.layer_curves(
         scores_of(range(4), "mean", "last"),
         {BlockRef(HOSTILE, 2, "mean"), BlockRef(HOSTILE, 3, "last")},
@@ -59,7 +58,6 @@ CHARTS: dict[str, Callable[[RunReport], theme.Chart]] = {
         {HOSTILE: PairedDifference(0.1, 0.05, 0.15, 0.01)}
     ),
     "pareto": lambda report: figures.pareto(report.pareto),
-    "pareto_by_dimensions": lambda report: figures.pareto(report.pareto, by_time=False),
     "confusion_matrix": lambda _: figures.confusion_matrix(
         np.array([[3, 1], [0, 2]]), [HOSTILE, "b"], np.arange(2)
     ),
@@ -80,16 +78,15 @@ def test_every_figure_is_drawn_as_svg(name: str, report: RunReport, tmp_path: Pa
     assert not root.findall(".//{*}script")
 
 
-@pytest.mark.parametrize("name", theme.THEMES)
-def test_a_png_has_twice_the_pixels(name: str, report: RunReport, tmp_path: Path):
+def test_a_png_has_twice_the_pixels(report: RunReport, tmp_path: Path):
     chart = CHARTS["layer_curves"](report)
-    path = save_chart(chart, tmp_path / "f.png", theme=name, width=300)
+    path = save_chart(chart, tmp_path / "f.png", width=300)
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG")
     assert int.from_bytes(data[16:20]) == pytest.approx(600, abs=30)
 
 
-def values_of(chart: theme.Chart) -> list[dict[str, Any]]:
+def values_of(chart: figures.Chart) -> list[dict[str, Any]]:
     """The rows of a chart, the first that it has."""
     spec = vega_spec(chart)
     return next(layer["data"]["values"] for layer in [spec, *spec["layer"]] if "data" in layer)
@@ -102,30 +99,21 @@ def test_selected_and_last_layers_are_marked(report: RunReport):
     assert {r["value"] for r in rows} == {80.0}
 
 
-def test_names_of_pipelines_do_not_overlap():
+def test_what_ships_and_the_front_are_marked():
     rows = values_of(
         figures.pareto(
             [
                 tradeoff("pipeline", 26.0, 0.960),
                 tradeoff("first_3", 26.0, 0.962),
-                tradeoff("last_layer", 3.0, 0.955),
+                tradeoff("last_layer", 3.0, 0.955, front=False),
             ]
         )
     )
-    assert {row["name"] for row in rows if row["labeled"]} == {"layerfuse", "last layer"}
-    assert {row["name"] for row in rows if row["leads"]} == {"first 3 selected", "last layer"}
+    found = {row["name"]: row["kind"] for row in rows}
+    assert found == {"layerfuse": "ships", "first 3 selected": "front", "last layer": "behind"}
 
 
-def test_a_theme_changes_colors_only(report: RunReport):
-    chart = figures.pareto(report.pareto)
-    light, dark = (vega_spec(chart, name) for name in ("light", "dark"))
-    assert light.pop("config") != dark.pop("config")
-    assert light == dark == vega_spec(chart)
-
-
-@pytest.mark.parametrize(("name", "look"), [("f.jpg", "light"), ("f.svg", "sepia")])
-def test_an_unknown_ending_or_theme_is_refused(
-    name: str, look: str, report: RunReport, tmp_path: Path
-):
-    with pytest.raises(ConfigError, match=r"sepia|should end"):
-        save_chart(figures.pareto(report.pareto), tmp_path / name, theme=look)
+@pytest.mark.parametrize(("ms", "axis"), [(3.0, "ms"), (26.0, "dims")])
+def test_equal_times_tell_nothing_apart(ms: float, axis: str):
+    chart = figures.pareto([tradeoff("pipeline", 26.0, 0.96), tradeoff("last_layer", ms, 0.95)])
+    assert vega_spec(chart)["layer"][0]["encoding"]["x"]["field"] == axis

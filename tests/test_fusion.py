@@ -20,7 +20,7 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.errors import ConfigError, FormatError
 from layerfuse.fusion import FUSIONS, FittedFusion, check_fusion, fit_fusion, load_fusion
 from layerfuse.heads import fit_head, ridge_leave_one_out, search_penalty
-from layerfuse.probing import decompose
+from layerfuse.probing.ridge import decompose
 from layerfuse.targets import LabelSpace, Targets
 
 Array = npt.NDArray[Any]

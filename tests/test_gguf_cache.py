@@ -80,6 +80,18 @@ def test_what_is_kept_is_what_is_read_and_a_damaged_one_is_made_again(tmp_path: 
     assert file.read_bytes() == good
 
 
+@pytest.mark.parametrize("part", ["float32", "tokenizer"])
+def test_checksums_that_are_damaged_are_made_again(tmp_path: Path, cache: Path, part: str):
+    path = tmp_path / "tiny.gguf"
+    save_gguf("llama", path)
+    first = states(load(path))
+    sums = kept(cache, part) / "SHA256SUMS"
+    good = sums.read_bytes()
+    sums.write_bytes(b"\xff\0" + good[2:])
+    assert np.array_equal(states(load(path)), first)
+    assert sums.read_bytes() == good
+
+
 def test_another_tokenizer_beside_the_file_is_read(tmp_path: Path, cache: Path):
     path = tmp_path / "tiny.gguf"
     save_gguf("llama", path)

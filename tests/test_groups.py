@@ -25,13 +25,12 @@ from layerfuse.classifier.validation import check_training
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.evaluation.learning_curve import learning_curve
 from layerfuse.groups import Groups, standard_error, text_groups
-from layerfuse.probing import (
+from layerfuse.probing import probe_blocks, score_blocks
+from layerfuse.probing.ridge import (
     RidgeState,
     decompose,
     leave_one_out,
     prior_errors,
-    probe_blocks,
-    score_blocks,
     unit_mean_weights,
     weight_rows,
 )

@@ -27,8 +27,9 @@ from layerfuse.heads import (
     search_penalty,
 )
 from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
-from layerfuse.probing import fit_logistic, score_blocks, unit_mean_weights
-from layerfuse.probing.ridge import PENALTIES
+from layerfuse.probing import score_blocks
+from layerfuse.probing.probe import fit_logistic
+from layerfuse.probing.ridge import PENALTIES, unit_mean_weights
 from layerfuse.targets import LabelSpace, Targets
 
 Array = npt.NDArray[Any]

@@ -21,9 +21,10 @@ import pytest
 
 from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import save_model
+from layerfuse.cli_options import EvaluateConfig
 from layerfuse.commands.parts import PartFiles
 from layerfuse.commands.predict import evaluate
-from layerfuse.data import TABLE_SUFFIXES, read_dataset, stream_texts
+from layerfuse.data import TABLE_SUFFIXES, load_dataset, stream_texts
 from layerfuse.progress import SILENT
 
 PART = 7
@@ -71,7 +72,7 @@ class TestReading:
             if ".csv" in suffix:
                 text = text.replace("\t", ";")
             write_text(Path(name), text)
-        whole = read_dataset(name).train
+        whole = load_dataset(name).train
         parts = list(stream_texts(name, part_rows).splits["train"])
         assert [len(part) for part in parts[:-1]] == [part_rows] * (len(parts) - 1)
         assert sum((part.texts for part in parts), ()) == whole.texts
@@ -150,7 +151,7 @@ class TestReading:
 
     def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
         whole, parts = (
-            evaluate(bundle, str(texts), None, None, None, {}, "cpu", SILENT, part_rows=size)
+            evaluate(EvaluateConfig(bundle, str(texts), device="cpu"), SILENT, part_rows=size)
             for size in (1000, PART)
         )
         assert parts.metrics.accuracy == whole.metrics.accuracy
@@ -163,7 +164,7 @@ class TestOutput:
         succeed("predict", bundle, texts, "--out", f"whole{suffix}")
         succeed("predict", bundle, texts, "--out", f"parts{suffix}", "--part-rows", PART)
         whole, parts = (
-            read_dataset(f"{name}{suffix}", label_column="label").train
+            load_dataset(f"{name}{suffix}", label_column="label").train
             for name in ("whole", "parts")
         )
         assert parts == whole

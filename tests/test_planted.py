@@ -77,18 +77,16 @@ def verdict(seed: int) -> Verdict:
     """The verdict on blocks of noise, by nested resampling."""
     blocks, y, _ = planted(seed, "none")
     sample = sample_of(blocks, y)
-    result = sample.search()
-    strategies = {one.key: one.choose for one in baseline_strategies([ENCODER], 1)}
+    strategies = {one.key: one.choose for one in baseline_strategies(sample)}
     folds = sample.targets.folds(5, seed=0)
-    nested = sample.out_of_fold({PIPELINE: nested_plan, **strategies}, folds)
+    result, nested = sample.analyze({PIPELINE: nested_plan, **strategies}, folds)
     texts = [f"word{number}" for number in np.random.default_rng(seed).integers(0, 50, N)]
     rows = TrainingRows(texts, sample.targets, np.arange(N), blocks)
-    baselines = run_baselines(sample, result, nested, folds, rows, max_blocks=1)
+    baselines = run_baselines(sample, result, nested, folds, rows)
     n_layers = NOISE_BLOCKS + 1
     costs = {ENCODER: EncoderCost(ENCODER, tuple(range(1, n_layers + 2)), 4, 1.0, DIM)}
     rows = Rows(sample.targets, sample.targets.space.decide(nested[PIPELINE].logits), seed)
-    scores, layers = sample.probed.scores, {ENCODER: n_layers}
-    return judge(baselines, rows, None, result.plan, scores, costs, layers)
+    return judge(baselines, rows, None, result.plan, sample.probed.scores, costs)
 
 
 def test_nothing_is_gained_where_nothing_is_known() -> None:

@@ -13,16 +13,16 @@ from sklearn.linear_model import Ridge
 from layerfuse import score_blocks
 from layerfuse.blocks import BlockRef
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.probing import (
+from layerfuse.probing import probe_blocks, probe_rows
+from layerfuse.probing.probe import N_SEARCHED
+from layerfuse.probing.ridge import (
+    _CHUNK,
+    PENALTIES,
     decompose,
     leave_one_out,
-    probe_blocks,
-    probe_rows,
     spectrum,
     standardization,
 )
-from layerfuse.probing.probe import N_SEARCHED
-from layerfuse.probing.ridge import _CHUNK, PENALTIES
 from layerfuse.targets import Targets
 
 Array = npt.NDArray[Any]

@@ -11,7 +11,8 @@ import pytest
 from layerfuse import select_blocks
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.probing import RidgeState, decompose, leave_one_out, probe_blocks
+from layerfuse.probing import probe_blocks
+from layerfuse.probing.ridge import RidgeState, decompose, leave_one_out
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.selection import SELECTIONS, CostBudget, choose
 from layerfuse.targets import Targets

@@ -24,10 +24,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from families import VOCABULARY, TinyModels, save_model
-from helpers import Extraction, Notes, sentences
+from helpers import Extraction, Notes, batched, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
-from layerfuse.embeddings import engines, plan, text_hashes
+from layerfuse.embeddings import plan, runner, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.store import write_shard
@@ -308,7 +308,7 @@ class TestCost:
         return path
 
     def test_it_is_written_and_read_back(self, encoder: FrozenEncoder, store: EmbeddingStore):
-        cost = extract(TEXTS, encoder, store=store, batch_tokens=100).costs["tiny"]
+        cost = extract(TEXTS, batched(encoder, 100), store=store).costs["tiny"]
         path = self.path(store)
         assert path.name == "cost-cpu.json"
         value = read_json(path, kind="layerfuse-cost", version=1)
@@ -535,18 +535,18 @@ class TestWorkingAhead:
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
         texts = sentences(150, longest=30)
-        expected = extract(texts, encoder, pooling=("mean", "max"), batch_tokens=100)
+        expected = extract(texts, batched(encoder, 100), pooling=("mean", "max"))
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
         monkeypatch.setattr(plan, "SHARD_ROWS", {"cuda": 20})
-        monkeypatch.setitem(engines._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
 
         def watched(*arguments: Any) -> Path:
             threads.add(threading.current_thread())
             return write_shard(*arguments)
 
-        monkeypatch.setattr(engines, "write_shard", watched)
-        found = extract(texts, encoder, "all", ("mean", "max"), store, batch_tokens=100)
+        monkeypatch.setattr(runner, "write_shard", watched)
+        found = extract(texts, batched(encoder, 100), "all", ("mean", "max"), store)
         assert threads
         assert threading.current_thread() not in threads
         assert {len(load_file(path)["hashes"]) for path in shards(store)} <= {20, 10}
@@ -568,7 +568,7 @@ class TestWorkingAhead:
             return launch(ids, *rest)
 
         monkeypatch.setattr(encoder, "launch", tight)
-        found = extract(texts, encoder, batch_tokens=400)
+        found = extract(texts, batched(encoder, 400))
         for ref, array in expected.items():
             np.testing.assert_allclose(found[ref], array, atol=1e-5)
 
@@ -580,7 +580,7 @@ class TestWorkingAhead:
         def full(*_: Any) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(engines, "write_shard", full)
+        monkeypatch.setattr(runner, "write_shard", full)
         with pytest.raises(StorageError, match="the disk is full"):
             extract(TEXTS, encoder, store=store)
 
@@ -646,12 +646,12 @@ class TestDamaged:
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):
         """Another batch size rounds otherwise; what is read back is what is there now."""
-        extract(TEXTS, encoder, store=store, batch_tokens=1)
+        extract(TEXTS, batched(encoder, 1), store=store)
         (shard,) = shards(store)
         before = shard.read_bytes()
         flip(shard, data_range(shard, "2:mean")[0])
-        found = extract(TEXTS, encoder, store=store, batch_tokens=100_000)
-        expected = extract(TEXTS, encoder, batch_tokens=100_000)
+        found = extract(TEXTS, batched(encoder, 100_000), store=store)
+        expected = extract(TEXTS, batched(encoder, 100_000))
         for layer in (2, 3, 0, 1):
             ref = BlockRef("tiny", layer, "mean")
             np.testing.assert_array_equal(found[ref], expected[ref].astype(np.float16))
@@ -682,7 +682,7 @@ class TestDamaged:
             flip(shard, data_range(shard, "1:mean")[0])
             return path
 
-        monkeypatch.setattr(engines, "write_shard", spoil)
+        monkeypatch.setattr(runner, "write_shard", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
         notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)

@@ -52,7 +52,7 @@ from layerfuse import BlockRef, BlockScores, EmbeddingStore, FrozenEncoder
 from layerfuse.blocks import BlockScore
 from layerfuse.errors import DataError, LayerfuseError
 from layerfuse.fusion import FUSIONS
-from layerfuse.probing import standardization
+from layerfuse.probing.ridge import standardization
 
 pytestmark = pytest.mark.slow
 

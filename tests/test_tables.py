@@ -14,8 +14,8 @@ from commandline import rows, run, succeed, write_csv, write_text
 from families import TinyModels
 from layerfuse import load
 from layerfuse.bundle import load_bundle
-from layerfuse.commands.tables import Share, encode
-from layerfuse.data import ReadOptions, read_dataset
+from layerfuse.commands.output import Share, encode
+from layerfuse.data import load_dataset
 from layerfuse.data.columns import strip_html
 from layerfuse.errors import DataError
 from layerfuse.report.run_report import read_run_report
@@ -33,8 +33,9 @@ ALL = {"text_column": "subject, body", "label_column": "topic"}
 
 def test_columns_are_joined_and_unlabeled_rows_skipped(tmp_path: Path):
     path = write_text(tmp_path / "tickets.csv", TICKETS)
-    options = ReadOptions(id_column="ticket", group_column="customer", strip_html=True)
-    dataset = read_dataset(path, **ALL, options=options)
+    dataset = load_dataset(
+        path, **ALL, id_column="ticket", group_column="customer", strip_html=True
+    )
     split = dataset.train
     assert split.texts == (
         "Parcel\nWhere is it?", "Late again", "Bill\nToo high & wrong", "Refund"
@@ -50,7 +51,7 @@ def test_columns_are_joined_and_unlabeled_rows_skipped(tmp_path: Path):
 
 
 def test_html_stays_unless_asked(tmp_path: Path):
-    dataset = read_dataset(write_text(tmp_path / "t.csv", TICKETS), **ALL)
+    dataset = load_dataset(write_text(tmp_path / "t.csv", TICKETS), **ALL)
     assert dataset.train.texts[0] == "Parcel\n<p>Where is <b>it</b>?</p>"
     assert dataset.train.columns == {}
 
@@ -58,15 +59,15 @@ def test_html_stays_unless_asked(tmp_path: Path):
 def test_a_column_with_a_comma_in_its_name_is_one(tmp_path: Path):
     table = pyarrow.table({"a,b": ["x y", "z"], "a": ["1", "2"], "label": ["p", "q"]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    assert read_dataset(tmp_path / "t.parquet", text_column="a,b").train.texts == ("x y", "z")
-    both = read_dataset(tmp_path / "t.parquet", text_column="a,a,b".replace(",b", ""))
+    assert load_dataset(tmp_path / "t.parquet", text_column="a,b").train.texts == ("x y", "z")
+    both = load_dataset(tmp_path / "t.parquet", text_column="a,a,b".replace(",b", ""))
     assert both.train.texts == ("1\n1", "2\n2")
 
 
 def test_one_column_cannot_be_text_and_label(tmp_path: Path):
     path = write_text(tmp_path / "t.csv", TICKETS)
     with pytest.raises(DataError, match="cannot be both"):
-        read_dataset(path, text_column="subject,topic", label_column="topic")
+        load_dataset(path, text_column="subject,topic", label_column="topic")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ class TestTablesOut:
         gain = accuracy - own["accuracy"]["value"]
         assert own["gain"]["difference"] == pytest.approx(gain)
         one, other = load(runs / "unsure"), load(runs / "poor")
-        texts = read_dataset(runs / "train.csv", text_column="body").train.texts
+        texts = load_dataset(runs / "train.csv", text_column="body").train.texts
         pairs = zip(one.predict(texts), other.predict(texts), strict=True)
         changed = [row for row, pair in enumerate(pairs) if pair[0] != pair[1]]
         assert [change["row"] for change in own["changes"]] == changed != []

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from families import TinyModels, save_model
-from helpers import Notes, planted, sentences
+from helpers import Notes, batched, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
 from layerfuse.embeddings import plan
 from layerfuse.embeddings.extraction import BlockView
@@ -406,7 +406,7 @@ def test_times_of_threads_that_read_at_once_are_not_recorded(folder: Path, tmp_p
         encoder, store = opened(folder), EmbeddingStore(tmp_path / place)
         handle = encoder.stack.register_forward_pre_hook(wait)
         try:
-            return extract(texts, encoder, store=store, batch_tokens=10_000)
+            return extract(texts, batched(encoder, 10_000), store=store)
         finally:
             handle.remove()
 

@@ -15,7 +15,8 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, OutOfFold, TrainingSample, nested_plan
 from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.pipeline import Plan, predict_held
-from layerfuse.probing import decompose, leave_one_out, probe_blocks, probe_rows
+from layerfuse.probing import probe_blocks, probe_rows
+from layerfuse.probing.ridge import decompose, leave_one_out
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget
 from layerfuse.targets import Targets
@@ -82,7 +83,7 @@ class TestOutOfFold:
         chosen = list(embeddings)[:2]
         training = sample_of(embeddings, y)
         plan = Plan(tuple(chosen))
-        (found,) = training.out_of_fold({"fixed": lambda *_: plan}, folds_of(y, 4)).values()
+        found = training.analyze({"fixed": lambda *_: plan}, folds_of(y, 4))[1]["fixed"]
         Z = np.concatenate([coordinates(embeddings[block]) for block in chosen], axis=1)
         targets = one_hot(y, n_classes).astype(np.float64)
         folds = folds_of(y, 4)
@@ -116,7 +117,7 @@ class TestOutOfFold:
         for (_, one), (_, other) in zip(folds, again, strict=True):
             np.testing.assert_array_equal(one, other)
         before, after = (
-            sample_of(embeddings, labels, **options).out_of_fold({"it": nested_plan}, folds)["it"]
+            sample_of(embeddings, labels, **options).analyze({"it": nested_plan}, folds)[1]["it"]
             for labels in (y, changed)
         )
         held = folds[number][1]
@@ -151,7 +152,7 @@ class TestOutOfFold:
                 for layer in range(30)
             }
             training = sample_of(embeddings, y)
-            found = training.out_of_fold({"it": nested_plan}, folds_of(y, 5))["it"]
+            found = training.analyze({"it": nested_plan}, folds_of(y, 5))[1]["it"]
             shares.append((found.logits.argmax(axis=1) == y).mean())
             winners.append(training.probed.scores.best.accuracy)
         assert np.mean(shares) < 0.54
@@ -167,7 +168,7 @@ class TestOutOfFold:
             return Plan((scores.best.block,))
 
         names = {"pipeline": nested_plan, "best": best, "again": best}
-        results = training.out_of_fold(names, folds_of(y, 4))
+        results = training.analyze(names, folds_of(y, 4))[1]
         folds = folds_of(y, 4)
         assert len(seen) == 4
         for number, (rows, _) in enumerate(folds):
@@ -198,7 +199,7 @@ class TestOutOfFold:
         plans = [Plan(blocks[:1]), Plan((blocks[3], blocks[0], blocks[2]))]
         for plan in plans:
             training._coordinates.clear()
-            (found,) = training.out_of_fold({"it": lambda *_, plan=plan: plan}, folds).values()
+            found = training.analyze({"it": lambda *_, plan=plan: plan}, folds)[1]["it"]
             Z = training.coordinates(plan.blocks)
             for rows, held in folds:
                 expected = predict_held(plan, Z, training.targets, rows, held, row_weights=weights)
@@ -215,8 +216,10 @@ class TestOutOfFold:
         sample = sample_of(embeddings, y)
         result, nested = sample.analyze({PIPELINE: nested_plan}, folds)
         assert result == sample.search()
-        final = {FINAL_PLAN: lambda *_: result.plan, PIPELINE: nested_plan}
-        expected = sample.out_of_fold(final, folds)
+        expected = sample.analyze({"final": lambda *_: result.plan, PIPELINE: nested_plan}, folds)[
+            1
+        ]
+        expected[FINAL_PLAN] = expected["final"]
         one = sample_of(embeddings, y)
         one.n_jobs = 1
         for found in (nested, one.analyze({PIPELINE: nested_plan}, folds)[1]):
@@ -229,7 +232,7 @@ class TestOutOfFold:
         embeddings, y = problem(120)
         weights = np.where(y == 0, 5.0, 1.0).astype(np.float32)
         plain, weighted = (
-            sample_of(embeddings, y, own).out_of_fold({"it": nested_plan}, folds_of(y, 3))["it"]
+            sample_of(embeddings, y, own).analyze({"it": nested_plan}, folds_of(y, 3))[1]["it"]
             for own in (None, weights)
         )
         more = (weighted.logits.argmax(axis=1) == 0).sum() - (

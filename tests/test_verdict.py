@@ -36,7 +36,6 @@ COSTS = {
     "small": EncoderCost("small", (1_000_000, 2_000_000, 3_000_000), 4, ms_per_text=4.0, dims=10),
     "large": EncoderCost("large", (5_000_000, 9_000_000, 13_000_000), 4, ms_per_text=12.0, dims=40),
 }
-N_LAYERS = {"small": 2, "large": 2}
 FUSED = ("small:2:mean", "large:1:mean")
 
 
@@ -108,7 +107,7 @@ def verdict(
     plan: tuple[str, ...] = FUSED,
 ) -> Verdict:
     tested = None if test is None else rows(test)
-    return judge(baselines, rows(own), tested, Plan(refs(*plan)), SCORES, COSTS, N_LAYERS)
+    return judge(baselines, rows(own), tested, Plan(refs(*plan)), SCORES, COSTS)
 
 
 class TestComparison:
@@ -210,13 +209,13 @@ class TestSentence:
         found = verdict(usual(last=0.8), plan=("small:2:mean",))
         assert "It is small's last layer alone: there is nothing to gain" in found.sentence
         plan = Plan(refs("small:2:mean"), head="logistic")
-        found = judge(usual(), rows(0.8), None, plan, SCORES, COSTS, N_LAYERS)
+        found = judge(usual(), rows(0.8), None, plan, SCORES, COSTS)
         assert "It is small's last layer with a logistic head, significantly" in found.sentence
         assert "better than small's last layer with a ridge head (60.0%): +20.0" in found.sentence
 
     def test_the_highest_layer_that_was_read_need_not_be_the_last(self) -> None:
-        layers = {"small": 9, "large": 9}
-        found = judge(usual(), rows(0.8), None, Plan(refs(*FUSED)), SCORES, COSTS, layers)
+        costs = {name: replace(one, parameters=tuple(range(10))) for name, one in COSTS.items()}
+        found = judge(usual(), rows(0.8), None, Plan(refs(*FUSED)), SCORES, costs)
         assert "than small's layer 2, the highest that was read (60.0%)" in found.sentence
 
     def test_on_test_rows_where_there_are_any(self) -> None:
@@ -241,7 +240,7 @@ class TestSentence:
 
     def test_no_ratio_without_times(self) -> None:
         costs = {name: replace(cost, ms_per_text=0.0) for name, cost in COSTS.items()}
-        found = judge(usual(), rows(0.8), None, Plan(refs(*FUSED)), SCORES, costs, N_LAYERS)
+        found = judge(usual(), rows(0.8), None, Plan(refs(*FUSED)), SCORES, costs)
         assert found.time_ratio is None
         assert "its time" not in found.sentence
 
@@ -383,7 +382,7 @@ class TestRecommended:
         ]
         baselines[0] = replace(baselines[0], out_of_fold=np.zeros(N, dtype=np.intp))
         own = Rows(Targets(LabelSpace(np.arange(2)), y), rng.integers(2, size=N))
-        found = judge(baselines, own, None, Plan(refs(*FUSED)), SCORES, COSTS, N_LAYERS)
+        found = judge(baselines, own, None, Plan(refs(*FUSED)), SCORES, COSTS)
         assert found.recommended == "majority"
         assert not found.gained
         assert "no better than always predicting the most frequent label" in found.sentence

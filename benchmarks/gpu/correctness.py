@@ -194,7 +194,8 @@ def memory(context: Context, out: dict[str, Any]) -> None:
     expected = extract(few, encoder, pooling=POOLINGS)
     with limited(context, sizes.memory_gib):
         notes, started = Notes(), time.perf_counter()
-        view = extract(texts, encoder, -1, batch_tokens=10**7, reporter=notes)
+        encoder.batch_tokens = 10**7
+        view = extract(texts, encoder, -1, reporter=notes)
         halvings = [line for line in notes.lines if "out of memory" in line]
         out["halving"] = {
             "seconds": time.perf_counter() - started,

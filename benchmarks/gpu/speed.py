@@ -30,8 +30,8 @@ from benchmarks.gpu.parts import (
 )
 from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load_dataset
 from layerfuse.data.download import is_pulled
-from layerfuse.embeddings.engines import _BATCH_OVERHEAD, read_shard, tokenize_shard
 from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, plan_batches
+from layerfuse.embeddings.runner import _BATCH_OVERHEAD, read_shard, tokenize_shard
 from layerfuse.encoders.architecture import accepted, pad
 from layerfuse.encoders.checks import check_encoder
 from layerfuse.progress import SILENT
@@ -172,14 +172,13 @@ def _large(
     def plain(last_only: bool, groups: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         pooled = []
         for rows in groups:
-            inputs, mask = pad(
-                [ids[row] for row in rows], 1, context.device, accepted(architecture.stack)
-            )
+            batch = pad([ids[row] for row in rows], 1, context.device, accepted(architecture.stack))
             if last_only:
-                pooled.append(stack(**inputs)[0][:, 0].clone())
+                pooled.append(stack(input_ids=batch.ids, **batch.options)[0][:, 0].clone())
                 continue
-            states = stack(**inputs, output_hidden_states=True).hidden_states
-            weights = mask.to(context.device).unsqueeze(-1)
+            options = {**batch.options, "output_hidden_states": True}
+            states = stack(input_ids=batch.ids, **options).hidden_states
+            weights = batch.mask.to(context.device).unsqueeze(-1)
             means = [(state * weights).sum(1) / weights.sum(1) for state in states]
             pooled.append(torch.stack(means, dim=1).float().cpu())
         return pooled
@@ -221,13 +220,10 @@ def _scale(context: Context, out: dict[str, Any]) -> None:
         result: dict[str, Any] = {}
         notes = Notes()
         context.free_memory()
+        encoder.batch_tokens = budget
         timed(
             context,
-            {
-                "all": lambda budget=budget, notes=notes: extract(
-                    texts, encoder, "all", POOLINGS, batch_tokens=budget, reporter=notes
-                )
-            },
+            {"all": lambda notes=notes: extract(texts, encoder, "all", POOLINGS, reporter=notes)},
             1,
             result,
         )

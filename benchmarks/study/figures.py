@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.markdown import set_name
 from benchmarks.study.evidence import Evidence
-from layerfuse.report.theme import Chart, save_chart
+from layerfuse.report.figures import Chart, save_chart
 
 _WIDTH, _HEIGHT = 290, 170  # pixels of one of two columns
 _HEADER: dict[str, Any] = {"labelFontSize": 13, "labelFontWeight": 600}

@@ -152,7 +152,7 @@ def _measure(
     if "complementarity" in parts:
         unit("complementarity", lambda: _complementarity(embedded, profile().probed, settings))
     if "curves" in parts:
-        unit("curve", lambda: _curve(embedded, profile().probed, settings, reporter))
+        unit("curve", lambda: _curve(embedded, settings, reporter))
     if "resources" not in parts:
         return
     every = [
@@ -164,9 +164,7 @@ def _measure(
         unit(f"resources-{timed.name}", partial(costs, timed), machine=place)
 
 
-def _curve(
-    embedded: EmbeddedData, probed: ProbeResults, settings: StudySettings, reporter: Reporter
-) -> dict[str, Any]:
+def _curve(embedded: EmbeddedData, settings: StudySettings, reporter: Reporter) -> dict[str, Any]:
     """The last layer, the best block and fusion with some labels and with all.
 
     Test rows of classes that training lacks are left out here.
@@ -181,7 +179,6 @@ def _curve(
         shares=settings.curve_shares,
         repeats=settings.curve_repeats,
         budget=blocks_only(settings.max_blocks),
-        probed=probed,
         reporter=reporter,
     )
     value = asdict(curve)
@@ -193,6 +190,7 @@ def _curve(
 def _plain(pair: Pair) -> dict[str, Any]:
     """A pair's values as JSON has them."""
     values = {field.name: getattr(pair, field.name) for field in fields(Pair)}
+    del values["penalty"]
     return {**values, "a": str(pair.a), "b": str(pair.b), "gain": asdict(pair.gain)}
 
 

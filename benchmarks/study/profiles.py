@@ -88,7 +88,7 @@ def describe_profile(profile: Profile, y_test: Labels) -> dict[str, Any]:
     for name in scores.encoders:
         own = scores.of(name)
         best, last = own.best.block, scores.last(name).block
-        constant = {s.block: not axes[s.block].axes.any() for s in own}
+        constant = {s.block: not axes[s.block].arrays()["axes"].any() for s in own}
         lower = [s.block for s in own if s.block.layer < last.layer and not constant[s.block]]
         against_last = compare({b: replace(b, layer=last.layer) for b in lower}, "")
         against_best = compare({s.block: best for s in own if s.block != best}, "best_")

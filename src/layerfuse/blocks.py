@@ -44,8 +44,14 @@ class BlockRef:
         parts = text.rsplit(":", 2)
         if len(parts) != 3 or not parts[1].isdecimal():
             raise ConfigError(f"{text!r} is not a block. Write it as encoder:layer:pooling.")
+        if text == str(LEXICAL_BLOCK):
+            return LEXICAL_BLOCK
         (pooling,) = resolve_poolings(parts[2])
         return cls(parts[0], int(parts[1]), pooling)
+
+
+LEXICAL_BLOCK = BlockRef("lexical", 0, "tfidf")
+"""The one block of the lexical encoder, which reads words instead of a language model."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -21,11 +21,12 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
+    model_validator,
 )
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
-from layerfuse.blocks import BlockRef, resolve_poolings
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, resolve_poolings
 from layerfuse.calibration import Abstention, TemperatureCalibrator
 from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
@@ -35,7 +36,7 @@ from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
 from layerfuse.metrics import Evaluation
 from layerfuse.pipeline import CoordinateModel, FusedModel
-from layerfuse.probing import PrincipalAxes
+from layerfuse.probing import Axes, ClassCentroids, PrincipalAxes
 from layerfuse.resources import resolve_budget
 from layerfuse.targets import LabelSpace, label_array, unsaved_kinds
 
@@ -80,13 +81,7 @@ class EncoderSpec(_Record):
             fingerprints=encoder.fingerprints,
             prompt=encoder.prompt,
             chat_prompt=encoder.chat_prompt,
-            layers=(
-                layers
-                if isinstance(layers, str)
-                else int(layers)
-                if isinstance(layers, (int, np.integer))
-                else tuple(map(int, layers))
-            ),
+            layers=layers if isinstance(layers, (str, int, np.integer)) else tuple(layers),
             pooling=pooling if isinstance(pooling, str) else tuple(pooling),
             max_length=encoder.max_length,
             dtype=encoder.dtype,
@@ -128,6 +123,7 @@ class Settings(_Record):
 
     encoders: Annotated[tuple[EncoderSpec | Named, ...], Field(min_length=1)]
     encoders_type: Literal["one", "list", "tuple"]
+    lexical: bool
     selection: str
     max_blocks: int
     budget: Limits | None
@@ -187,7 +183,17 @@ class _Head(_Record):
 class _Block(_Record):
     encoder: str
     layer: NonNegativeInt
-    pooling: Annotated[str, AfterValidator(lambda name: resolve_poolings(name)[0])]
+    pooling: str
+
+    @model_validator(mode="after")
+    def _has_pooling(self) -> _Block:
+        if self.ref != LEXICAL_BLOCK:
+            resolve_poolings(self.pooling)
+        return self
+
+    @property
+    def ref(self) -> BlockRef:
+        return BlockRef(self.encoder, self.layer, self.pooling)
 
 
 class _File(_Record):
@@ -250,7 +256,7 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
 
 
-def _sha256(value: Mapping[str, Any], tensors: Path) -> str:
+def _sha256(value: Mapping[str, object], tensors: Path) -> str:
     """Of bundle.json, but for this field itself, and of the tensors."""
     fields = {name: own for name, own in value.items() if name != "sha256"}
     text = json.dumps(fields, sort_keys=True)
@@ -292,11 +298,11 @@ def _changed(path: Path, why: str) -> FormatError:
 
 
 def _from_file(path: Path, file: _File) -> Bundle:
-    blocks = tuple(BlockRef(block.encoder, block.layer, block.pooling) for block in file.blocks)
+    blocks = tuple(block.ref for block in file.blocks)
     expected = {name: (entry.shape, entry.dtype) for name, entry in file.tensors.items()}
     tensors = read_tensors(path / _TENSORS, expected)
     axes = tuple(
-        PrincipalAxes.from_arrays(_part(tensors, f"axes.{index}")) for index in range(len(blocks))
+        _axes(block, _part(tensors, f"axes.{index}")) for index, block in enumerate(blocks)
     )
     fusion = load_fusion(file.fusion, _part(tensors, "fusion"), len(blocks))
     head = load_head(file.head.kind, _part(tensors, "head"), file.head.penalty)
@@ -309,12 +315,18 @@ def _from_file(path: Path, file: _File) -> Bundle:
             f"{list(shape)}. The bundle was changed after it was saved."
         )
     described = sorted(spec.name for spec in file.encoders)
-    if described != (used := sorted({block.encoder for block in blocks})):
+    used = sorted({block.encoder for block in blocks if block != LEXICAL_BLOCK})
+    if described != used:
         raise _changed(path, f"encoders: {described}, but blocks are of {used}")
     model = FusedModel(
         axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
     )
     return Bundle(model, space, file.encoders, file.facts, file.abstention)
+
+
+def _axes(block: BlockRef, arrays: Mapping[str, npt.NDArray[Any]]) -> Axes:
+    kind = ClassCentroids if block == LEXICAL_BLOCK else PrincipalAxes
+    return kind.from_arrays(arrays)
 
 
 def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.NDArray[Any]]:
@@ -325,7 +337,9 @@ def _part(tensors: Mapping[str, npt.NDArray[Any]], part: str) -> dict[str, npt.N
     }
 
 
-def rename_labels(classes: npt.NDArray[Any], names: Mapping[Any, Any]) -> npt.NDArray[Any]:
+def rename_labels(
+    classes: npt.NDArray[np.generic], names: Mapping[Label, Label]
+) -> npt.NDArray[np.generic]:
     """Classes (n_classes,) by the names to save; those that ``names`` leaves out keep theirs.
 
     Raises

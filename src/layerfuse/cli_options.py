@@ -94,6 +94,7 @@ _ENCODERS = Group.create_ordered("Encoders")
 _SELECTION = Group.create_ordered("Selection and classifier")
 _BUDGET = Group.create_ordered("Budget")
 OUTPUT = Group.create_ordered("Output")
+_ROWS = Group.create_ordered("Many rows")
 _LISTEN = Group.create_ordered("Server")
 _LIMITS = Group.create_ordered("Limits of requests")
 _encoders = partial(option, group=_ENCODERS)
@@ -112,7 +113,7 @@ TextColumn = Annotated[
 ]
 LabelColumn = Annotated[str | None, option("Column with the labels.")]
 IdColumn = Annotated[str | None, option("Column that names the rows.")]
-StripHtml = Annotated[bool, option("Texts are HTML: keep what a reader sees.", show_default=False)]
+StripHtml = Annotated[bool, option("Strip HTML from the texts.", show_default=False)]
 SettingsFile = Annotated[
     Path | None, option("TOML file with settings; options given here win.", "--config")
 ]
@@ -158,17 +159,12 @@ _Fusion = Annotated[
 _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
 
 
-_ROWS = Group.create_ordered("Many rows")
-
-
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """Settings of commands that go through rows part by part: ``predict`` and ``extract``."""
+    """Settings of commands that go through rows part by part."""
 
-    part_rows: Annotated[
-        int, count("Rows of a part, which is complete or absent.", group=_ROWS)
-    ] = 10_000
+    part_rows: Annotated[int, count("Rows per part.", group=_ROWS)] = 10_000
     engine: Annotated[
         str,
         option(
@@ -183,8 +179,80 @@ class StreamConfig:
     ] = None
     workers: Annotated[
         int | None,
-        count("Ray actors at most (default: one per CPU or GPU).", group=_ROWS),
+        count("Maximum number of Ray actors (default: one per CPU or GPU).", group=_ROWS),
     ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PredictConfig:
+    """Settings of ``predict``."""
+
+    run: Bundle
+    data: Annotated[
+        str | None,
+        option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True),
+    ] = None
+    _: KW_ONLY
+    text: Annotated[
+        tuple[str, ...],
+        option("A text, in place of a file (repeatable).", allow_leading_hyphen=True),
+    ] = ()
+    text_column: TextColumn = None
+    out: Annotated[
+        str | None,
+        option(
+            "File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV.",
+            allow_leading_hyphen=True,
+        ),
+    ] = None
+    probabilities: Annotated[
+        bool, option("Add the probability of every class.", show_default=False)
+    ] = False
+    resume: Annotated[bool, option("Resume a stopped run from its finished parts.")] = False
+    encoders: MovedEncoders = field(default_factory=dict)
+    device: Device = "auto"
+    stream: StreamConfig = StreamConfig()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of ``evaluate``."""
+
+    run: Bundle
+    data: Data
+    _: KW_ONLY
+    split: Annotated[str | None, option("Split (default: test if there is one).")] = None
+    against: Annotated[
+        Path | None, option("Run folder or bundle to compare with on the same rows.")
+    ] = None
+    text_column: TextColumn = None
+    label_column: LabelColumn = None
+    encoders: MovedEncoders = field(default_factory=dict)
+    device: Device = "auto"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ExportConfig:
+    """Settings of ``export``."""
+
+    run: Bundle
+    _: KW_ONLY
+    format: Annotated[str, option("What to write.", choices=EXPORT_FORMATS)]
+    out: Annotated[Path, option("Folder to create.")]
+    data: Annotated[
+        str | None, option("File with texts to compare on (default: the run's test rows).")
+    ] = None
+    text_column: TextColumn = None
+    label_column: LabelColumn = None
+    block: Annotated[
+        str | None,
+        option("One block alone, such as mpnet:8:mean, without the classifier.", metavar="BLOCK"),
+    ] = None
+    int8: Annotated[bool, option("Quantize the ONNX graph, and measure what it costs.")] = False
+    encoders: MovedEncoders = field(default_factory=dict)
 
 
 @Parameter(name="*")
@@ -248,6 +316,12 @@ class ReadConfig:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class ExtractConfig(StreamConfig, ReadConfig):
+    """Settings of ``extract``."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class CurveConfig(ReadConfig):
     """Settings of ``curve``."""
 
@@ -273,10 +347,13 @@ class FitConfig(CurveConfig):
     _: KW_ONLY
     fusion: _Fusion = "auto"
     head: _Head = "auto"
+    lexical: Annotated[
+        bool, _choice("Words (TF-IDF) as a candidate block.", negative="--no-lexical")
+    ] = True
     fragments: Annotated[
         str,
         _choice(
-            "Training texts that are part of a longer one, where most are.",
+            "Training texts that are contained in longer ones, where most are.",
             choices=("drop", "keep"),
         ),
     ] = "drop"
@@ -285,11 +362,11 @@ class FitConfig(CurveConfig):
     ] = "temperature"
     target_accuracy: Annotated[
         float | None,
-        _share("Abstain from texts so that this share (0 to 1) of the others is right."),
+        _share("Abstain so that this share (0 to 1) of the other predictions is correct."),
     ] = None
     coverage: Annotated[
         float | None,
-        _share("Predict sets of labels that hold the right one for this share (0 to 1) of texts."),
+        _share("Predict label sets that contain the true label for this share (0 to 1) of texts."),
     ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None

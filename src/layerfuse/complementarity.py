@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.data.audit import Finding
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
 from layerfuse.groups import Groups, standard_error
 from layerfuse.metrics import PairedDifference, paired_difference
-from layerfuse.probing import (
-    LeaveOneOut,
-    RidgeState,
-    decompose,
-    leave_one_out,
-    linear_cka,
-    measure_agreement,
-    probe_blocks,
-)
+from layerfuse.probing import probe_blocks
+from layerfuse.probing.pairs import linear_cka, measure_agreement
+from layerfuse.probing.ridge import LeaveOneOut, RidgeState, decompose, leave_one_out
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Column, Targets
 
@@ -32,7 +25,6 @@ Blocks = Mapping[BlockRef, Floats]
 PAIRINGS = ("encoders", "blocks")
 
 _BEST_BLOCKS = 12
-_LISTED_ROWS = 20  # of those that only one block of a pair gets right
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Pair:
     principal coordinates, 1 for the same up to rotation and scale. Exactly one of them
     (``disagreement``), none (``double_fault``) or at least one (``oracle_accuracy``) is right on
     these shares of rows; ``yules_q`` is -1 where they are never right together, 0 where they are
-    independent, and 1 at most.
+    independent, and 1 at most. ``penalty`` is the fused ridge's.
     """
 
     a: BlockRef
@@ -88,6 +80,7 @@ class Pair:
     double_fault: float
     oracle_accuracy: float
     yules_q: float
+    penalty: float
 
     @property
     def better(self) -> BlockRef:
@@ -95,18 +88,9 @@ class Pair:
         return self.a if self.loss_a <= self.loss_b else self.b
 
 
-@dataclass(frozen=True)
-class MeasuredPair(Pair):
-    """A pair, its ridge penalty, and the first 20 rows that only one of its blocks gets right."""
-
-    penalty: float
-    only_a: Finding = field(repr=False)
-    only_b: Finding = field(repr=False)
-
-
 def measure_pairs(
     data: ProbeData, pairs: Iterable[tuple[BlockRef, BlockRef]], seed: int = 0
-) -> Iterator[MeasuredPair]:
+) -> Iterator[Pair]:
     """Measure pairs in turn, each block alone only once; ``seed`` is for the intervals.
 
     Blocks alone and fused are measured on the same principal coordinates, so that a difference
@@ -125,7 +109,7 @@ def measure_pairs(
         more_accurate = right_a if right_a.sum() >= right_b.sum() else right_b
         agreement = measure_agreement(right_a, right_b)
         loss_gain, loss_gain_se = _mean_and_se(lower.errors - fused.errors, data.targets.groups)
-        yield MeasuredPair(
+        yield Pair(
             a=a,
             b=b,
             accuracy_a=agreement.accuracy_a,
@@ -143,13 +127,7 @@ def measure_pairs(
             oracle_accuracy=agreement.oracle_accuracy,
             yules_q=agreement.yules_q,
             penalty=fused.penalty,
-            only_a=_finding(right_a & ~right_b),
-            only_b=_finding(right_b & ~right_a),
         )
-
-
-def _finding(rows: npt.NDArray[np.bool_]) -> Finding:
-    return Finding(int(rows.sum()), tuple(np.flatnonzero(rows)[:_LISTED_ROWS].tolist()))
 
 
 def _mean_and_se(values: npt.NDArray[np.floating], groups: Groups | None) -> tuple[float, float]:
@@ -205,12 +183,12 @@ class EncoderComparison:
     """
 
     n: int
-    pairs: tuple[MeasuredPair, ...]
+    pairs: tuple[Pair, ...]
     pipeline: tuple[BlockRef, ...]
     additions: tuple[Addition, ...] = ()
 
     @property
-    def best(self) -> MeasuredPair:
+    def best(self) -> Pair:
         """The pair with the largest gain in loss."""
         return self.pairs[0]
 

@@ -178,7 +178,7 @@ def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Ite
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step, so that a kill leaves both; False where that is not possible."""
+    """Swap two folders in one step, which a kill cannot halve; False where that is not possible."""
     if sys.platform != "linux":
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE

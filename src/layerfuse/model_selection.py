@@ -8,7 +8,6 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import TemperatureCalibrator
@@ -17,14 +16,13 @@ from layerfuse.fusion import check_fusion
 from layerfuse.groups import standard_error
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Plan, find_penalty, predict_held
-from layerfuse.probing import ProbeResults, find_interaction
+from layerfuse.pipeline import Floats, Plan, Rows, find_penalty, predict_held
+from layerfuse.probing import ProbeResults
+from layerfuse.probing.pairs import find_interaction
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.selection import CostBudget, choose_with_state, selection_of
 from layerfuse.targets import Targets
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
 Folds = Sequence[tuple[Rows, Rows]]
 
 AUTO = "auto"
@@ -48,16 +46,8 @@ _FALSE_WINS = 0.05
 class SearchSpace:
     """What may be chosen.
 
-    Attributes
-    ----------
-    selection : str
-        One of `SELECTIONS`.
-    budget : CostBudget
-        Limits of the pipeline.
-    fusion, head : str
-        One of `FUSIONS` and of `HEADS`, or ``"auto"``: the search compares several.
-    seed : int
-        Of folds, subsamples and models.
+    ``selection`` is one of `SELECTIONS`, ``fusion`` and ``head`` of `FUSIONS` and `HEADS`, or
+    ``"auto"``: the search compares several. ``seed`` is that of folds, subsamples and models.
     """
 
     selection: str
@@ -71,18 +61,9 @@ class SearchSpace:
 class Trial:
     """A candidate (a fusion and a head) against concatenation with a ridge head.
 
-    Attributes
-    ----------
-    fusion, head : str
-    n_rows : int
-        Held-out rows came from so many rows in all.
-    gain, gain_se : float
-        The drop in the Brier score (squared error of probabilities, 0 to 2) of held-out rows, and
-        its standard error.
-    accuracy_gain : float
-        A share from 0 to 1.
-    n_candidates : int
-        Candidates that were compared in the same search.
+    ``gain`` is the drop in the Brier score (squared error of probabilities, 0 to 2) of held-out
+    rows, which came from ``n_rows`` in all; ``accuracy_gain`` is a share from 0 to 1.
+    ``n_candidates`` were compared in the same search.
     """
 
     fusion: str
@@ -112,17 +93,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search decided.
-
-    Attributes
-    ----------
-    selection : Selection
-        The blocks, and what each of them gains.
-    plan : Plan
-        What is to be trained on them.
-    trials : tuple of Trial
-        The comparisons on the way.
-    """
+    """What the search decided: blocks with their gains, what to train on them, and comparisons."""
 
     selection: Selection
     plan: Plan
@@ -144,28 +115,12 @@ def search(
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> SearchResult:
-    """Choose blocks, then fusion and head for them.
+    """Choose blocks, then fusion and head for them, by n probed rows, their targets and weights.
 
     Candidates for fusion and head are compared in two rounds: all on a few rows, the promising ones
     on more. One is taken only when it is significantly better than concatenation with a ridge head,
-    which is cheaper (`Trial`). Where the
-    chosen blocks are not informative, pairs of blocks are searched for products of their
-    coordinates that are.
-
-    Parameters
-    ----------
-    probed : ProbeResults
-        Of n rows.
-    targets : Targets
-        Of those rows.
-    space : SearchSpace
-        What may be chosen.
-    row_weights : ndarray of shape (n,), optional
-        Weights of rows, in every fit and every loss.
-    n_jobs : int, optional
-        Threads, as in scikit-learn; None takes all cores.
-    reporter : Reporter
-        Receives progress.
+    which is cheaper (`Trial`). Where the chosen blocks are not informative, pairs of blocks are
+    searched for products of their coordinates that are.
     """
     selection, state = choose_with_state(
         probed, targets, space.selection, space.budget,
@@ -276,21 +231,11 @@ def held_out_errors(
     row_weights: Floats | None = None,
     seed: int = 0,
 ) -> Floats:
-    """Errors of each held-out row, after one temperature for all.
+    """Errors (n_held, 2) of each held-out row, after one temperature for all: squared errors of
+    the probabilities, and whether the prediction is wrong.
 
-    The head's penalty is that of the first fold: searching it takes most of the time.
-
-    Parameters
-    ----------
-    plan, coordinates, targets, row_weights, seed
-        As in `predict_held`.
-    folds : list of (rows, held)
-        Rows to train on, and held-out rows.
-
-    Returns
-    -------
-    ndarray of shape (n_held, 2)
-        Squared errors of the probabilities, and whether the prediction is wrong.
+    The head's penalty is that of the first fold: searching it takes most of the time. Parameters
+    are those of `predict_held`; ``folds`` are rows to train on, and held-out rows.
     """
     rows = folds[0][0]
 

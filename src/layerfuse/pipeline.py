@@ -12,7 +12,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
 from layerfuse.heads import Head, RidgeHead, fit_head, search_penalty
-from layerfuse.probing import PrincipalAxes
+from layerfuse.probing import Axes
 from layerfuse.targets import LabelSpace, Targets
 
 Floats = npt.NDArray[np.float32]
@@ -182,7 +182,7 @@ class FusedModel:
 
     Attributes
     ----------
-    axes : tuple of PrincipalAxes
+    axes : tuple of Axes
         One for each block.
     model : CoordinateModel
     calibrator : TemperatureCalibrator
@@ -190,7 +190,7 @@ class FusedModel:
         What its outputs mean.
     """
 
-    axes: tuple[PrincipalAxes, ...]
+    axes: tuple[Axes, ...]
     model: CoordinateModel
     calibrator: TemperatureCalibrator
     space: LabelSpace
@@ -201,7 +201,10 @@ class FusedModel:
         return self.model.blocks
 
     def logits(self, embeddings: Blocks) -> Floats:
-        """Blocks of n texts, each (n, dim), to logits (n, n_outputs)."""
+        """Blocks of n texts, each (n, dim), to logits (n, n_outputs).
+
+        The lexical block is what `layerfuse.encoders.count_words` gives.
+        """
         pairs = zip(self.blocks, self.axes, strict=True)
         return self.model.logits(
             {block: axes.transform(embeddings[block]) for block, axes in pairs}

@@ -9,18 +9,13 @@ from itertools import islice, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores, Selection
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.groups import Groups, standard_error
 from layerfuse.parallel import parallel_map
-from layerfuse.probing import (
-    ProbeResults,
-    RidgeState,
-    find_pair,
-    probe_blocks,
-    unit_mean_weights,
-    weight_rows,
-)
+from layerfuse.probing import ProbeResults, probe_blocks
+from layerfuse.probing.pairs import find_pair
+from layerfuse.probing.ridge import RidgeState, unit_mean_weights, weight_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets
@@ -176,7 +171,8 @@ def choose_with_state(
     if method == "greedy":
         return _greedy(probed, ranked, targets, weights, budget, n_jobs, reporter)
     if method == "last":
-        chosen = [probed.scores.last(encoder).block for encoder in probed.scores.encoders]
+        names = [name for name in probed.scores.encoders if name != LEXICAL_BLOCK.encoder]
+        chosen = [probed.scores.last(name).block for name in names]
         if over := budget.exceeded(chosen):
             raise ConfigError(
                 f"The last layers exceed the budget ({', '.join(over)}). Give a larger budget, "

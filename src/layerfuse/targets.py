@@ -7,6 +7,7 @@ link, the losses, stratification) is in `LabelSpace` and `Targets`.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -511,12 +512,16 @@ def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT
 
 
 def unsaved_kinds(labels: Iterable[object]) -> list[str]:
-    """The kinds among the labels that a bundle cannot hold; it holds str, int, float and bool."""
+    """The kinds among the labels that a bundle cannot hold, a number or text as it is; it holds str
+    that UTF-8 can encode, int, finite float and bool.
+    """
+    odd = [label for label in labels if not _is_saved(label)]
     return sorted(
-        {
-            type(label).__name__ if type(label) is not float else repr(label)
-            for label in labels
-            if type(label) not in (str, int, float, bool)
-            or (type(label) is float and not math.isfinite(label))
-        }
+        {repr(label) if type(label) in (float, str) else type(label).__name__ for label in odd}
     )
+
+
+def _is_saved(label: object) -> bool:
+    if isinstance(label, str):
+        return type(label) is str and not re.search("[\ud800-\udfff]", label)
+    return type(label) in (int, bool) or (type(label) is float and math.isfinite(label))

@@ -24,7 +24,7 @@ CASE_BYTES = 1_000_000_000
 """What a test may take beside what it had at its start."""
 
 
-class Hang(BaseException):  # noqa: N818
+class Hang(BaseException):
     """A case took longer than `CASE_S`."""
 
 
@@ -45,7 +45,11 @@ class Soak:
         self.findings: dict[str, tuple[int, str]] = {}
 
     def run(
-        self, case: Callable[[np.random.Generator], str | None], *, count: int, limit_s: float = CASE_S
+        self,
+        case: Callable[[np.random.Generator], str | None],
+        *,
+        count: int,
+        limit_s: float = CASE_S,
     ) -> None:
         """Run ``count`` cases, or as many as there is time for; then fail with what was found.
 
@@ -68,7 +72,7 @@ class Soak:
         figures = ", ".join(f"{count} {name}" for name, count in sorted(self.outcomes.items()))
         print(  # noqa: T201
             f"\n{self.name}: seeds {self.seed} to {seed - 1}, "
-            f"{time.perf_counter() - started:.0f} s (slowest {slowest[0]:.1f} s, seed {slowest[1]}), "
+            f"{time.perf_counter() - started:.0f} s (slowest {slowest[0]:.1f}, seed {slowest[1]}), "
             f"{grown / 1e6:.0f} MB more: {figures}"
         )
         shown = [f"SOAK_SEED={first}: {what}" for what, (first, _) in self.findings.items()]
@@ -94,7 +98,9 @@ class Soak:
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if "layerfuse" in frame.filename] or frames
             what = f"{type(error).__name__} at {ours[-1].filename}:{ours[-1].lineno}"
-            self.findings.setdefault(what, (seed, "".join(traceback.format_exception(error))))
+            if what not in self.findings:
+                print(f"\nFOUND SOAK_SEED={seed}: {what}: {error}")  # noqa: T201
+                self.findings[what] = seed, "".join(traceback.format_exception(error))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
@@ -102,7 +108,6 @@ class Soak:
             self.outcomes[outcome] += 1
         if not seed % 100:
             gc.collect()
-
 
     @contextmanager
     def _alarms(self) -> Iterator[None]:

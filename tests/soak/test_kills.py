@@ -107,7 +107,7 @@ def contents(folder: Path, *patterns: str) -> Files:
 
 
 def complete(folder: Path, pattern: str) -> dict[str, int]:
-    """Finished parts of the work, and the numbers of their files, which a second writing changes."""
+    """Finished parts, and the numbers of their files, which writing them again changes."""
     return {path.name: path.stat().st_ino for path in folder.glob(pattern)}
 
 
@@ -138,7 +138,7 @@ def test_fit(soak: Soak, place: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         shutil.copy(place / "data.csv", folder)
-        for _ in range(random.integers(1, 4)):
+        for _ in range(random.integers(1, 9)):
             before = complete(folder, "store/*/*.safetensors")
             process = start(folder, _command, *_FIT)
             killed = kill(process, random.uniform(0, 1.1 * seconds))
@@ -155,7 +155,7 @@ def test_fit(soak: Soak, place: Path) -> None:
         assert [name for name in found if found[name] != expected[name]] == []
         assert (folder / "run" / "report.html").read_bytes().endswith(b"</html>")
 
-    soak.run(case, count=3)
+    soak.run(case, count=3, limit_s=300)
 
 
 def test_predict(soak: Soak, place: Path) -> None:
@@ -171,7 +171,7 @@ def test_predict(soak: Soak, place: Path) -> None:
         folder = place.parent / "killed"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for _ in range(random.integers(1, 4)):
+        for _ in range(random.integers(1, 9)):
             before = complete(folder, ".out.csv.parts/part.*")
             process = start(folder, _command, *words, "--resume")
             killed = kill(process, random.uniform(0, 1.1 * seconds))
@@ -186,7 +186,7 @@ def test_predict(soak: Soak, place: Path) -> None:
             finish(folder, *words, "--resume")
         assert (folder / "out.csv").read_bytes() == expected
 
-    soak.run(case, count=3)
+    soak.run(case, count=3, limit_s=300)
 
 
 def test_save(soak: Soak, place: Path) -> None:

@@ -37,7 +37,7 @@ def opened(store):
         return [view[block] for block in view]
     return [
         classifier.predict_proba,
-        lambda part: list(encoder.read(encoder.tokenize(part).ids, "all", ("mean", "last")).values()),
+        lambda part: list(encoder.read(encoder.tokenize(part).ids, "all", ("last",)).values()),
         stored,
         classifier.predict,
     ]

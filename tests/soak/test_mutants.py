@@ -19,6 +19,7 @@ from families import TinyModels, save_gguf
 from helpers import build, planted, sentences
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import plan
+from layerfuse.errors import LayerfuseError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -50,8 +51,8 @@ def _splice(data: bytes, random: Random) -> bytes:
 
 
 _ODD = [
-    None, True, -1, 0, 1, 2, 100_000, 10**7, 10**30, 0.5, 1e308, "", "x", "\x1b[31m\0", "../x", "/etc/passwd",
-    [], {}, [1], [[]], {"x": 1}, ["a", "b"], "float16", "bert", "llama", "model.bin",
+    None, True, -1, 0, 1, 2, 100_000, 10**7, 10**30, 0.5, 1e308, "", "x", "\x1b[31m\0",
+    "../x", "/etc/passwd", [], {}, [1], [[]], {"x": 1}, ["a", "b"], "float16", "bert", "model.bin",
 ]  # fmt: skip
 
 
@@ -201,9 +202,7 @@ def model(request: pytest.FixtureRequest, tiny: TinyModels, tmp_path: Path) -> P
     return folder
 
 
-def test_models(
-    soak: Soak, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models(soak: Soak, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed model has another fingerprint, so that no store and no bundle believes it."""
 
     def read(folder: Path) -> tuple[dict[str, str], dict[int, Any]]:
@@ -245,7 +244,10 @@ def test_the_cache_of_gguf_models(soak: Soak, tmp_path: Path) -> None:
 
     def case(random: Random) -> str:
         done = mutate(copied(whole, cache_dir()), random)
-        found = read()
+        try:
+            found = read()
+        except LayerfuseError as error:  # a cache is made again
+            raise AssertionError(done) from error
         assert all(np.array_equal(found[layer], expected[layer]) for layer in expected), done
         return "same"
 
@@ -253,7 +255,9 @@ def test_the_cache_of_gguf_models(soak: Soak, tmp_path: Path) -> None:
     assert soak.outcomes["same"]
 
 
-def test_runs(soak: Soak, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs(
+    soak: Soak, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_csv(Path("data.csv"), list(zip(TEXTS, LABELS, strict=True)))
     succeed(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.blocks import BlockScores, Selection
+from layerfuse.blocks import LEXICAL_BLOCK, BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
 from layerfuse.calibration import Abstention, fit_abstention, fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
@@ -55,6 +57,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     ----------
     encoders : str, Path, FrozenEncoder or sequence of them, default=("minilm",)
         Catalog names, model folders, ``.gguf`` files, Hub names or encoders.
+    lexical : bool, default=True
+        Whether words are a candidate beside the encoders' layers: one block that says how near a
+        text's words (TF-IDF) are to those of each class.
     selection : {"greedy", "top_k", "best", "last"}, default="greedy"
         How blocks are selected; see `select_blocks`.
     max_blocks : int, default=5
@@ -159,6 +164,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self,
         encoders: Encoders = ("minilm",),
         *,
+        lexical: bool = True,
         selection: str = "greedy",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,
@@ -177,6 +183,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         verbose: int = 0,
     ) -> None:
         self.encoders = encoders
+        self.lexical = lexical
         self.selection = selection
         self.max_blocks = max_blocks
         self.budget = budget
@@ -241,7 +248,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter.note(f"blocks are scored on {len(sample)} of {len(data.texts)} rows")
         clock("total_s")
         embeddings = extract_all(
-            [data.texts[row] for row in sample], encoders, self._store(), reporter=reporter
+            [data.texts[row] for row in sample],
+            encoders,
+            self._store(),
+            lexical=self.lexical,
+            reporter=reporter,
         )
         costs = embeddings.costs
         _log_candidates(embeddings, encoders, reporter)
@@ -251,14 +262,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         probed = probe_blocks(
             embeddings, measured, row_weights=weights, n_jobs=self.n_jobs, reporter=reporter
         )
+        if self.lexical:  # what is fused has a column for each class
+            name, rank = LEXICAL_BLOCK.encoder, probed.axes[LEXICAL_BLOCK].rank
+            costs = {**costs, name: replace(costs[name], dims=rank)}
         clock("score_s")
         space = search_space(self, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
-        max_blocks = space.budget.limits.blocks or len(probed.scores)
-        strategies = {
-            strategy.key: strategy.choose
-            for strategy in baseline_strategies(probed.scores.encoders, max_blocks)
-        }
+        strategies = {one.key: one.choose for one in baseline_strategies(training)}
         folds = measured.folds(self.cv, seed)
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
@@ -300,8 +310,6 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             proba=proba,
             folds=folds,
             costs=costs,
-            n_layers={encoder.name: encoder.n_layers for encoder in encoders},
-            max_blocks=max_blocks,
             seed=seed,
             reporter=reporter,
         )
@@ -475,15 +483,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             overwrite=overwrite,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = dict(super().__getstate__())
+    def __getstate__(self) -> dict[str, object]:
+        state: dict[str, object] = dict(super().__getstate__())
         state.pop("fit_record_", None)
         return state
 
     def __sklearn_is_fitted__(self) -> bool:
         return "model_" in self.__dict__
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         tags.input_tags.two_d_array = False

@@ -41,10 +41,6 @@ class FitRecord:
         Training and held-out rows of the sample.
     costs : mapping of str to EncoderCost
         By encoder.
-    n_layers : mapping of str to int
-        By encoder.
-    max_blocks : int
-        Most blocks that the pipeline could have.
     seed : int
         Seed of folds and samples.
     reporter : Reporter
@@ -59,8 +55,6 @@ class FitRecord:
     proba: npt.NDArray[np.float64]
     folds: Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
     costs: Mapping[str, EncoderCost]
-    n_layers: Mapping[str, int]
-    max_blocks: int
     seed: int
     reporter: Reporter
 
@@ -96,7 +90,6 @@ class FitRecord:
             self.folds,
             self.training,
             test=None if X_test is None or blocks_test is None else (X_test, blocks_test),
-            max_blocks=self.max_blocks,
             reporter=self.reporter,
         )
 
@@ -117,7 +110,6 @@ class FitRecord:
             self.result.plan,
             self.sample.probed.scores,
             self.costs,
-            self.n_layers,
         )
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from layerfuse.bundle import EncoderSpec, Named, Settings, load_bundle
 from layerfuse.classifier.classifier import LayerFusionClassifier
@@ -76,7 +75,8 @@ def load(
             )
         blocks = [block for block in bundle.model.blocks if block.encoder == spec.name]
         opened.append(encoder.truncate(max(block.layer for block in blocks)))
-    classifier = LayerFusionClassifier(**_parameters(bundle.facts.settings, places, device))
+    classifier = LayerFusionClassifier()
+    classifier.set_params(**_parameters(bundle.facts.settings, places, device))
     classifier.encoders_ = tuple(opened)
     classifier.label_space_ = bundle.space
     classifier.classes_ = bundle.space.classes
@@ -107,11 +107,11 @@ def bundle_folder(path: Path) -> Path:
 
 def _parameters(
     settings: Settings | None, places: Mapping[str, str | Path], device: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Constructor parameters, as they were given to the classifier that was saved."""
     if settings is None:
         return {}
-    values = settings.model_dump(exclude={"encoders_type"})
+    values: dict[str, object] = settings.model_dump(exclude={"encoders_type"})
     encoders = [_encoder(item, places, device) for item in settings.encoders]
     form = settings.encoders_type
     values["encoders"] = (

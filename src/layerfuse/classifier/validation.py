@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -195,7 +195,7 @@ def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float6
 def _grouped(
     targets: Targets,
     texts: Sequence[str],
-    members: Sequence[Any] | None,
+    members: Sequence[object] | None,
     rows: npt.NDArray[np.intp],
     reporter: Reporter,
 ) -> Targets:
@@ -331,48 +331,33 @@ def _split_alias(item: str) -> tuple[str, str]:
     return next(existing, splits[min(1, len(splits) - 1)])
 
 
-def settings_of(model: LayerFusionClassifier, names: Mapping[Any, Any]) -> Settings:
+def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> Settings:
     """The classifier's parameters in the form that a bundle keeps; ``names`` renames labels.
 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
-    store, random_state, cv = model.store, model.random_state, model.cv
     one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    if not isinstance(cv, (int, np.integer)):
-        cv = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
-        _not_kept("cv", "a splitter", f"cv={cv}")
-    if isinstance(random_state, np.random.RandomState):
-        random_state = None
-        _not_kept("random_state", "a RandomState", "random_state=None")
-    return Settings(
-        encoders=tuple(
+    store = model.store.root if isinstance(model.store, EmbeddingStore) else model.store
+    values = model.get_params(deep=False) | {
+        "encoders": tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
             for item in _as_list(model.encoders)
         ),
-        encoders_type=(
+        "encoders_type": (
             "one" if one_encoder else "list" if isinstance(model.encoders, list) else "tuple"
         ),
-        selection=model.selection,
-        max_blocks=int(model.max_blocks),
-        budget=_limits(model.budget),
-        fusion=model.fusion,
-        head=model.head,
-        class_weight=_weights(model.class_weight, names),
-        fragments=model.fragments,
-        calibration=model.calibration,
-        target_accuracy=model.target_accuracy,
-        coverage=model.coverage,
-        cv=int(cv),
-        sample_size=int(model.sample_size),
-        store=(
-            None
-            if store is None
-            else _named(store.root if isinstance(store, EmbeddingStore) else store)
-        ),
-        n_jobs=None if model.n_jobs is None else int(model.n_jobs),
-        random_state=None if random_state is None else int(random_state),
-        verbose=int(model.verbose),
-    )
+        "budget": _limits(model.budget),
+        "class_weight": _weights(model.class_weight, names),
+        "store": None if store is None else _named(store),
+    }
+    if not isinstance(model.cv, (int, np.integer)):
+        n_folds = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
+        values |= {"cv": n_folds}
+        _not_kept("cv", "a splitter", f"cv={n_folds}")
+    if isinstance(model.random_state, np.random.RandomState):
+        values |= {"random_state": None}
+        _not_kept("random_state", "a RandomState", "random_state=None")
+    return Settings.model_validate(values)
 
 
 def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
@@ -385,11 +370,12 @@ def _limits(budget: Budget | Mapping[str, float] | None) -> Limits | None:
 
 
 def _weights(
-    class_weight: str | Mapping[object, float] | None, names: Mapping[Any, Any]
+    class_weight: str | Mapping[object, float] | None, names: Mapping[object, Label]
 ) -> str | tuple[tuple[Label, float], ...] | None:
     if not isinstance(class_weight, Mapping):
         return class_weight
-    labels = [names.get(label, label) for label in as_list(list(class_weight), "labels")]
+    labels = cast(list[Label], as_list(list(class_weight), "labels"))
+    labels = [names.get(label, label) for label in labels]
     return tuple(zip(labels, map(float, class_weight.values()), strict=True))
 
 

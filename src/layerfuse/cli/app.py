@@ -11,7 +11,6 @@ import threading
 import tomllib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Token
 from cyclopts import exceptions as faults
@@ -157,7 +156,7 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
             option.tokens += [Token(keyword=keyword, value=text) for text in _texts(value)]
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -6,6 +6,7 @@ What loads numpy or torch is imported inside a command, so that ``--help`` stays
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,26 +14,24 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from layerfuse._version import __version__
-from layerfuse.cli.console import Output, print_json, visible, write_data
+from layerfuse.cli.console import Output, print_json, write_data
 from layerfuse.cli_options import (
-    EXPORT_FORMATS,
     BlocksInUse,
     Bundle,
     CurveConfig,
-    Data,
     Device,
     Dtype,
+    EvaluateConfig,
+    ExportConfig,
+    ExtractConfig,
     FitConfig,
-    LabelColumn,
-    MovedEncoders,
+    PredictConfig,
     ReadConfig,
     ServeConfig,
     SettingsFile,
     Shares,
     Store,
-    StreamConfig,
     TestFile,
-    TextColumn,
     WriteReport,
     count,
     option,
@@ -74,85 +73,23 @@ def fit(settings: FitConfig, *, config: SettingsFile = None, output: Output = _P
 
 @app.command
 def extract(
-    settings: ReadConfig,
-    *,
-    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
-    config: SettingsFile = None,
-    output: Output = _PRINT,
+    settings: ExtractConfig, *, config: SettingsFile = None, output: Output = _PRINT
 ) -> None:
     """Read all rows into an embedding cache, on one machine or many, for fit to find them there."""
-    from layerfuse.commands.extract import extract as run
+    from layerfuse.commands.assets import extract as run
 
-    output.show(run(settings, stream, output.reporter))
+    output.show(run(settings, output.reporter))
 
 
 @app.command
-def predict(
-    run: Bundle,
-    data: Annotated[
-        str | None,
-        option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True),
-    ] = None,
-    *,
-    text: Annotated[
-        tuple[str, ...],
-        option("A text, in place of a file (repeatable).", allow_leading_hyphen=True),
-    ] = (),
-    text_column: TextColumn = None,
-    out: Annotated[
-        str | None,
-        option(
-            "File or URL to write: csv, tsv, jsonl (or .gz) or parquet; - prints CSV.",
-            allow_leading_hyphen=True,
-        ),
-    ] = None,
-    probabilities: Annotated[
-        bool, option("Add the probability of every class.", show_default=False)
-    ] = False,
-    resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
-    encoders: MovedEncoders = {},  # noqa: B006  # only read
-    device: Device = "auto",
-    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
-    output: Output = _PRINT,
-) -> None:
+def predict(settings: PredictConfig, *, output: Output = _PRINT) -> None:
     """Label texts with a saved classifier; printed as CSV."""
-    from layerfuse.commands.predict import as_csv, predict_texts
-    from layerfuse.commands.predict import predict as label
+    from layerfuse.commands.predict import predict as run
 
-    if (data is None) != bool(text):
-        raise ConfigError("Give a file with texts, or texts with --text, and not both.")
-    if data is None:
-        if out is not None:
-            raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
-        found = predict_texts(
-            run, text, encoders, device, output.reporter, all_classes=probabilities
-        )
-        if output.as_json:
-            print_json(found)
-        else:
-            write_data(as_csv(found))
-        return
-
-    printed = sys.stdout
-
-    def show(table: bytes) -> None:
-        text = table.decode()
-        printed.write(visible(text) if printed.isatty() else text)
-        printed.flush()
-
-    result = label(
-        run,
-        data,
-        text_column,
-        encoders,
-        device,
-        None if out == "-" else out,
-        output.reporter,
-        stream=stream,
-        resume=resume,
-        all_classes=probabilities,
-        show=show if out in (None, "-") and not output.as_json else None,
-    )
+    is_shown = settings.out in (None, "-") and not output.as_json
+    # The engine ray redirects what is printed while it runs.
+    show = partial(write_data, to=sys.stdout) if is_shown else None
+    result = run(settings, output.reporter, show)
     if output.as_json:
         print_json(result)
     if result.out is not None:
@@ -173,27 +110,11 @@ def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output 
 
 
 @app.command
-def evaluate(
-    run: Bundle,
-    data: Data,
-    *,
-    split: Annotated[str | None, option("Split (default: test if there is one).")] = None,
-    against: Annotated[
-        Path | None, option("Run folder or bundle to compare with on the same rows.")
-    ] = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    encoders: MovedEncoders = {},  # noqa: B006  # only read
-    device: Device = "auto",
-    output: Output = _PRINT,
-) -> None:
-    """Measure a saved classifier on labelled rows, with confidence intervals."""
-    from layerfuse.commands.predict import evaluate as measure
+def evaluate(settings: EvaluateConfig, *, output: Output = _PRINT) -> None:
+    """Measure a saved classifier on labeled rows, with confidence intervals."""
+    from layerfuse.commands.predict import evaluate as run
 
-    columns = text_column, label_column
-    output.show(
-        measure(run, data, split, *columns, encoders, device, output.reporter, against=against)
-    )
+    output.show(run(settings, output.reporter))
 
 
 @app.command
@@ -207,7 +128,7 @@ def profile(
     output: Output = _PRINT,
 ) -> None:
     """Score every layer on a dataset, without training a classifier."""
-    from layerfuse.commands.fit import profile as run
+    from layerfuse.commands.analyze import profile as run
 
     output.show(run(settings, scorer, output.reporter))
 
@@ -261,7 +182,7 @@ def audit(
     labels: Annotated[
         bool,
         option(
-            "Look for wrong labels: read the texts with encoders, and rank the training rows.",
+            "Find likely label errors with encoders, and rank the training rows by them.",
             show_default=False,
         ),
     ] = False,
@@ -271,8 +192,8 @@ def audit(
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
-    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, wrong labels."""
-    from layerfuse.commands.audit import audit_data, audit_labels
+    """Find duplicates, conflicting labels, train/test leaks, empty and long texts, label errors."""
+    from layerfuse.commands.analyze import audit_data, audit_labels
 
     whole = FitConfig(**vars(settings), test=test)
     if labels:
@@ -292,39 +213,17 @@ def report(
     output: Output = _PRINT,
 ) -> None:
     """Write the HTML report of a run, one file that can be sent to a colleague."""
-    from layerfuse.commands.report import report as write
+    from layerfuse.commands.fit import write_report
 
-    output.show(write(run, out, figures, output.reporter))
+    output.show(write_report(run, out, figures, output.reporter))
 
 
 @app.command
-def export(
-    run: Bundle,
-    *,
-    format: Annotated[  # noqa: A002  # the option's name
-        str, option("What to write.", choices=EXPORT_FORMATS)
-    ],
-    out: Annotated[Path, option("Folder to create.")],
-    data: Annotated[
-        str | None, option("File with texts to compare on (default: the run's test rows).")
-    ] = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    block: Annotated[
-        str | None,
-        option("One block alone, such as mpnet:8:mean, without the classifier.", metavar="BLOCK"),
-    ] = None,
-    int8: Annotated[bool, option("Quantize the ONNX graph, and measure what it costs.")] = False,
-    encoders: MovedEncoders = {},  # noqa: B006  # only read
-    output: Output = _PRINT,
-) -> None:
+def export(settings: ExportConfig, *, output: Output = _PRINT) -> None:
     """Write a saved classifier for other tools, and check that it predicts the same."""
-    from layerfuse.commands.export import export as write
+    from layerfuse.commands.export import export as run
 
-    result = write(
-        run, format, out, data, text_column, label_column, block, int8, encoders, output.reporter
-    )
-    output.show(result)
+    output.show(run(settings, output.reporter))
 
 
 @app.command

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import mutually_exclusive
@@ -26,9 +26,6 @@ _BAR = 20  # characters, so that a line fits 80
 _LINE_S = 15  # seconds between two lines of a long step where no bar can be drawn
 # Controls but for the tab and the end of a line, and marks that turn the direction of writing.
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-# A label may look like markup, and "llama:100:mean" holds the name of an emoji.
-_LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 _VOLUME = Group("Volume", show=False, validator=mutually_exclusive)
 _flag = partial(option, negative=(), show_default=False)
@@ -61,7 +58,7 @@ class Output:
         else:
             from layerfuse.report.terminal import render
 
-            render(result, console(), verbose=self.verbose)
+            render(result, console())
 
 
 def print_json(result: object) -> None:
@@ -72,9 +69,11 @@ def print_json(result: object) -> None:
     write_data(f"{line}\n")
 
 
-def write_data(text: str) -> None:
+def write_data(text: str, to: TextIO | None = None) -> None:
     """Write to standard output: as it is, but for what would steer a terminal."""
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    out = to or sys.stdout
+    out.write(visible(text) if out.isatty() else text)
+    out.flush()
 
 
 def visible(text: str) -> str:
@@ -98,6 +97,10 @@ def open_streams() -> None:
 class _Console(Console):
     """A console whose texts cannot steer the terminal."""
 
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        # A label may look like markup, and "llama:100:mean" holds the name of an emoji.
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
@@ -107,7 +110,7 @@ class _Console(Console):
 
 def console() -> Console:
     """Standard output; piped output is plain and at least as wide as the tables need."""
-    return _Console(width=None if sys.stdout.isatty() else 100, **_LITERAL)
+    return _Console(width=None if sys.stdout.isatty() else 100)
 
 
 def _per_second(rate: float) -> str:
@@ -125,12 +128,12 @@ class _Notes(_Console):
 class TerminalReporter:
     """Writes notes as lines, and draws a bar with rate and time left on a terminal.
 
-    Elsewhere a long step says how far it is four times a minute. A ``total`` of 0 is unknown.
+    Elsewhere a long step prints its progress four times a minute. A ``total`` of 0 is unknown.
     When it is ``verbose``, the end of each step is a line too.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self._console = _Notes(stderr=True, **_LITERAL)
+        self._console = _Notes(stderr=True)
         self._verbose = verbose
 
     def note(self, line: str) -> None:
@@ -158,7 +161,7 @@ class TerminalReporter:
     @contextmanager
     def _bar(self, name: str, total: int, unit: str) -> Iterator[Advance]:
         if not self._console.file.isatty():  # is_terminal is true of a pipe under FORCE_COLOR
-            yield self._tell(name, total, unit)
+            yield self._lines(name, total, unit)
             return
         from rich import progress as bars  # not for --help
 
@@ -183,17 +186,17 @@ class TerminalReporter:
 
             yield advance
 
-    def _tell(self, name: str, total: int, unit: str) -> Advance:
-        """Says how far it is, now and then."""
+    def _lines(self, name: str, total: int, unit: str) -> Advance:
+        """Print the progress now and then."""
         done, started = 0, time.perf_counter()
-        told = started
+        last_line = started
 
         def advance(count: int) -> None:
-            nonlocal done, told
+            nonlocal done, last_line
             done += count
-            if time.perf_counter() - told >= _LINE_S:
-                told = time.perf_counter()
-                seconds = told - started
+            if time.perf_counter() - last_line >= _LINE_S:
+                last_line = time.perf_counter()
+                seconds = last_line - started
                 of = f" of {total:,} {unit}" if total else f" {unit}"
                 left = timedelta(seconds=round(seconds * (total - done) / max(1, done)))
                 rest = f", {left} left" if total else ""

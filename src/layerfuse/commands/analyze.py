@@ -1,8 +1,10 @@
-"""Comparing blocks and amounts of labels: ``compare`` and ``curve``."""
+"""What is measured without a model that ships: ``profile``, ``compare``, ``curve``, ``audit``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,30 +12,66 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.cli_options import CurveConfig, ReadConfig
-from layerfuse.commands.fit import make_encoders, read_data, text_codes
-from layerfuse.commands.paths import check_new_file, open_store
-from layerfuse.complementarity import EncoderComparison, MeasuredPair, check_pairing, find_blocks
+from layerfuse.cli_options import CurveConfig, FitConfig, ReadConfig
+from layerfuse.commands.fit import (
+    groups_of,
+    make_classifier,
+    make_encoders,
+    read_data,
+    text_codes,
+)
+from layerfuse.commands.output import Share, check_new_file, open_store, write_table
+from layerfuse.complementarity import EncoderComparison, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
-from layerfuse.data import Split
-from layerfuse.data.audit import Finding
+from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
-from layerfuse.errors import DataError
+from layerfuse.errors import DataError, LayerfuseWarning, require
+from layerfuse.evaluation.baselines import fit_tfidf
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
-from layerfuse.model_selection import check_search
-from layerfuse.progress import Reporter
-from layerfuse.report.results import CompareResult, CurveResult, Example, TrainingData
+from layerfuse.model_selection import Folds, check_search
+from layerfuse.probing import check_scorer, score_blocks
+from layerfuse.progress import Reporter, reporting_to
+from layerfuse.report.results import (
+    CompareResult,
+    CurveResult,
+    LabelAudit,
+    LabelDoubt,
+    ProfileResult,
+    TrainingData,
+)
 from layerfuse.report.run_report import write_model
 from layerfuse.report.tables import percent, points, points_interval
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Targets, check_trainable
 
-_EXAMPLES = 3  # texts that only one block of the best pair gets right, for each of the two
 _MOST_ROWS = 10_000  # of the training rows and of the test rows that are measured on
 _HELD_OUT = 4  # one row in so many, where there is no test split
+_LEAST_ROWS = 3  # of a class, of which one is held out
 
-Indices = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float64]
+
+
+def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
+    """Score every block on the training rows; nothing is trained or saved."""
+    check_scorer(scorer)
+    dataset = read_data(config, reporter)
+    check_trainable(dataset.train.labels)
+    encoders = make_encoders(config, reporter)
+    store = open_store(config.store, new=True)
+    embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
+    scores = score_blocks(
+        embeddings,
+        dataset.train.labels or (),
+        scorer,
+        groups=text_codes(dataset.train, config),
+        reporter=reporter,
+    )
+    return ProfileResult(
+        data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
+        profile=scores,
+        truncated_share=embeddings.truncated_share,
+    )
 
 
 def compare(
@@ -41,8 +79,7 @@ def compare(
 ) -> CompareResult:
     """Compare encoders or blocks on the training rows; nothing is trained or saved.
 
-    ``to`` names the blocks in use that others may be added to. Row numbers in the result count
-    from 0 over the training rows that were read (those of the part, with ``config.sample``).
+    ``to`` names the blocks in use that others may be added to.
     """
     used = None if to is None else tuple(BlockRef.parse(text) for text in to)
     dataset = read_data(config, reporter)
@@ -68,33 +105,16 @@ def compare(
         seed=config.seed,
         reporter=reporter,
     )
-    pairs_found = tuple(
-        replace(pair, only_a=_renumber(pair.only_a, rows), only_b=_renumber(pair.only_b, rows))
-        for pair in comparison.pairs
-    )
     return CompareResult(
         data=TrainingData(name=dataset.name, train_rows=len(train)),
         pairing=pairs,
         n=comparison.n,
-        pairs=pairs_found,
+        pairs=comparison.pairs,
         pipeline=comparison.pipeline,
         additions=comparison.additions,
-        examples=tuple(_examples(pairs_found[0], train)),
         verdict=_comparison_summary(comparison),
         truncated_share=embeddings.truncated_share,
     )
-
-
-def _renumber(finding: Finding, rows: Indices) -> Finding:
-    """A finding among measured rows, by their numbers among all rows."""
-    return Finding(finding.count, tuple(rows[list(finding.rows)].tolist()))
-
-
-def _examples(pair: MeasuredPair, train: Split) -> Iterator[Example]:
-    for block, finding in ((pair.a, pair.only_a), (pair.b, pair.only_b)):
-        for row in finding.rows[:_EXAMPLES]:
-            label = (train.labels or ())[row]
-            yield Example(right=block, row=row, label=label, text=train.texts[row])
 
 
 def _comparison_summary(comparison: EncoderComparison) -> str:
@@ -130,9 +150,9 @@ def curve(
 ) -> CurveResult:
     """Accuracy of the last layer, the best block and fusion with more and more of the labels.
 
-    Measured on the test split, or where there is none on a quarter of the training rows, class by
-    class, that is held out throughout; at most 10,000 rows of either are used. No model is saved;
-    ``out`` is where the result will be written as JSON.
+    Measured on the test split, or where there is none on a stratified quarter of the training rows,
+    which is held out throughout; at most 10,000 rows of either are used. No model is saved; ``out``
+    is where the result will be written as JSON.
     ``shares`` (above 0, at most 1) and ``repeats`` are those of `learning_curve`; class weights and
     calibration play no part.
 
@@ -153,8 +173,13 @@ def curve(
     check_trainable(train.labels)
     groups = text_codes(train, config)
     targets = Targets.from_labels(train.labels, groups)
+    if test is None and targets.counts.max() < _LEAST_ROWS:
+        raise DataError(
+            f"There is no test split, and {len(train)} training rows are too few to hold any out. "
+            "Give rows to measure on with --test, or more training rows."
+        )
     if test is None:
-        known, others = _hold_out(targets, config.seed)
+        known, others = targets.folds(_HELD_OUT, config.seed)[0]
         truth = targets[others]
         reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
     else:
@@ -204,28 +229,6 @@ def curve(
     return result
 
 
-def _hold_out(targets: Targets, seed: int) -> tuple[Indices, Indices]:
-    """Rows to train on and rows that are held out, of each class its share; two stay of each.
-
-    Equal texts are on one side.
-    """
-    if targets.groups is not None:
-        return targets.folds(_HELD_OUT, seed)[0]
-    codes = targets.codes
-    order = np.random.default_rng(seed).permutation(len(codes))
-    held = []
-    for label in np.unique(codes):
-        own = order[codes[order] == label]
-        held.append(own[: max(0, min(round(len(own) / _HELD_OUT), len(own) - 2))])
-    others = np.sort(np.concatenate(held))
-    if not len(others):
-        raise DataError(
-            f"There is no test split, and {len(codes)} training rows are too few to hold any out. "
-            "Give rows to measure on with --test, or more training rows."
-        )
-    return np.setdiff1d(np.arange(len(codes)), others), others
-
-
 def _curve_summary(found: LearningCurve) -> str:
     """Where fusion gains most, and how many labels it saves."""
     at, last = found.largest_gain, found.points[-1]
@@ -253,3 +256,102 @@ def _curve_summary(found: LearningCurve) -> str:
     elif needed > 0.95 * last.n_rows:  # "with about 300" would say nothing of 300
         return f"{gain} It needs as many labels to reach {accuracy}."
     return f"{gain} With {labels} labels it reaches {accuracy}."
+
+
+def audit_data(config: FitConfig, reporter: Reporter) -> Audit:
+    """Duplicates, conflicts, leaks, empty and long texts, class counts."""
+    return audit(
+        load_dataset(
+            config.data,
+            text_column=config.text_column,
+            label_column=config.label_column,
+            test=config.test,
+            reporter=reporter,
+        )
+    )
+
+
+def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> LabelAudit:
+    """Rank the training rows by how doubtful their labels are, and write all of them to ``out``.
+
+    Confident learning (Northcutt, Jiang and Chuang, JAIR 2021) by cleanlab, on the probabilities of
+    models that had not seen the row: the pipeline's, and TF-IDF's as far as they help.
+
+    Raises
+    ------
+    MissingExtraError
+        Without cleanlab.
+    LayerfuseError
+        As of `fit`.
+    """
+    require("cleanlab", "labels", "An audit of labels")
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    if out is not None:
+        check_new_file(out, TABLE_SUFFIXES)
+    dataset = read_data(config, reporter)
+    split = dataset.train
+    check_trainable(split.labels)
+    # Rows of each class are needed out of fold, and none may be left out.
+    whole = replace(config, fusion="concat", head="ridge", fragments="keep")
+    classifier = make_classifier(whole, reporter).set_params(sample_size=len(split))
+    with reporting_to(reporter), warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayerfuseWarning)  # they are noted
+        classifier.fit(split.texts, split.labels or (), groups=groups_of(split, config))
+    record = classifier.fit_record_
+    targets = record.sample.targets
+    words = word_proba(split.texts, targets, record.folds)
+    proba = mix(record.proba, words, targets)
+    scores = get_label_quality_scores(targets.codes, proba)
+    suspect = find_label_issues(targets.codes, proba, n_jobs=1)
+    best = proba.argmax(axis=1)
+    ids = split.column(config.id_column)
+    names = targets.space.classes.tolist()
+    doubts = [
+        LabelDoubt(
+            row=split.rows[row],
+            id=None if ids is None else ids[row],
+            text=split.texts[row],
+            label=names[targets.codes[row]],
+            suggested=names[best[row]],
+            suggested_probability=Share(proba[row, best[row]]),
+            score=Share(scores[row]),
+            suspect=bool(suspect[row]),
+        )
+        for row in np.argsort(scores, kind="stable").tolist()
+    ]
+    if out is not None:
+        write_table(out, [vars(doubt) for doubt in doubts])
+        reporter.note(f"wrote {len(doubts)} rows to {out}")
+    return LabelAudit(
+        name=dataset.name,
+        rows=len(split),
+        accuracy=classifier.cv_.accuracy,
+        suspects=int(suspect.sum()),
+        doubts=tuple(doubt for doubt in doubts if doubt.suspect),
+    )
+
+
+def word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
+    """Out-of-fold probabilities (n, n_outputs) by TF-IDF; class shares where no text has a word."""
+    proba = np.tile(targets.counts / len(targets), (len(targets), 1))
+    for rows, held in folds:
+        with contextlib.suppress(ValueError):  # an empty vocabulary
+            model = fit_tfidf([texts[row] for row in rows], targets.codes[rows])
+            found = model.predict_proba([texts[row] for row in held])
+            proba[held] = 0.0
+            proba[np.ix_(held, model.classes_)] = found
+    return proba
+
+
+def mix(one: Floats, other: Floats, targets: Targets) -> Floats:
+    """The weighted mean of two tables of probabilities that decides most rows as labeled.
+
+    Not the one with the least log loss: rows with a wrong label would rule it.
+    """
+    weights = np.linspace(0, 1, 21)
+    mixed = (weight * one + (1 - weight) * other for weight in weights)
+    right = np.array([targets.correct(targets.space.decide(proba)).sum() for proba in mixed])
+    weight = float(weights[right == right.max()].mean())
+    return weight * one + (1 - weight) * other

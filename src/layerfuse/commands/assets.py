@@ -1,16 +1,27 @@
-"""Named models and datasets, and the embedding cache: ``models``, ``datasets``, ``store``."""
+"""Named models and datasets, and the embedding cache.
+
+The commands are ``models``, ``datasets``, ``store`` and ``extract``.
+"""
 
 from __future__ import annotations
 
-from layerfuse.commands.paths import open_store
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from layerfuse.cli_options import ExtractConfig
+from layerfuse.commands.fit import make_encoders
+from layerfuse.commands.output import open_store
+from layerfuse.commands.parts import Part, PartSource, run_parts
 from layerfuse.data import (
     DATASETS,
     ENCODERS,
+    STANDARD_INPUT,
     encoder_path,
     is_pulled,
     pull_dataset,
     read_terms,
 )
+from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder, check_encoder
 from layerfuse.errors import ConfigError, NotFoundError, did_you_mean
 from layerfuse.progress import Reporter
@@ -18,6 +29,7 @@ from layerfuse.report.results import (
     CheckOutcome,
     DatasetEntry,
     DatasetList,
+    ExtractResult,
     ModelCheck,
     ModelEntry,
     ModelList,
@@ -150,3 +162,45 @@ def prune_store(
         )
     )
     return PruneResult(removed=tuple(removed))
+
+
+@dataclass(frozen=True)
+class _Fill:
+    """Reads a part's texts into the store; counts those that were not in it."""
+
+    config: ExtractConfig
+
+    def open(self, reporter: Reporter) -> Callable[[Part], int]:
+        encoders = make_encoders(self.config, reporter)
+        store = open_store(self.config.store, new=True)
+
+        def fill(part: Part) -> int:
+            return extract_all(part.rows.texts, encoders, store, reporter=reporter).n_computed
+
+        return fill
+
+
+def extract(config: ExtractConfig, reporter: Reporter) -> ExtractResult:
+    """Read all splits at all candidate blocks into the store; ``fit`` finds everything there.
+
+    A run that was stopped goes on where it was. On several machines the store's folder must be one
+    that all of them share.
+
+    Raises
+    ------
+    ConfigError
+        For a sample, which is drawn by ``fit``, and for standard input on a cluster.
+    """
+    if config.sample is not None:
+        raise ConfigError("extract reads all rows. Leave out --sample.")
+    if config.data == STANDARD_INPUT and config.engine != "local":
+        raise ConfigError("Standard input can be read only here. Give the name of a file.")
+    store = open_store(config.store, new=True)
+    source = PartSource(config.data, config.part_rows, config.text_column)
+    n_rows = n_computed = 0
+    opened = source.stream(reporter)
+    with reporter.task("extracting", 0, "rows") as advance:
+        work = _Fill(config)
+        for done in run_parts(work, source, opened, config, config.device, advance, reporter):
+            n_rows, n_computed = n_rows + done.rows, n_computed + done.result
+    return ExtractResult(store=str(store.root), rows=n_rows, computed=n_computed)

@@ -8,26 +8,23 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse._version import __version__
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.complementarity import ProbeData, measure_pairs
 from layerfuse.data import NEAR, TextDataset, near_duplicates
 from layerfuse.embeddings.extraction import extract
-from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.files import atomic_write
 from layerfuse.metrics import share_interval
 from layerfuse.parallel import peak_mb
-from layerfuse.progress import SILENT, Reporter, track
+from layerfuse.progress import Reporter, track
 from layerfuse.report.run_report import (
     CalibrationBin,
-    Complementarity,
     ConfusionCell,
     Diagnosis,
     Environment,
@@ -41,8 +38,6 @@ from layerfuse.targets import Targets
 
 _TEXTS = 40  # of the hardest texts, and of near-duplicate pairs, that are kept
 _LONGEST = 600  # characters kept of each
-_PAIR_ROWS = 2000  # on which pairs of blocks are measured
-_MOST_BLOCKS = 12
 _BINS = 10
 _BUDGET_S = 3.0  # all rounds of timing together; loading and one short round come on top
 _ROUND_TEXTS = (4, 32)  # least and most of a round
@@ -91,7 +86,6 @@ def diagnose(
     texts: Sequence[str],
     cv: Predicted,
     test: Predicted | None,
-    reporter: Reporter,
 ) -> Diagnosis:
     """Where a classifier that was just fitted on ``texts`` errs, on test rows if there are any."""
     classes = [str(label) for label in classifier.classes_.tolist()]
@@ -100,7 +94,6 @@ def diagnose(
         confusion=confusion(shown, len(classes)),
         calibration=calibration(shown),
         hardest=_hardest(cv, texts, classes),
-        complementarity=_complementarity(classifier, reporter),
     )
 
 
@@ -166,23 +159,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _complementarity(classifier: LayerFusionClassifier, reporter: Reporter) -> Complementarity:
-    """The selected blocks and each encoder's best and last one, in pairs, on a part of the rows."""
-    scores = classifier.profile_
-    blocks = list(classifier.selection_.blocks)
-    for encoder in scores.encoders:
-        blocks += [scores.of(encoder).best.block, scores.last(encoder).block]
-    blocks = list(dict.fromkeys(blocks))[:_MOST_BLOCKS]
-    record = classifier.fit_record_
-    rows = record.sample.targets.sample(_PAIR_ROWS, record.seed)
-    part = {block: record.sample.blocks[block][rows] for block in blocks}
-    data = ProbeData.probe(part, record.sample.targets[rows], SILENT)
-    wanted = list(combinations(blocks, 2))
-    pairs = measure_pairs(data, wanted, record.seed)
-    found = tuple(track(pairs, "comparing blocks", len(wanted), "pairs", reporter))
-    return Complementarity(n=len(rows), blocks=tuple(blocks), pairs=found)
-
-
 @dataclass(frozen=True, eq=False)
 class Latency:
     """Milliseconds per text of encoders cut at layers, in each of ``n_rounds`` of ``n_texts``."""
@@ -240,7 +216,10 @@ def measure_latency(
     def read(reading: tuple[str, int], n_texts: int) -> float:
         name, layer = reading
         started = time.perf_counter()
-        extract(drawn[:n_texts], by_name[name], layers=(layer,), pooling=("mean",))
+        if name == LEXICAL_BLOCK.encoder:
+            count_words(drawn[:n_texts])
+        else:
+            extract(drawn[:n_texts], by_name[name], layers=(layer,), pooling=("mean",))
         return time.perf_counter() - started
 
     for reading in readings:  # loads, and warms up
@@ -294,7 +273,6 @@ def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:
                 test_label=str(theirs[pair.row]),
                 train_label=str(ours[pair.other]),
                 test_text=_cut(test.texts[pair.row]),
-                train_text=_cut(train.texts[pair.other]),
             )
             for pair in shown
         ),
@@ -306,7 +284,6 @@ def environment() -> Environment:
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
-        machine=platform.machine(),
         cpu=_cpu(),
         cores=os.cpu_count(),
         peak_memory_mb=peak_mb(),

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.bundle import Bundle, load_bundle, save_bundle
 from layerfuse.classifier import load
 from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.cli_options import ExportConfig
 from layerfuse.commands.fit import read_data
-from layerfuse.commands.paths import check_new_folder
+from layerfuse.commands.output import check_new_folder
 from layerfuse.commands.predict import read_rows
 from layerfuse.data import Split
 from layerfuse.errors import (
@@ -28,7 +26,7 @@ from layerfuse.errors import (
     check_choice,
 )
 from layerfuse.export.card import make_card
-from layerfuse.export.protocol import Exporter, Source
+from layerfuse.export.protocol import Exporter, Floats, Source, projections
 from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.files import atomic_folder
 from layerfuse.progress import Reporter, reporting_to
@@ -38,37 +36,23 @@ from layerfuse.report.run_report import RunReport, read_run_report
 _TRAINING_ROWS = 1000  # to check on where there are no test rows
 
 
-def export(
-    run: Path,
-    format: str,  # noqa: A002  # the option's name
-    out: Path,
-    data: str | None,
-    text_column: str | None,
-    label_column: str | None,
-    block: str | None,
-    int8: bool,
-    places: Mapping[str, str],
-    reporter: Reporter,
-) -> ExportResult:
+def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     """Write a saved classifier in another format, checked against its predictions.
-
-    ``data`` holds the texts to check on, by default the run's test rows; ``block`` is written alone
-    where it is given; ``places`` says where encoders lie now, by their names.
 
     Raises
     ------
     ConfigError
-        For something that the format cannot hold; says what is best instead.
+        For something that the format cannot hold; the message names the best block that it can.
     LayerfuseError
         For a run, rows or a folder that cannot be used, or an export that differs.
     """
-    check_choice(format, FORMATS, "format")
-    check_new_folder(out)
-    exporter, bundle = FORMATS[format], load_bundle(bundle_folder(run))
-    report = _report(run)
-    rows, name = _rows(bundle, report, data, text_column, label_column, reporter)
-    classifier = load(run, encoders=places)  # refuses other files than it was fitted with
-    alone = None if block is None else BlockRef.parse(block)
+    check_choice(config.format, FORMATS, "format")
+    check_new_folder(config.out)
+    exporter, bundle = FORMATS[config.format], load_bundle(bundle_folder(config.run))
+    report, places = _report(config.run), config.encoders
+    rows, name = _rows(config, bundle, report, reporter)
+    classifier = load(config.run, encoders=places)  # refuses other files than it was fitted with
+    alone = None if config.block is None else BlockRef.parse(config.block)
     if alone is not None:
         check_choice(alone.encoder, [spec.name for spec in bundle.encoders], "encoder")
     encoders = tuple(
@@ -76,21 +60,24 @@ def export(
         for spec in bundle.encoders
         if alone is None or spec.name == alone.encoder
     )
+    if alone is None:
+        projections(bundle.model)
     source = Source(bundle.model, encoders, alone)
     try:
         exporter.check(source)
     except ConfigError as error:
         raise ConfigError(f"{error}{_advice(exporter, source, report)}") from error
-    written = write_export(source, exporter, out, rows.texts, int8=int8, reporter=reporter)
-    fitted: npt.NDArray[Any] | None = None
-    if block is None:
+    written = write_export(
+        source, exporter, config.out, rows.texts, int8=config.int8, reporter=reporter
+    )
+    fitted: Floats | None = None
+    if alone is None:
         with reporting_to(reporter):
             fitted = classifier.predict_proba(rows.texts)
-    accuracy = None if block is not None else _accuracy(bundle, rows, written.found)
     return ExportResult(
-        run=str(run),
-        out=str(out),
-        format=format,
+        run=str(config.run),
+        out=str(config.out),
+        format=config.format,
         blocks=source.blocks,
         n_bytes=written.n_bytes,
         rows=name,
@@ -99,7 +86,7 @@ def export(
         dtype=", ".join(dict.fromkeys(spec.dtype for spec in bundle.encoders)),
         dtype_difference=None if fitted is None else float(np.abs(written.found - fitted).max()),
         labels_changed=None if fitted is None else _changed(bundle, written.found, fitted),
-        accuracy=accuracy,
+        accuracy=None if alone is not None else _accuracy(bundle, rows, written.found),
         int8=None if written.int8 is None else _int8(bundle, rows, written.found, written.int8),
     )
 
@@ -113,24 +100,19 @@ def _report(run: Path) -> RunReport | None:
 
 
 def _rows(
-    bundle: Bundle,
-    report: RunReport | None,
-    data: str | None,
-    text_column: str | None,
-    label_column: str | None,
-    reporter: Reporter,
+    config: ExportConfig, bundle: Bundle, report: RunReport | None, reporter: Reporter
 ) -> tuple[Split, str]:
     """Rows to check on, with labels where there are some, and what they are called."""
-    if data is not None:
-        facts = bundle.facts
+    if (data := config.data) is not None:
+        facts, text = bundle.facts, config.text_column
         try:
-            found = read_rows(data, facts, text_column, label_column, reporter)
+            found = read_rows(data, facts, text, config.label_column, reporter)
         except DataError:
-            found = read_rows(data, facts, text_column, None, reporter, labeled=False)
+            found = read_rows(data, facts, text, None, reporter, labeled=False)
         return found.splits[found.test_name or "train"], data
     if report is None:
         raise NotFoundError(
-            "There is no report.json that tells the run's rows. Give texts to check on with --data."
+            "There is no report.json that names the run's data. Give texts to check on with --data."
         )
     try:
         dataset = read_data(report.settings, reporter)
@@ -166,21 +148,19 @@ def _advice(exporter: Exporter, source: Source, report: RunReport | None) -> str
     return " Export the pipeline with --format onnx, or one block of it with --block."
 
 
-def _changed(bundle: Bundle, found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> int:
+def _changed(bundle: Bundle, found: Floats, reference: Floats) -> int:
     decide = bundle.space.decide
     return int((decide(found) != decide(reference)).sum())
 
 
-def _accuracy(bundle: Bundle, rows: Split, proba: npt.NDArray[Any]) -> float | None:
+def _accuracy(bundle: Bundle, rows: Split, proba: Floats) -> float | None:
     if rows.labels is None:
         return None
     targets = bundle.space.encode(rows.labels)
     return float(targets.correct(bundle.space.decide(proba)).mean())
 
 
-def _int8(
-    bundle: Bundle, rows: Split, found: npt.NDArray[Any], small: npt.NDArray[Any]
-) -> Int8Result:
+def _int8(bundle: Bundle, rows: Split, found: Floats, small: Floats) -> Int8Result:
     before, after = _accuracy(bundle, rows, found), _accuracy(bundle, rows, small)
     return Int8Result(
         accuracy=after,

@@ -1,4 +1,4 @@
-"""Measuring and training: ``fit``, ``demo`` and ``profile``."""
+"""Measuring and training: ``fit``, ``demo`` and ``report``."""
 
 from __future__ import annotations
 
@@ -29,29 +29,27 @@ from layerfuse.commands.diagnosis import (
     measure_latency,
     write_rows,
 )
-from layerfuse.commands.paths import check_new_folder, open_store
-from layerfuse.commands.report import PAGE, try_report
-from layerfuse.commands.report import report as write_report
-from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
-from layerfuse.embeddings.extraction import extract_all
+from layerfuse.commands.output import check_new_file, check_new_folder, open_store
+from layerfuse.data import Split, TextDataset, audit, load_dataset
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
     ConfigError,
     FormatError,
     LayerfuseError,
     LayerfuseWarning,
+    MissingExtraError,
     NotFoundError,
     StorageError,
     did_you_mean,
+    require,
 )
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
-from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Advance, Reporter, reporting_to
-from layerfuse.report.results import ProfileResult, TrainingData
+from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (
     AbstentionReport,
     ColumnsReport,
@@ -61,6 +59,7 @@ from layerfuse.report.run_report import (
     RunReport,
     SelectionReport,
     Timings,
+    read_model,
     read_run_report,
     write_run_report,
 )
@@ -111,15 +110,18 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     space, record = classifier.label_space_, classifier.fit_record_
     cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
     tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
-    abstention = AbstentionReport.of(classifier.abstention_, record.proba, record.sample.targets)
+    rule, abstention = classifier.abstention_, None
+    if rule is not None:
+        own = rule.measure(record.proba, record.sample.targets)
+        abstention = AbstentionReport(rule=rule, cv=own)
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
             test_blocks = classifier.extract(test.texts)
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
-        if abstention is not None:
-            abstention = abstention.tested(proba, targets)
+        if rule is not None:
+            abstention = AbstentionReport(rule=rule, cv=own, test=rule.measure(proba, targets))
         tested = Predicted.of(targets, proba)
         test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
@@ -136,7 +138,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test_rows is not None and test_blocks is not None:
         gap = record.measure_gap(test_rows, test_blocks)
     baselines_s += time.perf_counter() - clock
-    diagnosis = diagnose(classifier, texts, cv, tested, recorder)
+    diagnosis = diagnose(classifier, texts, cv, tested)
     plan, selection = classifier.plan_, classifier.selection_
     cost = _cost(verdict, plan.blocks, latency)
     times = Timings(**classifier.timings_)
@@ -196,7 +198,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)
     if config.report:
-        try_report(run, reporter)
+        try:
+            write_report(run, None, None, reporter)
+        except MissingExtraError:
+            reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
 
 
@@ -239,36 +244,10 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
         source=encoder.source.origin,
         revision=encoder.source.revision,
         fingerprints=encoder.fingerprints,
-        layers=encoder.n_layers,
-        dim=encoder.dim,
-        device=encoder.device,
-        dtype=encoder.dtype,
         prompt=encoder.prompt,
         chat_prompt=encoder.chat_prompt,
         max_length=encoder.max_length,
         cost=cost,
-    )
-
-
-def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
-    """Score every block on the training rows; nothing is trained or saved."""
-    check_scorer(scorer)
-    dataset = read_data(config, reporter)
-    check_trainable(dataset.train.labels)
-    encoders = make_encoders(config, reporter)
-    store = open_store(config.store, new=True)
-    embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
-    scores = score_blocks(
-        embeddings,
-        dataset.train.labels or (),
-        scorer,
-        groups=text_codes(dataset.train, config),
-        reporter=reporter,
-    )
-    return ProfileResult(
-        data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
-        profile=scores,
-        truncated_share=embeddings.truncated_share,
     )
 
 
@@ -325,6 +304,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         fusion=config.fusion,
         head=config.head,
         class_weight=config.class_weight,
+        lexical=config.lexical,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
         target_accuracy=config.target_accuracy,
@@ -343,11 +323,9 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         text_column=config.text_column,
         label_column=config.label_column,
         test=getattr(config, "test", None),
-        options=ReadOptions(
-            id_column=config.id_column,
-            group_column=config.group_column,
-            strip_html=config.strip_html,
-        ),
+        id_column=config.id_column,
+        group_column=config.group_column,
+        strip_html=config.strip_html,
         reporter=reporter,
     )
     if config.sample is not None:
@@ -399,16 +377,22 @@ def _run_folder(config: FitConfig) -> Path:
 
 def _without_page(run: Path, config: FitConfig) -> RunReport | None:
     """The report of a run by the same command that ended before its page was written."""
-    if not config.report or (run / PAGE).exists():
+    if not config.report or (run / _PAGE).exists():
         return None
-    try:
-        report = read_run_report(run)
-    except (FormatError, NotFoundError):
-        return None
-    given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
+    report = _read_report(run)
+    settings = None if report is None else asdict(report.settings)
+    given, saved = (json.dumps(own, default=str) for own in (asdict(config), settings))
     return report if given == saved else None
 
 
+def _read_report(run: Path) -> RunReport | None:
+    try:
+        return read_run_report(run)
+    except (FormatError, NotFoundError):
+        return None
+
+
+_PAGE = "report.html"
 _DATA = "r52"
 _ENCODERS = ("minilm",)
 _MAX_LENGTH = 128  # tokens; news stories say early what they are about
@@ -417,7 +401,9 @@ _MAX_LENGTH = 128  # tokens; news stories say early what they are about
 def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> RunReport:
     """Fit a small encoder on a stratified part of R52; replaces the folder of an older demo."""
     if out.exists():
-        if not _is_demo(out):
+        older = _read_report(out)  # one that is not a demo's, somebody wants to keep
+        used = None if older is None else (older.settings.data, tuple(older.settings.encoders))
+        if used != (_DATA, _ENCODERS):
             raise StorageError(f"{out} exists and is not a demo's folder. Choose another --out.")
         shutil.rmtree(out)
     config = FitConfig(
@@ -431,10 +417,24 @@ def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> 
     return fit(config, reporter)
 
 
-def _is_demo(folder: Path) -> bool:
-    """Whether its report is a demo's, and not that of a run that somebody wants to keep."""
-    try:
-        settings = read_run_report(folder).settings
-    except (FormatError, NotFoundError):
-        return False
-    return settings.data == _DATA and tuple(settings.encoders) == _ENCODERS
+def write_report(
+    run: Path, out: Path | None, figures: Path | None, reporter: Reporter
+) -> ReportResult:
+    """Write a run's page to ``out`` (by default into the run folder), and its figures as SVG and
+    PNG into the folder ``figures`` where one is given.
+    """
+    for module in ("altair", "jinja2", "vl_convert"):
+        require(module, "report", "The HTML report")
+    found = read_run_report(run)
+    curve = read_model(run / "curve.json", CurveResult)
+    path = run / _PAGE if out is None else out
+    check_new_file(path, (".html", ".htm"))
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise ConfigError(f"{figures} is not a folder. Give a folder for the figures.")
+    from layerfuse.report.html import write_page
+
+    saved = write_page(found, curve, path, figures)
+    reporter.note(f"report: {path}")
+    return ReportResult(
+        report=str(path), n_bytes=path.stat().st_size, figures=tuple(map(str, saved))
+    )

@@ -12,13 +12,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from layerfuse.cli_options import StreamConfig
 from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
-from layerfuse.errors import FormatError, LayerfuseError, NotFoundError, StorageError, require
+from layerfuse.errors import (
+    FormatError,
+    LayerfuseError,
+    NotFoundError,
+    StorageError,
+    require,
+)
 from layerfuse.files import (
     atomic_write,
     cache_dir,
@@ -80,15 +86,13 @@ class PartSource:
 
     def stream(self, reporter: Reporter = SILENT) -> TextStream:
         """The data, opened; its columns are known then."""
-        return stream_texts(
-            self.data,
-            self.part_rows,
+        options = replace(
+            self.options,
             text_column=self.text_column,
             label_column=self.label_column,
             labeled=self.labeled,
-            options=self.options,
-            reporter=reporter,
         )
+        return stream_texts(self.data, self.part_rows, options, reporter=reporter)
 
     def parts(self, stream: TextStream | None = None) -> Iterator[Part]:
         """The parts that are not skipped, of the ``stream`` where it is open already."""
@@ -114,9 +118,7 @@ def run_parts(
     if config.engine == "local":
         return _run_here(work, source.parts(opened), advance, reporter)
     gpus = 1.0 if device.startswith("cuda") else 0.0
-    return _run_on_ray(
-        work, source, advance, address=config.address, workers=config.workers, gpus=gpus
-    )
+    return _run_on_ray(work, source, config, gpus, advance)
 
 
 def in_order(results: Iterable[Done[R]]) -> Iterator[Done[R]]:
@@ -174,31 +176,12 @@ class _Within:
 
 
 def _run_on_ray(
-    work: Work[R],
-    source: PartSource,
-    advance: Advance,
-    *,
-    address: str | None,
-    workers: int | None,
-    gpus: float,
+    work: Work[R], source: PartSource, config: StreamConfig, gpus: float, advance: Advance
 ) -> Iterator[Done[R]]:
     """Do the work on a Ray cluster, in any order of the parts; Ray runs again what was lost.
 
-    One task reads the parts, an actor for each worker opens the work. Both must be able to read
-    what is named: files on storage that all nodes share, or URLs.
-
-    Parameters
-    ----------
-    work : Work
-    source : PartSource
-    advance : callable
-        Told the rows of each part that is done.
-    address : str, optional
-        Of the cluster; by default the one in ``RAY_ADDRESS``, or a new one on this machine.
-    workers : int, optional
-        Actors at most; by default one for each CPU (or GPU) of the cluster.
-    gpus : float
-        GPUs of each actor; 0 takes one CPU instead.
+    One task reads the parts, an actor for each worker opens the work; it has one CPU, or so many
+    GPUs. Both must be able to read what is named: files on storage that all nodes share, or URLs.
     """
     ray = require("ray", "ray", "The engine ray")
     data = require("ray.data", "ray", "The engine ray")
@@ -206,12 +189,12 @@ def _run_on_ray(
 
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(address, log_to_driver=False, logging_level="warning")
+        ray.init(config.address, log_to_driver=False, logging_level="warning")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # byte, so that a block is a part
     total = ray.cluster_resources().get("GPU" if gpus else "CPU", 1)
-    pool = ActorPoolStrategy(min_size=1, max_size=workers or max(1, int(total)))
+    pool = ActorPoolStrategy(min_size=1, max_size=config.workers or max(1, int(total)))
     parts = data.read_datasource(  # what reads takes little beside what they do
         _ray_source(source), override_num_blocks=1, ray_remote_args={"num_cpus": 0}
     )
@@ -276,21 +259,8 @@ class PartFiles:
     """An output file in the making: its finished parts, in a folder beside it.
 
     Each part is written atomically, and so is the file, once all parts are there. The parts of a
-    URL lie in the cache folder, and the file is uploaded as a whole.
-
-    Parameters
-    ----------
-    out : str
-        The file or URL to write, in the format that its suffix names.
-    facts : mapping
-        What the parts depend on: a run goes on only with parts of equal facts.
-    resume : bool
-        Whether to go on with parts that are there; otherwise they are refused.
-
-    Raises
-    ------
-    StorageError
-        For parts that are there though it does not resume, or that are of another run.
+    URL lie in the cache folder, and the file is uploaded as a whole. ``facts`` are what the parts
+    depend on: a run resumes only with parts of equal facts, any others are a StorageError.
     """
 
     def __init__(self, out: str, facts: Mapping[str, object], *, resume: bool) -> None:

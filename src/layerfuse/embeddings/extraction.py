@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, Layers
 from layerfuse.embeddings.cost_record import (
     CostRecord,
     keep_cost,
@@ -21,8 +22,8 @@ from layerfuse.embeddings.cost_record import (
     record_cost,
     undisturbed,
 )
-from layerfuse.embeddings.engines import Engine, LocalEngine, ShardResult, run_shard
 from layerfuse.embeddings.plan import ShardJob, plan_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
 from layerfuse.embeddings.store import (
     CorruptShardError,
     EmbeddingStore,
@@ -33,33 +34,12 @@ from layerfuse.embeddings.store import (
     Section,
     text_hashes,
 )
-from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, DataError, StorageError, check_choice
 from layerfuse.files import check_writable, human_bytes
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
-
-
-class BlockSource(Protocol):
-    """Blocks of one encoder over distinct texts.
-
-    ``n_computed`` counts the texts that were computed for it, ``truncated`` (n_distinct,) says
-    which were cut to the token limit.
-    """
-
-    n_computed: int
-    truncated: npt.NDArray[np.bool_]
-
-    @property
-    def cost(self) -> EncoderCost | None:
-        """What the encoder costs."""
-
-    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """Some rows of one block (n_rows, dim)."""
-
-    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Places in ``rows``, those of texts that lie together together."""
 
 
 class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
@@ -69,7 +49,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     Parameters
     ----------
-    sources : mapping from BlockRef to BlockSource
+    sources : mapping from BlockRef to its encoder's blocks
         Where each block comes from; all over the same distinct texts.
     rows : ndarray of int, (n_rows,)
         For each row the number of its distinct text.
@@ -81,7 +61,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     (1000, 384)
     """
 
-    def __init__(self, sources: Mapping[BlockRef, BlockSource], rows: npt.NDArray[np.intp]) -> None:
+    def __init__(self, sources: Mapping[BlockRef, _Source], rows: npt.NDArray[np.intp]) -> None:
         self._sources = dict(sources)
         self._rows = rows
 
@@ -103,7 +83,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self._sources)
 
-    def take(self, rows: npt.NDArray[Any]) -> BlockView:
+    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
         return BlockView(self._sources, self._rows[rows])
 
@@ -145,13 +125,13 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         costs = {name: source.cost for name, source in self._by_encoder().items()}
         return {name: cost for name, cost in costs.items() if cost is not None}
 
-    def _source(self, ref: BlockRef) -> BlockSource:
+    def _source(self, ref: BlockRef) -> _Source:
         if ref not in self._sources:
             known = ", ".join(map(str, list(self)[:10]))
             raise KeyError(f"{ref} is not one of the {len(self)} blocks: {known}, ...")
         return self._sources[ref]
 
-    def _by_encoder(self) -> dict[str, BlockSource]:
+    def _by_encoder(self) -> dict[str, _Source]:
         return {ref.encoder: source for ref, source in self._sources.items()}
 
 
@@ -188,7 +168,6 @@ def extract(
     pooling: str | Sequence[str] | None = None,
     store: EmbeddingStore | None = None,
     *,
-    batch_tokens: int | None = None,
     reporter: Reporter = SILENT,
 ) -> BlockView:
     """Compute blocks of an encoder, all layers and poolings in one forward pass.
@@ -207,9 +186,6 @@ def extract(
         By default ``encoder.pooling``.
     store : EmbeddingStore, optional
         Where embeddings are kept (as float16 where they fit); None keeps them in memory (float32).
-    batch_tokens : int, optional
-        The most tokens of one batch, padding counted; by default what suits the device. It is
-        halved when the device runs out of memory.
     reporter : Reporter
 
     Returns
@@ -234,8 +210,8 @@ def extract(
             f"encoder={encoder!r} is not a FrozenEncoder. Open one with "
             "FrozenEncoder.from_pretrained(name); of several, extract one after another."
         )
-    blocks = _candidates(encoder, layers, pooling)
-    return _read(texts, [encoder], blocks, store, batch_tokens, reporter)
+    blocks = encoder.select(layers, pooling)
+    return extract_blocks(texts, [encoder], blocks, store, reporter=reporter)
 
 
 def extract_all(
@@ -243,14 +219,17 @@ def extract_all(
     encoders: Sequence[FrozenEncoder],
     store: EmbeddingStore | None,
     *,
+    lexical: bool = False,
     reporter: Reporter = SILENT,
 ) -> BlockView:
     """All candidate blocks of several encoders: of each its own layers and poolings.
 
-    See `extract` for the parameters; with no store, embeddings are kept in memory.
+    See `extract` for the parameters; with no store, embeddings are kept in memory. ``lexical`` adds
+    the lexical block, a sparse matrix of word counts.
     """
-    blocks = [block for encoder in encoders for block in _candidates(encoder)]
-    return _read(texts, encoders, blocks, store, None, reporter)
+    blocks = [block for encoder in encoders for block in encoder.candidates]
+    blocks += [LEXICAL_BLOCK] if lexical else []
+    return extract_blocks(texts, encoders, blocks, store, reporter=reporter)
 
 
 def extract_blocks(
@@ -272,35 +251,14 @@ def extract_blocks(
     """
     names = [encoder.name for encoder in encoders]
     for block in blocks:
-        check_choice(block.encoder, names, "encoder")
-    return _read(texts, encoders, blocks, store, None, reporter)
-
-
-def _candidates(
-    encoder: FrozenEncoder,
-    layers: Layers | None = None,
-    pooling: str | Sequence[str] | None = None,
-) -> list[BlockRef]:
-    """An encoder's blocks by pooling and layer; what is None is the encoder's own choice."""
-    wanted = encoder.layers if layers is None else layers
-    poolings = resolve_poolings(encoder.pooling if pooling is None else pooling)
-    numbers = resolve_layers(wanted, encoder.n_layers, encoder.name)
-    return [BlockRef(encoder.name, layer, name) for name in poolings for layer in numbers]
-
-
-def _read(
-    texts: Column,
-    encoders: Sequence[FrozenEncoder],
-    blocks: Sequence[BlockRef],
-    store: EmbeddingStore | None,
-    batch_tokens: int | None,
-    reporter: Reporter,
-) -> BlockView:
-    """A view of these blocks, computed where they are not stored."""
+        if block != LEXICAL_BLOCK:
+            check_choice(block.encoder, names, "encoder")
     rows = check_texts(texts)
     hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
     distinct = [rows[index] for index in first]
-    sources = {}
+    sources: dict[str, _Source] = {}
+    if LEXICAL_BLOCK in blocks:
+        sources[LEXICAL_BLOCK.encoder] = _WordCounts(distinct)
     for encoder in encoders:
         own = dict.fromkeys(block for block in blocks if block.encoder == encoder.name)
         if own:
@@ -308,26 +266,49 @@ def _read(
             section = None
             if store is not None:
                 section = store.section(encoder.name, encoder.identity, reporter)
-            source = _EncoderBlocks(
-                encoder, distinct, hashes, keys, section, batch_tokens, reporter
-            )
+            source = _EncoderBlocks(encoder, distinct, hashes, keys, section, reporter)
             source.n_computed = source.complete()
             sources[encoder.name] = source
     return BlockView({block: sources[block.encoder] for block in blocks}, back)
 
 
+class _WordCounts:
+    """The lexical block over distinct texts; it is not stored, as counting takes no longer."""
+
+    n_computed = 0
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        count_words(texts[:1])  # imports are not its price
+        start = time.perf_counter()
+        self._counts = count_words(texts)
+        ms = 1e3 * (time.perf_counter() - start) / len(texts)
+        self.truncated = np.zeros(len(texts), dtype=bool)
+        name, columns = LEXICAL_BLOCK.encoder, self._counts.shape[1]
+        self.cost = EncoderCost(name, (0,), 4.0, ms, columns, ms, n_texts=len(texts))
+
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Some rows of the counts, which are sparse: only what learns from words takes them."""
+        return cast("npt.NDArray[np.float32]", self._counts[rows])
+
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """They lie as they come."""
+        return np.arange(len(rows))
+
+
 @dataclass
 class _EncoderBlocks:
-    """One encoder's blocks over distinct texts, in a section of a store or in memory."""
+    """One encoder's blocks over distinct texts, in a section of a store or in memory.
+
+    ``n_computed`` counts the texts that were computed for it, ``truncated`` (n_distinct,) says
+    which were cut to the token limit.
+    """
 
     encoder: FrozenEncoder
     texts: list[str]
     hashes: Hashes
     keys: tuple[Key, ...]
     section: Section | None
-    batch_tokens: int | None
     reporter: Reporter
-    engine: Engine = field(default_factory=LocalEngine)
     arrays: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
     record: CostRecord | None = None
     n_computed: int = 0
@@ -366,7 +347,7 @@ class _EncoderBlocks:
         """
         if self.section is None:
             everything = [(np.arange(len(self.texts)), self.keys)]
-            self._compute(plan_shards(self.texts, everything, self.encoder, self.batch_tokens))
+            self._compute(plan_shards(self.texts, everything, self.encoder))
             return len(self.texts)
         with self.section.lock:
             self.section.refresh()  # another thread may have been here first
@@ -379,7 +360,7 @@ class _EncoderBlocks:
             if n_rows:
                 check_writable(self.section.folder)
                 self._check_room(self.section.folder, missing)
-                self._compute(plan_shards(self.texts, missing, self.encoder, self.batch_tokens))
+                self._compute(plan_shards(self.texts, missing, self.encoder))
             self.truncated = self.section.truncated(self.hashes, self.keys[0])
             return n_rows
 
@@ -400,7 +381,7 @@ class _EncoderBlocks:
         try:
             with (
                 undisturbed() as alone,
-                closing(self.engine.map(jobs, self.encoder, folder, self.reporter)) as results,
+                closing(run_shards(jobs, self.encoder, folder, self.reporter)) as results,
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)
@@ -443,7 +424,7 @@ class _EncoderBlocks:
         self.reporter.note(f"{self.encoder.name}: measuring its cost on {len(texts)} texts")
         keys = ((self.encoder.highest_layer, "mean"),)
         parts = [(np.arange(1), keys), (np.arange(len(texts)), keys)]
-        warm_up, *jobs = plan_shards(texts, parts, self.encoder, self.batch_tokens)
+        warm_up, *jobs = plan_shards(texts, parts, self.encoder)
         run_shard(warm_up, self.encoder)
         with undisturbed() as alone:
             costs = [run_shard(job, self.encoder).cost for job in jobs]
@@ -467,3 +448,6 @@ class _EncoderBlocks:
 def _n_rows(missing: Missing) -> int:
     """Texts that lack a block; each is in one part."""
     return sum(len(rows) for rows, _ in missing)
+
+
+_Source: TypeAlias = "_EncoderBlocks | _WordCounts"

@@ -33,21 +33,16 @@ class ShardJob:
     batch_tokens: int
 
 
-def plan_shards(
-    texts: Sequence[str],
-    missing: Missing,
-    encoder: FrozenEncoder,
-    batch_tokens: int | None = None,
-) -> list[ShardJob]:
+def plan_shards(texts: Sequence[str], missing: Missing, encoder: FrozenEncoder) -> list[ShardJob]:
     """Divide what is missing into jobs; the encoder's weights are not needed.
 
     The jobs and the batches inside them follow from the order of the texts alone, so that a run
     that was stopped and goes on yields the same bytes as one that was not.
 
     ``texts`` are distinct and in the order of their hashes; ``missing`` is that of
-    `Section.missing`; by default ``batch_tokens`` is the encoder's own, or what suits the device.
+    `Section.missing`.
     """
-    budget = batch_tokens or encoder.batch_tokens or _BATCH_TOKENS[encoder.kind]
+    budget = encoder.batch_tokens or _BATCH_TOKENS[encoder.kind]
     jobs = []
     for rows, keys in missing:
         fitting = _SHARD_BYTES[encoder.kind] // (4 * encoder.dim * len(keys))
@@ -69,17 +64,9 @@ def _max_rows(encoder: FrozenEncoder, highest: int) -> int:
 def plan_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:
     """Group texts into batches by falling length so that reading them costs least.
 
-    A batch costs its tokens, padding counted, and a fixed overhead; of all ways to cut the sorted
-    texts the cheapest is found by dynamic programming.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Tokens of each text, at least 1; equal ones keep their order.
-    budget : int
-        The most tokens of a batch, padding counted; a longer text is a batch by itself.
-    overhead : int
-        What a batch costs beside its tokens, in tokens.
+    A batch costs its tokens, padding counted, and a fixed ``overhead`` in tokens; of all ways to
+    cut the sorted texts into batches within the ``budget`` (a longer text is one by itself) the
+    cheapest is found by dynamic programming. Texts of equal lengths keep their order.
 
     Examples
     --------

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
 
-from layerfuse.errors import FormatError, NewerVersionError, StorageError
+from layerfuse.errors import FormatError, NewerVersionError, NotFoundError, StorageError
 from layerfuse.files import (
     atomic_write,
     cache_dir,
@@ -65,18 +66,17 @@ class Shard:
     hashes: Hashes
     truncated: npt.NDArray[np.bool_]
     checksums: dict[str, int]
-    old: bool
 
-    def read(self, name: str) -> npt.NDArray[Any]:
+    def read(self, name: str) -> npt.NDArray[np.floating]:
         """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path, framework="numpy") as file:
-                array: npt.NDArray[Any] = file.get_tensor(name)
+                array: npt.NDArray[np.floating] = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise CorruptShardError(self.path, str(error), name) from error
-        if _checksum(array, old=self.old) != self.checksums[name]:
+        if _checksum(array) != self.checksums[name]:
             raise CorruptShardError(self.path, f"block {name} does not match its checksum", name)
         return array
 
@@ -87,10 +87,7 @@ def open_shard(path: Path) -> Shard:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-            old = "crc32" in metadata  # before 0.2: its section and dtypes are not said
-            value = json.loads(metadata["crc32" if old else "shard"])
-            section, stored = ("", value) if old else value
+            section, stored = json.loads(file.metadata()["shard"])
             checksums = {str(name): int(value) for name, value in stored.items()}
             names = set(file.keys())
             hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
@@ -99,9 +96,9 @@ def open_shard(path: Path) -> Shard:
         RecursionError,
     ) as error:
         raise CorruptShardError(path, str(error)) from error
-    if not old and section != _key_of(path.parent):
+    if section != _key_of(path.parent):
         raise CorruptShardError(path, "it is from another section")
-    read = {_HASHES: _checksum(hashes, old=old), _TRUNCATED: _checksum(truncated, old=old)}
+    read = {_HASHES: _checksum(hashes), _TRUNCATED: _checksum(truncated)}
     if names != set(checksums) or any(checksums[name] != read[name] for name in read):
         raise CorruptShardError(path, "its index does not match its checksum")
     return Shard(
@@ -110,7 +107,6 @@ def open_shard(path: Path) -> Shard:
         hashes.view("S16")[:, 0],
         truncated.astype(bool),
         checksums,
-        old,
     )
 
 
@@ -126,7 +122,7 @@ def write_shard(
     """
     from safetensors.numpy import save
 
-    tensors: dict[str, npt.NDArray[Any]] = {
+    tensors: dict[str, npt.NDArray[np.generic]] = {
         _HASHES: np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 16),
         _TRUNCATED: truncated.astype(np.uint8),
     }
@@ -158,8 +154,8 @@ def block_name(key: Key) -> str:
     return f"{key[0]}:{key[1]}"
 
 
-def _checksum(array: npt.NDArray[Any], *, old: bool = False) -> int:
-    start = 0 if old else zlib.crc32(f"{array.dtype}{array.shape}".encode())
+def _checksum(array: npt.NDArray[np.generic]) -> int:
+    start = zlib.crc32(f"{array.dtype}{array.shape}".encode())
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, start)
 
 
@@ -362,8 +358,26 @@ _MANIFEST = "manifest.json"
 _IN_FLIGHT_S = 3600.0
 
 
-def _key(identity: Mapping[str, Any]) -> str:
+def _key(identity: Mapping[str, object]) -> str:
     return digest(str(_VERSION), json.dumps(identity, sort_keys=True))[:16]
+
+
+class _Manifest(BaseModel, frozen=True):
+    """manifest.json: what a section's values are the embeddings of."""
+
+    format: str = _KIND
+    format_version: int = _VERSION
+    encoder: str
+    identity: dict[str, object]
+
+    @classmethod
+    def read(cls, path: Path) -> _Manifest:
+        """The manifest of the folder that it lies in; else a FormatError."""
+        with contextlib.suppress(ValidationError):
+            value = cls.model_validate(read_json(path, kind=_KIND, version=_VERSION))
+            if _key(value.identity) == _key_of(path.parent):
+                return value
+        raise FormatError(f"{path} is that of another section, or damaged.")
 
 
 @dataclass(frozen=True)
@@ -372,7 +386,7 @@ class SectionInfo:
 
     encoder: str
     folder: Path
-    identity: dict[str, Any]
+    identity: dict[str, object]
     shards: int
     n_bytes: int
     idle_s: float
@@ -405,7 +419,7 @@ class EmbeddingStore:
         return f"EmbeddingStore({str(self.root)!r})"
 
     def section(
-        self, encoder: str, identity: Mapping[str, Any], reporter: Reporter = SILENT
+        self, encoder: str, identity: Mapping[str, object], reporter: Reporter = SILENT
     ) -> Section:
         """Open the section of an encoder's `identity`, creating it when it is new.
 
@@ -423,7 +437,7 @@ class EmbeddingStore:
         if manifest.exists():
             check_own(folder, self.root if self._named else None)
             try:
-                self._read_manifest(manifest)
+                _Manifest.read(manifest)
             except FormatError as error:
                 raise FormatError(
                     f"{error}\nThe embeddings beside it are kept: layerfuse store verify sets the "
@@ -432,32 +446,25 @@ class EmbeddingStore:
             with contextlib.suppress(OSError):  # a store may be read-only
                 os.utime(manifest)
         else:
-            head = {"format": _KIND, "format_version": _VERSION, "encoder": encoder}
-            write_json(manifest, {**head, "identity": dict(identity)})
+            value = _Manifest(encoder=encoder, identity=dict(identity))
+            write_json(manifest, value.model_dump())
         section = Section(folder, reporter)
         section.refresh()
         return section
-
-    @staticmethod
-    def _read_manifest(manifest: Path) -> dict[str, Any]:
-        value = read_json(manifest, kind=_KIND, version=_VERSION)
-        if _key(value.get("identity", {})) != _key_of(manifest.parent):
-            raise FormatError(f"{manifest} is that of another section, or damaged.")
-        return value
 
     def sections(self) -> list[SectionInfo]:
         """All sections, the most recently used first."""
         infos = []
         for manifest in self.root.glob(f"*/{_MANIFEST}"):
             # Not ours, from a newer version, or deleted meanwhile: not ours to delete either.
-            with contextlib.suppress(FormatError, OSError, LookupError):
-                value = read_json(manifest, kind=_KIND, version=_VERSION)
+            with contextlib.suppress(FormatError, OSError, NotFoundError):
+                value = _Manifest.read(manifest)
                 sizes = [path.stat().st_size for path in manifest.parent.glob("*.safetensors")]
                 infos.append(
                     SectionInfo(
-                        encoder=value["encoder"],
+                        encoder=value.encoder,
                         folder=manifest.parent,
-                        identity=value["identity"],
+                        identity=value.identity,
                         shards=len(sizes),
                         n_bytes=sum(sizes),
                         idle_s=max(0.0, time.time() - manifest.stat().st_mtime),
@@ -470,7 +477,7 @@ class EmbeddingStore:
         damaged: list[Path] = []
         for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
             try:
-                self._read_manifest(manifest)
+                _Manifest.read(manifest)
             except NewerVersionError:
                 continue
             except FormatError:

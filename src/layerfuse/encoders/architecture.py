@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,12 @@ from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
 from layerfuse.errors import UnsupportedModelError, is_out_of_memory
+from layerfuse.files import digest
 from layerfuse.pooling import send_ahead
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class _EarlyExit(Exception):  # noqa: N818  # no error
@@ -76,10 +78,19 @@ class Pending:
         return arrays
 
 
-def pad(
-    ids: Sequence[Sequence[int]], pad_id: int, device: str, accepts: frozenset[str]
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """The forward method's arguments on the device, and the (batch, tokens) bool mask on the CPU.
+@dataclass(frozen=True)
+class Batch:
+    """Token ids (batch, tokens), the bool mask of those that are no padding, and what else the
+    forward method is to be given.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    options: Mapping[str, object]
+
+
+def pad(ids: Sequence[Sequence[int]], pad_id: int, device: str, accepts: frozenset[str]) -> Batch:
+    """Put texts' tokens on the device, and their mask on the CPU.
 
     Short texts are padded on the right. A batch without padding has no mask, so that models need
     not expand and add one.
@@ -93,24 +104,24 @@ def pad(
         tokens[index, : len(row)] = row
         real[index, : len(row)] = True
     mask = torch.from_numpy(real)
-    inputs: dict[str, Any] = {"input_ids": send_ahead(torch.from_numpy(tokens), device)}
+    options: dict[str, object] = {}
     if "use_cache" in accepts:
-        inputs["use_cache"] = False
+        options["use_cache"] = False
     if not real.all():
-        inputs["attention_mask"] = send_ahead(mask.long(), device)
-    return inputs, mask
+        options["attention_mask"] = send_ahead(mask.long(), device)
+    return Batch(send_ahead(torch.from_numpy(tokens), device), mask, options)
 
 
-def hidden_states(stack: torch.nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
+def hidden_states(stack: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
     """The model's own hidden states, without the padding that some models add themselves."""
-    states = stack(**inputs, output_hidden_states=True).hidden_states
-    return [state[:, : inputs["input_ids"].shape[1]] for state in states]
+    states = stack(input_ids=batch.ids, **batch.options, output_hidden_states=True).hidden_states
+    return [state[:, : batch.mask.shape[1]] for state in states]
 
 
 def pool_layers(
     stack: torch.nn.Module,
     blocks: torch.nn.ModuleList | None,
-    inputs: dict[str, Any],
+    batch: Batch,
     pool: Callable[[torch.Tensor], torch.Tensor],
     layers: Sequence[int],
 ) -> dict[int, torch.Tensor]:
@@ -121,12 +132,16 @@ def pool_layers(
     run.
     """
     if blocks is None:
-        states = hidden_states(stack, inputs)
+        states = hidden_states(stack, batch)
         return {layer: pool(states[layer]) for layer in layers}
     pooled: dict[int, torch.Tensor] = {}
 
-    def hook_for(layer: int) -> Any:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(
+            module: torch.nn.Module,
+            args: tuple[torch.Tensor, ...],
+            kwargs: Mapping[str, torch.Tensor],
+        ) -> None:
             pooled[layer] = pool(args[0] if args else kwargs["hidden_states"])
             if layer == layers[-1]:
                 raise _EarlyExit
@@ -139,7 +154,7 @@ def pool_layers(
                 hooks.enter_context(
                     blocks[layer].register_forward_pre_hook(hook_for(layer), with_kwargs=True)
                 )
-        pooled[layers[-1]] = pool(stack(**inputs)[0])
+        pooled[layers[-1]] = pool(stack(input_ids=batch.ids, **batch.options)[0])
     return pooled
 
 
@@ -177,6 +192,18 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     layer_parameters: tuple[int, ...]
 
 
+class TraitsFile(BaseModel, frozen=True, extra="forbid"):
+    """Traits as they are kept; ``checksum`` is their digest."""
+
+    traits: Traits
+    checksum: str
+
+    @classmethod
+    def of(cls, traits: Traits) -> TraitsFile:
+        """What is to be written."""
+        return cls(traits=traits, checksum=digest(traits.model_dump_json()))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The text stack of a model.
@@ -186,7 +213,7 @@ class Architecture:
     than ``rope_switch`` tokens have other rotary frequencies.
     """
 
-    stack: torch.nn.Module
+    stack: PreTrainedModel
     blocks: torch.nn.ModuleList | None
     traits: Traits
     bytes_per_parameter: float
@@ -207,7 +234,7 @@ class Architecture:
         return list(parts.values())
 
 
-def text_stack(model: Any) -> Any:
+def text_stack(model: PreTrainedModel) -> PreTrainedModel:
     """The part that reads text: the encoder of an encoder-decoder, the language model of one that
     reads images or sound, or all. Poolers, which no layer needs, are taken out.
     """
@@ -229,12 +256,12 @@ def text_stack(model: Any) -> Any:
         return text_stack(stack)
     if getattr(stack, "pooler", None) is not None:
         stack.pooler = torch.nn.Identity()
-    if hasattr(stack, "set_attention_type"):  # its other type depends on earlier texts' lengths
-        stack.set_attention_type("original_full")
+    if set_attention := getattr(stack, "set_attention_type", None):
+        set_attention("original_full")  # its other type depends on earlier texts' lengths
     return stack
 
 
-def find_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Architecture:
+def find_architecture(stack: PreTrainedModel, traits: Traits, pad_id: int) -> Architecture:
     """The stack with its blocks and sizes."""
     weights = list(stack.parameters())
     n_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
@@ -249,7 +276,7 @@ def find_architecture(stack: torch.nn.Module, traits: Traits, pad_id: int) -> Ar
     )
 
 
-def _rope_switch(config: Any) -> int:
+def _rope_switch(config: PreTrainedConfig) -> int:
     """The length behind which LongRoPE takes its other factors."""
     rope = getattr(config, "rope_parameters", None) or {}
     several = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # kinds of layers
@@ -258,18 +285,20 @@ def _rope_switch(config: Any) -> int:
     return min(lengths, default=sys.maxsize)
 
 
-def count_tokens(stack: Any) -> int:
+def count_tokens(stack: PreTrainedModel) -> int:
     """Rows of the token embedding; without limit where there is no table."""
     try:
-        return int(stack.get_input_embeddings().num_embeddings)
+        return int(getattr(stack.get_input_embeddings(), "num_embeddings", sys.maxsize))
     except (AttributeError, NotImplementedError):
         return sys.maxsize
 
 
-def own_states(stack: Any, ids: Sequence[Sequence[int]], pad_id: int, device: str) -> States:
+def own_states(
+    stack: PreTrainedModel, ids: Sequence[Sequence[int]], pad_id: int, device: str
+) -> States:
     """The hidden states that the model itself gives, by their number."""
-    inputs, _ = pad(ids, pad_id, device, accepted(stack))
-    return dict(enumerate(hidden_states(stack, inputs)))
+    batch = pad(ids, pad_id, device, accepted(stack))
+    return dict(enumerate(hidden_states(stack, batch)))
 
 
 def accepted(stack: torch.nn.Module) -> frozenset[str]:
@@ -278,7 +307,7 @@ def accepted(stack: torch.nn.Module) -> frozenset[str]:
 
 
 def examine(
-    stack: Any, name: str, dtype: str, tokens: Sequence[int], pad_id: int, device: str
+    stack: PreTrainedModel, name: str, dtype: str, tokens: Sequence[int], pad_id: int, device: str
 ) -> Traits:
     """Try a model on two short texts made of ``tokens``, alone and together.
 
@@ -306,8 +335,8 @@ def examine(
         blocks = _find_blocks(stack, n_layers)
 
         def read(*texts: Sequence[int]) -> States:
-            inputs, _ = pad(texts, pad_id, device, accepted(stack))
-            return pool_layers(stack, blocks, inputs, lambda states: states, range(n_layers + 1))
+            batch = pad(texts, pad_id, device, accepted(stack))
+            return pool_layers(stack, blocks, batch, lambda states: states, range(n_layers + 1))
 
         first: int | None = None
         if blocks is not None:
@@ -420,7 +449,7 @@ def _count_parameters(
     return tuple(totals)
 
 
-def token_limit(stack: Any) -> int | None:
+def token_limit(stack: PreTrainedModel) -> int | None:
     """Maximum tokens of the position embeddings, or None where nothing limits them."""
     config = stack.config.get_text_config(encoder=True)
     limits = [getattr(config, name, None) for name in _LIMITS]

@@ -28,16 +28,10 @@ Pooled = dict[int, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of embeddings that should be equal.
+    """One comparison of embeddings that should be equal; ``name`` is what was changed.
 
-    Attributes
-    ----------
-    name : str
-        What was changed.
-    deviation : float
-        The largest difference, as a share of the layer's largest value (at least 1).
-    tolerance : float
-        The largest deviation that rounding explains.
+    ``deviation`` is the largest difference, as a share of the layer's largest value (at least 1),
+    ``tolerance`` the largest one that rounding explains.
     """
 
     name: str
@@ -54,16 +48,7 @@ def check_encoder(encoder: FrozenEncoder) -> list[Check]:
     """Compare all layers and poolings of a few texts with those computed in other ways.
 
     The other ways are a plain loop over the model's own hidden states, other batches and
-    truncation of the encoder.
-
-    Parameters
-    ----------
-    encoder : FrozenEncoder
-        It is left truncated.
-
-    Returns
-    -------
-    list of Check
+    truncation of the encoder, which is left truncated.
     """
     ids = encoder.tokenize(_TEXTS).ids
     poolings = tuple(POOLINGS)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from layerfuse.errors import ConfigError, check_choice, require
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
 
 QUANTIZED = ("int8", "nf4")
 """Dtypes of weights that bitsandbytes packs: LLM.int8() (Dettmers et al., NeurIPS 2022) and the
@@ -87,7 +89,7 @@ def _has_fast_bfloat16(device: str) -> bool:
     return any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in checks)
 
 
-def loading_options(dtype: str, device: str) -> dict[str, Any]:
+def loading_options(dtype: str, device: str) -> dict[str, object]:
     """Options of transformers' ``from_pretrained``; quantized weights go straight to the device.
 
     Raises
@@ -146,25 +148,28 @@ def pack_linears(stack: torch.nn.Module) -> int:
         return 0
     packed = {name: _pack(weight) for name, weight in weights.items()}
     for module in linears:
-        module.forward = _forward(packed[id(module.weight)], module)  # type: ignore[method-assign]
+        forward = _forward(packed[id(module.weight)], module.weight, module.bias)
+        module.forward = forward  # type: ignore[method-assign, assignment]
     return len(linears)
 
 
-def _pack(weight: torch.Tensor) -> Any:
+def _pack(weight: torch.Tensor) -> torch.Tensor:
     import torch
 
-    contiguous = weight.detach().contiguous()
-    return torch.ops.mkldnn._reorder_linear_weight(contiguous, _TYPICAL_TOKENS)
+    reorder: Callable[..., torch.Tensor] = torch.ops.mkldnn._reorder_linear_weight
+    return reorder(weight.detach().contiguous(), _TYPICAL_TOKENS)
 
 
-def _forward(packed: torch.Tensor, module: Any) -> Any:
+def _forward(
+    packed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
-    linear, bias = torch.ops.mkldnn._linear_pointwise.default, module.bias
+    linear: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise.default
 
-    def forward(input: torch.Tensor) -> Any:  # noqa: A002  # nn.Linear's own name for it
+    def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # nn.Linear's own name for it
         if input.dtype is not packed.dtype:  # of routers that cast themselves to float32
-            return torch.nn.functional.linear(input, module.weight, bias)
+            return torch.nn.functional.linear(input, weight, bias)
         return linear(input, packed, bias, "none", [], "")
 
     return forward
@@ -178,7 +183,7 @@ def _works(dtype: torch.dtype) -> bool:
     random = torch.Generator().manual_seed(0)
     x, w, b = (torch.randn(shape, generator=random).to(dtype) for shape in ((3, 8), (5, 8), (5,)))
     try:
-        found = _forward(_pack(w), SimpleNamespace(weight=w, bias=b))(x)
+        found = _forward(_pack(w), w, b)(x)
     except (AttributeError, RuntimeError):
         return False
     return bool(
@@ -186,7 +191,7 @@ def _works(dtype: torch.dtype) -> bool:
     )
 
 
-def use_plain_attention(stack: Any) -> bool:
+def use_plain_attention(stack: PreTrainedModel) -> bool:
     """Let a bfloat16 model on the CPU compute attention by plain products; return whether it does.
 
     Without tile units they are faster than PyTorch's fused kernel. Only for models that choose
@@ -204,8 +209,10 @@ def use_plain_attention(stack: Any) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:
-        mask = sdpa_mask(*args, **kwargs)
+    bool_mask: Callable[..., torch.Tensor | None] = sdpa_mask
+
+    def additive_mask(*args: object, dtype: object = None, **kwargs: object) -> torch.Tensor | None:
+        mask = bool_mask(*args, **kwargs)
         if mask is None:
             return None
         lowest = torch.finfo(torch.bfloat16).min
@@ -225,7 +232,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention function; query is (batch, heads, tokens, dim of a head)."""
     import torch
@@ -233,11 +240,9 @@ def _attend(
 
     _, heads, n_tokens, width = query.shape
     if kwargs.get("position_bias") is not None or key.shape[2] != n_tokens or n_tokens < 2:
+        fused: Callable[..., tuple[torch.Tensor, None]] = sdpa_attention_forward
         options = {"scaling": scaling, "is_causal": is_causal, **kwargs}
-        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **options
-        )
-        return result
+        return fused(module, query, key, value, attention_mask, **options)
     shared = heads // key.shape[1]  # query heads per key head
     if shared > 1:
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))

@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from copy import copy, deepcopy
+from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import numpy as np
@@ -23,6 +24,7 @@ from layerfuse.encoders.architecture import (
     Architecture,
     Pending,
     Traits,
+    TraitsFile,
     accepted,
     count_tokens,
     examine,
@@ -62,6 +64,7 @@ from layerfuse.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 DEFAULT_MAX_LENGTH = 512
@@ -79,7 +82,8 @@ class _Loaded:
 class FrozenEncoder:
     """A frozen language model with its tokenizer, prompt and candidate blocks.
 
-    Made by `from_pretrained`, whose parameters are attributes of the same names.
+    Made by `from_pretrained`, whose parameters are attributes of the same names; what says where
+    its files are and how far they are trusted is in ``source``.
 
     Layers are numbered from 0 (the embedding output) to ``n_layers`` (the model's own
     ``last_hidden_state``, after its final norm where it has one); layer ``i`` between them is what
@@ -103,8 +107,6 @@ class FrozenEncoder:
     device: str = "auto"
     dtype: str = "auto"
     batch_tokens: int | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
     reporter: Reporter = SILENT
     _highest: int | None = field(default=None, init=False)
     _loaded: _Loaded | None = field(default=None, init=False)
@@ -124,7 +126,7 @@ class FrozenEncoder:
         self.device = choose_device(self.device)
         self._any_dtype = self.dtype == "auto"
         self.dtype = choose_dtype(self.dtype, self.device)
-        self.fingerprints = self.source.fingerprints(allow_pickle=self.allow_pickle)
+        self.fingerprints = self.source.fingerprints()
         self._start_unloaded()
 
     @classmethod
@@ -198,7 +200,7 @@ class FrozenEncoder:
         """
         source = find_source(str(name_or_path), name=name, revision=revision, reporter=reporter)
         return cls(
-            source,
+            replace(source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle),
             prompt=prompt,
             chat_prompt=chat_prompt,
             layers=layers,
@@ -207,8 +209,6 @@ class FrozenEncoder:
             device=device,
             dtype=dtype,
             batch_tokens=batch_tokens,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
             reporter=reporter,
         )
 
@@ -231,7 +231,7 @@ class FrozenEncoder:
         return self.source.path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Everything that changes the value of an embedding, but for text, layer and pooling."""
         self._traits()  # they may change the dtype
         return {
@@ -252,9 +252,16 @@ class FrozenEncoder:
         ConfigError
             For a layer that the encoder does not have.
         """
-        layers = resolve_layers(self.layers, self.n_layers, self.name)
-        poolings = resolve_poolings(self.pooling)
-        return tuple(BlockRef(self.name, layer, name) for name in poolings for layer in layers)
+        return self.select()
+
+    def select(
+        self, layers: Layers | None = None, pooling: str | Sequence[str] | None = None
+    ) -> tuple[BlockRef, ...]:
+        """Blocks as in `candidates`, of other layers and poolings where they are given."""
+        poolings = resolve_poolings(self.pooling if pooling is None else pooling)
+        wanted = self.layers if layers is None else layers
+        numbers = resolve_layers(wanted, self.n_layers, self.name)
+        return tuple(BlockRef(self.name, layer, name) for name in poolings for layer in numbers)
 
     @property
     def n_layers(self) -> int:
@@ -295,7 +302,7 @@ class FrozenEncoder:
         return self._loaded is not None
 
     @property
-    def stack(self) -> torch.nn.Module:
+    def stack(self) -> PreTrainedModel:
         """The model itself, without language-model head and pooler. Loads the weights."""
         return self.architecture.stack
 
@@ -360,6 +367,21 @@ class FrozenEncoder:
         """
         return self.launch(ids, layers, poolings).result()
 
+    def replica(self) -> FrozenEncoder:
+        """An encoder on the same weights whose passes run beside this one's, for another thread.
+
+        Returns
+        -------
+        FrozenEncoder
+            Cut where this one is; modules, hooks and buffers are its own.
+        """
+        loaded, twin = self._load(), copy(self)
+        weights: dict[int, object] = {
+            id(own): own for own in loaded.architecture.stack.parameters()
+        }
+        twin._loaded = _Loaded(deepcopy(loaded.architecture, weights), loaded.tokenizer)
+        return twin
+
     def launch(
         self, ids: Sequence[Sequence[int]], layers: Layers, poolings: Sequence[str]
     ) -> Pending:
@@ -395,8 +417,8 @@ class FrozenEncoder:
         poolings: Sequence[str],
     ) -> dict[int, torch.Tensor]:
         stack, blocks = architecture.stack, architecture.blocks
-        inputs, mask = pad(ids, architecture.pad_id, self.device, accepted(stack))
-        pooler = Pooler(mask, poolings, self.device)
+        batch = pad(ids, architecture.pad_id, self.device, accepted(stack))
+        pooler = Pooler(batch.mask, poolings, self.device)
         # Passes take turns, for a lock is right for any model: some write to their own modules
         # during a pass (rotary frequencies, caches of remote code), which context-local hooks
         # would not keep apart. Little is lost: one pass uses all cores, or only queues kernels.
@@ -406,14 +428,14 @@ class FrozenEncoder:
                     f"{self.name}: layer {wanted[-1]} is not loaded (encoder truncated at "
                     f"{self._highest}). Load the encoder again to read it."
                 )
-            return pool_layers(stack, blocks, inputs, pooler, wanted)
+            return pool_layers(stack, blocks, batch, pooler, wanted)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         state = self.__dict__ | {"_loaded": None, "reporter": SILENT}
         del state["_lock"]
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._start_unloaded()
 
@@ -431,14 +453,16 @@ class FrozenEncoder:
         return traits
 
     def _traits_file(self, dtype: str) -> Path:
-        code = f"transformers {version('transformers')}, own code {self.trust_remote_code}"
+        code = f"transformers {version('transformers')}, own code {self.source.trust_remote_code}"
         name = digest(json.dumps(self.fingerprints), dtype, self.kind, code)
         return cache_dir() / "traits" / f"{name}.json"
 
     def _known_traits(self) -> Traits | None:
         file = self._traits_file(self.dtype)
         with contextlib.suppress(OSError, ValueError):
-            return Traits.model_validate_json(file.read_bytes()) if is_own(file) else None
+            if is_own(file):
+                kept = TraitsFile.model_validate_json(file.read_bytes())
+                return kept.traits if kept == TraitsFile.of(kept.traits) else None
         return None
 
     def _accept(self, traits: Traits) -> None:
@@ -466,7 +490,7 @@ class FrozenEncoder:
     def _read_files(self, notes: list[str]) -> _Loaded:
         limit_kernel_cache()
         try:
-            tokenizer = load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
+            tokenizer = load_tokenizer(self.source)
             architecture = self._open_architecture(tokenizer, notes)
             traits = architecture.traits
             limits = (self._own_limit(tokenizer), token_limit(architecture.stack))
@@ -500,7 +524,7 @@ class FrozenEncoder:
         )
         return _Loaded(architecture, texts)
 
-    def _own_limit(self, tokenizer: Any) -> int:
+    def _own_limit(self, tokenizer: PreTrainedTokenizerBase) -> int:
         limit = tokenizer.model_max_length
         if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 2:
             raise UnsupportedModelError(
@@ -509,38 +533,33 @@ class FrozenEncoder:
             )
         return int(limit)
 
-    def _open_architecture(self, tokenizer: Any, notes: list[str]) -> Architecture:
+    def _open_architecture(
+        self, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+    ) -> Architecture:
         """The loaded model, tried unless that was done before."""
         traits = self._known_traits()
         if traits is not None:
             self._accept(traits)
-        stack = self._load_model(self.dtype)
+        stack = load_model(self.source, self.dtype, self.device)
         if traits is None:
             try:
                 traits = self._examine(stack, self.dtype, tokenizer)
             except UnsupportedModelError:
                 if self.dtype not in ("bfloat16", "float16"):
                     raise
-                stack = self._load_model("float32")
+                stack = load_model(self.source, "float32", self.device)
                 traits = self._examine(stack, "float32", tokenizer)
             with contextlib.suppress(StorageError):
                 for dtype in {self.dtype, traits.dtype}:
-                    write_json(self._traits_file(dtype), traits.model_dump())
+                    write_json(self._traits_file(dtype), TraitsFile.of(traits).model_dump())
             self._accept(traits)
         if self._any_dtype and self.dtype != choose_dtype("auto", self.device):
             notes.append(f"{self.name} cannot compute in bfloat16, so it is read in float32")
         return find_architecture(stack, traits, _pad_id(tokenizer, stack))
 
-    def _load_model(self, dtype: str) -> Any:
-        return load_model(
-            self.source,
-            dtype,
-            self.device,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickle=self.allow_pickle,
-        )
-
-    def _examine(self, stack: torch.nn.Module, dtype: str, tokenizer: Any) -> Traits:
+    def _examine(
+        self, stack: PreTrainedModel, dtype: str, tokenizer: PreTrainedTokenizerBase
+    ) -> Traits:
         if self._highest is None:
             self._send(stack)  # else what is to be cut may not fit there
         device = str(next(stack.parameters()).device)
@@ -565,7 +584,7 @@ class FrozenEncoder:
             del architecture.blocks[self._highest + 1 :]
 
 
-def _pad_id(tokenizer: Any, stack: torch.nn.Module) -> int:
+def _pad_id(tokenizer: PreTrainedTokenizerBase, stack: PreTrainedModel) -> int:
     """The token for padding, or any where the model has none."""
     token = int(tokenizer.pad_token_id or 0)
     return token if token < count_tokens(stack) else 0

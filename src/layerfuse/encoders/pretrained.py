@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from layerfuse.data.catalog import ENCODERS
 from layerfuse.data.download import encoder_path
@@ -41,6 +41,9 @@ from layerfuse.files import (
 )
 from layerfuse.progress import SILENT, Reporter
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _TEXTS = {".bpe", ".codes", ".dict", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"}
 _NOT_READ = (
     *("adapter", "config", "generation", "modules", "preprocessor", "processor", "sentence_bert"),
@@ -56,7 +59,8 @@ class EncoderSource:
     """The files of one encoder on this machine.
 
     ``origin`` finds them again: a catalog name, an absolute path or a Hub name. ``gguf_file`` is a
-    file's name in ``folder``, ``revision`` the Hub commit.
+    file's name in ``folder``, ``revision`` the Hub commit. ``trust_remote_code`` says whether code
+    in the folder may run, ``allow_pickle`` whether pickled weights may be read.
     """
 
     name: str
@@ -64,13 +68,15 @@ class EncoderSource:
     folder: Path
     gguf_file: str | None
     revision: str | None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
 
     @property
     def path(self) -> Path:
         """The folder, or the GGUF file itself."""
         return self.folder / self.gguf_file if self.gguf_file else self.folder
 
-    def fingerprints(self, *, allow_pickle: bool) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Digests of the weights, the tokenizer's files and the configuration.
 
         Raises
@@ -85,7 +91,7 @@ class EncoderSource:
             if tokenizer:  # transformers prefers files beside it to its own
                 parts["tokenizer"] = fingerprint_folder(self.folder, tokenizer)
             return parts
-        suffixes = {".safetensors", *(_PICKLED if allow_pickle else ())}
+        suffixes = {".safetensors", *(_PICKLED if self.allow_pickle else ())}
         weights = [name for name in names if Path(name).suffix in suffixes]
         if not weights:
             found = [name for name in names if Path(name).suffix in _PICKLED]
@@ -110,7 +116,7 @@ class EncoderSource:
             )
         indexes = [name for name in names if name.endswith(".index.json")]
         for name in indexes:
-            self._check_index(name, weights, allow_pickle)
+            self._check_index(name, weights)
         code = [name for name in names if name.endswith(".py")]
         return {
             "weights": fingerprint_folder(self.folder, [*weights, *indexes]),
@@ -118,9 +124,9 @@ class EncoderSource:
             "config": fingerprint_folder(self.folder, ["config.json", *code]),
         }
 
-    def _check_index(self, name: str, weights: list[str], allow_pickle: bool) -> None:
+    def _check_index(self, name: str, weights: list[str]) -> None:
         """Refuse an index of weights that names other files than those of the folder."""
-        if not name.endswith(".safetensors.index.json") and not allow_pickle:
+        if not name.endswith(".safetensors.index.json") and not self.allow_pickle:
             return  # it is not read
         try:
             index = json.loads((self.folder / name).read_bytes())
@@ -147,7 +153,11 @@ def _is_tokenizer_file(name: str) -> bool:
 
 
 def find_source(
-    name_or_path: str, *, name: str | None, revision: str | None, reporter: Reporter = SILENT
+    name_or_path: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    reporter: Reporter = SILENT,
 ) -> EncoderSource:
     """Find an encoder's files, downloading them where that is needed.
 
@@ -256,7 +266,7 @@ def find_unpacked(source: EncoderSource, part: str) -> Path | None:
     return folder
 
 
-def keep_model(model: Any, source: EncoderSource, dtype: str) -> None:
+def keep_model(model: PreTrainedModel, source: EncoderSource, dtype: str) -> None:
     """Keep a model as it was loaded from a GGUF file; without room on the disk, do nothing."""
     if source.gguf_file is None or dtype in QUANTIZED:  # those are packed for their device
         return
@@ -277,7 +287,7 @@ def keep_model(model: Any, source: EncoderSource, dtype: str) -> None:
     _keep(source, dtype, write)
 
 
-def keep_tokenizer(tokenizer: Any, source: EncoderSource) -> None:
+def keep_tokenizer(tokenizer: PreTrainedTokenizerBase, source: EncoderSource) -> None:
     """Keep a tokenizer as it was read from a GGUF file, if what is kept reads texts the same."""
     if source.gguf_file is None or not tokenizer.is_fast:
         return
@@ -295,7 +305,7 @@ def keep_tokenizer(tokenizer: Any, source: EncoderSource) -> None:
     _keep(source, "tokenizer", write)
 
 
-def _facts(tokenizer: Any) -> tuple[object, ...]:
+def _facts(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...]:
     """What of a tokenizer decides the ids of a text."""
     return (
         tokenizer.backend_tokenizer.to_str(),
@@ -310,7 +320,7 @@ def _folder(source: EncoderSource, part: str) -> Path:
 
     known = fingerprint_file(source.path)
     if part == "tokenizer":  # files beside the GGUF file go before its own
-        known = json.dumps(source.fingerprints(allow_pickle=False))
+        known = json.dumps(source.fingerprints())
     key = digest(known, transformers.__version__)
     return cache_dir() / "gguf" / f"{part}-{key}"
 
@@ -334,9 +344,10 @@ class _NotKeptError(Exception):
 # default dtype and initializers. One load at a time, or one would restore what another has set.
 _PROCESS_STATE = RLock()
 _TRIED_WORDS = 200
+_SHARED_LAYERS = 100  # of a model whose layers share their weights
 
 
-def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
+def load_tokenizer(source: EncoderSource) -> PreTrainedTokenizerBase:
     """The encoder's tokenizer, a fast one where there is one.
 
     Raises
@@ -350,9 +361,10 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
         unpacked = find_unpacked(source, "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(
             unpacked or source.folder,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=source.trust_remote_code,
             **({} if unpacked else _gguf_options(source)),
         )
+        _ = tokenizer.all_special_ids  # fails where the vocabulary lacks even the unknown token
         if not _knows_words(tokenizer):
             files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
             raise UnsupportedModelError(
@@ -365,7 +377,7 @@ def load_tokenizer(source: EncoderSource, *, trust_remote_code: bool) -> Any:
         return tokenizer
 
 
-def _knows_words(tokenizer: Any) -> bool:
+def _knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer of words reads some of its vocabulary; one made up without files, or
     without its merges, reads none.
     """
@@ -385,14 +397,7 @@ def _knows_words(tokenizer: Any) -> bool:
     return any(vocabulary[word] in ids for word, ids in zip(tried, read, strict=True))
 
 
-def load_model(
-    source: EncoderSource,
-    dtype: str,
-    device: str,
-    *,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> Any:
+def load_model(source: EncoderSource, dtype: str, device: str) -> PreTrainedModel:
     """The part of the model that reads text, in evaluation mode on the CPU; quantized weights go
     straight to the device.
 
@@ -401,9 +406,7 @@ def load_model(
     UnsupportedModelError
         When transformers cannot build a model from the files.
     """
-    model, absent = load_whole(
-        source, dtype, device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
+    model, absent = load_whole(source, dtype, device)
     with refusing(f"{source.path} cannot be loaded as a text encoder"):
         stack = text_stack(model)
         # Without this, transformers fills what is missing with random numbers.
@@ -416,17 +419,11 @@ def load_model(
                 f"for, such as {min(missing)}. The file is incomplete or belongs to another "
                 "configuration; get it again."
             )
-    return stack.eval().requires_grad_(False)
+    stack.eval().requires_grad_(False)
+    return stack
 
 
-def load_whole(
-    source: EncoderSource,
-    dtype: str,
-    device: str,
-    *,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> tuple[Any, list[str]]:
+def load_whole(source: EncoderSource, dtype: str, device: str) -> tuple[PreTrainedModel, list[str]]:
     """The whole model as it was saved, and the names of weights that its files lack."""
     with quiet(), refusing(f"{source.path} cannot be loaded as a text encoder"):
         from transformers import AutoModel
@@ -434,13 +431,14 @@ def load_whole(
         unpacked = find_unpacked(source, dtype)
         options = loading_options(dtype, device) | ({} if unpacked else _gguf_options(source))
         if "gguf_file" in options:
-            _check_blocks(source.path)
+            _check_size(source.path)
         else:
-            options["use_safetensors"] = None if allow_pickle else True
+            options["use_safetensors"] = None if source.allow_pickle else True
+            _check_config(unpacked or source.folder, trust_remote_code=source.trust_remote_code)
         model, outcome = AutoModel.from_pretrained(
             unpacked or source.folder,
             output_loading_info=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=source.trust_remote_code,
             **options,
         )
         absent = list(outcome["missing_keys"])
@@ -457,7 +455,7 @@ def too_large(name: str) -> str:
     )
 
 
-def _gguf_options(source: EncoderSource) -> dict[str, Any]:
+def _gguf_options(source: EncoderSource) -> dict[str, str]:
     """What transformers needs to read a GGUF file."""
     if source.gguf_file is None:
         return {}
@@ -466,20 +464,54 @@ def _gguf_options(source: EncoderSource) -> dict[str, Any]:
     return {"gguf_file": source.gguf_file}
 
 
-def _check_blocks(path: Path) -> None:
-    """Refuse a GGUF file that lacks blocks, in an instant: transformers looks for each of them."""
+def _check_config(folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a configuration of sizes that no tensor has, before transformers takes time and memory
+    for them.
+    """
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    shapes: list[list[int]] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    largest = max((size for shape in shapes for size in shape), default=0)
+    limits = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), largest)
+    limits["num_hidden_layers"] = _SHARED_LAYERS + len(shapes)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    for name, limit in limits.items() if shapes else ():
+        for own in (config, getattr(config, "text_config", None)):
+            size = getattr(own, name, None)
+            if isinstance(size, int) and size > limit:
+                raise UnsupportedModelError(
+                    f"{folder} has {name}={size} in its configuration, for which its "
+                    f"{len(shapes)} tensors are too few or too small. Get it again."
+                )
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a GGUF file that lacks what it says, before transformers takes time and memory for it:
+    blocks, each of which is looked for, and the width of their states.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    kind, fields = reader.get_field("general.architecture"), reader.fields
-    count = fields.get(f"{kind.contents()}.block_count") if kind else None
-    claimed = int(count.contents()) if count else None
+    kind, claimed = reader.get_field("general.architecture"), dict[str, int]()
+    for name in ("block_count", "embedding_length", "feed_forward_length"):
+        field = reader.get_field(f"{kind.contents()}.{name}") if kind else None
+        if field and isinstance(field.contents(), int):  # some have one for each block
+            claimed[name] = field.contents()
     blocks = [re.search(r"\bblk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
-    there = 1 + max((int(found[1]) for found in blocks if found), default=-1)
-    if there and (claimed is None or claimed > there):
+    there = 1 + max((int(block[1]) for block in blocks if block), default=-1)
+    largest = max((int(size) for tensor in reader.tensors for size in tensor.shape), default=0)
+    limits = {"block_count": there, "embedding_length": largest}
+    if there and not (
+        all(claimed.get(name, limit + 1) <= limit for name, limit in limits.items())
+        and claimed.get("feed_forward_length", 0) <= largest
+    ):
         raise UnsupportedModelError(
-            f"{path} holds {there} blocks, but says {claimed}. The file is incomplete or damaged; "
-            "get it again."
+            f"{path} holds {there} blocks of tensors up to {largest} wide, but says that it has "
+            f"{claimed}. The file is incomplete or damaged; get it again."
         )
 
 

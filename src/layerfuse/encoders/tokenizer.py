@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 from layerfuse.errors import ConfigError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 _SLOT = "{text}"
 _MOST_CHARACTERS = 2_000_000  # that are tokenized at once, at about 100 bytes each
@@ -63,7 +66,12 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, *, prompt: str | None, chat_prompt: str | None, max_length: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt: str | None,
+        chat_prompt: str | None,
+        max_length: int,
     ) -> None:
         self._tokenizer = tokenizer
         self.max_length = max_length
@@ -104,8 +112,8 @@ class TextTokenizer:
         limit = {"max_length": self.max_length} if truncation else {}
         return list(self._tokenize(texts, truncation=truncation, **limit)["input_ids"])
 
-    def _tokenize(self, texts: list[str], **options: bool | int) -> Any:
-        return self._tokenizer(
+    def _tokenize(self, texts: list[str], **options: bool | int) -> BatchEncoding:
+        tokens: BatchEncoding = self._tokenizer(
             texts,
             add_special_tokens=self.adds_special,
             padding=False,
@@ -114,6 +122,7 @@ class TextTokenizer:
             verbose=False,
             **options,
         )
+        return tokens
 
     def _truncate(self, filled: str, end: int) -> list[int]:
         """Drop the text's last tokens until the rest fits; what surrounds it stays."""
@@ -158,7 +167,7 @@ class TextTokenizer:
         return self._encode([filled[: start + low] + filled[end:]])[0]
 
 
-def _apply_chat_template(tokenizer: Any, chat_prompt: str) -> str:
+def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, chat_prompt: str) -> str:
     """The model's chat template around the message, with ``{text}`` still in it."""
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
@@ -169,16 +178,20 @@ def _apply_chat_template(tokenizer: Any, chat_prompt: str) -> str:
     check_prompt(content)
     messages = [{"role": "user", "content": content}]
     _try_template(tokenizer, messages)
-    filled = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    filled = str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
     if filled.count(_SLOT) != 1:
         raise UnsupportedModelError(
             "The chat template of this encoder's tokenizer does not give the message once and as "
             "it is, so that texts would be lost. Use a plain prompt instead."
         )
-    return str(filled)
+    return filled
 
 
-def _try_template(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> None:
+def _try_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> None:
     """Render the chat template in a process of limited time and memory: it is the model's code."""
     asked = {
         "chat_template": tokenizer.get_chat_template(),

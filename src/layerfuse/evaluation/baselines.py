@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerfuse.blocks import BlockRef, BlockScores
-from layerfuse.evaluation.nested import (
-    Floats,
-    Folds,
-    OutOfFold,
-    PlanStrategy,
-    Rows,
-    TrainingSample,
-)
-from layerfuse.model_selection import SearchResult
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
+from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample
+from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Blocks, Plan
-from layerfuse.probing import fit_logistic
+from layerfuse.pipeline import Blocks, Floats, Plan, Rows
+from layerfuse.probing.probe import fit_logistic
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Decisions, Targets
 
@@ -40,7 +33,7 @@ class BaselineStrategy:
 
     @property
     def key(self) -> str:
-        """Its name among the strategies of `TrainingSample.out_of_fold`."""
+        """Its name among the strategies of `TrainingSample.analyze`."""
         return f"{self.name}:{self.encoder}"
 
 
@@ -48,19 +41,10 @@ class BaselineStrategy:
 class Baseline:
     """The predictions of one baseline.
 
-    Attributes
-    ----------
-    name : str
-        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the first N
-        chosen blocks, concatenated).
-    encoder : str or None
-        The encoder of its first block.
-    plan : Plan or None
-        None where no encoder is read.
-    out_of_fold : ndarray of shape (n_sample,)
-        Decisions for the rows of the sample by models that did not see them.
-    predicted : ndarray of shape (n_test,) or None
-        Decisions for test rows.
+    Its name is majority, tfidf, last_layer, last_four, last_matched, best_block or first_N (the
+    first N chosen blocks, concatenated), ``encoder`` that of its first block; encoder and plan are
+    None where no encoder is read. ``out_of_fold`` (n_sample,) are decisions for the rows of the
+    sample by models that did not see them, ``predicted`` (n_test,) those for test rows.
     """
 
     name: str
@@ -84,7 +68,7 @@ class TrainingRows:
     row_weights: Floats | None = None
 
 
-def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[BaselineStrategy]:
+def baseline_strategies(sample: TrainingSample) -> list[BaselineStrategy]:
     """The baselines that read encoders.
 
     ``last_layer`` and ``last_four`` take each encoder's pooling that scores best at its last
@@ -93,13 +77,16 @@ def baseline_strategies(encoders: Sequence[str], max_blocks: int) -> list[Baseli
     scores best.
     """
     strategies = []
-    for encoder in encoders:
+    for encoder in sample.probed.scores.encoders:
+        if encoder == LEXICAL_BLOCK.encoder:  # it has no layers
+            continue
         strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
         strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
     strategies.append(BaselineStrategy("last_matched", None, _last_matched))
     strategies.append(BaselineStrategy("best_block", None, _best_block))
     strategies += [
-        BaselineStrategy(f"first_{count}", None, _first(count)) for count in range(1, max_blocks)
+        BaselineStrategy(f"first_{count}", None, _first(count))
+        for count in range(1, sample.max_blocks)
     ]
     return strategies
 
@@ -116,7 +103,7 @@ def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
 
 
 def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
-    lasts = (scores.last(encoder) for encoder in scores.encoders)
+    lasts = (scores.last(name) for name in scores.encoders if name != LEXICAL_BLOCK.encoder)
     best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
     return _last_layers(scores, best.encoder, len(result.plan.blocks))
 
@@ -137,7 +124,6 @@ def run_baselines(
     training: TrainingRows,
     *,
     test: tuple[Sequence[str], Blocks] | None = None,
-    max_blocks: int,
     reporter: Reporter = SILENT,
 ) -> list[Baseline]:
     """Predict with every baseline, out of fold and for test texts and blocks if there are any.
@@ -145,9 +131,9 @@ def run_baselines(
     ``nested`` holds the logits of the `baseline_strategies` by their keys, of ``folds``.
     """
     scores = sample.probed.scores
-    strategies = baseline_strategies(scores.encoders, max_blocks)
+    strategies = baseline_strategies(sample)
     n_chosen = len(result.plan.blocks)
-    itself = {f"first_{count}" for count in range(n_chosen, max_blocks)}
+    itself = {f"first_{count}" for count in range(n_chosen, sample.max_blocks)}
     plans = {s: s.choose(result, scores) for s in strategies if s.name not in itself}
     texts, targets = training.texts, training.targets
     in_sample = [texts[row] for row in training.sample]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,12 @@ from layerfuse.groups import Groups
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Blocks, Plan, predict_held
+from layerfuse.pipeline import Blocks, Floats, Plan, Rows, predict_held
 from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Column, Targets
-
-Floats: TypeAlias = npt.NDArray[np.float32]
-RowNumbers: TypeAlias = npt.NDArray[np.intp]
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Shares of the labels that a curve is measured at."""
@@ -125,7 +121,6 @@ def learning_curve(
     groups: Column | None = None,
     class_weight: str | Mapping[object, float] | None = None,
     seed: int = 0,
-    probed: ProbeResults | None = None,
     reporter: Reporter = SILENT,
 ) -> LearningCurve:
     """Measure three methods with more and more of the labels.
@@ -160,8 +155,6 @@ def learning_curve(
         As in scikit-learn, of each draw.
     seed : int
         Seed of draws, intervals and models.
-    probed : ProbeResults, optional
-        `probe_blocks` of all training rows; its axes and coordinates are used.
     reporter : Reporter
         Receives progress.
 
@@ -191,12 +184,9 @@ def learning_curve(
     space = SearchSpace(selection, budget, fusion, head, seed)
     drawn = _draw(targets, shares, repeats, seed)
     jobs = [rows for _, draws in drawn.values() for rows in draws]
-    if probed is None:
-        axes, leading = _project(train_embeddings, len(targets), reporter)
-    else:
-        axes, leading = dict(probed.axes), dict(probed.coordinates)
+    axes, leading = _project(train_embeddings, len(targets), reporter)
 
-    def choose(rows: RowNumbers) -> dict[str, Plan]:
+    def choose(rows: Rows) -> dict[str, Plan]:
         own = targets[rows]
         return _choose(leading, rows, own, space, own.row_weights(own.class_weights(class_weight)))
 
@@ -220,7 +210,7 @@ def learning_curve(
         Groups(np.concatenate([codes, held])).or_none(),
     )
 
-    def measure(job: tuple[RowNumbers, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
+    def measure(job: tuple[Rows, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
         rows, by_method = job
         correct = {}
         for plan in dict.fromkeys(by_method.values()):
@@ -245,13 +235,13 @@ def learning_curve(
 
 def _draw(
     targets: Targets, shares: Sequence[float], repeats: int, seed: int
-) -> dict[int, tuple[float, list[RowNumbers]]]:
+) -> dict[int, tuple[float, list[Rows]]]:
     """By number of rows the share and its draws, the largest first: no core waits for it alone."""
 
-    def draw(share: float, repeat: int) -> RowNumbers:
+    def draw(share: float, repeat: int) -> Rows:
         return targets.sample(round(share * len(targets)), (seed, repeat), _PER_CLASS)
 
-    drawn: dict[int, tuple[float, list[RowNumbers]]] = {}
+    drawn: dict[int, tuple[float, list[Rows]]] = {}
     for share in reversed(shares):
         first = draw(share, 0)
         count = 1 if len(first) == len(targets) else repeats
@@ -280,7 +270,7 @@ def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
 
 def _choose(
     coordinates: Blocks,
-    rows: RowNumbers,
+    rows: Rows,
     targets: Targets,
     space: SearchSpace,
     row_weights: Floats | None,

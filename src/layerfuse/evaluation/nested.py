@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScores
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator, fit_calibration
 from layerfuse.embeddings.extraction import BlockView
-from layerfuse.model_selection import SearchResult, SearchSpace, search
+from layerfuse.model_selection import Folds, SearchResult, SearchSpace, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import (
     N_LEADING,
     Blocks,
+    Floats,
     FusedModel,
     Plan,
+    Rows,
     find_penalty,
     is_ridge,
     predict_held,
     train,
     train_parts,
 )
-from layerfuse.probing import ProbeResults, probe_rows
+from layerfuse.probing import Axes, ClassCentroids, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Targets
-
-if TYPE_CHECKING:
-    pass
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
-Folds = Sequence[tuple[Rows, Rows]]
 
 PlanStrategy: TypeAlias = Callable[[SearchResult, BlockScores], Plan]
 """A way to arrive at a plan from the search and the scores of a fold's training rows."""
@@ -89,36 +84,25 @@ class OutOfFold:
         return proba
 
 
+@dataclass(eq=False)
 class TrainingSample:
-    """The rows by which blocks, fusion and head are chosen, at all candidate blocks.
+    """The n rows by which blocks, fusion and head are chosen, at all candidate blocks (n, dim).
 
-    Parameters
-    ----------
-    blocks : mapping from BlockRef to ndarray of shape (n, dim)
-    targets : Targets
-    probed : ProbeResults
-    space : SearchSpace
-    row_weights : ndarray of shape (n,), optional
-    n_jobs : int, optional
-        Threads; None takes all cores.
+    ``row_weights`` have shape (n,); ``n_jobs`` are threads, None takes all cores.
     """
 
-    def __init__(
-        self,
-        blocks: Blocks,
-        targets: Targets,
-        probed: ProbeResults,
-        space: SearchSpace,
-        row_weights: Floats | None = None,
-        n_jobs: int | None = None,
-    ) -> None:
-        self.blocks = blocks
-        self.targets = targets
-        self.probed = probed
-        self.space = space
-        self.row_weights = row_weights
-        self.n_jobs = n_jobs
-        self._coordinates: dict[BlockRef, Floats] = {}
+    blocks: Blocks
+    targets: Targets
+    probed: ProbeResults
+    space: SearchSpace
+    row_weights: Floats | None = None
+    n_jobs: int | None = None
+    _coordinates: dict[BlockRef, Floats] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def max_blocks(self) -> int:
+        """Maximum number of blocks that a pipeline can have."""
+        return self.space.budget.limits.blocks or len(self.probed.scores)
 
     def search(self, reporter: Reporter = SILENT) -> SearchResult:
         """Choose blocks, fusion and head from all rows."""
@@ -136,18 +120,21 @@ class TrainingSample:
     ) -> FusedModel:
         """Train a plan on all rows; the penalty of its head is found on the sample.
 
-        Parameters
-        ----------
-        plan : Plan
-        blocks : mapping from BlockRef to ndarray of shape (n_all, dim)
-            The plan's blocks of all training rows; `blocks` where the sample is all there is.
-        targets : Targets
-        row_weights : ndarray of shape (n_all,), optional
+        ``blocks`` are the plan's of all training rows (n_all, dim), or those of the sample where it
+        is all there is; ``targets`` and ``row_weights`` (n_all,) are of these rows.
         """
         own = self.coordinates(plan.blocks)
-        axes = tuple(self.probed.axes[block] for block in plan.blocks)
-        pairs = list(zip(plan.blocks, axes, strict=True))
+        axes: dict[BlockRef, Axes] = {block: self.probed.axes[block] for block in plan.blocks}
+        learned: dict[BlockRef, Floats] = {}
+        if blocks is not self.blocks and LEXICAL_BLOCK in plan.blocks:
+            axes[LEXICAL_BLOCK], learned[LEXICAL_BLOCK] = ClassCentroids.fit(
+                blocks[LEXICAL_BLOCK], targets, row_weights
+            )
         every = own
+
+        def coordinates(block: BlockRef, rows: Rows | slice, part: Blocks) -> Floats:
+            known = learned.get(block)
+            return axes[block].transform(part[block]) if known is None else known[rows]
 
         def penalty() -> float:
             return find_penalty(
@@ -162,67 +149,53 @@ class TrainingSample:
                 else [(np.arange(len(targets)), blocks)]
             )
             features = (
-                (rows, np.hstack([axis.transform(part[block]) for block, axis in pairs]))
+                (rows, np.hstack([coordinates(block, rows, part) for block in plan.blocks]))
                 for rows, part in parts
             )
             model = train_parts(plan, features, targets, penalty(), row_weights=row_weights)
         else:
             if blocks is not self.blocks:
-                every = {block: axis.transform(blocks[block]) for block, axis in pairs}
+                every = {block: coordinates(block, slice(None), blocks) for block in plan.blocks}
             model = train(
                 plan, every, targets, row_weights=row_weights, seed=self.space.seed, search=penalty
             )
-        return FusedModel(axes, model, TemperatureCalibrator(), targets.space)
-
-    def out_of_fold(
-        self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
-    ) -> dict[str, OutOfFold]:
-        """Predict each row by models that never saw its label.
-
-        The search runs in each fold, so that the whole procedure is measured, choosing included
-        (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are those of all rows:
-        they depend on no label. ``folds`` are indices of training and of held-out rows.
-        """
-        found = self._search_rows([rows for rows, _ in folds], reporter)
-        return self._resample(strategies, found, folds, reporter)
+        return FusedModel(tuple(axes.values()), model, TemperatureCalibrator(), targets.space)
 
     def analyze(
         self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
     ) -> tuple[SearchResult, dict[str, OutOfFold]]:
-        """`search` and `out_of_fold` at once, which leaves no core idle.
+        """`search`, and for each strategy predictions of rows by models that never saw their label.
 
+        The search runs in each fold, so that the whole procedure is measured, choosing included
+        (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are those of all rows:
+        they depend on no label. ``folds`` are indices of training and of held-out rows.
         `FINAL_PLAN` is among the strategies that are measured.
         """
-        (result, _), *found = self._search_rows([None, *(rows for rows, _ in folds)], reporter)
-        every = {**strategies, FINAL_PLAN: lambda *_: result.plan}
-        return result, self._resample(every, found, folds, reporter)
-
-    def _search_rows(
-        self, parts: Sequence[Rows | None], reporter: Reporter
-    ) -> list[tuple[SearchResult, BlockScores]]:
-        """What a search on some rows finds (None: all), and their scores."""
 
         def search_part(rows: Rows | None) -> tuple[SearchResult, BlockScores]:
             if rows is None:
                 return self.search(), self.probed.scores
             targets = self.targets[rows]
             weights = None if self.row_weights is None else self.row_weights[rows]
-            probed = probe_rows(self.probed, rows, targets, row_weights=weights, n_jobs=self.n_jobs)
+            lexical = None
+            if LEXICAL_BLOCK in self.probed.axes:
+                _, lexical = ClassCentroids.fit(self.blocks[LEXICAL_BLOCK][rows], targets, weights)
+            probed = probe_rows(
+                self.probed,
+                rows,
+                targets,
+                row_weights=weights,
+                lexical=lexical,
+                n_jobs=self.n_jobs,
+            )
             result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
             return result, probed.scores
 
-        found = parallel_map(search_part, parts, self.n_jobs)
+        parts = [None, *(rows for rows, _ in folds)]  # at once, which leaves no core idle
+        searches = parallel_map(search_part, parts, self.n_jobs)
         name = "searching blocks, fusion and head"
-        return list(track(found, name, len(parts), "folds", reporter))
-
-    def _resample(
-        self,
-        strategies: Mapping[str, PlanStrategy],
-        found: Sequence[tuple[SearchResult, BlockScores]],
-        folds: Folds,
-        reporter: Reporter,
-    ) -> dict[str, OutOfFold]:
-        """Predictions of each strategy, from what was found in each fold."""
+        (result, _), *found = track(searches, name, len(parts), "folds", reporter)
+        strategies = {**strategies, FINAL_PLAN: lambda *_: result.plan}
         chosen = [{name: own(*pair) for name, own in strategies.items()} for pair in found]
         jobs = [
             (plan, fold)
@@ -235,15 +208,18 @@ class TrainingSample:
         for fold, ((_, held), plans) in enumerate(zip(folds, chosen, strict=True)):
             for name, plan in plans.items():
                 results[name].add(held, plan, logits[plan, fold])
-        return results
+        return result, results
 
     def _predict(
         self, jobs: Sequence[tuple[Plan, int]], folds: Folds, reporter: Reporter
     ) -> dict[tuple[Plan, int], Floats]:
         """Logits of the held-out rows of a fold, by a plan that was trained on its other rows."""
         used = dict.fromkeys(block for plan, _ in jobs for block in plan.blocks)
-        coordinates = self.coordinates(used)
-        ridge = _FoldedRidge(coordinates, self.targets, self.row_weights, folds, self.space.seed)
+        coordinates = [self.coordinates(used)] * len(folds)
+        if LEXICAL_BLOCK in used:
+            lexical = parallel_map(lambda fold: self._lexical(*fold), folds, self.n_jobs)
+            coordinates = [{**coordinates[0], LEXICAL_BLOCK: own} for own in lexical]
+        ridge = _FoldedRidge(self, coordinates, folds)
         pairs = {pair for plan, _ in jobs if is_ridge(plan) for pair in _pairs(plan)}
         for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
             pass
@@ -254,7 +230,7 @@ class TrainingSample:
                 return ridge.predict(plan, fold)
             return predict_held(
                 plan,
-                coordinates,
+                coordinates[fold],
                 self.targets,
                 *folds[fold],
                 row_weights=self.row_weights,
@@ -270,11 +246,22 @@ class TrainingSample:
         missing = [block for block in blocks if block not in self._coordinates]
 
         def transform(block: BlockRef) -> Floats:
+            if block == LEXICAL_BLOCK:  # as if each row had not been seen
+                return np.asarray(self.probed.coordinates[block])
             return self.probed.axes[block].transform(self.blocks[block])
 
         found = parallel_map(transform, missing, self.n_jobs)
         self._coordinates.update(zip(missing, found, strict=True))
         return {block: self._coordinates[block] for block in blocks}
+
+    def _lexical(self, rows: Rows, held: Rows) -> Floats:
+        """Coordinates (n, rank) of the lexical block, learned from some rows for others."""
+        counts = self.blocks[LEXICAL_BLOCK]
+        weights = None if self.row_weights is None else self.row_weights[rows]
+        centroids, known = ClassCentroids.fit(counts[rows], self.targets[rows], weights)
+        found = np.zeros((len(self.targets), centroids.rank), dtype=np.float32)
+        found[rows], found[held] = known, centroids.transform(counts[held])
+        return found
 
 
 def _pairs(plan: Plan) -> Iterable[tuple[BlockRef, BlockRef]]:
@@ -285,45 +272,48 @@ class _FoldedRidge:
     """Ridge heads over concatenated blocks, for many plans and all folds.
 
     The products of two blocks' coordinates are summed once over the rows that each fold leaves out;
-    the sum over its training rows is the sum over all rows less that one. The result is that of
-    `predict_held`.
+    the sum over its training rows is the sum over all rows less that one. The lexical block, which
+    each fold learns anew, is summed in each. The result is that of `predict_held`.
+
+    ``coordinates`` are those of each fold.
     """
 
-    def __init__(
-        self,
-        coordinates: Blocks,
-        targets: Targets,
-        row_weights: Floats | None,
-        folds: Folds,
-        seed: int,
-    ) -> None:
+    def __init__(self, sample: TrainingSample, coordinates: Sequence[Blocks], folds: Folds) -> None:
         self._coordinates = coordinates
-        self._targets = targets
-        self._row_weights = row_weights
+        self._targets = sample.targets
+        self._row_weights = sample.row_weights
         self._folds = folds
-        self._seed = seed
-        n = len(targets)
+        self._seed = sample.space.seed
+        n = len(sample.targets)
         self._left_out = [np.setdiff1d(np.arange(n), rows) for rows, _ in folds]
         together = np.concatenate(self._left_out)
         self._is_partition = np.array_equal(np.sort(together), np.arange(n))
         # Products with a column of ones are sums.
-        self._beside = np.column_stack([np.ones(n, dtype=np.float32), targets.matrix])
+        self._beside = np.column_stack([np.ones(n, dtype=np.float32), sample.targets.matrix])
         self._products: dict[tuple[BlockRef, BlockRef], list[Floats]] = {}
         self._with_targets: dict[BlockRef, list[Floats]] = {}
 
     def prepare(self, pair: tuple[BlockRef, BlockRef]) -> None:
         """Sum the products of two blocks, and those of one with its targets."""
         a, b = pair
-        left, right = self._coordinates[a], self._coordinates[b]
-        without = [self._product(left, right, rows) for rows in self._left_out]
-        if self._is_partition:
-            total = np.sum(without, axis=0)
+        numbers = [rows for rows, _ in self._folds]
+        if LEXICAL_BLOCK in pair:
+            self._products[pair] = [
+                self._product(own[a], own[b], rows)
+                for own, rows in zip(self._coordinates, numbers, strict=True)
+            ]
         else:
-            total = self._product(left, right, np.arange(len(left)))
-        self._products[pair] = [total - part for part in without]
+            left, right = self._coordinates[0][a], self._coordinates[0][b]
+            without = [self._product(left, right, rows) for rows in self._left_out]
+            if self._is_partition:
+                total = np.sum(without, axis=0)
+            else:
+                total = self._product(left, right, np.arange(len(left)))
+            self._products[pair] = [total - part for part in without]
         if a == b:  # not by a difference: the targets of held-out rows are not read
             self._with_targets[a] = [
-                self._product(left, self._beside, rows) for rows, _ in self._folds
+                self._product(own[a], self._beside, rows)
+                for own, rows in zip(self._coordinates, numbers, strict=True)
             ]
 
     def _product(self, left: Floats, right: Floats, rows: Rows) -> Floats:
@@ -338,7 +328,8 @@ class _FoldedRidge:
         from scipy.linalg import cho_factor, cho_solve
 
         rows, held = self._folds[fold]
-        blocks = [self._coordinates[block] for block in plan.blocks]
+        coordinates = self._coordinates[fold]
+        blocks = [coordinates[block] for block in plan.blocks]
         targets = self._targets[rows]
         weights = None if self._row_weights is None else self._row_weights[rows]
         scale = np.float32(1.0 if weights is None else weights.mean())
@@ -348,7 +339,7 @@ class _FoldedRidge:
         totals = totals.sum(axis=0, dtype=np.float64).astype(np.float32)
         mean, center = beside[:, :1] / totals[0], totals[1:] / totals[0]
         gram -= mean * beside[:, 0]
-        leading = {block: self._coordinates[block][rows, :N_LEADING] for block in plan.blocks}
+        leading = {block: coordinates[block][rows, :N_LEADING] for block in plan.blocks}
         penalty = find_penalty(plan, leading, targets, row_weights=weights, seed=self._seed)
         gram[np.diag_indices_from(gram)] += np.float32(penalty) * scale
         factor = cho_factor(gram, overwrite_a=True)

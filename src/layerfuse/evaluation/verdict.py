@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.metrics import Estimate, PairedDifference, paired_difference, share_interval
-from layerfuse.pipeline import Plan
+from layerfuse.pipeline import Floats, Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.targets import Decisions, Targets
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Floats = npt.NDArray[np.float32]
 
 _SIMPLER = ("majority", "tfidf", "last_layer", "best_block", "last_matched", "last_four")
 _SIGNIFICANT = 0.05
@@ -73,22 +70,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """The pipeline against one baseline.
+    """The pipeline against one `Baseline`, which may read no blocks and cost nothing.
 
-    Attributes
-    ----------
-    name : str
-        majority, tfidf, last_layer, last_four, last_matched, best_block or first_N.
-    encoder : str or None
-        The encoder of its first block.
-    blocks : tuple of BlockRef
-        Empty where no encoder is read.
-    cv : BaselineScore
-        By nested out-of-fold predictions of training rows.
-    test : BaselineScore or None
-        On test rows, if there are any.
-    cost : PipelineCost or None
-        None where no encoder is read.
+    ``cv`` is by nested out-of-fold predictions of training rows, ``test`` on test rows, if any.
     """
 
     name: str
@@ -138,29 +122,15 @@ def compare_baselines(
 class VerdictSummary:
     """Whether the pipeline was worth it.
 
-    Attributes
-    ----------
-    sentence : str
-        How accurate the pipeline is, how it compares with the baselines, and the advice.
-    headline : str
-        The start of the sentence: how accurate the pipeline is, and whether a baseline is
-        significantly better.
-    advice : str
-        The end of the sentence, which names a simpler baseline that is as good; may be empty.
-    gained : bool
-        Whether the pipeline is significantly better than both the last layer of the best single
-        encoder and the most frequent label: the 95% intervals on ``rows`` are above 0.
-    against : tuple of str
-        The block of that last layer.
-    gain : PairedDifference
-        The pipeline's accuracy minus that of the last layer, on ``rows``.
-    rows : str
-        ``"test"`` where there are test rows, else ``"cv"``: nested out-of-fold predictions.
-    recommended : str
-        The cheapest baseline that costs less than the pipeline and is not significantly worse in
-        nested resampling; ``"pipeline"`` where there is none.
-    time_ratio : float or None
-        The pipeline's time per text over the last layer's.
+    The ``sentence`` begins with the ``headline`` (how accurate the pipeline is, and whether a
+    baseline is significantly better) and ends with the ``advice``, which names a simpler baseline
+    that is as good and may be empty. ``rows`` is ``"test"`` where there are test rows, else
+    ``"cv"``: nested out-of-fold predictions. ``gained`` says whether the pipeline is significantly
+    better than both the last layer of the best single encoder and the most frequent label: the 95%
+    intervals on ``rows`` are above 0. ``against`` is the block of that last layer, ``gain`` the
+    pipeline's accuracy minus its own, ``time_ratio`` the pipeline's time per text over its own.
+    ``recommended`` is the cheapest baseline that costs less than the pipeline and is not
+    significantly worse in nested resampling, or ``"pipeline"``.
     """
 
     sentence: str
@@ -210,7 +180,7 @@ class Verdict(VerdictSummary):
         """
         return to_frame(self._table(), "a verdict")
 
-    def _table(self) -> list[dict[str, Any]]:
+    def _table(self) -> list[dict[str, object]]:
         own = self.cv if self.test is None else self.test
         return [
             _table_row("pipeline", None, own, self.cost),
@@ -220,7 +190,7 @@ class Verdict(VerdictSummary):
 
 def _table_row(
     name: str, encoder: str | None, score: Score, cost: PipelineCost | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     gain = score.gain if isinstance(score, BaselineScore) else None
     return {
         "name": name,
@@ -245,13 +215,12 @@ def judge(
     plan: Plan,
     scores: BlockScores,
     costs: Mapping[str, EncoderCost],
-    n_layers: Mapping[str, int],
 ) -> Verdict:
     """Compare the pipeline with each baseline, and put the result into words.
 
     The pipeline (``plan``) is measured against the last layer that scores best on training rows.
     What is recommended follows from training rows too, so that the test set decides nothing.
-    ``costs`` and ``n_layers`` are by encoder.
+    ``costs`` are by encoder.
     """
     comparisons = tuple(compare_baselines(baselines, cv, test, costs))
     where: Literal["cv", "test"] = "cv" if test is None else "test"
@@ -276,7 +245,7 @@ def judge(
     advice = "" if cheapest is None else _advice(cheapest, cv.score, plan)
     (block,) = last.blocks
     layer = f"{block.encoder}'s last layer"
-    if block.layer != n_layers[block.encoder]:
+    if block.layer != costs[block.encoder].n_layers:
         layer = f"{block.encoder}'s layer {block.layer}, the highest that was read"
     better = [item for item in simpler if item.on(where).gain.high < 0]
     headline = _headline(cv if test is None else test, where, plan, better)
@@ -384,17 +353,11 @@ def _cost_key(item: BaselineComparison) -> tuple[float, float]:
 class GeneralizationGap:
     """Test accuracy against the nested estimate, and whether test rows are like training rows.
 
-    Attributes
-    ----------
-    difference : Estimate
-        Test accuracy minus nested accuracy (-1 to 1), with Newcombe's 95% interval (1998).
-    class_shares_p : float
-        p-value of a chi-square test that both have the same class shares.
-    told_apart : Estimate
-        How often (0 to 1) a cross-validated linear probe on the fused blocks tells a test row from
-        a training row; 0.5 is a guess.
-    sentence : str
-        What follows from them, where the interval of ``difference`` leaves 0 out; else empty.
+    ``difference`` is test accuracy minus nested accuracy (-1 to 1), with Newcombe's 95% interval
+    (1998), ``class_shares_p`` the p-value of a chi-square test that both have the same class
+    shares, ``told_apart`` how often (0 to 1) a cross-validated linear probe on the fused blocks
+    tells a test row from a training row; 0.5 is a guess. ``sentence`` is what follows from them,
+    where the interval of ``difference`` leaves 0 out; else it is empty.
     """
 
     difference: Estimate

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfuse.encoders.architecture import Architecture, accepted, pool_layers
+from layerfuse.encoders.architecture import Architecture, Batch, accepted, pool_layers
 from layerfuse.errors import ConfigError
+from layerfuse.export.protocol import projections
 from layerfuse.fusion import Fusion
 from layerfuse.fusion.ensembles import StackingFusion, VotingFusion
 from layerfuse.fusion.learned import LearnedFusion, torch_functions
@@ -57,11 +58,12 @@ class PipelineGraph(torch.nn.Module):
             own = [block for block in self._model.blocks if block.encoder == name]
             poolings = tuple(dict.fromkeys(block.pooling for block in own))
             layers = tuple(sorted({block.layer for block in own}))
-            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+            options: dict[str, object] = {"attention_mask": mask}
             if "use_cache" in accepted(architecture.stack):
-                inputs["use_cache"] = False
+                options["use_cache"] = False
             pooler = Pooler(mask.bool(), poolings)
-            pooled = pool_layers(architecture.stack, architecture.blocks, inputs, pooler, layers)
+            batch = Batch(ids, mask, options)
+            pooled = pool_layers(architecture.stack, architecture.blocks, batch, pooler, layers)
             for layer in layers:
                 for place, pooling in enumerate(poolings):
                     found[name, layer, pooling] = pooled[layer][:, place]
@@ -69,7 +71,7 @@ class PipelineGraph(torch.nn.Module):
             (found[block.encoder, block.layer, block.pooling] - torch.from_numpy(axes.mean))
             * torch.from_numpy(axes.scale)
             @ torch.from_numpy(axes.axes)
-            for block, axes in zip(self._model.blocks, self._model.axes, strict=True)
+            for block, axes in zip(self._model.blocks, projections(self._model), strict=True)
         ]
         logits = self._head(self._fuse(coordinates)).double()
         return torch.softmax(logits / self._model.calibrator.temperature, dim=1).float()

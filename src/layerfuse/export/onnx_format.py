@@ -48,16 +48,10 @@ class OnnxExporter:
             entries.append(_write_tokenizer(encoder, folder, index))
             example, own = encoder.tokenize(_EXAMPLE).ids, encoder.architecture
             encoder.release()  # its weights, packed for kernels of this machine
-            stack = load_model(
-                encoder.source,
-                "float32",
-                "cpu",
-                trust_remote_code=encoder.trust_remote_code,
-                allow_pickle=encoder.allow_pickle,
-            )
+            stack = load_model(encoder.source, "float32", "cpu")
             stacks[encoder.name] = find_architecture(stack, own.traits, own.pad_id)
-            ids, mask = pad(example, own.pad_id, "cpu", accepted(stack))
-            examples += [ids["input_ids"], mask.long()]
+            batch = pad(example, own.pad_id, "cpu", accepted(stack))
+            examples += [batch.ids, batch.mask.long()]
         graph = PipelineGraph(source.model, stacks).eval()
         _trace(graph, tuple(examples), folder / GRAPH)
         classes = source.model.space.classes.tolist()
@@ -78,7 +72,7 @@ class OnnxExporter:
 
 def _write_tokenizer(encoder: FrozenEncoder, folder: Path, index: int) -> dict[str, object]:
     """Write tokenizer.json, padding on and truncation off; the runner's settings of the encoder."""
-    hf = load_tokenizer(encoder.source, trust_remote_code=encoder.trust_remote_code)
+    hf = load_tokenizer(encoder.source)
     if not hf.is_fast:
         raise ConfigError(
             f"The tokenizer of {encoder.name} has no tokenizer.json form (it is a slow one), which "

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError
 from layerfuse.pipeline import FusedModel
+from layerfuse.probing import PrincipalAxes
 from layerfuse.progress import SILENT, Reporter
+
+Floats: TypeAlias = npt.NDArray[np.floating]
 
 TOLERANCE = 1e-4
 """Largest difference from the float32 pipeline that an export may have, in a probability or as a
@@ -44,7 +47,7 @@ class Source:
         """What is read."""
         return self.model.blocks if self.block is None else (self.block,)
 
-    def expected(self, texts: Sequence[str], reporter: Reporter = SILENT) -> npt.NDArray[Any]:
+    def expected(self, texts: Sequence[str], reporter: Reporter = SILENT) -> Floats:
         """Probabilities (n, n_outputs) of the pipeline, or the block (n, dim)."""
         found = extract_blocks(texts, self.encoders, self.blocks, None, reporter=reporter)
         if self.block is not None:
@@ -61,8 +64,19 @@ class Exporter(Protocol):
     def write(self, source: Source, folder: Path) -> None:
         """Write the files into an empty folder."""
 
-    def predict(self, source: Source, folder: Path, texts: Sequence[str]) -> npt.NDArray[Any]:
+    def predict(self, source: Source, folder: Path, texts: Sequence[str]) -> Floats:
         """What `Source.expected` gives, by the files alone and the software they are for."""
+
+
+def projections(model: FusedModel) -> tuple[PrincipalAxes, ...]:
+    """The axes of the model's blocks; a ConfigError where words are one of them."""
+    axes = tuple(own for own in model.axes if isinstance(own, PrincipalAxes))
+    if len(axes) < len(model.axes):
+        raise ConfigError(
+            f"The pipeline reads words ({LEXICAL_BLOCK}), which other formats cannot hold. Fit "
+            "with --no-lexical (lexical=False in Python)."
+        )
+    return axes
 
 
 def check_padding(encoder: FrozenEncoder) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, UnsupportedModelError
 from layerfuse.export.onnx_format import OnnxExporter, quantize
-from layerfuse.export.protocol import TOLERANCE, Exporter, Source
+from layerfuse.export.protocol import TOLERANCE, Exporter, Floats, Source
 from layerfuse.export.sentence_transformers import SentenceTransformersExporter
 from layerfuse.files import atomic_folder
 from layerfuse.progress import SILENT, Reporter
@@ -38,9 +36,9 @@ class Written:
     n_bytes : int
     """
 
-    found: npt.NDArray[Any]
+    found: Floats
     difference: float
-    int8: npt.NDArray[Any] | None
+    int8: Floats | None
     n_bytes: int
 
 
@@ -102,7 +100,7 @@ def write_export(
     return Written(found, difference, small, n_bytes)
 
 
-def _largest_difference(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+def _largest_difference(found: Floats, expected: Floats) -> float:
     """Absolute, in units of the largest value where that is above 1; NaN counts as infinite."""
     if found.shape != expected.shape:
         return float("inf")

@@ -16,7 +16,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.encoders.architecture import Architecture, find_architecture, text_stack
 from layerfuse.encoders.pretrained import load_tokenizer, load_whole, quiet
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
-from layerfuse.export.protocol import Source, check_padding
+from layerfuse.export.protocol import Source, check_padding, projections
 from layerfuse.files import write_json, write_tensors
 from layerfuse.heads import LinearHead
 from layerfuse.pipeline import FusedModel
@@ -66,13 +66,7 @@ class SentenceTransformersExporter:
         text, dim = encoder.tokenizer, encoder.dim
         known, example = encoder.architecture, text(["one text"]).ids
         encoder.release()  # its weights, packed for kernels of this machine
-        model, _ = load_whole(
-            encoder.source,
-            "float32",
-            "cpu",
-            trust_remote_code=encoder.trust_remote_code,
-            allow_pickle=encoder.allow_pickle,
-        )
+        model, _ = load_whole(encoder.source, "float32", "cpu")
         states = model.eval().state_dict()  # with poolers, which stock loaders miss
         architecture = find_architecture(text_stack(model), known.traits, known.pad_id)
         top = max(block.layer for block in source.blocks)
@@ -94,7 +88,7 @@ class SentenceTransformersExporter:
             model.save_pretrained(folder, state_dict=states)
         for weights in folder.glob("*.safetensors"):  # which only their owner may read
             shutil.copymode(folder / "config.json", weights)
-        hf = load_tokenizer(encoder.source, trust_remote_code=encoder.trust_remote_code)
+        hf = load_tokenizer(encoder.source)
         hf.padding_side, hf.model_max_length = "right", text.max_length
         if hf.pad_token is None:
             hf.pad_token = hf.convert_ids_to_tokens(text.blank_id)
@@ -194,7 +188,7 @@ def _affine_map(model: FusedModel, chosen: Sequence[BlockRef]) -> tuple[Floats, 
     zeros = [np.zeros((1, axes.rank), dtype=np.float32) for axes in model.axes]
     offset = fuse(zeros)[0].astype(np.float64)
     maps: dict[BlockRef, npt.NDArray[np.float64]] = {}
-    for index, (block, axes) in enumerate(zip(model.blocks, model.axes, strict=True)):
+    for index, (block, axes) in enumerate(zip(model.blocks, projections(model), strict=True)):
         ones = [np.repeat(zero, axes.rank, axis=0) for zero in zeros]
         ones[index] = np.eye(axes.rank, dtype=np.float32)
         slope = fuse(ones).astype(np.float64) - fuse(zeros)

@@ -11,7 +11,7 @@ from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.files import take_tensor
 from layerfuse.fusion.protocol import FittedFusion, FusionInputs, FusionKind
 from layerfuse.heads import Floats, LinearHead, RidgeHead, ridge_leave_one_out
-from layerfuse.probing import standardization
+from layerfuse.probing.ridge import standardization
 from layerfuse.targets import LabelSpace
 
 _NO_RESIDUAL = "it combines predictions, beside which there is no room"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from layerfuse.files import take_tensor
 from layerfuse.fusion.protocol import FittedFusion, FusionInputs, FusionKind
 from layerfuse.heads import Floats
-from layerfuse.probing import decompose, standardization
+from layerfuse.probing.ridge import decompose, standardization
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 

@@ -43,16 +43,11 @@ class FusionInputs:
 
 @dataclass(frozen=True)
 class FittedFusion:
-    """A fusion, and its output for its training rows.
+    """A fusion, its output for its training rows, and the head that came with it, if any.
 
-    Attributes
-    ----------
-    fusion : Fusion
-    features : ndarray of shape (n, d_out)
-        What a head is to be trained on: ``transform`` of the training blocks, except for
-        ``stacking`` and ``voting``, where each row's features come from models that did not see it.
-    head : LinearHead or None
-        The head that came with the fusion (trained jointly, or fixed).
+    ``features`` (n, d_out) are what a head is to be trained on: ``transform`` of the training
+    blocks, except for ``stacking`` and ``voting``, where each row's features come from models that
+    did not see it.
     """
 
     fusion: Fusion

@@ -10,7 +10,7 @@ from layerfuse.fusion.learned import Bilinear, Gated, ScalarMix
 from layerfuse.fusion.products import PRODUCTS, Concat
 from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionInputs, FusionKind
 from layerfuse.heads.protocol import Floats, Weights
-from layerfuse.probing import unit_mean_weights
+from layerfuse.probing.ridge import unit_mean_weights
 from layerfuse.targets import Targets
 
 _LEARNED = (ScalarMix(), Gated(), Bilinear())
@@ -24,28 +24,12 @@ def fit_fusion(
     name: str, blocks: Sequence[Floats], targets: Targets, *,
     row_weights: Weights | None = None, size: int = 256, seed: int = 0,
 ) -> FittedFusion:  # fmt: skip
-    """Fit a fusion on training rows.
+    """Fit one of `FUSIONS` on training rows.
 
-    Parameters
-    ----------
-    name : str
-        One of `FUSIONS`.
-    blocks : sequence of ndarrays of shape (n, dim)
-        Scaled, centered blocks, such as principal coordinates.
-    targets : Targets
-        Of the n rows. ``concat`` and the projected operations do not read them.
-    row_weights : ndarray of shape (n,), optional
-        Weights of rows, at any scale, for fusions that read targets.
-    size : int
-        Maximum number of columns to which the projected and the learned operations bring each
-        block.
-    seed : int
-        Of what the learned operations draw.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name, or an operation without a residual form.
+    ``blocks`` (n, dim) are scaled and centered, such as principal coordinates. ``targets`` and
+    ``row_weights`` (n,), at any scale, are read by the learned fusions and the ensembles, and
+    ``seed`` is that of what they draw. ``size`` is the maximum number of columns to which the
+    projected and the learned operations bring each block.
 
     Examples
     --------

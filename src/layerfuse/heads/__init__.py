@@ -1,9 +1,9 @@
 """The classifier that ships, over fused features."""
 
 from layerfuse.heads.kernel import KernelHead
-from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead, ridge_leave_one_out
+from layerfuse.heads.linear import LinearHead, RidgeHead, ridge_leave_one_out
 from layerfuse.heads.mlp import PAPER_SCHEDULE, MlpHead
-from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats, Head, HeadKind
+from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats, Head
 from layerfuse.heads.registry import HEADS, fit_head, load_head, search_penalty
 
 __all__ = [
@@ -12,10 +12,8 @@ __all__ = [
     "UNSEEN_CLASS_LOGIT",
     "Floats",
     "Head",
-    "HeadKind",
     "KernelHead",
     "LinearHead",
-    "LogisticHead",
     "MlpHead",
     "RidgeHead",
     "fit_head",

@@ -25,16 +25,9 @@ class KernelHead:
 
     The Nyström method (Williams and Seeger, NeurIPS 2000), in float32 and without the directions
     of the landmarks' kernel matrix that are rounding errors there, which scikit-learn's
-    ``Nystroem`` keeps.
-
-    Attributes
-    ----------
-    landmarks : ndarray of shape (dim, m)
-        Training rows drawn at random, all of them up to 2,048, divided by the bandwidth s.
-    scale : ndarray of shape (1,)
-        1/s; s is the median distance of training rows.
-    linear : RidgeHead
-        A weight for each landmark and output.
+    ``Nystroem`` keeps. The landmarks (dim, m) are training rows drawn at random, all of them up to
+    2,048, divided by the bandwidth s, the median distance of training rows; ``scale`` (1,) is 1/s,
+    and ``linear`` has a weight for each landmark and output.
     """
 
     kind: ClassVar[str] = "kernel"

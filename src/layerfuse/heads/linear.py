@@ -10,10 +10,10 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
-from layerfuse.probing import (
+from layerfuse.probing.probe import fit_logistic
+from layerfuse.probing.ridge import (
     LeaveOneOut,
     decompose,
-    fit_logistic,
     leave_one_out,
     unit_mean_weights,
     weight_rows,
@@ -33,14 +33,10 @@ _GRID = tuple(float(C) for C in np.logspace(-1.5, 3.5, 6))
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits ``X @ coef + intercept``; by itself a head that came with a fusion.
+    """Logits ``X @ coef + intercept``, of shapes (dim, n_outputs) and (n_outputs,).
 
-    Attributes
-    ----------
-    coef : ndarray of shape (dim, n_outputs)
-    intercept : ndarray of shape (n_outputs,)
-    penalty : float
-        alpha for ``ridge``, 1/C for ``logistic``, 0 for a head that came with a fusion.
+    By itself a head that came with a fusion, without a penalty; it is alpha for ``ridge``, 1/C for
+    ``logistic``.
     """
 
     kind: ClassVar[str] = "linear"

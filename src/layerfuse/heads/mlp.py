@@ -30,14 +30,8 @@ PAPER_SCHEDULE = Schedule(rate=1e-4, decay=0.0, batch=1024, epochs=100, patience
 class MlpHead:
     """Two hidden layers with ReLU (1024 and 256 units), then logits.
 
-    The head of LLMEmbed (Liu et al., ACL 2024) and of Gwak and Jung (2025).
-
-    Attributes
-    ----------
-    weights : tuple of ndarrays of shapes (dim, 1024), (1024, 256), (256, n_outputs)
-    biases : tuple of ndarrays of shapes (1024,), (256,), (n_outputs,)
-    penalty : float
-        0: early stopping regularizes it.
+    The head of LLMEmbed (Liu et al., ACL 2024) and of Gwak and Jung (2025). It has no penalty:
+    early stopping regularizes it.
     """
 
     kind: ClassVar[str] = "mlp"

@@ -9,7 +9,7 @@ from layerfuse.heads.kernel import KernelHead
 from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead
 from layerfuse.heads.mlp import MlpHead
 from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights
-from layerfuse.probing import unit_mean_weights
+from layerfuse.probing.ridge import unit_mean_weights
 from layerfuse.targets import Targets
 
 _KINDS: tuple[HeadKind, ...] = (RidgeHead, LogisticHead, KernelHead, MlpHead)
@@ -21,33 +21,12 @@ HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}
 def search_penalty(
     name: str, X: Floats, targets: Targets, *, row_weights: Weights | None = None, seed: int = 0
 ) -> float:
-    """Find the penalty of a head.
+    """Find the penalty of one of `HEADS`.
 
-    By exact leave-one-out for ``ridge`` and ``kernel`` and by stratified folds for ``logistic``;
-    ``mlp`` has none.
-
-    Parameters
-    ----------
-    name : str
-        One of `HEADS`.
-    X : ndarray of shape (n, dim)
-        Centered, block-scaled features, of which the leading principal coordinates are enough.
-    targets : Targets
-        Of the n rows.
-    row_weights : ndarray of shape (n,), optional
-        Weights of rows, at any scale, in the fits and in the held-out loss.
-    seed : int
-        Of folds and landmarks.
-
-    Returns
-    -------
-    float
-        1/C for ``logistic``, alpha for ``ridge`` and ``kernel``, 0 for ``mlp``.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name.
+    By exact leave-one-out for ``ridge`` and ``kernel`` (alpha) and by stratified folds for
+    ``logistic`` (1/C); ``mlp`` has none (0). ``X`` (n, dim) are centered, block-scaled features, of
+    which the leading principal coordinates are enough; ``row_weights`` (n,), at any scale, count in
+    the fits and in the held-out loss; ``seed`` is that of folds and landmarks.
 
     Examples
     --------
@@ -67,18 +46,7 @@ def fit_head(
     name: str, X: Floats, targets: Targets, penalty: float, *,
     row_weights: Weights | None = None, seed: int = 0,
 ) -> Head:  # fmt: skip
-    """Fit a head.
-
-    Parameters
-    ----------
-    penalty : float
-        From `search_penalty`, whose other parameters are the same.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name.
-    """
+    """Fit one of `HEADS`; ``penalty`` is from `search_penalty`, whose other parameters it has."""
     check_choice(name, HEADS, "head")
     weights = unit_mean_weights(row_weights)
     return HEADS[name].fit(X, targets, penalty, row_weights=weights, seed=seed)

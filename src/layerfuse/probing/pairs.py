@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.errors import DataError
 from layerfuse.groups import standard_error
 from layerfuse.metrics import check_correct_pair
 from layerfuse.probing.ridge import leave_one_out, prior_errors, spectrum
@@ -81,17 +80,7 @@ class Agreement:
 
 
 def measure_agreement(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Agreement:
-    """Count how often two classifiers are right on the same rows.
-
-    Parameters
-    ----------
-    correct_a, correct_b : (n,) bool, whether each row's prediction is right
-
-    Raises
-    ------
-    DataError
-        For arrays that are not bool, not of one shape (n,), or empty.
-    """
+    """Count how often two classifiers are right on the same rows; both arrays are (n,) bool."""
     a, b = check_correct_pair(correct_a, correct_b)
     return Agreement(
         both=int((a & b).sum()),
@@ -101,10 +90,7 @@ def measure_agreement(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Agr
     )
 
 
-Doubles = npt.NDArray[np.float64]
-
-
-def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
+def linear_cka(X: npt.NDArray[np.floating], Y: npt.NDArray[np.floating]) -> float:
     r"""Linear centered kernel alignment of two feature matrices over the same rows.
 
     :math:`\|X^T Y\|_F^2 / (\|X^T X\|_F \|Y^T Y\|_F)` with centered columns (Kornblith et al.,
@@ -115,33 +101,9 @@ def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
     constant says nothing, and its similarity with anything is 0.
 
     It is biased upwards for few rows: two random matrices of d columns give about d / (n + d).
-
-    Parameters
-    ----------
-    X : (n, dim_x) features; brought to float64 before centring, so that a large offset is harmless
-    Y : (n, dim_y) features of the same rows
-
-    Returns
-    -------
-    float
-        From 0 to 1, without unit.
-
-    Raises
-    ------
-    DataError
-        For arrays that are not two matrices over the same rows, or values that are not finite.
+    ``X`` (n, dim_x) and ``Y`` (n, dim_y) are finite.
     """
-    a, b = np.asarray(X, dtype=np.float64), np.asarray(Y, dtype=np.float64)
-    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or not len(a):
-        raise DataError(
-            f"Got features of shapes {a.shape} and {b.shape}. Expected (n, dim_x) and (n, dim_y) "
-            "over the same n rows, with at least one row."
-        )
-    for name, table in (("X", a), ("Y", b)):
-        if not np.isfinite(table).all():
-            row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
-            raise DataError(f"Row {row} of {name} holds a NaN or an infinity. Give finite numbers.")
-    a, b = _centered(a), _centered(b)
+    a, b = _centered(X), _centered(Y)
     if len(a) < max(a.shape[1], b.shape[1]):
         left, right = a @ a.T, b @ b.T
         shared, own = float((left * right).sum()), np.linalg.norm(left) * np.linalg.norm(right)
@@ -151,15 +113,10 @@ def linear_cka(X: npt.ArrayLike, Y: npt.ArrayLike) -> float:
     return float(np.clip(shared / own, 0.0, 1.0)) if own > 0 else 0.0
 
 
-def _centered(X: Doubles) -> Doubles:
-    """Columns of mean 0, the whole of norm 1; what is constant becomes exactly 0."""
-    varies = X.max(axis=0) > X.min(axis=0)
-    centered = np.where(varies, X - X.mean(axis=0), 0.0)
-    largest = np.abs(centered).max(initial=0.0)
-    if largest == 0:
-        return centered
-    centered = centered / largest  # first, so that no square overflows
-    return np.asarray(centered / np.linalg.norm(centered))
+def _centered(X: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Columns of mean 0; one that is constant becomes exactly 0."""
+    wide = X.astype(np.float64)  # before centering, so that a large offset is harmless
+    return np.where(wide.max(axis=0) > wide.min(axis=0), wide - wide.mean(axis=0), 0.0)
 
 
 Floats = npt.NDArray[np.float32]
@@ -179,21 +136,8 @@ def find_pair(
 
     All pairs of the first 48 candidates are ranked by the share of the targets' variance that a
     linear regression on both explains; the best few are checked by leave-one-out. At most 2,000
-    rows are read.
-
-    Parameters
-    ----------
-    coordinates : mapping from BlockRef to ndarray of shape (n, columns)
-        Principal coordinates of each candidate.
-    candidates : sequence of BlockRef
-        Best first.
-    targets : Targets
-        Of the n rows.
-
-    Returns
-    -------
-    tuple of two BlockRef, or None
-        None where no loss is four standard errors below that of the targets' mean.
+    rows are read. Coordinates are principal ones (n, columns), candidates the best first. None
+    where no loss is four standard errors below that of the targets' mean.
     """
     rows, blocks, centered = _prepare(coordinates, candidates, targets, _LEADING)
     stops = np.cumsum([block.shape[1] for block in blocks.values()])

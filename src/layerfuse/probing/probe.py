@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScore, BlockScores
 from layerfuse.errors import DataError, check_choice
 from layerfuse.files import take_tensor
 from layerfuse.groups import standard_error
 from layerfuse.parallel import parallel_map
+from layerfuse.probing.centroids import ClassCentroids
 from layerfuse.probing.ridge import (
     Spectrum,
     decompose,
@@ -121,6 +122,9 @@ class PrincipalAxes:
 
 Blocks: TypeAlias = Mapping[BlockRef, Floats]
 
+Axes: TypeAlias = PrincipalAxes | ClassCentroids
+"""From a block to its coordinates; of the lexical block centroids, which learn from labels."""
+
 _FOLDS = 5
 _LOGISTIC_C = (1.0, 10.0, 100.0, 1000.0)
 
@@ -134,12 +138,12 @@ class ProbeResults:
     scores : BlockScores
     coordinates : mapping from BlockRef to ndarray of shape (n, columns)
         Leading principal coordinates of the rows, by which blocks are chosen; fewer than the axes.
-    axes : mapping from BlockRef to PrincipalAxes
+    axes : mapping from BlockRef to Axes
     """
 
     scores: BlockScores
     coordinates: Blocks
-    axes: Mapping[BlockRef, PrincipalAxes]
+    axes: Mapping[BlockRef, Axes]
 
 
 def score_blocks(
@@ -206,13 +210,18 @@ def probe_blocks(
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("There is only one class. Give rows of at least two.")
 
-    def probe(block: BlockRef) -> tuple[BlockScore, PrincipalAxes, Floats]:
+    def probe(block: BlockRef) -> tuple[BlockScore, Axes, Floats]:
         features = embeddings[block]
-        if len(features) != len(targets):
+        if features.shape[0] != len(targets):
             raise DataError(
-                f"{block} has {len(features)} rows, but there are {len(targets)} labels."
+                f"{block} has {features.shape[0]} rows, but there are {len(targets)} labels."
             )
-        axes, space, leading = PrincipalAxes.fit(features)
+        axes: Axes
+        if block == LEXICAL_BLOCK:
+            axes, leading = ClassCentroids.fit(features, targets, row_weights)
+            space = decompose(leading)
+        else:
+            axes, space, leading = PrincipalAxes.fit(features)
         return SCORERS[scorer](block, space, targets, weights), axes, leading
 
     scores, coordinates, axes = [], {}, {}
@@ -235,18 +244,21 @@ def probe_rows(
     targets: Targets,
     *,
     row_weights: Floats | None = None,
+    lexical: Floats | None = None,
     n_jobs: int | None = None,
 ) -> ProbeResults:
     """Score blocks by the ridge probe from the principal coordinates of some of their rows.
 
     For choosing only: the probe sees the coordinates alone, and there is no macro-F1 (NaN), which
     takes longer than the probe. The axes stay as they are: they come from the embeddings of all
-    rows and from no label. ``targets`` and ``row_weights`` are those of ``rows``.
+    rows and from no label. ``targets`` and ``row_weights`` are those of ``rows``, and so are the
+    coordinates ``lexical`` of the lexical block, which do depend on labels.
     """
     weights = unit_mean_weights(row_weights)
 
     def probe(block: BlockRef) -> tuple[BlockScore, Floats]:
-        Z = probed.coordinates[block][rows]
+        own = lexical if block == LEXICAL_BLOCK else None
+        Z = probed.coordinates[block][rows] if own is None else own.copy()
         Z -= Z.mean(axis=0)
         score, _ = _ridge(block, decompose(weight_rows(Z, weights)), targets, weights)
         return score, Z

@@ -30,15 +30,8 @@ _CHUNK = 1 << 23  # values processed at once where a whole copy would double the
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Features rotated onto their principal axes.
-
-    Attributes
-    ----------
-    rotated : ndarray of shape (n, rank)
-        Q, its columns ordered by falling eigenvalues.
-    eigenvalues : ndarray of shape (rank,)
-    axes : ndarray of shape (dim, rank)
-        V.
+    """Features rotated onto their principal axes: Q (n, rank), its columns ordered by falling
+    eigenvalues (rank,), and V (dim, rank).
     """
 
     rotated: Floats
@@ -48,16 +41,10 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Leave-one-out results at the penalty with the lowest loss.
+    """Leave-one-out results at the penalty with the lowest loss, in the units of the eigenvalues.
 
-    Attributes
-    ----------
-    penalty : float
-        In the units of the eigenvalues.
-    predictions : ndarray of shape (n, n_outputs)
-        Of models that did not see the row.
-    errors : ndarray of shape (n,)
-        Their squared errors, summed over outputs.
+    ``predictions`` (n, n_outputs) are of models that did not see the row, ``errors`` (n,) their
+    squared errors, summed over outputs.
     """
 
     penalty: float
@@ -192,19 +179,10 @@ def leave_one_out(
 ) -> LeaveOneOut:
     """Exact leave-one-out predictions for each penalty (times n), at the best of them.
 
-    Parameters
-    ----------
-    space : Spectrum
-        Features of n rows.
-    targets : ndarray of shape (n, n_outputs)
-        A target matrix, such as `Targets.matrix`.
-    penalties : array-like
-        Candidates, per row.
-    row_weights : ndarray of shape (n,), optional
-        Weights above 0 with a mean of 1. With them ``space`` is that of features from which their
-        weighted mean was taken, each row times the root of its weight; errors are weighted.
-    groups : Groups, optional
-        Rows that are left out together.
+    ``targets`` (n, n_outputs) are a target matrix, such as `Targets.matrix`. ``row_weights`` (n,)
+    are above 0 with a mean of 1; with them ``space`` is that of features from which their weighted
+    mean was taken, each row times the root of its weight, and errors are weighted. Rows of one of
+    ``groups`` are left out together.
     """
     n = len(targets)
     if row_weights is None:
@@ -260,28 +238,12 @@ def _chunks(X: Floats) -> list[slice]:
 class RidgeState:
     """The ridge regression on the blocks chosen so far.
 
-    Attributes
-    ----------
-    penalty : float
-        That of the lowest leave-one-out loss, in the units of the blocks' Gram matrix.
-    rotation : ndarray of shape (columns, rank)
-        From the concatenated blocks to the basis.
-    basis : ndarray of shape (n, rank)
-        U, where the hat matrix is ``U U^T``.
-    leverages : ndarray of shape (n,)
-        The diagonal of the hat matrix, with the intercept's share.
-    fitted : ndarray of shape (n, n_outputs)
-        Fitted values.
-    errors : ndarray of shape (n,)
-        Squared leave-one-out errors, summed over outputs.
-    targets : ndarray of shape (n, n_outputs)
-        The target matrix, weighted as the blocks are (`weight_rows`).
-    prior_errors : ndarray of shape (n,)
-        Those of the targets' mean.
-    intercept : ndarray of shape (n, 1)
-        Its share of the hat matrix, as the basis has that of the blocks.
-    groups : Groups or None
-        Rows that are left out together.
+    ``penalty`` is that of the lowest leave-one-out loss, in the units of the blocks' Gram matrix.
+    ``rotation`` (columns, rank) leads from the concatenated blocks to the ``basis`` U (n, rank),
+    where the hat matrix is ``U U^T``; ``leverages`` (n,) are its diagonal, with the share of the
+    ``intercept`` (n, 1). ``fitted`` values and ``targets`` (n, n_outputs) are weighted as the
+    blocks are (`weight_rows`). ``errors`` (n,) are squared leave-one-out errors, summed over
+    outputs, ``prior_errors`` (n,) those of the targets' mean.
     """
 
     penalty: float
@@ -360,16 +322,9 @@ class RidgeState:
         """Exact leave-one-out residuals (n, n_outputs) with ``block`` added, at the same penalty.
 
         By block inversion: with H the hat matrix and Z the block, ``(I - H) Z M^T`` with ``M^T M =
-        (Z^T (I - H) Z + penalty)^-1`` times its own transpose is what is added to H.
-
-        Parameters
-        ----------
-        block : ndarray of shape (n, columns)
-            Centered (and weighted, as those of the state).
-        gram : ndarray of shape (columns, columns), optional
-            ``Z^T Z`` where it is known.
-        cross : ndarray of shape (chosen columns, columns), optional
-            The chosen blocks' columns times the block's, where they are known.
+        (Z^T (I - H) Z + penalty)^-1`` times its own transpose is what is added to H. Z (n, columns)
+        is centered (and weighted, as those of the state); ``gram`` is ``Z^T Z`` and ``cross`` the
+        chosen blocks' columns times those of Z, where they are known.
         """
         shared = self.basis.T @ block if cross is None else self.rotation.T @ cross
         inner = (block.T @ block if gram is None else gram) - shared.T @ shared

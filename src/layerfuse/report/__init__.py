@@ -41,8 +41,7 @@ def plot_scores(scores: BlockScores, selected: Collection[BlockRef] = ()) -> alt
     if not len(scores):
         raise ConfigError("There are no scores to draw.")
     require("altair", "report", "A figure of block scores")
-    from layerfuse.report.figures import encoder_curves
-    from layerfuse.report.theme import DRAWING, for_notebook
+    from layerfuse.report.figures import DRAWING, encoder_curves, for_notebook
 
     with DRAWING:
         return for_notebook(encoder_curves(scores, selected))
@@ -69,9 +68,8 @@ def plot_verdict(verdict: Verdict) -> alt.VConcatChart:
         Without the extra ``report``.
     """
     require("altair", "report", "A figure of a verdict")
-    from layerfuse.report.figures import gain_intervals
+    from layerfuse.report.figures import DRAWING, for_notebook, gain_intervals
     from layerfuse.report.tables import gains_of
-    from layerfuse.report.theme import DRAWING, for_notebook
 
     gains = gains_of(verdict.comparisons, verdict.rows)
     if not gains:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import AbstentionFigures
-from layerfuse.complementarity import Addition, MeasuredPair
+from layerfuse.complementarity import Addition, Pair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.metrics import Estimate, Evaluation, PairedDifference
@@ -30,15 +30,6 @@ class ProfileResult(Model):
     """The largest share of texts (0 to 1) that an encoder truncated."""
 
 
-class Example(Model):
-    """A training text that only one block of the best pair gets right."""
-
-    right: BlockRef
-    row: int
-    label: Label
-    text: str
-
-
 class CompareResult(Model):
     """Which blocks are worth combining; pairs and additions come best first."""
 
@@ -46,11 +37,10 @@ class CompareResult(Model):
     pairing: str
     n: int
     """Training rows that were measured on."""
-    pairs: tuple[MeasuredPair, ...]
+    pairs: tuple[Pair, ...]
     pipeline: tuple[BlockRef, ...]
     """The blocks in use that ``additions`` would be added to."""
     additions: tuple[Addition, ...]
-    examples: tuple[Example, ...]
     verdict: str
     truncated_share: float
 
@@ -128,7 +118,7 @@ class RunComparison(Model):
 
 
 class EvaluateResult(Model):
-    """A saved classifier on labelled rows; ``split`` is None for a file."""
+    """A saved classifier on labeled rows; ``split`` is None for a file."""
 
     data: str
     split: str | None
@@ -256,14 +246,11 @@ class StoreCheck(Model):
 
 
 class ReportResult(Model):
-    """The page that was written, its sections, and figures beside it."""
+    """The page that was written, and figures beside it."""
 
-    run: str
     report: str
     n_bytes: int
-    sections: tuple[str, ...]
     figures: tuple[str, ...]
-    seconds: float
 
 
 class Int8Result(Model):

@@ -6,14 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import Abstention, AbstentionFigures
 from layerfuse.cli_options import FitConfig, ReadConfig
-from layerfuse.complementarity import Pair
 from layerfuse.data import SEPARATOR, Audit, TextDataset, split_names
 from layerfuse.errors import FormatError, NotFoundError
 from layerfuse.evaluation.verdict import (
@@ -26,7 +23,6 @@ from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
 from layerfuse.resources import EncoderCost, PipelineCost
-from layerfuse.targets import Targets
 
 _NAME = "report.json"
 
@@ -46,7 +42,6 @@ class NearPair(Model):
     test_label: str
     train_label: str
     test_text: str
-    train_text: str
 
 
 class NearDuplicates(Model):
@@ -119,11 +114,6 @@ class EncoderReport(Model):
     source: str
     revision: str | None
     fingerprints: dict[str, str]
-    layers: int
-    """Transformer blocks; layers are numbered from 0 to this."""
-    dim: int
-    device: str
-    dtype: str
     prompt: str | None
     chat_prompt: str | None
     max_length: int
@@ -150,17 +140,6 @@ class AbstentionReport(Model):
     cv: AbstentionFigures
     """On training rows, out of fold: those that the thresholds were chosen on."""
     test: AbstentionFigures | None = None
-
-    @classmethod
-    def of(
-        cls, rule: Abstention | None, proba: npt.NDArray[np.float64], targets: Targets
-    ) -> AbstentionReport | None:
-        """By nested out-of-fold probabilities (n, n_classes)."""
-        return None if rule is None else cls(rule=rule, cv=rule.measure(proba, targets))
-
-    def tested(self, proba: npt.NDArray[np.float64], targets: Targets) -> AbstentionReport:
-        """With its figures on test rows."""
-        return self.model_copy(update={"test": self.rule.measure(proba, targets)})
 
     @property
     def shown(self) -> AbstentionFigures:
@@ -222,22 +201,12 @@ class HardestTexts(Model):
     texts: tuple[HardText, ...]
 
 
-class Complementarity(Model):
-    """Pairs of the selected blocks and of each encoder's best and last one."""
-
-    n: int
-    """Training rows that they were measured on."""
-    blocks: tuple[BlockRef, ...]
-    pairs: tuple[Pair, ...]
-
-
 class Diagnosis(Model):
     """Where the pipeline errs; confusion and calibration are those of the verdict's rows."""
 
     confusion: tuple[ConfusionCell, ...]
     calibration: tuple[CalibrationBin, ...]
     hardest: HardestTexts
-    complementarity: Complementarity
 
 
 class Timings(Model):
@@ -258,7 +227,6 @@ class Environment(Model):
 
     python: str
     platform: str
-    machine: str
     cpu: str
     cores: int | None
     peak_memory_mb: float | None

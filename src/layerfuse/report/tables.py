@@ -19,7 +19,6 @@ from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     AbstentionReport,
     CalibrationBin,
-    Complementarity,
     ConfusionCell,
     Environment,
     HardestTexts,
@@ -115,8 +114,11 @@ def gains_of(baselines: Iterable[BaselineComparison], rows: str) -> dict[str, Pa
 
 
 def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
-    """Baselines, what the pipeline gains over each on the same rows, and the pipeline last."""
-    cells = []
+    """Baselines, what the pipeline gains over each on the same rows, and the pipeline last.
+
+    A ``short`` one leaves out macro-F1 and what it is not needed to decide by.
+    """
+    cells: list[tuple[str, ...]] = []
     for baseline in report.baselines:
         if not (baseline.is_step or (short and baseline.name in _WIDER)):
             score = baseline.on(report.verdict.rows)
@@ -130,10 +132,13 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
         nested = report.cv
         accuracy = estimate_cells(nested.accuracy)
         cells.append(("nested, training rows", *accuracy, percent(nested.macro_f1.value), ""))
-    caption = f"Accuracy on {own.n:,} {report.rows_in_words}"
-    head = ("pipeline", "accuracy", "95% interval", "macro-F1", "Δ accuracy, points")
+    caption = f"{'on' if short else 'Accuracy on'} {own.n:,} {report.rows_in_words}"
+    head: tuple[str, ...] = ("pipeline", "accuracy", "95% interval", "macro-F1")
+    head += ("Δ accuracy, points",)
     strong = [place for place, row in enumerate(cells) if row[0] == name]
-    return Table(caption, head, cells, range(1, 5), strong=strong)
+    if short:
+        head, cells = head[:3] + head[4:], [row[:3] + row[4:] for row in cells]
+    return Table(caption, head, cells, range(1, len(head)), strong=strong)
 
 
 def abstention_sentence(own: AbstentionFigures) -> str:
@@ -187,7 +192,10 @@ def trials_table(report: RunReport) -> Table:
 
 
 def block_table(
-    caption: str, shown: Iterable[BlockScore], profile: BlockScores, selected: Collection[BlockRef]
+    caption: str,
+    shown: Iterable[BlockScore],
+    profile: BlockScores,
+    selected: Collection[BlockRef] = (),
 ) -> Table:
     """Scores of blocks, the selected ones and each encoder's last layer marked."""
     top = {name: profile.last(name).block.layer for name in profile.encoders}
@@ -200,21 +208,6 @@ def block_table(
         cells.append((*row, ", ".join(marks)))
     head = ("block", "accuracy", "macro-F1", "loss", "")
     return Table(caption, head, cells, range(1, 4), open_rows=400)
-
-
-def pairs_table(measured: Complementarity) -> Table:
-    """Pairs of blocks, those that differ most first."""
-    cells = [
-        (
-            *(str(pair.a), str(pair.b), percent(pair.disagreement), f"{pair.cka:.2f}"),
-            *(f"{pair.yules_q:.2f}", percent(pair.double_fault), percent(pair.oracle_accuracy)),
-            gain_text(pair.gain),
-        )
-        for pair in sorted(measured.pairs, key=lambda pair: -pair.disagreement)
-    ]
-    names = ("block", "with", "one right", "CKA", "Yule's Q", "both wrong", "either right")
-    head = (*names, "gain fused, points")
-    return Table("Pairs of blocks, those that differ most first", head, cells, range(2, 8))
 
 
 def cost_table(report: RunReport) -> Table:
@@ -320,6 +313,20 @@ def near_table(near: NearDuplicates) -> Table:
     return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
 
 
+def audit_notes(audit: Audit) -> list[str]:
+    """What is odd about the classes."""
+    small = tuple(f"{name} ({count})" for name, count in audit.small_classes.items())
+    alike = tuple(" / ".join(map(repr, names)) for names in audit.alike_classes)
+    found = (
+        ("classes without a test row", audit.untested_classes),
+        ("classes without a training row", audit.unseen_classes),
+        ("classes with fewer than 5 training rows", small),
+        ("classes that differ only in case or blanks", alike),
+        ("classes that read like a missing value", audit.odd_classes),
+    )
+    return [f"{what}: {', '.join(names)}" for what, names in found if names]
+
+
 def audit_table(audit: Audit) -> Table:
     """What was counted in each split."""
     cells = [
@@ -331,17 +338,6 @@ def audit_table(audit: Audit) -> Table:
     ]
     texts = ("empty", "repeated", "conflicting labels", "over 2,000 characters")
     return Table("Splits", ("split", "rows", "classes", *texts), cells, range(1, 7))
-
-
-def time_table(report: RunReport) -> Table:
-    """Seconds of each step that was needed."""
-    cells = [
-        (name.removesuffix("_s"), f"{seconds:.1f}")
-        for name, seconds in vars(report.timings).items()
-        if seconds
-    ]
-    head = ("step", "seconds")
-    return Table("Time of the run, seconds", head, cells, (1,), strong=[len(cells) - 1])
 
 
 def encoder_table(report: RunReport) -> Table:
@@ -369,6 +365,8 @@ def machine_table(report: RunReport) -> Table:
         ("processor", f"{machine.cpu}, {plural(machine.cores or 1, 'core')}"),
         ("system", machine.platform),
         ("Python", machine.python),
+        ("seconds", f"{report.timings.total_s:.1f}"),
+        ("peak memory", f"{machine.peak_memory_mb:.0f} MB" if machine.peak_memory_mb else "–"),
         *machine.packages.items(),
     ]
     for encoder in report.encoders:

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from layerfuse.blocks import BlockRef, BlockScore, BlockScores
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScore
 from layerfuse.data.audit import Audit, Finding
 from layerfuse.files import human_bytes
 from layerfuse.metrics import Estimate
@@ -23,15 +23,10 @@ from layerfuse.report.results import (
     CurveResult,
     EvaluateResult,
     ExportResult,
-    ExtractResult,
     LabelAudit,
-    ModelCheck,
     ModelList,
     ProfileResult,
-    PushResult,
-    ReportResult,
     RunComparison,
-    StoreCheck,
 )
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.tables import gain_text, interval, percent, plural, sentence_case
@@ -39,34 +34,30 @@ from layerfuse.report.tables import gain_text, interval, percent, plural, senten
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 80  # columns of a terminal that nobody has widened
 _NOISE = 4  # standard errors that a bar's full height spans at least
-_MOST_BLOCKS = 12  # of a table
+_MOST_ROWS = 12  # of a table; --json has all
 _MOST_PAIRS = 10
 _MOST_ADDITIONS = 5
 _EXAMPLES = 5
-_MOST_CLASSES = 12
 _MOST_DOUBTS = 20
 _HIDDEN = ("description", "identity")  # columns of lists that no terminal has room for
-_COLUMNS = {"n_bytes": "size", "idle_s": "last used"}
+_NAMES = {"n_bytes": "size", "idle_s": "last used"}
 
 
 @singledispatch
-def render(result: object, out: Console, *, verbose: bool = False) -> None:
-    """Print a command's result: records of one kind as a table, anything else as lines."""
+def render(result: object, out: Console) -> None:
+    """Print a command's result: values that there are as lines, records as a table."""
     for name, value in vars(result).items():
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and value and hasattr(value[0], "__dict__"):
             _print_records(value, out)
-        else:
-            out.print(f"{name}: {value}", soft_wrap=True)
+        elif value is not None:
+            out.print(f"{_NAMES.get(name, name)}: {_cell(name, value)}", soft_wrap=True)
 
 
 def _print_records(records: Sequence[object], out: Console) -> None:
-    if not records:
-        out.print("nothing")
-        return
     table = Table()
     names = [name for name in vars(records[0]) if name not in _HIDDEN]
     for name in names:
-        table.add_column(_COLUMNS.get(name, name.replace("_", " ")), overflow="fold")
+        table.add_column(_NAMES.get(name, name.replace("_", " ")), overflow="fold")
     for record in records:
         table.add_row(*(_cell(name, getattr(record, name)) for name in names))
     out.print(table)
@@ -77,18 +68,31 @@ def _cell(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int) and name == "n_bytes":
         return human_bytes(value)
-    if isinstance(value, float):  # seconds since the last use
+    if isinstance(value, float) and name == "idle_s":
         days = value / 86_400
         return f"{days:.1f} days ago" if days > 1 else f"{24 * days:.1f} h ago"
+    if isinstance(value, float):
+        return f"{value:.1e}"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {entry:,}" for key, entry in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     return str(value)
 
 
-def _print_table(own: tables.Table, out: Console) -> None:
-    """Without vertical lines: with them, five columns do not fit 80 characters."""
-    table = Table(title=own.caption, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, name in enumerate(own.head):
+def _print_table(own: tables.Table, out: Console, *, short: bool = False) -> None:
+    """Without vertical lines: with them, five columns do not fit 80 characters.
+
+    A ``short`` one has no other lines either, and its caption in place of the first column's name.
+    """
+    head = (own.caption, *own.head[1:]) if short else own.head
+    table = Table(
+        title=None if short else own.caption,
+        title_justify="left",
+        box=None if short else SIMPLE_HEAD,
+        padding=(0, 2 if short else 1, 0, 0),
+    )
+    for place, name in enumerate(head):
         right = place in own.numeric
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for place, row in enumerate(own.rows):
@@ -121,51 +125,41 @@ def _print_chart(
     out.print(Text(f"  {bars}\n  {marks}".rstrip()), soft_wrap=True)
 
 
-def _print_encoders(profile: BlockScores, selected: Sequence[BlockRef], out: Console) -> None:
-    """A chart for each encoder, every layer at its best pooling."""
-    out.print("Leave-one-out accuracy by layer, lowest to highest of each encoder; ^ selected")
-    for encoder in profile.encoders:
-        best: dict[int, BlockScore] = {}
-        for score in sorted(profile.of(encoder), key=lambda score: score.accuracy):
-            best[score.block.layer] = score
-        own = [block for block in selected if block.encoder == encoder]
-        _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
-
-
-def _print_profile(profile: BlockScores, selected: Sequence[BlockRef], out: Console) -> None:
-    """A chart for each encoder and pooling; the best blocks, the selected ones and last layers."""
+@render.register
+def _render_profile(result: ProfileResult, out: Console) -> None:
+    """A chart for each encoder and pooling; the best blocks and each encoder's last layer."""
+    profile = result.profile
     for encoder in profile.encoders:
         for pooling in dict.fromkeys(score.block.pooling for score in profile.of(encoder)):
             scores = sorted(profile.of(encoder, pooling), key=lambda score: score.block.layer)
-            kept = [b for b in selected if (b.encoder, b.pooling) == (encoder, pooling)]
-            _print_chart(f"{encoder}, {pooling} pooling", scores, kept, out)
+            _print_chart(f"{encoder}, {pooling} pooling", scores, (), out)
     out.print()
     top = {name: profile.last(name).block.layer for name in profile.encoders}
     shown = [
         score
         for place, score in enumerate(profile.ranking)
-        if place < _MOST_BLOCKS
-        or score.block in selected
-        or score.block.layer == top[score.block.encoder]
+        if place < _MOST_ROWS or score.block.layer == top[score.block.encoder]
     ]
     count = "all" if len(shown) == len(profile) else f"{len(shown)} of {len(profile)}"
     how = "leave-one-out" if profile.scorer == "ridge" else "cross-validated"
     caption = f"Blocks by loss, {how} on training rows ({count})"
-    _print_table(tables.block_table(caption, shown, profile, selected), out)
+    _print_table(tables.block_table(caption, shown, profile), out)
 
 
 @render.register
-def _render_profile(result: ProfileResult, out: Console, *, verbose: bool = False) -> None:
-    _print_profile(result.profile, (), out)
-
-
-@render.register
-def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> None:
-    """A fit on one screen, and what to type next; ``verbose`` puts everything else before it."""
-    selection = report.selection
-    if verbose:
-        _print_details(report, out)
-    _print_encoders(report.profile, selection.blocks, out)
+def _render_fit(report: RunReport, out: Console) -> None:
+    """A fit on one screen, and what to type next."""
+    selection, profile = report.selection, report.profile
+    out.print("Leave-one-out accuracy by layer, lowest to highest of each encoder; ^ selected")
+    for encoder in profile.encoders:  # every layer at its best pooling
+        by_accuracy = sorted(profile.of(encoder), key=lambda score: score.accuracy)
+        best = {score.block.layer: score for score in by_accuracy}
+        own = [block for block in selection.blocks if block.encoder == encoder]
+        if encoder == LEXICAL_BLOCK.encoder:
+            line = f": words (TF-IDF), {percent(best[0].accuracy)}{' ^' if own else ''}"
+            out.print(Text.assemble((encoder, "bold"), line))
+            continue
+        _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
     trials = len({(trial.fusion, trial.head) for trial in selection.trials})
     compared = f" ({plural(trials, 'alternative')} compared)" if trials else ""
     out.print(
@@ -182,7 +176,7 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
     out.print(Text.assemble("Verdict: ", (headline, "bold"), rest))
     if report.gap is not None and report.gap.sentence:
         out.print(f"Note: {report.gap.sentence}")
-    _print_baselines(report, out, verbose)
+    _print_table(tables.accuracy_table(report, short=True), out, short=True)
     if report.abstention is not None:
         out.print(tables.abstention_sentence(report.abstention.shown))
         _print_table(tables.abstention_table(report.abstention), out)
@@ -196,39 +190,8 @@ def _render_fit(report: RunReport, out: Console, *, verbose: bool = False) -> No
     out.print(f"Next: layerfuse predict {shlex.quote(report.run)} FILE", soft_wrap=True)
 
 
-def _print_details(report: RunReport, out: Console) -> None:
-    """What the page has and one screen has no room for."""
-    _print_profile(report.profile, report.selection.blocks, out)
-    for table in (
-        *((tables.trials_table(report),) if report.selection.trials else ()),
-        tables.class_table(report.diagnosis.confusion, report.data.classes),
-        tables.calibration_table(report.diagnosis.calibration),
-        tables.cost_table(report),
-        tables.encoder_table(report),
-        tables.time_table(report),
-    ):
-        _print_table(replace(table, rows=table.rows[:_MOST_BLOCKS]), out)
-    measured = report.measured
-    log_loss, ece = measured.log_loss.value, measured.ece.value
-    out.print(f"Calibration: log loss {log_loss:.3f}, ECE {ece:.3f}\n")
-
-
-def _print_baselines(report: RunReport, out: Console, verbose: bool) -> None:
-    """The table of accuracies, without lines, and without macro-F1 unless there is time for it."""
-    own = tables.accuracy_table(report, short=not verbose)
-    shown = [place for place in range(len(own.head)) if verbose or place != 3]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(f"on {report.measured.n:,} {report.rows_in_words}", overflow="fold")
-    for place in shown[1:]:
-        table.add_column(own.head[place], justify="right")
-    for number, row in enumerate(own.rows):
-        style = "bold" if number in own.strong else ""
-        table.add_row(*(row[place] for place in shown), style=style)
-    out.print(table)
-
-
 @render.register
-def _render_evaluation(result: EvaluateResult, out: Console, *, verbose: bool = False) -> None:
+def _render_evaluation(result: EvaluateResult, out: Console) -> None:
     split = f" ({result.split})" if result.split else ""
     metrics = result.metrics
     out.print(f"{plural(metrics.n, 'row')} of {result.data}{split}", soft_wrap=True)
@@ -238,13 +201,12 @@ def _render_evaluation(result: EvaluateResult, out: Console, *, verbose: bool = 
     if result.abstention is not None:
         out.print(tables.abstention_sentence(result.abstention))
     classes = tables.class_table(result.confusion, result.classes)
-    shown = classes.rows if verbose else classes.rows[:_MOST_BLOCKS]
-    _print_table(replace(classes, rows=shown), out)
+    _print_table(replace(classes, rows=classes.rows[:_MOST_ROWS]), out)
     if result.comparison is not None:
-        _print_run_comparison(result.comparison, out, verbose=verbose)
+        _print_run_comparison(result.comparison, out)
 
 
-def _print_run_comparison(own: RunComparison, out: Console, *, verbose: bool) -> None:
+def _print_run_comparison(own: RunComparison, out: Console) -> None:
     """The difference on the same rows, and texts whose label changed."""
     out.print(
         f"{own.against}: accuracy {own.accuracy.value:.4f}; this one is better by "
@@ -257,7 +219,7 @@ def _print_run_comparison(own: RunComparison, out: Console, *, verbose: bool) ->
             *(str(change.row), str(change.label), str(change.predicted), str(change.other)),
             " ".join(change.text.split())[:_WIDTH],
         )
-        for change in (own.changes if verbose else own.changes[:_MOST_BLOCKS])
+        for change in own.changes[:_MOST_ROWS]
     ]
     if cells:
         head = ("row", "label", "predicted", "by the other", "text")
@@ -265,17 +227,8 @@ def _print_run_comparison(own: RunComparison, out: Console, *, verbose: bool) ->
 
 
 @render.register
-def _render_extraction(result: ExtractResult, out: Console, *, verbose: bool = False) -> None:
-    out.print(
-        f"{plural(result.rows, 'row')} read into {result.store}; "
-        f"{plural(result.computed, 'text')} computed",
-        soft_wrap=True,
-    )
-
-
-@render.register
-def _render_comparison(result: CompareResult, out: Console, *, verbose: bool = False) -> None:
-    """The best pairs, what to add next, and texts that only one of the best pair gets right."""
+def _render_comparison(result: CompareResult, out: Console) -> None:
+    """The best pairs, and what to add next."""
     out.print(Text.assemble(("Verdict: ", "bold"), result.verdict), soft_wrap=True)
     out.print()
     _print_table(_pair_table(result), out)
@@ -288,15 +241,6 @@ def _render_comparison(result: CompareResult, out: Console, *, verbose: bool = F
         out.print(f"and {hidden} more, which --json lists\n")
     if result.additions:
         _print_table(_addition_table(result), out)
-    for block in dict.fromkeys(example.right for example in result.examples):
-        out.print(f"Only {block} is right, for example:", style="bold", soft_wrap=True)
-        for example in result.examples:
-            if example.right == block:
-                line = f"  {example.row} [{example.label}] {example.text}"
-                printable = "".join(sign if sign.isprintable() else " " for sign in line)
-                text = Text(f"  {' '.join(printable.split())}")
-                text.truncate(_WIDTH, overflow="ellipsis")
-                out.print(text)
 
 
 def _pair_table(result: CompareResult) -> tables.Table:
@@ -320,23 +264,21 @@ def _pair_table(result: CompareResult) -> tables.Table:
 
 
 def _addition_table(result: CompareResult) -> tables.Table:
-    """The best blocks to add, and the best one of every encoder that is not in use."""
-    cells, seen = [], set()
-    for place, addition in enumerate(result.additions):
-        encoder = addition.block.encoder
-        first = addition.new_encoder and encoder not in seen
-        seen.add(encoder)
-        if place < _MOST_ADDITIONS or first:
-            loss = f"{addition.loss_gain:+.4f} ± {addition.loss_gain_se:.4f}"
-            row = (str(addition.block), percent(addition.accuracy), gain_text(addition.gain), loss)
-            cells.append((*row, "new encoder" if addition.new_encoder else ""))
+    cells = [
+        (
+            *(str(own.block), percent(own.accuracy), gain_text(own.gain)),
+            f"{own.loss_gain:+.4f} ± {own.loss_gain_se:.4f}",
+            "new encoder" if own.new_encoder else "",
+        )
+        for own in result.additions[:_MOST_ADDITIONS]
+    ]
     head = ("block", "accuracy", "gain, points", "gain, loss", "")
     caption = f"What to add next to {', '.join(map(str, result.pipeline))}"
     return tables.Table(caption, head, cells, range(1, 4))
 
 
 @render.register
-def _render_curve(result: CurveResult, out: Console, *, verbose: bool = False) -> None:
+def _render_curve(result: CurveResult, out: Console) -> None:
     """The verdict, the table by number of labels, and what its intervals cover."""
     out.print(Text.assemble(("Verdict: ", "bold"), result.verdict), width=_WIDTH)
     out.print()
@@ -353,7 +295,7 @@ def _render_curve(result: CurveResult, out: Console, *, verbose: bool = False) -
 
 
 @render.register
-def _render_models(result: ModelList, out: Console, *, verbose: bool = False) -> None:
+def _render_models(result: ModelList, out: Console) -> None:
     """The named encoders, a paragraph each: no terminal has room for their table."""
     for entry in result.models:
         out.print(f"{entry.name}{' (downloaded)' if entry.pulled else ''}", style="bold")
@@ -371,14 +313,7 @@ def _render_models(result: ModelList, out: Console, *, verbose: bool = False) ->
 
 
 @render.register
-def _render_written(result: ReportResult, out: Console, *, verbose: bool = False) -> None:
-    out.print(f"{result.report} ({human_bytes(result.n_bytes)})", soft_wrap=True)
-    if result.figures:
-        out.print(f"{len(result.figures)} figures beside {result.figures[0]}", soft_wrap=True)
-
-
-@render.register
-def _render_export(result: ExportResult, out: Console, *, verbose: bool = False) -> None:
+def _render_export(result: ExportResult, out: Console) -> None:
     where = f"on {plural(result.n_rows, 'text')} of {result.rows}"
     lines = [
         f"{result.out} ({human_bytes(result.n_bytes)})",
@@ -406,36 +341,7 @@ def _render_export(result: ExportResult, out: Console, *, verbose: bool = False)
 
 
 @render.register
-def _render_push(result: PushResult, out: Console, *, verbose: bool = False) -> None:
-    place = f"not uploaded, written to {result.folder}" if result.url is None else result.url
-    size = f"{plural(len(result.files), 'file')}, {human_bytes(result.n_bytes)}"
-    out.print(f"{result.repository}: {place} ({size})", soft_wrap=True)
-
-
-@render.register
-def _render_check(result: ModelCheck, out: Console, *, verbose: bool = False) -> None:
-    out.print(
-        f"{result.name}: {result.layers} layers of {result.dim}, {result.dtype} on {result.device}"
-    )
-    for check in result.checks:
-        out.print(
-            f"  {'ok    ' if check.ok else 'FAILED'} {check.name}: {check.deviation:.1e} "
-            f"(tolerance {check.tolerance:.0e})",
-        )
-
-
-@render.register
-def _render_verify(result: StoreCheck, out: Console, *, verbose: bool = False) -> None:
-    out.print(
-        f"{result.root}: {plural(result.shards, 'shard')}, {human_bytes(result.n_bytes)} intact",
-        soft_wrap=True,
-    )
-    for path in result.damaged:
-        out.print(f"damaged, set aside: {path}", soft_wrap=True)
-
-
-@render.register
-def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None:
+def _render_audit(result: Audit, out: Console) -> None:
     out.print(result.name, style="bold", soft_wrap=True)
     for name, split in result.splits.items():
         out.print(f"{name}: {plural(split.rows, 'row')}")
@@ -446,7 +352,7 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
             out.print(f"  texts with conflicting labels: {split.conflicts}")
         if not (split.conflicts or split.empty.count or split.duplicates.count):
             out.print("  no empty, repeated or conflicting texts")
-        shown = list(split.classes.items())[:_MOST_CLASSES]
+        shown = list(split.classes.items())[:_MOST_ROWS]
         more = len(split.classes) - len(shown)
         tail = f" and {more} more" if more else ""
         counts = ", ".join(f"{label}: {count}" for label, count in shown)
@@ -454,22 +360,12 @@ def _render_audit(result: Audit, out: Console, *, verbose: bool = False) -> None
         if len(split.classes) == 1 and name != result.test_name:
             out.print("  only one class: a classifier needs two")
     _print_finding(f"rows of {result.test_name} that are in train", result.leaks, out)
-    for word, names in (
-        ("classes without a test row", result.untested_classes),
-        ("classes without a training row", result.unseen_classes),
-        ("classes with fewer than 5 training rows", tuple(result.small_classes)),
-        (
-            "classes that differ only in case or blanks",
-            tuple(" / ".join(map(repr, own)) for own in result.alike_classes),
-        ),
-        ("classes that read like a missing value", result.odd_classes),
-    ):
-        if names:
-            out.print(f"  {word}: {', '.join(names)}", soft_wrap=True)
+    for note in tables.audit_notes(result):
+        out.print(f"  {note}", soft_wrap=True)
 
 
 @render.register
-def _render_labels(result: LabelAudit, out: Console, *, verbose: bool = False) -> None:
+def _render_labels(result: LabelAudit, out: Console) -> None:
     """The most doubtful labels."""
     own = result.accuracy
     out.print(
@@ -478,7 +374,7 @@ def _render_labels(result: LabelAudit, out: Console, *, verbose: bool = False) -
         f"({interval(own.low, own.high)}) as labeled",
         soft_wrap=True,
     )
-    shown = result.doubts if verbose else result.doubts[:_MOST_DOUBTS]
+    shown = result.doubts[:_MOST_DOUBTS]
     cells = [
         (
             str(doubt.row if doubt.id is None else doubt.id),

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from layerfuse.cli_options import ServeConfig
 from layerfuse.errors import ConfigError
 from layerfuse.progress import Reporter
-from layerfuse.serving.app import make_app
+from layerfuse.serving.app import Server, make_app
 from layerfuse.serving.guard import JsonLines
 from layerfuse.serving.registry import ServedModel, load_models, named_runs
 
@@ -36,7 +36,7 @@ def serve(config: ServeConfig, reporter: Reporter) -> None:
     def load(known: tuple[ServedModel, ...]) -> Mapping[str, ServedModel]:
         return load_models(runs, config.encoders, config.device, reporter, known)
 
-    app = make_app(config, load, os.environ.get("LAYERFUSE_TOKEN"))
+    app = make_app(Server(config, load), os.environ.get("LAYERFUSE_TOKEN"))
     lines = logging.StreamHandler(sys.stdout)
     lines.setFormatter(JsonLines())
     for name in ("layerfuse.serving", "uvicorn"):
@@ -52,5 +52,6 @@ def serve(config: ServeConfig, reporter: Reporter) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=int(config.deadline) + 1,
         )

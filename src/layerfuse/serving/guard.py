@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,7 +19,7 @@ from layerfuse.serving.metrics import Metrics
 
 _OPEN = {"/", "/health/live", "/health/ready"}
 """What can be read without a token: the page asks for it."""
-_PATHS = _OPEN | {"/predict", "/v1/models", "/v1/reload", "/metrics", "/docs", "/openapi.json"}
+_PATHS = _OPEN | {"/predict", "/v1/models", "/v1/reload", "/metrics", "/openapi.json"}
 LOG = logging.getLogger("layerfuse.serving")
 
 
@@ -73,6 +74,10 @@ class Guard:
             if refusal is None:
                 async with asyncio.timeout(self._deadline):
                     await self._app(scope, limited, watched)
+        except HTTPException as error:
+            refusal = problem(error.status_code, error.detail, **(error.headers or {}))
+        except ClientDisconnect:
+            status, record.error = 499, "The client has disconnected."
         except TimeoutError:
             refusal = problem(504, f"No answer within {self._deadline:g} s.")
         except Exception as error:

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
-from layerfuse.embeddings.engines import run_shard
 from layerfuse.embeddings.plan import plan_shards
+from layerfuse.embeddings.runner import run_shard
 from layerfuse.embeddings.store import Key
-from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
@@ -26,20 +26,21 @@ from layerfuse.report.run_report import RunReport, read_run_report
 from layerfuse.serving.schemas import ModelInfo, ServedEncoder
 
 Texts = tuple[str, ...]
+N_WORKERS = 2  # batches that are computed side by side
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One classifier; ``encoders`` has for each encoder's name the one that is shared."""
+    """One classifier; ``encoders`` has for each worker the shared encoders by name."""
 
     model: FusedModel
-    encoders: Mapping[str, FrozenEncoder]
+    encoders: tuple[Mapping[str, FrozenEncoder], ...]
     info: ModelInfo
     abstention: Abstention | None
 
 
 @dataclass(frozen=True, eq=False)
-class Predicted:
+class Predictions:
     """Calibrated probabilities (n_texts, n_classes), and which texts an encoder truncated."""
 
     proba: npt.NDArray[np.float64]
@@ -47,7 +48,7 @@ class Predicted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class _TextBlocks:
     """Blocks of distinct texts, each (n_texts, dim), and the row of each text."""
 
     places: Mapping[str, int]
@@ -113,21 +114,32 @@ def load_models(
     for place in places:
         check_choice(place, sorted(names), "encoder")
     shared: dict[str, FrozenEncoder] = {}
-    before = [encoder for served in known for encoder in served.encoders.values()]
+    before = [encoder for served in known for encoder in served.encoders[0].values()]
     opened = [encoder for classifier in loaded.values() for encoder in classifier.encoders_]
     for encoder in (*before, *opened):
         best = shared.setdefault(_identity(encoder), encoder)
         if best.highest_layer < encoder.highest_layer:
             shared[_identity(encoder)] = encoder
+    others = ({k: _replica(encoder) for k, encoder in shared.items()} for _ in range(1, N_WORKERS))
+    by_worker = (shared, *others)
     return {
         name: ServedModel(
             classifier.model_,
-            {encoder.name: shared[_identity(encoder)] for encoder in classifier.encoders_},
+            tuple(
+                {encoder.name: own[_identity(encoder)] for encoder in classifier.encoders_}
+                for own in by_worker
+            ),
             _info(name, classifier, _report(runs[name], reporter)),
             classifier.abstention_,
         )
         for name, classifier in loaded.items()
     }
+
+
+def _replica(encoder: FrozenEncoder) -> FrozenEncoder:
+    """What another worker reads with; a model with its own code may not allow a replica."""
+    is_plain = encoder.kind == "cpu" and not encoder.source.trust_remote_code
+    return encoder.replica() if is_plain else encoder
 
 
 def _identity(encoder: FrozenEncoder) -> str:
@@ -178,48 +190,57 @@ def _info(name: str, classifier: LayerFusionClassifier, report: RunReport | None
     )
 
 
-def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
+def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> list[Predictions]:
     """Answer requests together: each encoder reads each distinct text once.
 
-    It is read at the layers that these requests need, no higher than the highest of them.
+    It is read at the layers that these requests need, no higher than the highest of them. Calls
+    for different workers run side by side.
     """
     wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
     for served, texts in requests:
         for block in served.model.blocks:
-            places, keys = wanted.setdefault(served.encoders[block.encoder], ({}, {}))
+            if block == LEXICAL_BLOCK:
+                continue
+            places, keys = wanted.setdefault(served.encoders[worker][block.encoder], ({}, {}))
             keys[block.layer, block.pooling] = None
             for text in texts:
                 places.setdefault(text, len(places))
-    read = {encoder: _read(encoder, *asked) for encoder, asked in wanted.items()}
+    read = {encoder: _encode(encoder, *asked) for encoder, asked in wanted.items()}
     together: dict[ServedModel, list[str]] = {}
     for served, texts in requests:
         together.setdefault(served, []).extend(texts)
-    answers = {served: _classify(served, texts, read) for served, texts in together.items()}
+    answers = {served: _classify(served, texts, read, worker) for served, texts in together.items()}
     done = dict.fromkeys(together, 0)
-    found = []
+    results = []
     for served, texts in requests:
         own = slice(done[served], done[served] + len(texts))
         done[served] = own.stop
-        found.append(Predicted(answers[served].proba[own], answers[served].truncated[own]))
-    return found
+        results.append(Predictions(answers[served].proba[own], answers[served].truncated[own]))
+    return results
 
 
 def _classify(
-    served: ServedModel, texts: Sequence[str], read: Mapping[FrozenEncoder, _Read]
-) -> Predicted:
+    served: ServedModel,
+    texts: Sequence[str],
+    read: Mapping[FrozenEncoder, _TextBlocks],
+    worker: int,
+) -> Predictions:
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
     truncated = np.zeros(len(texts), dtype=bool)
     for block in served.model.blocks:
-        own = read[served.encoders[block.encoder]]
+        if block == LEXICAL_BLOCK:
+            blocks[block] = count_words(texts)
+            continue
+        own = read[served.encoders[worker][block.encoder]]
         rows = [own.places[text] for text in texts]
         blocks[block] = own.blocks[block.layer, block.pooling][rows]
         truncated |= own.truncated[rows]
-    return Predicted(served.model.predict_proba(blocks), truncated)
+    return Predictions(served.model.predict_proba(blocks), truncated)
 
 
-def _read(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _Read:
+def _encode(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _TextBlocks:
     missing = [(np.arange(len(places)), tuple(keys))]
     jobs = plan_shards(tuple(places), missing, encoder)
     results = [run_shard(job, encoder) for job in jobs]
     blocks = {key: np.concatenate([result.blocks[key] for result in results]) for key in keys}
-    return _Read(places, blocks, np.concatenate([result.truncated for result in results]))
+    return _TextBlocks(places, blocks, np.concatenate([result.truncated for result in results]))

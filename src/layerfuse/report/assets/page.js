@@ -4,7 +4,6 @@ const figures = JSON.parse(document.getElementById("figures").textContent);
 const root = document.documentElement;
 const system = matchMedia("(prefers-color-scheme: dark)");
 const button = document.getElementById("theme");
-const status = document.getElementById("status");
 const drawn = new Map();
 let printing = false;
 
@@ -48,18 +47,5 @@ button.addEventListener("click", () => {
 system.addEventListener("change", () => { name(); drawAll(); });
 addEventListener("beforeprint", () => { printing = true; root.dataset.printing = ""; drawAll(); });
 addEventListener("afterprint", () => { printing = false; delete root.dataset.printing; drawAll(); });
-document.querySelectorAll("[data-copy]").forEach((copy) => {
-  copy.hidden = false;
-  copy.addEventListener("click", async () => {
-    const code = document.getElementById(copy.dataset.copy);
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      status.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code);
-      status.textContent = "Selected; copy it with the keyboard";
-    }
-  });
-});
 name();
 drawAll();

@@ -1,4 +1,4 @@
-"""Running shard jobs: batches within a token budget, what they took, and engines that map jobs."""
+"""Running shard jobs: batches within a token budget, and what they took."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -151,54 +150,30 @@ def write_result(job: ShardJob, result: ShardResult, folder: Path | None) -> Sha
     return replace(result, blocks={}, path=path)
 
 
-class Engine(Protocol):
-    """Runs shard jobs.
-
-    An engine need only call `run_shard` with what it is given: jobs, encoders (without their
-    weights) and results can be pickled.
-    """
-
-    def map(
-        self,
-        jobs: Sequence[ShardJob],
-        encoder: FrozenEncoder,
-        folder: Path | None,
-        reporter: Reporter,
-    ) -> Generator[ShardResult]:
-        """Results of some jobs, in their order; see `run_shard`."""
-
-
-class LocalEngine:
-    """Runs jobs one after another in this process.
+def run_shards(
+    jobs: Sequence[ShardJob], encoder: FrozenEncoder, folder: Path | None, reporter: Reporter
+) -> Generator[ShardResult]:
+    """`run_shard` for jobs one after another; results in their order.
 
     Beside an accelerator the next job is tokenized and the last one's shard written while a job
     is read; a CPU is busy as it is.
     """
+    encoder.tokenize([])  # loads what is not loaded yet, off the clock
 
-    def map(
-        self,
-        jobs: Sequence[ShardJob],
-        encoder: FrozenEncoder,
-        folder: Path | None,
-        reporter: Reporter,
-    ) -> Generator[ShardResult]:
-        """Results of some jobs, in their order."""
-        encoder.tokenize([])  # loads what is not loaded yet, off the clock
+    def read() -> Iterator[tuple[ShardJob, ShardResult]]:
+        budget: float = math.inf
+        tokenized = in_turn(lambda job: tokenize_shard(job, encoder), jobs)
+        for job, (tokens, seconds) in zip(jobs, tokenized, strict=True):
+            # What did not fit into memory once is not tried again.
+            fitting = replace(job, batch_tokens=int(min(job.batch_tokens, budget)))
+            result = read_shard(fitting, tokens, seconds, encoder, advance, reporter)
+            budget = result.batch_tokens
+            yield job, result
+            del result
+            if len(jobs) > 1:
+                trim_heap()
 
-        def read() -> Iterator[tuple[ShardJob, ShardResult]]:
-            budget: float = math.inf
-            tokenized = in_turn(lambda job: tokenize_shard(job, encoder), jobs)
-            for job, (tokens, seconds) in zip(jobs, tokenized, strict=True):
-                # What did not fit into memory once is not tried again.
-                fitting = replace(job, batch_tokens=int(min(job.batch_tokens, budget)))
-                result = read_shard(fitting, tokens, seconds, encoder, advance, reporter)
-                budget = result.batch_tokens
-                yield job, result
-                del result
-                if len(jobs) > 1:
-                    trim_heap()
-
-        in_turn = map if encoder.kind == "cpu" else prefetch
-        n_texts = sum(len(job.texts) for job in jobs)
-        with reporter.task(f"reading {encoder.name}", n_texts, "texts") as advance:
-            yield from in_turn(lambda pair: write_result(pair[0], pair[1], folder), read())
+    in_turn = map if encoder.kind == "cpu" else prefetch
+    n_texts = sum(len(job.texts) for job in jobs)
+    with reporter.task(f"reading {encoder.name}", n_texts, "texts") as advance:
+        yield from in_turn(lambda pair: write_result(pair[0], pair[1], folder), read())
