@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.cli_options import FitConfig
-from layerfuse.commands.fit import groups_of, make_classifier, read_data
+from layerfuse.commands.fit import groups_of, make_classifier, read_data, read_options
 from layerfuse.commands.paths import check_new_file
 from layerfuse.commands.tables import Share, write_table
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
@@ -34,6 +34,7 @@ def audit_data(config: FitConfig, reporter: Reporter) -> Audit:
             text_column=config.text_column,
             label_column=config.label_column,
             test=config.test,
+            options=read_options(config),
             reporter=reporter,
         )
     )

@@ -333,11 +333,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         text_column=config.text_column,
         label_column=config.label_column,
         test=getattr(config, "test", None),
-        options=ReadOptions(
-            id_column=config.id_column,
-            group_column=config.group_column,
-            strip_html=config.strip_html,
-        ),
+        options=read_options(config),
         reporter=reporter,
     )
     if config.sample is not None:
@@ -361,6 +357,15 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
                 "the figures; see layerfuse audit"
             )
     return dataset
+
+
+def read_options(config: ReadConfig) -> ReadOptions:
+    """What the settings say of reading a table."""
+    return ReadOptions(
+        id_column=config.id_column,
+        group_column=config.group_column,
+        strip_html=config.strip_html,
+    )
 
 
 def groups_of(split: Split, config: ReadConfig) -> list[object] | None:
