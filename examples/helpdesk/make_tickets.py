@@ -1,8 +1,8 @@
 """A made-up export of a helpdesk, with the troubles of real ones; see docs/helpdesk.md.
 
-``python make_tickets.py`` writes into the current folder tickets.csv (600 rows), later.csv (200 rows
-of the weeks after, all labeled) and spoiled.csv (what only we can know: the rows of tickets.csv whose
-queue is wrong, with the right one).
+Writes into the current folder tickets.csv (600 rows), later.csv (200 rows of the weeks after, all
+labeled) and spoiled.csv (what only we can know: the rows of tickets.csv whose queue is wrong, with
+the right one).
 """
 
 from __future__ import annotations
