@@ -300,6 +300,10 @@ class FitConfig(CurveConfig):
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
     out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
     report: WriteReport = True
+    explain: Annotated[
+        bool,
+        option("Keep training texts in the bundle, for predict --explain.", show_default=False),
+    ] = False
 
 
 @Parameter(name="*")

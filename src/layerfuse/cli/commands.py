@@ -109,6 +109,10 @@ def predict(
     probabilities: Annotated[
         bool, option("Add the probability of every class.", show_default=False)
     ] = False,
+    explain: Annotated[
+        bool,
+        option("Add the nearest training texts (after fit --explain).", show_default=False),
+    ] = False,
     resume: Annotated[bool, option("Go on with the finished parts of a stopped run.")] = False,
     encoders: MovedEncoders = {},  # noqa: B006  # only read
     device: Device = "auto",
@@ -125,7 +129,13 @@ def predict(
         if out is not None:
             raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
         found = predict_texts(
-            run, text, encoders, device, output.reporter, all_classes=probabilities
+            run,
+            text,
+            encoders,
+            device,
+            output.reporter,
+            all_classes=probabilities,
+            explain=explain,
         )
         if output.as_json:
             print_json(found)
@@ -151,6 +161,7 @@ def predict(
         stream=stream,
         resume=resume,
         all_classes=probabilities,
+        explain=explain,
         show=show if out in (None, "-") and not output.as_json else None,
     )
     if output.as_json:

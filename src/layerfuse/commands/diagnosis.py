@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import combinations
@@ -27,6 +27,7 @@ from layerfuse.parallel import peak_mb
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.report.run_report import (
     CalibrationBin,
+    ClassText,
     Complementarity,
     ConfusionCell,
     Diagnosis,
@@ -40,7 +41,9 @@ from layerfuse.resources import EncoderCost
 from layerfuse.targets import Targets
 
 _TEXTS = 40  # of the hardest texts, and of near-duplicate pairs, that are kept
+_OF_CLASS = 3  # most typical and most doubtful texts of each class
 _LONGEST = 600  # characters kept of each
+_SHORT = 200  # and of those of each class
 _PAIR_ROWS = 2000  # on which pairs of blocks are measured
 _MOST_BLOCKS = 12
 _BINS = 10
@@ -100,6 +103,7 @@ def diagnose(
         confusion=confusion(shown, len(classes)),
         calibration=calibration(shown),
         hardest=_hardest(cv, texts, classes),
+        class_texts=tuple(_class_texts(cv, classifier, classes)),
         complementarity=_complementarity(classifier, reporter),
     )
 
@@ -162,8 +166,28 @@ def _hardest(rows: Predicted, texts: Sequence[str], classes: Sequence[str]) -> H
     )
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+def _class_texts(
+    rows: Predicted, classifier: LayerFusionClassifier, classes: Sequence[str]
+) -> Iterator[ClassText]:
+    """Of each class the most typical and the most doubtful rows of the sample."""
+    examples = classifier.examples_
+    for code, name in enumerate(classes):
+        own = np.flatnonzero(rows.truth == code)
+        typical = examples.central(own[rows.correct[own]], _OF_CLASS)
+        order = own[np.argsort(rows.label_probability[own], kind="stable")]
+        doubtful = [row for row in order.tolist() if row not in typical][:_OF_CLASS]
+        for place in (*typical.tolist(), *doubtful):
+            yield ClassText(
+                label=name,
+                typical=place in typical,
+                row=int(rows.rows[place]),
+                label_probability=float(rows.label_probability[place]),
+                text=_cut(examples.texts[place], _SHORT),
+            )
+
+
+def _cut(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _complementarity(classifier: LayerFusionClassifier, reporter: Reporter) -> Complementarity:

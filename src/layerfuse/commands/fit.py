@@ -182,6 +182,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             text_column=dataset.text_column,
             label_column=dataset.label_column,
             strip_html=config.strip_html,
+            explain=config.explain,
         )
         write_run_report(folder, report)
         write_rows(folder / "rows.parquet", cv, tested)

@@ -54,14 +54,19 @@ class _Label:
     device: str
     suffix: str
     all_classes: bool
+    explain: bool
 
     def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
         classifier = load(self.bundle, encoders=self.places, device=self.device)
 
         def label(part: Part) -> bytes:
             with reporting_to(reporter):
-                proba = classifier.predict_proba(part.rows.texts)
-            found = label_rows(classifier, part.rows.texts, proba, all_classes=self.all_classes)
+                found = label_texts(
+                    classifier,
+                    part.rows.texts,
+                    all_classes=self.all_classes,
+                    explain=self.explain,
+                )
             if not self.suffix:
                 return encode([row.model_dump() for row in found], ".jsonl")
             header = part.number == 0
@@ -70,14 +75,16 @@ class _Label:
         return label
 
 
-def label_rows(
+def label_texts(
     classifier: LayerFusionClassifier,
     texts: Sequence[str],
-    proba: npt.NDArray[np.float64],
     *,
     all_classes: bool = False,
+    explain: bool = False,
 ) -> list[Prediction]:
-    """Predictions of texts from their probabilities (n, n_classes)."""
+    """Predictions of texts; with ``explain`` beside the nearest training texts."""
+    explained = classifier.explain(texts) if explain else None
+    proba = classifier.predict_proba(texts) if explained is None else explained.proba
     space, rule = classifier.label_space_, classifier.abstention_
     best = space.decide(proba)
     labels, classes = space.decode(best).tolist(), space.classes.tolist()
@@ -95,6 +102,7 @@ def label_rows(
                 if all_classes
                 else None
             ),
+            neighbors=None if explained is None else explained.neighbors[row],
         )
         for row, text in enumerate(texts)
     ]
@@ -110,6 +118,8 @@ def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]
         own = prediction.model_dump(exclude={"text", "probabilities"}, exclude_none=True)
         if prediction.labels is not None:
             own |= {"labels": list(prediction.labels)}
+        if prediction.neighbors is not None:
+            own |= {"neighbors": [vars(neighbor) for neighbor in prediction.neighbors]}
         shares = prediction.probabilities or {}
         own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
         own |= {"probability": Share(prediction.probability)}
@@ -127,16 +137,17 @@ def predict_texts(
     reporter: Reporter,
     *,
     all_classes: bool = False,
+    explain: bool = False,
 ) -> PredictResult:
     """Predictions of texts as they are, see `predict`."""
     classifier, _ = _load(bundle, places, device)
     with reporting_to(reporter):
-        proba = classifier.predict_proba(texts)
+        found = label_texts(classifier, texts, all_classes=all_classes, explain=explain)
     return PredictResult(
         classes=tuple(classifier.classes_.tolist()),
         rows=len(texts),
         out=None,
-        predictions=tuple(label_rows(classifier, texts, proba, all_classes=all_classes)),
+        predictions=tuple(found),
     )
 
 
@@ -158,6 +169,7 @@ def predict(
     stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
     resume: bool = False,
     all_classes: bool = False,
+    explain: bool = False,
     show: Callable[[bytes], None] | None = None,
 ) -> PredictResult:
     """Labels and probabilities for every text of a file, part by part, beside its columns.
@@ -170,6 +182,8 @@ def predict(
     if data == STANDARD_INPUT and (resume or stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
     classifier, facts = _load(bundle, places, device)
+    if explain:
+        _ = classifier.examples_  # before the work: whether the bundle has them
     source = PartSource(
         data,
         stream.part_rows,
@@ -182,7 +196,8 @@ def predict(
     files = None
     if out is not None:
         source = replace(source, text_column=opened.text_column)
-        files = PartFiles(out, _facts_of(bundle, source, device, all_classes), resume=resume)
+        settings = {"probabilities of all classes": all_classes, "explanations": explain}
+        files = PartFiles(out, _facts_of(bundle, source, device) | settings, resume=resume)
         source = replace(source, skip=files.finished)
     # All faults of the rows are found before the work, where they can be read twice.
     every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
@@ -190,7 +205,7 @@ def predict(
     suffix = ".csv" if show is not None else ""
     if out is not None:
         suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
-    work = _Label(bundle, places, device, suffix, all_classes)
+    work = _Label(bundle, places, device, suffix, all_classes, explain)
     kept: list[bytes] = []
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
@@ -227,9 +242,7 @@ def _check_out(out: str, data: str) -> None:
         raise StorageError(f"{out} holds the texts. Choose another file with --out.")
 
 
-def _facts_of(
-    bundle: Path, source: PartSource, device: str, all_classes: bool
-) -> dict[str, object]:
+def _facts_of(bundle: Path, source: PartSource, device: str) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
     folder = bundle_folder(bundle)
     data = Path(source.data)
@@ -241,7 +254,6 @@ def _facts_of(
         "text column": source.text_column,
         "number of rows per part": source.part_rows,
         "device": device,
-        "probabilities of all classes": all_classes,
     }
 
 

@@ -93,6 +93,7 @@ class Batcher:
         self._filled.set()
         found = await asyncio.gather(*(job.future for job in jobs))
         return Predicted(
+            np.concatenate([one.features for one in found]),
             np.concatenate([one.proba for one in found]),
             np.concatenate([one.truncated for one in found]),
         )

@@ -20,6 +20,7 @@ from layerfuse.embeddings.plan import plan_shards
 from layerfuse.embeddings.store import Key
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
+from layerfuse.neighbors import TrainingExamples
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -36,12 +37,14 @@ class ServedModel:
     encoders: Mapping[str, FrozenEncoder]
     info: ModelInfo
     abstention: Abstention | None
+    examples: TrainingExamples | None
 
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """Calibrated probabilities (n_texts, n_classes), and which texts an encoder truncated."""
+    """Of n texts: fused features, calibrated probabilities, which an encoder truncated."""
 
+    features: npt.NDArray[np.float32]
     proba: npt.NDArray[np.float64]
     truncated: npt.NDArray[np.bool_]
 
@@ -125,6 +128,7 @@ def load_models(
             {encoder.name: shared[_identity(encoder)] for encoder in classifier.encoders_},
             _info(name, classifier, _report(runs[name], reporter)),
             classifier.abstention_,
+            classifier.kept_examples_,
         )
         for name, classifier in loaded.items()
     }
@@ -200,7 +204,8 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]]) -> list[Predicted]:
     for served, texts in requests:
         own = slice(done[served], done[served] + len(texts))
         done[served] = own.stop
-        found.append(Predicted(answers[served].proba[own], answers[served].truncated[own]))
+        answer = answers[served]
+        found.append(Predicted(answer.features[own], answer.proba[own], answer.truncated[own]))
     return found
 
 
@@ -214,7 +219,8 @@ def _classify(
         rows = [own.places[text] for text in texts]
         blocks[block] = own.blocks[block.layer, block.pooling][rows]
         truncated |= own.truncated[rows]
-    return Predicted(served.model.predict_proba(blocks), truncated)
+    features = served.model.features(blocks)
+    return Predicted(features, served.model.proba_of(features), truncated)
 
 
 def _read(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _Read:
