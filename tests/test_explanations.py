@@ -126,6 +126,15 @@ def test_fit_and_predict_explain(tiny: TinyModels, tmp_path: Path):
     assert "--explain" in refused.err
 
 
+def test_a_class_that_is_never_right_has_no_typical_text(tiny: TinyModels, tmp_path: Path):
+    alone = ("a film of the film", "alone")  # whenever it is held out, its class is unknown
+    table = write_csv(tmp_path / "train.csv", [*rows(60), alone])
+    few = ["-e", f"bert={tiny('bert')}", "--cv", 2, "--no-report", "--store", tmp_path / "store"]
+    succeed("fit", table, *few, "--out", tmp_path / "run")
+    found = read_run_report(tmp_path / "run").diagnosis.class_texts
+    assert [text.typical for text in found if text.label == "alone"] == [False]
+
+
 def test_the_report_names_typical_and_doubtful_texts(tiny: TinyModels, tmp_path: Path):
     table = write_csv(tmp_path / "train.csv", rows(60))
     few = ["-e", f"bert={tiny('bert')}", "--cv", 2, "--no-report", "--store", tmp_path / "store"]

@@ -173,7 +173,8 @@ def _class_texts(
     examples = classifier.examples_
     for code, name in enumerate(classes):
         own = np.flatnonzero(rows.truth == code)
-        typical = examples.central(own[rows.correct[own]], _OF_CLASS)
+        right = own[rows.correct[own]]
+        typical = examples.central(right, _OF_CLASS) if len(right) else right
         order = own[np.argsort(rows.label_probability[own], kind="stable")]
         doubtful = [row for row in order.tolist() if row not in typical][:_OF_CLASS]
         for place in (*typical.tolist(), *doubtful):
