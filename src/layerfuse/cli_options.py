@@ -119,6 +119,9 @@ SettingsFile = Annotated[
 WriteReport = Annotated[
     bool, option("Write report.html into the run folder.", negative="--no-report")
 ]
+KeepTexts = Annotated[
+    bool, option("Leave texts out of everything that is written.", negative="--no-texts")
+]
 Bundle = Annotated[Path, option("Run folder or bundle.")]
 MovedEncoders = Annotated[
     Mapping[str, str],
@@ -300,6 +303,7 @@ class FitConfig(CurveConfig):
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
     out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
     report: WriteReport = True
+    texts: KeepTexts = True
     explain: Annotated[
         bool,
         option("Keep training texts in the bundle, for predict --explain.", show_default=False),

@@ -23,6 +23,7 @@ from layerfuse.cli_options import (
     Device,
     Dtype,
     FitConfig,
+    KeepTexts,
     LabelColumn,
     MovedEncoders,
     ReadConfig,
@@ -279,13 +280,14 @@ def audit(
     out: Annotated[
         Path | None, option("File for all rows, ranked: csv, tsv, jsonl (or .gz) or parquet.")
     ] = None,
+    texts: KeepTexts = True,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Find duplicates, conflicting labels, train/test leaks, empty and long texts, wrong labels."""
     from layerfuse.commands.audit import audit_data, audit_labels
 
-    whole = FitConfig(**vars(settings), test=test)
+    whole = FitConfig(**vars(settings), test=test, texts=texts)
     if labels:
         output.show(audit_labels(whole, out, output.reporter))
     elif out is not None:

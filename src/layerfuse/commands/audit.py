@@ -81,7 +81,7 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         LabelDoubt(
             row=split.rows[row],
             id=None if ids is None else ids[row],
-            text=split.texts[row],
+            text=split.texts[row] if config.texts else "",
             label=names[targets.codes[row]],
             suggested=names[best[row]],
             suggested_probability=Share(proba[row, best[row]]),

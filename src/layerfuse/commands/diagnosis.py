@@ -96,14 +96,17 @@ def diagnose(
     test: Predicted | None,
     reporter: Reporter,
 ) -> Diagnosis:
-    """Where a classifier that was just fitted on ``texts`` errs, on test rows if there are any."""
+    """Where a classifier that was just fitted errs, on test rows if there are any.
+
+    ``texts`` are those of its training rows, as they are to be shown.
+    """
     classes = [str(label) for label in classifier.classes_.tolist()]
     shown = cv if test is None else test
     return Diagnosis(
         confusion=confusion(shown, len(classes)),
         calibration=calibration(shown),
         hardest=_hardest(cv, texts, classes),
-        class_texts=tuple(_class_texts(cv, classifier, classes)),
+        class_texts=tuple(_class_texts(cv, classifier, texts, classes)),
         complementarity=_complementarity(classifier, reporter),
     )
 
@@ -167,7 +170,10 @@ def _hardest(rows: Predicted, texts: Sequence[str], classes: Sequence[str]) -> H
 
 
 def _class_texts(
-    rows: Predicted, classifier: LayerFusionClassifier, classes: Sequence[str]
+    rows: Predicted,
+    classifier: LayerFusionClassifier,
+    texts: Sequence[str],
+    classes: Sequence[str],
 ) -> Iterator[ClassText]:
     """Of each class the most typical and the most doubtful rows of the sample."""
     examples = classifier.examples_
@@ -183,7 +189,7 @@ def _class_texts(
                 typical=place in typical,
                 row=int(rows.rows[place]),
                 label_probability=float(rows.label_probability[place]),
-                text=_cut(examples.texts[place], _SHORT),
+                text=_cut(texts[rows.rows[place]], _SHORT),
             )
 
 
@@ -295,8 +301,11 @@ def _readings(pipelines: Iterable[Sequence[BlockRef]]) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:
-    """Test rows that are nearly a training row, word for word equal ones left out."""
+def find_near_duplicates(dataset: TextDataset, *, texts: bool = True) -> NearDuplicates | None:
+    """Test rows that are nearly a training row, word for word equal ones left out.
+
+    Without ``texts`` only their numbers are given.
+    """
     test, train = dataset.test, dataset.train
     if test is None:
         return None
@@ -318,8 +327,8 @@ def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:
                 similarity=pair.similarity,
                 test_label=str(theirs[pair.row]),
                 train_label=str(ours[pair.other]),
-                test_text=_cut(test.texts[pair.row]),
-                train_text=_cut(train.texts[pair.other]),
+                test_text=_cut(test.texts[pair.row]) if texts else "",
+                train_text=_cut(train.texts[pair.other]) if texts else "",
             )
             for pair in shown
         ),

@@ -86,6 +86,8 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     started = time.perf_counter()
     recorder = _Recorder(reporter)
     run = _run_folder(config)
+    if config.explain and not config.texts:
+        raise ConfigError("--explain keeps training texts in the bundle. Leave out --no-texts.")
     dataset = read_data(config, recorder)
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
@@ -126,7 +128,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test_rows is not None and test_blocks is not None:
         gap = record.measure_gap(test_rows, test_blocks)
     baselines_s += time.perf_counter() - clock
-    diagnosis = diagnose(classifier, texts, cv, tested, recorder)
+    shown = texts if config.texts else ("",) * len(texts)
+    if not config.texts:
+        recorder.note("texts are left out of the report (--no-texts); rows are given by number")
+    diagnosis = diagnose(classifier, shown, cv, tested, recorder)
     plan, selection = classifier.plan_, classifier.selection_
     cost = _cost(verdict, plan.blocks, latency)
     times = Timings(**classifier.timings_)
@@ -143,7 +148,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             classes=tuple(map(str, space.classes.tolist())),
             truncated_share=classifier.truncated_share_,
             audit=audit(dataset),
-            near_duplicates=find_near_duplicates(dataset),
+            near_duplicates=find_near_duplicates(dataset, texts=config.texts),
         ),
         encoders=tuple(_encoder(encoder, costs[encoder.name]) for encoder in classifier.encoders_),
         profile=classifier.profile_,
