@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
+SECONDS ?= 60
+SEED    ?= 0
 
 BIN := $(VENV)/bin
 # Twice quiet: errors only; some index set-ups warn once per package.
@@ -15,7 +17,7 @@ DEV  := $(VENV)/.dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick browser check lint format bench tables study docs clean
+.PHONY: help demo test quick soak browser check lint format bench tables study docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +31,10 @@ test: $(DEV) browser ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those
 
 quick: $(DEV) ## the tests that need neither seconds each, nor a browser, nor models
 	@$(BIN)/python -m pytest -q -m "not slow and not browser and not index" $(PYTEST_ARGS)
+
+soak: $(DEV) ## fuzz, kills and threads, SECONDS=60 for each test from SEED=0; SECONDS=0 repeats one seed
+	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q -s -o timeout=0 tests/soak $(PYTEST_ARGS)
 
 # Tests open reports in a browser. Where there is none it is installed if that can be done; else they
 # fail, and PYTEST_ARGS="-m 'not browser'" leaves them out.

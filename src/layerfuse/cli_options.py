@@ -303,6 +303,13 @@ class FitConfig(CurveConfig):
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
     out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
     report: WriteReport = True
+    accept_advice: Annotated[
+        bool,
+        option(
+            "Save the single block that the verdict finds simpler and no worse, if there is one.",
+            show_default=False,
+        ),
+    ] = False
     texts: KeepTexts = True
     explain: Annotated[
         bool,

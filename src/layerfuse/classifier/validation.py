@@ -84,6 +84,8 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     whole_number("sample_size", model.sample_size, at_least=2)
     if model.n_jobs is not None and whole_number("n_jobs", model.n_jobs, at_least=-1) == 0:
         raise ConfigError("n_jobs=0 runs nothing. Give None or -1 for all cores, or a number.")
+    verbose = model.verbose
+    whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, at_least=0)
     seed_of(0 if isinstance(model.random_state, np.random.RandomState) else model.random_state)
 
 

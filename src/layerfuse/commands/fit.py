@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from layerfuse.commands.diagnosis import (
     write_rows,
 )
 from layerfuse.commands.paths import check_new_folder, open_store
-from layerfuse.commands.report import try_report
+from layerfuse.commands.report import PAGE, try_report
+from layerfuse.commands.report import report as write_report
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
@@ -82,12 +84,20 @@ class _Recorder:
 
 
 def fit(config: FitConfig, reporter: Reporter) -> RunReport:
-    """Fit a pipeline on a dataset, measure it, save the run folder; return the report."""
+    """Fit a pipeline on a dataset, measure it, save the run folder; return the report.
+
+    Where the same settings have saved a run but not its page, only that is written.
+    """
     started = time.perf_counter()
     recorder = _Recorder(reporter)
     run = _run_folder(config)
     if config.explain and not config.texts:
         raise ConfigError("--explain keeps training texts in the bundle. Leave out --no-texts.")
+    if (stopped := _without_page(run, config)) is not None:
+        reporter.note(f"{run} was saved on {stopped.created:%Y-%m-%d %H:%M} UTC, without its page")
+        write_report(run, None, None, reporter)
+        return stopped
+    check_new_folder(run)
     dataset = read_data(config, recorder)
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
@@ -97,7 +107,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     classifier = make_classifier(config, recorder)
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
-        classifier.fit(texts, labels, groups=groups_of(dataset.train, config))
+        groups = groups_of(dataset.train, config)
+        classifier.fit(texts, labels, groups=groups)
+        if config.accept_advice and simplify(classifier, recorder):
+            classifier.fit(texts, labels, groups=groups)
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
@@ -194,6 +207,30 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if config.report:
         try_report(run, reporter)
     return report
+
+
+_ADVISED = {"last_layer": "last", "best_block": "best"}  # how each is selected
+
+
+def simplify(classifier: LayerFusionClassifier, reporter: Reporter) -> bool:
+    """Set a fitted classifier to the cheapest simpler pipeline that its verdict recommends.
+
+    Returns whether there is one that reads a single block; then it has to be fitted again.
+    """
+    verdict = classifier.verdict_
+    item = next((item for item in verdict.simpler if item.name in _ADVISED), None)
+    if item is None:
+        reporter.note("advice: no single block is as good; the pipeline stays as it was chosen")
+        return False
+    reporter.note(f"advice: {item.blocks[0]} alone (selection={_ADVISED[item.name]!r})")
+    if verdict.recommended == "tfidf":
+        reporter.note("TF-IDF would be simpler still, but cannot be saved in a bundle")
+    encoders = classifier.encoders_
+    if item.name == "last_layer":
+        encoders = tuple(encoder for encoder in encoders if encoder.name == item.encoder)
+    selection = _ADVISED[item.name]
+    classifier.set_params(encoders=encoders, selection=selection, fusion="concat", head="ridge")
+    return True
 
 
 def _time_pipelines(
@@ -389,14 +426,25 @@ def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
 
 
 def _run_folder(config: FitConfig) -> Path:
-    """Where the run is saved; refused before any work when that cannot be."""
+    """Where the run is to be saved."""
     if config.out is not None:
         run = Path(config.out)
     else:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         run = Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
-    check_new_folder(run)
     return run
+
+
+def _without_page(run: Path, config: FitConfig) -> RunReport | None:
+    """The report of a run by the same command that ended before its page was written."""
+    if not config.report or (run / PAGE).exists():
+        return None
+    try:
+        report = read_run_report(run)
+    except (FormatError, NotFoundError):
+        return None
+    given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
+    return report if given == saved else None
 
 
 _DATA = "r52"

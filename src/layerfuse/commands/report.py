@@ -11,7 +11,7 @@ from layerfuse.progress import Reporter
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import read_model, read_run_report
 
-_NAME = "report.html"
+PAGE = "report.html"
 
 
 def report(run: Path, out: Path | None, figures: Path | None, reporter: Reporter) -> ReportResult:
@@ -23,7 +23,7 @@ def report(run: Path, out: Path | None, figures: Path | None, reporter: Reporter
     started = time.perf_counter()
     found = read_run_report(run)
     curve = read_model(run / "curve.json", CurveResult)
-    path = run / _NAME if out is None else out
+    path = run / PAGE if out is None else out
     check_new_file(path, (".html", ".htm"))
     if figures is not None and figures.exists() and not figures.is_dir():
         raise ConfigError(f"{figures} is not a folder. Give a folder for the figures.")

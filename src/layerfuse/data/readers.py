@@ -281,22 +281,29 @@ class _File:
 
         A byte-order mark is left out. ``whole`` says that all are to be kept in memory.
         """
-        try:
-            if self.source != STANDARD_INPUT:
+        with self._told():
+            try:
+                if self.source != STANDARD_INPUT:
+                    with self.open() as binary:
+                        if _utf16_of(binary.read(2000)):
+                            raise self._not_utf8()
                 with self.open() as binary:
-                    if _utf16_of(binary.read(2000)):
-                        raise self._not_utf8()
-            with self.open() as binary:
-                text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
-                yield _limited(text, self.where, whole=whole)
+                    text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
+                    yield _limited(text, self.where, whole=whole)
+            except UnicodeDecodeError as error:
+                raise self._not_utf8() from error
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is wrong with the file as a DataError."""
+        try:
+            yield
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
                 f"{self.where} cannot be unpacked as gzip ({error}). Download or compress it again."
             ) from error
         except OSError as error:
             raise DataError(f"{self.where} cannot be read: {error.strerror or error}.") from error
-        except UnicodeDecodeError as error:
-            raise self._not_utf8() from error
 
     def _not_utf8(self) -> DataError:
         """Where the first byte is that is not UTF-8, and what the file may be instead."""

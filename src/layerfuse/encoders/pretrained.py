@@ -431,7 +431,9 @@ def load_whole(
 
         unpacked = find_unpacked(source, dtype)
         options = loading_options(dtype, device) | ({} if unpacked else _gguf_options(source))
-        if "gguf_file" not in options:
+        if "gguf_file" in options:
+            _check_blocks(source.path)
+        else:
             options["use_safetensors"] = None if allow_pickle else True
         model, outcome = AutoModel.from_pretrained(
             unpacked or source.folder,
@@ -460,6 +462,23 @@ def _gguf_options(source: EncoderSource) -> dict[str, Any]:
     require("gguf", "gguf", "Reading a GGUF file")
     require("accelerate", "gguf", "Reading a GGUF file")
     return {"gguf_file": source.gguf_file}
+
+
+def _check_blocks(path: Path) -> None:
+    """Refuse a GGUF file that lacks blocks, in an instant: transformers looks for each of them."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    kind, fields = reader.get_field("general.architecture"), reader.fields
+    count = fields.get(f"{kind.contents()}.block_count") if kind else None
+    claimed = int(count.contents()) if count else None
+    blocks = [re.search(r"\bblk\.(\d+)\.", tensor.name) for tensor in reader.tensors]
+    there = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+    if there and (claimed is None or claimed > there):
+        raise UnsupportedModelError(
+            f"{path} holds {there} blocks, but says {claimed}. The file is incomplete or damaged; "
+            "get it again."
+        )
 
 
 def _reason(error: BaseException) -> str:

@@ -86,7 +86,7 @@ def check_fusion(name: str, also: Sequence[str] = ()) -> None:
         For an unknown name, or an operation without a residual form.
     """
     operation = FUSIONS.get(str(name).removesuffix(RESIDUAL))
-    if name not in FUSIONS and operation is not None:
+    if operation is not None and name not in FUSIONS:
         raise ConfigError(
             f"The fusion {operation.name!r} has no residual form: {operation.no_residual}. Use "
             f"fusion={operation.name!r}."
