@@ -439,6 +439,21 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         )
         return Explanation(self.model_.proba_of(features)[places], [near[at] for at in places])
 
+    def features(self, X: Column) -> npt.NDArray[np.float32]:
+        """Fused features, which the head reads.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features)
+        """
+        blocks, places = self._read(X)
+        return self.model_.features(blocks)[places]
+
     @property
     def examples_(self) -> TrainingExamples:
         """Training texts in the fused space, at most ``sample_size``; see `explain`."""

@@ -21,6 +21,7 @@ from layerfuse.complementarity import ProbeData, measure_pairs
 from layerfuse.data import NEAR, TextDataset, near_duplicates
 from layerfuse.embeddings.extraction import extract
 from layerfuse.encoders import FrozenEncoder
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.files import atomic_write
 from layerfuse.metrics import share_interval
 from layerfuse.parallel import peak_mb
@@ -358,8 +359,13 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or "unknown"
 
 
-def write_rows(path: Path, cv: Predicted, test: Predicted | None) -> None:
-    """Write one line for each predicted row as Parquet, ``cv`` rows before ``test`` rows."""
+def write_rows(
+    path: Path, cv: Predicted, test: Predicted | None, baselines: Sequence[Baseline]
+) -> None:
+    """Write one line for each predicted row as Parquet, ``cv`` rows before ``test`` rows.
+
+    Columns of baselines hold what each of them predicted for the same rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -373,6 +379,7 @@ def write_rows(path: Path, cv: Predicted, test: Predicted | None) -> None:
                 "predicted": own.predicted.astype(np.int32),
                 "confidence": own.confidence.astype(np.float32),
                 "label_probability": own.label_probability.astype(np.float32),
+                **{str(one): np.asarray(one.on(name), dtype=np.int32) for one in baselines},
             }
         )
         for name, own in parts.items()

@@ -203,7 +203,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             explain=config.explain,
         )
         write_run_report(folder, report)
-        write_rows(folder / "rows.parquet", cv, tested)
+        write_rows(folder / "rows.parquet", cv, tested, baselines)
     if config.report:
         try_report(run, reporter)
     return report

@@ -2,7 +2,14 @@
 
 from layerfuse.data.audit import NEAR, Audit, NearDuplicate, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry, EncoderEntry, Package
-from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
+from layerfuse.data.columns import (
+    SEPARATOR,
+    TEXT_NAMES,
+    ColumnError,
+    ReadOptions,
+    split_names,
+    strip_html,
+)
 from layerfuse.data.dataset import Split, TextDataset, test_name
 from layerfuse.data.download import (
     encoder_path,
@@ -49,5 +56,6 @@ __all__ = [
     "read_terms",
     "split_names",
     "stream_texts",
+    "strip_html",
     "test_name",
 ]
