@@ -259,8 +259,9 @@ def _command(
         with contextlib.redirect_stdout(None):
             runpy.run_path(str(_ROOT / words[1]), run_name="__main__")
     elif words[0] == "curl":
-        asked = [*words, "--fail", "--silent", "--retry", "90", "--retry-connrefused"]
-        answer = subprocess.run(asked, capture_output=True, check=True, timeout=120)
+        wait = ["--retry", "240", "--retry-delay", "1", "--retry-connrefused"]
+        asked = [*words, "--fail", "--silent", *wait]
+        answer = subprocess.run(asked, capture_output=True, check=True, timeout=300)
         assert "predictions" in json.loads(answer.stdout), block.place
     elif words[-1] == "&":
         process = servers.enter_context(start(*words[1:-1], cwd=Path.cwd()))

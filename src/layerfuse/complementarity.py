@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 
 import numpy as np
@@ -88,6 +88,17 @@ class Pair:
     double_fault: float
     oracle_accuracy: float
     yules_q: float
+
+    def to_row(self) -> dict[str, object]:
+        """Plain values by name, those of `MeasuredPair` left out."""
+        values = {own.name: getattr(self, own.name) for own in fields(Pair)}
+        blocks = {"a": str(self.a), "b": str(self.b)}
+        gain = {
+            "gain": self.gain.difference,
+            "gain_low": self.gain.low,
+            "gain_high": self.gain.high,
+        }
+        return values | blocks | gain
 
     @property
     def better(self) -> BlockRef:

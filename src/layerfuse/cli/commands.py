@@ -78,13 +78,16 @@ def extract(
     settings: ReadConfig,
     *,
     stream: StreamConfig = StreamConfig(),  # noqa: B008  # frozen
+    out: Annotated[
+        Path | None, option("File for all blocks (npz or parquet), beside the cache.")
+    ] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Read all rows into an embedding cache, on one machine or many, for fit to find them there."""
     from layerfuse.commands.extract import extract as run
 
-    output.show(run(settings, stream, output.reporter))
+    output.show(run(settings, stream, output.reporter, out))
 
 
 @app.command
@@ -215,13 +218,17 @@ def profile(
     scorer: Annotated[
         str, option("Probe; logistic is slower.", choices=("ridge", "logistic"))
     ] = "ridge",
+    out: Annotated[
+        Path | None,
+        option("Table of all blocks (csv, parquet, tex, ...), or figure (svg, pdf, png)."),
+    ] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.fit import profile as run
 
-    output.show(run(settings, scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter, out))
 
 
 @app.command
@@ -236,13 +243,14 @@ def compare(
         ),
     ] = "encoders",
     to: BlocksInUse = None,
+    out: Annotated[Path | None, option("Table of all pairs (csv, parquet, tex, ...).")] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(settings, pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter, out))
 
 
 @app.command

@@ -13,6 +13,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.cli_options import CurveConfig, ReadConfig
 from layerfuse.commands.fit import make_encoders, read_data, text_codes
 from layerfuse.commands.paths import check_new_file, open_store
+from layerfuse.commands.tables import RESULT_SUFFIXES, write_table
 from layerfuse.complementarity import EncoderComparison, MeasuredPair, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.data import Split
@@ -37,13 +38,20 @@ Indices = npt.NDArray[np.intp]
 
 
 def compare(
-    config: ReadConfig, pairs: str, to: tuple[str, ...] | None, reporter: Reporter
+    config: ReadConfig,
+    pairs: str,
+    to: tuple[str, ...] | None,
+    reporter: Reporter,
+    out: Path | None = None,
 ) -> CompareResult:
-    """Compare encoders or blocks on the training rows; nothing is trained or saved.
+    """Compare encoders or blocks on the training rows; nothing is trained.
 
-    ``to`` names the blocks in use that others may be added to. Row numbers in the result count
-    from 0 over the training rows that were read (those of the part, with ``config.sample``).
+    ``to`` names the blocks in use that others may be added to, ``out`` a table of all pairs to
+    write. Row numbers in the result count from 0 over the training rows that were read (those of
+    the part, with ``config.sample``).
     """
+    if out is not None:
+        check_new_file(out, RESULT_SUFFIXES)
     used = None if to is None else tuple(BlockRef.parse(text) for text in to)
     dataset = read_data(config, reporter)
     train = dataset.train
@@ -72,6 +80,8 @@ def compare(
         replace(pair, only_a=_renumber(pair.only_a, rows), only_b=_renumber(pair.only_b, rows))
         for pair in comparison.pairs
     )
+    if out is not None:
+        write_table(out, [pair.to_row() for pair in pairs_found])
     return CompareResult(
         data=TrainingData(name=dataset.name, train_rows=len(train)),
         pairing=pairs,

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,10 @@ from layerfuse.commands.diagnosis import (
     measure_latency,
     write_rows,
 )
-from layerfuse.commands.paths import check_new_folder, open_store
+from layerfuse.commands.paths import check_new_file, check_new_folder, open_store
 from layerfuse.commands.report import PAGE, try_report
 from layerfuse.commands.report import report as write_report
+from layerfuse.commands.tables import RESULT_SUFFIXES, write_table
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.encoders import FrozenEncoder
@@ -43,10 +45,11 @@ from layerfuse.errors import (
     NotFoundError,
     StorageError,
     did_you_mean,
+    require,
 )
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
-from layerfuse.files import atomic_folder
+from layerfuse.files import atomic_folder, atomic_write
 from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
 from layerfuse.probing import check_scorer, score_blocks
@@ -283,9 +286,21 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
     )
 
 
-def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
-    """Score every block on the training rows; nothing is trained or saved."""
+_FIGURES: dict[str, Literal["svg", "pdf", "png"]] = {".svg": "svg", ".pdf": "pdf", ".png": "png"}
+
+
+def profile(
+    config: ReadConfig, scorer: str, reporter: Reporter, out: Path | None = None
+) -> ProfileResult:
+    """Score every block on the training rows; nothing is trained.
+
+    ``out`` is a table of all blocks, or a figure of all layers, by its suffix.
+    """
     check_scorer(scorer)
+    if out is not None:
+        check_new_file(out, (*RESULT_SUFFIXES, *_FIGURES))
+        if out.suffix.lower() in _FIGURES:
+            require("altair", "report", "A figure")
     dataset = read_data(config, reporter)
     check_trainable(dataset.train.labels)
     encoders = make_encoders(config, reporter)
@@ -298,6 +313,13 @@ def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResul
         groups=text_codes(dataset.train, config),
         reporter=reporter,
     )
+    if out is not None and out.suffix.lower() in _FIGURES:
+        from layerfuse.report import plot_scores
+
+        with atomic_write(out) as temporary:
+            plot_scores(scores).save(temporary, format=_FIGURES[out.suffix.lower()])
+    elif out is not None:
+        write_table(out, [score.to_row() for score in scores])
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,
