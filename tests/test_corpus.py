@@ -7,6 +7,7 @@ import gzip
 import json
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -298,6 +299,41 @@ def test_values_of_parquet_that_python_cannot_hold(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": days, "label": ["x"]}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match="cannot be read"):
         read_dataset(tmp_path / "d.parquet")
+
+
+@pytest.mark.parametrize("shape", ["texts", "list", "struct"])
+def test_a_small_parquet_of_many_equal_texts_is_refused(tmp_path: Path, shape: str) -> None:
+    """Of 10 GB unpacked, which would be taken before anything else is read."""
+    indices = pyarrow.array([0] * 2000, pyarrow.int32())
+    big = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array(["x" * 5_000_000]))
+    if shape == "list":
+        big = pyarrow.ListArray.from_arrays(pyarrow.array(range(2001), pyarrow.int32()), big)
+    elif shape == "struct":
+        big = pyarrow.StructArray.from_arrays([big], ["inner"])
+    path = tmp_path / "d.parquet"
+    parquet.write_table(
+        pyarrow.table({"text": ["a"] * 2000, "label": ["x", "y"] * 1000, "big": big}), path
+    )
+    assert path.stat().st_size < 1_000_000
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=r"10\.0 GB.*Take a part"):
+        read_dataset(path)
+    assert time.perf_counter() - started < 20
+
+
+def test_a_packed_file_is_measured_before_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_MOST_BYTES", 20_000_000)
+    path = tmp_path / "d.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + b"a,x\n" * 5_100_000, compresslevel=1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="holds more than"):
+            read_dataset(path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 NAMED = {

@@ -294,6 +294,11 @@ def test_a_missing_package_is_named(tiny: TinyModels, tmp_path: Path, name: str)
         "{{ raise_exception('no user') }}",
         "{% for message in messages %}",
         "{{ messages[7]['content']['text'] }}",
+        pytest.param(
+            f"{'{% for i in range(99999) %}' * 2}{'{% endfor %}' * 2}{{{{ messages }}}}",
+            id="endless",
+        ),
+        pytest.param("{{ 'x' * 30000000000 }}", id="large"),
     ],
 )
 def test_a_chat_template_that_does_not_give_the_text_is_refused(

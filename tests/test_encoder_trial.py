@@ -56,7 +56,7 @@ PADDED_OTHERWISE: dict[str, Callable[[], Any]] = {
     "reformer": lambda: hf.ReformerConfig(
         **_COMMON, hidden_size=32, attn_layers=["local"] * 3, num_attention_heads=4,
         attention_head_size=8, feed_forward_size=48, local_attn_chunk_length=4,
-        axial_pos_embds=False, max_position_embeddings=64,
+        axial_pos_embds=False, max_position_embeddings=66,
     ),
 }  # fmt: skip
 OTHER_STATES: dict[str, Callable[[], Any]] = {
@@ -65,7 +65,7 @@ OTHER_STATES: dict[str, Callable[[], Any]] = {
     ),
     "led": lambda: hf.LEDConfig(
         **{name: value for name, value in SEQ2SEQ.items() if name != "max_position_embeddings"},
-        max_encoder_position_embeddings=128, max_decoder_position_embeddings=66,
+        max_encoder_position_embeddings=130, max_decoder_position_embeddings=66,
         attention_window=8,
     ),
     "bigbird": lambda: hf.BigBirdConfig(
@@ -87,6 +87,10 @@ OTHER_STATES: dict[str, Callable[[], Any]] = {
     ),
     "bart": lambda: hf.BartConfig(**SEQ2SEQ),
     "marian": lambda: hf.MarianConfig(**SEQ2SEQ),
+    "switch": lambda: hf.SwitchTransformersConfig(
+        vocab_size=V, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_sparse_encoder_layers=1,
+        num_heads=4, num_experts=4, pad_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    ),
     "t5gemma": lambda: hf.T5GemmaConfig(encoder=GEMMA, decoder=GEMMA),
     "clip": lambda: hf.CLIPConfig(text_config={**_COMMON, **_SIZES}, vision_config=VISION),
 }  # fmt: skip
@@ -244,6 +248,15 @@ class TestDtype:
         encoder = opened(tiny("bert"), dtype="auto")
         extract(["good"], encoder)
         assert encoder.dtype == "bfloat16"
+
+    def test_a_router_that_casts_itself_to_float32_is_read(self, tmp_path: Path):
+        folder = save("switch", tmp_path / "m")
+        half, exact = (
+            opened(folder, dtype=dtype).read([[5, 6, 7]], [0, 3], ("mean",))
+            for dtype in ("bfloat16", "float32")
+        )
+        for layer, array in exact.items():
+            np.testing.assert_allclose(half[layer], array, atol=0.05 * np.abs(array).max())
 
 
 def test_a_folder_of_a_t5_encoder_alone(tmp_path: Path):

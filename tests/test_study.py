@@ -22,7 +22,15 @@ from threadpoolctl import threadpool_limits
 from benchmarks import tables
 from benchmarks.packaged import Texts
 from benchmarks.study import command
-from benchmarks.study.claims import CONFIRMED, PARTLY, REFUTED, UNTESTED, claims_of
+from benchmarks.study.claims import (
+    CONFIRMED,
+    NOT_ENOUGH,
+    PARTLY,
+    REFUTED,
+    UNTESTED,
+    Claim,
+    claims_of,
+)
 from benchmarks.study.costs import Timed, measure_cost, run_process, timed_choices
 from benchmarks.study.evidence import Evidence, holm, over_seeds, with_verdicts
 from benchmarks.study.fusions import Choice, encoder_groups
@@ -258,11 +266,19 @@ class TestStatistics:
         np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
         assert holm([]).shape == (0,)
 
-    def test_verdicts_need_a_small_corrected_p_value(self):
-        rows = pd.DataFrame({"difference": [0.1, -0.1, 0.1], "p_value": [0.01, 0.01, 0.04]})
+    def test_verdicts_need_a_small_corrected_p_value_and_an_interval(self):
+        difference = np.array([0.1, -0.1, 0.1])
+        rows = pd.DataFrame({"difference": difference, "p_value": [0.01, 0.01, 0.04]})
+        rows = rows.assign(low=difference - 0.05, high=difference + 0.05)
         assert list(with_verdicts(rows[:2])["verdict"]) == ["better", "worse"]
         assert list(with_verdicts(rows[[True, False, True]])["verdict"]) == ["better", "better"]
         assert list(with_verdicts(rows.assign(p_value=0.02))["verdict"]) == ["unclear"] * 3
+        assert with_verdicts(rows[:1].assign(low=-0.01))["verdict"][0] == "unclear"
+
+    def test_equal_needs_an_interval_within_the_margin(self):
+        rows = pd.DataFrame({"difference": [0.0, 0.0], "p_value": [1.0, 1.0]})
+        rows = rows.assign(low=[-0.009, -0.02], high=[0.009, 0.001])
+        assert list(with_verdicts(rows)["verdict"]) == ["equal", "unclear"]
 
     def test_seeds_are_averaged_and_p_values_doubled_at_the_median(self):
         rows = pd.DataFrame(
@@ -432,18 +448,56 @@ class TestCosts:
             run_process(place, ["x"], cut=True, device="cpu")
 
 
-def _plant_profiles(evidence: Evidence, difference: float, p: float, depth: float) -> None:
-    """Every best layer, and every layer against the last and a borrowed one, differ by this."""
-    for number, name in enumerate(SETS):
+@pytest.fixture
+def three(evidence: Evidence) -> Evidence:
+    """The first two datasets, and the first again as a third that shares no text with them."""
+    units = {name: copy.deepcopy(unit) for name, unit in evidence.units.items()}
+    for name in [name for name in units if name.startswith("alpha-")]:
+        units[name.replace("alpha", "gamma")] = copy.deepcopy(units[name])
+    index = {**evidence.index, "datasets": [*SETS, "gamma"], "shared_texts": []}
+    return Evidence(index, units)
+
+
+def _plant_profiles(evidence: Evidence, difference: float, p: float, width: float) -> None:
+    """Every layer differs from the last, and a borrowed best one from the own, by this."""
+    low, high = difference - width, difference + width
+    for number, name in enumerate(evidence.datasets):
         profile = evidence.units[f"{name}-profile"]["result"]
         for encoder, row in profile["encoders"].items():
-            row |= {"best": f"{encoder}:{number}:mean", "best_depth": depth, "p_value": p}
-            row |= {"difference": difference, "low": difference, "high": difference}
+            row["best"] = f"{encoder}:{number}:mean"
         for row in profile["blocks"]:
             if "p" in row:
-                row |= {"diff": difference, "p": p, "p_holm": p}
-            row |= {"best_diff": -difference, "best_diff_low": 0.0, "best_diff_high": 0.0}
+                row |= {"diff": difference, "diff_low": low, "diff_high": high}
+                row |= {"p": p, "p_holm": p}
+            row |= {"best_diff": -difference, "best_diff_low": -high, "best_diff_high": -low}
             row["best_p"] = p
+
+
+def _plant_gains(evidence: Evidence, few: float, width: float) -> None:
+    """The gain of fusion is ``few`` with the fewest labels and 0.1 with all of them."""
+    for name in evidence.datasets:
+        points = evidence.units[f"{name}-curve"]["result"]["points"]
+        for point, value in ((points[0], few), (points[-1], 0.1)):
+            point["gain"] = {"value": value, "low": value - width, "high": value + width}
+
+
+def _plant_cost(evidence: Evidence, dataset: str, time: float, memory: float) -> None:
+    def measured(group: str, way: str, cut: bool, latency: float, peak: float) -> None:
+        result = {
+            "group": group, "way": way, "cut": cut, "parameters": 10, "peak_mb": peak,
+            "base_mb": 100.0, "latency_ms": latency, "texts_per_s": 5.0, "device": "cpu",
+            "load_s": 1.0, "embedding_bytes": 1, "bundle_bytes": 1,
+        }  # fmt: skip
+        name = f"{dataset}-resources-{group}-{way}-{cut}"
+        evidence.units[name] = {"date": "2020-01-02", "result": result}  # type: ignore[index]
+
+    measured("bert", "last", False, 10.0, 200.0)
+    measured("bert+llama", "greedy", True, 10.0 * time, 100 + 100 * memory)
+    measured("bert+llama", "greedy", False, 99.0, 999.0)
+
+
+def claim(evidence: Evidence, number: int) -> Claim:
+    return claims_of(evidence)[number - 1]
 
 
 def outcomes(evidence: Evidence) -> list[str]:
@@ -452,77 +506,114 @@ def outcomes(evidence: Evidence) -> list[str]:
 
 class TestClaims:
     @pytest.mark.parametrize(
-        ("difference", "p", "depth", "expected"),
+        ("difference", "p", "width", "expected"),
         [
-            (0.1, 1e-9, 0.7, [CONFIRMED, CONFIRMED]),
-            (0.0, 1.0, 0.7, [REFUTED, REFUTED]),
-            (0.1, 1e-9, 0.1, [CONFIRMED, REFUTED]),  # early layers that win are no middle layers
+            (0.1, 1e-9, 0.01, [CONFIRMED, CONFIRMED]),
+            (-0.1, 1e-9, 0.01, [PARTLY, REFUTED]),
+            (0.0, 1.0, 0.005, [REFUTED, REFUTED]),
+            (0.0, 1.0, 0.05, [NOT_ENOUGH, NOT_ENOUGH]),  # of too few rows to tell
         ],
     )
     def test_layers(
-        self, evidence: Evidence, difference: float, p: float, depth: float, expected: list[str]
+        self, three: Evidence, difference: float, p: float, width: float, expected: list[str]
     ):
-        _plant_profiles(evidence, difference, p, depth)
-        assert outcomes(evidence)[:2] == expected
+        _plant_profiles(three, difference, p, width)
+        assert outcomes(three)[:2] == expected
 
-    def test_one_case_confirms_in_part(self, evidence: Evidence):
-        _plant_profiles(evidence, 0.0, 1.0, depth=0.7)
-        profile = evidence.units["alpha-profile"]["result"]
-        profile["encoders"]["bert"] |= {"difference": 0.1, "p_value": 1e-9}
-        assert outcomes(evidence)[1] == PARTLY
+    def test_two_datasets_are_not_enough(self, evidence: Evidence):
+        _plant_profiles(evidence, 0.1, 1e-9, 0.01)
+        assert outcomes(evidence)[:2] == [NOT_ENOUGH] * 2
+        assert "3 independent datasets" in claim(evidence, 2).needs
+
+    def test_datasets_that_share_texts_count_once(self, three: Evidence):
+        _plant_profiles(three, 0.1, 1e-9, 0.01)
+        shared = {"test_of": "alpha", "train_of": "gamma", "rows": 50, "fraction": 0.8}
+        index = {**three.index, "shared_texts": [shared]}
+        assert outcomes(Evidence(index, three.units))[1] == NOT_ENOUGH
+        index["shared_texts"] = [{**shared, "fraction": 0.01}]
+        assert outcomes(Evidence(index, three.units))[1] == CONFIRMED
+
+    def test_what_it_would_take_grows_with_the_square_of_the_interval(self, three: Evidence):
+        """60 test rows and a half-width of 5 points, for 1 point: 25 times as many."""
+        _plant_profiles(three, 0.0, 1.0, 0.05)
+        assert "about 1,500 test rows" in claim(three, 2).needs
+
+    def test_early_layers_and_constant_ones_are_no_evidence(self, three: Evidence):
+        _plant_profiles(three, 0.0, 1.0, 0.005)
+        for name in three.datasets:
+            for row in three.units[f"{name}-profile"]["result"]["blocks"]:
+                if row["depth"] < 0.5 or row["layer"] == 2:
+                    row |= {"diff": 0.1, "diff_low": 0.09, "diff_high": 0.11, "p": 1e-9}
+                row |= {"constant": row["layer"] == 2, "loss": -row["layer"]}
+        assert claim(three, 2).outcome == UNTESTED  # layer 2 alone is in the upper half
+        assert not (three.layers["layer"] == 2).any()
+
+    def test_one_dataset_against_the_others_leaves_it_open(self, three: Evidence):
+        _plant_profiles(three, 0.0, 1.0, 0.005)
+        for name, expected in (("alpha", NOT_ENOUGH), ("gamma", PARTLY)):
+            for row in three.units[f"{name}-profile"]["result"]["blocks"]:
+                if "p" in row and row["encoder"] == "bert":
+                    row |= {"diff": 0.1, "diff_low": 0.09, "diff_high": 0.11, "p": 1e-9}
+            assert outcomes(Evidence(three.index, three.units))[1] == expected
 
     @pytest.mark.parametrize(
-        ("difference", "p", "low", "expected"),
+        ("difference", "p", "width", "low", "expected"),
         [
-            (0.05, 1e-9, 0.3, CONFIRMED),
-            (0.05, 1e-9, -0.3, PARTLY),
-            (-0.05, 1e-9, 0.3, REFUTED),
-            (0.05, 0.5, 0.3, REFUTED),
+            (0.05, 1e-9, 0.01, 0.3, CONFIRMED),
+            (0.05, 1e-9, 0.01, -0.1, PARTLY),
+            (-0.05, 1e-9, 0.01, -0.3, REFUTED),
+            (0.0, 1.0, 0.005, -0.3, REFUTED),
+            (0.05, 0.5, 0.1, -0.1, NOT_ENOUGH),
         ],
     )
     def test_fusion(
-        self, evidence: Evidence, difference: float, p: float, low: float, expected: str
+        self, three: Evidence, difference: float, p: float, width: float, low: float, expected: str
     ):
-        for name in SETS:
-            for row in evidence.units[f"{name}-fusions-seed0"]["result"]["selections"]:
+        interval = {"member_low": difference - width, "member_high": difference + width}
+        for name in three.datasets:
+            for row in three.units[f"{name}-fusions-seed0"]["result"]["selections"]:
                 if "member_difference" in row:
-                    row |= {"member_difference": difference, "member_p_value": p}
-            result = evidence.units[f"{name}-complementarity"]["result"]
+                    row |= {"member_difference": difference, "member_p_value": p, **interval}
+            result = three.units[f"{name}-complementarity"]["result"]
             estimate = result["correlations"]["two encoders"][result["headline"]]
             estimate |= {"value": low + 0.1, "low": low, "high": low + 0.2}
-        assert outcomes(evidence)[2] == expected
+        assert claim(three, 3).outcome == expected
 
     @pytest.mark.parametrize(
         ("times", "expected"), [((3, 3), CONFIRMED), ((3, 0.5), PARTLY), ((0.5, 0.5), REFUTED)]
     )
     def test_costs(
-        self, evidence: Evidence, times: tuple[float, float], expected: str, tmp_path: Path
+        self, three: Evidence, times: tuple[float, float], expected: str, tmp_path: Path
     ):
-        def measured(group: str, way: str, cut: bool, latency: float, peak: float) -> None:
-            result = {
-                "group": group, "way": way, "cut": cut, "parameters": 10, "peak_mb": peak,
-                "base_mb": 100.0, "latency_ms": latency, "texts_per_s": 5.0, "device": "cpu",
-                "load_s": 1.0, "embedding_bytes": 1, "bundle_bytes": 1,
-            }  # fmt: skip
-            name = f"alpha-resources-{group}-{way}-{cut}"
-            evidence.units[name] = {"date": "2020-01-02", "result": result}
-
-        measured("bert", "last", False, 10.0, 200.0)
-        measured("bert+llama", "greedy", True, 10.0 * times[0], 100 + 100 * times[1])
-        measured("bert+llama", "greedy", False, 99.0, 999.0)
-        assert outcomes(evidence)[3] == expected
-        for name, unit in evidence.units.items():
+        _plant_cost(three, "alpha", *times)
+        assert claim(three, 4).outcome == NOT_ENOUGH
+        for name in ("beta", "gamma"):
+            _plant_cost(three, name, *times)
+        planted = Evidence(three.index, three.units)
+        assert claim(planted, 4).outcome == expected
+        for name, unit in three.units.items():
             write_json(tmp_path / "raw" / f"{name}.json", unit)
-        write_json(tmp_path / "study.json", {**evidence.index, "units": list(evidence.units)})
+        write_json(tmp_path / "study.json", {**three.index, "units": list(three.units)})
         assert f"take {times[0]:.1f} times as long" in page_of(tmp_path, ".")
 
-    def test_labels(self, evidence: Evidence):
-        for name in SETS:
-            points = evidence.units[f"{name}-curve"]["result"]["points"]
-            points[0]["gain"]["value"], points[-1]["gain"]["value"] = 0.3, 0.1
-        assert outcomes(evidence)[4] == CONFIRMED
-        points[0]["gain"]["value"] = 0.0
-        assert outcomes(Evidence(evidence.index, evidence.units))[4] == PARTLY
+    @pytest.mark.parametrize(
+        ("few", "width", "expected"),
+        [
+            (0.3, 0.02, CONFIRMED),
+            (0.0, 0.02, REFUTED),
+            (0.1, 0.002, REFUTED),
+            (0.12, 0.1, NOT_ENOUGH),
+        ],
+    )
+    def test_labels(self, three: Evidence, few: float, width: float, expected: str):
+        _plant_gains(three, few, width)
+        assert claim(three, 5).outcome == expected
+
+    def test_an_outcome_without_evidence_says_on_the_page_what_it_would_take(self, whole: Path):
+        found = claims_of(Evidence.read(whole))
+        assert {claim.outcome for claim in found[:3]} <= {NOT_ENOUGH, PARTLY}
+        page = page_of(whole, ".")
+        assert page.count("It would take at least 3") == sum(bool(claim.needs) for claim in found)
 
     def test_a_part_that_was_not_run_is_not_tested(self, whole: Path, tmp_path: Path):
         index = read_json(whole / "study.json")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.study.inputs import StudySettings
@@ -19,6 +20,11 @@ from benchmarks.study.results import read_json, unit_path
 
 ALPHA = 0.05
 """Below this, a corrected p-value counts as a difference."""
+
+MARGIN = 0.01
+"""Accuracies that differ by no more than this share count as equal."""
+
+_SHARED = 0.1  # datasets with more test texts in common than this share are not independent
 
 _CASE = ["dataset", "encoder"]
 _DIFFERENCE = ("difference", "low", "high", "p_value")
@@ -36,15 +42,20 @@ def holm(p_values: Sequence[float] | pd.Series) -> npt.NDArray[np.float64]:
 
 
 def with_verdicts(rows: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
-    """Rows with ``p_holm``, corrected over all of them, and ``verdict``: better, worse, unclear.
+    """Rows with ``p_holm``, corrected over all of them, and ``verdict``.
 
-    ``prefix`` is that of the columns ``difference`` and ``p_value``.
+    ``better`` and ``worse`` have a corrected p-value below `ALPHA` and an interval that excludes
+    zero, ``equal`` an interval within `MARGIN`; the others are ``unclear``. ``prefix`` is that of
+    the columns ``difference``, ``low``, ``high`` and ``p_value``.
     """
     if rows.empty:
         return rows
-    p, difference = holm(rows[f"{prefix}p_value"]), rows[f"{prefix}difference"]
-    unclear = (p >= ALPHA) | (difference == 0)
-    verdict = np.where(unclear, "unclear", np.where(difference > 0, "better", "worse"))
+    p, low, high = holm(rows[f"{prefix}p_value"]), rows[f"{prefix}low"], rows[f"{prefix}high"]
+    verdict = np.select(
+        [(p < ALPHA) & (low > 0), (p < ALPHA) & (high < 0), (low >= -MARGIN) & (high <= MARGIN)],
+        ["better", "worse", "equal"],
+        "unclear",
+    )
     return rows.assign(p_holm=p, verdict=verdict)
 
 
@@ -95,6 +106,16 @@ class Evidence:
     def datasets(self) -> list[str]:
         return list(self.index["datasets"])
 
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The source of each dataset; those that share many texts have the same one."""
+        sources = {name: name for name in self.datasets}
+        for shared in self.index["shared_texts"]:
+            if shared["fraction"] > _SHARED:
+                old, new = sources[shared["train_of"]], sources[shared["test_of"]]
+                sources = {name: new if own == old else own for name, own in sources.items()}
+        return sources
+
     @property
     def dates(self) -> list[str]:
         """The first and the last day, or the only one."""
@@ -122,29 +143,60 @@ class Evidence:
         return with_verdicts(pd.DataFrame(rows))
 
     @cached_property
+    def middle_layers(self) -> pd.DataFrame:
+        """Each encoder's block of the upper half below the last layer that is best on training
+        rows, against the last layer at the same pooling, on test rows."""
+        if self.blocks.empty:
+            return self.blocks
+        informative = self.blocks[~self.blocks["constant"]]
+        middle = informative[informative["depth"].between(0.5, 1, inclusive="left")]
+        best = middle.loc[middle.groupby(_CASE, sort=False)["loss"].idxmin()]
+        columns = {"diff": "difference", "diff_low": "low", "diff_high": "high", "p": "p_value"}
+        kept = best[[*_CASE, "block", *columns]].rename(columns=columns)
+        return with_verdicts(kept.reset_index(drop=True))
+
+    @cached_property
     def layers(self) -> pd.DataFrame:
-        """The blocks at the pooling of their encoder's last layer."""
+        """The informative blocks at the pooling of their encoder's last layer."""
         best = self.best_layers
         if best.empty:
             return best
         poolings = best[_CASE].assign(pooling=best["last"].str.rpartition(":")[2])
-        return self.blocks.merge(poolings)
+        return self.blocks[~self.blocks["constant"]].merge(poolings)
 
     @cached_property
     def cases(self) -> pd.DataFrame:
-        """For each dataset and encoder whether a layer is ``clear``ly unlike the last, how far
-        layers ``spread`` at the pooling of the last, and how much better than the last an average
-        layer of the upper half (``band``) is. Constant layers are no evidence of any of these."""
+        """For each dataset and encoder whether a layer is ``clear``ly unlike the last or all are
+        the ``same`` as it within `MARGIN`, how far layers ``spread`` at the pooling of the last,
+        and how much better than the last an average layer of the upper half (``band``) is."""
         if self.blocks.empty:
             return self.blocks
-        layers = self.layers[~self.layers["constant"]]
+        blocks, layers = self.blocks, self.layers
         accuracy = layers.groupby(_CASE, sort=False)["accuracy"]
+        within = (blocks["diff_low"] >= -MARGIN) & (blocks["diff_high"] <= MARGIN)
+        compared = blocks.assign(within=within)[blocks["p"].notna()]
         columns = {
-            "clear": self.blocks.groupby(_CASE)["p_holm"].min() < ALPHA,
+            "clear": blocks.groupby(_CASE)["p_holm"].min() < ALPHA,
+            "same": compared.groupby(_CASE)["within"].all(),
             "spread": accuracy.max() - accuracy.min(),
             "band": layers[layers["depth"] >= 0.5].groupby(_CASE)["diff"].mean(),
         }
         return pd.DataFrame(columns).reset_index()
+
+    @cached_property
+    def _dataset_pairs(self) -> pd.DataFrame:
+        """Each encoder's best block on a dataset and on another (``_from``)."""
+        best = self.best_layers[[*_CASE, "best"]]
+        pairs = best.merge(best, on="encoder", suffixes=("", "_from"))
+        return pairs[pairs["dataset"] != pairs["dataset_from"]]
+
+    @cached_property
+    def shared_best(self) -> pd.DataFrame:
+        """For each encoder the ordered pairs of datasets that have the same best block."""
+        if self.best_layers.empty:
+            return self.best_layers
+        pairs = self._dataset_pairs
+        return pairs[pairs["best"] == pairs["best_from"]]
 
     @cached_property
     def borrowed(self) -> pd.DataFrame:
@@ -152,8 +204,7 @@ class Evidence:
         other against its own; pairs with the same best block are left out."""
         if self.best_layers.empty:
             return self.best_layers
-        best = self.best_layers[[*_CASE, "best"]]
-        pairs = best.merge(best, on="encoder", suffixes=("", "_from"))
+        pairs = self._dataset_pairs
         pairs = pairs[pairs["best"] != pairs["best_from"]]
         names = ("best_from", *_DIFFERENCE)
         columns = ("block", "best_diff", "best_diff_low", "best_diff_high", "best_p")
@@ -212,12 +263,14 @@ class Evidence:
     @cached_property
     def promises(self) -> pd.DataFrame:
         """For each dataset the rank correlation of the measure that pairs are ranked by with the
-        gain of fusing them."""
+        gain of fusing them; ``verdict`` says on which side of zero its interval lies."""
         rows = []
         for dataset, result in self._results("complementarity"):
             estimates = result["correlations"].get("two encoders", {})
             if result["headline"] in estimates:
-                rows.append({"dataset": dataset, **estimates[result["headline"]]})
+                own = estimates[result["headline"]]
+                verdict = "better" if own["low"] > 0 else "worse" if own["high"] < 0 else "unclear"
+                rows.append({"dataset": dataset, **own, "verdict": verdict})
         return pd.DataFrame(rows)
 
     @cached_property
@@ -230,6 +283,22 @@ class Evidence:
     def curves(self) -> pd.DataFrame:
         """Accuracy by the number of labels, and the ``gain_`` of fusion over the last layer."""
         return self._table("curve", "points").rename(columns={"gain_value": "gain_difference"})
+
+    @cached_property
+    def gain_falls(self) -> pd.DataFrame:
+        """For each dataset how much larger the gain of fusion is with the fewest labels (``few_``)
+        than with all (``all_``); the two gains' errors count as independent."""
+        if self.curves.empty:
+            return self.curves
+        names = [f"gain_{end}" for end in ("difference", "low", "high")]
+        kept = self.curves[["dataset", "n_rows", *names]].groupby("dataset", sort=False)
+        table = kept.head(1).merge(kept.tail(1), on="dataset", suffixes=("_few", "_all"))
+        difference = table["gain_difference_few"] - table["gain_difference_all"]
+        widths = [table[f"gain_high_{end}"] - table[f"gain_low_{end}"] for end in ("few", "all")]
+        half = np.hypot(*widths) / 2
+        p = 2 * norm.sf(norm.ppf(0.975) * np.abs(difference) / np.maximum(half, 1e-12))
+        columns = {"low": difference - half, "high": difference + half, "p_value": p}
+        return with_verdicts(table.assign(difference=difference, **columns))
 
     @cached_property
     def resources(self) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from layerfuse.report.theme import Chart, save_chart
 _WIDTH, _HEIGHT = 290, 170  # pixels of one of two columns
 _HEADER: dict[str, Any] = {"labelFontSize": 13, "labelFontWeight": 600}
 _ROW = 22  # pixels of a line in a figure of intervals
-_VERDICTS = ["better", "unclear", "worse"]
+_VERDICTS = ["better", "equal", "unclear", "worse"]
 _WAYS = {"last_layer": "last layer", "best_block": "best block", "fusion": "fusion"}
 _COSTS = {
     "latency_ms": "one text, ms",
@@ -94,7 +94,7 @@ def _differences(rows: pd.DataFrame, name: str, title: str) -> Chart:
         x=alt.X("difference:Q"),
         color=alt.Color("verdict:N", **verdict).scale(domain=_VERDICTS),
         shape=alt.Shape("verdict:N", **verdict).scale(
-            domain=_VERDICTS, range=["circle", "diamond", "square"]
+            domain=_VERDICTS, range=["circle", "triangle", "diamond", "square"]
         ),
     )
     layered = alt.layer(_zero("x"), bar, dot, data=rows)

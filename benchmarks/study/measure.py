@@ -88,7 +88,7 @@ def run_study(
     for number, data in enumerate(datasets):
         sides = zip(*(own.blocks[number] for own in encoders), strict=True)
         embedded = EmbeddedData(data, *map(BlockView.join, sides))
-        _measure(embedded, encoders, settings, results, reporter, resources=number == 0)
+        _measure(embedded, encoders, settings, results, reporter)
     index = {
         "format": "layerfuse-study",
         "format_version": 1,
@@ -111,10 +111,8 @@ def _measure(
     settings: StudySettings,
     results: Results,
     reporter: Reporter,
-    *,
-    resources: bool,
 ) -> None:
-    """Measure one dataset's units; ``resources`` says whether costs may be among them."""
+    """Measure one dataset's units."""
     data, parts = embedded.data, settings.parts
     key = {
         "round": _ROUND,
@@ -155,7 +153,7 @@ def _measure(
         unit("complementarity", lambda: _complementarity(embedded, profile().probed, settings))
     if "curves" in parts:
         unit("curve", lambda: _curve(embedded, profile().probed, settings, reporter))
-    if not resources or "resources" not in parts:
+    if "resources" not in parts:
         return
     every = [
         Choice(tuple(row["encoders"]), row["way"], tuple(map(BlockRef.parse, row["blocks"])))

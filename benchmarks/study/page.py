@@ -16,8 +16,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from benchmarks.markdown import percent, set_name
-from benchmarks.study.claims import claims_of
-from benchmarks.study.evidence import ALPHA, Evidence
+from benchmarks.study.claims import MIN_SETS, claims_of
+from benchmarks.study.evidence import ALPHA, MARGIN, Evidence
 from layerfuse._version import __version__
 from layerfuse.files import atomic_write, human_bytes
 
@@ -38,6 +38,8 @@ def page_of(folder: Path, place: str) -> str:
         figures={path.stem for path in (folder / FIGURES).glob("*.svg")},
         place=f"{place}/{FIGURES}",
         alpha=f"{ALPHA:g}",
+        margin=f"{100 * MARGIN:g}",
+        min_sets=MIN_SETS,
     )
     text = re.sub(r"(?<=[^\n|])\n *(?![\n|#<!]|- )(?=.)", " ", text)  # a paragraph is one line
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -77,9 +79,10 @@ def _template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _points(row: Any, prefix: str = "") -> str:
+def _points(row: Any, prefix: str = "", suffix: str = "") -> str:
     """A difference in points with its interval, such as ``+2.1 (+1.0 to +3.2)``."""
-    value, low, high = (100 * getattr(row, prefix + end) for end in ("difference", "low", "high"))
+    ends = ("difference", "low", "high")
+    value, low, high = (100 * getattr(row, f"{prefix}{end}{suffix}") for end in ends)
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 

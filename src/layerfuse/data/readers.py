@@ -287,6 +287,9 @@ class _File:
                     with self.open() as binary:
                         if _utf16_of(binary.read(2000)):
                             raise self._not_utf8()
+                        if whole and binary.seekable():
+                            binary.seek(_MOST_BYTES)  # of a packed file, before any is kept
+                            _refuse_long(self.where, len(binary.read(1)) * (_MOST_BYTES + 1))
                 with self.open() as binary:
                     text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline=ending)
                     yield _limited(text, self.where, whole=whole)
@@ -346,12 +349,16 @@ def _limited(text: io.TextIOWrapper, where: str, *, whole: bool) -> Iterator[str
     size = 0
     while line := text.readline(_MOST_BYTES + 1):
         size = len(line) + whole * size
-        if size > _MOST_BYTES:
-            raise DataError(
-                f"{where} holds more than {human_bytes(_MOST_BYTES)} of text. Split it, or convert "
-                "it to parquet."
-            )
+        _refuse_long(where, size)
         yield line
+
+
+def _refuse_long(where: str, n_bytes: int) -> None:
+    if n_bytes > _MOST_BYTES:
+        raise DataError(
+            f"{where} holds more than {human_bytes(_MOST_BYTES)} of text. Split it, or convert it "
+            "to parquet."
+        )
 
 
 def _utf16_of(start: bytes) -> str:
@@ -553,18 +560,18 @@ def _parquet(file: _File, part_rows: int | None) -> Iterator[Table]:
     import pyarrow
     import pyarrow.parquet
 
-    with (
-        _arrow_errors(file.where, "parquet"),
-        file.open() as binary,
-        pyarrow.parquet.ParquetFile(binary) as table,
-    ):
-        facts = table.metadata
+    with _arrow_errors(file.where, "parquet"), file.open() as binary:
+        facts = pyarrow.parquet.read_metadata(binary)
         n_bytes = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
-        if part_rows is None and (n_bytes > _MOST_BYTES or facts.num_rows > _MOST_ROWS):
-            raise DataError(
-                f"{file.where} has {facts.num_rows:,} rows and {human_bytes(n_bytes)}, of at most "
-                f"{_MOST_ROWS:,} and {human_bytes(_MOST_BYTES)}. Take a part of it."
-            )
+        if part_rows is None:
+            _refuse_large(file.where, facts.num_rows, n_bytes)
+        leaves = map(facts.schema.column, range(len(facts.schema)))
+        # A few bytes may stand for gigabytes of equal texts, so these are unpacked last.
+        table = pyarrow.parquet.ParquetFile(
+            binary,
+            metadata=facts,
+            read_dictionary=[leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"],
+        )
         _refuse_repeated(file.where, table.schema_arrow.names)
         size = part_rows or max(1, facts.num_rows)
         first, waiting = 0, table.schema_arrow.empty_table()
@@ -596,8 +603,36 @@ def _texts_of(folder: Path, classes: Sequence[Path]) -> Table:
     return Table(str(folder), tuple(columns), columns.__getitem__)
 
 
+def _refuse_large(where: str, n_rows: int, n_bytes: int) -> None:
+    if n_bytes > _MOST_BYTES or n_rows > _MOST_ROWS:
+        raise DataError(
+            f"{where} has {n_rows:,} rows and {human_bytes(n_bytes)}, of at most {_MOST_ROWS:,} "
+            f"and {human_bytes(_MOST_BYTES)}. Take a part of it."
+        )
+
+
+def _unpacked_bytes(array: Any) -> int:
+    """The bytes of an Arrow array without dictionaries."""
+    import pyarrow
+    import pyarrow.compute
+
+    if pyarrow.types.is_dictionary(array.type):
+        values = array.dictionary
+        if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_binary(values.type)):
+            return int(array.nbytes)
+        lengths = pyarrow.compute.binary_length(values).take(array.indices)
+        return int(pyarrow.compute.sum(lengths).as_py() or 0)
+    if pyarrow.types.is_struct(array.type):
+        return sum(map(_unpacked_bytes, array.flatten()))
+    if pyarrow.types.is_list(array.type):
+        return _unpacked_bytes(array.flatten())
+    return int(array.nbytes)
+
+
 def _arrow_table(where: str, table: Any, first: int) -> Table:
     """Columns of an Arrow table, with class names where the package datasets has kept them."""
+    chunks = chain.from_iterable(column.chunks for column in table.columns)
+    _refuse_large(where, len(table), sum(map(_unpacked_bytes, chunks)))
 
     def column(name: str) -> list[Any]:
         with _arrow_errors(where, "a table"):

@@ -23,7 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import FormatError, NewerVersionError, StorageError
-from layerfuse.files import atomic_write, cache_dir, digest, read_json, storage_errors, write_json
+from layerfuse.files import (
+    atomic_write,
+    cache_dir,
+    check_own,
+    digest,
+    read_json,
+    storage_errors,
+    write_json,
+)
 from layerfuse.progress import SILENT, Reporter
 
 Key: TypeAlias = tuple[int, str]
@@ -390,6 +398,7 @@ class EmbeddingStore:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
+        self._named = root is not None
         self.root = Path(root).expanduser() if root is not None else cache_dir() / "store"
 
     def __repr__(self) -> str:
@@ -405,13 +414,14 @@ class EmbeddingStore:
         FormatError
             When it was written by a newer version.
         StorageError
-            When it is new and cannot be written.
+            When it is new and cannot be written, or another user may have written it.
         """
         key = _key(identity)
         safe = re.sub(r"[^\w.-]", "_", encoder)
         folder = next(self.root.glob(f"*-{key}"), self.root / f"{safe}-{key}")
         manifest = folder / _MANIFEST
         if manifest.exists():
+            check_own(folder, self.root if self._named else None)
             try:
                 self._read_manifest(manifest)
             except FormatError as error:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-from layerfuse.errors import UnsupportedModelError
-from layerfuse.pooling import send_ahead
-
-if TYPE_CHECKING:
-    import torch
-import inspect
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
-
 from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
-from layerfuse.errors import is_out_of_memory
+from layerfuse.errors import UnsupportedModelError, is_out_of_memory
+from layerfuse.pooling import send_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -155,6 +148,7 @@ _AFTER_BLOCKS = frozenset(
     {"norm", "ln_f", "norm_f", "final_norm", "final_layer_norm", "project_out"}
 )
 _LIMITS = ("max_encoder_position_embeddings", "max_position_embeddings", "max_seq_len")
+_PADDED_TO = ("attention_window", "local_attn_chunk_length", "lsh_attn_chunk_length", "block_size")
 _SHORT, _LONG = 5, 24  # tokens of the texts that a model is tried on
 _TOLERANCE = {"float32": 1e-3}
 _HALF_TOLERANCE = 0.1  # deep models round as much as a few percent
@@ -435,4 +429,10 @@ def token_limit(stack: Any) -> int | None:
         hasattr(module, "padding_idx") and hasattr(module, "position_embeddings")
         for module in stack.modules()
     )
-    return limit - (config.pad_token_id or 0) - 1 if limit and own else limit
+    if limit is None:
+        return None
+    limit -= ((config.pad_token_id or 0) + 1) * own
+    # Models of long texts pad within to a multiple of these, which needs positions as well.
+    sizes = np.hstack([getattr(config, name, None) or 1 for name in _PADDED_TO])
+    multiple = math.lcm(*sizes.tolist()) if sizes.dtype.kind == "i" else 1
+    return limit - limit % multiple if limit >= multiple else limit

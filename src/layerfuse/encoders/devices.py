@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from layerfuse.errors import ConfigError, check_choice, require
 
 if TYPE_CHECKING:
     import torch
-from functools import cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
 
 QUANTIZED = ("int8", "nf4")
 """Dtypes of weights that bitsandbytes packs: LLM.int8() (Dettmers et al., NeurIPS 2022) and the
@@ -150,7 +146,7 @@ def pack_linears(stack: torch.nn.Module) -> int:
         return 0
     packed = {name: _pack(weight) for name, weight in weights.items()}
     for module in linears:
-        module.forward = _forward(packed[id(module.weight)], module.bias)  # type: ignore[method-assign]
+        module.forward = _forward(packed[id(module.weight)], module)  # type: ignore[method-assign]
     return len(linears)
 
 
@@ -161,12 +157,14 @@ def _pack(weight: torch.Tensor) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(contiguous, _TYPICAL_TOKENS)
 
 
-def _forward(packed: torch.Tensor, bias: torch.Tensor | None) -> Any:
+def _forward(packed: torch.Tensor, module: Any) -> Any:
     import torch
 
-    linear = torch.ops.mkldnn._linear_pointwise.default
+    linear, bias = torch.ops.mkldnn._linear_pointwise.default, module.bias
 
     def forward(input: torch.Tensor) -> Any:  # noqa: A002  # nn.Linear's own name for it
+        if input.dtype is not packed.dtype:  # of routers that cast themselves to float32
+            return torch.nn.functional.linear(input, module.weight, bias)
         return linear(input, packed, bias, "none", [], "")
 
     return forward
@@ -180,7 +178,7 @@ def _works(dtype: torch.dtype) -> bool:
     random = torch.Generator().manual_seed(0)
     x, w, b = (torch.randn(shape, generator=random).to(dtype) for shape in ((3, 8), (5, 8), (5,)))
     try:
-        found = _forward(_pack(w), b)(x)
+        found = _forward(_pack(w), SimpleNamespace(weight=w, bias=b))(x)
     except (AttributeError, RuntimeError):
         return False
     return bool(

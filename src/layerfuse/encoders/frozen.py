@@ -55,7 +55,7 @@ from layerfuse.errors import (
     UnsupportedModelError,
     is_out_of_memory,
 )
-from layerfuse.files import cache_dir, digest, write_json
+from layerfuse.files import cache_dir, digest, is_own, write_json
 from layerfuse.parallel import limit_kernel_cache
 from layerfuse.pooling import Pooler
 from layerfuse.progress import SILENT, Reporter
@@ -436,8 +436,9 @@ class FrozenEncoder:
         return cache_dir() / "traits" / f"{name}.json"
 
     def _known_traits(self) -> Traits | None:
+        file = self._traits_file(self.dtype)
         with contextlib.suppress(OSError, ValueError):
-            return Traits.model_validate_json(self._traits_file(self.dtype).read_bytes())
+            return Traits.model_validate_json(file.read_bytes()) if is_own(file) else None
         return None
 
     def _accept(self, traits: Traits) -> None:

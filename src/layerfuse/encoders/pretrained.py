@@ -31,6 +31,7 @@ from layerfuse.errors import (
 from layerfuse.files import (
     atomic_folder,
     cache_dir,
+    check_own,
     damaged_files,
     digest,
     fingerprint_file,
@@ -248,6 +249,7 @@ def find_unpacked(source: EncoderSource, part: str) -> Path | None:
     folder = _folder(source, part)
     if not folder.is_dir():
         return None
+    check_own(folder)
     if damaged_files(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return None

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from layerfuse.errors import ConfigError, UnsupportedModelError
 
 _SLOT = "{text}"
+_RENDER_S = 120  # wall time, most of which the import takes on a busy machine
+_RENDER = """
+import contextlib, json, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+with contextlib.suppress(ImportError):  # Windows
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (int(resource.getrusage(0).ru_utime) + 5,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000,) * 2)
+render_jinja_template(**json.load(sys.stdin), add_generation_prompt=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -150,15 +163,42 @@ def _apply_chat_template(tokenizer: Any, chat_prompt: str) -> str:
         )
     content = chat_prompt if _SLOT in chat_prompt else f"{chat_prompt}\n\n{_SLOT}"
     check_prompt(content)
-    filled = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [{"role": "user", "content": content}]
+    _try_template(tokenizer, messages)
+    filled = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if filled.count(_SLOT) != 1:
         raise UnsupportedModelError(
             "The chat template of this encoder's tokenizer does not give the message once and as "
             "it is, so that texts would be lost. Use a plain prompt instead."
         )
     return str(filled)
+
+
+def _try_template(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> None:
+    """Render the chat template in a process of limited time and memory: it is the model's code."""
+    asked = {
+        "chat_template": tokenizer.get_chat_template(),
+        "conversations": [messages],
+        **tokenizer.special_tokens_map,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _RENDER],
+            input=json.dumps(asked, default=str),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_RENDER_S,
+            check=False,
+        )
+        lines = done.stderr.strip().splitlines()
+        reason = "" if done.returncode == 0 else lines[-1] if lines else "it takes too long"
+    except subprocess.TimeoutExpired:
+        reason = "it takes too long"
+    if reason:
+        raise UnsupportedModelError(
+            f"The chat template of this encoder's tokenizer does not work: {reason}. Use a plain "
+            "prompt instead."
+        )
 
 
 def _encodable(text: str) -> str:
