@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +19,7 @@ from layerfuse.classifier.validation import (
     Encoders,
     check_parameters,
     check_training,
+    log_candidates,
     open_encoders,
     search_space,
     seed_of,
@@ -40,7 +40,7 @@ from layerfuse.neighbors import Explanation, TrainingExamples
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
-from layerfuse.progress import Reporter, current_reporter
+from layerfuse.progress import Reporter, Stopwatch, current_reporter
 from layerfuse.resources import Budget, EncoderCost
 from layerfuse.targets import Column, LabelSpace, Rows, Splitter, label_array
 
@@ -249,7 +249,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             [data.texts[row] for row in sample], encoders, self._store(), reporter=reporter
         )
         costs = embeddings.costs
-        _log_candidates(embeddings, encoders, reporter)
+        log_candidates(embeddings, encoders, reporter)
         clock("extract_s")
         measured = data.targets[sample]
         weights = None if data.weights is None else data.weights[sample]
@@ -602,38 +602,3 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if isinstance(self.store, EmbeddingStore) or self.store is None:
             return self.store
         return EmbeddingStore() if self.store == "auto" else EmbeddingStore(self.store)
-
-
-class Stopwatch:
-    """Seconds of each stage, and ``total_s`` of them all."""
-
-    def __init__(self) -> None:
-        self._started = self._lap = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    def __call__(self, stage: str) -> None:
-        """Count the time since the last call for ``stage``."""
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._lap
-        self._lap = now
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds by stage, ``total_s`` last."""
-        stages = {name: value for name, value in self._seconds.items() if name != "total_s"}
-        return {**stages, "total_s": time.perf_counter() - self._started}
-
-
-def _log_candidates(
-    embeddings: BlockView, encoders: Sequence[FrozenEncoder], reporter: Reporter
-) -> None:
-    """Report which blocks there are, and what they were computed with."""
-    for encoder in encoders:
-        own = [block for block in embeddings if block.encoder == encoder.name]
-        layers = sorted({block.layer for block in own})
-        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
-        shown = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
-        poolings = ", ".join(dict.fromkeys(block.pooling for block in own))
-        reporter.note(
-            f"{encoder.name}: {len(own)} candidate blocks (layers {shown}; {poolings}), "
-            f"{encoder.dtype} on {encoder.device}"
-        )
