@@ -23,6 +23,7 @@ from layerfuse.data.audit import Audit, Finding, SplitAudit
 from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
+    ClassText,
     ColumnsReport,
     CostReport,
     DataReport,
@@ -144,6 +145,13 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
             confusion=confusion(measured[1], _CLASSES),
             calibration=calibration(measured[1]),
             hardest=_hardest(),
+            class_texts=tuple(
+                ClassText(
+                    label=str(name), typical=typical, row=1, label_probability=0.5, text=_TEXT[:200]
+                )
+                for name in space.classes.tolist()
+                for typical in (True, True, True, False, False, False)
+            ),
         ),
         timings=Timings(extract_s=1.0, score_s=1.0, search_s=1.0, total_s=4.0),
         settings=FitConfig("made up"),

@@ -122,6 +122,14 @@ def test_rows_agree_with_the_report(place: tuple[Path, Done]):
         assert len(found["truth"]) == metrics.n
         correct = found["truth"] == found["predicted"]
         assert correct.mean() == pytest.approx(metrics.accuracy.value)
+        assert len(report.baselines) > 5
+        for item in report.baselines:
+            own = found[item.name if item.encoder is None else f"{item.name}:{item.encoder}"]
+            score = item.on(name)
+            assert (own == found["truth"]).mean() == pytest.approx(score.accuracy.value)
+            assert (correct.mean() - (own == found["truth"]).mean()) == pytest.approx(
+                score.gain.difference
+            )
 
 
 def test_the_report_is_what_json_prints_and_fits_its_schema(

@@ -68,7 +68,7 @@ def runs(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         )
         share = 0.8 if name == "other" else None
         model = LayerFusionClassifier([encoder], cv=2, store=None, coverage=share)
-        model.fit(texts, labels).save(root / name)
+        model.fit(texts, labels).save(root / name, explain=name == "other")
     return {name: root / name for name in ("low", "high", "other")}
 
 
@@ -275,6 +275,18 @@ class TestAnswers:
         unsure = alone.abstention_.abstains(alone.predict_proba(texts)).tolist()
         assert [row["abstain"] for row in got] == unsure
         assert server.predict(texts).json["predictions"][0]["abstain"] is None
+
+    def test_the_nearest_training_texts(self, server: Running, runs: dict[str, Path]) -> None:
+        texts = sentences(6)
+        assert server.predict(texts, "other").json["predictions"][0]["neighbors"] is None
+        answer = server.predict(texts, "other", explain=True)
+        assert answer.status == 200
+        known = load(runs["other"], device="cpu").explain(texts).neighbors
+        for row, own in zip(answer.json["predictions"], known, strict=True):
+            assert [one["text"] for one in row["neighbors"]] == [one.text for one in own]
+            assert [one["label"] for one in row["neighbors"]] == [one.label for one in own]
+        refused = server.predict(texts, "low", explain=True)
+        assert (refused.status, "--explain" in refused.json["detail"]) == (400, True)
 
     def test_what_is_served(self, server: Running, runs: dict[str, Path]) -> None:
         got = server.ask("GET", "/v1/models").json

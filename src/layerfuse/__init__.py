@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerfuse.blocks import BlockRef, BlockScores, Selection
-    from layerfuse.classifier import LayerFusionClassifier, load
+    from layerfuse.classifier import LayerFusionClassifier, LayerFusionTransformer, load
     from layerfuse.complementarity import compare
     from layerfuse.data import TextDataset, load_dataset
     from layerfuse.embeddings import EmbeddingStore
@@ -28,6 +28,7 @@ __all__ = [
     "EmbeddingStore",
     "FrozenEncoder",
     "LayerFusionClassifier",
+    "LayerFusionTransformer",
     "LayerfuseError",
     "Selection",
     "TextDataset",
@@ -46,6 +47,7 @@ _HOME = {
     "EmbeddingStore": "embeddings",
     "FrozenEncoder": "encoders",
     "LayerFusionClassifier": "classifier",
+    "LayerFusionTransformer": "classifier",
     "LayerfuseError": "errors",
     "Selection": "blocks",
     "TextDataset": "data",

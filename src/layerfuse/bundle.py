@@ -35,6 +35,7 @@ from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, 
 from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
 from layerfuse.metrics import Evaluation
+from layerfuse.neighbors import TrainingExamples
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.probing import Axes, ClassCentroids, PrincipalAxes
 from layerfuse.resources import resolve_budget
@@ -155,13 +156,14 @@ class Facts(_Record):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, the labels it predicts, the encoders that it reads, facts, and when to abstain."""
+    """A model, its labels and encoders, facts, when to abstain, training texts to explain by."""
 
     model: FusedModel
     space: LabelSpace
     encoders: tuple[EncoderSpec, ...]
     facts: Facts = field(default_factory=Facts)
     abstention: Abstention | None = None
+    examples: TrainingExamples | None = None
 
 
 def _distinct(labels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -223,10 +225,11 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         When the folder exists or cannot be written.
     """
     fusion, head = bundle.model.model.fusion, bundle.model.model.head
-    parts = {
+    parts: dict[str, Mapping[str, npt.NDArray[Any]]] = {
         **{f"axes.{index}": axes.arrays() for index, axes in enumerate(bundle.model.axes)},
         "fusion": fusion.arrays(),
         "head": head.arrays(),
+        "examples": {} if bundle.examples is None else bundle.examples.arrays(),
     }
     tensors = {
         f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
@@ -321,7 +324,9 @@ def _from_file(path: Path, file: _File) -> Bundle:
     model = FusedModel(
         axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
     )
-    return Bundle(model, space, file.encoders, file.facts, file.abstention)
+    kept = _part(tensors, "examples")
+    examples = TrainingExamples.from_arrays(kept, *shape) if kept else None
+    return Bundle(model, space, file.encoders, file.facts, file.abstention, examples)
 
 
 def _axes(block: BlockRef, arrays: Mapping[str, npt.NDArray[Any]]) -> Axes:

@@ -120,6 +120,9 @@ SettingsFile = Annotated[
 WriteReport = Annotated[
     bool, option("Write report.html into the run folder.", negative="--no-report")
 ]
+KeepTexts = Annotated[
+    bool, option("Leave texts out of everything that is written.", negative="--no-texts")
+]
 Bundle = Annotated[Path, option("Run folder or bundle.")]
 MovedEncoders = Annotated[
     Mapping[str, str],
@@ -208,6 +211,10 @@ class PredictConfig:
     ] = None
     probabilities: Annotated[
         bool, option("Add the probability of every class.", show_default=False)
+    ] = False
+    explain: Annotated[
+        bool,
+        option("Add the nearest training texts (after fit --explain).", show_default=False),
     ] = False
     resume: Annotated[bool, option("Resume a stopped run from its finished parts.")] = False
     encoders: MovedEncoders = field(default_factory=dict)
@@ -319,6 +326,10 @@ class ReadConfig:
 class ExtractConfig(StreamConfig, ReadConfig):
     """Settings of ``extract``."""
 
+    out: Annotated[
+        Path | None, option("File for all blocks (npz or parquet), beside the cache.")
+    ] = None
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -377,6 +388,18 @@ class FitConfig(CurveConfig):
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
     out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
     report: WriteReport = True
+    accept_advice: Annotated[
+        bool,
+        option(
+            "Save the single block that the verdict finds simpler and no worse, if there is one.",
+            show_default=False,
+        ),
+    ] = False
+    texts: KeepTexts = True
+    explain: Annotated[
+        bool,
+        option("Keep training texts in the bundle, for predict --explain.", show_default=False),
+    ] = False
 
 
 @Parameter(name="*")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 
 import numpy as np
@@ -81,6 +81,17 @@ class Pair:
     oracle_accuracy: float
     yules_q: float
     penalty: float
+
+    def to_row(self) -> dict[str, object]:
+        """Plain values by name."""
+        values = {own.name: getattr(self, own.name) for own in fields(Pair)}
+        blocks = {"a": str(self.a), "b": str(self.b)}
+        gain = {
+            "gain": self.gain.difference,
+            "gain_low": self.gain.low,
+            "gain_high": self.gain.high,
+        }
+        return values | blocks | gain
 
     @property
     def better(self) -> BlockRef:

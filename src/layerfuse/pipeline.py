@@ -49,9 +49,13 @@ class CoordinateModel:
     fusion: Fusion
     head: Head
 
+    def features(self, coordinates: Blocks) -> Floats:
+        """Coordinates of n texts, each (n, rank), to fused features (n, n_features)."""
+        return self.fusion.transform([coordinates[block] for block in self.blocks])
+
     def logits(self, coordinates: Blocks) -> Floats:
         """Coordinates of n texts, each (n, rank), to logits (n, n_outputs)."""
-        return self.head.logits(self.fusion.transform([coordinates[b] for b in self.blocks]))
+        return self.head.logits(self.features(coordinates))
 
 
 def train(
@@ -200,19 +204,27 @@ class FusedModel:
         """The blocks that it reads."""
         return self.model.blocks
 
-    def logits(self, embeddings: Blocks) -> Floats:
-        """Blocks of n texts, each (n, dim), to logits (n, n_outputs).
+    def features(self, embeddings: Blocks) -> Floats:
+        """Blocks of n texts, each (n, dim), to fused features (n, n_features).
 
         The lexical block is what `layerfuse.encoders.count_words` gives.
         """
         pairs = zip(self.blocks, self.axes, strict=True)
-        return self.model.logits(
+        return self.model.features(
             {block: axes.transform(embeddings[block]) for block, axes in pairs}
         )
 
+    def logits(self, embeddings: Blocks) -> Floats:
+        """Blocks of n texts, each (n, dim), to logits (n, n_outputs)."""
+        return self.model.head.logits(self.features(embeddings))
+
     def predict_proba(self, embeddings: Blocks) -> npt.NDArray[np.float64]:
         """Blocks of n texts to calibrated probabilities (n, n_outputs)."""
-        return self.calibrator.predict_proba(self.logits(embeddings), self.space)
+        return self.proba_of(self.features(embeddings))
+
+    def proba_of(self, features: Floats) -> npt.NDArray[np.float64]:
+        """Fused features (n, n_features) to calibrated probabilities (n, n_outputs)."""
+        return self.calibrator.predict_proba(self.model.head.logits(features), self.space)
 
     def with_temperature(self, calibrator: TemperatureCalibrator) -> FusedModel:
         """The same model with another calibration."""

@@ -85,3 +85,22 @@ def track(
         for result in results:
             yield result
             advance(1)
+
+
+class Stopwatch:
+    """Seconds of each stage, and ``total_s`` of them all."""
+
+    def __init__(self) -> None:
+        self._started = self._lap = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> None:
+        """Count the time since the last call for ``stage``."""
+        now = time.perf_counter()
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._lap
+        self._lap = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, ``total_s`` last."""
+        stages = {name: value for name, value in self._seconds.items() if name != "total_s"}
+        return {**stages, "total_s": time.perf_counter() - self._started}

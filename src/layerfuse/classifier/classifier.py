@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,11 +21,13 @@ from layerfuse.classifier.validation import (
     Encoders,
     check_parameters,
     check_training,
+    log_candidates,
     open_encoders,
     search_space,
     seed_of,
     settings_of,
     warn_truncated,
+    whole_number,
 )
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import BlockView, check_texts, extract_all, extract_blocks
@@ -37,10 +38,11 @@ from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, ne
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection
+from layerfuse.neighbors import Explanation, TrainingExamples
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
-from layerfuse.progress import Reporter, current_reporter
+from layerfuse.progress import Reporter, Stopwatch, current_reporter
 from layerfuse.resources import Budget, EncoderCost
 from layerfuse.targets import Column, LabelSpace, Rows, Splitter, label_array
 
@@ -130,6 +132,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Largest share of training texts that an encoder truncated, 0 to 1.
     n_rows_ : int
         Rows that were learned from.
+    kept_examples_ : TrainingExamples or None
+        Of a loaded classifier, the training texts that its bundle keeps for `explain`.
     fit_record_ : FitRecord
         Training rows and out-of-fold predictions: baselines, verdict. Not kept in pickles.
 
@@ -154,6 +158,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     model_: FusedModel
     encoders_: tuple[FrozenEncoder, ...]
     abstention_: Abstention | None
+    kept_examples_: TrainingExamples | None
     cv_: Evaluation
     costs_: Mapping[str, EncoderCost]
     timings_: dict[str, float]
@@ -255,7 +260,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter=reporter,
         )
         costs = embeddings.costs
-        _log_candidates(embeddings, encoders, reporter)
+        log_candidates(embeddings, encoders, reporter)
         clock("extract_s")
         measured = data.targets[sample]
         weights = None if data.weights is None else data.weights[sample]
@@ -296,7 +301,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.profile_ = probed.scores
         self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
         self.model_, self.encoders_, self.cv_, self.costs_ = model, encoders, cv_, costs
-        self.abstention_ = abstention
+        self.abstention_, self.kept_examples_ = abstention, None
         self.n_rows_ = len(data.texts)
         self.truncated_share_ = max(embeddings.truncated_share, rows.truncated_share)
         warn_truncated(self.truncated_share_, encoders, reporter)
@@ -415,6 +420,61 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             )
         return abstention.sets(self.predict_proba(X))
 
+    def explain(self, X: Column, n_neighbors: int = 3) -> Explanation:
+        """Predict, and name the training texts that are nearest in the fused space.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+        n_neighbors : int, default=3
+            How many training texts for each; of at most ``sample_size`` of them.
+
+        Returns
+        -------
+        Explanation
+            Probabilities and neighbors.
+
+        Raises
+        ------
+        NotAvailableError
+            For a loaded classifier that was saved without ``explain=True``.
+        """
+        blocks, places = self._read(X)
+        features = self.model_.features(blocks)
+        near = self.examples_.nearest(
+            features, self.label_space_, whole_number("n_neighbors", n_neighbors, at_least=1)
+        )
+        return Explanation(self.model_.proba_of(features)[places], [near[at] for at in places])
+
+    def features(self, X: Column) -> npt.NDArray[np.float32]:
+        """Fused features, which the head reads.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features)
+        """
+        blocks, places = self._read(X)
+        return self.model_.features(blocks)[places]
+
+    @property
+    def examples_(self) -> TrainingExamples:
+        """Training texts in the fused space, at most ``sample_size``; see `explain`."""
+        check_is_fitted(self, "model_")
+        if self.kept_examples_ is None:
+            if not hasattr(self, "fit_record_"):
+                raise NotAvailableError(
+                    "The training texts are not in this bundle. Save with explain=True (layerfuse "
+                    "fit --explain), which keeps them there."
+                )
+            self.kept_examples_ = self.fit_record_.examples(self.model_)
+        return self.kept_examples_
+
     def extract(self, X: Column) -> BlockView:
         """All candidate blocks of some texts, through the embedding cache.
 
@@ -442,6 +502,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         text_column: str | None = None,
         label_column: str | None = None,
         strip_html: bool = False,
+        explain: bool = False,
     ) -> None:
         """Write the classifier as a bundle folder (tensors, JSON, model card); see `load`.
 
@@ -457,6 +518,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
         strip_html : bool, default=False
             Whether they strip HTML.
+        explain : bool, default=False
+            Keep training texts (at most ``sample_size``) and their fused features, two bytes a
+            number, so that a loaded classifier can `explain`.
 
         Raises
         ------
@@ -478,7 +542,14 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             settings=settings_of(self, names),
         )
         save_bundle(
-            Bundle(self.model_, space, tuple(encoders), facts, self.abstention_),
+            Bundle(
+                self.model_,
+                space,
+                tuple(encoders),
+                facts,
+                self.abstention_,
+                self.examples_ if explain else None,
+            ),
             Path(path),
             overwrite=overwrite,
         )
@@ -499,14 +570,19 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         return tags
 
     def _logits(self, X: Column) -> npt.NDArray[np.float32]:
+        blocks, places = self._read(X)
+        return self.model_.logits(blocks)[places]
+
+    def _read(self, X: Column) -> tuple[BlockView, list[int]]:
+        """Blocks of the distinct texts, and each text's row in them."""
         check_is_fitted(self, "model_")
         texts = check_texts(X)
         # In an order of their own: a matrix product may round a row by its place.
         place = {text: row for row, text in enumerate(sorted(set(texts)))}
-        embeddings = extract_blocks(
+        blocks = extract_blocks(
             list(place), self.encoders_, self.model_.blocks, None, reporter=self._reporter
         )
-        return self.model_.logits(embeddings)[[place[text] for text in texts]]
+        return blocks, [place[text] for text in texts]
 
     def _record(self) -> FitRecord:
         if not hasattr(self, "fit_record_"):
@@ -534,38 +610,3 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if isinstance(self.store, EmbeddingStore) or self.store is None:
             return self.store
         return EmbeddingStore() if self.store == "auto" else EmbeddingStore(self.store)
-
-
-class Stopwatch:
-    """Seconds of each stage, and ``total_s`` of them all."""
-
-    def __init__(self) -> None:
-        self._started = self._lap = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    def __call__(self, stage: str) -> None:
-        """Count the time since the last call for ``stage``."""
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._lap
-        self._lap = now
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds by stage, ``total_s`` last."""
-        stages = {name: value for name, value in self._seconds.items() if name != "total_s"}
-        return {**stages, "total_s": time.perf_counter() - self._started}
-
-
-def _log_candidates(
-    embeddings: BlockView, encoders: Sequence[FrozenEncoder], reporter: Reporter
-) -> None:
-    """Report which blocks there are, and what they were computed with."""
-    for encoder in encoders:
-        own = [block for block in embeddings if block.encoder == encoder.name]
-        layers = sorted({block.layer for block in own})
-        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
-        shown = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
-        poolings = ", ".join(dict.fromkeys(block.pooling for block in own))
-        reporter.note(
-            f"{encoder.name}: {len(own)} candidate blocks (layers {shown}; {poolings}), "
-            f"{encoder.dtype} on {encoder.device}"
-        )

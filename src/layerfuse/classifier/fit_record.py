@@ -13,7 +13,8 @@ from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
 from layerfuse.evaluation.nested import OutOfFold, TrainingSample
 from layerfuse.evaluation.verdict import GeneralizationGap, Rows, Verdict, judge, measure_gap
 from layerfuse.model_selection import SearchResult
-from layerfuse.pipeline import Blocks
+from layerfuse.neighbors import TrainingExamples
+from layerfuse.pipeline import Blocks, FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.resources import EncoderCost
 
@@ -124,6 +125,12 @@ class FitRecord:
         known = self.sample.coordinates(used)
         pairs = [(known[block], axes[block].transform(blocks_test[block])) for block in used]
         return measure_gap(self.measured, test, pairs)
+
+    def examples(self, model: FusedModel) -> TrainingExamples:
+        """The sample's texts in the fused space of the trained model."""
+        texts = tuple(self.training.texts[row] for row in self.training.sample)
+        features = model.features(self.sample.blocks).astype(np.float16)
+        return TrainingExamples(texts, self.sample.targets.codes, features)
 
     @cached_property
     def verdict(self) -> Verdict:

@@ -82,6 +82,7 @@ def load(
     classifier.classes_ = bundle.space.classes
     classifier.model_ = bundle.model
     classifier.abstention_ = bundle.abstention
+    classifier.kept_examples_ = bundle.examples
     if bundle.facts.cv is not None:
         classifier.cv_ = bundle.facts.cv
     return classifier

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
 from layerfuse.embeddings import EmbeddingStore
-from layerfuse.embeddings.extraction import check_texts
+from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
 from layerfuse.groups import Groups, text_groups
@@ -413,3 +413,19 @@ def contained_rows(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
                     if len(part) < len(text) and text[start : start + len(part)] == part:
                         contained.add(part)
     return np.array([text in contained for text in words])
+
+
+def log_candidates(
+    embeddings: BlockView, encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Report which blocks there are, and what they were computed with."""
+    for encoder in encoders:
+        own = [block for block in embeddings if block.encoder == encoder.name]
+        layers = sorted({block.layer for block in own})
+        whole = len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1))
+        shown = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
+        poolings = ", ".join(dict.fromkeys(block.pooling for block in own))
+        reporter.note(
+            f"{encoder.name}: {len(own)} candidate blocks (layers {shown}; {poolings}), "
+            f"{encoder.dtype} on {encoder.device}"
+        )

@@ -25,6 +25,7 @@ from layerfuse.cli_options import (
     ExportConfig,
     ExtractConfig,
     FitConfig,
+    KeepTexts,
     PredictConfig,
     ReadConfig,
     ServeConfig,
@@ -124,13 +125,17 @@ def profile(
     scorer: Annotated[
         str, option("Probe; logistic is slower.", choices=("ridge", "logistic"))
     ] = "ridge",
+    out: Annotated[
+        Path | None,
+        option("Table of all blocks (csv, parquet, tex, ...), or figure (svg, pdf, png)."),
+    ] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.analyze import profile as run
 
-    output.show(run(settings, scorer, output.reporter))
+    output.show(run(settings, scorer, output.reporter, out))
 
 
 @app.command
@@ -145,13 +150,14 @@ def compare(
         ),
     ] = "encoders",
     to: BlocksInUse = None,
+    out: Annotated[Path | None, option("Table of all pairs (csv, parquet, tex, ...).")] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Measure which encoders or layers are worth combining, and what to add next."""
     from layerfuse.commands.analyze import compare as run
 
-    output.show(run(settings, pairs, to, output.reporter))
+    output.show(run(settings, pairs, to, output.reporter, out))
 
 
 @app.command
@@ -189,13 +195,14 @@ def audit(
     out: Annotated[
         Path | None, option("File for all rows, ranked: csv, tsv, jsonl (or .gz) or parquet.")
     ] = None,
+    texts: KeepTexts = True,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Find duplicates, conflicting labels, train/test leaks, empty and long texts, label errors."""
     from layerfuse.commands.analyze import audit_data, audit_labels
 
-    whole = FitConfig(**vars(settings), test=test)
+    whole = FitConfig(**vars(settings), test=test, texts=texts)
     if labels:
         output.show(audit_labels(whole, out, output.reporter))
     elif out is not None:

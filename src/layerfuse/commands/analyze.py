@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,13 @@ from layerfuse.commands.fit import (
     read_data,
     text_codes,
 )
-from layerfuse.commands.output import Share, check_new_file, open_store, write_table
+from layerfuse.commands.output import (
+    RESULT_SUFFIXES,
+    Share,
+    check_new_file,
+    open_store,
+    write_table,
+)
 from layerfuse.complementarity import EncoderComparison, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
@@ -28,6 +35,7 @@ from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError, LayerfuseWarning, require
 from layerfuse.evaluation.baselines import fit_tfidf
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
+from layerfuse.files import atomic_write
 from layerfuse.model_selection import Folds, check_search
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Reporter, reporting_to
@@ -52,9 +60,21 @@ _LEAST_ROWS = 3  # of a class, of which one is held out
 Floats = npt.NDArray[np.float64]
 
 
-def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResult:
-    """Score every block on the training rows; nothing is trained or saved."""
+_FIGURES: dict[str, Literal["svg", "pdf", "png"]] = {".svg": "svg", ".pdf": "pdf", ".png": "png"}
+
+
+def profile(
+    config: ReadConfig, scorer: str, reporter: Reporter, out: Path | None = None
+) -> ProfileResult:
+    """Score every block on the training rows; nothing is trained.
+
+    ``out`` is a table of all blocks, or a figure of all layers, by its suffix.
+    """
     check_scorer(scorer)
+    if out is not None:
+        check_new_file(out, (*RESULT_SUFFIXES, *_FIGURES))
+        if out.suffix.lower() in _FIGURES:
+            require("altair", "report", "A figure")
     dataset = read_data(config, reporter)
     check_trainable(dataset.train.labels)
     encoders = make_encoders(config, reporter)
@@ -67,6 +87,13 @@ def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResul
         groups=text_codes(dataset.train, config),
         reporter=reporter,
     )
+    if out is not None and out.suffix.lower() in _FIGURES:
+        from layerfuse.report import plot_scores
+
+        with atomic_write(out) as temporary:
+            plot_scores(scores).save(temporary, format=_FIGURES[out.suffix.lower()])
+    elif out is not None:
+        write_table(out, [score.to_row() for score in scores])
     return ProfileResult(
         data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
         profile=scores,
@@ -75,12 +102,19 @@ def profile(config: ReadConfig, scorer: str, reporter: Reporter) -> ProfileResul
 
 
 def compare(
-    config: ReadConfig, pairs: str, to: tuple[str, ...] | None, reporter: Reporter
+    config: ReadConfig,
+    pairs: str,
+    to: tuple[str, ...] | None,
+    reporter: Reporter,
+    out: Path | None = None,
 ) -> CompareResult:
-    """Compare encoders or blocks on the training rows; nothing is trained or saved.
+    """Compare encoders or blocks on the training rows; nothing is trained.
 
-    ``to`` names the blocks in use that others may be added to.
+    ``to`` names the blocks in use that others may be added to, ``out`` a table of all pairs to
+    write.
     """
+    if out is not None:
+        check_new_file(out, RESULT_SUFFIXES)
     used = None if to is None else tuple(BlockRef.parse(text) for text in to)
     dataset = read_data(config, reporter)
     train = dataset.train
@@ -105,6 +139,8 @@ def compare(
         seed=config.seed,
         reporter=reporter,
     )
+    if out is not None:
+        write_table(out, [pair.to_row() for pair in comparison.pairs])
     return CompareResult(
         data=TrainingData(name=dataset.name, train_rows=len(train)),
         pairing=pairs,
@@ -266,6 +302,9 @@ def audit_data(config: FitConfig, reporter: Reporter) -> Audit:
             text_column=config.text_column,
             label_column=config.label_column,
             test=config.test,
+            id_column=config.id_column,
+            group_column=config.group_column,
+            strip_html=config.strip_html,
             reporter=reporter,
         )
     )
@@ -312,7 +351,7 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         LabelDoubt(
             row=split.rows[row],
             id=None if ids is None else ids[row],
-            text=split.texts[row],
+            text=split.texts[row] if config.texts else "",
             label=names[targets.codes[row]],
             suggested=names[best[row]],
             suggested_probability=Share(proba[row, best[row]]),

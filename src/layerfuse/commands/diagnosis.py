@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,14 @@ from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.data import NEAR, TextDataset, near_duplicates
 from layerfuse.embeddings.extraction import extract
 from layerfuse.encoders import FrozenEncoder, count_words
+from layerfuse.evaluation.baselines import Baseline
 from layerfuse.files import atomic_write
 from layerfuse.metrics import share_interval
 from layerfuse.parallel import peak_mb
 from layerfuse.progress import Reporter, track
 from layerfuse.report.run_report import (
     CalibrationBin,
+    ClassText,
     ConfusionCell,
     Diagnosis,
     Environment,
@@ -37,7 +39,9 @@ from layerfuse.resources import EncoderCost
 from layerfuse.targets import Targets
 
 _TEXTS = 40  # of the hardest texts, and of near-duplicate pairs, that are kept
+_OF_CLASS = 3  # most typical and most doubtful texts of each class
 _LONGEST = 600  # characters kept of each
+_SHORT = 200  # and of those of each class
 _BINS = 10
 _BUDGET_S = 3.0  # all rounds of timing together; loading and one short round come on top
 _ROUND_TEXTS = (4, 32)  # least and most of a round
@@ -87,13 +91,17 @@ def diagnose(
     cv: Predicted,
     test: Predicted | None,
 ) -> Diagnosis:
-    """Where a classifier that was just fitted on ``texts`` errs, on test rows if there are any."""
+    """Where a classifier that was just fitted errs, on test rows if there are any.
+
+    ``texts`` are those of its training rows, as they are to be shown.
+    """
     classes = [str(label) for label in classifier.classes_.tolist()]
     shown = cv if test is None else test
     return Diagnosis(
         confusion=confusion(shown, len(classes)),
         calibration=calibration(shown),
         hardest=_hardest(cv, texts, classes),
+        class_texts=tuple(_class_texts(cv, classifier, texts, classes)),
     )
 
 
@@ -155,8 +163,32 @@ def _hardest(rows: Predicted, texts: Sequence[str], classes: Sequence[str]) -> H
     )
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+def _class_texts(
+    rows: Predicted,
+    classifier: LayerFusionClassifier,
+    texts: Sequence[str],
+    classes: Sequence[str],
+) -> Iterator[ClassText]:
+    """Of each class the most typical and the most doubtful rows of the sample."""
+    examples = classifier.examples_
+    for code, name in enumerate(classes):
+        own = np.flatnonzero(rows.truth == code)
+        right = own[rows.correct[own]]
+        typical = examples.central(right, _OF_CLASS) if len(right) else right
+        order = own[np.argsort(rows.label_probability[own], kind="stable")]
+        doubtful = [row for row in order.tolist() if row not in typical][:_OF_CLASS]
+        for place in (*typical.tolist(), *doubtful):
+            yield ClassText(
+                label=name,
+                typical=place in typical,
+                row=int(rows.rows[place]),
+                label_probability=float(rows.label_probability[place]),
+                text=_cut(texts[rows.rows[place]], _SHORT),
+            )
+
+
+def _cut(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +281,11 @@ def _readings(pipelines: Iterable[Sequence[BlockRef]]) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:
-    """Test rows that are nearly a training row, word for word equal ones left out."""
+def find_near_duplicates(dataset: TextDataset, *, texts: bool = True) -> NearDuplicates | None:
+    """Test rows that are nearly a training row, word for word equal ones left out.
+
+    Without ``texts`` only their numbers are given.
+    """
     test, train = dataset.test, dataset.train
     if test is None:
         return None
@@ -272,7 +307,7 @@ def find_near_duplicates(dataset: TextDataset) -> NearDuplicates | None:
                 similarity=pair.similarity,
                 test_label=str(theirs[pair.row]),
                 train_label=str(ours[pair.other]),
-                test_text=_cut(test.texts[pair.row]),
+                test_text=_cut(test.texts[pair.row]) if texts else "",
             )
             for pair in shown
         ),
@@ -301,8 +336,13 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or "unknown"
 
 
-def write_rows(path: Path, cv: Predicted, test: Predicted | None) -> None:
-    """Write one line for each predicted row as Parquet, ``cv`` rows before ``test`` rows."""
+def write_rows(
+    path: Path, cv: Predicted, test: Predicted | None, baselines: Sequence[Baseline]
+) -> None:
+    """Write one line for each predicted row as Parquet, ``cv`` rows before ``test`` rows.
+
+    Columns of baselines hold what each of them predicted for the same rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -316,6 +356,7 @@ def write_rows(path: Path, cv: Predicted, test: Predicted | None) -> None:
                 "predicted": own.predicted.astype(np.int32),
                 "confidence": own.confidence.astype(np.float32),
                 "label_probability": own.label_probability.astype(np.float32),
+                **{str(one): np.asarray(one.on(name), dtype=np.int32) for one in baselines},
             }
         )
         for name, own in parts.items()

@@ -30,7 +30,7 @@ from layerfuse.commands.diagnosis import (
     write_rows,
 )
 from layerfuse.commands.output import check_new_file, check_new_folder, open_store
-from layerfuse.data import Split, TextDataset, audit, load_dataset
+from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
     ConfigError,
@@ -90,6 +90,8 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     started = time.perf_counter()
     recorder = _Recorder(reporter)
     run = _run_folder(config)
+    if config.explain and not config.texts:
+        raise ConfigError("--explain keeps training texts in the bundle. Leave out --no-texts.")
     if (stopped := _without_page(run, config)) is not None:
         reporter.note(f"{run} was saved on {stopped.created:%Y-%m-%d %H:%M} UTC, without its page")
         write_report(run, None, None, reporter)
@@ -104,7 +106,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     classifier = make_classifier(config, recorder)
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
-        classifier.fit(texts, labels, groups=groups_of(dataset.train, config))
+        groups = groups_of(dataset.train, config)
+        classifier.fit(texts, labels, groups=groups)
+        if config.accept_advice and simplify(classifier, recorder):
+            classifier.fit(texts, labels, groups=groups)
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
@@ -138,7 +143,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test_rows is not None and test_blocks is not None:
         gap = record.measure_gap(test_rows, test_blocks)
     baselines_s += time.perf_counter() - clock
-    diagnosis = diagnose(classifier, texts, cv, tested)
+    shown = texts if config.texts else ("",) * len(texts)
+    if not config.texts:
+        recorder.note("texts are left out of the report (--no-texts); rows are given by number")
+    diagnosis = diagnose(classifier, shown, cv, tested)
     plan, selection = classifier.plan_, classifier.selection_
     cost = _cost(verdict, plan.blocks, latency)
     times = Timings(**classifier.timings_)
@@ -155,7 +163,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             classes=tuple(map(str, space.classes.tolist())),
             truncated_share=classifier.truncated_share_,
             audit=audit(dataset),
-            near_duplicates=find_near_duplicates(dataset),
+            near_duplicates=find_near_duplicates(dataset, texts=config.texts),
         ),
         encoders=tuple(_encoder(encoder, costs[encoder.name]) for encoder in classifier.encoders_),
         profile=classifier.profile_,
@@ -194,15 +202,40 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             text_column=dataset.text_column,
             label_column=dataset.label_column,
             strip_html=config.strip_html,
+            explain=config.explain,
         )
         write_run_report(folder, report)
-        write_rows(folder / "rows.parquet", cv, tested)
+        write_rows(folder / "rows.parquet", cv, tested, baselines)
     if config.report:
         try:
             write_report(run, None, None, reporter)
         except MissingExtraError:
             reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
+
+
+_ADVISED = {"last_layer": "last", "best_block": "best"}  # how each is selected
+
+
+def simplify(classifier: LayerFusionClassifier, reporter: Reporter) -> bool:
+    """Set a fitted classifier to the cheapest simpler pipeline that its verdict recommends.
+
+    Returns whether there is one that reads a single block; then it has to be fitted again.
+    """
+    verdict = classifier.verdict_
+    item = next((item for item in verdict.simpler if item.name in _ADVISED), None)
+    if item is None:
+        reporter.note("advice: no single block is as good; the pipeline stays as it was chosen")
+        return False
+    reporter.note(f"advice: {item.blocks[0]} alone (selection={_ADVISED[item.name]!r})")
+    if verdict.recommended == "tfidf":
+        reporter.note("TF-IDF would be simpler still, but cannot be saved in a bundle")
+    encoders = classifier.encoders_
+    if item.name == "last_layer":
+        encoders = tuple(encoder for encoder in encoders if encoder.name == item.encoder)
+    selection = _ADVISED[item.name]
+    classifier.set_params(encoders=encoders, selection=selection, fusion="concat", head="ridge")
+    return True
 
 
 def _time_pipelines(
@@ -349,6 +382,15 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
                 "the figures; see layerfuse audit"
             )
     return dataset
+
+
+def read_options(config: ReadConfig) -> ReadOptions:
+    """What the settings say of reading a table."""
+    return ReadOptions(
+        id_column=config.id_column,
+        group_column=config.group_column,
+        strip_html=config.strip_html,
+    )
 
 
 def groups_of(split: Split, config: ReadConfig) -> list[object] | None:

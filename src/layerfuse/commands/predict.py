@@ -57,8 +57,12 @@ class _Label:
 
         def label(part: Part) -> bytes:
             with reporting_to(reporter):
-                proba = classifier.predict_proba(part.rows.texts)
-            found = _label_rows(classifier, part.rows.texts, proba, config.probabilities)
+                found = label_texts(
+                    classifier,
+                    part.rows.texts,
+                    all_classes=config.probabilities,
+                    explain=config.explain,
+                )
             if not self.suffix:
                 return encode([row.model_dump() for row in found], ".jsonl")
             header = part.number == 0
@@ -67,13 +71,16 @@ class _Label:
         return label
 
 
-def _label_rows(
+def label_texts(
     classifier: LayerFusionClassifier,
     texts: Sequence[str],
-    proba: npt.NDArray[np.float64],
-    all_classes: bool,
+    *,
+    all_classes: bool = False,
+    explain: bool = False,
 ) -> list[Prediction]:
-    """Predictions of texts from their probabilities (n, n_classes)."""
+    """Predictions of texts; with ``explain`` beside the nearest training texts."""
+    explained = classifier.explain(texts) if explain else None
+    proba = classifier.predict_proba(texts) if explained is None else explained.proba
     space, rule = classifier.label_space_, classifier.abstention_
     best = space.decide(proba)
     labels, classes = space.decode(best).tolist(), space.classes.tolist()
@@ -91,6 +98,7 @@ def _label_rows(
                 if all_classes
                 else None
             ),
+            neighbors=None if explained is None else explained.neighbors[row],
         )
         for row, text in enumerate(texts)
     ]
@@ -106,6 +114,8 @@ def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]
         own = prediction.model_dump(exclude={"text", "probabilities"}, exclude_none=True)
         if prediction.labels is not None:
             own |= {"labels": list(prediction.labels)}
+        if prediction.neighbors is not None:
+            own |= {"neighbors": [vars(neighbor) for neighbor in prediction.neighbors]}
         shares = prediction.probabilities or {}
         own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
         own |= {"probability": Share(prediction.probability)}
@@ -161,6 +171,8 @@ def _predict_file(
     if data == STANDARD_INPUT and (config.resume or config.stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
     classifier, facts = _load(config.run, config.encoders, config.device)
+    if config.explain:
+        _ = classifier.examples_  # before the work: whether the bundle has them
     source = PartSource(
         data,
         config.stream.part_rows,
@@ -221,6 +233,7 @@ def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
         "number of rows per part": source.part_rows,
         "device": config.device,
         "probabilities of all classes": config.probabilities,
+        "explanations": config.explain,
     }
 
 

@@ -42,5 +42,6 @@ __all__ = [
     "read_terms",
     "split_names",
     "stream_texts",
+    "strip_html",
     "test_name",
 ]

@@ -53,6 +53,13 @@ class Baseline:
     out_of_fold: Decisions
     predicted: Decisions | None
 
+    def __str__(self) -> str:
+        return self.name if self.encoder is None else f"{self.name}:{self.encoder}"
+
+    def on(self, rows: str) -> Decisions | None:
+        """Decisions for ``"cv"`` or ``"test"`` rows."""
+        return self.out_of_fold if rows == "cv" else self.predicted
+
 
 @dataclass(frozen=True)
 class TrainingRows:

@@ -153,13 +153,15 @@ class VerdictSummary:
 class Verdict(VerdictSummary):
     """Whether the pipeline was worth it, and the numbers behind it; see `VerdictSummary`.
 
-    ``cv`` and ``test`` (None without test rows) are the pipeline's own scores.
+    ``cv`` and ``test`` (None without test rows) are the pipeline's own scores; ``simpler`` are the
+    baselines that cost less and are not significantly worse on training rows, cheapest first.
     """
 
     comparisons: tuple[BaselineComparison, ...] = field(compare=False)
     cv: Score = field(compare=False)
     test: Score | None = field(compare=False)
     cost: PipelineCost = field(compare=False)
+    simpler: tuple[BaselineComparison, ...] = field(compare=False)
 
     def __repr__(self) -> str:
         return f"Verdict: {self.sentence}"
@@ -234,7 +236,8 @@ def judge(
         key=lambda item: _SIMPLER.index(item.name),
     )
     enough = [item for item in simpler if _cost_key(item) < most and item.cv.gain.low <= 0]
-    cheapest = min(enough, key=_cost_key, default=None)
+    enough.sort(key=_cost_key)
+    cheapest = enough[0] if enough else None
     # Where nothing can be learned, cross-validated models err more often than they guess, each in
     # its own way: beating one of them means nothing there.
     informative = simpler[0].on(where).gain.low > 0
@@ -266,6 +269,7 @@ def judge(
         cv=cv.score,
         test=None if test is None else test.score,
         cost=cost,
+        simpler=tuple(enough),
     )
 
 

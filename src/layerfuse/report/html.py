@@ -299,8 +299,15 @@ def _hardest(report: RunReport) -> Section:
         f"that had not seen them. In {found.suspects:,} of these another class is predicted with "
         "typical confidence: check their labels first."
     )
-    table = tables.hardest_table(found)
-    return Section("texts", "Hardest and likely mislabeled texts", [lead], tables=[table])
+    per_class = (
+        "Typical of a class are the texts nearest to the mean of those that are predicted rightly, "
+        "in the fused space; doubtful are those with the least probability of their label."
+    )
+    shown = [
+        tables.hardest_table(found),
+        tables.class_text_table(report.diagnosis.class_texts),
+    ]
+    return Section("texts", "Hardest and likely mislabeled texts", [lead, per_class], tables=shown)
 
 
 def _data(report: RunReport) -> Section:

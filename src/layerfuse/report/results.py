@@ -8,6 +8,7 @@ from layerfuse.complementarity import Addition, Pair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.metrics import Estimate, Evaluation, PairedDifference
+from layerfuse.neighbors import Neighbor
 from layerfuse.report.run_report import ConfusionCell, Model
 
 Label = str | bool | int | float
@@ -77,6 +78,8 @@ class Prediction(Model):
     """The conformal set; None for a classifier without a coverage."""
     probabilities: dict[str, float] | None = None
     """Of every class, where they were asked for."""
+    neighbors: tuple[Neighbor, ...] | None = None
+    """The nearest training texts, where they were asked for."""
 
 
 class PredictResult(Model):

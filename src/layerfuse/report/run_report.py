@@ -201,12 +201,26 @@ class HardestTexts(Model):
     texts: tuple[HardText, ...]
 
 
+class ClassText(Model):
+    """A training text that is typical of its class, or of which models doubt that it belongs."""
+
+    label: str
+    typical: bool
+    row: int
+    label_probability: float
+    """Of its label, by models that had not seen it."""
+    text: str
+
+
 class Diagnosis(Model):
     """Where the pipeline errs; confusion and calibration are those of the verdict's rows."""
 
     confusion: tuple[ConfusionCell, ...]
     calibration: tuple[CalibrationBin, ...]
     hardest: HardestTexts
+    class_texts: tuple[ClassText, ...]
+    """Of each class the rows nearest to the mean of those that are predicted rightly, in the fused
+    space, and those with the least probability of their label."""
 
 
 class Timings(Model):

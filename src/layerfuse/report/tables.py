@@ -19,6 +19,7 @@ from layerfuse.metrics import Estimate, PairedDifference
 from layerfuse.report.run_report import (
     AbstentionReport,
     CalibrationBin,
+    ClassText,
     ConfusionCell,
     Environment,
     HardestTexts,
@@ -297,6 +298,19 @@ def hardest_table(found: HardestTexts) -> Table:
     head = ("row", "label", "predicted as", "its label's probability", "", "text")
     caption = "Hardest texts (rows of train, counted from 0)"
     return Table(caption, head, cells, (0, 3), wide=(5,), open_rows=8)
+
+
+def class_text_table(found: Sequence[ClassText]) -> Table:
+    """Typical and doubtful texts of each class."""
+    cells = [
+        (
+            *(text.label, "typical" if text.typical else "doubtful", str(text.row)),
+            *(percent(text.label_probability), text.text),
+        )
+        for text in found
+    ]
+    head = ("class", "", "row", "its label's probability", "text")
+    return Table("Texts of each class", head, cells, (2, 3), wide=(4,), open_rows=6)
 
 
 def near_table(near: NearDuplicates) -> Table:

@@ -133,6 +133,9 @@ class Server:
             return problem(
                 413, f"Got {longest} characters. Send at most {config.max_characters} for a text."
             )
+        explain = isinstance(body, PredictRequest) and body.explain
+        if explain and model.examples is None:
+            return problem(400, "This run keeps no training texts. Fit it with --explain.")
         try:
             predicted = await self.batcher.submit(model, texts)
         except QueueFullError as error:
@@ -145,6 +148,12 @@ class Server:
         unsure: list[bool | None] = [None] * len(texts)
         if rule is not None:
             unsure = rule.abstains(predicted.proba).tolist()
+        near: list[list[dict[str, object]] | None] = [None] * len(texts)
+        if explain and model.examples is not None:
+            found = await asyncio.to_thread(
+                model.examples.nearest, predicted.features, model.model.space
+            )
+            near = [list(map(vars, own)) for own in found]
         # Written by hand: validating what was just made costs as much as all the rest.
         predictions = [
             {
@@ -153,11 +162,13 @@ class Server:
                 "probabilities": [{"label": k, "probability": p} for k, p in row],
                 "truncated": cut,
                 "abstain": abstain,
+                "neighbors": neighbors,
             }
-            for row, cut, abstain in zip(
+            for row, cut, abstain, neighbors in zip(
                 _ranked(model, predicted, body.top_k),
                 predicted.truncated.tolist(),
                 unsure,
+                near,
                 strict=True,
             )
         ]

@@ -116,6 +116,7 @@ class Batcher:
             return await jobs[0].future
         answers = await asyncio.gather(*(job.future for job in jobs))
         return Predictions(
+            np.concatenate([answer.features for answer in answers]),
             np.concatenate([answer.proba for answer in answers]),
             np.concatenate([answer.truncated for answer in answers]),
         )

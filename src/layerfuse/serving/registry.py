@@ -20,6 +20,7 @@ from layerfuse.embeddings.runner import run_shard
 from layerfuse.embeddings.store import Key
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
+from layerfuse.neighbors import TrainingExamples
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -37,12 +38,14 @@ class ServedModel:
     encoders: tuple[Mapping[str, FrozenEncoder], ...]
     info: ModelInfo
     abstention: Abstention | None
+    examples: TrainingExamples | None
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Calibrated probabilities (n_texts, n_classes), and which texts an encoder truncated."""
+    """Of n texts: fused features, calibrated probabilities, which an encoder truncated."""
 
+    features: npt.NDArray[np.float32]
     proba: npt.NDArray[np.float64]
     truncated: npt.NDArray[np.bool_]
 
@@ -131,6 +134,7 @@ def load_models(
             ),
             _info(name, classifier, _report(runs[name], reporter)),
             classifier.abstention_,
+            classifier.kept_examples_,
         )
         for name, classifier in loaded.items()
     }
@@ -215,7 +219,8 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> l
     for served, texts in requests:
         own = slice(done[served], done[served] + len(texts))
         done[served] = own.stop
-        results.append(Predictions(answers[served].proba[own], answers[served].truncated[own]))
+        answer = answers[served]
+        results.append(Predictions(answer.features[own], answer.proba[own], answer.truncated[own]))
     return results
 
 
@@ -235,7 +240,8 @@ def _classify(
         rows = [own.places[text] for text in texts]
         blocks[block] = own.blocks[block.layer, block.pooling][rows]
         truncated |= own.truncated[rows]
-    return Predictions(served.model.predict_proba(blocks), truncated)
+    features = served.model.features(blocks)
+    return Predictions(features, served.model.proba_of(features), truncated)
 
 
 def _encode(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _TextBlocks:

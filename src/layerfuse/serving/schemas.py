@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 
 from layerfuse.metrics import Evaluation
+from layerfuse.neighbors import Neighbor
 from layerfuse.report.run_report import Model
 from layerfuse.resources import PipelineCost
 
@@ -27,6 +28,8 @@ class PredictRequest(Model):
     """One text or a list of them."""
     top_k: PositiveInt | None = None
     """How many classes come back for each text, the most probable ones; all by default."""
+    explain: bool = False
+    """Whether the nearest training texts come back; only for a run of ``fit --explain``."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -76,6 +79,8 @@ class Prediction(Model):
     """Whether the text was longer than an encoder reads."""
     abstain: bool | None = None
     """Whether the text should go to a person; null for a classifier that never abstains."""
+    neighbors: tuple[Neighbor, ...] | None = None
+    """The nearest training texts, where they were asked for."""
 
 
 class PredictResponse(Model):

@@ -1,0 +1,94 @@
+"""``profile --out`` and ``compare --out``: tables and figures for a paper."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from layerfuse.commands.tables import encode
+
+from commandline import rows, run, succeed, write_csv
+from families import TinyModels
+from layerfuse import FrozenEncoder, extract
+
+
+@pytest.fixture
+def given(tiny: TinyModels, tmp_path: Path) -> list[object]:
+    table = write_csv(tmp_path / "train.csv", rows(40))
+    return [table, "-e", f"bert={tiny('bert')}", "--store", tmp_path / "store"]
+
+
+def test_a_profile_as_a_table(given: list[object], tmp_path: Path):
+    done = succeed("profile", *given, "--out", tmp_path / "scores.csv", "--json")
+    succeed("profile", *given, "--out", tmp_path / "scores.parquet")
+    with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    scores = done.json["profile"]["scores"]
+    assert [int(row["layer"]) for row in found] == [score["block"]["layer"] for score in scores]
+    assert [float(row["loss"]) for row in found] == [score["loss"] for score in scores]
+    same = pq.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert [row["accuracy"] for row in same] == [score["accuracy"] for score in scores]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("svg", b"<svg"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
+)
+def test_a_profile_as_a_figure(given: list[object], tmp_path: Path, suffix: str, start: bytes):
+    succeed("profile", *given, "--out", tmp_path / f"layers.{suffix}")
+    assert (tmp_path / f"layers.{suffix}").read_bytes().startswith(start)
+
+
+def test_pairs_as_a_table(given: list[object], tmp_path: Path):
+    done = succeed(
+        *("compare", *given, "--pairs", "blocks", "--out", tmp_path / "pairs.jsonl", "--json")
+    )
+    lines = (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(done.json["pairs"]) == 6
+    first = done.json["pairs"][0]
+    assert f'"gain_low": {first["gain"]["low"]}' in lines[0]
+    assert f'"cka": {first["cka"]}' in lines[0]
+
+
+def test_other_suffixes_are_refused_before_the_work(given: list[object], tmp_path: Path):
+    for command, name in (("profile", "a.xlsx"), ("compare", "a.svg")):
+        done = run(command, *given, "--out", tmp_path / name)
+        assert done.code == 2
+        assert ".tex" in done.err
+        assert not (tmp_path / "store").exists()
+
+
+def test_latex_is_escaped_and_aligned():
+    table = encode([{"a_b": "50% & {x}\\y", "n": 0.5, "k": 3}], ".tex").decode()
+    assert r"\begin{tabular}{lrr}" in table
+    assert r"a\_b & n & k \\" in table
+    assert r"50\% \& \{x\}\textbackslash{}y & 0.5000 & 3 \\" in table
+
+
+def test_embeddings_as_a_file(given: list[object], tmp_path: Path):
+    data = [*given, "--layers", "0,2", "--label-column", "label"]
+    succeed("extract", *data, "--out", tmp_path / "e.npz")
+    succeed("extract", *data, "--out", tmp_path / "e.parquet")
+    texts, labels = zip(*rows(40), strict=True)
+    with np.load(tmp_path / "e.npz") as found:
+        assert set(found) == {"train/label", "train/bert:0:mean", "train/bert:2:mean"}
+        assert found["train/label"].tolist() == list(labels)
+        arrays = dict(found)
+    encoder = FrozenEncoder.from_pretrained(str(given[2]).partition("=")[2], name="bert")
+    blocks = extract(texts, encoder, layers=[0, 2], pooling=("mean",))
+    table = pq.read_table(tmp_path / "e.parquet")
+    assert table["split"].to_pylist() == ["train"] * 40
+    for layer in (0, 2):
+        own = arrays[f"train/bert:{layer}:mean"]
+        np.testing.assert_allclose(own, blocks[f"bert:{layer}:mean"], atol=2e-2)  # float16
+        same = np.array(table[f"bert:{layer}:mean"].to_pylist(), dtype=np.float32)
+        np.testing.assert_array_equal(same, own)
+
+
+def test_extract_reads_html_as_fit_does(given: list[object], tmp_path: Path):
+    write_csv(tmp_path / "train.csv", [(f"<p>{text}</p>", label) for text, label in rows(40)])
+    succeed("extract", *given, "--strip-html")
+    done = succeed("fit", *given, "--strip-html", "--cv", 2, "--no-report", "--out", tmp_path / "r")
+    assert "40 of 40 distinct texts are in the store" in done.err
