@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from layerfuse.commands.tables import encode
+from layerfuse.commands.output import encode
 
 from commandline import rows, run, succeed, write_csv
 from families import TinyModels
