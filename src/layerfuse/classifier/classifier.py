@@ -488,10 +488,17 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Returns
         -------
         BlockView
-            A mapping from `BlockRef` to float32 array of shape (n, dim).
+            A mapping from `BlockRef` to float32 array of shape (n, dim); of words, where they are
+            a candidate, to a sparse matrix of counts.
         """
         encoders = getattr(self, "encoders_", None) or open_encoders(self.encoders, self._reporter)
-        return extract_all(check_texts(X), encoders, self._store(), reporter=self._reporter)
+        return extract_all(
+            check_texts(X),
+            encoders,
+            self._store(),
+            lexical=self.lexical,
+            reporter=self._reporter,
+        )
 
     def save(
         self,
