@@ -239,8 +239,8 @@ MISTAKES = [
     Mistake("image model", "fit -e {models}/vit", ("vit", "not a text model")),
     Mistake("encoder without a name", "fit -e _␣", ("name is empty", "such as minilm")),
     Mistake(
-        "a model that does not fit", "fit -e tiny={models}/huge",
-        ("tiny does not fit into memory", "smaller one", "--dtype bfloat16"),
+        "sizes that no tensor has", "fit -e tiny={models}/huge",
+        ("vocab_size=2000000000000", "too few or too small", "Get it again"),
     ),
     Mistake("misspelt command of models", "models chek x", ("chek", '"check"?')),
     Mistake("model file", "fit -e train.csv", ("not a .gguf file", "folder")),
@@ -304,11 +304,11 @@ MISTAKES = [
     Mistake("memory that is NaN", "fit --max-memory-mb nan", ("--max-memory-mb", "nan", "> 0")),
     Mistake("half a dimension", "fit --max-dims 1.5", ("--max-dims", "'1.5'", "integer")),
     Mistake(
-        "fewer dimensions than a block has", "fit --max-dims 31",
+        "fewer dimensions than a block has", "fit --no-lexical --max-dims 31",
         ("tiny:0:mean alone takes 32 dimensions of at most 31 (--max-dims)", "larger budget"),
     ),
     Mistake(
-        "less memory than an embedding takes", "fit --max-memory-mb 0.001",
+        "less memory than an embedding takes", "fit --no-lexical --max-memory-mb 0.001",
         ("The budget leaves no block: tiny:0:mean", "MB of weights of at most 0.001"),
     ),
     Mistake(

@@ -666,7 +666,8 @@ NOT_FOR_US = {
     "blocks are scored and selected by rows",
     "check_requires_y_none": "y=None is refused in other words; see test_no_labels",
 }
-_CHECKED = RowsAsTexts(["made when a test runs"], cv=2, max_blocks=2, store=None)
+# Its words are sizes of numbers, of which each text has two.
+_CHECKED = RowsAsTexts(["made when a test runs"], lexical=False, cv=2, max_blocks=2, store=None)
 
 
 @parametrize_with_checks([_CHECKED], expected_failed_checks=lambda _: NOT_FOR_US)

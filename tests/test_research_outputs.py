@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from layerfuse.commands.output import encode
 
 from commandline import rows, run, succeed, write_csv
 from families import TinyModels
 from layerfuse import FrozenEncoder, extract
+from layerfuse.commands.output import encode
 
 
 @pytest.fixture

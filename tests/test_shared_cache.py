@@ -13,6 +13,7 @@ import pytest
 from families import TinyModels, save_model
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.data import encoder_path
+from layerfuse.encoders.architecture import TraitsFile
 from layerfuse.errors import StorageError
 from layerfuse.files import cache_dir, fingerprint_file, write_checksums
 
@@ -101,7 +102,9 @@ def test_a_remembered_fingerprint(
 def test_what_is_known_of_a_model(tiny: TinyModels, spoil: Callable[[Path], None]):
     assert _opened(tiny("bert")).n_layers == 3
     (traits,) = (cache_dir() / "traits").iterdir()
-    traits.write_text(json.dumps({**json.loads(traits.read_text()), "n_layers": 2}))
+    known = TraitsFile.model_validate_json(traits.read_text()).traits
+    changed = TraitsFile.of(known.model_copy(update={"n_layers": 2}))
+    traits.write_text(changed.model_dump_json())
     assert _opened(tiny("bert")).n_layers == 2
     spoil(traits)
     assert _opened(tiny("bert")).n_layers == 3

@@ -479,14 +479,15 @@ def _check_config(folder: Path, *, trust_remote_code: bool) -> None:
     limits = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), largest)
     limits["num_hidden_layers"] = _SHARED_LAYERS + len(shapes)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    # A configuration of parts may have sizes of its own, which nothing reads.
+    own = getattr(config, "text_config", None) if config.sub_configs else config
     for name, limit in limits.items() if shapes else ():
-        for own in (config, getattr(config, "text_config", None)):
-            size = getattr(own, name, None)
-            if isinstance(size, int) and size > limit:
-                raise UnsupportedModelError(
-                    f"{folder} has {name}={size} in its configuration, for which its "
-                    f"{len(shapes)} tensors are too few or too small. Get it again."
-                )
+        size = getattr(own, name, None)
+        if isinstance(size, int) and size > limit:
+            raise UnsupportedModelError(
+                f"{folder} has {name}={size} in its configuration, for which its "
+                f"{len(shapes)} tensors are too few or too small. Get it again."
+            )
 
 
 def _check_size(path: Path) -> None:
