@@ -16,8 +16,8 @@ from layerfuse.targets import Column
 class LayerFusionTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Texts to fused features, for a `ColumnTransformer` beside columns that are not text.
 
-    Blocks are selected by the labels, as `LayerFusionClassifier` does it; what follows learns from
-    the fused features. Cross-validate the whole pipeline, so that held-out labels select nothing.
+    Blocks are selected by the labels, as `LayerFusionClassifier` does it, words left out; what
+    follows learns from the fused features. Cross-validate the whole pipeline, so that held-out labels select nothing.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ class LayerFusionTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
         """
         default = LayerFusionClassifier(fusion="concat", head="ridge")
         used = default if self.classifier is None else clone(self.classifier)
-        self.classifier_ = used.fit(X, y)
+        # The lexical block has learned the labels of training rows, which what follows is to learn.
+        self.classifier_ = used.set_params(lexical=False).fit(X, y)
         return self
 
     def transform(self, X: Column) -> npt.NDArray[np.float32]:
