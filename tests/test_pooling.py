@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from conftest import TinyModels
+from families import TinyModels
 from layerfuse import BlockRef, FrozenEncoder, extract
 from layerfuse.encoders import check_encoder
 from layerfuse.errors import ConfigError
