@@ -17,7 +17,8 @@ class LayerFusionTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
     """Texts to fused features, for a `ColumnTransformer` beside columns that are not text.
 
     Blocks are selected by the labels, as `LayerFusionClassifier` does it, words left out; what
-    follows learns from the fused features. Cross-validate the whole pipeline, so that held-out labels select nothing.
+    follows learns from the fused features. Cross-validate the whole pipeline, so that held-out
+    labels select nothing.
 
     Parameters
     ----------
