@@ -1,4 +1,4 @@
-"""The lexical block: word counts, class centroids without a row's own group, and fits with it."""
+"""The lexical block: word counts, class centroids of other folds, and fits with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
 from layerfuse.encoders import count_words
 from layerfuse.errors import ConfigError, DataError, FormatError
 from layerfuse.pipeline import predict_held
-from layerfuse.probing import ClassCentroids
+from layerfuse.probing import ClassCentroids, score_blocks
 from layerfuse.targets import Targets
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -40,25 +40,39 @@ LABELS = [0, 1, 2] * 20
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_a_training_row_has_the_values_of_a_fit_without_its_group(
-    size: int, weighted: bool
-) -> None:
+def test_a_training_row_has_the_values_of_the_other_folds(size: int, weighted: bool) -> None:
+    """Against means by hand; a group lies in one fold."""
     counts = count_words(texts_of(LABELS))
     groups = None if size == 1 else np.arange(60) // size
     weights = np.linspace(0.5, 2, 60, dtype=np.float32) if weighted else None
     targets = Targets.from_labels(LABELS, groups)
     fitted, found = ClassCentroids.fit(counts, targets, weights)
     members = targets.matrix if weights is None else targets.matrix * weights[:, None]
-    idf = np.zeros(counts.shape[1])
-    idf[fitted.columns] = fitted.idf
     rows = np.asarray(counts[:, fitted.columns].todense()) * fitted.idf
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    for row in range(60):
-        others = np.arange(60) // size != row // size
+    folds = targets.folds(5, 0)
+    assert sorted(np.concatenate([held for _, held in folds]).tolist()) == list(range(60))
+    for others, held in folds:
         means = rows[others].T @ members[others] / members[others].sum(axis=0)
-        values = rows[row] @ means
-        expected = (values - values.mean() - fitted.mean) * fitted.scale
-        np.testing.assert_allclose(found[row], expected, atol=2e-4)
+        values = rows[held] @ means
+        values -= values.mean(axis=1, keepdims=True)
+        np.testing.assert_allclose(found[held], (values - fitted.mean) * fitted.scale, atol=2e-4)
+    for row in range(60):
+        (fold,) = (others for others, held in folds if row in held)
+        assert not np.isin(np.arange(60)[np.arange(60) // size == row // size], fold).any()
+
+
+@pytest.mark.parametrize(("n", "kinds", "classes"), [(600, 20, 20), (600, 8, 50), (1000, 3, 3)])
+def test_a_rows_own_label_is_not_in_its_values(n: int, kinds: int, classes: int) -> None:
+    """Random labels and texts of few kinds, whose values would differ by their labels alone."""
+    accuracy = []
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        texts = [f"kind{kind} own{row}" for row, kind in enumerate(random.integers(0, kinds, n))]
+        labels = random.permutation(np.arange(n) % classes)
+        blocks = {LEXICAL_BLOCK: count_words(texts)}
+        accuracy.append(score_blocks(blocks, labels).best.accuracy)
+    assert np.mean(accuracy) < 1 / classes + 2 * np.sqrt(1 / classes / n)
 
 
 def test_a_new_text_is_compared_with_all_training_texts() -> None:
@@ -190,3 +204,53 @@ def test_a_run_on_words_predicts_and_is_not_exported(
     assert refused.code == 2
     assert "--no-lexical" in refused.err
     assert not Path("onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "n_words"),
+    [
+        ("Don't PANIC!", "don t panic", 5),
+        ("हिन्दी भाषा", "हिन्दी\u00a0भाषा", 3),
+        ("caf\u00e9", "cafe\u0301", 1),
+        ("我喜欢电影。", "我 喜 欢 电 影", 9),
+        ("snake_case", "snake case", 3),
+    ],
+)
+def test_words_of_many_scripts(one: str, other: str, n_words: int) -> None:
+    first, second = count_words([one, other])
+    assert (first != second).nnz == 0
+    assert first.nnz == n_words
+
+
+def test_the_name_of_words_is_no_encoders(tiny: TinyModels) -> None:
+    with pytest.raises(ConfigError, match="lexical"):
+        LayerFusionClassifier([f"lexical={tiny('bert')}"]).fit(texts_of(LABELS), LABELS)
+
+
+def test_what_words_take_counts(tiny: TinyModels) -> None:
+    model = LayerFusionClassifier([tiny("bert")], store=None).fit(texts_of(LABELS), LABELS)
+    cost = model.costs_["lexical"]
+    axes = next(a for a in model.model_.axes if isinstance(a, ClassCentroids))
+    assert cost.dims == axes.rank == 3
+    assert cost.memory_mb_at(0) == pytest.approx(4e-6 * sum(a.size for a in axes.arrays().values()))
+    few = LayerFusionClassifier([tiny("bert")], budget={"memory_mb": 1e-4}, store=None)
+    with pytest.raises(ConfigError, match="budget leaves no block"):
+        few.fit(texts_of(LABELS), LABELS)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_weights_change_nothing_of_what_is_saved(
+    tiny: TinyModels, tmp_path: Path, class_weight: str | None
+) -> None:
+    weights = np.random.default_rng(0).uniform(0.1, 9, 60)
+    model = LayerFusionClassifier([tiny("bert")], class_weight=class_weight, store=None)
+    model.fit(texts_of(LABELS), LABELS, sample_weight=weights).save(tmp_path / "bundle")
+    new = texts_of(LABELS, seed=1)
+    np.testing.assert_array_equal(
+        load(tmp_path / "bundle").predict_proba(new), model.predict_proba(new)
+    )
+
+
+def test_a_constant_block_has_a_logistic_score() -> None:
+    blocks = {LEXICAL_BLOCK: count_words(["same"] * 20)}
+    assert score_blocks(blocks, [0, 1] * 10, "logistic").best.accuracy <= 0.6

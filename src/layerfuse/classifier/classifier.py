@@ -267,9 +267,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         probed = probe_blocks(
             embeddings, measured, row_weights=weights, n_jobs=self.n_jobs, reporter=reporter
         )
-        if self.lexical:  # what is fused has a column for each class
-            name, rank = LEXICAL_BLOCK.encoder, probed.axes[LEXICAL_BLOCK].rank
-            costs = {**costs, name: replace(costs[name], dims=rank)}
+        if self.lexical:  # what it takes was unknown before it had learned the classes
+            name, axes = LEXICAL_BLOCK.encoder, probed.axes[LEXICAL_BLOCK]
+            size = sum(array.size for array in axes.arrays().values())
+            costs = {**costs, name: replace(costs[name], dims=axes.rank, parameters=(size,))}
         clock("score_s")
         space = search_space(self, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.blocks import LEXICAL_BLOCK
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
 from layerfuse.embeddings import EmbeddingStore
@@ -316,6 +317,11 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
         alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
+    if LEXICAL_BLOCK.encoder in names:
+        raise ConfigError(
+            f"{LEXICAL_BLOCK.encoder!r} is the name of the block of words. Give the encoder another"
+            " name: other=PATH."
+        )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
             f"Two encoders are called {repeated[0]!r}. Give one another name: other=PATH."

@@ -6,6 +6,7 @@ classes is learned by `layerfuse.probing.ClassCentroids`.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 N_COLUMNS = 2**20
 
-_WORD = r"(?u)\b\w+\b"
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each is a word
+_MARKS = "\\s!-/:-@\\[-`{-~\u00a1-\u00bf\u2010-\u206f\u3000-\u303f"
+_WORD = f"[{_CJK}]|[^{_CJK}{_MARKS}]+"
 
 
 def count_words(texts: Sequence[str]) -> csr_matrix:
-    """Log counts of words and word pairs, lowercased.
+    """Log counts of words and of pairs of neighbors, whatever their case.
 
     Returns
     -------
@@ -36,6 +39,7 @@ def count_words(texts: Sequence[str]) -> csr_matrix:
 
     counter = HashingVectorizer(
         n_features=N_COLUMNS,
+        preprocessor=_plain,
         ngram_range=(1, 2),
         token_pattern=_WORD,
         norm=None,
@@ -45,3 +49,8 @@ def count_words(texts: Sequence[str]) -> csr_matrix:
     counts = counter.transform(texts)
     np.log1p(counts.data, out=counts.data)
     return counts
+
+
+def _plain(text: str) -> str:
+    """One form and case of letters that can be written in several."""
+    return unicodedata.normalize("NFKC", text).casefold()

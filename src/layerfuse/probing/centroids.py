@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating]
 
 _MOST_COLUMNS = 2**17  # of the training texts' words, the most frequent
-_SMALLEST = 1e-5  # standard deviation of a value; they are at most 1
+_SMALLEST = 1e-5  # standard deviation of a value, which is at most 1, and weight of a class
+_FOLDS = 5
 _EXACT = 2**24  # whole numbers below it are exact in float32
 
 
@@ -31,8 +32,9 @@ class ClassCentroids:
     Counts are weighted by inverse document frequency and each text scaled to unit length; its
     products with the class means are the values (Rocchio, 1971), less their mean over classes.
     They are standardized like the coordinates of other blocks. Labels are learned here, so training
-    rows get their values without their own text and those of their group, exactly: a head that is
-    trained on them sees what it will see of new texts.
+    rows get their values from the other folds: a head that is trained on them sees what it will see
+    of new texts. Leaving out each row alone would not do: its values would tell its label, as they
+    lack just that (Micci-Barreca's target statistics, 2001, have the same fault).
 
     Attributes
     ----------
@@ -66,8 +68,9 @@ class ClassCentroids:
         -------
         centroids : ClassCentroids
         coordinates : ndarray of float32 of shape (n, n_outputs)
-            Of the training rows, each as if its group had not been seen; centered.
+            Of the training rows, each as if those of its fold had not been seen; centered.
         """
+        counts = counts.tocsr()
         frequency = np.bincount(counts.indices, minlength=counts.shape[1])
         columns = np.flatnonzero(frequency >= min(2, frequency.max(initial=0)))
         if len(columns) > _MOST_COLUMNS:
@@ -77,14 +80,16 @@ class ClassCentroids:
         rows = _weigh(counts, columns, idf.astype(np.float32))
         members = targets.matrix if row_weights is None else targets.matrix * row_weights[:, None]
         sums, totals = np.asarray(rows.T @ members), members.sum(axis=0)
-        own, own_totals = _of_groups(rows, members, targets)
-        left = totals - own_totals
-        values = np.asarray(rows @ sums) - own
-        values = _center(np.where(left > 0, values / np.where(left > 0, left, 1), 0))
+        values = np.empty(members.shape, dtype=np.float32)
+        for _, held in targets.folds(_FOLDS, 0):
+            part = rows[held]
+            left = totals - members[held].sum(axis=0)
+            others = (sums - np.asarray(part.T @ members[held])) / np.maximum(left, _SMALLEST)
+            values[held] = _center(np.where(left > _SMALLEST, np.asarray(part @ others), 0))
         mean, scale = standardization(values)
         scale[values.std(axis=0) < _SMALLEST] = 0.0  # equal texts: what differs is rounding
-        centroids = sums / np.where(totals > 0, totals, 1)
-        fitted = cls(columns, idf.astype(np.float32), centroids, mean, scale)
+        centroids = sums / np.maximum(totals, _SMALLEST)
+        fitted = cls(columns, idf.astype(np.float32), centroids.astype(np.float32), mean, scale)
         return fitted, np.asarray((values - mean) * scale, dtype=np.float32)
 
     @property
@@ -135,15 +140,3 @@ def _weigh(counts: csr_matrix, columns: npt.NDArray[np.intp], idf: Floats) -> cs
 def _center(values: Floats) -> Floats:
     """Values (n, n_outputs), less their mean over outputs."""
     return np.asarray(values - values.mean(axis=1, keepdims=True))
-
-
-def _of_groups(rows: csr_matrix, members: Floats, targets: Targets) -> tuple[Floats, Floats]:
-    """What each row's own group adds to its products and to the totals, each (n, n_outputs)."""
-    lengths = np.asarray(rows.multiply(rows).sum(axis=1))
-    products, totals = lengths * members, members.astype(np.float32)
-    for groups in [] if targets.groups is None else targets.groups.repeated:
-        for group in groups:
-            own = rows[group]
-            products[group] = np.asarray((own @ own.T) @ members[group])
-            totals[group] = members[group].sum(axis=0)
-    return products, totals

@@ -297,6 +297,7 @@ def _logistic(
 
     if np.count_nonzero(targets.counts > 1) < 2:
         raise DataError("The logistic scorer needs two rows of two classes; use scorer='ridge'.")
+    Z = space.rotated if len(space.eigenvalues) else np.zeros((len(targets), 1))  # constant
     folds = targets.folds(_FOLDS, seed=0)
     best: tuple[npt.NDArray[np.float64], Decisions, float] | None = None
     for C in _LOGISTIC_C:
@@ -304,9 +305,9 @@ def _logistic(
         for rows, held in folds:
             model = LogisticRegression(C=C, max_iter=1000)
             own = None if row_weights is None else row_weights[rows]
-            fit_logistic(model, space.rotated[rows], targets.codes[rows], own)
+            fit_logistic(model, Z[rows], targets.codes[rows], own)
             # a class of which all rows are held out is not one of the model's
-            proba[np.ix_(held, model.classes_)] = model.predict_proba(space.rotated[held])
+            proba[np.ix_(held, model.classes_)] = model.predict_proba(Z[held])
         losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
         losses = losses if row_weights is None else losses * row_weights
         if best is None or losses.mean() < best[0].mean():
