@@ -39,14 +39,15 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_minilm_is_read_as_it_should():
     done = run("models", "check", "minilm", "--dtype", "float32")
     assert done.code == 0, done.out
-    assert "minilm: 6 layers of 384, float32 on " in done.out
+    for line in ("name: minilm", "dtype: float32", "layers: 6", "dim: 384", "ok: yes"):
+        assert line in done.out.splitlines()
 
 
 def test_bbc_news_from_fit_to_predictions():
     data = ("bbc-news", "--sample", 150)
     fitted = succeed("fit", *data, "-e", "minilm", "--store", "kept", "--out", "run", "--json").json
     assert 145 <= fitted["data"]["train_rows"] <= 155  # each class in its share
-    assert len(fitted["profile"]["scores"]) == 7
+    assert len(fitted["profile"]["scores"]) == 7 + 1  # layers, and words
     majority = next(entry for entry in fitted["baselines"] if entry["name"] == "majority")
     assert majority["cv"]["accuracy"]["value"] < 0.3
     assert fitted["cv"]["accuracy"]["value"] > 0.85  # 0.93 to 0.95 when this was written
