@@ -907,7 +907,12 @@ class TestTheShell:
 
         monkeypatch.setattr("layerfuse.commands.assets.list_models", work)
         started = time.monotonic()
-        done = run("models", "list")
+        # What a shell starts in the background ignores Ctrl-C, and so would these tests.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            done = run("models", "list")
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert (done.code, "interrupted" in done.err) == (130, True)
         assert time.monotonic() - started < 15
 

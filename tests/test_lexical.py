@@ -214,6 +214,11 @@ def test_a_run_on_words_predicts_and_is_not_exported(
         ("caf\u00e9", "cafe\u0301", 1),
         ("我喜欢电影。", "我 喜 欢 电 影", 9),
         ("snake_case", "snake case", 3),
+        ("यह अच्छी है।", "यह अच्छी है", 5),
+        ("فيلم جميل،", "فيلم جميل", 3),
+        ("\ufefffilm\u200b", "film", 1),
+        ("人々は", "人 々 は", 5),
+        ("😀👍", "😀 👍", 3),
     ],
 )
 def test_words_of_many_scripts(one: str, other: str, n_words: int) -> None:
@@ -236,6 +241,17 @@ def test_what_words_take_counts(tiny: TinyModels) -> None:
     few = LayerFusionClassifier([tiny("bert")], budget={"memory_mb": 1e-4}, store=None)
     with pytest.raises(ConfigError, match="budget leaves no block"):
         few.fit(texts_of(LABELS), LABELS)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e7])
+def test_weights_count_at_any_scale(scale: float) -> None:
+    counts, targets = count_words(texts_of(LABELS)), Targets.from_labels(LABELS)
+    weights = np.random.default_rng(0).uniform(0.1, 9, 60)
+    (one, values), (other, scaled) = (
+        ClassCentroids.fit(counts, targets, weights * factor) for factor in (1.0, scale)
+    )
+    np.testing.assert_allclose(other.centroids, one.centroids, atol=1e-6)
+    np.testing.assert_allclose(scaled, values, atol=1e-4)
 
 
 @pytest.mark.parametrize("class_weight", [None, "balanced"])

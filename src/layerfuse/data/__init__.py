@@ -2,7 +2,14 @@
 
 from layerfuse.data.audit import NEAR, Audit, audit, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry
-from layerfuse.data.columns import SEPARATOR, TEXT_NAMES, ColumnError, ReadOptions, split_names
+from layerfuse.data.columns import (
+    SEPARATOR,
+    TEXT_NAMES,
+    ColumnError,
+    ReadOptions,
+    split_names,
+    strip_html,
+)
 from layerfuse.data.dataset import Split, TextDataset, test_name
 from layerfuse.data.download import (
     encoder_path,

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 N_COLUMNS = 2**20
 
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: each is a word
-_MARKS = "\\s!-/:-@\\[-`{-~\u00a1-\u00bf\u2010-\u206f\u3000-\u303f"
-_WORD = f"[{_CJK}]|[^{_CJK}{_MARKS}]+"
+# Signs of scripts without spaces, and emoji, are words each; marks and joiners are parts of words.
+_WORD = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{So}]"
+    r"|[\p{L}\p{M}\p{N}\u200c\u200d--[\p{Han}\p{Hiragana}\p{Katakana}]]+"
+)
 
 
 def count_words(texts: Sequence[str]) -> csr_matrix:
@@ -35,13 +37,15 @@ def count_words(texts: Sequence[str]) -> csr_matrix:
     >>> count_words(["A film, a plot", ""]).getnnz(axis=1).tolist()
     [6, 0]
     """
+    import regex
     from sklearn.feature_extraction.text import HashingVectorizer
 
     counter = HashingVectorizer(
         n_features=N_COLUMNS,
         preprocessor=_plain,
         ngram_range=(1, 2),
-        token_pattern=_WORD,
+        token_pattern=None,
+        tokenizer=regex.compile(_WORD, regex.V1).findall,
         norm=None,
         alternate_sign=False,
         dtype=np.float32,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating]
 
 _MOST_COLUMNS = 2**17  # of the training texts' words, the most frequent
+_MOST_NUMBERS = 2**25  # of all classes, 128 MB
 _SMALLEST = 1e-5  # standard deviation of a value, which is at most 1, and weight of a class
 _FOLDS = 5
 _EXACT = 2**24  # whole numbers below it are exact in float32
@@ -73,12 +74,14 @@ class ClassCentroids:
         counts = counts.tocsr()
         frequency = np.bincount(counts.indices, minlength=counts.shape[1])
         columns = np.flatnonzero(frequency >= min(2, frequency.max(initial=0)))
-        if len(columns) > _MOST_COLUMNS:
-            order = np.argsort(-frequency[columns], kind="stable")[:_MOST_COLUMNS]
-            columns = np.sort(columns[order])
+        most = min(_MOST_COLUMNS, _MOST_NUMBERS // targets.space.n_outputs)
+        if len(columns) > most:
+            columns = np.sort(columns[np.argsort(-frequency[columns], kind="stable")[:most]])
         idf = np.log((1 + counts.shape[0]) / (1 + frequency[columns])) + 1
         rows = _weigh(counts, columns, idf.astype(np.float32))
-        members = targets.matrix if row_weights is None else targets.matrix * row_weights[:, None]
+        members = targets.matrix
+        if row_weights is not None:
+            members = members * (row_weights / row_weights.mean())[:, None]
         sums, totals = np.asarray(rows.T @ members), members.sum(axis=0)
         values = np.empty(members.shape, dtype=np.float32)
         for _, held in targets.folds(_FOLDS, 0):
