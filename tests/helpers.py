@@ -81,7 +81,7 @@ _OF_ENCODER = {"layers", "pooling", "prompts", "max_length", "device", "dtype", 
 
 
 def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassifier:
-    """A classifier on tiny models named by their family, quick and without words by default.
+    """A classifier on tiny models named by their family, quick by default.
 
     Options of encoders are for all of them; ``prompts`` and ``pooling`` may go by family.
     """
@@ -98,7 +98,7 @@ def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassi
         )
         for family in families or ("bert",)
     ]
-    return LayerFusionClassifier(encoders, **{"cv": 3, "lexical": False, **options})
+    return LayerFusionClassifier(encoders, **{"cv": 3, **options})
 
 
 class Notes:

@@ -304,11 +304,11 @@ MISTAKES = [
     Mistake("memory that is NaN", "fit --max-memory-mb nan", ("--max-memory-mb", "nan", "> 0")),
     Mistake("half a dimension", "fit --max-dims 1.5", ("--max-dims", "'1.5'", "integer")),
     Mistake(
-        "fewer dimensions than a block has", "fit --no-lexical --max-dims 31",
+        "fewer dimensions than a block has", "fit --max-dims 31",
         ("tiny:0:mean alone takes 32 dimensions of at most 31 (--max-dims)", "larger budget"),
     ),
     Mistake(
-        "less memory than an embedding takes", "fit --no-lexical --max-memory-mb 0.001",
+        "less memory than an embedding takes", "fit --max-memory-mb 0.001",
         ("The budget leaves no block: tiny:0:mean", "MB of weights of at most 0.001"),
     ),
     Mistake(

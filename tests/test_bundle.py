@@ -205,7 +205,7 @@ class TestRoundTrip:
     def test_an_encoder_that_was_moved(self, tiny: TinyModels, tmp_path: Path):
         folder = shutil.copytree(tiny("bert"), tmp_path / "here")
         encoder = FrozenEncoder.from_pretrained(folder, name="bert", device="cpu", dtype="float32")
-        model = LayerFusionClassifier(encoder, cv=2, lexical=False).fit(TEXTS, LABELS)
+        model = LayerFusionClassifier(encoder, cv=2).fit(TEXTS, LABELS)
         model.save(tmp_path / "bundle")
         folder.rename(tmp_path / "there")
         with pytest.raises(NotFoundError, match="here"):
@@ -252,7 +252,7 @@ class TestParameters:
         assert_same_parameters(layerfuse.load(tmp_path / "bundle", device="cpu"), model)
 
     def test_defaults(self, tiny: TinyModels, tmp_path: Path):
-        model = LayerFusionClassifier([f"bert={tiny('bert')}"], lexical=False).fit(TEXTS, LABELS)
+        model = LayerFusionClassifier([f"bert={tiny('bert')}"]).fit(TEXTS, LABELS)
         model.save(tmp_path / "bundle")
         assert_same_parameters(layerfuse.load(tmp_path / "bundle", device="cpu"), model)
 
@@ -397,9 +397,7 @@ class TestParameters:
         gone = shutil.copytree(tiny("llama"), tmp_path / "gone")
         (bert,) = build(tiny, layers=[0]).encoders
         other = FrozenEncoder.from_pretrained(gone, name="other", layers=[3], device="cpu")
-        model = LayerFusionClassifier([bert, other], selection="best", cv=2, lexical=False).fit(
-            TEXTS, LABELS
-        )
+        model = LayerFusionClassifier([bert, other], selection="best", cv=2).fit(TEXTS, LABELS)
         assert model.model_.blocks == (BlockRef("bert", 0, "mean"),)
         model.save(tmp_path / "bundle")
         shutil.rmtree(gone)
@@ -698,7 +696,7 @@ class TestRefused:
 
     def test_other_weights_tokenizer_or_configuration(self, tiny: TinyModels, tmp_path: Path):
         folder = save_model("bert", tmp_path / "model")
-        model = LayerFusionClassifier(f"bert={folder}", cv=2, lexical=False).fit(TEXTS, LABELS)
+        model = LayerFusionClassifier(f"bert={folder}", cv=2).fit(TEXTS, LABELS)
         model.save(tmp_path / "bundle")
         for name in ("model.safetensors", "tokenizer.json", "config.json"):
             whole = (folder / name).read_bytes()

@@ -82,7 +82,7 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(models: Path, *args: object) -> dict[str, Any]:
     """The report of a quick fit with the tiny BERT."""
-    quick = ("--no-lexical", "--head", "ridge", "--cv", 2, "--json")
+    quick = ("--head", "ridge", "--cv", 2, "--json")
     place = () if "--out" in args else ("--out", "run")
     return succeed("fit", *args, "-e", f"tiny={models / 'bert'}", *quick, *place).json
 
@@ -105,7 +105,7 @@ class TestFit:
         assert len(blocks) == len(gains) >= 1
         assert all(set(block) == {"encoder", "layer", "pooling"} for block in blocks)
         assert {block["encoder"] for block in blocks} <= {"tiny", "llama", "lexical"}
-        assert len(report["profile"]["scores"]) == 2 * (N_LAYERS + 1) + 1  # words
+        assert len(report["profile"]["scores"]) == 2 * (N_LAYERS + 1)
         assert report["cv"]["n"] == N_TRAIN
         assert report["test"]["n"] == N_TEST
         for measured in (report["cv"], report["test"]):
@@ -288,7 +288,6 @@ class TestSettingsFile:
             cv = 3
             layers = [0, 1]
             max_blocks = 2
-            lexical = false
             prompts = {{ tiny = "a film: {{text}}" }}
             """,
         )

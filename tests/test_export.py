@@ -290,7 +290,7 @@ def fitted(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with threadpool_limits(1):
         succeed(
             "fit", data, "--test", test, "-e", f"tiny={tiny('bert')}", "--out", folder / "run",
-            "--no-lexical", "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
+            "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
             "--fusion", "tensor+residual", "-q",
         )  # fmt: skip
     return folder / "run"

@@ -122,9 +122,9 @@ def test_what_is_saved_gives_the_same_values() -> None:
 
 def test_a_fit_chooses_words_where_they_tell_the_label(tiny: TinyModels, tmp_path: Path) -> None:
     texts, new = texts_of(LABELS), texts_of(LABELS, seed=1)
-    model = LayerFusionClassifier([tiny("bert")], store=None).fit(texts, LABELS)
+    model = LayerFusionClassifier([tiny("bert")], lexical=True, store=None).fit(texts, LABELS)
     assert LEXICAL_BLOCK in model.plan_.blocks
-    without = LayerFusionClassifier([tiny("bert")], lexical=False, store=None).fit(texts, LABELS)
+    without = LayerFusionClassifier([tiny("bert")], store=None).fit(texts, LABELS)
     assert LEXICAL_BLOCK not in {score.block for score in without.profile_}
     assert model.score(new, LABELS) > without.score(new, LABELS)
     # what was estimated is what new texts get
@@ -141,7 +141,9 @@ def test_rows_beyond_the_sample_are_learned_from_too(tiny: TinyModels) -> None:
     labels = LABELS * 3
     texts = texts_of(labels)
     fits = [
-        LayerFusionClassifier([tiny("bert")], sample_size=size, head="ridge", store=None)
+        LayerFusionClassifier(
+            [tiny("bert")], lexical=True, sample_size=size, head="ridge", store=None
+        )
         for size in (60, 1000)
     ]
     small, whole = (model.fit(texts, labels) for model in fits)
@@ -166,7 +168,9 @@ def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted:
     """A ridge head with words, out of fold, against fits on the rows of each fold."""
     texts = texts_of(LABELS)
     weights = np.linspace(0.5, 2, 60) if weighted else None
-    model = LayerFusionClassifier([tiny("bert")], fusion="concat", head="ridge", store=None)
+    model = LayerFusionClassifier(
+        [tiny("bert")], lexical=True, fusion="concat", head="ridge", store=None
+    )
     model.fit(texts, LABELS, sample_weight=weights)
     record = model.fit_record_
     found = record.nested["final_plan"]
@@ -192,7 +196,19 @@ def test_a_run_on_words_predicts_and_is_not_exported(
     write_csv(Path("train.csv"), list(zip(texts_of(LABELS), labels, strict=True)))
     encoder = f"tiny={tiny('bert')}"
     fitted = succeed(
-        *("fit", "train.csv", "-e", encoder, "--selection", "best", "--head", "ridge", "--cv", 2),
+        *(
+            "fit",
+            "train.csv",
+            "-e",
+            encoder,
+            "--selection",
+            "best",
+            "--head",
+            "ridge",
+            "--cv",
+            2,
+            "--lexical",
+        ),
         *("--out", "run", "--no-report", "--json"),
     ).json
     assert fitted["selection"]["blocks"] == [{"encoder": "lexical", "layer": 0, "pooling": "tfidf"}]
@@ -202,7 +218,7 @@ def test_a_run_on_words_predicts_and_is_not_exported(
     assert "class 0" in str(done)
     refused = run("export", "run", "--format", "onnx", "--out", "onnx")
     assert refused.code == 2
-    assert "--no-lexical" in refused.err
+    assert "--lexical" in refused.err
     assert not Path("onnx").exists()
 
 
@@ -233,12 +249,16 @@ def test_the_name_of_words_is_no_encoders(tiny: TinyModels) -> None:
 
 
 def test_what_words_take_counts(tiny: TinyModels) -> None:
-    model = LayerFusionClassifier([tiny("bert")], store=None).fit(texts_of(LABELS), LABELS)
+    model = LayerFusionClassifier([tiny("bert")], lexical=True, store=None).fit(
+        texts_of(LABELS), LABELS
+    )
     cost = model.costs_["lexical"]
     axes = next(a for a in model.model_.axes if isinstance(a, ClassCentroids))
     assert cost.dims == axes.rank == 3
     assert cost.memory_mb_at(0) == pytest.approx(4e-6 * sum(a.size for a in axes.arrays().values()))
-    few = LayerFusionClassifier([tiny("bert")], budget={"memory_mb": 1e-4}, store=None)
+    few = LayerFusionClassifier(
+        [tiny("bert")], lexical=True, budget={"memory_mb": 1e-4}, store=None
+    )
     with pytest.raises(ConfigError, match="budget leaves no block"):
         few.fit(texts_of(LABELS), LABELS)
 
@@ -259,7 +279,9 @@ def test_weights_change_nothing_of_what_is_saved(
     tiny: TinyModels, tmp_path: Path, class_weight: str | None
 ) -> None:
     weights = np.random.default_rng(0).uniform(0.1, 9, 60)
-    model = LayerFusionClassifier([tiny("bert")], class_weight=class_weight, store=None)
+    model = LayerFusionClassifier(
+        [tiny("bert")], lexical=True, class_weight=class_weight, store=None
+    )
     model.fit(texts_of(LABELS), LABELS, sample_weight=weights).save(tmp_path / "bundle")
     new = texts_of(LABELS, seed=1)
     np.testing.assert_array_equal(

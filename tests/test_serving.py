@@ -51,7 +51,7 @@ def runs(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """A run with a report that reads layer 1, and bundles that read layer 3 and another model."""
     root = tmp_path_factory.mktemp("runs")
     train = write_csv(root / "train.csv", rows(60))
-    few = ["--no-lexical", "--cv", 2, "--fusion", "concat", "--head", "ridge", "--no-report"]
+    few = ["--cv", 2, "--fusion", "concat", "--head", "ridge", "--no-report"]
     few += ["--dtype", "float32"]
     bert = f"bert={tiny('bert')}"
     store = ["--store", root / "store"]
@@ -68,7 +68,7 @@ def runs(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> dict[str
             )
         )
         share = 0.8 if name == "other" else None
-        model = LayerFusionClassifier([encoder], lexical=False, cv=2, store=None, coverage=share)
+        model = LayerFusionClassifier([encoder], cv=2, store=None, coverage=share)
         model.fit(texts, labels).save(root / name, explain=name == "other")
     return {name: root / name for name in ("low", "high", "other")}
 

@@ -132,7 +132,7 @@ class TestPiped:
         assert "\r" not in out + err
         for step, unit in (
             ("reading smollm2-135m", "320 texts in"),
-            ("scoring", "9 blocks in"),
+            ("scoring", "8 blocks in"),
             ("searching blocks, fusion and head", r"\d+ folds in"),
             ("nested resampling", r"\d+ fits in"),
             ("baselines", r"\d+ baselines in"),

@@ -359,8 +359,8 @@ class FitConfig(CurveConfig):
     fusion: _Fusion = "auto"
     head: _Head = "auto"
     lexical: Annotated[
-        bool, _choice("Words (TF-IDF) as a candidate block.", negative="--no-lexical")
-    ] = True
+        bool, _choice("Words (TF-IDF) as a candidate block.", show_default=False)
+    ] = False
     fragments: Annotated[
         str,
         _choice(

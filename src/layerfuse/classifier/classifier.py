@@ -59,9 +59,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     ----------
     encoders : str, Path, FrozenEncoder or sequence of them, default=("minilm",)
         Catalog names, model folders, ``.gguf`` files, Hub names or encoders.
-    lexical : bool, default=True
+    lexical : bool, default=False
         Whether words are a candidate beside the encoders' layers: one block that says how near a
-        text's words (TF-IDF) are to those of each class.
+        text's words (TF-IDF) are to those of each class. It helps small encoders and few rows most.
     selection : {"greedy", "top_k", "best", "last"}, default="greedy"
         How blocks are selected; see `select_blocks`.
     max_blocks : int, default=5
@@ -169,7 +169,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self,
         encoders: Encoders = ("minilm",),
         *,
-        lexical: bool = True,
+        lexical: bool = False,
         selection: str = "greedy",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,

@@ -452,6 +452,7 @@ def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> 
         data=_DATA,
         encoders=_ENCODERS,
         sample=sample,
+        lexical=True,
         max_length=_MAX_LENGTH,
         out=str(out),
         report=report,

@@ -74,7 +74,7 @@ def projections(model: FusedModel) -> tuple[PrincipalAxes, ...]:
     if len(axes) < len(model.axes):
         raise ConfigError(
             f"The pipeline reads words ({LEXICAL_BLOCK}), which other formats cannot hold. Fit "
-            "with --no-lexical (lexical=False in Python)."
+            "without --lexical (lexical=True in Python)."
         )
     return axes
 
