@@ -15,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
@@ -668,6 +669,17 @@ NOT_FOR_US = {
 _CHECKED = RowsAsTexts(["made when a test runs"], cv=2, max_blocks=2, store=None)
 
 
+@parametrize_with_checks([_CHECKED], expected_failed_checks=lambda _: NOT_FOR_US)
+def test_scikit_learns_checks(tiny: TinyModels, estimator: RowsAsTexts, check: Any) -> None:
+    (encoder,) = build(tiny).encoders
+    check(clone(estimator).set_params(encoders=[encoder]))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"store": 3}, {"encoders": 3}, {"class_weight": 3}, {"cv": "5"}, {"cv": True}, {"cv": 2.0}],
+    ids=str,
+)
 def test_parameters_of_another_type_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(given))):
         LayerFusionClassifier(**{"encoders": ["nothing"], **given}).fit(["a", "b"] * 2, [0, 1] * 2)
