@@ -359,7 +359,7 @@ class FitConfig(CurveConfig):
     fusion: _Fusion = "auto"
     head: _Head = "auto"
     lexical: Annotated[
-        bool, _choice("Words (TF-IDF) as a candidate block.", show_default=False)
+        bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)
     ] = False
     fragments: Annotated[
         str,
