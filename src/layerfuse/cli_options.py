@@ -358,9 +358,9 @@ class FitConfig(CurveConfig):
     _: KW_ONLY
     fusion: _Fusion = "auto"
     head: _Head = "auto"
-    lexical: Annotated[
-        bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)
-    ] = False
+    lexical: Annotated[bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)] = (
+        False
+    )
     fragments: Annotated[
         str,
         _choice(
