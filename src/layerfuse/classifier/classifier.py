@@ -20,6 +20,7 @@ from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
     Encoders,
     check_parameters,
+    check_supported,
     check_training,
     log_candidates,
     open_encoders,
@@ -36,7 +37,8 @@ from layerfuse.errors import ConfigError, NotAvailableError
 from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
 from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
-from layerfuse.metrics import Evaluation
+from layerfuse.labels import Column, label_array
+from layerfuse.metrics import Evaluation, LabelSetEvaluation
 from layerfuse.model_selection import Trial, log_selection
 from layerfuse.neighbors import Explanation, TrainingExamples
 from layerfuse.parallel import parallel_map
@@ -44,7 +46,7 @@ from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, Stopwatch, current_reporter
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.targets import Column, LabelSpace, Rows, Splitter, label_array
+from layerfuse.targets import Rows, Splitter
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -122,7 +124,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     abstention_ : Abstention or None
         When to abstain, chosen on nested out-of-fold probabilities; None without
         ``target_accuracy`` and ``coverage``.
-    cv_ : Evaluation
+    cv_ : Evaluation or LabelSetEvaluation
         Nested cross-validation of the whole procedure, selection included.
     costs_ : dict of str to EncoderCost
         Cost of each encoder, by name.
@@ -159,7 +161,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     encoders_: tuple[FrozenEncoder, ...]
     abstention_: Abstention | None
     kept_examples_: TrainingExamples | None
-    cv_: Evaluation
+    cv_: Evaluation | LabelSetEvaluation
     costs_: Mapping[str, EncoderCost]
     timings_: dict[str, float]
     truncated_share_: float
@@ -219,8 +221,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ----------
         X : array-like of str of shape (n,)
             Texts: a list, tuple, Series, numpy or Arrow array.
-        y : array-like of shape (n,)
-            Labels of any hashable kind.
+        y : array-like of shape (n,), or of shape (n, n_labels)
+            Labels of any hashable kind. Where texts have any number of labels: lists, sets or
+            frozensets of them, or an indicator matrix of 0 and 1 (an array, a sparse matrix or a
+            DataFrame, whose columns are the labels).
         sample_weight : array-like of float of shape (n,), optional
             Weight of each row in scores of blocks, heads and their penalties.
         groups : array-like of shape (n,), optional
@@ -246,6 +250,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         data = check_training(
             X, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
+        check_supported(self, data.targets.space)
         encoders = open_encoders(self.encoders, reporter)
         sample = data.targets.sample(self.sample_size, seed)
         whole = len(sample) == len(data.texts)
@@ -275,7 +280,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         folds = measured.folds(self.cv, seed)
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
-        cv_ = measured.evaluate(proba, seed=seed)
+        decisions = nested[PIPELINE].decide(measured, proba)
+        cv_ = measured.evaluate(proba, decisions, seed=seed)
         abstention = fit_abstention(proba, measured, self.target_accuracy, self.coverage)
         clock("search_s")
         rows = embeddings
@@ -284,17 +290,21 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 data.texts, encoders, result.plan.blocks, self._store(), reporter=reporter
             )
             clock("extract_s")
-        calibrator = fit_calibration(self.calibration, nested[FINAL_PLAN].logits, measured)
+        final = nested[FINAL_PLAN].logits
+        calibrator = fit_calibration(self.calibration, final, measured)
+        label_space = measured.space.tuned(
+            calibrator.predict_proba(final, measured.space), measured
+        )
         with reporter.task("training", 1, "model"):
             # Like the fits of the search: one BLAS thread is many times faster on a busy machine.
             (model,) = parallel_map(
                 lambda plan: training.fit(plan, rows, data.targets), [result.plan]
             )
-            model = model.with_temperature(calibrator)
+            model = replace(model, calibrator=calibrator, space=label_space)
         log_selection(result, space, model.model.head.kind, reporter)
         clock("head_s")
 
-        self.label_space_ = data.targets.space
+        self.label_space_ = label_space
         self.classes_ = data.targets.space.classes
         self.profile_ = probed.scores
         self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
@@ -311,6 +321,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             result=result,
             nested=nested,
             proba=proba,
+            decisions=decisions,
             folds=folds,
             costs=costs,
             seed=seed,
@@ -342,7 +353,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Returns
         -------
         ndarray of shape (n, n_classes)
-            Probabilities, columns in the order of ``classes_``.
+            Probabilities, columns in the order of ``classes_``. Where texts have any number of
+            labels each is by itself, and they do not add up to 1.
         """
         logits = self._logits(X)
         return self.model_.calibrator.predict_proba(logits, self.label_space_)
@@ -361,7 +373,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Logits. For two classes that of ``classes_[1]`` minus that of ``classes_[0]``.
         """
         logits = self._logits(X).astype(np.float64)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        return self.label_space_.confidence(logits)
 
     def predict(self, X: Column, *, abstain: object = None) -> npt.NDArray[np.generic]:
         """Predict labels.
@@ -377,7 +389,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Returns
         -------
         ndarray of shape (n,)
-            Labels, as they were given to ``fit``.
+            Labels, as they were given to ``fit``. Where texts have any number of them an indicator
+            matrix (n, n_labels) of 0 and 1, columns in the order of ``classes_``.
 
         Raises
         ------
@@ -506,6 +519,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         labels: Mapping[Any, str | int | float | bool] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        label_separator: str | None = None,
         strip_html: bool = False,
         explain: bool = False,
     ) -> None:
@@ -521,6 +535,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Names to save labels by. A bundle holds strings, finite numbers and booleans.
         text_column, label_column : str, optional
             Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
+        label_separator : str, optional
+            What stands between the labels of its cells.
         strip_html : bool, default=False
             Whether they strip HTML.
         explain : bool, default=False
@@ -536,13 +552,14 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """
         check_is_fitted(self, "model_")
         names = dict(labels or {})
-        space = LabelSpace(rename_labels(self.classes_, names))
+        space = replace(self.label_space_, classes=rename_labels(self.classes_, names))
         used = {block.encoder for block in self.model_.blocks}
         encoders = [EncoderSpec.of(encoder) for encoder in self.encoders_ if encoder.name in used]
         facts = Facts(
             cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
+            label_separator=label_separator,
             strip_html=strip_html,
             settings=settings_of(self, names),
         )

@@ -113,7 +113,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
-    cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
+    cv = Predicted.of(record.sample.targets, record.proba, record.decisions, record.sample_rows)
     tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
     rule, abstention = classifier.abstention_, None
     if rule is not None:
@@ -181,7 +181,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         verdict=verdict,
         gap=gap,
         abstention=abstention,
-        pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
+        pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.headline)),
         cost=cost,
         diagnosis=diagnosis,
         timings=times.model_copy(
@@ -201,6 +201,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             folder / "bundle",
             text_column=dataset.text_column,
             label_column=dataset.label_column,
+            label_separator=config.label_separator,
             strip_html=config.strip_html,
             explain=config.explain,
         )
@@ -355,6 +356,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
+        label_separator=config.label_separator,
         test=getattr(config, "test", None),
         id_column=config.id_column,
         group_column=config.group_column,
