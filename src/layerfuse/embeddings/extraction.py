@@ -376,12 +376,14 @@ class _EncoderBlocks:
 
     def _compute(self, jobs: Sequence[ShardJob]) -> None:
         """Run jobs and keep their results; when stopped, report how many texts are stored."""
-        folder = None if self.section is None else self.section.folder
+        folder = remote = None
+        if self.section is not None:
+            folder, remote = self.section.folder, self.section.remote
         costs = []
         try:
             with (
                 undisturbed() as alone,
-                closing(run_shards(jobs, self.encoder, folder, self.reporter)) as results,
+                closing(run_shards(jobs, self.encoder, folder, self.reporter, remote)) as results,
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)

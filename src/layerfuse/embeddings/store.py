@@ -1,5 +1,9 @@
-"""The embedding cache on disk: a folder of sections, one for each encoder and its settings; each
-holds shards: content-addressed files, written once.
+"""The embedding cache: a folder of sections, one for each encoder and its settings; each holds
+shards: content-addressed files, written once.
+
+On a URL the shards are objects, and a folder on this machine, the mirror, has copies of them. The
+name of an object ends with a digest of its bytes: two writers share a name only where they would
+put the same, and a copy is checked by its name. What a listing does not have yet is computed again.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import RLock
 from typing import TypeAlias
 
@@ -33,6 +38,7 @@ from layerfuse.files import (
     storage_errors,
     write_json,
 )
+from layerfuse.objects import N_TRANSFERS, ObjectFolder, is_url
 from layerfuse.progress import SILENT, Reporter
 
 Key: TypeAlias = tuple[int, str]
@@ -41,6 +47,7 @@ Key: TypeAlias = tuple[int, str]
 Hashes: TypeAlias = npt.NDArray[np.bytes_]
 """Digests of texts, dtype S16."""
 
+_SUFFIX = ".safetensors"
 _HASHES, _TRUNCATED = "hashes", "truncated"
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -115,10 +122,12 @@ def write_shard(
     hashes: Hashes,
     truncated: npt.NDArray[np.bool_],
     blocks: Mapping[Key, npt.NDArray[np.float32]],
+    remote: ObjectFolder | None = None,
 ) -> Path:
     """Write one shard atomically; its file name is a digest of its hashes and block names.
 
     Blocks (n_texts, dim) are stored as float16 unless a value would overflow; then as float32.
+    With ``remote`` it is put there first, so that a mirror holds only what the others can see.
     """
     from safetensors.numpy import save
 
@@ -132,11 +141,16 @@ def write_shard(
         tensors[name] = array.astype(np.float16) if fits else array.astype(np.float32)
     checksums = {name: _checksum(array) for name, array in tensors.items()}
     shard = json.dumps([_key_of(folder), checksums])  # one entry: their order is not kept
-    path = folder / f"{digest(hashes.tobytes(), *sorted(names))}.safetensors"
     data = save(tensors, metadata={"shard": shard})
+    stem = digest(hashes.tobytes(), *sorted(names))
+    if remote is not None:
+        stem = f"{stem}-{hashlib.sha256(data).hexdigest()}"
+    path = folder / f"{stem}{_SUFFIX}"
     check_folder(folder)  # writing would make it anew, without its manifest
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
+        if remote is not None:
+            remote.upload(temporary, path.name)
     return path
 
 
@@ -237,19 +251,27 @@ class Section:
     Safe to share between threads: ``lock``, one in the process for each folder, is held while its
     contents change. Damaged shards are set aside (renamed to ``*.corrupt``) and reported, so that
     their texts count as missing and are computed again.
+
+    ``folder`` mirrors the objects of ``remote`` where one is given.
     """
 
-    def __init__(self, folder: Path, reporter: Reporter = SILENT) -> None:
+    def __init__(
+        self, folder: Path, reporter: Reporter = SILENT, remote: ObjectFolder | None = None
+    ) -> None:
         self.folder = folder
+        self.remote = remote
+        self._torn: set[str] = set()
         self.lock = _LOCKS.setdefault(folder.resolve(), RLock())
         self._reporter = reporter
         self._contents = _Contents({})
 
     def refresh(self) -> None:
-        """List the folder again: shards may have come from another process."""
+        """List the folder again: shards may have come from another process, or machine."""
         with self.lock:
             check_folder(self.folder)
-            present = {path.name: path for path in sorted(self.folder.glob("*.safetensors"))}
+            if self.remote is not None:
+                self._mirror(self.remote)
+            present = {path.name: path for path in sorted(self.folder.glob(f"*{_SUFFIX}"))}
             known = self._contents.shards
             self._contents = _Contents({name: known[name] for name in known if name in present})
             for name, path in present.items():
@@ -332,9 +354,12 @@ class Section:
         return index.truncated[index.places(hashes)]
 
     def verify(self) -> list[Path]:
-        """Read every byte; damaged shards are set aside and returned."""
+        """Read every byte; damaged shards are set aside, damaged objects deleted; both returned."""
         with self.lock:
-            before = set(self.folder.glob("*.safetensors"))
+            torn = [] if self.remote is None else self._mirror(self.remote, everything=True)
+            if self.remote is not None:
+                self.remote.delete(*torn)
+            before = set(self.folder.glob(f"*{_SUFFIX}"))
             self.refresh()
             for shard in self._contents.shards.values():
                 try:
@@ -342,7 +367,35 @@ class Section:
                         shard.read(name)
                 except CorruptShardError as error:
                     self.recover(error)
-            return sorted(before - set(self.folder.glob("*.safetensors")))
+            damaged = before - set(self.folder.glob(f"*{_SUFFIX}"))
+            return sorted(damaged.union(self.folder / name for name in torn))
+
+    def _mirror(self, remote: ObjectFolder, *, everything: bool = False) -> list[str]:
+        """Download the shards that are not here yet, or ``everything``; names of damaged ones."""
+
+        def is_damaged(name: str) -> bool:
+            try:
+                with atomic_write(self.folder / name) as temporary:
+                    remote.download(name, temporary)
+                    with temporary.open("rb") as file:
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                    if not name.endswith(f"-{found}{_SUFFIX}"):
+                        raise CorruptShardError(self.folder / name, "not what its name tells")
+            except CorruptShardError as error:
+                note = "a damaged object counts as missing and will be computed again"
+                self._reporter.note(f"{note}: {remote.url}/{error.path.name}")
+                return True
+            except NotFoundError:  # deleted since it was listed
+                pass
+            return False
+
+        names = [name for name in sorted(remote.sizes()) if name.endswith(_SUFFIX)]
+        if not everything:
+            names = [n for n in names if n not in self._torn and not (self.folder / n).exists()]
+        with ThreadPoolExecutor(N_TRANSFERS) as pool:
+            damaged = list(compress(names, list(pool.map(is_damaged, names))))
+        self._torn.update(damaged)
+        return damaged
 
     def _set_aside(self, error: CorruptShardError) -> None:
         """Rename a damaged shard; one that is no longer there was set aside by another process."""
@@ -393,17 +446,19 @@ class SectionInfo:
 
 
 class EmbeddingStore:
-    """The embedding cache on disk; safe to share between threads and processes.
+    """The embedding cache; safe to share between threads, processes and, on a URL, machines.
 
     A section's key names everything that changes a value (weights, tokenizer, prompt, token limit,
     dtype, format version). Inside it texts are found by their hash, so equal texts are computed
     once, and new texts, layers or poolings add only what is new. Several processes may write at
-    once: each shard is a file of its own, renamed into place when it is complete.
+    once: each shard is a file of its own, renamed into place when it is complete, or an object.
+    What is read of a URL is copied into the cache folder first.
 
     Parameters
     ----------
     root : str or Path, optional
-        Its folder; by default ``store`` in the cache folder (``LAYERFUSE_CACHE``).
+        Its folder, or a URL of fsspec such as ``"s3://bucket/embeddings"``; by default ``store``
+        in the cache folder (``LAYERFUSE_CACHE``).
 
     Examples
     --------
@@ -412,11 +467,20 @@ class EmbeddingStore:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self._named = root is not None
-        self.root = Path(root).expanduser() if root is not None else cache_dir() / "store"
+        self.remote = ObjectFolder(str(root)) if root is not None and is_url(root) else None
+        self._named = root is not None and self.remote is None
+        if self.remote is not None:
+            self.root = cache_dir() / "objects" / "stores" / digest(self.remote.url.rstrip("/"))
+        else:
+            self.root = Path(root).expanduser() if root is not None else cache_dir() / "store"
 
     def __repr__(self) -> str:
-        return f"EmbeddingStore({str(self.root)!r})"
+        return f"EmbeddingStore({str(self.place)!r})"
+
+    @property
+    def place(self) -> str | Path:
+        """The URL, or the folder."""
+        return self.root if self.remote is None else self.remote.url
 
     def section(
         self, encoder: str, identity: Mapping[str, object], reporter: Reporter = SILENT
@@ -431,6 +495,14 @@ class EmbeddingStore:
             When it is new and cannot be written, or another user may have written it.
         """
         key = _key(identity)
+        value = _Manifest(encoder=encoder, identity=dict(identity))
+        if self.remote is not None:  # found by its name, as a listing may lag
+            section = self._open(self.root / f"section-{key}", reporter)
+            write_json(section.folder / _MANIFEST, value.model_dump())
+            with contextlib.suppress(StorageError):  # a store may be read-only
+                (self.remote / section.folder.name).upload(section.folder / _MANIFEST, _MANIFEST)
+            section.refresh()
+            return section
         safe = re.sub(r"[^\w.-]", "_", encoder)
         folder = next(self.root.glob(f"*-{key}"), self.root / f"{safe}-{key}")
         manifest = folder / _MANIFEST
@@ -446,7 +518,6 @@ class EmbeddingStore:
             with contextlib.suppress(OSError):  # a store may be read-only
                 os.utime(manifest)
         else:
-            value = _Manifest(encoder=encoder, identity=dict(identity))
             write_json(manifest, value.model_dump())
         section = Section(folder, reporter)
         section.refresh()
@@ -455,11 +526,23 @@ class EmbeddingStore:
     def sections(self) -> list[SectionInfo]:
         """All sections, the most recently used first."""
         infos = []
-        for manifest in self.root.glob(f"*/{_MANIFEST}"):
+        listing = {} if self.remote is None else self.remote.sizes()
+        for manifest in self._manifests(listing):
             # Not ours, from a newer version, or deleted meanwhile: not ours to delete either.
             with contextlib.suppress(FormatError, OSError, NotFoundError):
                 value = _Manifest.read(manifest)
-                sizes = [path.stat().st_size for path in manifest.parent.glob("*.safetensors")]
+                if self.remote is None:
+                    shards = manifest.parent.glob(f"*{_SUFFIX}")
+                    sizes = [path.stat().st_size for path in shards]
+                    idle_s = max(0.0, time.time() - manifest.stat().st_mtime)
+                else:
+                    inside = f"{manifest.parent.name}/"
+                    sizes = [
+                        size
+                        for name, size in listing.items()
+                        if name.startswith(inside) and name.endswith(_SUFFIX)
+                    ]
+                    idle_s = self.remote.age_s(inside + _MANIFEST)
                 infos.append(
                     SectionInfo(
                         encoder=value.encoder,
@@ -467,7 +550,7 @@ class EmbeddingStore:
                         identity=value.identity,
                         shards=len(sizes),
                         n_bytes=sum(sizes),
-                        idle_s=max(0.0, time.time() - manifest.stat().st_mtime),
+                        idle_s=idle_s,
                     )
                 )
         return sorted(infos, key=lambda info: info.idle_s)
@@ -475,7 +558,7 @@ class EmbeddingStore:
     def verify(self, reporter: Reporter = SILENT) -> list[Path]:
         """Read every manifest and shard; damaged ones are set aside and returned."""
         damaged: list[Path] = []
-        for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
+        for manifest in self._manifests({} if self.remote is None else self.remote.sizes()):
             try:
                 _Manifest.read(manifest)
             except NewerVersionError:
@@ -484,9 +567,26 @@ class EmbeddingStore:
                 damaged.append(manifest)
                 with storage_errors(manifest):
                     manifest.replace(manifest.with_suffix(".corrupt"))
+                if self.remote is not None:
+                    (self.remote / manifest.parent.name).delete(_MANIFEST)
         for info in self.sections():
-            damaged += Section(info.folder, reporter).verify()
+            damaged += self._open(info.folder, reporter).verify()
         return damaged
+
+    def _open(self, folder: Path, reporter: Reporter = SILENT) -> Section:
+        remote = None if self.remote is None else self.remote / folder.name
+        return Section(folder, reporter, remote)
+
+    def _manifests(self, listing: Mapping[str, int]) -> Iterator[Path]:
+        """The manifests of all sections; those of a URL, by its ``listing``, are downloaded."""
+        if self.remote is None:
+            yield from self.root.glob(f"*-*/{_MANIFEST}")
+        else:
+            for name in listing:
+                if PurePosixPath(name).match(f"section-*/{_MANIFEST}"):
+                    with atomic_write(self.root / name) as temporary:
+                        self.remote.download(name, temporary)
+                    yield self.root / name
 
     def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
         """Delete the sections for which ``remove`` is true and return them; of the others the
@@ -500,6 +600,10 @@ class EmbeddingStore:
         removed = []
         for info in self.sections():
             if remove(info):
+                if self.remote is not None:
+                    remote = self.remote / info.folder.name
+                    remote.delete(*(name for name in remote.sizes() if name != _MANIFEST))
+                    remote.delete(_MANIFEST)  # last: what was stopped can be told again
                 with storage_errors(info.folder):
                     shutil.rmtree(info.folder)
                 removed.append(info)
