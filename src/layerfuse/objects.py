@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _CURRENT = "CURRENT"
 N_TRANSFERS = 8
 """Transfers side by side."""
-_RETRIES = {"mode": "standard", "total_max_attempts": 10}  # botocore's, with waits of up to 20 s
+_RETRIES = {"mode": "standard", "total_max_attempts": 8}  # botocore's; waits double to 20 s
 
 
 def is_url(source: str | Path) -> bool:
@@ -170,6 +170,8 @@ def new_folder(place: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     if not is_url(place):
         yield Path(place)
         return
+    if not overwrite:  # before the work
+        check_no_folder(str(place))
     temporary = Path(tempfile.mkdtemp(prefix="layerfuse-"))
     folder = temporary / "folder"
     try:
