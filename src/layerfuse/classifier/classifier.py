@@ -26,6 +26,7 @@ from layerfuse.classifier.validation import (
     search_space,
     seed_of,
     settings_of,
+    warn_languages,
     warn_truncated,
     whole_number,
 )
@@ -247,6 +248,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             X, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
         encoders = open_encoders(self.encoders, reporter)
+        warn_languages(data.texts, encoders, reporter)
         sample = data.targets.sample(self.sample_size, seed)
         whole = len(sample) == len(data.texts)
         if not whole:
