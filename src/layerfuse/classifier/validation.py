@@ -45,14 +45,10 @@ _FOREIGN = 0.5  # share of texts in other languages
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to learn from: n texts, their targets, and weights (n,) if there are any.
-
-    ``rows`` (n,) are their numbers among the rows that were given.
-    """
+    """Rows to learn from: n texts, their targets, and their numbers (n,) among the given rows."""
 
     texts: list[str]
     targets: Targets
-    weights: npt.NDArray[np.floating] | None
     rows: npt.NDArray[np.intp]
 
 
@@ -163,7 +159,7 @@ def check_training(
             f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=...) "
             "takes other names for them"
         )
-    weights = _check_weights(sample_weight, len(texts))
+    targets = replace(targets, weights=_check_weights(sample_weight, len(texts)))
     members = None if groups is None else as_list(groups, "groups")
     if members is not None and len(members) != len(texts):
         raise DataError(
@@ -171,14 +167,7 @@ def check_training(
         )
     rows = _rows_to_learn(texts, targets, fragments, reporter)
     kept = _grouped(targets[rows], texts, members, rows, reporter)
-    by_class = kept.row_weights(kept.class_weights(class_weight))
-    own = None if weights is None else weights[rows]
-    return TrainingData(
-        [texts[row] for row in rows],
-        kept,
-        by_class if own is None else own if by_class is None else own * by_class,
-        rows,
-    )
+    return TrainingData([texts[row] for row in rows], kept.weighted(class_weight), rows)
 
 
 def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float64] | None:
