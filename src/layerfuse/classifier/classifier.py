@@ -26,6 +26,7 @@ from layerfuse.classifier.validation import (
     search_space,
     seed_of,
     settings_of,
+    warn_languages,
     warn_truncated,
     whole_number,
 )
@@ -248,6 +249,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             X, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
         encoders = open_encoders(self.encoders, reporter)
+        warn_languages(data.texts, encoders, reporter)
         sample = data.targets.sample(self.sample_size, seed)
         whole = len(sample) == len(data.texts)
         if not whole:
@@ -264,17 +266,14 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         log_candidates(embeddings, encoders, reporter)
         clock("extract_s")
         measured = data.targets[sample]
-        weights = None if data.weights is None else data.weights[sample]
-        probed = probe_blocks(
-            embeddings, measured, row_weights=weights, n_jobs=self.n_jobs, reporter=reporter
-        )
+        probed = probe_blocks(embeddings, measured, n_jobs=self.n_jobs, reporter=reporter)
         if self.lexical:  # what it takes was unknown before it had learned the classes
             name, axes = LEXICAL_BLOCK.encoder, probed.axes[LEXICAL_BLOCK]
             size = sum(array.size for array in axes.arrays().values())
             costs = {**costs, name: replace(costs[name], dims=axes.rank, parameters=(size,))}
         clock("score_s")
         space = search_space(self, costs, seed)
-        training = TrainingSample(embeddings, measured, probed, space, weights, self.n_jobs)
+        training = TrainingSample(embeddings, measured, probed, space, self.n_jobs)
         strategies = {one.key: one.choose for one in baseline_strategies(training)}
         folds = measured.folds(self.cv, seed)
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
@@ -292,7 +291,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         with reporter.task("training", 1, "model"):
             # Like the fits of the search: one BLAS thread is many times faster on a busy machine.
             (model,) = parallel_map(
-                lambda plan: training.fit(plan, rows, data.targets, data.weights), [result.plan]
+                lambda plan: training.fit(plan, rows, data.targets), [result.plan]
             )
             model = model.with_temperature(calibrator)
         log_selection(result, space, model.model.head.kind, reporter)
@@ -309,7 +308,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         warn_truncated(self.truncated_share_, encoders, reporter)
         self.timings_ = clock.seconds()
         self.fit_record_ = FitRecord(
-            training=TrainingRows(data.texts, data.targets, sample, rows, data.weights),
+            training=TrainingRows(data.texts, data.targets, sample, rows),
             rows=data.rows,
             sample=training,
             result=result,

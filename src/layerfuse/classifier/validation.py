@@ -15,6 +15,7 @@ import numpy.typing as npt
 from layerfuse.blocks import LEXICAL_BLOCK
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
+from layerfuse.data import ENCODERS, find_languages
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
@@ -38,18 +39,16 @@ FRAGMENTS = ("drop", "keep")
 _PREFIX = 3  # words by which the start of a longer text is looked up
 _MOSTLY_FRAGMENTS = 0.5
 _MOST_SEEDS = 2**31
+_ENGLISH = "English"  # languages of a catalog entry
+_FOREIGN = 0.5  # share of texts in other languages
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to learn from: n texts, their targets, and weights (n,) if there are any.
-
-    ``rows`` (n,) are their numbers among the rows that were given.
-    """
+    """Rows to learn from: n texts, their targets, and their numbers (n,) among the given rows."""
 
     texts: list[str]
     targets: Targets
-    weights: npt.NDArray[np.floating] | None
     rows: npt.NDArray[np.intp]
 
 
@@ -160,7 +159,7 @@ def check_training(
             f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=...) "
             "takes other names for them"
         )
-    weights = _check_weights(sample_weight, len(texts))
+    targets = replace(targets, weights=_check_weights(sample_weight, len(texts)))
     members = None if groups is None else as_list(groups, "groups")
     if members is not None and len(members) != len(texts):
         raise DataError(
@@ -168,14 +167,7 @@ def check_training(
         )
     rows = _rows_to_learn(texts, targets, fragments, reporter)
     kept = _grouped(targets[rows], texts, members, rows, reporter)
-    by_class = kept.row_weights(kept.class_weights(class_weight))
-    own = None if weights is None else weights[rows]
-    return TrainingData(
-        [texts[row] for row in rows],
-        kept,
-        by_class if own is None else own if by_class is None else own * by_class,
-        rows,
-    )
+    return TrainingData([texts[row] for row in rows], kept.weighted(class_weight), rows)
 
 
 def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float64] | None:
@@ -268,6 +260,30 @@ def warn_truncated(share: float, encoders: Sequence[FrozenEncoder], reporter: Re
         message = (
             f"{share:.1%} of training texts were truncated (most tokens: {longest}, or the model's "
             "own limit). Raise max_length (--max-length) where the model allows it."
+        )
+        reporter.note(message)
+        warnings.warn(message, LayerfuseWarning, stacklevel=3)
+
+
+def warn_languages(
+    texts: Sequence[str], encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Note and warn where most texts are in a language that no encoder was made for.
+
+    Of encoders that are not in the catalog nothing is known, so that nothing is said.
+    """
+    entries = [ENCODERS.get(encoder.source.origin) for encoder in encoders]
+    if any(entry is None or entry.languages != _ENGLISH for entry in entries):
+        return
+    found = find_languages(texts)
+    foreign = sum(language.share for language in found if language.code != "en")
+    if foreign > _FOREIGN:
+        codes = ", ".join(f"{own.code} {own.share:.0%}" for own in found[:3] if own.code != "en")
+        others = ", ".join(e.name for e in ENCODERS.values() if e.languages != _ENGLISH)
+        message = (
+            f"{foreign:.0%} of the texts look as if they were not English ({codes}), but "
+            f"{', '.join(encoder.name for encoder in encoders)} was made for English. Encoders "
+            f"for more languages: {others} (layerfuse models list)."
         )
         reporter.note(message)
         warnings.warn(message, LayerfuseWarning, stacklevel=3)

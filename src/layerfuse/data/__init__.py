@@ -1,6 +1,6 @@
 """Datasets and the catalog: readers, audit, and downloads with pinned checksums."""
 
-from layerfuse.data.audit import NEAR, Audit, audit, near_duplicates
+from layerfuse.data.audit import NEAR, Audit, audit, find_languages, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry
 from layerfuse.data.columns import (
     SEPARATOR,
@@ -42,6 +42,7 @@ __all__ = [
     "TextStream",
     "audit",
     "encoder_path",
+    "find_languages",
     "is_pulled",
     "load_dataset",
     "near_duplicates",

@@ -12,7 +12,7 @@ from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
 from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample
 from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Blocks, Floats, Plan, Rows
+from layerfuse.pipeline import Blocks, Plan, Rows
 from layerfuse.probing.probe import fit_logistic
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Decisions, Targets
@@ -72,7 +72,6 @@ class TrainingRows:
     targets: Targets
     sample: Rows
     blocks: Blocks
-    row_weights: Floats | None = None
 
 
 def baseline_strategies(sample: TrainingSample) -> list[BaselineStrategy]:
@@ -149,9 +148,9 @@ def run_baselines(
         if test is None:
             return None
         if set(plan.blocks) <= set(training.blocks):
-            model = sample.fit(plan, training.blocks, targets, training.row_weights)
+            model = sample.fit(plan, training.blocks, targets)
         else:
-            model = sample.fit(plan, sample.blocks, sample.targets, sample.row_weights)
+            model = sample.fit(plan, sample.blocks, sample.targets)
         return targets.space.decide(model.logits(test[1]))
 
     distinct = list(dict.fromkeys(plans.values()))

@@ -328,10 +328,12 @@ def near_table(near: NearDuplicates) -> Table:
 
 
 def audit_notes(audit: Audit) -> list[str]:
-    """What is odd about the classes."""
+    """The languages of the texts, and what is odd about the classes."""
     small = tuple(f"{name} ({count})" for name, count in audit.small_classes.items())
     alike = tuple(" / ".join(map(repr, names)) for names in audit.alike_classes)
+    languages = tuple(f"{own.code} {own.share:.0%}" for own in audit.languages if own.share > 0.04)
     found = (
+        ("languages of the training texts (ISO 639)", languages),
         ("classes without a test row", audit.untested_classes),
         ("classes without a training row", audit.unseen_classes),
         ("classes with fewer than 5 training rows", small),
