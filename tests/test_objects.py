@@ -172,6 +172,7 @@ class TestFolders:
     def test_overwriting_never_leaves_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         """Stopped before any of its puts, it leaves the older version, and then the newer one."""
         upload_folder(self.folder(tmp_path / "one", "1"), URL)
+        older = ObjectFolder(URL).read("CURRENT").decode()
         newer = self.folder(tmp_path / "two", "2")
         put: list[str] = []
         write, upload = ObjectFolder.write, ObjectFolder.upload
@@ -201,8 +202,7 @@ class TestFolders:
             assert (found / "inside" / "a.txt").read_text() == text
             seen.add((limit < 4, text))
         assert seen == {(True, "1"), (False, "2")}
-        names = fsspec.filesystem("memory").find("/bucket")
-        assert len(names) == 4, "the older version is deleted"
+        assert not [name for name in ObjectFolder(URL).sizes() if name.startswith(older)]
 
     @pytest.mark.parametrize("name", ["b.txt", "SHA256SUMS", "CURRENT"])
     def test_a_damaged_one_is_refused(self, tmp_path: Path, name: str):
@@ -216,7 +216,7 @@ class TestFolders:
 
     def test_names_that_lead_out_of_the_folder_are_refused(self, tmp_path: Path):
         text = f"{'0' * 64}  ../../escaped\n"
-        place, version = ObjectFolder(URL), digest(text)
+        place, version = ObjectFolder(URL), f"{digest(text)}-{0:08x}"
         place.write("CURRENT", version.encode())
         place.write(f"{version}/SHA256SUMS", text.encode())
         place.write("escaped", b"!")

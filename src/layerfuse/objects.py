@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -187,7 +188,7 @@ def new_folder(place: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_no_folder(url: str) -> None:
-    """Raise a StorageError where `upload_folder` has written a folder, or nothing can be read."""
+    """Raise a StorageError where there is a folder that `upload_folder` has written."""
     if _version(ObjectFolder(url)) is not None:
         raise StorageError(f"{url} exists already. Choose another URL, or remove it first.")
 
@@ -196,7 +197,7 @@ def upload_folder(folder: Path, url: str, *, overwrite: bool = False) -> None:
     """Upload a folder as a new version below ``url``; one put then makes it the current one.
 
     ``url`` is there, whole, before, meanwhile and afterwards; an older version is deleted last.
-    Writes SHA256SUMS into the folder, whose digest is the version's name.
+    Writes SHA256SUMS into the folder, whose digest begins the version's name.
 
     Raises
     ------
@@ -207,12 +208,13 @@ def upload_folder(folder: Path, url: str, *, overwrite: bool = False) -> None:
     if not overwrite:
         check_no_folder(url)
     older = _version(place)
-    version = digest(write_checksums(folder))
+    # Writers at once share no name, not even those of equal folders.
+    version = f"{digest(write_checksums(folder))}-{secrets.token_hex(4)}"
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(N_TRANSFERS) as pool:
         list(pool.map(lambda name: (place / version).upload(folder / name, name), names))
     place.write(_CURRENT, version.encode())
-    if older not in (None, version):
+    if older is not None:
         with contextlib.suppress(StorageError):  # left over, it is only in the way
             place.delete(*(name for name in place.sizes() if name.startswith(f"{older}/")))
 
@@ -255,7 +257,7 @@ def _version(place: ObjectFolder) -> str | None:
         version = place.read(_CURRENT).decode("ascii", "replace")
     except NotFoundError:
         return None
-    if not re.fullmatch("[0-9a-f]{32}", version):
+    if not re.fullmatch("[0-9a-f]{32}-[0-9a-f]{8}", version):
         raise FormatError(f"{place.url}/{_CURRENT} names no version of a folder. Upload it again.")
     return version
 
@@ -266,7 +268,7 @@ def _download(place: ObjectFolder, version: str, folder: Path) -> None:
         text = place.read(CHECKSUMS).decode("utf-8", "replace")
         names = [line.partition("  ")[2] for line in text.splitlines()]
         within = temporary.resolve()
-        if digest(text) != version or not all(
+        if digest(text) != version.partition("-")[0] or not all(
             (within / name).resolve().is_relative_to(within) for name in names
         ):
             raise FormatError(f"{place.url}/{CHECKSUMS} is damaged. Upload the folder again.")

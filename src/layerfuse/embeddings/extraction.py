@@ -24,11 +24,9 @@ from layerfuse.embeddings.cost_record import (
 )
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
+from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import (
-    CorruptShardError,
     EmbeddingStore,
-    Hashes,
-    Key,
     Missing,
     NotStoredError,
     Section,

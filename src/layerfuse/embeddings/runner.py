@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from layerfuse.embeddings.cost_record import ShardCost
 from layerfuse.embeddings.plan import ShardJob, plan_batches
-from layerfuse.embeddings.store import Key, text_hashes, write_shard
+from layerfuse.embeddings.shard import Key, write_shard
+from layerfuse.embeddings.store import text_hashes
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
 from layerfuse.objects import ObjectFolder

@@ -1,5 +1,5 @@
 """The embedding cache: a folder of sections, one for each encoder and its settings; each holds
-shards: content-addressed files, written once.
+shards.
 
 On a URL the shards are objects, and a folder on this machine, the mirror, has copies of them. The
 name of an object ends with a digest of its bytes: two writers share a name only where they would
@@ -15,12 +15,11 @@ import os
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import RLock
 from typing import TypeAlias
 
@@ -28,6 +27,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
+from layerfuse.embeddings.shard import (
+    SUFFIX,
+    CorruptShardError,
+    Hashes,
+    Key,
+    Shard,
+    block_name,
+    check_folder,
+    key_of,
+    open_shard,
+)
 from layerfuse.errors import FormatError, NewerVersionError, NotFoundError, StorageError
 from layerfuse.files import (
     atomic_write,
@@ -40,143 +50,6 @@ from layerfuse.files import (
 )
 from layerfuse.objects import N_TRANSFERS, ObjectFolder, is_url
 from layerfuse.progress import SILENT, Reporter
-
-Key: TypeAlias = tuple[int, str]
-"""A layer and a pooling."""
-
-Hashes: TypeAlias = npt.NDArray[np.bytes_]
-"""Digests of texts, dtype S16."""
-
-_SUFFIX = ".safetensors"
-_HASHES, _TRUNCATED = "hashes", "truncated"
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
-
-
-class CorruptShardError(Exception):
-    """A shard that is missing, or whose bytes are not what was written."""
-
-    def __init__(self, path: Path, reason: str, block: str | None = None) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.block = block  # the block that was read; None for the index
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """A shard's index: which texts and blocks it holds; block values stay on disk.
-
-    ``hashes`` and ``truncated`` have shape (n_texts,); ``names`` are those of `block_name`.
-    """
-
-    path: Path
-    names: frozenset[str]
-    hashes: Hashes
-    truncated: npt.NDArray[np.bool_]
-    checksums: dict[str, int]
-
-    def read(self, name: str) -> npt.NDArray[np.floating]:
-        """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                array: npt.NDArray[np.floating] = file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise CorruptShardError(self.path, str(error), name) from error
-        if _checksum(array) != self.checksums[name]:
-            raise CorruptShardError(self.path, f"block {name} does not match its checksum", name)
-        return array
-
-
-def open_shard(path: Path) -> Shard:
-    """Read a shard's index, or raise a CorruptShardError when the file is not a whole shard."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            section, stored = json.loads(file.metadata()["shard"])
-            checksums = {str(name): int(value) for name, value in stored.items()}
-            names = set(file.keys())
-            hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
-    except (
-        *(SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError),
-        RecursionError,
-    ) as error:
-        raise CorruptShardError(path, str(error)) from error
-    if section != _key_of(path.parent):
-        raise CorruptShardError(path, "it is from another section")
-    read = {_HASHES: _checksum(hashes), _TRUNCATED: _checksum(truncated)}
-    if names != set(checksums) or any(checksums[name] != read[name] for name in read):
-        raise CorruptShardError(path, "its index does not match its checksum")
-    return Shard(
-        path,
-        frozenset(names - {_HASHES, _TRUNCATED}),
-        hashes.view("S16")[:, 0],
-        truncated.astype(bool),
-        checksums,
-    )
-
-
-def write_shard(
-    folder: Path,
-    hashes: Hashes,
-    truncated: npt.NDArray[np.bool_],
-    blocks: Mapping[Key, npt.NDArray[np.float32]],
-    remote: ObjectFolder | None = None,
-) -> Path:
-    """Write one shard atomically; its file name is a digest of its hashes and block names.
-
-    Blocks (n_texts, dim) are stored as float16 unless a value would overflow; then as float32.
-    With ``remote`` it is put there first, so that a mirror holds only what the others can see.
-    """
-    from safetensors.numpy import save
-
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        _HASHES: np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 16),
-        _TRUNCATED: truncated.astype(np.uint8),
-    }
-    names = {block_name(key): array for key, array in blocks.items()}
-    for name, array in names.items():
-        fits = array.size == 0 or float(np.abs(array).max()) <= _FLOAT16_MAX
-        tensors[name] = array.astype(np.float16) if fits else array.astype(np.float32)
-    checksums = {name: _checksum(array) for name, array in tensors.items()}
-    shard = json.dumps([_key_of(folder), checksums])  # one entry: their order is not kept
-    data = save(tensors, metadata={"shard": shard})
-    stem = digest(hashes.tobytes(), *sorted(names))
-    if remote is not None:
-        stem = f"{stem}-{hashlib.sha256(data).hexdigest()}"
-    path = folder / f"{stem}{_SUFFIX}"
-    check_folder(folder)  # writing would make it anew, without its manifest
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-        if remote is not None:
-            remote.upload(temporary, path.name)
-    return path
-
-
-def check_folder(folder: Path) -> None:
-    """Raise a StorageError for a section's folder that was deleted since it was opened."""
-    if not folder.is_dir():
-        raise StorageError(
-            f"{folder} was deleted while it was in use. Run the same command again, and delete "
-            "embeddings only while nothing reads or writes them."
-        )
-
-
-def block_name(key: Key) -> str:
-    """The name of a block's tensor, such as ``"8:mean"``."""
-    return f"{key[0]}:{key[1]}"
-
-
-def _checksum(array: npt.NDArray[np.generic]) -> int:
-    start = zlib.crc32(f"{array.dtype}{array.shape}".encode())
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, start)
-
-
-def _key_of(folder: Path) -> str:
-    """The digest of the identity, which ends the name of a section's folder."""
-    return folder.name.rpartition("-")[2]
-
 
 Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
 """Row numbers and the blocks that all of them lack; a row is in one pair at most."""
@@ -271,7 +144,7 @@ class Section:
             check_folder(self.folder)
             if self.remote is not None:
                 self._mirror(self.remote)
-            present = {path.name: path for path in sorted(self.folder.glob(f"*{_SUFFIX}"))}
+            present = {path.name: path for path in sorted(self.folder.glob(f"*{SUFFIX}"))}
             known = self._contents.shards
             self._contents = _Contents({name: known[name] for name in known if name in present})
             for name, path in present.items():
@@ -359,7 +232,7 @@ class Section:
             torn = [] if self.remote is None else self._mirror(self.remote, everything=True)
             if self.remote is not None:
                 self.remote.delete(*torn)
-            before = set(self.folder.glob(f"*{_SUFFIX}"))
+            before = set(self.folder.glob(f"*{SUFFIX}"))
             self.refresh()
             for shard in self._contents.shards.values():
                 try:
@@ -367,7 +240,7 @@ class Section:
                         shard.read(name)
                 except CorruptShardError as error:
                     self.recover(error)
-            damaged = before - set(self.folder.glob(f"*{_SUFFIX}"))
+            damaged = before - set(self.folder.glob(f"*{SUFFIX}"))
             return sorted(damaged.union(self.folder / name for name in torn))
 
     def _mirror(self, remote: ObjectFolder, *, everything: bool = False) -> list[str]:
@@ -379,7 +252,7 @@ class Section:
                     remote.download(name, temporary)
                     with temporary.open("rb") as file:
                         found = hashlib.file_digest(file, "sha256").hexdigest()
-                    if not name.endswith(f"-{found}{_SUFFIX}"):
+                    if not name.endswith(f"-{found}{SUFFIX}"):
                         raise CorruptShardError(self.folder / name, "not what its name tells")
             except CorruptShardError as error:
                 note = "a damaged object counts as missing and will be computed again"
@@ -389,7 +262,7 @@ class Section:
                 pass
             return False
 
-        names = [name for name in sorted(remote.sizes()) if name.endswith(_SUFFIX)]
+        names = [name for name in sorted(remote.sizes()) if name.endswith(SUFFIX)]
         if not everything:
             names = [n for n in names if n not in self._torn and not (self.folder / n).exists()]
         with ThreadPoolExecutor(N_TRANSFERS) as pool:
@@ -428,7 +301,7 @@ class _Manifest(BaseModel, frozen=True):
         """The manifest of the folder that it lies in; else a FormatError."""
         with contextlib.suppress(ValidationError):
             value = cls.model_validate(read_json(path, kind=_KIND, version=_VERSION))
-            if _key(value.identity) == _key_of(path.parent):
+            if _key(value.identity) == key_of(path.parent):
                 return value
         raise FormatError(f"{path} is that of another section, or damaged.")
 
@@ -498,6 +371,8 @@ class EmbeddingStore:
         value = _Manifest(encoder=encoder, identity=dict(identity))
         if self.remote is not None:  # found by its name, as a listing may lag
             section = self._open(self.root / f"section-{key}", reporter)
+            if section.folder.is_dir():
+                check_own(section.folder)
             write_json(section.folder / _MANIFEST, value.model_dump())
             with contextlib.suppress(StorageError):  # a store may be read-only
                 (self.remote / section.folder.name).upload(section.folder / _MANIFEST, _MANIFEST)
@@ -526,23 +401,10 @@ class EmbeddingStore:
     def sections(self) -> list[SectionInfo]:
         """All sections, the most recently used first."""
         infos = []
-        listing = {} if self.remote is None else self.remote.sizes()
-        for manifest in self._manifests(listing):
+        for manifest, sizes, idle_s in self._listed():
             # Not ours, from a newer version, or deleted meanwhile: not ours to delete either.
-            with contextlib.suppress(FormatError, OSError, NotFoundError):
+            with contextlib.suppress(FormatError, NotFoundError):
                 value = _Manifest.read(manifest)
-                if self.remote is None:
-                    shards = manifest.parent.glob(f"*{_SUFFIX}")
-                    sizes = [path.stat().st_size for path in shards]
-                    idle_s = max(0.0, time.time() - manifest.stat().st_mtime)
-                else:
-                    inside = f"{manifest.parent.name}/"
-                    sizes = [
-                        size
-                        for name, size in listing.items()
-                        if name.startswith(inside) and name.endswith(_SUFFIX)
-                    ]
-                    idle_s = self.remote.age_s(inside + _MANIFEST)
                 infos.append(
                     SectionInfo(
                         encoder=value.encoder,
@@ -558,7 +420,7 @@ class EmbeddingStore:
     def verify(self, reporter: Reporter = SILENT) -> list[Path]:
         """Read every manifest and shard; damaged ones are set aside and returned."""
         damaged: list[Path] = []
-        for manifest in self._manifests({} if self.remote is None else self.remote.sizes()):
+        for manifest, _, _ in self._listed():
             try:
                 _Manifest.read(manifest)
             except NewerVersionError:
@@ -577,16 +439,28 @@ class EmbeddingStore:
         remote = None if self.remote is None else self.remote / folder.name
         return Section(folder, reporter, remote)
 
-    def _manifests(self, listing: Mapping[str, int]) -> Iterator[Path]:
-        """The manifests of all sections; those of a URL, by its ``listing``, are downloaded."""
+    def _listed(self) -> Iterator[tuple[Path, list[int], float]]:
+        """Each section's manifest, the bytes of its shards, and seconds since its last use."""
         if self.remote is None:
-            yield from self.root.glob(f"*-*/{_MANIFEST}")
-        else:
-            for name in listing:
-                if PurePosixPath(name).match(f"section-*/{_MANIFEST}"):
-                    with atomic_write(self.root / name) as temporary:
-                        self.remote.download(name, temporary)
-                    yield self.root / name
+            for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    sizes = [path.stat().st_size for path in manifest.parent.glob(f"*{SUFFIX}")]
+                    yield manifest, sizes, max(0.0, time.time() - manifest.stat().st_mtime)
+            return
+        listing = self.remote.sizes()
+        for name in listing:
+            folder, _, file = name.partition("/")
+            if file == _MANIFEST and folder.startswith("section-"):
+                with contextlib.suppress(NotFoundError):
+                    idle_s = self.remote.age_s(name)
+                    with atomic_write(self.root / name) as manifest:
+                        self.remote.download(name, manifest)
+                    sizes = [
+                        size
+                        for other, size in listing.items()
+                        if other.startswith(f"{folder}/") and other.endswith(SUFFIX)
+                    ]
+                    yield self.root / name, sizes, idle_s
 
     def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
         """Delete the sections for which ``remove`` is true and return them; of the others the

@@ -17,7 +17,7 @@ from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.embeddings.plan import plan_shards
 from layerfuse.embeddings.runner import run_shard
-from layerfuse.embeddings.store import Key
+from layerfuse.embeddings.shard import Key
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.neighbors import TrainingExamples
