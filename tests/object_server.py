@@ -229,20 +229,22 @@ def faulty_case(
     texts: list[str],
     expected: BlockView,
 ) -> int:
-    """Two machines fill a store at once while the server fails; a third finds all of it.
+    """Two machines fill a store at once, a third reads, while the server fails; a fourth finds all.
 
     Returns how often a machine had to run the same command again. ``expected`` are the blocks of
     the texts.
     """
-    quarter = len(texts) // 4
-    halves = slice(None, 3 * quarter), slice(quarter, None)
-    stores = [machine.store(url) for machine in machines]
+    quarter, name = len(texts) // 4, url.rpartition("/")[2]
+    parts = slice(None, 3 * quarter), slice(quarter, None), slice(None)
+    third, fourth = (machines[0].at(f"{number}-{name}") for number in ("third", "fourth"))
+    users = (*machines, third)
+    stores = [user.store(url) for user in users]
 
-    def fill(number: int) -> int:
-        own = np.arange(len(texts))[halves[number]]
+    def use(number: int) -> int:
+        own = np.arange(len(texts))[parts[number]]
         for attempt in range(20):
             try:
-                found = machines[number].extract(texts[halves[number]], stores[number])
+                found = users[number].extract(texts[parts[number]], stores[number])
                 check(found, expected.take(own))
             except StorageError:
                 continue
@@ -252,14 +254,14 @@ def faulty_case(
     server.rate = 0.25
     try:
         with ThreadPoolExecutor(2) as pool:
-            again = sum(pool.map(fill, range(2)))
+            again = sum(pool.map(use, range(2)))
+        again += use(2)
     finally:
         server.rate = 0.0
-    third = machines[0].at(f"third-{url.rpartition('/')[2]}")
-    found = third.extract(texts, url)
+    found = fourth.extract(texts, url)
     assert found.n_computed == 0, f"{found.n_computed} texts are lost"
     check(found, expected)
-    assert third.store(url).verify() == []
+    assert fourth.store(url).verify() == []
     return again
 
 
