@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import random
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -30,6 +31,16 @@ LAG_S = 3.0
 FAULTS = ("error", "error afterwards", "hang", "hang afterwards", "cut upload", "cut download")
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that hang up, as those do that have waited too long."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        if not isinstance(sys.exception(), OSError):
+            raise
+
+
 class FaultyServer:
     """A proxy of an object server; ``rate`` is the share of requests that fail, by a seed.
 
@@ -44,8 +55,7 @@ class FaultyServer:
         self._draw = random.Random(0)  # noqa: S311  # not for secrets
         self._put: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
