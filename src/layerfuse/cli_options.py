@@ -361,6 +361,14 @@ class FitConfig(CurveConfig):
     lexical: Annotated[bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)] = (
         False
     )
+    columns: Annotated[
+        tuple[str, ...],
+        _choice(
+            "Columns of numbers, dates or categories to read beside the texts, comma-separated.",
+            converter=_commas,
+            n_tokens=1,
+        ),
+    ] = ()
     fragments: Annotated[
         str,
         _choice(

@@ -107,9 +107,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
         groups = groups_of(dataset.train, config)
-        classifier.fit(texts, labels, groups=groups)
+        rows = dataset.train.table(config.columns) if config.columns else texts
+        classifier.fit(rows, labels, groups=groups)
         if config.accept_advice and simplify(classifier, recorder):
-            classifier.fit(texts, labels, groups=groups)
+            classifier.fit(rows, labels, groups=groups)
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
@@ -122,7 +123,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
-            test_blocks = classifier.extract(test.texts)
+            test_blocks = classifier.extract(
+                test.table(config.columns) if config.columns else test.texts
+            )
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
         if rule is not None:
@@ -338,6 +341,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         head=config.head,
         class_weight=config.class_weight,
         lexical=config.lexical,
+        columns=config.columns,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
         target_accuracy=config.target_accuracy,
@@ -358,6 +362,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         test=getattr(config, "test", None),
         id_column=config.id_column,
         group_column=config.group_column,
+        columns=getattr(config, "columns", ()),
         strip_html=config.strip_html,
         reporter=reporter,
     )

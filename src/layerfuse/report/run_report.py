@@ -65,6 +65,8 @@ class ColumnsReport(Model):
     label: str | None
     id: str | None
     group: str | None
+    others: tuple[str, ...]
+    """Columns that were read beside the texts."""
     strip_html: bool
 
     @classmethod
@@ -77,6 +79,7 @@ class ColumnsReport(Model):
             label=dataset.label_column,
             id=config.id_column,
             group=config.group_column,
+            others=getattr(config, "columns", ()),
             strip_html=config.strip_html,
         )
 
@@ -86,6 +89,7 @@ class ColumnsReport(Model):
         parts = [f"texts from {', '.join(self.texts)}{' (HTML stripped)' * self.strip_html}"]
         named = (("labels", self.label), ("ids", self.id), ("groups", self.group))
         parts += [f"{name} from {column}" for name, column in named if column is not None]
+        parts += [f"beside them {', '.join(self.others)}"] if self.others else []
         return f"columns: {'; '.join(parts)}"
 
 
