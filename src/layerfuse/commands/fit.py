@@ -31,6 +31,7 @@ from layerfuse.commands.diagnosis import (
 )
 from layerfuse.commands.output import check_new_file, check_new_folder, open_store
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
     ConfigError,
@@ -57,6 +58,7 @@ from layerfuse.report.run_report import (
     DataReport,
     EncoderReport,
     RunReport,
+    SeedRun,
     SelectionReport,
     Timings,
     read_model,
@@ -134,6 +136,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
     clock = time.perf_counter()
+    seeds = _fit_seeds(classifier, config, dataset, test_rows, test_blocks, recorder)
+    seeds_s = time.perf_counter() - clock
+    clock = time.perf_counter()
     baselines = record.run_baselines(None if test is None else test.texts, test_blocks)
     baselines_s = time.perf_counter() - clock
     clock = time.perf_counter()
@@ -184,6 +189,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         verdict=verdict,
         gap=gap,
         abstention=abstention,
+        seeds=seeds,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -192,6 +198,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
                 "extract_s": times.extract_s + extract_s,
                 "baselines_s": baselines_s,
                 "latency_s": latency_s,
+                "seeds_s": seeds_s,
                 "total_s": time.perf_counter() - started,
             }
         ),
@@ -215,6 +222,47 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         except MissingExtraError:
             reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
+
+
+def _fit_seeds(
+    classifier: LayerFusionClassifier,
+    config: FitConfig,
+    dataset: TextDataset,
+    test: Rows | None,
+    test_blocks: BlockView | None,
+    reporter: _Recorder,
+) -> tuple[SeedRun, ...]:
+    """Fits with other seeds beside the one that is reported; embeddings come from the store."""
+    runs = []
+    train, given = dataset.train, classifier.get_params(deep=False)
+    for seed in range(config.seed, config.seed + config.seeds) if config.seeds > 1 else ():
+        other = classifier
+        if seed != config.seed:
+            with reporting_to(reporter.reporter), warnings.catch_warnings():
+                warnings.simplefilter("ignore", LayerfuseWarning)  # the first fit has noted them
+                other = LayerFusionClassifier(
+                    **given | {"encoders": classifier.encoders_, "random_state": seed}
+                ).fit(
+                    train.table(config.columns) if config.columns else train.texts,
+                    train.labels or (),
+                    groups=groups_of(train, config),
+                )
+        accuracy = None
+        if test is not None and test_blocks is not None:
+            proba = other.model_.predict_proba(test_blocks)
+            accuracy = test.targets.evaluate(proba).accuracy.value
+        plan = other.plan_
+        runs.append(
+            SeedRun(
+                seed=seed,
+                cv=other.cv_.accuracy.value,
+                test=accuracy,
+                blocks=plan.blocks,
+                fusion=plan.fusion,
+                head=plan.head,
+            )
+        )
+    return tuple(runs)
 
 
 _ADVISED = {"last_layer": "last", "best_block": "best"}  # how each is selected

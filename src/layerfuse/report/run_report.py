@@ -235,6 +235,8 @@ class Timings(Model):
     search_s: float = 0.0
     head_s: float = 0.0
     baselines_s: float = 0.0
+    seeds_s: float = 0.0
+    """Fits with other seeds."""
     latency_s: float = 0.0
     """Timing pipelines side by side, encoders loaded for it included."""
     total_s: float
@@ -249,6 +251,18 @@ class Environment(Model):
     cores: int | None
     peak_memory_mb: float | None
     packages: dict[str, str]
+
+
+class SeedRun(Model):
+    """What a fit with one seed gave: accuracies (0 to 1) and the plan."""
+
+    seed: int
+    cv: float
+    """By nested cross-validation on training rows."""
+    test: float | None
+    blocks: tuple[BlockRef, ...]
+    fusion: str
+    head: str
 
 
 class RunReport(Model):
@@ -277,6 +291,8 @@ class RunReport(Model):
     """Test rows against training rows; None without test rows."""
     abstention: AbstentionReport | None = None
     """None where neither a target accuracy nor a coverage was asked for."""
+    seeds: tuple[SeedRun, ...] = ()
+    """The fit that is reported and those with other seeds; empty where none was asked for."""
     pareto: tuple[Tradeoff, ...]
     cost: CostReport
     diagnosis: Diagnosis

@@ -181,6 +181,8 @@ def _render_fit(report: RunReport, out: Console) -> None:
     if report.abstention is not None:
         out.print(tables.abstention_sentence(report.abstention.shown))
         _print_table(tables.abstention_table(report.abstention), out)
+    if report.seeds:
+        out.print(tables.seeds_sentence(report.seeds), soft_wrap=True)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
         times = f", {ratio.value:.1f}x the last layer ({ratio.low:.1f} to {ratio.high:.1f})"
