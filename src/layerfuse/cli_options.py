@@ -123,7 +123,7 @@ WriteReport = Annotated[
 KeepTexts = Annotated[
     bool, option("Leave texts out of everything that is written.", negative="--no-texts")
 ]
-Bundle = Annotated[Path, option("Run folder or bundle.")]
+Bundle = Annotated[str | Path, option("Run folder or bundle, or the URL of one.")]
 MovedEncoders = Annotated[
     Mapping[str, str],
     _named("NAME=PATH: new location of an encoder of the run (repeatable).", "--encoder", "-e"),
@@ -154,7 +154,7 @@ Dtype = Annotated[
     ),
 ]
 Store = Annotated[
-    str | None, option("Folder of the embedding cache (default: in the user's cache).")
+    str | None, option("Folder or URL of the embedding cache (default: in the user's cache).")
 ]
 _Fusion = Annotated[
     str, _choice(f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual.")
@@ -232,7 +232,7 @@ class EvaluateConfig:
     _: KW_ONLY
     split: Annotated[str | None, option("Split (default: test if there is one).")] = None
     against: Annotated[
-        Path | None, option("Run folder or bundle to compare with on the same rows.")
+        str | Path | None, option("Run folder or bundle to compare with on the same rows.")
     ] = None
     text_column: TextColumn = None
     label_column: LabelColumn = None
@@ -397,7 +397,9 @@ class FitConfig(CurveConfig):
         int | None, count("Maximum number of parameters computed.", group=_BUDGET)
     ] = None
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
-    out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
+    out: Annotated[str | None, option("Run folder or URL to create (default: runs/NAME-TIME).")] = (
+        None
+    )
     report: WriteReport = True
     accept_advice: Annotated[
         bool,

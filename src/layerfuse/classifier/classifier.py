@@ -42,6 +42,7 @@ from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection
 from layerfuse.neighbors import Explanation, TrainingExamples
+from layerfuse.objects import new_folder
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
@@ -543,7 +544,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Parameters
         ----------
         path : str or Path
-            The folder.
+            The folder, or a URL of fsspec such as ``"s3://bucket/tickets"``.
         overwrite : bool, default=False
             Replace a bundle that is there.
         labels : mapping, optional
@@ -576,18 +577,16 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             columns=self.column_encoder_,
             settings=settings_of(self, names),
         )
-        save_bundle(
-            Bundle(
-                self.model_,
-                space,
-                tuple(encoders),
-                facts,
-                self.abstention_,
-                self.examples_ if explain else None,
-            ),
-            Path(path),
-            overwrite=overwrite,
+        bundle = Bundle(
+            self.model_,
+            space,
+            tuple(encoders),
+            facts,
+            self.abstention_,
+            self.examples_ if explain else None,
         )
+        with new_folder(path, overwrite=overwrite) as folder:
+            save_bundle(bundle, folder, overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, object]:
         state: dict[str, object] = dict(super().__getstate__())

@@ -367,7 +367,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
     one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    store = model.store.root if isinstance(model.store, EmbeddingStore) else model.store
+    store = model.store.place if isinstance(model.store, EmbeddingStore) else model.store
     values = model.get_params(deep=False) | {
         "encoders": tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)

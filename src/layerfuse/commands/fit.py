@@ -49,7 +49,8 @@ from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
-from layerfuse.progress import Advance, Reporter, reporting_to
+from layerfuse.objects import is_url, local_folder, new_folder
+from layerfuse.progress import SILENT, Advance, Reporter, reporting_to
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (
     AbstentionReport,
@@ -94,7 +95,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     run = _run_folder(config)
     if config.explain and not config.texts:
         raise ConfigError("--explain keeps training texts in the bundle. Leave out --no-texts.")
-    if (stopped := _without_page(run, config)) is not None:
+    if isinstance(run, Path) and (stopped := _without_page(run, config)) is not None:
         reporter.note(f"{run} was saved on {stopped.created:%Y-%m-%d %H:%M} UTC, without its page")
         write_report(run, None, None, reporter)
         return stopped
@@ -206,21 +207,22 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         environment=environment(),
         notes=tuple(recorder.notes),
     )
-    with atomic_folder(run) as folder:
-        classifier.save(
-            folder / "bundle",
-            text_column=dataset.text_column,
-            label_column=dataset.label_column,
-            strip_html=config.strip_html,
-            explain=config.explain,
-        )
-        write_run_report(folder, report)
-        write_rows(folder / "rows.parquet", cv, tested, baselines)
-    if config.report:
-        try:
-            write_report(run, None, None, reporter)
-        except MissingExtraError:
-            reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
+    with new_folder(run) as path:
+        with atomic_folder(path) as folder:
+            classifier.save(
+                folder / "bundle",
+                text_column=dataset.text_column,
+                label_column=dataset.label_column,
+                strip_html=config.strip_html,
+                explain=config.explain,
+            )
+            write_run_report(folder, report)
+            write_rows(folder / "rows.parquet", cv, tested, baselines)
+        if config.report:
+            try:
+                write_report(path, None, None, SILENT if is_url(run) else reporter)
+            except MissingExtraError:
+                reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
 
 
@@ -460,14 +462,12 @@ def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
     return np.arange(len(split)) if found is None else found.codes
 
 
-def _run_folder(config: FitConfig) -> Path:
-    """Where the run is to be saved."""
+def _run_folder(config: FitConfig) -> str | Path:
+    """Where the run is to be saved: a folder or a URL."""
     if config.out is not None:
-        run = Path(config.out)
-    else:
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        run = Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
-    return run
+        return config.out if is_url(config.out) else Path(config.out)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
 
 
 def _without_page(run: Path, config: FitConfig) -> RunReport | None:
@@ -514,11 +514,19 @@ def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> 
 
 
 def write_report(
-    run: Path, out: Path | None, figures: Path | None, reporter: Reporter
+    run: str | Path, out: Path | None, figures: Path | None, reporter: Reporter
 ) -> ReportResult:
     """Write a run's page to ``out`` (by default into the run folder), and its figures as SVG and
     PNG into the folder ``figures`` where one is given.
+
+    Raises
+    ------
+    ConfigError
+        For a run at a URL without ``out``.
     """
+    if is_url(run) and out is None:
+        raise ConfigError(f"{run} is a URL. Give the name of an HTML file with --out.")
+    run = local_folder(run)
     for module in ("altair", "jinja2", "vl_convert"):
         require(module, "report", "The HTML report")
     found = read_run_report(run)

@@ -31,8 +31,9 @@ from layerfuse.data import (
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
-from layerfuse.files import fingerprint_folder, is_url
+from layerfuse.files import fingerprint_folder
 from layerfuse.metrics import paired_difference, share_interval
+from layerfuse.objects import is_url, local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,
@@ -243,7 +244,7 @@ def _check_out(out: str, data: str) -> None:
 
 def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
-    folder = bundle_folder(config.run)
+    folder = bundle_folder(local_folder(config.run))
     data = Path(source.data)
     status = data.stat() if data.is_file() else None
     return {
@@ -319,8 +320,9 @@ def _explained(text: str | None, label: str | None) -> Iterator[None]:
 
 
 def _load(
-    bundle: Path, places: Mapping[str, str], device: str
+    place: str | Path, places: Mapping[str, str], device: str
 ) -> tuple[LayerFusionClassifier, Facts]:
+    bundle = local_folder(place)
     if not bundle.is_dir():
         what = "is not a folder" if bundle.exists() else "does not exist"
         raise NotFoundError(f"{bundle} {what}. Give a run folder that `layerfuse fit` has written.")

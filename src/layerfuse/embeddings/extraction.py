@@ -24,11 +24,9 @@ from layerfuse.embeddings.cost_record import (
 )
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
+from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import (
-    CorruptShardError,
     EmbeddingStore,
-    Hashes,
-    Key,
     Missing,
     NotStoredError,
     Section,
@@ -396,12 +394,14 @@ class _EncoderBlocks:
 
     def _compute(self, jobs: Sequence[ShardJob]) -> None:
         """Run jobs and keep their results; when stopped, report how many texts are stored."""
-        folder = None if self.section is None else self.section.folder
+        folder = remote = None
+        if self.section is not None:
+            folder, remote = self.section.folder, self.section.remote
         costs = []
         try:
             with (
                 undisturbed() as alone,
-                closing(run_shards(jobs, self.encoder, folder, self.reporter)) as results,
+                closing(run_shards(jobs, self.encoder, folder, self.reporter, remote)) as results,
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)

@@ -22,6 +22,7 @@ from layerfuse.evaluation.verdict import (
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
+from layerfuse.objects import local_folder
 from layerfuse.resources import EncoderCost, PipelineCost
 
 _NAME = "report.json"
@@ -316,8 +317,9 @@ class RunReport(Model):
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_run_report(run: Path) -> RunReport:
-    """The report of a run folder; an error where there is none, or it is damaged."""
+def read_run_report(run: str | Path) -> RunReport:
+    """The report of a run folder or URL; an error where there is none, or it is damaged."""
+    run = local_folder(run)
     if not run.is_dir():
         what = "is not a folder" if run.exists() else "does not exist"
         raise NotFoundError(f"{run} {what}. Give a run folder that `layerfuse fit` has written.")

@@ -17,10 +17,11 @@ from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.embeddings.plan import plan_shards
 from layerfuse.embeddings.runner import run_shard
-from layerfuse.embeddings.store import Key
+from layerfuse.embeddings.shard import Key
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.neighbors import TrainingExamples
+from layerfuse.objects import is_url, local_folder
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -59,19 +60,20 @@ class _TextBlocks:
     truncated: npt.NDArray[np.bool_]
 
 
-def named_runs(runs: Sequence[str]) -> dict[str, Path]:
-    """Folders by the names they are served under: ``NAME=RUN``, or the folder's own name.
+def named_runs(runs: Sequence[str]) -> dict[str, str | Path]:
+    """Folders and URLs by the names they are served under: ``NAME=RUN``, or the folder's own.
 
     Raises
     ------
     ConfigError
         When two have the same name, or a name cannot be part of a URL.
     """
-    named: dict[str, Path] = {}
+    named: dict[str, str | Path] = {}
     for run in runs:
         name, equals, path = run.partition("=")
-        folder = Path(path if equals else run)
-        name = name if equals else folder.resolve().name
+        place = path if equals else run
+        folder = place if is_url(place) else Path(place)
+        name = name if equals else Path(place).resolve().name
         if name in named:
             raise ConfigError(f"Two runs are named {name!r}. Name one of them: NAME={folder}.")
         if not name or "/" in name:
@@ -81,7 +83,7 @@ def named_runs(runs: Sequence[str]) -> dict[str, Path]:
 
 
 def load_models(
-    runs: Mapping[str, Path],
+    runs: Mapping[str, str | Path],
     places: Mapping[str, str],
     device: str,
     reporter: Reporter,
@@ -91,8 +93,8 @@ def load_models(
 
     Parameters
     ----------
-    runs : mapping of str to Path
-        Run folders or bundles by name.
+    runs : mapping of str to str or Path
+        Run folders or bundles, or URLs of them, by name.
     places : mapping of str to str
         New places of encoders, by their names.
     device : str
@@ -107,7 +109,8 @@ def load_models(
     """
     loaded: dict[str, LayerFusionClassifier] = {}
     names: set[str] = set()
-    for name, path in runs.items():
+    folders = {name: local_folder(place) for name, place in runs.items()}
+    for name, path in folders.items():
         if not path.is_dir():
             raise NotFoundError(f"{path} is not a folder. Give a run folder of `layerfuse fit`.")
         bundle = load_bundle(bundle_folder(path))
@@ -138,7 +141,7 @@ def load_models(
                 {encoder.name: own[_identity(encoder)] for encoder in classifier.encoders_}
                 for own in by_worker
             ),
-            _info(name, classifier, _report(runs[name], reporter)),
+            _info(name, classifier, _report(folders[name], reporter)),
             classifier.abstention_,
             classifier.kept_examples_,
         )
