@@ -361,6 +361,14 @@ class FitConfig(CurveConfig):
     lexical: Annotated[bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)] = (
         False
     )
+    columns: Annotated[
+        tuple[str, ...],
+        _choice(
+            "Columns of numbers, dates or categories to read beside the texts, comma-separated.",
+            converter=_commas,
+            n_tokens=1,
+        ),
+    ] = ()
     fragments: Annotated[
         str,
         _choice(
@@ -380,6 +388,9 @@ class FitConfig(CurveConfig):
         _share("Predict label sets that contain the true label for this share (0 to 1) of texts."),
     ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
+    seeds: Annotated[
+        int, count("Fit with this many seeds, and report the spread.", group=_SELECTION)
+    ] = 1
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
     max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None
     max_parameters: Annotated[

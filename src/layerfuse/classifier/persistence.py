@@ -85,6 +85,7 @@ def load(
     classifier.model_ = bundle.model
     classifier.abstention_ = bundle.abstention
     classifier.kept_examples_ = bundle.examples
+    classifier.column_encoder_ = bundle.facts.columns
     if bundle.facts.cv is not None:
         classifier.cv_ = bundle.facts.cv
     return classifier

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK
+from layerfuse.blocks import COLUMNS_BLOCK, NOT_MODELS
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
 from layerfuse.data import ENCODERS, find_languages
@@ -79,6 +79,8 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     if not isinstance(model.store, (str, Path, EmbeddingStore, type(None))):
         raise ConfigError(f"store={model.store!r} cannot be used. Give 'auto', a folder or None.")
     check_choice(model.fragments, FRAGMENTS, "fragments")
+    if isinstance(model.columns, str):
+        raise ConfigError(f"columns={model.columns!r} is one string. Give a list: columns=['age'].")
     if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
@@ -265,6 +267,12 @@ def warn_truncated(share: float, encoders: Sequence[FrozenEncoder], reporter: Re
         warnings.warn(message, LayerfuseWarning, stacklevel=3)
 
 
+def cost_of_columns(features: npt.NDArray[np.float32]) -> EncoderCost:
+    """That of the columns beside texts: hardly any."""
+    width = features.shape[1]
+    return EncoderCost(COLUMNS_BLOCK.encoder, (width,), 4.0, 0.0, width, 0.0, n_texts=len(features))
+
+
 def warn_languages(
     texts: Sequence[str], encoders: Sequence[FrozenEncoder], reporter: Reporter
 ) -> None:
@@ -333,10 +341,10 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
         alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
-    if LEXICAL_BLOCK.encoder in names:
+    if taken := sorted(NOT_MODELS.intersection(names)):
         raise ConfigError(
-            f"{LEXICAL_BLOCK.encoder!r} is the name of the block of words. Give the encoder another"
-            " name: other=PATH."
+            f"{taken[0]!r} is the name of a block that is not of a model. Give the encoder another "
+            "name: other=PATH."
         )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
@@ -370,6 +378,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
         ),
         "budget": _limits(model.budget),
         "class_weight": _weights(model.class_weight, names),
+        "columns": tuple(model.columns),
         "store": None if store is None else _named(store),
     }
     if not isinstance(model.cv, (int, np.integer)):

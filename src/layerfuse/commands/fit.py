@@ -31,6 +31,7 @@ from layerfuse.commands.diagnosis import (
 )
 from layerfuse.commands.output import check_new_file, check_new_folder, open_store
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
     ConfigError,
@@ -58,6 +59,7 @@ from layerfuse.report.run_report import (
     DataReport,
     EncoderReport,
     RunReport,
+    SeedRun,
     SelectionReport,
     Timings,
     read_model,
@@ -108,9 +110,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
         groups = groups_of(dataset.train, config)
-        classifier.fit(texts, labels, groups=groups)
+        rows = dataset.train.table(config.columns) if config.columns else texts
+        classifier.fit(rows, labels, groups=groups)
         if config.accept_advice and simplify(classifier, recorder):
-            classifier.fit(texts, labels, groups=groups)
+            classifier.fit(rows, labels, groups=groups)
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
@@ -123,7 +126,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
-            test_blocks = classifier.extract(test.texts)
+            test_blocks = classifier.extract(
+                test.table(config.columns) if config.columns else test.texts
+            )
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
         if rule is not None:
@@ -131,6 +136,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         tested = Predicted.of(targets, proba)
         test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    seeds = _fit_seeds(classifier, config, dataset, test_rows, test_blocks, recorder)
+    seeds_s = time.perf_counter() - clock
     clock = time.perf_counter()
     baselines = record.run_baselines(None if test is None else test.texts, test_blocks)
     baselines_s = time.perf_counter() - clock
@@ -182,6 +190,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         verdict=verdict,
         gap=gap,
         abstention=abstention,
+        seeds=seeds,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -190,6 +199,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
                 "extract_s": times.extract_s + extract_s,
                 "baselines_s": baselines_s,
                 "latency_s": latency_s,
+                "seeds_s": seeds_s,
                 "total_s": time.perf_counter() - started,
             }
         ),
@@ -214,6 +224,47 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             except MissingExtraError:
                 reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
+
+
+def _fit_seeds(
+    classifier: LayerFusionClassifier,
+    config: FitConfig,
+    dataset: TextDataset,
+    test: Rows | None,
+    test_blocks: BlockView | None,
+    reporter: _Recorder,
+) -> tuple[SeedRun, ...]:
+    """Fits with other seeds beside the one that is reported; embeddings come from the store."""
+    runs = []
+    train, given = dataset.train, classifier.get_params(deep=False)
+    for seed in range(config.seed, config.seed + config.seeds) if config.seeds > 1 else ():
+        other = classifier
+        if seed != config.seed:
+            with reporting_to(reporter.reporter), warnings.catch_warnings():
+                warnings.simplefilter("ignore", LayerfuseWarning)  # the first fit has noted them
+                other = LayerFusionClassifier(
+                    **given | {"encoders": classifier.encoders_, "random_state": seed}
+                ).fit(
+                    train.table(config.columns) if config.columns else train.texts,
+                    train.labels or (),
+                    groups=groups_of(train, config),
+                )
+        accuracy = None
+        if test is not None and test_blocks is not None:
+            proba = other.model_.predict_proba(test_blocks)
+            accuracy = test.targets.evaluate(proba).accuracy.value
+        plan = other.plan_
+        runs.append(
+            SeedRun(
+                seed=seed,
+                cv=other.cv_.accuracy.value,
+                test=accuracy,
+                blocks=plan.blocks,
+                fusion=plan.fusion,
+                head=plan.head,
+            )
+        )
+    return tuple(runs)
 
 
 _ADVISED = {"last_layer": "last", "best_block": "best"}  # how each is selected
@@ -340,6 +391,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         head=config.head,
         class_weight=config.class_weight,
         lexical=config.lexical,
+        columns=config.columns,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
         target_accuracy=config.target_accuracy,
@@ -360,6 +412,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         test=getattr(config, "test", None),
         id_column=config.id_column,
         group_column=config.group_column,
+        columns=getattr(config, "columns", ()),
         strip_html=config.strip_html,
         reporter=reporter,
     )

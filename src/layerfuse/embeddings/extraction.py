@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, Layers
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef, Layers
 from layerfuse.embeddings.cost_record import (
     CostRecord,
     keep_cost,
@@ -51,6 +51,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         Where each block comes from; all over the same distinct texts.
     rows : ndarray of int, (n_rows,)
         For each row the number of its distinct text.
+    table : ndarray of shape (n_rows, n_features), optional
+        The block of columns beside the texts, which equal texts may differ in.
 
     Examples
     --------
@@ -59,9 +61,15 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     (1000, 384)
     """
 
-    def __init__(self, sources: Mapping[BlockRef, _Source], rows: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[BlockRef, _Source],
+        rows: npt.NDArray[np.intp],
+        table: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self._sources = dict(sources)
         self._rows = rows
+        self._table = table
 
     @classmethod
     def join(cls, views: Sequence[BlockView]) -> BlockView:
@@ -73,25 +81,35 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def __getitem__(self, ref: BlockRef | str) -> npt.NDArray[np.float32]:
         ref = BlockRef.parse(ref) if isinstance(ref, str) else ref
+        if ref == COLUMNS_BLOCK and self._table is not None:
+            return self._table
         return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._sources)
+        yield from self._sources
+        if self._table is not None:
+            yield COLUMNS_BLOCK
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._sources) + (self._table is not None)
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
-        return BlockView(self._sources, self._rows[rows])
+        table = None if self._table is None else self._table[rows]
+        return BlockView(self._sources, self._rows[rows], table)
+
+    def with_table(self, table: npt.NDArray[np.float32]) -> BlockView:
+        """The same blocks and that of columns, (n_rows, n_features)."""
+        return BlockView(self._sources, self._rows, table)
 
     def parts(self, size: int) -> Iterator[tuple[npt.NDArray[np.intp], BlockView]]:
         """Views of all rows in parts of ``size``, each with its row numbers.
 
         Rows that lie together in the store come together, so that it is read about once.
         """
-        ref, source = next(iter(self._sources.items()))
-        order = source.order((ref.layer, ref.pooling), self._rows)
+        order = np.arange(len(self._rows))
+        for ref, source in list(self._sources.items())[:1]:
+            order = source.order((ref.layer, ref.pooling), self._rows)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             yield rows, self.take(rows)
@@ -240,7 +258,8 @@ def extract_blocks(
 ) -> BlockView:
     """Just these blocks: encoders that have none are not read, the others up to their highest.
 
-    The view has the blocks in the order given. See `extract` for the parameters.
+    That of columns is left out: it is not of the texts (`BlockView.with_table`). The view has the
+    others in the order given. See `extract` for the parameters.
 
     Raises
     ------
@@ -249,7 +268,7 @@ def extract_blocks(
     """
     names = [encoder.name for encoder in encoders]
     for block in blocks:
-        if block != LEXICAL_BLOCK:
+        if block.encoder not in NOT_MODELS:
             check_choice(block.encoder, names, "encoder")
     rows = check_texts(texts)
     hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
@@ -267,7 +286,8 @@ def extract_blocks(
             source = _EncoderBlocks(encoder, distinct, hashes, keys, section, reporter)
             source.n_computed = source.complete()
             sources[encoder.name] = source
-    return BlockView({block: sources[block.encoder] for block in blocks}, back)
+    wanted = [block for block in blocks if block != COLUMNS_BLOCK]
+    return BlockView({block: sources[block.encoder] for block in wanted}, back)
 
 
 class _WordCounts:

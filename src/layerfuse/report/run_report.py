@@ -66,6 +66,8 @@ class ColumnsReport(Model):
     label: str | None
     id: str | None
     group: str | None
+    others: tuple[str, ...]
+    """Columns that were read beside the texts."""
     strip_html: bool
 
     @classmethod
@@ -78,6 +80,7 @@ class ColumnsReport(Model):
             label=dataset.label_column,
             id=config.id_column,
             group=config.group_column,
+            others=getattr(config, "columns", ()),
             strip_html=config.strip_html,
         )
 
@@ -87,6 +90,7 @@ class ColumnsReport(Model):
         parts = [f"texts from {', '.join(self.texts)}{' (HTML stripped)' * self.strip_html}"]
         named = (("labels", self.label), ("ids", self.id), ("groups", self.group))
         parts += [f"{name} from {column}" for name, column in named if column is not None]
+        parts += [f"beside them {', '.join(self.others)}"] if self.others else []
         return f"columns: {'; '.join(parts)}"
 
 
@@ -232,6 +236,8 @@ class Timings(Model):
     search_s: float = 0.0
     head_s: float = 0.0
     baselines_s: float = 0.0
+    seeds_s: float = 0.0
+    """Fits with other seeds."""
     latency_s: float = 0.0
     """Timing pipelines side by side, encoders loaded for it included."""
     total_s: float
@@ -246,6 +252,18 @@ class Environment(Model):
     cores: int | None
     peak_memory_mb: float | None
     packages: dict[str, str]
+
+
+class SeedRun(Model):
+    """What a fit with one seed gave: accuracies (0 to 1) and the plan."""
+
+    seed: int
+    cv: float
+    """By nested cross-validation on training rows."""
+    test: float | None
+    blocks: tuple[BlockRef, ...]
+    fusion: str
+    head: str
 
 
 class RunReport(Model):
@@ -274,6 +292,8 @@ class RunReport(Model):
     """Test rows against training rows; None without test rows."""
     abstention: AbstentionReport | None = None
     """None where neither a target accuracy nor a coverage was asked for."""
+    seeds: tuple[SeedRun, ...] = ()
+    """The fit that is reported and those with other seeds; empty where none was asked for."""
     pareto: tuple[Tradeoff, ...]
     cost: CostReport
     diagnosis: Diagnosis

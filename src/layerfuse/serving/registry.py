@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef
 from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
@@ -113,7 +113,13 @@ def load_models(
     for name, path in folders.items():
         if not path.is_dir():
             raise NotFoundError(f"{path} is not a folder. Give a run folder of `layerfuse fit`.")
-        own = {spec.name for spec in load_bundle(bundle_folder(path)).encoders}
+        bundle = load_bundle(bundle_folder(path))
+        if COLUMNS_BLOCK in bundle.model.blocks:
+            raise ConfigError(
+                f"{path} reads columns beside the texts (fit --columns), which a "
+                "request does not have. Use `layerfuse predict`, or fit without --columns."
+            )
+        own = {spec.name for spec in bundle.encoders}
         names |= own
         own_places = {encoder: place for encoder, place in places.items() if encoder in own}
         loaded[name] = load(path, encoders=own_places, device=device)
