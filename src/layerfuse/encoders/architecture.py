@@ -180,7 +180,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     its own hidden states are; otherwise those are read, which takes all blocks. ``batches`` are
     the texts that can be read together without changing each other's values. The model's own first
     hidden state is layer ``first``. ``layer_parameters``, (n_layers + 1,), are those of the whole
-    stack, before any cut.
+    stack, before any cut. ``token_limit`` is that of its positions, None where nothing limits them.
     """
 
     n_layers: int
@@ -190,6 +190,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     batches: _Batches
     first: int
     layer_parameters: tuple[int, ...]
+    token_limit: int | None
 
 
 class TraitsFile(BaseModel, frozen=True, extra="forbid"):
@@ -371,6 +372,7 @@ def examine(
         batches=batches,
         first=first or 0,
         layer_parameters=_count_parameters(stack, blocks, n_layers),
+        token_limit=token_limit(stack),
     )
 
 
