@@ -103,7 +103,7 @@ class FrozenEncoder:
     pooling: str | Sequence[str] = ("mean",)
     max_length: int = DEFAULT_MAX_LENGTH
     windows: str | Sequence[str] | None = None
-    overlap: float = 0.125
+    overlap: float = 0.0
     max_windows: int = 64
     device: str = "auto"
     dtype: str = "auto"
@@ -150,7 +150,7 @@ class FrozenEncoder:
         pooling: str | Sequence[str] = ("mean",),
         max_length: int = DEFAULT_MAX_LENGTH,
         windows: str | Sequence[str] | None = None,
-        overlap: float = 0.125,
+        overlap: float = 0.0,
         max_windows: int = 64,
         device: str = "auto",
         dtype: str = "auto",
