@@ -50,7 +50,7 @@ def run() -> list[dict[str, Any]]:
                 "blocks": list(map(str, classifier.plan_.blocks)),
                 "cv_accuracy": classifier.cv_.accuracy.value,
                 "test_accuracy": float(right[name, selection].mean()),
-                "gain": [gain.value, gain.low, gain.high],
+                "gain": [gain.difference, gain.low, gain.high],
             }
         own |= {"read_share": classifier.read_share_, "truncated": classifier.truncated_share_}
         results.append(own)

@@ -381,13 +381,7 @@ class FrozenEncoder:
         return self.tokenizer(texts)
 
     def split(self, texts: Sequence[str]) -> Windows:
-        """The windows of each text, which are read like texts of their own.
-
-        Raises
-        ------
-        UnsupportedModelError
-            When the tokenizer cannot say where a token is in a long text.
-        """
+        """The windows of each text, which are read like texts of their own."""
         limits = WindowLimits(self.window_length, self.overlap, self.max_windows)
         return self.tokenizer.split(texts, limits)
 

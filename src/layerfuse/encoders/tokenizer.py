@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ class WindowLimits:
 
 @dataclass(frozen=True)
 class Windows:
-    """The pieces of each text, and the share of its tokens that they hold."""
+    """The pieces of each text, and the share of the text that they hold."""
 
     pieces: list[tuple[str, ...]]
     shares: list[float]
@@ -155,8 +156,6 @@ class TextTokenizer:
         ------
         ConfigError
             When the prompt alone fills a window.
-        UnsupportedModelError
-            When the tokenizer does not map tokens to characters, and a text needs it.
         """
         if self._fixed >= limits.length:
             raise ConfigError(
@@ -169,42 +168,44 @@ class TextTokenizer:
         known = [_encodable(text[:longest]) for text in texts]
         ids = chain.from_iterable(map(self._encode, _groups(self._filled(known))))
         for text, start, row in zip(texts, known, ids, strict=True):
-            fits = len(row) <= limits.length
-            own, share = ((text,), 1.0) if fits else self._windows(start, limits)
+            own: tuple[str, ...] = (text,)
+            share = 1.0
+            if len(row) > limits.length:
+                own, share = self._windows(start, max(1, len(row) - self._fixed), limits)
             pieces.append(own)
             shares.append(share * max(1, len(start)) / max(1, len(text)))
         return Windows(pieces, shares)
 
-    def _windows(self, text: str, limits: WindowLimits) -> tuple[tuple[str, ...], float]:
-        """The pieces of a long text, and the share of its tokens that they hold."""
-        if not self._tokenizer.is_fast:
-            raise UnsupportedModelError(
-                f"The tokenizer {type(self._tokenizer).__name__} does not map tokens to "
-                "characters, so that texts cannot be cut into windows. Leave windows out "
-                "(--windows), or use another encoder."
-            )
-        starts = self._starts(text)
-        places = np.append(np.unique(starts), len(text))
-        spaces = [at for at, place in enumerate(places[:-1]) if _between_words(text, int(place))]
-        borders = np.array([0, *spaces, len(places) - 1])
-        size = limits.length - self._fixed
-        while True:
-            begins, ends = _spans(len(places) - 1, size, limits, borders)
-            own = [text[places[a] : places[b]] for a, b in zip(begins, ends, strict=True)]
-            lengths = map(len, self._encode(self._filled(own)))
-            excess = max(lengths) - limits.length
-            if excess <= 0 or size == 1:  # a character of more tokens than a window is cut there
-                return tuple(own), float((starts < places[ends[-1]]).mean())
-            size = max(1, size - excess)
+    def _windows(
+        self, text: str, n_tokens: int, limits: WindowLimits
+    ) -> tuple[tuple[str, ...], float]:
+        """The pieces of a long text, and the share of it that they hold."""
+        room, characters = limits.length - self._fixed, np.arange(len(text))
+        spaces = [edge for space in re.finditer(r"\s+", text) for edge in space.span()]
+        # Where tokens are not mapped to characters, or one place has too many, characters count.
+        for starts in (
+            (self._starts(text), characters) if self._tokenizer.is_fast else (characters,)
+        ):
+            places = np.append(starts, len(text))
+            borders = np.flatnonzero(np.isin(places, [0, *spaces, len(text)]))
+            size = max(1, room * len(starts) // n_tokens)
+            while size:
+                begins, ends = _spans(len(starts), size, limits, borders)
+                own = [text[places[a] : places[b]] for a, b in zip(begins, ends, strict=True)]
+                needed = max(map(len, self._encode(self._filled(own)))) - self._fixed
+                if needed <= room:
+                    return tuple(own), float(places[ends[-1]] / len(text))
+                size = min(size - 1, size * room // needed)
+        return tuple(own), float(places[ends[-1]] / len(text))  # a character does not fit
 
     def _filled(self, texts: Sequence[str]) -> list[str]:
         return [self.prefix + text + self.suffix for text in texts]
 
     def _starts(self, text: str) -> npt.NDArray[np.intp]:
-        """Where each token of the text begins; the first one at its start."""
+        """Where tokens of the text begin; the first one at its start."""
         tokens = self._tokenize([text], truncation=False, return_offsets_mapping=True)
-        starts = [start for start, _ in tokens["offset_mapping"][0]]  # of special tokens it is 0
-        return np.maximum.accumulate(np.array([0, *starts], dtype=np.intp))[1:]
+        starts = [start for start, _ in tokens["offset_mapping"][0] if start < len(text)]
+        return np.unique(np.array([0, *starts], dtype=np.intp))
 
     def _encode(self, texts: list[str], *, truncation: bool = False) -> list[list[int]]:
         limit = {"max_length": self.max_length} if truncation else {}
@@ -316,14 +317,10 @@ def _try_template(
         )
 
 
-def _between_words(text: str, place: int) -> bool:
-    return text[place].isspace() or text[place - 1].isspace()
-
-
 def _spans(
     n: int, size: int, limits: WindowLimits, borders: npt.NDArray[np.intp]
 ) -> tuple[list[int], list[int]]:
-    """First and last (exclusive) of ``n`` tokens in each window of about ``size`` tokens.
+    """First and last (exclusive) of ``n`` tokens in each window of at most ``size`` tokens or so.
 
     Windows are of equal lengths, so that all weigh alike in a mean; both ends move back to a border
     between words, if one is near.
