@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     abstention,
     accuracy,
+    columns,
     complementarity,
     demo,
     export,
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "fusions": fusions.run,
     "abstention": abstention.run,
     "label_errors": label_errors.run,
+    "columns": columns.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,

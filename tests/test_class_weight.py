@@ -24,14 +24,13 @@ SHARES = (0.6, 0.25, 0.1, 0.05)
 
 def fitted(blocks: dict[BlockRef, Array], y: Array, class_weight: str | None, limit: int) -> Any:
     """The model of a search with a ridge head, and its plan."""
-    targets = Targets.from_labels(y)
-    weights = targets.row_weights(targets.class_weights(class_weight))
-    probed = probe_blocks(blocks, targets, row_weights=weights, n_jobs=1)
+    targets = Targets.from_labels(y).weighted(class_weight)
+    probed = probe_blocks(blocks, targets, n_jobs=1)
     budget = CostBudget(Budget(blocks=limit), {})
     space = SearchSpace("greedy", budget, fusion="concat", head="ridge")
-    sample = TrainingSample(blocks, targets, probed, space, weights, 1)
+    sample = TrainingSample(blocks, targets, probed, space, 1)
     plan = sample.search().plan
-    return sample.fit(plan, blocks, targets, weights), plan
+    return sample.fit(plan, blocks, targets), plan
 
 
 @pytest.mark.parametrize("in_fold", [False, True])
@@ -42,14 +41,12 @@ def test_the_block_that_knows_the_rare_classes_is_chosen(in_fold: bool) -> None:
     blocks[FREQUENT][:, 0] += 2.0 * (y == 1)
     blocks[RARE][:, 0] += 6.0 * (y == 2)
     targets = Targets.from_labels(y)
-    weights = targets.row_weights(targets.class_weights("balanced"))
     best = []
-    for own in (None, weights):
-        probed = probe_blocks(blocks, targets, row_weights=own)
+    for own in (targets, targets.weighted("balanced")):
+        probed = probe_blocks(blocks, own)
         if in_fold:
             rows = np.arange(0, 600, 2)
-            part = None if own is None else own[rows]
-            probed = probe_rows(probed, rows, targets[rows], row_weights=part)
+            probed = probe_rows(probed, rows, own[rows])
         best.append(probed.scores.best.block)
     assert best == [FREQUENT, RARE]
     if not in_fold:

@@ -358,7 +358,7 @@ class TestOptions:
     def test_help_shows_the_default_of_the_command(self, command: str, default: str):
         shown = " ".join(succeed(command, "--help").out.replace("│", " ").split())
         assert f"NAME+residual. [default: {default}]" in shown
-        assert "Maximum tokens per text. [default: 512]" in shown
+        assert "Maximum tokens per text or window. [default: 512]" in shown
 
     def test_every_option_has_a_help_text(self):
         for command in (app[name] for name in app if not name.startswith("-")):

@@ -46,12 +46,14 @@ def problem(n: int = 120, k: int = 3, n_classes: int = 2, seed: int = 0) -> tupl
     return scaled(arrays), y
 
 
-def targets_of(y: Array, n_classes: int | None = None) -> Targets:
-    return Targets(LabelSpace(np.arange(n_classes or int(y.max()) + 1)), y)
+def targets_of(y: Array, n_classes: int | None = None, weights: Array | None = None) -> Targets:
+    return Targets(LabelSpace(np.arange(n_classes or int(y.max()) + 1)), y, weights=weights)
 
 
-def fit(name: str, blocks: Any, y: Array, **options: Any) -> FittedFusion:
-    return fit_fusion(name, blocks, targets_of(y), **{"size": 16, **options})
+def fit(
+    name: str, blocks: Any, y: Array, weights: Array | None = None, **options: Any
+) -> FittedFusion:
+    return fit_fusion(name, blocks, targets_of(y, weights=weights), **{"size": 16, **options})
 
 
 def learned(fitted: FittedFusion, blocks: Any, y: Array, others: Any, truth: Array) -> float:
@@ -393,7 +395,7 @@ class TestLearned:
         blocks = scaled(arrays)
         counts = []
         for weight in (0.1, 1.0, 10.0):
-            fitted = fit(name, blocks, y, row_weights=np.array([1.0, weight])[y])
+            fitted = fit(name, blocks, y, weights=np.array([1.0, weight])[y])
             assert fitted.head is not None
             counts.append(int(fitted.head.logits(fitted.features).argmax(axis=1).sum()))
         assert counts[0] < counts[1] < counts[2]
@@ -434,7 +436,7 @@ class TestPredictions:
     def unseen(self, blocks: list[Array], y: Array, n_classes: int) -> list[Array]:
         targets, found = np.eye(n_classes)[y], []
         for block in blocks:
-            alpha = ridge_leave_one_out(block, targets_of(y), None).penalty
+            alpha = ridge_leave_one_out(block, targets_of(y)).penalty
             table = np.empty((len(y), n_classes))
             for row in range(len(y)):
                 others = np.arange(len(y)) != row
@@ -445,7 +447,7 @@ class TestPredictions:
 
     def seen(self, blocks: list[Array], y: Array, n_classes: int) -> list[Array]:
         return [
-            Ridge(alpha=ridge_leave_one_out(block, targets_of(y), None).penalty)
+            Ridge(alpha=ridge_leave_one_out(block, targets_of(y)).penalty)
             .fit(block.astype(float), np.eye(n_classes)[y])
             .predict(block)
             for block in blocks
@@ -492,7 +494,7 @@ class TestPredictions:
     def test_rows_of_weight_zero_are_as_good_as_left_out(self) -> None:
         blocks, y = problem(n=60)
         blocks = [block - block[:40].mean(axis=0) for block in blocks]
-        weighted = fit("stacking", blocks, y, row_weights=np.repeat([1.0, 0.0], [40, 20]))
+        weighted = fit("stacking", blocks, y, weights=np.repeat([1.0, 0.0], [40, 20]))
         without = fit("stacking", [block[:40] for block in blocks], y[:40])
         for key, array in without.fusion.arrays().items():
             if key.startswith("coef"):
@@ -502,5 +504,5 @@ class TestPredictions:
     @pytest.mark.parametrize("name", [*LEARNED, "voting", "stacking"])
     def test_equal_weights_change_nothing(self, name: str) -> None:
         blocks, y = problem(n=60)
-        plain, weighted = fit(name, blocks, y), fit(name, blocks, y, row_weights=np.full(60, 0.3))
+        plain, weighted = fit(name, blocks, y), fit(name, blocks, y, weights=np.full(60, 0.3))
         np.testing.assert_array_equal(weighted.features, plain.features)

@@ -31,7 +31,6 @@ from layerfuse.probing.ridge import (
     decompose,
     leave_one_out,
     prior_errors,
-    unit_mean_weights,
     weight_rows,
 )
 from layerfuse.selection import select_blocks
@@ -84,6 +83,12 @@ def problem(n: int, dim: int, sizes: list[int], seed: int = 0) -> tuple[Array, A
     return X, np.eye(3)[rng.integers(0, 3, n)], Groups(rng.permutation(codes))
 
 
+def weights_of(n: int) -> Array:
+    """With a mean of 1."""
+    weights = np.linspace(0.2, 3, n, dtype=np.float32)
+    return np.asarray(weights / weights.mean())
+
+
 def without_groups(
     X: Array, targets: Array, groups: Groups, alpha: float, weights: Array | None = None
 ) -> Array:
@@ -104,7 +109,7 @@ def test_leave_one_group_out_equals_refits(
     n: int, dim: int, sizes: list[int], weighted: bool
 ) -> None:
     X, targets, groups = problem(n, dim, sizes)
-    weights = unit_mean_weights(np.linspace(0.2, 3, n)) if weighted else None
+    weights = weights_of(n) if weighted else None
     space = decompose(weight_rows(X, weights))
     got = leave_one_out(space, targets, [0.05], row_weights=weights, groups=groups)
     expected = without_groups(X, targets, groups, 0.05 * n, weights)
@@ -118,7 +123,7 @@ def test_leave_one_group_out_equals_refits(
 def test_a_block_is_added_as_by_refits_without_the_group(weighted: bool, dtype: Any) -> None:
     n = 60
     X, targets, groups = problem(n, 12, [1, 2, 3, 15])
-    weights = unit_mean_weights(np.linspace(0.2, 3, n)) if weighted else None
+    weights = weights_of(n) if weighted else None
     blocks = [weight_rows(part.astype(dtype), weights) for part in (X[:, :7], X[:, 7:])]
     own = targets.astype(dtype)
     state = RidgeState.of(blocks[:1], own, row_weights=weights, groups=groups)

@@ -29,7 +29,7 @@ from layerfuse.heads import (
 from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
 from layerfuse.probing import score_blocks
 from layerfuse.probing.probe import fit_logistic
-from layerfuse.probing.ridge import PENALTIES, unit_mean_weights
+from layerfuse.probing.ridge import PENALTIES
 from layerfuse.targets import LabelSpace, Targets
 
 Array = npt.NDArray[Any]
@@ -38,8 +38,8 @@ SEARCHED = ("ridge", "logistic", "kernel")  # those that have a penalty
 OTHERS = ("kernel", "mlp")
 
 
-def targets_of(y: Array, n_classes: int | None = None) -> Targets:
-    return Targets(LabelSpace(np.arange(n_classes or int(y.max()) + 1)), y)
+def targets_of(y: Array, n_classes: int | None = None, weights: Array | None = None) -> Targets:
+    return Targets(LabelSpace(np.arange(n_classes or int(y.max()) + 1)), y, weights=weights)
 
 
 def problem(
@@ -102,9 +102,9 @@ def test_the_penalty_of_ridge_is_that_of_leave_one_out(weighting: str) -> None:
         "classes": np.array([0.1, 1.0, 8.0])[y],
     }[weighting]
     losses = brute_force_losses(X.astype(float), y, weights)
-    found = search_penalty("ridge", X, targets_of(y), row_weights=3 * weights)
+    found = search_penalty("ridge", X, targets_of(y, weights=3 * weights))
     assert found == pytest.approx(PENALTIES[int(np.argmin(losses))] * 60)
-    result = ridge_leave_one_out(X, targets_of(y), unit_mean_weights(weights))
+    result = ridge_leave_one_out(X, targets_of(y, weights=weights))
     assert result.loss == pytest.approx(min(losses), rel=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_weighted_leave_one_out_predictions_are_those_of_fits_without_the_row() 
     X, y = problem(2, n=40)
     weights = np.random.default_rng(1).exponential(size=40).astype(np.float32) + 0.1
     weights /= weights.mean()
-    result = ridge_leave_one_out(X, targets_of(y), weights)
+    result = ridge_leave_one_out(X, targets_of(y, weights=weights))
     for row in range(40):
         others = np.arange(40) != row
         model = Ridge(alpha=result.penalty)
@@ -127,18 +127,18 @@ def test_the_search_reads_the_weights(kind: str) -> None:
     X, y = problem(2, n=400, spread=4.0)
     y = np.where(np.arange(400) < 200, y, np.random.default_rng(0).integers(0, 2, 400))
     weights = np.where(np.arange(400) < 200, 1.0, 1e-6)
-    weighted = search_penalty(kind, X, targets_of(y), row_weights=weights)
+    weighted = search_penalty(kind, X, targets_of(y, weights=weights))
     assert weighted < search_penalty(kind, X, targets_of(y))
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_equal_weights_change_nothing(kind: str) -> None:
     X, y = problem(3)
-    targets, weights = targets_of(y), np.full(len(y), 0.7)
+    targets, equal = targets_of(y), targets_of(y, weights=np.full(len(y), 0.7))
     penalty = search_penalty(kind, X, targets)
-    assert search_penalty(kind, X, targets, row_weights=weights) == penalty
+    assert search_penalty(kind, X, equal) == penalty
     plain = fit_head(kind, X, targets, penalty)
-    weighted = fit_head(kind, X, targets, penalty, row_weights=weights)
+    weighted = fit_head(kind, X, equal, penalty)
     np.testing.assert_array_equal(weighted.logits(X), plain.logits(X))
 
 
@@ -178,8 +178,8 @@ def test_a_heavier_class_is_predicted_more_often(kind: str) -> None:
     counts = []
     for weight in (0.2, 1.0, 5.0):
         weights = np.array([1.0, weight, 1.0])[y]
-        penalty = search_penalty(kind, X, targets_of(y), row_weights=weights)
-        head = fit_head(kind, X, targets_of(y), penalty, row_weights=weights)
+        penalty = search_penalty(kind, X, targets_of(y, weights=weights))
+        head = fit_head(kind, X, targets_of(y, weights=weights), penalty)
         counts.append(int((head.logits(X).argmax(axis=1) == 1).sum()))
     assert counts[0] < counts[1] < counts[2]
 
@@ -191,7 +191,8 @@ def test_balanced_weights_help_a_rare_class(kind: str) -> None:
     X, y = X[kept], y[kept]
     weights = (len(y) / 2 / np.bincount(y))[y]
     plain = fit_head(kind, X, targets_of(y), 1.0).logits(X).argmax(axis=1)
-    balanced = fit_head(kind, X, targets_of(y), 1.0, row_weights=weights).logits(X).argmax(axis=1)
+    heavier = targets_of(y, weights=weights)
+    balanced = fit_head(kind, X, heavier, 1.0).logits(X).argmax(axis=1)
     rare = y == 1
     assert (balanced[rare] == 1).mean() > (plain[rare] == 1).mean() + 0.2
 
@@ -394,14 +395,14 @@ def test_ridge_on_rows_in_parts_is_ridge_on_all_of_them(weighted: bool):
     rng = np.random.default_rng(0)
     y = np.arange(500) % 3
     X = (rng.normal(size=(500, 12)) + 0.5 * np.eye(12)[y] + 3).astype(np.float32)
-    targets = Targets.from_labels(y.tolist())
     weights = rng.uniform(0.5, 2, size=500).astype(np.float32) if weighted else None
-    whole = fit_head("ridge", X, targets, 2.0, row_weights=weights)
+    targets = targets_of(y, weights=weights)
+    whole = fit_head("ridge", X, targets, 2.0)
     order = rng.permutation(500)
     parts = (
         (order[start : start + 64], X[order[start : start + 64]]) for start in range(0, 500, 64)
     )
-    found = RidgeHead.fit_parts(parts, targets, 2.0, row_weights=weights)
+    found = RidgeHead.fit_parts(parts, targets, 2.0)
     np.testing.assert_allclose(found.logits(X), whole.logits(X), atol=1e-5)
 
 
@@ -413,8 +414,8 @@ class TestManyClasses:
         X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
         X[:40] += 3 * np.repeat(np.random.default_rng(1).normal(size=(20, 5)), 2, axis=0)
         targets = Targets.from_labels(y)
-        HEADS["logistic"].fit(X, targets, 1.0, row_weights=None, seed=0)
-        HEADS["logistic"].search_penalty(X, targets, row_weights=np.ones(60, np.float32), seed=0)
+        HEADS["logistic"].fit(X, targets, 1.0, seed=0)
+        HEADS["logistic"].search_penalty(X, targets, seed=0)
         score_blocks({BlockRef("e", 0, "mean"): X}, y, scorer="logistic")
         texts = [f"word{row // 2} other" for row in range(60)]
         assert (fit_tfidf(texts, targets.codes).predict(texts)[:40] == targets.codes[:40]).all()

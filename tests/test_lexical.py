@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ def test_a_training_row_has_the_values_of_the_other_folds(size: int, weighted: b
     counts = count_words(texts_of(LABELS))
     groups = None if size == 1 else np.arange(60) // size
     weights = np.linspace(0.5, 2, 60, dtype=np.float32) if weighted else None
-    targets = Targets.from_labels(LABELS, groups)
-    fitted, found = ClassCentroids.fit(counts, targets, weights)
+    targets = replace(Targets.from_labels(LABELS, groups), weights=weights)
+    fitted, found = ClassCentroids.fit(counts, targets)
     members = targets.matrix if weights is None else targets.matrix * weights[:, None]
     rows = np.asarray(counts[:, fitted.columns].todense()) * fitted.idf
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -177,14 +178,12 @@ def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted:
     assert LEXICAL_BLOCK in model.plan_.blocks
     sample, counts = record.sample, count_words(texts)
     for rows, held in record.folds:
-        own = None if sample.row_weights is None else sample.row_weights[rows]
-        words, known = ClassCentroids.fit(counts[rows], sample.targets[rows], own)
+        own = sample.targets[rows]
+        words, known = ClassCentroids.fit(counts[rows], own)
         mine = np.zeros((60, 3), dtype=np.float32)
         mine[rows], mine[held] = known, words.transform(counts[held])
         coordinates = {**sample.coordinates(model.plan_.blocks), LEXICAL_BLOCK: mine}
-        expected = predict_held(
-            model.plan_, coordinates, sample.targets, rows, held, row_weights=sample.row_weights
-        )
+        expected = predict_held(model.plan_, coordinates, own, rows, held)
         np.testing.assert_allclose(found.logits[held], expected, atol=2e-3)
 
 
@@ -268,7 +267,8 @@ def test_weights_count_at_any_scale(scale: float) -> None:
     counts, targets = count_words(texts_of(LABELS)), Targets.from_labels(LABELS)
     weights = np.random.default_rng(0).uniform(0.1, 9, 60)
     (one, values), (other, scaled) = (
-        ClassCentroids.fit(counts, targets, weights * factor) for factor in (1.0, scale)
+        ClassCentroids.fit(counts, replace(targets, weights=weights * factor))
+        for factor in (1.0, scale)
     )
     np.testing.assert_allclose(other.centroids, one.centroids, atol=1e-6)
     np.testing.assert_allclose(scaled, values, atol=1e-4)

@@ -50,14 +50,20 @@ class BlockRef:
         parts = text.rsplit(":", 2)
         if len(parts) != 3 or not parts[1].isdecimal():
             raise ConfigError(f"{text!r} is not a block. Write it as encoder:layer:pooling.")
-        if text == str(LEXICAL_BLOCK):
-            return LEXICAL_BLOCK
+        if text in (str(LEXICAL_BLOCK), str(COLUMNS_BLOCK)):
+            return cls(parts[0], 0, parts[2])
         split_pooling(parts[2])
         return cls(parts[0], int(parts[1]), parts[2])
 
 
 LEXICAL_BLOCK = BlockRef("lexical", 0, "tfidf")
 """The one block of the lexical encoder, which reads words instead of a language model."""
+
+COLUMNS_BLOCK = BlockRef("columns", 0, "table")
+"""The one block of the columns of a table beside its texts."""
+
+NOT_MODELS = {LEXICAL_BLOCK.encoder, COLUMNS_BLOCK.encoder}
+"""Encoders without a language model, which have no layers."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -124,7 +124,7 @@ WriteReport = Annotated[
 KeepTexts = Annotated[
     bool, option("Leave texts out of everything that is written.", negative="--no-texts")
 ]
-Bundle = Annotated[Path, option("Run folder or bundle.")]
+Bundle = Annotated[str | Path, option("Run folder or bundle, or the URL of one.")]
 MovedEncoders = Annotated[
     Mapping[str, str],
     _named("NAME=PATH: new location of an encoder of the run (repeatable).", "--encoder", "-e"),
@@ -155,7 +155,7 @@ Dtype = Annotated[
     ),
 ]
 Store = Annotated[
-    str | None, option("Folder of the embedding cache (default: in the user's cache).")
+    str | None, option("Folder or URL of the embedding cache (default: in the user's cache).")
 ]
 _Fusion = Annotated[
     str, _choice(f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual.")
@@ -233,7 +233,7 @@ class EvaluateConfig:
     _: KW_ONLY
     split: Annotated[str | None, option("Split (default: test if there is one).")] = None
     against: Annotated[
-        Path | None, option("Run folder or bundle to compare with on the same rows.")
+        str | Path | None, option("Run folder or bundle to compare with on the same rows.")
     ] = None
     text_column: TextColumn = None
     label_column: LabelColumn = None
@@ -323,7 +323,7 @@ class ReadConfig:
     windows: Annotated[
         tuple[str, ...] | None,
         _once(
-            "Read longer texts in overlapping windows; candidate poolings over them, "
+            "Read longer texts in windows; candidate poolings over them, "
             f"comma-separated: {', '.join(WINDOW_POOLING_NAMES)} (default: truncate).",
             converter=_commas,
             metavar="POOLINGS",
@@ -375,6 +375,14 @@ class FitConfig(CurveConfig):
     lexical: Annotated[bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)] = (
         False
     )
+    columns: Annotated[
+        tuple[str, ...],
+        _choice(
+            "Columns of numbers, dates or categories to read beside the texts, comma-separated.",
+            converter=_commas,
+            n_tokens=1,
+        ),
+    ] = ()
     fragments: Annotated[
         str,
         _choice(
@@ -394,13 +402,18 @@ class FitConfig(CurveConfig):
         _share("Predict label sets that contain the true label for this share (0 to 1) of texts."),
     ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
+    seeds: Annotated[
+        int, count("Fit with this many seeds, and report the spread.", group=_SELECTION)
+    ] = 1
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
     max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None
     max_parameters: Annotated[
         int | None, count("Maximum number of parameters computed.", group=_BUDGET)
     ] = None
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
-    out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
+    out: Annotated[str | None, option("Run folder or URL to create (default: runs/NAME-TIME).")] = (
+        None
+    )
     report: WriteReport = True
     accept_advice: Annotated[
         bool,

@@ -111,11 +111,10 @@ def search(
     targets: Targets,
     space: SearchSpace,
     *,
-    row_weights: Floats | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> SearchResult:
-    """Choose blocks, then fusion and head for them, by n probed rows, their targets and weights.
+    """Choose blocks, then fusion and head for them, by n probed rows and their targets.
 
     Candidates for fusion and head are compared in two rounds: all on a few rows, the promising ones
     on more. One is taken only when it is significantly better than concatenation with a ridge head,
@@ -123,16 +122,15 @@ def search(
     searched for products of their coordinates that are.
     """
     selection, state = choose_with_state(
-        probed, targets, space.selection, space.budget,
-        row_weights=row_weights, n_jobs=n_jobs, reporter=reporter,
-    )  # fmt: skip
+        probed, targets, space.selection, space.budget, n_jobs=n_jobs, reporter=reporter
+    )
     any_fusion = space.fusion == AUTO and space.selection == "greedy"
     if any_fusion and not state.is_informative:
         ranked = [score.block for score in probed.scores.ranking]
         pair = find_interaction(probed.coordinates, ranked, targets)
         if pair and space.budget.allows(pair):
             plan = Plan(pair, _PRODUCTS, "ridge" if space.head == AUTO else space.head)
-            return SearchResult(selection_of(pair, probed, targets, row_weights), plan, ())
+            return SearchResult(selection_of(pair, probed, targets), plan, ())
     baseline = Plan(
         selection.blocks,
         "concat" if space.fusion == AUTO else space.fusion,
@@ -141,7 +139,7 @@ def search(
     candidates = _candidates(baseline, space)
     if not candidates or len(targets) < _FEWEST_ROWS:
         return SearchResult(selection, baseline, ())
-    race = _Race(probed.coordinates, targets, row_weights, space.seed, n_jobs)
+    race = _Race(probed.coordinates, targets, space.seed, n_jobs)
     plan, trials = race.run(baseline, candidates, reporter)
     return SearchResult(selection, plan, trials)
 
@@ -162,7 +160,6 @@ class _Race:
 
     coordinates: Mapping[BlockRef, Floats]
     targets: Targets
-    row_weights: Floats | None
     seed: int
     n_jobs: int | None
 
@@ -203,14 +200,7 @@ class _Race:
         coordinates = {b: self.coordinates[b][:, :width] for b in plans[0].blocks}
 
         def measure(plan: Plan) -> Floats:
-            return held_out_errors(
-                plan,
-                coordinates,
-                self.targets,
-                folds,
-                row_weights=self.row_weights,
-                seed=self.seed,
-            )
+            return held_out_errors(plan, coordinates, self.targets, folds, seed=self.seed)
 
         n_rows = sum(len(held) for _, held in folds)
         title = f"comparing fusions on {n_rows} held-out rows"
@@ -228,14 +218,13 @@ def held_out_errors(
     targets: Targets,
     folds: Folds,
     *,
-    row_weights: Floats | None = None,
     seed: int = 0,
 ) -> Floats:
     """Errors (n_held, 2) of each held-out row, after one temperature for all: squared errors of
     the probabilities, and whether the prediction is wrong.
 
-    The head's penalty is that of the first fold: searching it takes most of the time. Parameters
-    are those of `predict_held`; ``folds`` are rows to train on, and held-out rows.
+    The head's penalty is that of the first fold: searching it takes most of the time. Coordinates
+    and targets are of all rows; ``folds`` are rows to train on, and held-out rows.
     """
     rows = folds[0][0]
 
@@ -243,18 +232,14 @@ def held_out_errors(
     def penalty() -> float:
         own = {block: coordinates[block][rows] for block in plan.blocks}
         centered = {block: Z - Z.mean(axis=0) for block, Z in own.items()}
-        weights = None if row_weights is None else row_weights[rows]
-        return find_penalty(plan, centered, targets[rows], row_weights=weights, seed=seed)
+        return find_penalty(plan, centered, targets[rows], seed=seed)
 
     logits = np.concatenate(
         [
-            predict_held(
-                plan, coordinates, targets, *fold, row_weights=row_weights, seed=seed,
-                search=penalty,
-            )
-            for fold in folds
+            predict_held(plan, coordinates, targets[rows], rows, held, seed=seed, search=penalty)
+            for rows, held in folds
         ]
-    )  # fmt: skip
+    )
     truth = targets[np.concatenate([held for _, held in folds])]
     proba = TemperatureCalibrator.fit(logits, truth).predict_proba(logits, truth.space)
     wrong = ~truth.correct(truth.space.decide(proba))

@@ -63,7 +63,6 @@ def train(
     coordinates: Blocks,
     targets: Targets,
     *,
-    row_weights: Floats | None = None,
     seed: int = 0,
     search: Callable[[], float] | None = None,
 ) -> CoordinateModel:
@@ -77,24 +76,20 @@ def train(
         Centered principal coordinates of each block of the plan.
     targets : Targets
         Of the n rows.
-    row_weights : ndarray of shape (n,), optional
-        Weights of rows.
     seed : int
         Of what the fusion and the head draw.
     search : callable, optional
         Finds the head's penalty; `find_penalty` on the given rows by default.
     """
     blocks = [coordinates[block] for block in plan.blocks]
-    fitted = fit_fusion(plan.fusion, blocks, targets, row_weights=row_weights, seed=seed)
+    fitted = fit_fusion(plan.fusion, blocks, targets, seed=seed)
     head: Head | None = fitted.head
     if head is None:
         if search is None:
-            penalty = find_penalty(plan, coordinates, targets, row_weights=row_weights, seed=seed)
+            penalty = find_penalty(plan, coordinates, targets, seed=seed)
         else:
             penalty = search()
-        head = fit_head(
-            plan.head, fitted.features, targets, penalty, row_weights=row_weights, seed=seed
-        )
+        head = fit_head(plan.head, fitted.features, targets, penalty, seed=seed)
     return CoordinateModel(plan.blocks, fitted.fusion, head)
 
 
@@ -108,14 +103,12 @@ def train_parts(
     parts: Iterable[tuple[Rows, Floats]],
     targets: Targets,
     penalty: float,
-    *,
-    row_weights: Floats | None = None,
 ) -> CoordinateModel:
     """`train` for a plan that `is_ridge`, on rows that come in parts.
 
     ``parts`` are row numbers and concatenated coordinates (n_part, sum of ranks).
     """
-    head = RidgeHead.fit_parts(parts, targets, penalty, row_weights=row_weights)
+    head = RidgeHead.fit_parts(parts, targets, penalty)
     return CoordinateModel(plan.blocks, FUSIONS[plan.fusion].load({}, len(plan.blocks)), head)
 
 
@@ -124,7 +117,6 @@ def find_penalty(
     coordinates: Blocks,
     targets: Targets,
     *,
-    row_weights: Floats | None = None,
     seed: int = 0,
 ) -> float:
     """The penalty of a plan's head; parameters are those of `train`.
@@ -132,9 +124,9 @@ def find_penalty(
     By the leading coordinates of each block: the others hardly change it and take most of the time.
     """
     blocks = [coordinates[block][:, :N_LEADING] for block in plan.blocks]
-    fitted = fit_fusion(plan.fusion, blocks, targets, row_weights=row_weights, seed=seed)
+    fitted = fit_fusion(plan.fusion, blocks, targets, seed=seed)
     features = fitted.features - fitted.features.mean(axis=0)
-    return search_penalty(plan.head, features, targets, row_weights=row_weights, seed=seed)
+    return search_penalty(plan.head, features, targets, seed=seed)
 
 
 def predict_held(
@@ -144,7 +136,6 @@ def predict_held(
     rows: Rows,
     held: Rows,
     *,
-    row_weights: Floats | None = None,
     seed: int = 0,
     search: Callable[[], float] | None = None,
 ) -> Floats:
@@ -157,11 +148,9 @@ def predict_held(
     coordinates : mapping from BlockRef to ndarray of shape (n, rank)
         Of all rows; they are centered on those that are trained on.
     targets : Targets
-        Of all n rows; those of ``held`` are not read.
+        Of ``rows``.
     rows, held : ndarray of row numbers
         What is trained on, and what is predicted.
-    row_weights : ndarray of shape (n,), optional
-        Weights of all rows.
     seed : int
         Of what the fusion and the head draw.
     search : callable, optional
@@ -175,9 +164,7 @@ def predict_held(
     means = {block: coordinates[block][rows].mean(axis=0) for block in plan.blocks}
     known = {block: coordinates[block][rows] - mean for block, mean in means.items()}
     others = {block: coordinates[block][held] - mean for block, mean in means.items()}
-    weights = None if row_weights is None else row_weights[rows]
-    model = train(plan, known, targets[rows], row_weights=weights, seed=seed, search=search)
-    return model.logits(others)
+    return train(plan, known, targets, seed=seed, search=search).logits(others)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from itertools import islice, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores, Selection
+from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.groups import Groups, standard_error
 from layerfuse.parallel import parallel_map
 from layerfuse.probing import ProbeResults, probe_blocks
 from layerfuse.probing.pairs import find_pair
-from layerfuse.probing.ridge import RidgeState, unit_mean_weights, weight_rows
+from layerfuse.probing.ridge import RidgeState, weight_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets
@@ -150,17 +150,14 @@ def choose_with_state(
     method: str,
     budget: CostBudget,
     *,
-    row_weights: Floats | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[Selection, RidgeState]:
     """`choose`, and the ridge regression on the chosen blocks.
 
-    It may lack the last of them, where no other could follow. ``row_weights`` (n,), at any scale,
-    count in its fit and in its loss.
+    It may lack the last of them, where no other could follow.
     """
     check_selection(method)
-    weights = unit_mean_weights(row_weights)
     ranked = [s.block for s in probed.scores.ranking if budget.allows([s.block])]
     if not ranked:
         nearest = min(probed.scores.ranking, key=lambda score: score.block.layer).block
@@ -169,9 +166,9 @@ def choose_with_state(
             f"{', '.join(budget.exceeded([nearest]))}. Give a larger budget or smaller encoders."
         )
     if method == "greedy":
-        return _greedy(probed, ranked, targets, weights, budget, n_jobs, reporter)
+        return _greedy(probed, ranked, targets, budget, n_jobs, reporter)
     if method == "last":
-        names = [name for name in probed.scores.encoders if name != LEXICAL_BLOCK.encoder]
+        names = [name for name in probed.scores.encoders if name not in NOT_MODELS]
         chosen = [probed.scores.last(name).block for name in names]
         if over := budget.exceeded(chosen):
             raise ConfigError(
@@ -183,34 +180,27 @@ def choose_with_state(
         for block in ranked[:1] if method == "best" else ranked:
             if budget.allows([*chosen, block]):
                 chosen.append(block)
-    return _of_blocks(chosen, probed, targets, weights, method)
+    return _of_blocks(chosen, probed, targets, method)
 
 
-def selection_of(
-    blocks: Sequence[BlockRef],
-    probed: ProbeResults,
-    targets: Targets,
-    row_weights: Floats | None = None,
-) -> Selection:
+def selection_of(blocks: Sequence[BlockRef], probed: ProbeResults, targets: Targets) -> Selection:
     """The selection of given blocks, in their order, as the greedy one."""
-    return _of_blocks(blocks, probed, targets, unit_mean_weights(row_weights), "greedy")[0]
+    return _of_blocks(blocks, probed, targets, "greedy")[0]
 
 
 def _of_blocks(
-    blocks: Sequence[BlockRef],
-    probed: ProbeResults,
-    targets: Targets,
-    weights: Floats | None,
-    method: str,
+    blocks: Sequence[BlockRef], probed: ProbeResults, targets: Targets, method: str
 ) -> tuple[Selection, RidgeState]:
+    weights = targets.unit_weights
     coordinates = [weight_rows(probed.coordinates[block], weights) for block in blocks]
-    path = [_fit(coordinates[: count + 1], targets, weights) for count in range(len(blocks))]
+    path = [_fit(coordinates[: count + 1], targets) for count in range(len(blocks))]
     losses = [state.loss for state in path]
     return _selection(blocks, method, probed.scores, path[-1], losses), path[-1]
 
 
-def _fit(blocks: Sequence[Floats], targets: Targets, weights: Floats | None) -> RidgeState:
-    return RidgeState.of(blocks, targets.matrix, row_weights=weights, groups=targets.groups)
+def _fit(blocks: Sequence[Floats], targets: Targets) -> RidgeState:
+    weights, groups = targets.unit_weights, targets.groups
+    return RidgeState.of(blocks, targets.matrix, row_weights=weights, groups=groups)
 
 
 def check_selection(method: str) -> None:
@@ -230,12 +220,12 @@ def _greedy(
     probed: ProbeResults,
     ranked: Sequence[BlockRef],
     targets: Targets,
-    weights: Floats | None,
     budget: CostBudget,
     n_jobs: int | None,
     reporter: Reporter,
 ) -> tuple[Selection, RidgeState]:
-    first = _fit([weight_rows(probed.coordinates[ranked[0]], weights)], targets, weights)
+    weights = targets.unit_weights
+    first = _fit([weight_rows(probed.coordinates[ranked[0]], weights)], targets)
     chosen, losses = [ranked[0]], [first.loss]
     pair = None if first.is_informative else find_pair(probed.coordinates, ranked, targets)
     if pair and budget.allows(pair):
@@ -246,7 +236,7 @@ def _greedy(
         for block in dict.fromkeys([*chosen, *promising])
     }
     if len(chosen) > 1:
-        losses = [_fit([coordinates[chosen[0]]], targets, weights).loss]
+        losses = [_fit([coordinates[chosen[0]]], targets).loss]
     candidates = _Candidates(coordinates, chosen, promising, n_jobs)
     most = min(budget.limits.blocks or len(ranked), len(ranked))
     state = first
@@ -256,7 +246,7 @@ def _greedy(
             # A candidate that exceeds the budget now will exceed it later: costs only grow.
             candidates.keep(lambda block: budget.allows([*chosen, block]))
             if len(chosen) > 1 and (candidates or len(chosen) > len(losses)):
-                state = _fit([coordinates[block] for block in chosen], targets, weights)
+                state = _fit([coordinates[block] for block in chosen], targets)
                 losses[len(chosen) - 1 :] = [state.loss]
             ties = _tied(candidates.lazy_greedy_gains(state), targets.groups)
             if not ties:

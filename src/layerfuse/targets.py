@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -32,6 +32,7 @@ Decisions: TypeAlias = npt.NDArray[np.intp]
 """What is predicted for each row, in the form that `LabelSpace.decide` gives."""
 
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
+_SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
 
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
@@ -236,6 +237,8 @@ class Targets:
         For each text the number of its label in ``space.classes``; a valid decision.
     groups : Groups or None
         Rows of one group are left out together, in folds and in leave-one-out.
+    weights : ndarray of shape (n,) or None
+        How much each row counts where something is fitted or selected, at any scale.
 
     Examples
     --------
@@ -249,6 +252,7 @@ class Targets:
     space: LabelSpace
     codes: Rows
     groups: Groups | None = None
+    weights: Floats | None = None
 
     @classmethod
     def from_labels(cls, y: Column | None, groups: Column | None = None) -> Targets:
@@ -267,7 +271,8 @@ class Targets:
     def __getitem__(self, rows: Rows | slice) -> Targets:
         """The targets of some rows, in the same space."""
         groups = None if self.groups is None else self.groups[rows]
-        return Targets(self.space, self.codes[rows], groups)
+        weights = None if self.weights is None else self.weights[rows]
+        return Targets(self.space, self.codes[rows], groups, weights)
 
     @property
     def labels(self) -> npt.NDArray[np.generic]:
@@ -280,6 +285,18 @@ class Targets:
         matrix = np.zeros((len(self), self.space.n_outputs), dtype=np.float32)
         matrix[np.arange(len(self)), self.codes] = 1.0
         return matrix
+
+    @cached_property
+    def unit_weights(self) -> npt.NDArray[np.float32] | None:
+        """Weights (n,) with a mean of 1, so that a penalty means the same at any scale.
+
+        None where all are equal.
+        """
+        weights = self.weights
+        if weights is None or np.ptp(weights) == 0:
+            return None
+        relative = np.maximum(weights / weights.mean(), _SMALLEST_WEIGHT)
+        return np.asarray(relative, dtype=np.float32)
 
     @property
     def counts(self) -> npt.NDArray[np.intp]:
@@ -343,9 +360,13 @@ class Targets:
             raise ConfigError(f"class_weight gives {bad[0]!r} a weight that is not above 0.")
         return np.array([given.get(label, 1.0) for label in labels], dtype=np.float64)
 
-    def row_weights(self, class_weights: Floats | None) -> Floats | None:
-        """Weights of classes (n_classes,) to weights of rows (n,); None stays None."""
-        return None if class_weights is None else class_weights[self.codes]
+    def weighted(self, given: str | Mapping[object, float] | None) -> Targets:
+        """With weights times those of each row's class; see `class_weights`."""
+        by_class = self.class_weights(given)
+        if by_class is None:
+            return self
+        by_row = by_class[self.codes]
+        return replace(self, weights=by_row if self.weights is None else self.weights * by_row)
 
     def folds(
         self,

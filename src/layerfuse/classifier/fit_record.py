@@ -26,8 +26,8 @@ class FitRecord:
     Attributes
     ----------
     training : TrainingRows
-        The n rows that were learned from: ``texts``, ``targets``, ``row_weights``, ``blocks``, and
-        ``sample``, the numbers of those that blocks were scored and selected on.
+        The n rows that were learned from: ``texts``, ``targets``, ``blocks``, and ``sample``,
+        the numbers of those that blocks were scored and selected on.
     rows : ndarray of int of shape (n,)
         Their row numbers among those given to ``fit``.
     sample : TrainingSample

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK
+from layerfuse.blocks import COLUMNS_BLOCK, NOT_MODELS
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
+from layerfuse.data import ENCODERS, find_languages
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
@@ -38,18 +39,16 @@ FRAGMENTS = ("drop", "keep")
 _PREFIX = 3  # words by which the start of a longer text is looked up
 _MOSTLY_FRAGMENTS = 0.5
 _MOST_SEEDS = 2**31
+_ENGLISH = "English"  # languages of a catalog entry
+_FOREIGN = 0.5  # share of texts in other languages
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to learn from: n texts, their targets, and weights (n,) if there are any.
-
-    ``rows`` (n,) are their numbers among the rows that were given.
-    """
+    """Rows to learn from: n texts, their targets, and their numbers (n,) among the given rows."""
 
     texts: list[str]
     targets: Targets
-    weights: npt.NDArray[np.floating] | None
     rows: npt.NDArray[np.intp]
 
 
@@ -80,6 +79,8 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     if not isinstance(model.store, (str, Path, EmbeddingStore, type(None))):
         raise ConfigError(f"store={model.store!r} cannot be used. Give 'auto', a folder or None.")
     check_choice(model.fragments, FRAGMENTS, "fragments")
+    if isinstance(model.columns, str):
+        raise ConfigError(f"columns={model.columns!r} is one string. Give a list: columns=['age'].")
     if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
@@ -160,7 +161,7 @@ def check_training(
             f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=...) "
             "takes other names for them"
         )
-    weights = _check_weights(sample_weight, len(texts))
+    targets = replace(targets, weights=_check_weights(sample_weight, len(texts)))
     members = None if groups is None else as_list(groups, "groups")
     if members is not None and len(members) != len(texts):
         raise DataError(
@@ -168,14 +169,7 @@ def check_training(
         )
     rows = _rows_to_learn(texts, targets, fragments, reporter)
     kept = _grouped(targets[rows], texts, members, rows, reporter)
-    by_class = kept.row_weights(kept.class_weights(class_weight))
-    own = None if weights is None else weights[rows]
-    return TrainingData(
-        [texts[row] for row in rows],
-        kept,
-        by_class if own is None else own if by_class is None else own * by_class,
-        rows,
-    )
+    return TrainingData([texts[row] for row in rows], kept.weighted(class_weight), rows)
 
 
 def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float64] | None:
@@ -283,6 +277,36 @@ def _limit(encoder: FrozenEncoder) -> str:
     return f"{encoder.name}: {length} tokens{', its own limit' * (length < whole)}"
 
 
+def cost_of_columns(features: npt.NDArray[np.float32]) -> EncoderCost:
+    """That of the columns beside texts: hardly any."""
+    width = features.shape[1]
+    return EncoderCost(COLUMNS_BLOCK.encoder, (width,), 4.0, 0.0, width, 0.0, n_texts=len(features))
+
+
+def warn_languages(
+    texts: Sequence[str], encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Note and warn where most texts are in a language that no encoder was made for.
+
+    Of encoders that are not in the catalog nothing is known, so that nothing is said.
+    """
+    entries = [ENCODERS.get(encoder.source.origin) for encoder in encoders]
+    if any(entry is None or entry.languages != _ENGLISH for entry in entries):
+        return
+    found = find_languages(texts)
+    foreign = sum(language.share for language in found if language.code != "en")
+    if foreign > _FOREIGN:
+        codes = ", ".join(f"{own.code} {own.share:.0%}" for own in found[:3] if own.code != "en")
+        others = ", ".join(e.name for e in ENCODERS.values() if e.languages != _ENGLISH)
+        message = (
+            f"{foreign:.0%} of the texts look as if they were not English ({codes}), but "
+            f"{', '.join(encoder.name for encoder in encoders)} was made for English. Encoders "
+            f"for more languages: {others} (layerfuse models list)."
+        )
+        reporter.note(message)
+        warnings.warn(message, LayerfuseWarning, stacklevel=3)
+
+
 def search_space(
     model: LayerFusionClassifier, costs: Mapping[str, EncoderCost], seed: int
 ) -> SearchSpace:
@@ -327,10 +351,10 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
         alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
-    if LEXICAL_BLOCK.encoder in names:
+    if taken := sorted(NOT_MODELS.intersection(names)):
         raise ConfigError(
-            f"{LEXICAL_BLOCK.encoder!r} is the name of the block of words. Give the encoder another"
-            " name: other=PATH."
+            f"{taken[0]!r} is the name of a block that is not of a model. Give the encoder another "
+            "name: other=PATH."
         )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
@@ -353,7 +377,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
     one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    store = model.store.root if isinstance(model.store, EmbeddingStore) else model.store
+    store = model.store.place if isinstance(model.store, EmbeddingStore) else model.store
     values = model.get_params(deep=False) | {
         "encoders": tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
@@ -364,6 +388,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
         ),
         "budget": _limits(model.budget),
         "class_weight": _weights(model.class_weight, names),
+        "columns": tuple(model.columns),
         "store": None if store is None else _named(store),
     }
     if not isinstance(model.cv, (int, np.integer)):

@@ -15,7 +15,14 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, Layers, split_pooling
+from layerfuse.blocks import (
+    COLUMNS_BLOCK,
+    LEXICAL_BLOCK,
+    NOT_MODELS,
+    BlockRef,
+    Layers,
+    split_pooling,
+)
 from layerfuse.embeddings.cost_record import (
     CostRecord,
     keep_cost,
@@ -25,11 +32,9 @@ from layerfuse.embeddings.cost_record import (
 )
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
+from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import (
-    CorruptShardError,
     EmbeddingStore,
-    Hashes,
-    Key,
     Missing,
     NotStoredError,
     Section,
@@ -55,6 +60,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         Where each block comes from; all over the same distinct texts.
     rows : ndarray of int, (n_rows,)
         For each row the number of its distinct text.
+    table : ndarray of shape (n_rows, n_features), optional
+        The block of columns beside the texts, which equal texts may differ in.
 
     Examples
     --------
@@ -63,9 +70,15 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     (1000, 384)
     """
 
-    def __init__(self, sources: Mapping[BlockRef, _Source], rows: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[BlockRef, _Source],
+        rows: npt.NDArray[np.intp],
+        table: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self._sources = dict(sources)
         self._rows = rows
+        self._table = table
 
     @classmethod
     def join(cls, views: Sequence[BlockView]) -> BlockView:
@@ -77,25 +90,35 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def __getitem__(self, ref: BlockRef | str) -> npt.NDArray[np.float32]:
         ref = BlockRef.parse(ref) if isinstance(ref, str) else ref
+        if ref == COLUMNS_BLOCK and self._table is not None:
+            return self._table
         return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._sources)
+        yield from self._sources
+        if self._table is not None:
+            yield COLUMNS_BLOCK
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._sources) + (self._table is not None)
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
-        return BlockView(self._sources, self._rows[rows])
+        table = None if self._table is None else self._table[rows]
+        return BlockView(self._sources, self._rows[rows], table)
+
+    def with_table(self, table: npt.NDArray[np.float32]) -> BlockView:
+        """The same blocks and that of columns, (n_rows, n_features)."""
+        return BlockView(self._sources, self._rows, table)
 
     def parts(self, size: int) -> Iterator[tuple[npt.NDArray[np.intp], BlockView]]:
         """Views of all rows in parts of ``size``, each with its row numbers.
 
         Rows that lie together in the store come together, so that it is read about once.
         """
-        ref, source = next(iter(self._sources.items()))
-        order = source.order((ref.layer, ref.pooling), self._rows)
+        order = np.arange(len(self._rows))
+        for ref, source in list(self._sources.items())[:1]:
+            order = source.order((ref.layer, ref.pooling), self._rows)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             yield rows, self.take(rows)
@@ -258,7 +281,8 @@ def extract_blocks(
 ) -> BlockView:
     """Just these blocks: encoders that have none are not read, the others up to their highest.
 
-    The view has the blocks in the order given. See `extract` for the parameters.
+    That of columns is left out: it is not of the texts (`BlockView.with_table`). The view has the
+    others in the order given. See `extract` for the parameters.
 
     Raises
     ------
@@ -267,7 +291,7 @@ def extract_blocks(
     """
     by_name = {encoder.name: encoder for encoder in encoders}
     for block in blocks:
-        if block != LEXICAL_BLOCK:
+        if block.encoder not in NOT_MODELS:
             check_choice(block.encoder, by_name, "encoder")
             windows = by_name[block.encoder].windows
             if block.windowed != (windows is not None):
@@ -294,7 +318,8 @@ def extract_blocks(
                 sources[encoder.name] = source
             else:
                 sources[encoder.name] = _WindowBlocks(encoder, distinct, keys, section, reporter)
-    return BlockView({block: sources[block.encoder] for block in blocks}, back)
+    wanted = [block for block in blocks if block != COLUMNS_BLOCK]
+    return BlockView({block: sources[block.encoder] for block in wanted}, back)
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], Hashes, npt.NDArray[np.intp]]:
@@ -414,12 +439,14 @@ class _EncoderBlocks:
 
     def _compute(self, jobs: Sequence[ShardJob]) -> None:
         """Run jobs and keep their results; when stopped, report how many texts are stored."""
-        folder = None if self.section is None else self.section.folder
+        folder = remote = None
+        if self.section is not None:
+            folder, remote = self.section.folder, self.section.remote
         costs = []
         try:
             with (
                 undisturbed() as alone,
-                closing(run_shards(jobs, self.encoder, folder, self.reporter)) as results,
+                closing(run_shards(jobs, self.encoder, folder, self.reporter, remote)) as results,
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.groups import Groups
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
@@ -170,7 +169,7 @@ def learning_curve(
     check_search(fusion, head)
     check_selection(selection)
     targets = Targets.from_labels(y, groups)
-    targets.class_weights(class_weight)  # before the work
+    targets.class_weights(class_weight)  # refused before the work
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("All labels are the same. Give rows of at least two classes.")
     truth = targets.space.encode(y_test)
@@ -187,8 +186,7 @@ def learning_curve(
     axes, leading = _project(train_embeddings, len(targets), reporter)
 
     def choose(rows: Rows) -> dict[str, Plan]:
-        own = targets[rows]
-        return _choose(leading, rows, own, space, own.row_weights(own.class_weights(class_weight)))
+        return _choose(leading, rows, targets[rows].weighted(class_weight), space)
 
     plans = list(track(parallel_map(choose, jobs), "choosing", len(jobs), "draws", reporter))
     # Heads see more coordinates of fewer blocks: training rows, below them the test rows.
@@ -201,34 +199,24 @@ def learning_curve(
         )
         for block in {block for found in plans for plan in found.values() for block in plan.blocks}
     }
-    # The test rows' groups are not read.
-    codes = np.arange(len(targets)) if targets.groups is None else targets.groups.codes
     held = np.arange(len(targets), len(targets) + len(truth))
-    both = Targets(
-        targets.space,
-        np.concatenate([targets.codes, truth.codes]),
-        Groups(np.concatenate([codes, held])).or_none(),
-    )
 
     def measure(job: tuple[Rows, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
         rows, by_method = job
-        correct = {}
+        own, correct = targets[rows].weighted(class_weight), {}
         for plan in dict.fromkeys(by_method.values()):
-            own = both[rows]
-            weights = own.class_weights(class_weight)
-            by_row = both.row_weights(weights)
-            logits = predict_held(plan, joined, both, rows, held, row_weights=by_row, seed=seed)
+            logits = predict_held(plan, joined, own, rows, held, seed=seed)
             correct[plan] = truth.correct(truth.space.decide(logits))
         return np.array([correct[by_method[method]] for method in METHODS])
 
     measured = parallel_map(measure, zip(jobs, plans, strict=True))
     results = list(track(measured, "training", len(jobs), "draws", reporter))
-    weights = _test_row_weights(len(truth), seed)
+    drawn_tests = _test_draws(len(truth), seed)
     points, start = [], 0
     for n_rows, (share, draws) in drawn.items():
         own = slice(start, start + len(draws))
         correct = np.array(results[own])
-        points.append(_measure_point(share, n_rows, plans[own], correct, weights, seed))
+        points.append(_measure_point(share, n_rows, plans[own], correct, drawn_tests, seed))
         start += len(draws)
     return LearningCurve(tuple(reversed(points)), len(targets), len(truth))
 
@@ -269,26 +257,22 @@ def _rows_of(embeddings: Blocks, block: BlockRef, n: int) -> Floats:
 
 
 def _choose(
-    coordinates: Blocks,
-    rows: Rows,
-    targets: Targets,
-    space: SearchSpace,
-    row_weights: Floats | None,
+    coordinates: Blocks, rows: Rows, targets: Targets, space: SearchSpace
 ) -> dict[str, Plan]:
-    """What each method trains, from some rows, their targets and weights alone."""
+    """What each method trains, from some rows and their targets alone."""
     probed = ProbeResults(BlockScores((), "ridge"), coordinates, {})
-    probed = probe_rows(probed, rows, targets, row_weights=row_weights, n_jobs=1)
+    probed = probe_rows(probed, rows, targets, n_jobs=1)
     scores = probed.scores
     lasts = {scores.last(encoder).block for encoder in scores.encoders}
     ranking = [score.block for score in scores.ranking]
     return {
         "last_layer": Plan((next(block for block in ranking if block in lasts),)),
         "best_block": Plan((ranking[0],)),
-        "fusion": search(probed, targets, space, row_weights=row_weights).plan,
+        "fusion": search(probed, targets, space).plan,
     }
 
 
-def _test_row_weights(n_test: int, seed: int) -> list[Floats]:
+def _test_draws(n_test: int, seed: int) -> list[Floats]:
     """How often each test row is drawn in each resample, in chunks of shape (chunk, n_test)."""
     random = np.random.default_rng(seed)
     shares = np.full(n_test, 1 / n_test)
@@ -303,13 +287,13 @@ def _measure_point(
     n_rows: int,
     plans: Sequence[Mapping[str, Plan]],
     correct: npt.NDArray[np.bool_],
-    weights: Sequence[Floats],
+    drawn_tests: Sequence[Floats],
     seed: int,
 ) -> CurvePoint:
     """``correct`` (repeats, methods, n_test) says which test rows were right in each draw."""
     count, _, n_test = correct.shape
     rows = correct.reshape(-1, n_test).astype(np.float32)
-    resampled = np.concatenate([rows @ chunk.T for chunk in weights], axis=1) / n_test
+    resampled = np.concatenate([rows @ chunk.T for chunk in drawn_tests], axis=1) / n_test
     # The same repeats for every method, drawn beside the test rows.
     random = np.random.default_rng([seed, n_rows])
     repeats = random.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count

@@ -88,14 +88,13 @@ class OutOfFold:
 class TrainingSample:
     """The n rows by which blocks, fusion and head are chosen, at all candidate blocks (n, dim).
 
-    ``row_weights`` have shape (n,); ``n_jobs`` are threads, None takes all cores.
+    ``n_jobs`` are threads, None takes all cores.
     """
 
     blocks: Blocks
     targets: Targets
     probed: ProbeResults
     space: SearchSpace
-    row_weights: Floats | None = None
     n_jobs: int | None = None
     _coordinates: dict[BlockRef, Floats] = field(default_factory=dict, init=False, repr=False)
 
@@ -106,29 +105,20 @@ class TrainingSample:
 
     def search(self, reporter: Reporter = SILENT) -> SearchResult:
         """Choose blocks, fusion and head from all rows."""
-        return search(
-            self.probed,
-            self.targets,
-            self.space,
-            row_weights=self.row_weights,
-            n_jobs=self.n_jobs,
-            reporter=reporter,
-        )
+        return search(self.probed, self.targets, self.space, n_jobs=self.n_jobs, reporter=reporter)
 
-    def fit(
-        self, plan: Plan, blocks: Blocks, targets: Targets, row_weights: Floats | None = None
-    ) -> FusedModel:
+    def fit(self, plan: Plan, blocks: Blocks, targets: Targets) -> FusedModel:
         """Train a plan on all rows; the penalty of its head is found on the sample.
 
         ``blocks`` are the plan's of all training rows (n_all, dim), or those of the sample where it
-        is all there is; ``targets`` and ``row_weights`` (n_all,) are of these rows.
+        is all there is; ``targets`` are of these rows.
         """
         own = self.coordinates(plan.blocks)
         axes: dict[BlockRef, Axes] = {block: self.probed.axes[block] for block in plan.blocks}
         learned: dict[BlockRef, Floats] = {}
         if blocks is not self.blocks and LEXICAL_BLOCK in plan.blocks:
             axes[LEXICAL_BLOCK], learned[LEXICAL_BLOCK] = ClassCentroids.fit(
-                blocks[LEXICAL_BLOCK], targets, row_weights
+                blocks[LEXICAL_BLOCK], targets
             )
         every = own
 
@@ -137,9 +127,7 @@ class TrainingSample:
             return axes[block].transform(part[block]) if known is None else known[rows]
 
         def penalty() -> float:
-            return find_penalty(
-                plan, own, self.targets, row_weights=self.row_weights, seed=self.space.seed
-            )
+            return find_penalty(plan, own, self.targets, seed=self.space.seed)
 
         if blocks is not self.blocks and is_ridge(plan):
             # Only the sums of products of all rows are needed.
@@ -152,13 +140,11 @@ class TrainingSample:
                 (rows, np.hstack([coordinates(block, rows, part) for block in plan.blocks]))
                 for rows, part in parts
             )
-            model = train_parts(plan, features, targets, penalty(), row_weights=row_weights)
+            model = train_parts(plan, features, targets, penalty())
         else:
             if blocks is not self.blocks:
                 every = {block: coordinates(block, slice(None), blocks) for block in plan.blocks}
-            model = train(
-                plan, every, targets, row_weights=row_weights, seed=self.space.seed, search=penalty
-            )
+            model = train(plan, every, targets, seed=self.space.seed, search=penalty)
         return FusedModel(tuple(axes.values()), model, TemperatureCalibrator(), targets.space)
 
     def analyze(
@@ -176,20 +162,11 @@ class TrainingSample:
             if rows is None:
                 return self.search(), self.probed.scores
             targets = self.targets[rows]
-            weights = None if self.row_weights is None else self.row_weights[rows]
             lexical = None
             if LEXICAL_BLOCK in self.probed.axes:
-                _, lexical = ClassCentroids.fit(self.blocks[LEXICAL_BLOCK][rows], targets, weights)
-            probed = probe_rows(
-                self.probed,
-                rows,
-                targets,
-                row_weights=weights,
-                lexical=lexical,
-                n_jobs=self.n_jobs,
-            )
-            result = search(probed, targets, self.space, row_weights=weights, n_jobs=self.n_jobs)
-            return result, probed.scores
+                _, lexical = ClassCentroids.fit(self.blocks[LEXICAL_BLOCK][rows], targets)
+            probed = probe_rows(self.probed, rows, targets, lexical=lexical, n_jobs=self.n_jobs)
+            return search(probed, targets, self.space, n_jobs=self.n_jobs), probed.scores
 
         parts = [None, *(rows for rows, _ in folds)]  # at once, which leaves no core idle
         searches = parallel_map(search_part, parts, self.n_jobs)
@@ -228,14 +205,9 @@ class TrainingSample:
             plan, fold = job
             if is_ridge(plan):
                 return ridge.predict(plan, fold)
-            return predict_held(
-                plan,
-                coordinates[fold],
-                self.targets,
-                *folds[fold],
-                row_weights=self.row_weights,
-                seed=self.space.seed,
-            )
+            rows, held = folds[fold]
+            known, seed = self.targets[rows], self.space.seed
+            return predict_held(plan, coordinates[fold], known, rows, held, seed=seed)
 
         logits = parallel_map(predict, jobs, self.n_jobs)
         logits = track(logits, "nested resampling", len(jobs), "fits", reporter)
@@ -257,8 +229,7 @@ class TrainingSample:
     def _lexical(self, rows: Rows, held: Rows) -> Floats:
         """Coordinates (n, rank) of the lexical block, learned from some rows for others."""
         counts = self.blocks[LEXICAL_BLOCK]
-        weights = None if self.row_weights is None else self.row_weights[rows]
-        centroids, known = ClassCentroids.fit(counts[rows], self.targets[rows], weights)
+        centroids, known = ClassCentroids.fit(counts[rows], self.targets[rows])
         found = np.zeros((len(self.targets), centroids.rank), dtype=np.float32)
         found[rows], found[held] = known, centroids.transform(counts[held])
         return found
@@ -281,7 +252,6 @@ class _FoldedRidge:
     def __init__(self, sample: TrainingSample, coordinates: Sequence[Blocks], folds: Folds) -> None:
         self._coordinates = coordinates
         self._targets = sample.targets
-        self._row_weights = sample.row_weights
         self._folds = folds
         self._seed = sample.space.seed
         n = len(sample.targets)
@@ -319,8 +289,9 @@ class _FoldedRidge:
     def _product(self, left: Floats, right: Floats, rows: Rows) -> Floats:
         """``left^T right`` over some rows, by their weights."""
         own = left[rows]
-        if self._row_weights is not None:
-            own = own * self._row_weights[rows, None]
+        weights = self._targets.weights
+        if weights is not None:
+            own = np.asarray(own * weights[rows, None])
         return np.asarray(own.T @ right[rows])
 
     def predict(self, plan: Plan, fold: int) -> Floats:
@@ -331,7 +302,7 @@ class _FoldedRidge:
         coordinates = self._coordinates[fold]
         blocks = [coordinates[block] for block in plan.blocks]
         targets = self._targets[rows]
-        weights = None if self._row_weights is None else self._row_weights[rows]
+        weights = targets.weights
         scale = np.float32(1.0 if weights is None else weights.mean())
         gram = np.block([[self._gram(a, b, fold) for b in plan.blocks] for a in plan.blocks])
         beside = np.concatenate([self._with_targets[block][fold] for block in plan.blocks])
@@ -340,7 +311,7 @@ class _FoldedRidge:
         mean, center = beside[:, :1] / totals[0], totals[1:] / totals[0]
         gram -= mean * beside[:, 0]
         leading = {block: coordinates[block][rows, :N_LEADING] for block in plan.blocks}
-        penalty = find_penalty(plan, leading, targets, row_weights=weights, seed=self._seed)
+        penalty = find_penalty(plan, leading, targets, seed=self._seed)
         gram[np.diag_indices_from(gram)] += np.float32(penalty) * scale
         factor = cho_factor(gram, overwrite_a=True)
         coef = cho_solve(factor, beside[:, 1:] - mean * totals[1:])

@@ -111,10 +111,10 @@ class Stacking(FusionKind):
 
 def _fit_heads(inputs: FusionInputs) -> tuple[tuple[RidgeHead, ...], list[Floats]]:
     """A ridge head for each block, and its leave-one-out scores (n, n_outputs)."""
-    targets, weights, seed = inputs.targets, inputs.row_weights, inputs.seed
-    found = [ridge_leave_one_out(block, targets, weights) for block in inputs.blocks]
+    targets, seed = inputs.targets, inputs.seed
+    found = [ridge_leave_one_out(block, targets) for block in inputs.blocks]
     heads = (
-        RidgeHead.fit(block, targets, own.penalty, row_weights=weights, seed=seed)
+        RidgeHead.fit(block, targets, own.penalty, seed=seed)
         for block, own in zip(inputs.blocks, found, strict=True)
     )
     return tuple(heads), [np.asarray(own.predictions, dtype=np.float32) for own in found]

@@ -128,10 +128,7 @@ class _LearnedKind(FusionKind):
 
         batch = min(_BATCH, max(_SMALLEST_BATCH, len(targets) // _STEPS))
         schedule = Schedule(self.rate, _DECAY, batch, _EPOCHS, _PATIENCE)
-        found = train(
-            forward, start, frozen, blocks, targets, schedule, generator,
-            inputs.row_weights, inputs.seed,
-        )  # fmt: skip
+        found = train(forward, start, frozen, blocks, targets, schedule, generator, inputs.seed)
         for key, array in found.items():
             if array.ndim == 2 and "." in key:  # what a block is multiplied by takes up its scale
                 array *= scales[_block_of(key)]

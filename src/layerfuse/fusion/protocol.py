@@ -36,7 +36,6 @@ class FusionInputs:
 
     blocks: Sequence[Floats]
     targets: Targets
-    row_weights: Floats | None  # with a mean of 1
     size: int
     seed: int
 

@@ -9,8 +9,7 @@ from layerfuse.fusion.ensembles import Stacking, Voting
 from layerfuse.fusion.learned import Bilinear, Gated, ScalarMix
 from layerfuse.fusion.products import PRODUCTS, Concat
 from layerfuse.fusion.protocol import RESIDUAL, FittedFusion, Fusion, FusionInputs, FusionKind
-from layerfuse.heads.protocol import Floats, Weights
-from layerfuse.probing.ridge import unit_mean_weights
+from layerfuse.heads.protocol import Floats
 from layerfuse.targets import Targets
 
 _LEARNED = (ScalarMix(), Gated(), Bilinear())
@@ -22,14 +21,14 @@ FUSIONS: dict[str, FusionKind] = {form.name: form for kind in _KINDS for form in
 
 def fit_fusion(
     name: str, blocks: Sequence[Floats], targets: Targets, *,
-    row_weights: Weights | None = None, size: int = 256, seed: int = 0,
+    size: int = 256, seed: int = 0,
 ) -> FittedFusion:  # fmt: skip
     """Fit one of `FUSIONS` on training rows.
 
     ``blocks`` (n, dim) are scaled and centered, such as principal coordinates. ``targets`` and
-    ``row_weights`` (n,), at any scale, are read by the learned fusions and the ensembles, and
-    ``seed`` is that of what they draw. ``size`` is the maximum number of columns to which the
-    projected and the learned operations bring each block.
+    their weights are read by the learned fusions and the ensembles, and ``seed`` is that of what
+    they draw. ``size`` is the maximum number of columns to which the projected and the learned
+    operations bring each block.
 
     Examples
     --------
@@ -39,8 +38,7 @@ def fit_fusion(
     [[-1.0, -1.0], [1.0, 1.0]]
     """
     check_fusion(name)
-    weights = unit_mean_weights(row_weights)
-    return FUSIONS[name].fit(FusionInputs(blocks, targets, weights, size, seed))
+    return FUSIONS[name].fit(FusionInputs(blocks, targets, size, seed))
 
 
 def load_fusion(name: str, arrays: Mapping[str, Floats], n_blocks: int) -> Fusion:

@@ -59,21 +59,17 @@ class KernelHead:
         return cls(landmarks, take_tensor(arrays, "scale", 1), linear)
 
     @classmethod
-    def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
-    ) -> float:
+    def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
         # The kernel depends on distances only, so that principal coordinates give the same one.
         features, _ = _features(X, *_draw_landmarks(X, seed))
         centered = features - features.mean(axis=0)
-        return RidgeHead.search_penalty(centered, targets, row_weights=row_weights, seed=seed)
+        return RidgeHead.search_penalty(centered, targets, seed=seed)
 
     @classmethod
-    def fit(
-        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
-    ) -> Self:
+    def fit(cls, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Self:
         landmarks, scale = _draw_landmarks(X, seed)
         features, roots = _features(X, landmarks, scale)
-        ridge = RidgeHead.fit(features, targets, penalty, row_weights=row_weights, seed=seed)
+        ridge = RidgeHead.fit(features, targets, penalty, seed=seed)
         coef = np.asarray(roots @ ridge.coef, dtype=np.float32)
         return cls(landmarks, scale, RidgeHead(coef, ridge.intercept, penalty))
 

@@ -15,7 +15,6 @@ from layerfuse.probing.ridge import (
     LeaveOneOut,
     decompose,
     leave_one_out,
-    unit_mean_weights,
     weight_rows,
 )
 from layerfuse.targets import Rows, Targets
@@ -66,23 +65,16 @@ class RidgeHead(LinearHead):
     kind = "ridge"
 
     @classmethod
-    def fit(
-        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
-    ) -> Self:
+    def fit(cls, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Self:
         from sklearn.linear_model import Ridge
 
-        model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=row_weights)
+        model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=targets.unit_weights)
         coef = np.ascontiguousarray(model.coef_.T, dtype=np.float32)
         return cls(coef, model.intercept_.astype(np.float32), penalty)
 
     @classmethod
     def fit_parts(
-        cls,
-        parts: Iterable[tuple[Rows, Floats]],
-        targets: Targets,
-        penalty: float,
-        *,
-        row_weights: Floats | None = None,
+        cls, parts: Iterable[tuple[Rows, Floats]], targets: Targets, penalty: float
     ) -> Self:
         """Fit rows that come in parts, as row numbers and features (n_part, dim).
 
@@ -90,7 +82,7 @@ class RidgeHead(LinearHead):
         """
         from scipy.linalg import cho_factor, cho_solve
 
-        weights = unit_mean_weights(row_weights)
+        weights = targets.unit_weights
         gram = cross = np.zeros(())
         for rows, X in parts:
             Z = np.column_stack([X, np.ones(len(X))])  # float64; products with ones are sums
@@ -106,16 +98,15 @@ class RidgeHead(LinearHead):
         return cls(coef.astype(np.float32), intercept.astype(np.float32), penalty)
 
     @classmethod
-    def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
-    ) -> float:
-        return ridge_leave_one_out(X, targets, row_weights).penalty
+    def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
+        return ridge_leave_one_out(X, targets).penalty
 
 
-def ridge_leave_one_out(X: Floats, targets: Targets, row_weights: Floats | None) -> LeaveOneOut:
+def ridge_leave_one_out(X: Floats, targets: Targets) -> LeaveOneOut:
     """Exact leave-one-out ridge predictions of centered features (n, dim), at the best penalty."""
-    space = decompose(weight_rows(X, row_weights))
-    return leave_one_out(space, targets.matrix, row_weights=row_weights, groups=targets.groups)
+    weights = targets.unit_weights
+    space = decompose(weight_rows(X, weights))
+    return leave_one_out(space, targets.matrix, row_weights=weights, groups=targets.groups)
 
 
 class LogisticHead(LinearHead):
@@ -124,10 +115,8 @@ class LogisticHead(LinearHead):
     kind = "logistic"
 
     @classmethod
-    def fit(
-        cls, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
-    ) -> Self:
-        model = fit_logistic(_logistic(1.0 / penalty), X, targets.codes, row_weights)
+    def fit(cls, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Self:
+        model = fit_logistic(_logistic(1.0 / penalty), X, targets.codes, targets.unit_weights)
         own_coef, own_intercept = model.coef_, model.intercept_
         if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
             own_coef, own_intercept = (
@@ -140,15 +129,13 @@ class LogisticHead(LinearHead):
         return cls(coef, intercept, penalty)
 
     @classmethod
-    def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
-    ) -> float:
+    def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
         # The penalty is the same for rotated features, and small directions hardly matter.
         rotated = decompose(X).rotated[:, :_SEARCH_DIMS]
         # Constant features fit alike at any penalty; folds need two classes of two rows or more.
         if not rotated.shape[1] or np.count_nonzero(targets.counts >= 2) < 2:
             return 1.0 / _GRID[0]
-        return 1.0 / _search_c(rotated, targets, row_weights, seed)
+        return 1.0 / _search_c(rotated, targets, seed)
 
 
 def _logistic(C: float, *, warm_start: bool = False) -> LogisticRegression:
@@ -157,23 +144,23 @@ def _logistic(C: float, *, warm_start: bool = False) -> LogisticRegression:
     return LogisticRegression(C=C, max_iter=1000, tol=1e-4, warm_start=warm_start)
 
 
-def _search_c(X: Floats, targets: Targets, row_weights: Floats | None, seed: int) -> float:
+def _search_c(X: Floats, targets: Targets, seed: int) -> float:
     """The C with the lowest log loss over stratified folds, between those of the grid by a parabola
     through the lowest three; the grid is left once the loss has risen.
     """
-    folds = targets.folds(_FOLDS, seed)
+    folds, weights = targets.folds(_FOLDS, seed), targets.unit_weights
     models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
     losses: list[float] = []
     for C in _GRID:
         loss = 0.0
         for model, (train, held) in zip(models, folds, strict=True):
-            own = None if row_weights is None else row_weights[train]
+            own = None if weights is None else weights[train]
             fit_logistic(model.set_params(C=C), X[train], targets.codes[train], own)
             proba = np.full((len(held), targets.space.n_outputs), np.exp(UNSEEN_CLASS_LOGIT))
             proba[:, model.classes_] = model.predict_proba(X[held])
             # Per row first: one output is not 0.
             terms = (targets[held].matrix * np.log(np.maximum(proba, 1e-12))).sum(axis=1)
-            loss -= float((terms if row_weights is None else terms * row_weights[held]).sum())
+            loss -= float((terms if weights is None else terms * weights[held]).sum())
         losses.append(loss)
         if loss > min(losses):
             break

@@ -62,15 +62,13 @@ class MlpHead:
         return cls(weights, (b0, b1, b2), penalty)
 
     @classmethod
-    def search_penalty(
-        cls, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
-    ) -> float:
+    def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
         return 0.0
 
     @classmethod
     def fit(
         cls, X: Floats, targets: Targets, penalty: float = 0.0, *,
-        row_weights: Floats | None = None, seed: int = 0, schedule: Schedule | None = None,
+        seed: int = 0, schedule: Schedule | None = None,
     ) -> Self:  # fmt: skip
         """Train as published: dropout 0.5, Adam at 1e-4, batches of 1024, at most 100 epochs.
 
@@ -103,7 +101,7 @@ class MlpHead:
         if schedule is None:
             batch = min(PAPER_SCHEDULE.batch, max(_SMALLEST_BATCH, len(X) // 8))
             schedule = replace(PAPER_SCHEDULE, batch=batch, patience=_PATIENCE)
-        found = train(forward, start, (), [X], targets, schedule, generator, row_weights, seed)
+        found = train(forward, start, (), [X], targets, schedule, generator, seed)
         unseen = targets.counts == 0
         found["weight.2"][:, unseen], found["bias.2"][unseen] = 0.0, UNSEEN_CLASS_LOGIT
         found["weight.0"] *= scale

@@ -76,7 +76,6 @@ def train(
     targets: Targets,
     schedule: Schedule,
     generator: torch.Generator,
-    row_weights: Floats | None,
     seed: int,
 ) -> dict[str, Floats]:
     """Minimize the cross-entropy of logits (n_batch, n_outputs) over inputs of n rows.
@@ -96,7 +95,8 @@ def train(
     optimizer = torch.optim.AdamW(learned, lr=schedule.rate, weight_decay=schedule.decay)
     tensors = [as_tensor(array) for array in inputs]
     labels = torch.from_numpy(targets.codes.astype(np.int64))
-    weights = torch.ones(len(targets)) if row_weights is None else as_tensor(row_weights)
+    given = targets.unit_weights
+    weights = torch.ones(len(targets)) if given is None else as_tensor(given)
     held = held_out_rows(targets, seed)
     rows = torch.from_numpy(np.setdiff1d(np.arange(len(targets)), held))
     held_batches = _batches(torch.from_numpy(held), schedule.batch)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from layerfuse.targets import Targets
 
 Floats: TypeAlias = npt.NDArray[np.float32]
-Weights: TypeAlias = npt.NDArray[np.floating]
 
 UNSEEN_CLASS_LOGIT = -30.0
 """The logit of a class without a training row."""
@@ -46,15 +45,11 @@ class HeadKind(Protocol):
     def kind(self) -> str:
         """Its name in `HEADS`."""
 
-    def fit(
-        self, X: Floats, targets: Targets, penalty: float, *, row_weights: Floats | None, seed: int
-    ) -> Head:
-        """Fit a head; see `fit_head`. ``row_weights`` (n,) have a mean of 1, or are None."""
+    def fit(self, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Head:
+        """Fit a head; see `fit_head`."""
 
-    def search_penalty(
-        self, X: Floats, targets: Targets, *, row_weights: Floats | None, seed: int
-    ) -> float:
-        """Find the penalty; see `search_penalty`. ``row_weights`` as in `fit`."""
+    def search_penalty(self, X: Floats, targets: Targets, *, seed: int) -> float:
+        """Find the penalty; see `search_penalty`."""
 
     def load(self, arrays: Mapping[str, Floats], penalty: float) -> Head:
         """The inverse of `Head.arrays`; a FormatError when they do not fit together."""

@@ -8,8 +8,7 @@ from layerfuse.errors import ConfigError, FormatError, check_choice
 from layerfuse.heads.kernel import KernelHead
 from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead
 from layerfuse.heads.mlp import MlpHead
-from layerfuse.heads.protocol import Floats, Head, HeadKind, Weights
-from layerfuse.probing.ridge import unit_mean_weights
+from layerfuse.heads.protocol import Floats, Head, HeadKind
 from layerfuse.targets import Targets
 
 _KINDS: tuple[HeadKind, ...] = (RidgeHead, LogisticHead, KernelHead, MlpHead)
@@ -18,15 +17,13 @@ HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}
 """Heads that can be asked for, by name."""
 
 
-def search_penalty(
-    name: str, X: Floats, targets: Targets, *, row_weights: Weights | None = None, seed: int = 0
-) -> float:
+def search_penalty(name: str, X: Floats, targets: Targets, *, seed: int = 0) -> float:
     """Find the penalty of one of `HEADS`.
 
     By exact leave-one-out for ``ridge`` and ``kernel`` (alpha) and by stratified folds for
     ``logistic`` (1/C); ``mlp`` has none (0). ``X`` (n, dim) are centered, block-scaled features, of
-    which the leading principal coordinates are enough; ``row_weights`` (n,), at any scale, count in
-    the fits and in the held-out loss; ``seed`` is that of folds and landmarks.
+    which the leading principal coordinates are enough; weights count in the fits and in the
+    held-out loss; ``seed`` is that of folds and landmarks.
 
     Examples
     --------
@@ -38,18 +35,13 @@ def search_penalty(
     ['no', 'no', 'yes', 'yes']
     """
     check_choice(name, HEADS, "head")
-    weights = unit_mean_weights(row_weights)
-    return HEADS[name].search_penalty(X, targets, row_weights=weights, seed=seed)
+    return HEADS[name].search_penalty(X, targets, seed=seed)
 
 
-def fit_head(
-    name: str, X: Floats, targets: Targets, penalty: float, *,
-    row_weights: Weights | None = None, seed: int = 0,
-) -> Head:  # fmt: skip
+def fit_head(name: str, X: Floats, targets: Targets, penalty: float, *, seed: int = 0) -> Head:
     """Fit one of `HEADS`; ``penalty`` is from `search_penalty`, whose other parameters it has."""
     check_choice(name, HEADS, "head")
-    weights = unit_mean_weights(row_weights)
-    return HEADS[name].fit(X, targets, penalty, row_weights=weights, seed=seed)
+    return HEADS[name].fit(X, targets, penalty, seed=seed)
 
 
 def load_head(kind: str, arrays: Mapping[str, Floats], penalty: float) -> Head:

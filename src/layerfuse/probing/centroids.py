@@ -53,9 +53,7 @@ class ClassCentroids:
     scale: Floats
 
     @classmethod
-    def fit(
-        cls, counts: csr_matrix, targets: Targets, row_weights: Floats | None = None
-    ) -> tuple[ClassCentroids, Floats]:
+    def fit(cls, counts: csr_matrix, targets: Targets) -> tuple[ClassCentroids, Floats]:
         """Learn from training rows.
 
         Parameters
@@ -63,7 +61,6 @@ class ClassCentroids:
         counts : csr_matrix of shape (n, n_columns)
             Log counts.
         targets : Targets
-        row_weights : ndarray of shape (n,), optional
 
         Returns
         -------
@@ -80,8 +77,8 @@ class ClassCentroids:
         idf = np.log((1 + counts.shape[0]) / (1 + frequency[columns])) + 1
         rows = _weigh(counts, columns, idf.astype(np.float32))
         members = targets.matrix
-        if row_weights is not None:
-            members = members * (row_weights / row_weights.mean())[:, None]
+        if targets.weights is not None:
+            members = members * (targets.weights / targets.weights.mean())[:, None]
         sums, totals = np.asarray(rows.T @ members), members.sum(axis=0)
         values = np.empty(members.shape, dtype=np.float32)
         for _, held in targets.folds(_FOLDS, 0):

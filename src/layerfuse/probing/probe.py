@@ -20,7 +20,6 @@ from layerfuse.probing.ridge import (
     decompose,
     leave_one_out,
     standardization,
-    unit_mean_weights,
     weight_rows,
 )
 from layerfuse.progress import SILENT, Reporter
@@ -197,16 +196,14 @@ def probe_blocks(
     targets: Targets,
     scorer: str = "ridge",
     *,
-    row_weights: Floats | None = None,
     n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> ProbeResults:
     """`score_blocks`, with each block's axes and leading principal coordinates.
 
-    ``row_weights`` (n,), at any scale, count in the probe and in its loss.
+    Weights count in the probe and in its loss.
     """
     check_scorer(scorer)
-    weights = unit_mean_weights(row_weights)
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("There is only one class. Give rows of at least two.")
 
@@ -218,11 +215,11 @@ def probe_blocks(
             )
         axes: Axes
         if block == LEXICAL_BLOCK:
-            axes, leading = ClassCentroids.fit(features, targets, row_weights)
+            axes, leading = ClassCentroids.fit(features, targets)
             space = decompose(leading)
         else:
             axes, space, leading = PrincipalAxes.fit(features)
-        return SCORERS[scorer](block, space, targets, weights), axes, leading
+        return SCORERS[scorer](block, space, targets), axes, leading
 
     scores, coordinates, axes = [], {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
@@ -243,7 +240,6 @@ def probe_rows(
     rows: npt.NDArray[np.intp],
     targets: Targets,
     *,
-    row_weights: Floats | None = None,
     lexical: Floats | None = None,
     n_jobs: int | None = None,
 ) -> ProbeResults:
@@ -251,16 +247,15 @@ def probe_rows(
 
     For choosing only: the probe sees the coordinates alone, and there is no macro-F1 (NaN), which
     takes longer than the probe. The axes stay as they are: they come from the embeddings of all
-    rows and from no label. ``targets`` and ``row_weights`` are those of ``rows``, and so are the
-    coordinates ``lexical`` of the lexical block, which do depend on labels.
+    rows and from no label. ``targets`` are of ``rows``, and so are the coordinates ``lexical`` of
+    the lexical block, which do depend on labels.
     """
-    weights = unit_mean_weights(row_weights)
 
     def probe(block: BlockRef) -> tuple[BlockScore, Floats]:
         own = lexical if block == LEXICAL_BLOCK else None
         Z = probed.coordinates[block][rows] if own is None else own.copy()
         Z -= Z.mean(axis=0)
-        score, _ = _ridge(block, decompose(weight_rows(Z, weights)), targets, weights)
+        score, _ = _ridge(block, decompose(weight_rows(Z, targets.unit_weights)), targets)
         return score, Z
 
     scores, coordinates = [], {}
@@ -270,46 +265,41 @@ def probe_rows(
     return ProbeResults(BlockScores(tuple(scores), "ridge"), coordinates, probed.axes)
 
 
-def probe_space(
-    block: BlockRef, space: Spectrum, targets: Targets, row_weights: Floats | None = None
-) -> BlockScore:
-    """The ridge score of a block from its whole spectrum; weights (n,) have a mean of 1."""
-    if row_weights is not None:
-        space = decompose(weight_rows(space.rotated, row_weights))
-    score, decisions = _ridge(block, space, targets, row_weights)
+def probe_space(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
+    """The ridge score of a block from its whole spectrum."""
+    if targets.unit_weights is not None:
+        space = decompose(weight_rows(space.rotated, targets.unit_weights))
+    score, decisions = _ridge(block, space, targets)
     return replace(score, macro_f1=_macro_f1(targets, decisions))
 
 
-def _ridge(
-    block: BlockRef, space: Spectrum, targets: Targets, row_weights: Floats | None
-) -> tuple[BlockScore, Decisions]:
+def _ridge(block: BlockRef, space: Spectrum, targets: Targets) -> tuple[BlockScore, Decisions]:
     """The score, without macro-F1, of features that have been weighted as `weight_rows` does."""
-    result = leave_one_out(space, targets.matrix, row_weights=row_weights, groups=targets.groups)
+    weights, groups = targets.unit_weights, targets.groups
+    result = leave_one_out(space, targets.matrix, row_weights=weights, groups=groups)
     decisions = targets.space.decide(result.predictions)
     return _score(block, targets, decisions, result.errors, result.penalty), decisions
 
 
-def _logistic(
-    block: BlockRef, space: Spectrum, targets: Targets, row_weights: Floats | None
-) -> BlockScore:
+def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
 
     if np.count_nonzero(targets.counts > 1) < 2:
         raise DataError("The logistic scorer needs two rows of two classes; use scorer='ridge'.")
     Z = space.rotated if len(space.eigenvalues) else np.zeros((len(targets), 1))  # constant
-    folds = targets.folds(_FOLDS, seed=0)
+    folds, weights = targets.folds(_FOLDS, seed=0), targets.unit_weights
     best: tuple[npt.NDArray[np.float64], Decisions, float] | None = None
     for C in _LOGISTIC_C:
         proba = np.zeros((len(targets), targets.space.n_outputs))
         for rows, held in folds:
             model = LogisticRegression(C=C, max_iter=1000)
-            own = None if row_weights is None else row_weights[rows]
+            own = None if weights is None else weights[rows]
             fit_logistic(model, Z[rows], targets.codes[rows], own)
             # a class of which all rows are held out is not one of the model's
             proba[np.ix_(held, model.classes_)] = model.predict_proba(Z[held])
         losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
-        losses = losses if row_weights is None else losses * row_weights
+        losses = losses if weights is None else losses * weights
         if best is None or losses.mean() < best[0].mean():
             best = (losses, targets.space.decide(proba), 1.0 / C)
     assert best is not None
@@ -363,7 +353,7 @@ def _macro_f1(targets: Targets, decisions: Decisions) -> float:
     return float(f1_score(targets.codes, decisions, average="macro", zero_division=0))
 
 
-SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets, Floats | None], BlockScore]] = {
+SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets], BlockScore]] = {
     "ridge": probe_space,
     "logistic": _logistic,
 }

@@ -23,7 +23,6 @@ Floats = npt.NDArray[np.floating]
 PENALTIES = np.logspace(-5.0, -0.5, 10)
 """Candidate penalties, per row, for features whose variances add up to one."""
 
-_SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
 _LEAST = 1e-6  # what a row's leverage leaves of it, at least
 _CHUNK = 1 << 23  # values processed at once where a whole copy would double the memory
 
@@ -98,17 +97,6 @@ def decompose(Z: Floats, *, overwrite: bool = False) -> Spectrum:
     for rows in _chunks(Z):
         Z[rows, : len(values)] = Z[rows] @ vectors
     return Spectrum(Z[:, : len(values)], values, vectors)
-
-
-def unit_mean_weights(row_weights: Floats | None) -> Floats | None:
-    """Weights of rows (n,) divided by their mean, so that a penalty means the same at any scale.
-
-    None where all are equal.
-    """
-    if row_weights is None or np.ptp(row_weights) == 0:
-        return None
-    relative = np.maximum(row_weights / row_weights.mean(), _SMALLEST_WEIGHT)
-    return np.asarray(relative, dtype=np.float32)
 
 
 def weight_rows(X: Floats, row_weights: Floats | None) -> Floats:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef
 from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
@@ -19,6 +19,7 @@ from layerfuse.embeddings.extraction import BlockView, extract_blocks
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.neighbors import TrainingExamples
+from layerfuse.objects import is_url, local_folder
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -48,19 +49,20 @@ class Predictions:
     truncated: npt.NDArray[np.bool_]
 
 
-def named_runs(runs: Sequence[str]) -> dict[str, Path]:
-    """Folders by the names they are served under: ``NAME=RUN``, or the folder's own name.
+def named_runs(runs: Sequence[str]) -> dict[str, str | Path]:
+    """Folders and URLs by the names they are served under: ``NAME=RUN``, or the folder's own.
 
     Raises
     ------
     ConfigError
         When two have the same name, or a name cannot be part of a URL.
     """
-    named: dict[str, Path] = {}
+    named: dict[str, str | Path] = {}
     for run in runs:
         name, equals, path = run.partition("=")
-        folder = Path(path if equals else run)
-        name = name if equals else folder.resolve().name
+        place = path if equals else run
+        folder = place if is_url(place) else Path(place)
+        name = name if equals else Path(place).resolve().name
         if name in named:
             raise ConfigError(f"Two runs are named {name!r}. Name one of them: NAME={folder}.")
         if not name or "/" in name:
@@ -70,7 +72,7 @@ def named_runs(runs: Sequence[str]) -> dict[str, Path]:
 
 
 def load_models(
-    runs: Mapping[str, Path],
+    runs: Mapping[str, str | Path],
     places: Mapping[str, str],
     device: str,
     reporter: Reporter,
@@ -80,8 +82,8 @@ def load_models(
 
     Parameters
     ----------
-    runs : mapping of str to Path
-        Run folders or bundles by name.
+    runs : mapping of str to str or Path
+        Run folders or bundles, or URLs of them, by name.
     places : mapping of str to str
         New places of encoders, by their names.
     device : str
@@ -96,10 +98,17 @@ def load_models(
     """
     loaded: dict[str, LayerFusionClassifier] = {}
     names: set[str] = set()
-    for name, path in runs.items():
+    folders = {name: local_folder(place) for name, place in runs.items()}
+    for name, path in folders.items():
         if not path.is_dir():
             raise NotFoundError(f"{path} is not a folder. Give a run folder of `layerfuse fit`.")
-        own = {spec.name for spec in load_bundle(bundle_folder(path)).encoders}
+        bundle = load_bundle(bundle_folder(path))
+        if COLUMNS_BLOCK in bundle.model.blocks:
+            raise ConfigError(
+                f"{path} reads columns beside the texts (fit --columns), which a "
+                "request does not have. Use `layerfuse predict`, or fit without --columns."
+            )
+        own = {spec.name for spec in bundle.encoders}
         names |= own
         own_places = {encoder: place for encoder, place in places.items() if encoder in own}
         loaded[name] = load(path, encoders=own_places, device=device)
@@ -121,7 +130,7 @@ def load_models(
                 {encoder.name: own[_identity(encoder)] for encoder in classifier.encoders_}
                 for own in by_worker
             ),
-            _info(name, classifier, _report(runs[name], reporter)),
+            _info(name, classifier, _report(folders[name], reporter)),
             classifier.abstention_,
             classifier.kept_examples_,
         )
