@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -55,6 +54,7 @@ from layerfuse.encoders.tokenizer import (
     WindowLimits,
     Windows,
     check_prompt,
+    own_limit,
 )
 from layerfuse.errors import (
     ConfigError,
@@ -63,7 +63,7 @@ from layerfuse.errors import (
     UnsupportedModelError,
     is_out_of_memory,
 )
-from layerfuse.files import cache_dir, digest, is_own, write_json
+from layerfuse.files import cache_dir, digest, write_json
 from layerfuse.parallel import limit_kernel_cache
 from layerfuse.pooling import WINDOW_POOLINGS, Pooler
 from layerfuse.progress import SILENT, Reporter
@@ -510,12 +510,7 @@ class FrozenEncoder:
         return cache_dir() / "traits" / f"{name}.json"
 
     def _known_traits(self) -> Traits | None:
-        file = self._traits_file(self.dtype)
-        with contextlib.suppress(OSError, ValueError):
-            if is_own(file):
-                kept = TraitsFile.model_validate_json(file.read_bytes())
-                return kept.traits if kept == TraitsFile.of(kept.traits) else None
-        return None
+        return TraitsFile.read(self._traits_file(self.dtype))
 
     def _accept(self, traits: Traits) -> None:
         """Go on in the dtype that the model computes in."""
@@ -556,36 +551,17 @@ class FrozenEncoder:
             pack_linears(architecture.stack)
             if self.dtype == "bfloat16":
                 use_plain_attention(architecture.stack)
-        if architecture.blocks is None:
-            notes.append(
-                f"{self.name}: its blocks cannot be read one by one; all hidden states of a batch "
-                "are kept in memory and no layer is saved by stopping early"
-            )
-        if traits.batches != "any":
-            notes.append(
-                f"{self.name}: padding or other texts of a batch change its values, so it reads "
-                f"texts {traits.batches} at a time"
-            )
-        notes.append(
-            f"{self.name}: {traits.n_layers} layers of {traits.dim}, {self.dtype} on {self.device}"
-        )
+        size = f"{traits.n_layers} layers of {traits.dim}, {self.dtype} on {self.device}"
+        notes += [f"{self.name}: {note}" for note in (*architecture.notes, size)]
         return architecture
 
     def _open_tokenizer(self, tokenizer: PreTrainedTokenizerBase, traits: Traits) -> TextTokenizer:
-        limit = min(self.max_length, self._own_limit(tokenizer), traits.token_limit or sys.maxsize)
+        limits = (own_limit(tokenizer, self.path), traits.token_limit)
+        limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
         with refusing(f"{self.source.path} has a tokenizer that does not work"):
             return TextTokenizer(
                 tokenizer, prompt=self.prompt, chat_prompt=self.chat_prompt, max_length=limit
             )
-
-    def _own_limit(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        limit = tokenizer.model_max_length
-        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 2:
-            raise UnsupportedModelError(
-                f"{self.path} says that its texts have at most {limit!r} tokens, expected a number "
-                "above 1. Correct model_max_length in its tokenizer_config.json."
-            )
-        return int(limit)
 
     def _open_architecture(
         self, tokenizer: PreTrainedTokenizerBase, notes: list[str]

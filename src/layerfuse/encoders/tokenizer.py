@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,6 +81,23 @@ def check_prompt(prompt: str | None) -> None:
         raise ConfigError(
             f"The prompt {prompt!r} must contain {_SLOT} exactly once, where the text goes."
         )
+
+
+def own_limit(tokenizer: PreTrainedTokenizerBase, path: Path) -> int:
+    """Maximum tokens of a text by the tokenizer's own settings; ``path`` names it in an error.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When it is not a number above 1.
+    """
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 2:
+        raise UnsupportedModelError(
+            f"{path} says that its texts have at most {limit!r} tokens, expected a number above 1. "
+            "Correct model_max_length in its tokenizer_config.json."
+        )
+    return int(limit)
 
 
 class TextTokenizer:
