@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
+WORKERS ?= 2
 SECONDS ?= 60
 SEED    ?= 0
 
@@ -27,7 +28,7 @@ demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 	@echo "Once in each shell, so that it is found: . $(BIN)/activate"
 
 test: $(DEV) browser ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
-	@$(BIN)/python -m pytest --durations=5 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=5 $(PYTEST_ARGS)
 
 quick: $(DEV) ## the tests that need neither seconds each, nor a browser, nor models
 	@$(BIN)/python -m pytest -q -m "not slow and not browser and not index" $(PYTEST_ARGS)

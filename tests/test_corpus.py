@@ -16,9 +16,16 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from layerfuse.data import Split, TextDataset, audit, load_dataset, readers
+from layerfuse import LayerFusionClassifier
+from layerfuse.data import Split, TextDataset, audit, find_languages, load_dataset, readers
 from layerfuse.data.audit import Finding
-from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotFoundError
+from layerfuse.errors import (
+    ConfigError,
+    DataError,
+    LayerfuseWarning,
+    MissingExtraError,
+    NotFoundError,
+)
 from layerfuse.targets import check_trainable
 
 ROWS = [("good film", "pos"), ("a bad,\nlong one", "neg"), ('she said "no"', "neg")]
@@ -552,3 +559,27 @@ def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"layerfuse\[hub\]"):
         load_dataset("hub:owner/name")
+
+
+def _german(n: int) -> list[str]:
+    nouns = ["Rechnung", "Lieferung", "Bestellung", "Heizung", "Wohnung"]
+    verbs = ["wurde nicht bezahlt", "kam wieder zu spät an", "ist seit gestern kaputt"]
+    return [f"Die {nouns[i % 5]} Nummer {i} {verbs[i % 3]}, bitte helfen Sie." for i in range(n)]
+
+
+def test_languages_of_the_training_texts() -> None:
+    english = [f"Order number {i} arrived late again and the invoice was wrong." for i in range(10)]
+    texts = tuple(_german(30) + english)
+    split = Split(texts, tuple("ab"[i % 2] for i in range(40)))
+    found = audit(TextDataset("mixed", {"train": split})).languages
+    assert [own.code for own in found] == ["de", "en"]
+    assert found[0].share == pytest.approx(0.75, abs=0.05)
+    assert find_languages(()) == ()
+    assert find_languages(["Wo?", "Wer ist da?", "Ja."] * 30)[0].code == "de"  # joined
+
+
+@pytest.mark.index
+def test_an_encoder_made_for_english_is_named_where_texts_are_not(tmp_path: Path) -> None:
+    texts, labels = _german(60), list("ab" * 30)
+    with pytest.warns(LayerfuseWarning, match=r"not English \(de 100%\).*minilm.*e5-small"):
+        LayerFusionClassifier("minilm", store=None, cv=2).fit(texts, labels)

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores, Selection
+from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.groups import Groups, standard_error
 from layerfuse.labels import Column
@@ -169,7 +169,7 @@ def choose_with_state(
     if method == "greedy":
         return _greedy(probed, ranked, targets, budget, n_jobs, reporter)
     if method == "last":
-        names = [name for name in probed.scores.encoders if name != LEXICAL_BLOCK.encoder]
+        names = [name for name in probed.scores.encoders if name not in NOT_MODELS]
         chosen = [probed.scores.last(name).block for name in names]
         if over := budget.exceeded(chosen):
             raise ConfigError(

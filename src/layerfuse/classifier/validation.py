@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK
+from layerfuse.blocks import COLUMNS_BLOCK, NOT_MODELS
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
+from layerfuse.data import ENCODERS, find_languages
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
@@ -39,6 +40,8 @@ FRAGMENTS = ("drop", "keep")
 _PREFIX = 3  # words by which the start of a longer text is looked up
 _MOSTLY_FRAGMENTS = 0.5
 _MOST_SEEDS = 2**31
+_ENGLISH = "English"  # languages of a catalog entry
+_FOREIGN = 0.5  # share of texts in other languages
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     if not isinstance(model.store, (str, Path, EmbeddingStore, type(None))):
         raise ConfigError(f"store={model.store!r} cannot be used. Give 'auto', a folder or None.")
     check_choice(model.fragments, FRAGMENTS, "fragments")
+    if isinstance(model.columns, str):
+        raise ConfigError(f"columns={model.columns!r} is one string. Give a list: columns=['age'].")
     if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
@@ -251,13 +256,53 @@ def _rows_to_learn(
     return every[~contained]
 
 
-def warn_truncated(share: float, encoders: Sequence[FrozenEncoder], reporter: Reporter) -> None:
-    """Note and warn where an encoder truncated training texts."""
+def warn_truncated(
+    share: float, read: float, encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Note and warn where training texts were cut; ``read`` is the share of tokens read."""
     if share > 0:
-        longest = ", ".join(f"{encoder.name} {encoder.max_length}" for encoder in encoders)
         message = (
-            f"{share:.1%} of training texts were truncated (most tokens: {longest}, or the model's "
-            "own limit). Raise max_length (--max-length) where the model allows it."
+            f"{share:.1%} of training texts were cut, and {read:.1%} of all tokens were read "
+            f"({'; '.join(map(_limit, encoders))}). To read more, use windows (--windows mean,max) "
+            "or more of them (--max-windows)."
+        )
+        reporter.note(message)
+        warnings.warn(message, LayerfuseWarning, stacklevel=3)
+
+
+def _limit(encoder: FrozenEncoder) -> str:
+    """How much of a text an encoder reads, and whether that is the model's own limit."""
+    length, whole = encoder.tokenizer.max_length, encoder.max_length
+    if encoder.windows is not None:
+        return f"{encoder.name}: {encoder.max_windows} windows of {encoder.window_length} tokens"
+    return f"{encoder.name}: {length} tokens{', its own limit' * (length < whole)}"
+
+
+def cost_of_columns(features: npt.NDArray[np.float32]) -> EncoderCost:
+    """That of the columns beside texts: hardly any."""
+    width = features.shape[1]
+    return EncoderCost(COLUMNS_BLOCK.encoder, (width,), 4.0, 0.0, width, 0.0, n_texts=len(features))
+
+
+def warn_languages(
+    texts: Sequence[str], encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Note and warn where most texts are in a language that no encoder was made for.
+
+    Of encoders that are not in the catalog nothing is known, so that nothing is said.
+    """
+    entries = [ENCODERS.get(encoder.source.origin) for encoder in encoders]
+    if any(entry is None or entry.languages != _ENGLISH for entry in entries):
+        return
+    found = find_languages(texts)
+    foreign = sum(language.share for language in found if language.code != "en")
+    if foreign > _FOREIGN:
+        codes = ", ".join(f"{own.code} {own.share:.0%}" for own in found[:3] if own.code != "en")
+        others = ", ".join(e.name for e in ENCODERS.values() if e.languages != _ENGLISH)
+        message = (
+            f"{foreign:.0%} of the texts look as if they were not English ({codes}), but "
+            f"{', '.join(encoder.name for encoder in encoders)} was made for English. Encoders "
+            f"for more languages: {others} (layerfuse models list)."
         )
         reporter.note(message)
         warnings.warn(message, LayerfuseWarning, stacklevel=3)
@@ -307,10 +352,10 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
         alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
-    if LEXICAL_BLOCK.encoder in names:
+    if taken := sorted(NOT_MODELS.intersection(names)):
         raise ConfigError(
-            f"{LEXICAL_BLOCK.encoder!r} is the name of the block of words. Give the encoder another"
-            " name: other=PATH."
+            f"{taken[0]!r} is the name of a block that is not of a model. Give the encoder another "
+            "name: other=PATH."
         )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
@@ -333,7 +378,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
     one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    store = model.store.root if isinstance(model.store, EmbeddingStore) else model.store
+    store = model.store.place if isinstance(model.store, EmbeddingStore) else model.store
     values = model.get_params(deep=False) | {
         "encoders": tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
@@ -344,6 +389,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
         ),
         "budget": _limits(model.budget),
         "class_weight": _weights(model.class_weight, names),
+        "columns": tuple(model.columns),
         "store": None if store is None else _named(store),
     }
     if not isinstance(model.cv, (int, np.integer)):

@@ -1,16 +1,15 @@
 """Datasets and the catalog: readers, audit, and downloads with pinned checksums."""
 
-from layerfuse.data.audit import NEAR, Audit, audit, near_duplicates
+from layerfuse.data.audit import NEAR, Audit, audit, find_languages, near_duplicates
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry
 from layerfuse.data.columns import (
     SEPARATOR,
-    TEXT_NAMES,
     ColumnError,
     ReadOptions,
     split_names,
     strip_html,
 )
-from layerfuse.data.dataset import Split, TextDataset, test_name
+from layerfuse.data.dataset import TEXT_NAMES, Split, TextDataset, test_name
 from layerfuse.data.download import (
     encoder_path,
     is_pulled,
@@ -42,6 +41,7 @@ __all__ = [
     "TextStream",
     "audit",
     "encoder_path",
+    "find_languages",
     "is_pulled",
     "load_dataset",
     "near_duplicates",

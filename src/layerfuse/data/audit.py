@@ -17,6 +17,7 @@ from layerfuse.labels import each_label
 
 if TYPE_CHECKING:
     from datasketch import MinHash
+    from py3langid.langid import LanguageIdentifier
 
 
 NEAR = 0.8
@@ -26,6 +27,7 @@ _SMALL_CLASS = 5  # training rows; fewer are too few to learn much from
 _NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-", "missing"}
 _BANDS, _ROWS = 16, 4  # of a signature: a pair at 0.8 shares a band with probability 0.9998
 _MOST_CANDIDATES = 20
+_PIECES, _PIECE = 200, (60, 1000)  # sampled pieces of text whose language is told; characters each
 _WORD = re.compile(r"\w+")
 
 
@@ -56,6 +58,14 @@ class SplitAudit:
 
 
 @dataclass(frozen=True)
+class LanguageShare:
+    """An ISO 639 code and the share of sampled texts (0 to 1) that look like its language."""
+
+    code: str
+    share: float
+
+
+@dataclass(frozen=True)
 class Audit:
     """The audit of a dataset.
 
@@ -63,6 +73,7 @@ class Audit:
     ``untested_classes`` are only in train and ``unseen_classes`` only in the test split;
     ``small_classes`` are those with fewer than 5 training rows. Labels of ``alike_classes`` differ
     only in case and white space, those of ``odd_classes`` read like a missing value, such as "nan".
+    ``languages`` are those of the training texts, see `find_languages`.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Audit:
     small_classes: dict[str, int]
     alike_classes: tuple[tuple[str, ...], ...] = ()
     odd_classes: tuple[str, ...] = ()
+    languages: tuple[LanguageShare, ...] = ()
 
 
 def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
@@ -104,6 +116,7 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
         small_classes={name: count for name, count in trained.items() if count < _SMALL_CLASS},
         alike_classes=tuple(tuple(names) for names in alike.values() if len(names) > 1),
         odd_classes=tuple(name for name in every if normalize(name) in _NO_VALUE),
+        languages=find_languages(train.texts),
     )
 
 
@@ -122,6 +135,37 @@ def _audit_split(split: Split, max_chars: int) -> SplitAudit:
         conflicts=len(conflicts),
         conflict_rows=tuple(map(tuple, conflicts)),
     )
+
+
+def find_languages(texts: Sequence[str]) -> tuple[LanguageShare, ...]:
+    """Tell the languages of texts, the most frequent first, by py3langid (Lui and Baldwin, 2012).
+
+    Up to 200 pieces are looked at, drawn evenly; short texts are joined to pieces of 60 characters,
+    as a few words tell little.
+
+    Examples
+    --------
+    >>> find_languages(["Die Rechnung wurde nie bezahlt, und der Kunde wartet noch immer."])
+    (LanguageShare(code='de', share=1.0),)
+    """
+    least, most = _PIECE
+    pieces, piece = [], ""
+    drawn = texts[:: max(1, len(texts) // (4 * _PIECES))]
+    for text in drawn:
+        piece = f"{piece}\n{text[:most]}".strip()
+        if len(piece) >= least:
+            pieces.append(piece)
+            piece = ""
+    pieces = pieces[:: -(-len(pieces) // _PIECES)] if pieces else [piece] if piece else []
+    codes = Counter(_identifier().classify(piece)[0] for piece in pieces)
+    return tuple(LanguageShare(code, count / len(pieces)) for code, count in codes.most_common())
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> LanguageIdentifier:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _finding(rows: Iterable[int]) -> Finding:
