@@ -209,7 +209,7 @@ class _Sigmoid:
         start = np.zeros((dim + 1, k)) if self.weights is None else self.weights
         found = minimize(
             loss, (start * scale).ravel(), method="L-BFGS-B", jac=True,
-            options={"maxiter": 500, "gtol": self.tol / 10, "ftol": 1e-9},
+            options={"maxiter": 500, "gtol": self.tol / 10, "ftol": 1e-7},
         )  # fmt: skip
         self.weights = found.x.reshape(dim + 1, k) / scale
         counts = targets.counts  # a label that no row has, or all, is never or always predicted
