@@ -28,6 +28,7 @@ from benchmarks import (
     serving,
     stream,
     walk,
+    windows,
 )
 from benchmarks.common import save
 from benchmarks.gpu.command import main as gpu
@@ -56,6 +57,7 @@ BENCHMARKS = {
     "serving": serving.run,
     "serving_soak": serving.soak,
     "walk": walk.run,
+    "windows": windows.run,
     "gpu": run_gpu,
 }
 

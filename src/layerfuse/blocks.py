@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from layerfuse.errors import ConfigError, check_choice, require
-from layerfuse.pooling import POOLINGS
+from layerfuse.pooling import POOLINGS, WINDOW_POOLINGS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,8 @@ class BlockRef:
     """One (encoder, layer, pooling): the unit that is scored, selected and fused.
 
     ``layer`` is 0 for the embedding output and ``i`` for the output of block ``i``.
-    As text it is ``"mpnet:8:mean"``.
+    As text it is ``"mpnet:8:mean"``; over windows of a text, ``"mpnet:8:mean/max"`` is the maximum
+    of the means of the windows.
     """
 
     encoder: str
@@ -38,6 +39,11 @@ class BlockRef:
     def __str__(self) -> str:
         return f"{self.encoder}:{self.layer}:{self.pooling}"
 
+    @property
+    def windowed(self) -> bool:
+        """Whether it pools over windows of a text."""
+        return "/" in self.pooling
+
     @classmethod
     def parse(cls, text: str) -> BlockRef:
         """Read ``"encoder:layer:pooling"``; the encoder's name may hold colons itself."""
@@ -46,8 +52,8 @@ class BlockRef:
             raise ConfigError(f"{text!r} is not a block. Write it as encoder:layer:pooling.")
         if text in (str(LEXICAL_BLOCK), str(COLUMNS_BLOCK)):
             return cls(parts[0], 0, parts[2])
-        (pooling,) = resolve_poolings(parts[2])
-        return cls(parts[0], int(parts[1]), pooling)
+        split_pooling(parts[2])
+        return cls(parts[0], int(parts[1]), parts[2])
 
 
 LEXICAL_BLOCK = BlockRef("lexical", 0, "tfidf")
@@ -180,13 +186,34 @@ class Selection:
     gains_: tuple[float, ...]
 
 
-def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
+def split_pooling(name: str) -> tuple[str, str | None]:
+    """The poolings over tokens and over windows of a block's pooling such as ``"mean/max"``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    """
+    over_tokens, slash, over_windows = name.partition("/")
+    check_choice(over_tokens, POOLINGS, "pooling")
+    if slash:
+        check_choice(over_windows, WINDOW_POOLINGS, "pooling over windows")
+    return over_tokens, over_windows if slash else None
+
+
+def resolve_poolings(
+    poolings: str | Iterable[str], known: Iterable[str] = POOLINGS, what: str = "pooling"
+) -> tuple[str, ...]:
     """Check pooling names and drop repeats, keeping the order.
 
     Parameters
     ----------
     poolings : str or iterable of str
-        Names of `layerfuse.pooling.POOLINGS`.
+        Names of ``known``.
+    known : iterable of str
+        By default `layerfuse.pooling.POOLINGS`.
+    what : str
+        What they are names of.
 
     Returns
     -------
@@ -199,9 +226,9 @@ def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """
     names = (poolings,) if isinstance(poolings, str) else tuple(dict.fromkeys(poolings))
     for name in names:
-        check_choice(name, POOLINGS, "pooling")
+        check_choice(name, known, what)
     if not names:
-        raise ConfigError(f"No pooling was given. Choose from {', '.join(POOLINGS)}.")
+        raise ConfigError(f"No {what} was given. Choose from {', '.join(known)}.")
     return names
 
 

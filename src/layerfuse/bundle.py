@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
-from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef, resolve_poolings
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef, split_pooling
 from layerfuse.calibration import Abstention, TemperatureCalibrator
 from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
@@ -69,6 +69,9 @@ class EncoderSpec(_Record):
     layers: Literal["all"] | int | tuple[int, ...]
     pooling: str | tuple[str, ...]
     max_length: int
+    windows: tuple[str, ...] | None
+    overlap: float
+    max_windows: int
     dtype: str
     batch_tokens: int | None
 
@@ -86,6 +89,9 @@ class EncoderSpec(_Record):
             layers=layers if isinstance(layers, (str, int, np.integer)) else tuple(layers),
             pooling=pooling if isinstance(pooling, str) else tuple(pooling),
             max_length=encoder.max_length,
+            windows=None if encoder.windows is None else tuple(encoder.windows),
+            overlap=encoder.overlap,
+            max_windows=encoder.max_windows,
             dtype=encoder.dtype,
             batch_tokens=encoder.batch_tokens,
         )
@@ -101,6 +107,9 @@ class EncoderSpec(_Record):
             layers=self.layers,
             pooling=self.pooling,
             max_length=self.max_length,
+            windows=self.windows,
+            overlap=self.overlap,
+            max_windows=self.max_windows,
             device=device,
             # Where bfloat16 would be emulated, float32 is faster and as true.
             dtype="auto" if self.dtype == "bfloat16" else self.dtype,
@@ -193,7 +202,7 @@ class _Block(_Record):
     @model_validator(mode="after")
     def _has_pooling(self) -> _Block:
         if self.ref not in (LEXICAL_BLOCK, COLUMNS_BLOCK):
-            resolve_poolings(self.pooling)
+            split_pooling(self.pooling)
         return self
 
     @property

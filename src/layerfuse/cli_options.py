@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 # Those of the registries, which --help and completion must not import: they load torch.
 POOLING_NAMES = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
+WINDOW_POOLING_NAMES = ("mean", "max", "first", "last")
 HEAD_NAMES = ("ridge", "logistic", "kernel", "mlp")
 EXPORT_FORMATS = ("sentence-transformers", "onnx")
 FUSION_NAMES = (
@@ -316,7 +317,20 @@ class ReadConfig:
             metavar="POOLINGS",
         ),
     ] = ("mean",)
-    max_length: Annotated[int, count("Maximum tokens per text.", least=2, group=_ENCODERS)] = 512
+    max_length: Annotated[
+        int, count("Maximum tokens per text or window.", least=2, group=_ENCODERS)
+    ] = 512
+    windows: Annotated[
+        tuple[str, ...] | None,
+        _once(
+            "Read longer texts in windows; candidate poolings over them, "
+            f"comma-separated: {', '.join(WINDOW_POOLING_NAMES)} (default: truncate).",
+            converter=_commas,
+            metavar="POOLINGS",
+            group=_ENCODERS,
+        ),
+    ] = None
+    max_windows: Annotated[int, count("Maximum windows per text.", group=_ENCODERS)] = 64
     device: Device = "auto"
     dtype: Dtype = "auto"
 

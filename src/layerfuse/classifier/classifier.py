@@ -140,7 +140,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     timings_ : dict of str to float
         Seconds of each stage.
     truncated_share_ : float
-        Largest share of training texts that an encoder truncated, 0 to 1.
+        Largest share of training texts that an encoder cut, 0 to 1.
+    read_share_ : float
+        Share of the training texts' tokens that was read, 0 to 1, by the encoder that read the
+        least; counted on up to 1,000 texts.
     n_rows_ : int
         Rows that were learned from.
     kept_examples_ : TrainingExamples or None
@@ -175,6 +178,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     costs_: Mapping[str, EncoderCost]
     timings_: dict[str, float]
     truncated_share_: float
+    read_share_: float
     n_rows_: int
 
     def __init__(
@@ -327,7 +331,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.column_encoder_ = column_encoder
         self.n_rows_ = len(data.texts)
         self.truncated_share_ = max(embeddings.truncated_share, rows.truncated_share)
-        warn_truncated(self.truncated_share_, encoders, reporter)
+        self.read_share_ = min(embeddings.read_share, rows.read_share)
+        warn_truncated(self.truncated_share_, self.read_share_, encoders, reporter)
         self.timings_ = clock.seconds()
         self.fit_record_ = FitRecord(
             training=TrainingRows(data.texts, data.targets, sample, rows),

@@ -255,16 +255,26 @@ def _rows_to_learn(
     return every[~contained]
 
 
-def warn_truncated(share: float, encoders: Sequence[FrozenEncoder], reporter: Reporter) -> None:
-    """Note and warn where an encoder truncated training texts."""
+def warn_truncated(
+    share: float, read: float, encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Note and warn where training texts were cut; ``read`` is the share of tokens read."""
     if share > 0:
-        longest = ", ".join(f"{encoder.name} {encoder.max_length}" for encoder in encoders)
         message = (
-            f"{share:.1%} of training texts were truncated (most tokens: {longest}, or the model's "
-            "own limit). Raise max_length (--max-length) where the model allows it."
+            f"{share:.1%} of training texts were cut, and {read:.1%} of all tokens were read "
+            f"({'; '.join(map(_limit, encoders))}). To read more, use windows (--windows mean,max) "
+            "or more of them (--max-windows)."
         )
         reporter.note(message)
         warnings.warn(message, LayerfuseWarning, stacklevel=3)
+
+
+def _limit(encoder: FrozenEncoder) -> str:
+    """How much of a text an encoder reads, and whether that is the model's own limit."""
+    length, whole = encoder.tokenizer.max_length, encoder.max_length
+    if encoder.windows is not None:
+        return f"{encoder.name}: {encoder.max_windows} windows of {encoder.window_length} tokens"
+    return f"{encoder.name}: {length} tokens{', its own limit' * (length < whole)}"
 
 
 def cost_of_columns(features: npt.NDArray[np.float32]) -> EncoderCost:

@@ -171,6 +171,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             columns=ColumnsReport.of(dataset, config),
             classes=tuple(map(str, space.classes.tolist())),
             truncated_share=classifier.truncated_share_,
+            read_share=classifier.read_share_,
             audit=audit(dataset),
             near_duplicates=find_near_duplicates(dataset, texts=config.texts),
         ),
@@ -333,6 +334,9 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
         prompt=encoder.prompt,
         chat_prompt=encoder.chat_prompt,
         max_length=encoder.max_length,
+        windows=None if encoder.windows is None else tuple(encoder.windows),
+        overlap=encoder.overlap,
+        max_windows=encoder.max_windows,
         cost=cost,
     )
 
@@ -360,6 +364,8 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
                 else config.pooling
             ),
             max_length=config.max_length,
+            windows=config.windows,
+            max_windows=config.max_windows,
             device=config.device,
             dtype=config.dtype,
             reporter=reporter,

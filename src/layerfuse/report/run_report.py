@@ -106,7 +106,10 @@ class DataReport(Model):
     classes: tuple[str, ...]
     """Labels as text, in the order of the columns of probabilities."""
     truncated_share: float
-    """The largest share of training texts (0 to 1) that an encoder truncated."""
+    """The largest share of training texts (0 to 1) that an encoder cut."""
+    read_share: float
+    """The share of the training texts' tokens (0 to 1) that was read, by the encoder that read the
+    least; counted on up to 1,000 texts."""
     audit: Audit
     near_duplicates: NearDuplicates | None
     """None without test rows."""
@@ -122,6 +125,11 @@ class EncoderReport(Model):
     prompt: str | None
     chat_prompt: str | None
     max_length: int
+    """Maximum tokens per text, or per window."""
+    windows: tuple[str, ...] | None
+    """Candidate poolings over windows; None where longer texts were truncated."""
+    overlap: float
+    max_windows: int
     cost: EncoderCost
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,7 @@ from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
-from layerfuse.embeddings.plan import plan_shards
-from layerfuse.embeddings.runner import run_shard
-from layerfuse.embeddings.shard import Key
+from layerfuse.embeddings.extraction import BlockView, extract_blocks
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.neighbors import TrainingExamples
@@ -48,15 +46,6 @@ class Predictions:
 
     features: npt.NDArray[np.float32]
     proba: npt.NDArray[np.float64]
-    truncated: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class _TextBlocks:
-    """Blocks of distinct texts, each (n_texts, dim), and the row of each text."""
-
-    places: Mapping[str, int]
-    blocks: Mapping[Key, npt.NDArray[np.float32]]
     truncated: npt.NDArray[np.bool_]
 
 
@@ -163,6 +152,7 @@ def _identity(encoder: FrozenEncoder) -> str:
             encoder.prompt,
             encoder.chat_prompt,
             encoder.max_length,
+            encoder.windows is not None and (encoder.overlap, encoder.max_windows),
             encoder.dtype,
             encoder.device,
         ]
@@ -191,6 +181,7 @@ def _info(name: str, classifier: LayerFusionClassifier, report: RunReport | None
                 layers=tuple(sorted({b.layer for b in blocks if b.encoder == encoder.name})),
                 n_layers=encoder.n_layers,
                 max_length=encoder.max_length,
+                max_windows=1 if encoder.windows is None else encoder.max_windows,
                 dtype=encoder.dtype,
                 device=encoder.device,
             )
@@ -209,16 +200,20 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> l
     It is read at the layers that these requests need, no higher than the highest of them. Calls
     for different workers run side by side.
     """
-    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
+    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[BlockRef, None]]] = {}
     for served, texts in requests:
         for block in served.model.blocks:
             if block == LEXICAL_BLOCK:
                 continue
-            places, keys = wanted.setdefault(served.encoders[worker][block.encoder], ({}, {}))
-            keys[block.layer, block.pooling] = None
+            encoder = served.encoders[worker][block.encoder]
+            places, blocks = wanted.setdefault(encoder, ({}, {}))
+            blocks[replace(block, encoder=encoder.name)] = None
             for text in texts:
                 places.setdefault(text, len(places))
-    read = {encoder: _encode(encoder, *asked) for encoder, asked in wanted.items()}
+    read = {
+        encoder: (places, extract_blocks(list(places), [encoder], tuple(blocks), None))
+        for encoder, (places, blocks) in wanted.items()
+    }
     together: dict[ServedModel, list[str]] = {}
     for served, texts in requests:
         together.setdefault(served, []).extend(texts)
@@ -236,7 +231,7 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> l
 def _classify(
     served: ServedModel,
     texts: Sequence[str],
-    read: Mapping[FrozenEncoder, _TextBlocks],
+    read: Mapping[FrozenEncoder, tuple[Mapping[str, int], BlockView]],
     worker: int,
 ) -> Predictions:
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
@@ -245,17 +240,10 @@ def _classify(
         if block == LEXICAL_BLOCK:
             blocks[block] = count_words(texts)
             continue
-        own = read[served.encoders[worker][block.encoder]]
-        rows = [own.places[text] for text in texts]
-        blocks[block] = own.blocks[block.layer, block.pooling][rows]
-        truncated |= own.truncated[rows]
+        encoder = served.encoders[worker][block.encoder]
+        places, view = read[encoder]
+        rows = [places[text] for text in texts]
+        blocks[block] = view[replace(block, encoder=encoder.name)][rows]
+        truncated |= view.truncated[0, rows]
     features = served.model.features(blocks)
     return Predictions(features, served.model.proba_of(features), truncated)
-
-
-def _encode(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _TextBlocks:
-    missing = [(np.arange(len(places)), tuple(keys))]
-    jobs = plan_shards(tuple(places), missing, encoder)
-    results = [run_shard(job, encoder) for job in jobs]
-    blocks = {key: np.concatenate([result.blocks[key] for result in results]) for key in keys}
-    return _TextBlocks(places, blocks, np.concatenate([result.truncated for result in results]))
