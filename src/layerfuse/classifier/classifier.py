@@ -102,7 +102,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Blocks are scored and selected on a stratified sample of about this many rows. The other
         rows are read only at the selected blocks, and the head is trained on all rows.
     store : {"auto"}, path, EmbeddingStore or None, default="auto"
-        Embedding cache for training texts: the user's, a folder, or None for memory only.
+        Embedding cache for training texts: the user's, a folder or URL, or None for memory only.
     n_jobs : int, optional
         Threads for probing and model selection; None and -1 use all cores.
     random_state : int, RandomState instance or None, default=0

@@ -229,8 +229,9 @@ class Section:
     def verify(self) -> list[Path]:
         """Read every byte; damaged shards are set aside, damaged objects deleted; both returned."""
         with self.lock:
-            torn = [] if self.remote is None else self._mirror(self.remote, everything=True)
+            torn: list[str] = []
             if self.remote is not None:
+                torn = self._mirror(self.remote, everything=True)
                 self.remote.delete(*torn)
             before = set(self.folder.glob(f"*{SUFFIX}"))
             self.refresh()
