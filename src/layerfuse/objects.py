@@ -62,13 +62,13 @@ def open_url(url: str) -> IO[bytes]:
     StorageError
         For what else the storage says.
     """
-    with url_errors(url):
+    with _url_errors(url):
         system, path = _system(url)
         return cast("IO[bytes]", system.open(path, "rb"))
 
 
 @contextlib.contextmanager
-def url_errors(url: str) -> Iterator[None]:
+def _url_errors(url: str) -> Iterator[None]:
     """Turn what fsspec raises into errors that say what to do."""
     try:
         yield
@@ -100,7 +100,7 @@ def _system(url: str) -> tuple[AbstractFileSystem, str]:
 
 @dataclass(frozen=True)
 class ObjectFolder:
-    """The objects whose names start with a URL; methods raise the errors of `url_errors`.
+    """The objects whose names start with a URL; methods raise as `open_url`.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class ObjectFolder:
     @contextlib.contextmanager
     def _at(self, name: str = "") -> Iterator[tuple[AbstractFileSystem, str]]:
         url = (self / name).url if name else self.url
-        with url_errors(url):
+        with _url_errors(url):
             yield _system(url)
 
 
