@@ -627,7 +627,7 @@ class TestRefused:
         nullable = {
             "revision", "prompt", "chat_prompt", "batch_tokens", "budget", "class_weight",
             "calibration", "store", "n_jobs", "random_state", "settings", "cv", "text_column",
-            "label_column", "target_accuracy", "coverage", "abstention",
+            "label_column", "target_accuracy", "coverage", "abstention", "windows",
         }  # fmt: skip
         optional = {"cv", "text_column", "label_column", "settings", "separator", "strip_html"}
         named = {
