@@ -63,8 +63,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     lexical : bool, default=False
         Whether words are a candidate beside the encoders' layers: one block that says how near a
         text's words (TF-IDF) are to those of each class. It helps small encoders and few rows most.
-    selection : {"greedy", "top_k", "best", "last"}, default="greedy"
-        How blocks are selected; see `select_blocks`.
+    selection : {"auto", "greedy", "upper", "top_k", "best", "last"}, default="auto"
+        How blocks are selected; see `select_blocks`. ``"auto"``: ``"greedy"``, or
+        ``"upper"`` with fewer than 1,000 rows and 100 a class.
     max_blocks : int, default=5
         Maximum number of blocks to fuse.
     budget : Budget or mapping, optional
@@ -171,7 +172,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         encoders: Encoders = ("minilm",),
         *,
         lexical: bool = False,
-        selection: str = "greedy",
+        selection: str = "auto",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,
         fusion: str = "auto",
@@ -271,7 +272,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             size = sum(array.size for array in axes.arrays().values())
             costs = {**costs, name: replace(costs[name], dims=axes.rank, parameters=(size,))}
         clock("score_s")
-        space = search_space(self, costs, seed)
+        space = search_space(self, measured, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, self.n_jobs)
         strategies = {one.key: one.choose for one in baseline_strategies(training)}
         folds = measured.folds(self.cv, seed)
