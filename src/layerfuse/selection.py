@@ -26,6 +26,7 @@ AUTO = "auto"
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
 _UPPER = 4  # layers that "upper" averages
+_CERTAIN = 3  # standard errors by which a single block has to be better than they
 _BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
 
 FEW_ROWS, FEW_PER_CLASS = 1000, 100
@@ -60,8 +61,9 @@ def select_blocks(
         regression over the block-scaled concatenation; stops at ``max_blocks`` or when no gain is
         above one standard error. Of blocks whose gains are within one standard error of the largest
         the cheapest is taken: an encoder in use before a new one, a low layer before a high one.
-        ``"upper"``: the highest four layers of one encoder, that where they predict best together;
-        with a few labels any finer choice follows noise.
+        ``"upper"``: the highest four layers of one encoder, that where they predict best together,
+        or the highest alone where it is better by a standard error. With few labels any finer
+        choice follows noise: another block is taken where it is better by three.
     max_blocks : int
         Blocks to choose, at most.
     groups : array-like of shape (n,), optional
@@ -246,9 +248,9 @@ def _upper(
     def fit(blocks: Sequence[BlockRef]) -> tuple[Selection, RidgeState]:
         return _of_blocks(blocks, probed, targets, "upper")
 
-    def is_better(one: RidgeState, other: RidgeState) -> bool:
+    def is_better(one: RidgeState, other: RidgeState, n_errors: int = 1) -> bool:
         gains = other.errors - one.errors
-        return bool(gains.mean() > standard_error(gains, targets.groups))
+        return bool(gains.mean() > n_errors * standard_error(gains, targets.groups))
 
     found = []
     for encoder in dict.fromkeys(block.encoder for block in ranked if block != LEXICAL_BLOCK):
@@ -264,8 +266,11 @@ def _upper(
     if not found:
         return fit([LEXICAL_BLOCK])
     selection, state = min(found, key=lambda one: one[1].loss)
+    best = fit(ranked[:1])
+    if is_better(best[1], state, _CERTAIN):
+        selection, state = best
     with_words = [*selection.blocks, LEXICAL_BLOCK]
-    if LEXICAL_BLOCK in ranked and budget.allows(with_words):
+    if LEXICAL_BLOCK in set(ranked) - set(selection.blocks) and budget.allows(with_words):
         joined = fit(with_words)
         if is_better(joined[1], state):
             selection, state = joined
