@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     abstention,
     accuracy,
+    columns,
     complementarity,
     demo,
     export,
@@ -28,6 +29,7 @@ from benchmarks import (
     serving,
     stream,
     walk,
+    windows,
 )
 from benchmarks.common import save
 from benchmarks.gpu.command import main as gpu
@@ -50,12 +52,14 @@ BENCHMARKS = {
     "few_labels": few_labels.run,
     "abstention": abstention.run,
     "label_errors": label_errors.run,
+    "columns": columns.run,
     "search": search.run,
     "demo": demo.run,
     "report": report.run,
     "serving": serving.run,
     "serving_soak": serving.soak,
     "walk": walk.run,
+    "windows": windows.run,
     "gpu": run_gpu,
 }
 

@@ -18,7 +18,8 @@ _FILL = """
 import sys
 from pathlib import Path
 import numpy as np
-from layerfuse.embeddings.store import text_hashes, write_shard
+from layerfuse.embeddings.shard import write_shard
+from layerfuse.embeddings.store import text_hashes
 folder, rows, dim = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 draw = np.random.default_rng(0)
 truth = draw.normal(size=(dim, 2)).astype("float32")

@@ -180,6 +180,9 @@ def _encoder(name: str) -> EncoderReport:
         prompt=None,
         chat_prompt=None,
         max_length=512,
+        windows=None,
+        overlap=0.0,
+        max_windows=64,
         cost=cost,
     )
 
@@ -210,6 +213,7 @@ def _data(rows: int, classes: tuple[str, ...]) -> DataReport:
         test_split="test",
         classes=classes,
         truncated_share=0.01,
+        read_share=0.99,
         audit=Audit("made up", {"train": split, "test": split}, "test", none, (), (), {}),
         near_duplicates=NearDuplicates(threshold=0.8, count=40, conflicts=40, pairs=(near,) * 40),
     )

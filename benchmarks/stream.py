@@ -2,10 +2,13 @@
 output of a run that is killed ten times and goes on, against that of one that is not.
 
 ``python -m benchmarks.stream 2000000`` takes other numbers of rows. The encoder is a tiny random
-one of one layer, so that reading costs little and what is measured is all else."""
+one of one layer, so that reading costs little and what is measured is all else. With ``--encoder
+minilm`` it is a named one, up to its last layer; texts are then often equal, as equal texts in one
+part are read once, and the rate for different texts is measured on its own."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,11 @@ BertModel(BertConfig(
     intermediate_size=32, max_position_embeddings=64,
 )).save_pretrained(folder / "tiny")
 texts = [f"w{row % 2} w{row}" for row in range(400)]
-encoder = FrozenEncoder.from_pretrained(folder / "tiny", device="cpu", dtype="float32")
+name = sys.argv[2]
+if name == "tiny":
+    encoder = FrozenEncoder.from_pretrained(folder / "tiny", device="cpu", dtype="float32")
+else:
+    encoder = FrozenEncoder.from_pretrained(name, device="cpu", layers=-1)
 options = {"store": None, "fusion": "concat", "head": "ridge", "cv": 2}
 LayerFusionClassifier([encoder], **options).fit(texts, [row % 2 for row in range(400)]).save(
     folder / "bundle", text_column="text"
@@ -48,31 +56,50 @@ LayerFusionClassifier([encoder], **options).fit(texts, [row % 2 for row in range
 """
 
 
-def write_rows(path: Path, count: int) -> None:
-    """A CSV file of texts of two to six words, some of them equal."""
+def write_rows(path: Path, count: int, *, often_equal: bool = False) -> None:
+    """A CSV file of texts of two to six words, some of them equal, or one to two of 20 words."""
     draw = random.Random(0)  # noqa: S311  # not for secrets
+    words, fewest, most = (_WORDS[:20], 1, 2) if often_equal else (_WORDS, 2, 6)
     with path.open("w", encoding="utf-8") as file:
         file.write("id,text\n")
         for row in range(count):
-            file.write(f"{row},{' '.join(draw.choices(_WORDS, k=draw.randint(2, 6)))}\n")
+            file.write(f"{row},{' '.join(draw.choices(words, k=draw.randint(fewest, most)))}\n")
 
 
-def run(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
+def run(sizes: Sequence[int] = SIZES, encoder: str = "tiny") -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
+    often_equal = encoder != "tiny"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run([sys.executable, "-c", _DEFINE, name], check=True, capture_output=True)
+        define = [sys.executable, "-c", _DEFINE, name, encoder]
+        subprocess.run(define, check=True, capture_output=True)
+        if often_equal:
+            write_rows(folder / "rows.csv", sizes[0])
+            results.append({"texts": "different", **_measure(folder, sizes[0])})
         for size in sizes:
-            write_rows(folder / "rows.csv", size)
-            process, started = _start(folder, "whole.csv"), time.perf_counter()
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - started
-            assert status == 0, (folder / "log").read_text()
-            results.append({"rows": size, "peak_mb": usage.ru_maxrss / 1e3, "seconds": seconds})
-            print(json.dumps(results[-1]), flush=True)
+            write_rows(folder / "rows.csv", size, often_equal=often_equal)
+            texts = {"texts": "often equal"} if often_equal else {}
+            results.append({**texts, **_measure(folder, size)})
         results.append({"rows": sizes[-1], **_kill(folder, sizes[-1] // 10_000)})
         print(json.dumps(results[-1]), flush=True)
     return results
+
+
+def _measure(folder: Path, size: int) -> dict[str, Any]:
+    """Peak memory and time of a process that predicts all rows."""
+    (folder / "whole.csv").unlink(missing_ok=True)
+    process, started = _start(folder, "whole.csv"), time.perf_counter()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    assert status == 0, (folder / "log").read_text()
+    found = {
+        "rows": size,
+        "peak_mb": usage.ru_maxrss / 1e3,
+        "seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+    }
+    print(json.dumps(found), flush=True)
+    return found
 
 
 def _start(folder: Path, out: str) -> subprocess.Popen[bytes]:
@@ -108,4 +135,9 @@ def _kill(folder: Path, n_parts: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    save("stream", run(tuple(map(int, sys.argv[1:])) or SIZES))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sizes", nargs="*", type=int)
+    parser.add_argument("--encoder", default="tiny")
+    asked = parser.parse_args()
+    named = "" if asked.encoder == "tiny" else f"_{asked.encoder}"
+    save(f"stream{named}", run(asked.sizes or SIZES, asked.encoder))

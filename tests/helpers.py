@@ -78,6 +78,7 @@ def batched(encoder: FrozenEncoder, tokens: int) -> FrozenEncoder:
 
 
 _OF_ENCODER = {"layers", "pooling", "prompts", "max_length", "device", "dtype", "batch_tokens"}
+_OF_ENCODER |= {"windows", "overlap", "max_windows"}
 
 
 def build(tiny: TinyModels, *families: str, **options: Any) -> LayerFusionClassifier:

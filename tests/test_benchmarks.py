@@ -32,7 +32,7 @@ from families import save_model
 from layerfuse.blocks import BlockRef
 from layerfuse.complementarity import compare
 from layerfuse.embeddings.extraction import BlockView
-from layerfuse.embeddings.store import Key
+from layerfuse.embeddings.shard import Key
 from layerfuse.probing import probe_blocks
 from layerfuse.probing.ridge import standardization
 from layerfuse.targets import Targets

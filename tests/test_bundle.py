@@ -187,7 +187,7 @@ class TestRoundTrip:
         assert again.encoders_[0].highest_layer == chosen.layer
         assert not again.encoders_[0].is_loaded
         again.predict(["good"])
-        blocks = again.encoders_[0]._load().architecture.blocks
+        blocks = again.encoders_[0].architecture.blocks
         assert blocks is not None
         assert len(blocks) == chosen.layer + 1  # the block that marks where reading stops
 
@@ -439,8 +439,8 @@ class TestEveryFusion:
         assert kind == ("linear" if FUSIONS[fusion].brings_head else head)
         spec = EncoderSpec(
             name="bert", source="bert", revision=None, fingerprints={}, prompt=None,
-            chat_prompt=None, layers="all", pooling="mean", max_length=8, dtype="float32",
-            batch_tokens=None,
+            chat_prompt=None, layers="all", pooling="mean", max_length=8, windows=None,
+            overlap=0.0, max_windows=64, dtype="float32", batch_tokens=None,
         )  # fmt: skip
         save_bundle(Bundle(model, targets.space, (spec,)), tmp_path / "bundle")
         again = load_bundle(tmp_path / "bundle").model

@@ -26,13 +26,19 @@ from commandline import LABELS, Done, rows, run, start, succeed, write_csv, writ
 from families import N_LAYERS, save_model
 from layerfuse import FrozenEncoder
 from layerfuse.cli.commands import app
-from layerfuse.cli_options import FUSION_NAMES, HEAD_NAMES, POOLING_NAMES, FitConfig
+from layerfuse.cli_options import (
+    FUSION_NAMES,
+    HEAD_NAMES,
+    POOLING_NAMES,
+    WINDOW_POOLING_NAMES,
+    FitConfig,
+)
 from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, load_dataset
 from layerfuse.encoders import checks as checking
 from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
-from layerfuse.pooling import POOLINGS
+from layerfuse.pooling import POOLINGS, WINDOW_POOLINGS
 
 pytestmark = pytest.mark.slow
 
@@ -236,6 +242,30 @@ class TestFit:
         report = fit(models, write_csv(Path("train.csv"), data), "--max-length", 8)
         assert 0 < share < 1
         assert report["data"]["truncated_share"] == pytest.approx(share)
+        lengths = [len(text.split()) + 2 for text, _ in data]
+        read = sum(min(length, 8) for length in lengths) / sum(lengths)
+        assert report["data"]["read_share"] == pytest.approx(read)
+        assert any("--windows" in note and f"{read:.1%}" in note for note in report["notes"])
+
+    def test_windows_read_all_and_are_candidates(self, models: Path):
+        train = write_csv(Path("train.csv"), rows(N_TRAIN))
+        limits = ("--max-length", 6, "--windows", "max,mean")
+        report = fit(models, train, *limits, "--out", "windows")
+        assert report["data"]["truncated_share"] == 0
+        assert report["data"]["read_share"] == 1
+        (encoder,) = report["encoders"]
+        assert encoder["windows"] == ["max", "mean"]
+        scores = report["profile"]["scores"]
+        assert {score["block"]["pooling"] for score in scores} == {"mean/max", "mean/mean"}
+        text = "a very good film and a great plot of the story"
+        assert succeed("predict", "windows", "--text", text, "--json").json["rows"] == 1
+        done = run("export", "windows", "--format", "onnx", "--out", "out")
+        assert done.code == 2
+        assert "--windows" in done.err
+        cut = fit(models, train, *limits, "--max-windows", 1, "--out", "cut")
+        assert cut["data"]["truncated_share"] > 0
+        assert cut["data"]["read_share"] < 1
+        assert any("--max-windows" in note for note in cut["notes"])
 
     @pytest.mark.parametrize(
         "data",
@@ -307,6 +337,7 @@ class TestOptions:
         plain = dict.fromkeys(name.removesuffix("+residual") for name in FUSIONS)
         assert tuple(plain) == FUSION_NAMES
         assert tuple(POOLINGS) == POOLING_NAMES
+        assert tuple(WINDOW_POOLINGS) == WINDOW_POOLING_NAMES
         shown = succeed("fit", "--help").out
         assert all(name in shown for name in (*HEAD_NAMES, *FUSION_NAMES, *POOLING_NAMES))
         script = app.generate_completion(shell="bash")  # noqa: S604  # bash is a name here
@@ -327,7 +358,7 @@ class TestOptions:
     def test_help_shows_the_default_of_the_command(self, command: str, default: str):
         shown = " ".join(succeed(command, "--help").out.replace("│", " ").split())
         assert f"NAME+residual. [default: {default}]" in shown
-        assert "Maximum tokens per text. [default: 512]" in shown
+        assert "Maximum tokens per text or window. [default: 512]" in shown
 
     def test_every_option_has_a_help_text(self):
         for command in (app[name] for name in app if not name.startswith("-")):

@@ -26,6 +26,7 @@ from layerfuse.commands.parts import PartFiles
 from layerfuse.commands.predict import evaluate
 from layerfuse.data import TABLE_SUFFIXES, load_dataset, stream_texts
 from layerfuse.progress import SILENT
+from object_server import object_server
 
 PART = 7
 N_ROWS = 40
@@ -124,20 +125,9 @@ class TestReading:
         assert "There is no memory://bucket/other.csv" in done.err
 
     @pytest.mark.slow
-    def test_object_storage(
-        self, bundle: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ):
-        server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-        pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'layerfuse[s3]'")
-        running = server.ThreadedMotoServer(port=0, verbose=False)
-        running.start()
-        host, port = running.get_host_and_port()
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "test")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        try:
+    def test_object_storage(self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
+        with object_server(monkeypatch):
             bucket = fsspec.filesystem("s3")
-            bucket.mkdir("bucket")
             bucket.put_file(str(texts), "bucket/texts.csv")
             for suffix in FORMATS:
                 out = ("--part-rows", PART, "--out", f"s3://bucket/out{suffix}")
@@ -146,8 +136,6 @@ class TestReading:
                 assert bucket.cat(f"bucket/out{suffix}") == Path(f"here{suffix}").read_bytes()
             done = run("predict", bundle, "s3://bucket/no.csv")
             assert (done.code, "There is no s3://bucket/no.csv" in done.err) == (2, True)
-        finally:
-            running.stop()
 
     def test_evaluation_does_not_depend_on_the_parts(self, bundle: Path, texts: Path):
         whole, parts = (

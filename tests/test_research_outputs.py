@@ -13,6 +13,7 @@ from commandline import rows, run, succeed, write_csv
 from families import TinyModels
 from layerfuse import FrozenEncoder, extract
 from layerfuse.commands.output import encode
+from layerfuse.report.run_report import read_run_report
 
 
 @pytest.fixture
@@ -92,3 +93,27 @@ def test_extract_reads_html_as_fit_does(given: list[object], tmp_path: Path):
     succeed("extract", *given, "--strip-html")
     done = succeed("fit", *given, "--strip-html", "--cv", 2, "--no-report", "--out", tmp_path / "r")
     assert "40 of 40 distinct texts are in the store" in done.err
+
+
+def test_fits_with_several_seeds_are_beside_the_one_that_is_saved(
+    tiny: TinyModels, tmp_path: Path
+) -> None:
+    table = write_csv(tmp_path / "train.csv", rows(90))
+    later = write_csv(tmp_path / "later.csv", rows(60))
+    few = ["-e", f"bert={tiny('bert')}", "--cv", 2, "--no-report", "--store", tmp_path / "store"]
+    few += ["--test", later]
+    done = succeed("fit", table, *few, "--seeds", 3, "--seed", 4, "--out", tmp_path / "run")
+    report = read_run_report(tmp_path / "run")
+    assert [run.seed for run in report.seeds] == [4, 5, 6]
+    first = report.seeds[0]
+    assert report.test is not None
+    assert (first.cv, first.test) == (report.cv.accuracy.value, report.test.accuracy.value)
+    assert first.blocks == report.selection.blocks
+    succeed("fit", table, *few, "--seed", 5, "--out", tmp_path / "other")
+    other = read_run_report(tmp_path / "other")
+    assert other.test is not None
+    assert (report.seeds[1].cv, report.seeds[1].test) == (
+        (other.cv.accuracy.value, other.test.accuracy.value)
+    )
+    assert other.seeds == ()
+    assert "3 seeds: nested" in done.out

@@ -30,7 +30,7 @@ from layerfuse.embeddings import cost_record as costs
 from layerfuse.embeddings import plan, runner, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
 from layerfuse.embeddings.extraction import BlockView
-from layerfuse.embeddings.store import write_shard
+from layerfuse.embeddings.shard import write_shard
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 

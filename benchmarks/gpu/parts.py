@@ -18,7 +18,6 @@ import transformers as hf
 
 from layerfuse import FrozenEncoder
 from layerfuse.encoders.architecture import examine, find_architecture, text_stack
-from layerfuse.encoders.frozen import _Loaded
 from layerfuse.encoders.tokenizer import TextTokenizer
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
@@ -196,12 +195,12 @@ def in_memory(
     with torch.device(context.device):
         model = hf.AutoModel.from_config(config, dtype=getattr(torch, dtype))
     model = model.to(context.device).eval().requires_grad_(False)
-    tokenizer = TextTokenizer(
+    encoder._tokenizer = TextTokenizer(
         build_tokenizer(), prompt=None, chat_prompt=None, max_length=max_length
     )
     stack, pad_id = text_stack(model), common["pad_token_id"]
     traits = examine(stack, encoder.name, dtype, range(3, 40), pad_id, context.device)
-    encoder._loaded = _Loaded(find_architecture(stack, traits, pad_id), tokenizer)
+    encoder._architecture = find_architecture(stack, traits, pad_id)
     return encoder
 
 

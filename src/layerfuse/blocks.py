@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from layerfuse.errors import ConfigError, check_choice, require
-from layerfuse.pooling import POOLINGS
+from layerfuse.pooling import POOLINGS, WINDOW_POOLINGS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,8 @@ class BlockRef:
     """One (encoder, layer, pooling): the unit that is scored, selected and fused.
 
     ``layer`` is 0 for the embedding output and ``i`` for the output of block ``i``.
-    As text it is ``"mpnet:8:mean"``.
+    As text it is ``"mpnet:8:mean"``; over windows of a text, ``"mpnet:8:mean/max"`` is the maximum
+    of the means of the windows.
     """
 
     encoder: str
@@ -38,20 +39,31 @@ class BlockRef:
     def __str__(self) -> str:
         return f"{self.encoder}:{self.layer}:{self.pooling}"
 
+    @property
+    def windowed(self) -> bool:
+        """Whether it pools over windows of a text."""
+        return "/" in self.pooling
+
     @classmethod
     def parse(cls, text: str) -> BlockRef:
         """Read ``"encoder:layer:pooling"``; the encoder's name may hold colons itself."""
         parts = text.rsplit(":", 2)
         if len(parts) != 3 or not parts[1].isdecimal():
             raise ConfigError(f"{text!r} is not a block. Write it as encoder:layer:pooling.")
-        if text == str(LEXICAL_BLOCK):
-            return LEXICAL_BLOCK
-        (pooling,) = resolve_poolings(parts[2])
-        return cls(parts[0], int(parts[1]), pooling)
+        if text in (str(LEXICAL_BLOCK), str(COLUMNS_BLOCK)):
+            return cls(parts[0], 0, parts[2])
+        split_pooling(parts[2])
+        return cls(parts[0], int(parts[1]), parts[2])
 
 
 LEXICAL_BLOCK = BlockRef("lexical", 0, "tfidf")
 """The one block of the lexical encoder, which reads words instead of a language model."""
+
+COLUMNS_BLOCK = BlockRef("columns", 0, "table")
+"""The one block of the columns of a table beside its texts."""
+
+NOT_MODELS = {LEXICAL_BLOCK.encoder, COLUMNS_BLOCK.encoder}
+"""Encoders without a language model, which have no layers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,13 +188,34 @@ class Selection:
     reason: str = ""
 
 
-def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
+def split_pooling(name: str) -> tuple[str, str | None]:
+    """The poolings over tokens and over windows of a block's pooling such as ``"mean/max"``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+    """
+    over_tokens, slash, over_windows = name.partition("/")
+    check_choice(over_tokens, POOLINGS, "pooling")
+    if slash:
+        check_choice(over_windows, WINDOW_POOLINGS, "pooling over windows")
+    return over_tokens, over_windows if slash else None
+
+
+def resolve_poolings(
+    poolings: str | Iterable[str], known: Iterable[str] = POOLINGS, what: str = "pooling"
+) -> tuple[str, ...]:
     """Check pooling names and drop repeats, keeping the order.
 
     Parameters
     ----------
     poolings : str or iterable of str
-        Names of `layerfuse.pooling.POOLINGS`.
+        Names of ``known``.
+    known : iterable of str
+        By default `layerfuse.pooling.POOLINGS`.
+    what : str
+        What they are names of.
 
     Returns
     -------
@@ -195,9 +228,9 @@ def resolve_poolings(poolings: str | Iterable[str]) -> tuple[str, ...]:
     """
     names = (poolings,) if isinstance(poolings, str) else tuple(dict.fromkeys(poolings))
     for name in names:
-        check_choice(name, POOLINGS, "pooling")
+        check_choice(name, known, what)
     if not names:
-        raise ConfigError(f"No pooling was given. Choose from {', '.join(POOLINGS)}.")
+        raise ConfigError(f"No {what} was given. Choose from {', '.join(known)}.")
     return names
 
 

@@ -26,10 +26,11 @@ from pydantic import (
 from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, resolve_poolings
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef, split_pooling
 from layerfuse.calibration import Abstention, TemperatureCalibrator
 from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders.tabular import ColumnEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from layerfuse.fusion import load_fusion
@@ -68,6 +69,9 @@ class EncoderSpec(_Record):
     layers: Literal["all"] | int | tuple[int, ...]
     pooling: str | tuple[str, ...]
     max_length: int
+    windows: tuple[str, ...] | None
+    overlap: float
+    max_windows: int
     dtype: str
     batch_tokens: int | None
 
@@ -85,6 +89,9 @@ class EncoderSpec(_Record):
             layers=layers if isinstance(layers, (str, int, np.integer)) else tuple(layers),
             pooling=pooling if isinstance(pooling, str) else tuple(pooling),
             max_length=encoder.max_length,
+            windows=None if encoder.windows is None else tuple(encoder.windows),
+            overlap=encoder.overlap,
+            max_windows=encoder.max_windows,
             dtype=encoder.dtype,
             batch_tokens=encoder.batch_tokens,
         )
@@ -100,6 +107,9 @@ class EncoderSpec(_Record):
             layers=self.layers,
             pooling=self.pooling,
             max_length=self.max_length,
+            windows=self.windows,
+            overlap=self.overlap,
+            max_windows=self.max_windows,
             device=device,
             # Where bfloat16 would be emulated, float32 is faster and as true.
             dtype="auto" if self.dtype == "bfloat16" else self.dtype,
@@ -125,6 +135,7 @@ class Settings(_Record):
     encoders: Annotated[tuple[EncoderSpec | Named, ...], Field(min_length=1)]
     encoders_type: Literal["one", "list", "tuple"]
     lexical: bool
+    columns: tuple[str, ...]
     selection: str
     max_blocks: int
     budget: Limits | None
@@ -150,6 +161,7 @@ class Facts(_Record):
     text_column: str | None = None
     label_column: str | None = None
     separator: str = SEPARATOR
+    columns: ColumnEncoder | None = None
     strip_html: bool = False
     settings: Settings | None = None
 
@@ -189,8 +201,8 @@ class _Block(_Record):
 
     @model_validator(mode="after")
     def _has_pooling(self) -> _Block:
-        if self.ref != LEXICAL_BLOCK:
-            resolve_poolings(self.pooling)
+        if self.ref not in (LEXICAL_BLOCK, COLUMNS_BLOCK):
+            split_pooling(self.pooling)
         return self
 
     @property
@@ -318,7 +330,9 @@ def _from_file(path: Path, file: _File) -> Bundle:
             f"{list(shape)}. The bundle was changed after it was saved."
         )
     described = sorted(spec.name for spec in file.encoders)
-    used = sorted({block.encoder for block in blocks if block != LEXICAL_BLOCK})
+    used = sorted({block.encoder for block in blocks} - NOT_MODELS)
+    if (COLUMNS_BLOCK in blocks) > (file.facts.columns is not None):
+        raise _changed(path, "facts.columns: missing, but a block is of columns")
     if described != used:
         raise _changed(path, f"encoders: {described}, but blocks are of {used}")
     model = FusedModel(

@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 # Those of the registries, which --help and completion must not import: they load torch.
 POOLING_NAMES = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
+WINDOW_POOLING_NAMES = ("mean", "max", "first", "last")
 HEAD_NAMES = ("ridge", "logistic", "kernel", "mlp")
 EXPORT_FORMATS = ("sentence-transformers", "onnx")
 FUSION_NAMES = (
@@ -123,7 +124,7 @@ WriteReport = Annotated[
 KeepTexts = Annotated[
     bool, option("Leave texts out of everything that is written.", negative="--no-texts")
 ]
-Bundle = Annotated[Path, option("Run folder or bundle.")]
+Bundle = Annotated[str | Path, option("Run folder or bundle, or the URL of one.")]
 MovedEncoders = Annotated[
     Mapping[str, str],
     _named("NAME=PATH: new location of an encoder of the run (repeatable).", "--encoder", "-e"),
@@ -154,7 +155,7 @@ Dtype = Annotated[
     ),
 ]
 Store = Annotated[
-    str | None, option("Folder of the embedding cache (default: in the user's cache).")
+    str | None, option("Folder or URL of the embedding cache (default: in the user's cache).")
 ]
 _Fusion = Annotated[
     str, _choice(f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual.")
@@ -232,7 +233,7 @@ class EvaluateConfig:
     _: KW_ONLY
     split: Annotated[str | None, option("Split (default: test if there is one).")] = None
     against: Annotated[
-        Path | None, option("Run folder or bundle to compare with on the same rows.")
+        str | Path | None, option("Run folder or bundle to compare with on the same rows.")
     ] = None
     text_column: TextColumn = None
     label_column: LabelColumn = None
@@ -316,7 +317,20 @@ class ReadConfig:
             metavar="POOLINGS",
         ),
     ] = ("mean",)
-    max_length: Annotated[int, count("Maximum tokens per text.", least=2, group=_ENCODERS)] = 512
+    max_length: Annotated[
+        int, count("Maximum tokens per text or window.", least=2, group=_ENCODERS)
+    ] = 512
+    windows: Annotated[
+        tuple[str, ...] | None,
+        _once(
+            "Read longer texts in windows; candidate poolings over them, "
+            f"comma-separated: {', '.join(WINDOW_POOLING_NAMES)} (default: truncate).",
+            converter=_commas,
+            metavar="POOLINGS",
+            group=_ENCODERS,
+        ),
+    ] = None
+    max_windows: Annotated[int, count("Maximum windows per text.", group=_ENCODERS)] = 64
     device: Device = "auto"
     dtype: Dtype = "auto"
 
@@ -365,6 +379,14 @@ class FitConfig(CurveConfig):
     lexical: Annotated[bool, _choice("Also try words (TF-IDF) as a block.", show_default=False)] = (
         False
     )
+    columns: Annotated[
+        tuple[str, ...],
+        _choice(
+            "Columns of numbers, dates or categories to read beside the texts, comma-separated.",
+            converter=_commas,
+            n_tokens=1,
+        ),
+    ] = ()
     fragments: Annotated[
         str,
         _choice(
@@ -384,13 +406,18 @@ class FitConfig(CurveConfig):
         _share("Predict label sets that contain the true label for this share (0 to 1) of texts."),
     ] = None
     cv: Annotated[int, count("Folds of the nested resampling.", least=2, group=_SELECTION)] = 5
+    seeds: Annotated[
+        int, count("Fit with this many seeds, and report the spread.", group=_SELECTION)
+    ] = 1
     max_dims: Annotated[int | None, count("Maximum fused dimensions.", group=_BUDGET)] = None
     max_ms: Annotated[float | None, _limit("Maximum latency per text (ms).")] = None
     max_parameters: Annotated[
         int | None, count("Maximum number of parameters computed.", group=_BUDGET)
     ] = None
     max_memory_mb: Annotated[float | None, _limit("Maximum weight memory (MB).")] = None
-    out: Annotated[str | None, option("Run folder to create (default: runs/NAME-TIME).")] = None
+    out: Annotated[str | None, option("Run folder or URL to create (default: runs/NAME-TIME).")] = (
+        None
+    )
     report: WriteReport = True
     accept_advice: Annotated[
         bool,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,14 @@ import numpy.typing as npt
 from layerfuse.errors import (
     FULL_DISK,
     FormatError,
-    MissingExtraError,
     NewerVersionError,
     NotFoundError,
     StorageError,
 )
 
 _UMASK = Lock()
-_CHECKSUMS = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
+"""The file of a folder with the digests of the others."""
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
 
 
@@ -194,46 +194,6 @@ def _umask() -> int:
     return mask
 
 
-def is_url(source: str | Path) -> bool:
-    """Whether it names an object of fsspec, such as ``s3://bucket/name``, and not a local path."""
-    return isinstance(source, str) and "://" in source
-
-
-def open_url(url: str) -> IO[bytes]:
-    """Open an object to be read through fsspec.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such object.
-    MissingExtraError
-        When the package that reads such URLs is not installed.
-    StorageError
-        For what else the storage says.
-    """
-    import fsspec
-
-    with url_errors(url):
-        return cast("IO[bytes]", fsspec.open(url, "rb").open())
-
-
-@contextlib.contextmanager
-def url_errors(url: str) -> Iterator[None]:
-    """Turn what fsspec raises into errors that say what to do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no {url}. Check the name and the bucket.") from error
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{url}: {error}. For s3:// that is: pip install 'layerfuse[s3]'"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"{url} cannot be opened: {error}. Check the name, your credentials and the network."
-        ) from error
-
-
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write ``value`` as indented UTF-8 JSON, atomically; NaN is refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -381,21 +341,26 @@ def fingerprint_folder(folder: Path, names: list[str]) -> str:
     return digest(*(f"{name}={fingerprint_file(folder / name)}" for name in sorted(names)))
 
 
-def write_checksums(folder: Path) -> None:
-    """Write SHA256SUMS into ``folder``, the digests of all its files as ``sha256sum`` does."""
+def write_checksums(folder: Path) -> str:
+    """Write SHA256SUMS into ``folder``, the digests of all its files as ``sha256sum`` does.
+
+    Returns the text.
+    """
     lines = []
-    (folder / _CHECKSUMS).unlink(missing_ok=True)
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             value = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{value}  {path.relative_to(folder).as_posix()}\n")
-    (folder / _CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    text = "".join(lines)
+    (folder / CHECKSUMS).write_text(text, encoding="utf-8")
+    return text
 
 
 def damaged_files(folder: Path) -> list[str]:
     """Files that are not as the SHA256SUMS of ``folder`` says; none where it has no such file."""
     try:
-        text = (folder / _CHECKSUMS).read_text(encoding="utf-8", errors="replace")
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     damaged = []

@@ -1,6 +1,7 @@
-"""Pooling of token states to one vector per text.
+"""Pooling of token states to one vector per text, and of a long text's windows to one.
 
-A pooling is one function and its entry in `POOLINGS`; no other module knows the names.
+A pooling is one function and its entry in `POOLINGS` or `WINDOW_POOLINGS`; no other module knows
+the names.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from layerfuse.errors import check_choice
 
@@ -87,6 +91,42 @@ POOLINGS: dict[str, Pooling] = {
     "mean_no_sink": WeightedMean(_without_sink),
 }
 """All poolings by name, in the order in which they are listed."""
+
+
+WindowPooling: TypeAlias = Callable[
+    [npt.NDArray[np.float32], npt.NDArray[np.intp]], npt.NDArray[np.float32]
+]
+"""Maps windows (n_windows, dim), those of a text together, and how many each text has (n_texts,),
+at least one, to (n_texts, dim)."""
+
+
+def _starts(counts: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    return np.cumsum(counts) - counts
+
+
+def _mean_window(
+    values: npt.NDArray[np.float32], counts: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float32]:
+    """Windows of a text are about equally long, and so count alike."""
+    sums: npt.NDArray[np.float32] = np.add.reduceat(values, _starts(counts))
+    sums /= counts[:, None]
+    return sums
+
+
+def _largest_window(
+    values: npt.NDArray[np.float32], counts: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float32]:
+    largest: npt.NDArray[np.float32] = np.maximum.reduceat(values, _starts(counts))
+    return largest
+
+
+WINDOW_POOLINGS: dict[str, WindowPooling] = {
+    "mean": _mean_window,
+    "max": _largest_window,
+    "first": lambda values, counts: values[_starts(counts)],
+    "last": lambda values, counts: values[np.cumsum(counts) - 1],
+}
+"""All poolings over windows by name, in the order in which they are listed."""
 
 
 def send_ahead(tensor: torch.Tensor, device: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores, Selection
+from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.groups import Groups, standard_error
 from layerfuse.parallel import parallel_map
@@ -26,7 +26,7 @@ AUTO = "auto"
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
 _UPPER = 4  # layers that "upper" averages
-_CERTAIN = 3  # standard errors by which a single block has to be better than they
+_CERTAIN = 4  # standard errors by which a single block has to be better than they
 _BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
 
 FEW_ROWS, FEW_PER_CLASS = 1000, 100
@@ -63,7 +63,7 @@ def select_blocks(
         the cheapest is taken: an encoder in use before a new one, a low layer before a high one.
         ``"upper"``: the highest four layers of one encoder, that where they predict best together,
         or the highest alone where it is better by a standard error. With few labels any finer
-        choice follows noise: another block is taken where it is better by three.
+        choice follows noise: another block is taken where it is better by four.
     max_blocks : int
         Blocks to choose, at most.
     groups : array-like of shape (n,), optional
@@ -181,7 +181,7 @@ def choose_with_state(
     if method == "upper":
         return _upper(probed, ranked, targets, budget)
     if method == "last":
-        names = [name for name in probed.scores.encoders if name != LEXICAL_BLOCK.encoder]
+        names = [name for name in probed.scores.encoders if name not in NOT_MODELS]
         chosen = [probed.scores.last(name).block for name in names]
         if over := budget.exceeded(chosen):
             raise ConfigError(
@@ -253,7 +253,8 @@ def _upper(
         return bool(gains.mean() > n_errors * standard_error(gains, targets.groups))
 
     found = []
-    for encoder in dict.fromkeys(block.encoder for block in ranked if block != LEXICAL_BLOCK):
+    others = [block for block in ranked if block.encoder in NOT_MODELS]
+    for encoder in dict.fromkeys(block.encoder for block in ranked if block not in others):
         own = [block for block in ranked if block.encoder == encoder]
         top = max(own, key=lambda block: block.layer)  # the first of them is the best pooling
         chosen: list[BlockRef] = []
@@ -263,17 +264,16 @@ def _upper(
                 chosen.append(block)
         together, alone = fit(chosen), fit(chosen[:1])
         found.append(alone if is_better(alone[1], together[1]) else together)
-    if not found:
-        return fit([LEXICAL_BLOCK])
-    selection, state = min(found, key=lambda one: one[1].loss)
     best = fit(ranked[:1])
+    selection, state = min(found, key=lambda one: one[1].loss, default=best)
     if is_better(best[1], state, _CERTAIN):
         selection, state = best
-    with_words = [*selection.blocks, LEXICAL_BLOCK]
-    if LEXICAL_BLOCK in set(ranked) - set(selection.blocks) and budget.allows(with_words):
-        joined = fit(with_words)
-        if is_better(joined[1], state):
-            selection, state = joined
+    for block in others:  # words and other columns, which were asked for
+        blocks = [*selection.blocks, block]
+        if block not in selection.blocks and budget.allows(blocks):
+            joined = fit(blocks)
+            if is_better(joined[1], state):
+                selection, state = joined
     if few_labels(targets):
         few = f"{len(targets)} labeled rows are too few to choose single layers"
         reason = f"{few}; the upper ones of one encoder are taken together"

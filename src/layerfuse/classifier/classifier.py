@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockScores, Selection
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockScores, Selection
 from layerfuse.bundle import Bundle, EncoderSpec, Facts, rename_labels, save_bundle
 from layerfuse.calibration import Abstention, fit_abstention, fit_calibration
 from layerfuse.classifier.fit_record import FitRecord
@@ -21,6 +21,7 @@ from layerfuse.classifier.validation import (
     Encoders,
     check_parameters,
     check_training,
+    cost_of_columns,
     log_candidates,
     open_encoders,
     search_space,
@@ -33,6 +34,7 @@ from layerfuse.classifier.validation import (
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import BlockView, check_texts, extract_all, extract_blocks
 from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders.tabular import ColumnEncoder, TableColumns, is_table, take_columns
 from layerfuse.errors import ConfigError, NotAvailableError
 from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
 from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
@@ -40,6 +42,7 @@ from layerfuse.evaluation.verdict import Verdict
 from layerfuse.metrics import Evaluation
 from layerfuse.model_selection import Trial, log_selection
 from layerfuse.neighbors import Explanation, TrainingExamples
+from layerfuse.objects import new_folder
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
@@ -63,9 +66,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     lexical : bool, default=False
         Whether words are a candidate beside the encoders' layers: one block that says how near a
         text's words (TF-IDF) are to those of each class. It helps small encoders and few rows most.
+    columns : sequence of str, default=()
+        Columns of numbers, dates (ISO 8601) or categories that are read beside the texts, as one
+        more candidate block. ``X`` is then a table (a DataFrame, an Arrow table or a mapping of
+        columns) with these and the texts, which are in the column "text" or the only other one.
     selection : {"auto", "greedy", "upper", "top_k", "best", "last"}, default="auto"
-        How blocks are selected; see `select_blocks`. ``"auto"``: ``"greedy"``, or
-        ``"upper"`` with fewer than 1,000 rows and 100 a class.
+        How blocks are selected; see `select_blocks`. ``"auto"``: ``"greedy"``, or ``"upper"`` with
+        fewer than 1,000 rows and 100 a class.
     max_blocks : int, default=5
         Maximum number of blocks to fuse.
     budget : Budget or mapping, optional
@@ -110,7 +117,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Labels, sorted where they can be compared.
     profile_ : BlockScores
         How well each block predicts the labels. Like all that follows but ``model_``, ``plan_``,
-        ``encoders_``, ``abstention_`` and ``cv_``, it is absent from a loaded classifier.
+        ``encoders_``, ``abstention_``, ``column_encoder_`` and ``cv_``, it is absent from a loaded
+        classifier.
     selection_ : Selection
         Selected blocks and their gains.
     plan_ : Plan
@@ -124,6 +132,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     abstention_ : Abstention or None
         When to abstain, chosen on nested out-of-fold probabilities; None without
         ``target_accuracy`` and ``coverage``.
+    column_encoder_ : ColumnEncoder or None
+        From ``columns`` to features.
     cv_ : Evaluation
         Nested cross-validation of the whole procedure, selection included.
     costs_ : dict of str to EncoderCost
@@ -131,7 +141,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     timings_ : dict of str to float
         Seconds of each stage.
     truncated_share_ : float
-        Largest share of training texts that an encoder truncated, 0 to 1.
+        Largest share of training texts that an encoder cut, 0 to 1.
+    read_share_ : float
+        Share of the training texts' tokens that was read, 0 to 1, by the encoder that read the
+        least; counted on up to 1,000 texts.
     n_rows_ : int
         Rows that were learned from.
     kept_examples_ : TrainingExamples or None
@@ -160,11 +173,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     model_: FusedModel
     encoders_: tuple[FrozenEncoder, ...]
     abstention_: Abstention | None
+    column_encoder_: ColumnEncoder | None
     kept_examples_: TrainingExamples | None
     cv_: Evaluation
     costs_: Mapping[str, EncoderCost]
     timings_: dict[str, float]
     truncated_share_: float
+    read_share_: float
     n_rows_: int
 
     def __init__(
@@ -172,6 +187,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         encoders: Encoders = ("minilm",),
         *,
         lexical: bool = False,
+        columns: Sequence[str] = (),
         selection: str = "auto",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,
@@ -191,6 +207,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     ) -> None:
         self.encoders = encoders
         self.lexical = lexical
+        self.columns = columns
         self.selection = selection
         self.max_blocks = max_blocks
         self.budget = budget
@@ -245,8 +262,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         check_parameters(self)
         reporter = self._reporter
         seed = seed_of(self.random_state)
+        texts, table = take_columns(X, self.columns) if self.columns else (X, None)
         data = check_training(
-            X, y, sample_weight, groups, self.class_weight, self.fragments, reporter
+            texts, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
         encoders = open_encoders(self.encoders, reporter)
         warn_languages(data.texts, encoders, reporter)
@@ -263,6 +281,12 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter=reporter,
         )
         costs = embeddings.costs
+        column_encoder, features = None, None
+        if table is not None:
+            column_encoder = ColumnEncoder.fit(table)
+            features = column_encoder.transform(table)[data.rows]
+            embeddings = embeddings.with_table(features[sample])
+            costs = {**costs, COLUMNS_BLOCK.encoder: cost_of_columns(features)}
         log_candidates(embeddings, encoders, reporter)
         clock("extract_s")
         measured = data.targets[sample]
@@ -286,6 +310,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             rows = extract_blocks(
                 data.texts, encoders, result.plan.blocks, self._store(), reporter=reporter
             )
+            if features is not None and COLUMNS_BLOCK in result.plan.blocks:
+                rows = rows.with_table(features)
             clock("extract_s")
         calibrator = fit_calibration(self.calibration, nested[FINAL_PLAN].logits, measured)
         with reporter.task("training", 1, "model"):
@@ -303,9 +329,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
         self.model_, self.encoders_, self.cv_, self.costs_ = model, encoders, cv_, costs
         self.abstention_, self.kept_examples_ = abstention, None
+        self.column_encoder_ = column_encoder
         self.n_rows_ = len(data.texts)
         self.truncated_share_ = max(embeddings.truncated_share, rows.truncated_share)
-        warn_truncated(self.truncated_share_, encoders, reporter)
+        self.read_share_ = min(embeddings.read_share, rows.read_share)
+        warn_truncated(self.truncated_share_, self.read_share_, encoders, reporter)
         self.timings_ = clock.seconds()
         self.fit_record_ = FitRecord(
             training=TrainingRows(data.texts, data.targets, sample, rows),
@@ -493,13 +521,18 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             a candidate, to a sparse matrix of counts.
         """
         encoders = getattr(self, "encoders_", None) or open_encoders(self.encoders, self._reporter)
-        return extract_all(
-            check_texts(X),
+        texts, table = self._split(X)
+        view = extract_all(
+            check_texts(texts),
             encoders,
             self._store(),
             lexical=self.lexical,
             reporter=self._reporter,
         )
+        if table is None:
+            return view
+        encoder = getattr(self, "column_encoder_", None) or ColumnEncoder.fit(table)
+        return view.with_table(encoder.transform(table))
 
     def save(
         self,
@@ -517,7 +550,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Parameters
         ----------
         path : str or Path
-            The folder.
+            The folder, or a URL of fsspec such as ``"s3://bucket/tickets"``.
         overwrite : bool, default=False
             Replace a bundle that is there.
         labels : mapping, optional
@@ -547,20 +580,19 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             text_column=text_column,
             label_column=label_column,
             strip_html=strip_html,
+            columns=self.column_encoder_,
             settings=settings_of(self, names),
         )
-        save_bundle(
-            Bundle(
-                self.model_,
-                space,
-                tuple(encoders),
-                facts,
-                self.abstention_,
-                self.examples_ if explain else None,
-            ),
-            Path(path),
-            overwrite=overwrite,
+        bundle = Bundle(
+            self.model_,
+            space,
+            tuple(encoders),
+            facts,
+            self.abstention_,
+            self.examples_ if explain else None,
         )
+        with new_folder(path, overwrite=overwrite) as folder:
+            save_bundle(bundle, folder, overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, object]:
         state: dict[str, object] = dict(super().__getstate__())
@@ -584,13 +616,32 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _read(self, X: Column) -> tuple[BlockView, list[int]]:
         """Blocks of the distinct texts, and each text's row in them."""
         check_is_fitted(self, "model_")
-        texts = check_texts(X)
+        column, table = self._split(X)
+        texts = check_texts(column)
+        blocks, encoder = self.model_.blocks, self.column_encoder_
+        if table is None or encoder is None or COLUMNS_BLOCK not in blocks:
+            features, keys = None, [(text, b"") for text in texts]
+        else:
+            features = encoder.transform(table)
+            keys = [(text, own.tobytes()) for text, own in zip(texts, features, strict=True)]
         # In an order of their own: a matrix product may round a row by its place.
-        place = {text: row for row, text in enumerate(sorted(set(texts)))}
-        blocks = extract_blocks(
-            list(place), self.encoders_, self.model_.blocks, None, reporter=self._reporter
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        place = {key: row for row, key in enumerate(sorted(first))}
+        view = extract_blocks(
+            [text for text, _ in place], self.encoders_, blocks, None, reporter=self._reporter
         )
-        return blocks, [place[text] for text in texts]
+        if features is not None:
+            view = view.with_table(features[[first[key] for key in place]])
+        return view, [place[key] for key in keys]
+
+    def _split(self, X: Column) -> tuple[Column, TableColumns | None]:
+        """The texts, and the columns that are read beside them.
+
+        A fitted pipeline that does not read them takes texts alone, too.
+        """
+        model = getattr(self, "model_", None)
+        unread = model is not None and COLUMNS_BLOCK not in model.blocks and not is_table(X)
+        return (X, None) if unread or not self.columns else take_columns(X, self.columns)
 
     def _record(self) -> FitRecord:
         if not hasattr(self, "fit_record_"):

@@ -17,6 +17,7 @@ from layerfuse.errors import (
     NotFoundError,
     did_you_mean,
 )
+from layerfuse.objects import local_folder
 from layerfuse.resources import Budget
 
 _BUNDLE_OF_RUN = Path("bundle", "bundle.json")
@@ -33,7 +34,8 @@ def load(
     Parameters
     ----------
     path : str or Path
-        The bundle folder, or a run folder that holds one.
+        The bundle folder, or a run folder that holds one; or the URL of either, of which each
+        version is downloaded once.
     encoders : mapping of str to path, optional
         For an encoder's name, another place to load it from.
     device : str, default="auto"
@@ -56,7 +58,7 @@ def load(
     >>> import layerfuse
     >>> layerfuse.load("runs/tickets").predict(["My parcel is lost"])  # doctest: +SKIP
     """
-    bundle = load_bundle(bundle_folder(Path(path)))
+    bundle = load_bundle(bundle_folder(local_folder(path)))
     places = dict(encoders or {})
     names = [spec.name for spec in bundle.encoders]
     if unknown := [name for name in places if name not in names]:
@@ -83,6 +85,7 @@ def load(
     classifier.model_ = bundle.model
     classifier.abstention_ = bundle.abstention
     classifier.kept_examples_ = bundle.examples
+    classifier.column_encoder_ = bundle.facts.columns
     if bundle.facts.cv is not None:
         classifier.cv_ = bundle.facts.cv
     return classifier

@@ -64,8 +64,9 @@ class LayerFusionTransformer(TransformerMixin, BaseEstimator):  # type: ignore[m
         """
         default = LayerFusionClassifier(fusion="concat", head="ridge")
         used = default if self.classifier is None else clone(self.classifier)
-        # The lexical block has learned the labels of training rows, which what follows is to learn.
-        self.classifier_ = used.set_params(lexical=False).fit(X, y)
+        # The lexical block has learned the labels of training rows, which what follows is to learn;
+        # other columns have transformers of their own.
+        self.classifier_ = used.set_params(lexical=False, columns=()).fit(X, y)
         return self
 
     def transform(self, X: Column) -> npt.NDArray[np.float32]:

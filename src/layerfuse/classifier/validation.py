@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK
+from layerfuse.blocks import COLUMNS_BLOCK, NOT_MODELS
 from layerfuse.bundle import EncoderSpec, Label, Limits, Named, Settings
 from layerfuse.calibration import check_calibration, check_share
 from layerfuse.data import ENCODERS, find_languages
@@ -79,6 +79,8 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     if not isinstance(model.store, (str, Path, EmbeddingStore, type(None))):
         raise ConfigError(f"store={model.store!r} cannot be used. Give 'auto', a folder or None.")
     check_choice(model.fragments, FRAGMENTS, "fragments")
+    if isinstance(model.columns, str):
+        raise ConfigError(f"columns={model.columns!r} is one string. Give a list: columns=['age'].")
     if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)
@@ -253,16 +255,32 @@ def _rows_to_learn(
     return every[~contained]
 
 
-def warn_truncated(share: float, encoders: Sequence[FrozenEncoder], reporter: Reporter) -> None:
-    """Note and warn where an encoder truncated training texts."""
+def warn_truncated(
+    share: float, read: float, encoders: Sequence[FrozenEncoder], reporter: Reporter
+) -> None:
+    """Note and warn where training texts were cut; ``read`` is the share of tokens read."""
     if share > 0:
-        longest = ", ".join(f"{encoder.name} {encoder.max_length}" for encoder in encoders)
         message = (
-            f"{share:.1%} of training texts were truncated (most tokens: {longest}, or the model's "
-            "own limit). Raise max_length (--max-length) where the model allows it."
+            f"{share:.1%} of training texts were cut, and {read:.1%} of all tokens were read "
+            f"({'; '.join(map(_limit, encoders))}). To read more, use windows (--windows mean,max) "
+            "or more of them (--max-windows)."
         )
         reporter.note(message)
         warnings.warn(message, LayerfuseWarning, stacklevel=3)
+
+
+def _limit(encoder: FrozenEncoder) -> str:
+    """How much of a text an encoder reads, and whether that is the model's own limit."""
+    length, whole = encoder.tokenizer.max_length, encoder.max_length
+    if encoder.windows is not None:
+        return f"{encoder.name}: {encoder.max_windows} windows of {encoder.window_length} tokens"
+    return f"{encoder.name}: {length} tokens{', its own limit' * (length < whole)}"
+
+
+def cost_of_columns(features: npt.NDArray[np.float32]) -> EncoderCost:
+    """That of the columns beside texts: hardly any."""
+    width = features.shape[1]
+    return EncoderCost(COLUMNS_BLOCK.encoder, (width,), 4.0, 0.0, width, 0.0, n_texts=len(features))
 
 
 def warn_languages(
@@ -333,10 +351,10 @@ def open_encoders(encoders: Encoders, reporter: Reporter) -> tuple[FrozenEncoder
         alias, place = ("", str(item)) if isinstance(item, Path) else _split_alias(item)
         opened.append(FrozenEncoder.from_pretrained(place, name=alias or None, reporter=reporter))
     names = [encoder.name for encoder in opened]
-    if LEXICAL_BLOCK.encoder in names:
+    if taken := sorted(NOT_MODELS.intersection(names)):
         raise ConfigError(
-            f"{LEXICAL_BLOCK.encoder!r} is the name of the block of words. Give the encoder another"
-            " name: other=PATH."
+            f"{taken[0]!r} is the name of a block that is not of a model. Give the encoder another "
+            "name: other=PATH."
         )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
@@ -359,7 +377,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
     A `RandomState` and a splitter cannot be kept; a warning says what is saved instead.
     """
     one_encoder = isinstance(model.encoders, (str, Path, FrozenEncoder))
-    store = model.store.root if isinstance(model.store, EmbeddingStore) else model.store
+    store = model.store.place if isinstance(model.store, EmbeddingStore) else model.store
     values = model.get_params(deep=False) | {
         "encoders": tuple(
             EncoderSpec.of(item) if isinstance(item, FrozenEncoder) else _named(item)
@@ -370,6 +388,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
         ),
         "budget": _limits(model.budget),
         "class_weight": _weights(model.class_weight, names),
+        "columns": tuple(model.columns),
         "store": None if store is None else _named(store),
     }
     if not isinstance(model.cv, (int, np.integer)):

@@ -213,7 +213,7 @@ def audit(
 
 @app.command
 def report(
-    run: Annotated[Path, option("Run folder of fit or demo.")],
+    run: Annotated[str | Path, option("Run folder of fit or demo, or its URL.")],
     *,
     out: Annotated[Path | None, option("HTML file (default: RUN/report.html).")] = None,
     figures: Annotated[Path | None, option("Folder for each figure as SVG and PNG.")] = None,

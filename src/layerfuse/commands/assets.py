@@ -135,7 +135,7 @@ def verify_store(root: str | None, reporter: Reporter) -> StoreCheck:
     damaged = store.verify(reporter)
     sections = store.sections()
     return StoreCheck(
-        root=str(store.root),
+        root=str(store.place),
         shards=sum(info.shards for info in sections),
         n_bytes=sum(info.n_bytes for info in sections),
         damaged=tuple(map(str, damaged)),
@@ -218,7 +218,7 @@ def extract(config: ExtractConfig, reporter: Reporter) -> ExtractResult:
             n_rows, n_computed = n_rows + done.rows, n_computed + done.result
     if config.out is not None:
         _write(config.out, config, store, reporter)
-    return ExtractResult(store=str(store.root), rows=n_rows, computed=n_computed)
+    return ExtractResult(store=str(store.place), rows=n_rows, computed=n_computed)
 
 
 def _write(out: Path, config: ExtractConfig, store: EmbeddingStore, reporter: Reporter) -> None:

@@ -29,6 +29,7 @@ from layerfuse.export.card import make_card
 from layerfuse.export.protocol import Exporter, Floats, Source, projections
 from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.files import atomic_folder
+from layerfuse.objects import local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import ExportResult, Int8Result, PushResult
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -48,7 +49,7 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     """
     check_choice(config.format, FORMATS, "format")
     check_new_folder(config.out)
-    exporter, bundle = FORMATS[config.format], load_bundle(bundle_folder(config.run))
+    exporter, bundle = FORMATS[config.format], load_bundle(bundle_folder(local_folder(config.run)))
     report, places = _report(config.run), config.encoders
     rows, name = _rows(config, bundle, report, reporter)
     classifier = load(config.run, encoders=places)  # refuses other files than it was fitted with
@@ -91,7 +92,7 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     )
 
 
-def _report(run: Path) -> RunReport | None:
+def _report(run: str | Path) -> RunReport | None:
     """The run's report, or None for a bundle alone."""
     try:
         return read_run_report(run)
@@ -171,7 +172,7 @@ def _int8(bundle: Bundle, rows: Split, found: Floats, small: Floats) -> Int8Resu
 
 
 def push(
-    run: Path, repository: str, private: bool, dry_run: Path | None, reporter: Reporter
+    run: str | Path, repository: str, private: bool, dry_run: Path | None, reporter: Reporter
 ) -> PushResult:
     """Upload a run's bundle with a model card to the Hub, or write both to the folder ``dry_run``.
 
@@ -186,7 +187,7 @@ def push(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{repository!r} is not a repository of the Hub. Give owner/name.")
-    bundle = _portable(load_bundle(bundle_folder(run)))
+    bundle = _portable(load_bundle(bundle_folder(local_folder(run))))
     card = make_card(repository, bundle, _report(run))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle" if dry_run is None else dry_run

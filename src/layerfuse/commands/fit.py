@@ -31,6 +31,7 @@ from layerfuse.commands.diagnosis import (
 )
 from layerfuse.commands.output import check_new_file, check_new_folder, open_store
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
+from layerfuse.embeddings.extraction import BlockView
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
     ConfigError,
@@ -48,7 +49,8 @@ from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder
 from layerfuse.groups import text_groups
 from layerfuse.metrics import Estimate
-from layerfuse.progress import Advance, Reporter, reporting_to
+from layerfuse.objects import is_url, local_folder, new_folder
+from layerfuse.progress import SILENT, Advance, Reporter, reporting_to
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (
     AbstentionReport,
@@ -57,6 +59,7 @@ from layerfuse.report.run_report import (
     DataReport,
     EncoderReport,
     RunReport,
+    SeedRun,
     SelectionReport,
     Timings,
     read_model,
@@ -92,7 +95,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     run = _run_folder(config)
     if config.explain and not config.texts:
         raise ConfigError("--explain keeps training texts in the bundle. Leave out --no-texts.")
-    if (stopped := _without_page(run, config)) is not None:
+    if isinstance(run, Path) and (stopped := _without_page(run, config)) is not None:
         reporter.note(f"{run} was saved on {stopped.created:%Y-%m-%d %H:%M} UTC, without its page")
         write_report(run, None, None, reporter)
         return stopped
@@ -107,9 +110,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes
         groups = groups_of(dataset.train, config)
-        classifier.fit(texts, labels, groups=groups)
+        rows = dataset.train.table(config.columns) if config.columns else texts
+        classifier.fit(rows, labels, groups=groups)
         if config.accept_advice and simplify(classifier, recorder):
-            classifier.fit(texts, labels, groups=groups)
+            classifier.fit(rows, labels, groups=groups)
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
@@ -122,7 +126,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test is not None:
         targets = space.encode(test.labels or ())
         with reporting_to(recorder):
-            test_blocks = classifier.extract(test.texts)
+            test_blocks = classifier.extract(
+                test.table(config.columns) if config.columns else test.texts
+            )
         proba = classifier.model_.predict_proba(test_blocks)
         test_metrics = targets.evaluate(proba, seed=config.seed)
         if rule is not None:
@@ -130,6 +136,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         tested = Predicted.of(targets, proba)
         test_rows = Rows(targets, tested.predicted, config.seed)
     extract_s = time.perf_counter() - clock
+    clock = time.perf_counter()
+    seeds = _fit_seeds(classifier, config, dataset, test_rows, test_blocks, recorder)
+    seeds_s = time.perf_counter() - clock
     clock = time.perf_counter()
     baselines = record.run_baselines(None if test is None else test.texts, test_blocks)
     baselines_s = time.perf_counter() - clock
@@ -162,6 +171,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             columns=ColumnsReport.of(dataset, config),
             classes=tuple(map(str, space.classes.tolist())),
             truncated_share=classifier.truncated_share_,
+            read_share=classifier.read_share_,
             audit=audit(dataset),
             near_duplicates=find_near_duplicates(dataset, texts=config.texts),
         ),
@@ -182,6 +192,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         verdict=verdict,
         gap=gap,
         abstention=abstention,
+        seeds=seeds,
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
         cost=cost,
         diagnosis=diagnosis,
@@ -190,6 +201,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
                 "extract_s": times.extract_s + extract_s,
                 "baselines_s": baselines_s,
                 "latency_s": latency_s,
+                "seeds_s": seeds_s,
                 "total_s": time.perf_counter() - started,
             }
         ),
@@ -197,22 +209,64 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         environment=environment(),
         notes=tuple(recorder.notes),
     )
-    with atomic_folder(run) as folder:
-        classifier.save(
-            folder / "bundle",
-            text_column=dataset.text_column,
-            label_column=dataset.label_column,
-            strip_html=config.strip_html,
-            explain=config.explain,
-        )
-        write_run_report(folder, report)
-        write_rows(folder / "rows.parquet", cv, tested, baselines)
-    if config.report:
-        try:
-            write_report(run, None, None, reporter)
-        except MissingExtraError:
-            reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
+    with new_folder(run) as path:
+        with atomic_folder(path) as folder:
+            classifier.save(
+                folder / "bundle",
+                text_column=dataset.text_column,
+                label_column=dataset.label_column,
+                strip_html=config.strip_html,
+                explain=config.explain,
+            )
+            write_run_report(folder, report)
+            write_rows(folder / "rows.parquet", cv, tested, baselines)
+        if config.report:
+            try:
+                write_report(path, None, None, SILENT if is_url(run) else reporter)
+            except MissingExtraError:
+                reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
+
+
+def _fit_seeds(
+    classifier: LayerFusionClassifier,
+    config: FitConfig,
+    dataset: TextDataset,
+    test: Rows | None,
+    test_blocks: BlockView | None,
+    reporter: _Recorder,
+) -> tuple[SeedRun, ...]:
+    """Fits with other seeds beside the one that is reported; embeddings come from the store."""
+    runs = []
+    train, given = dataset.train, classifier.get_params(deep=False)
+    for seed in range(config.seed, config.seed + config.seeds) if config.seeds > 1 else ():
+        other = classifier
+        if seed != config.seed:
+            with reporting_to(reporter.reporter), warnings.catch_warnings():
+                warnings.simplefilter("ignore", LayerfuseWarning)  # the first fit has noted them
+                other = LayerFusionClassifier(
+                    **given | {"encoders": classifier.encoders_, "random_state": seed}
+                ).fit(
+                    train.table(config.columns) if config.columns else train.texts,
+                    train.labels or (),
+                    groups=groups_of(train, config),
+                )
+        accuracy = None
+        if test is not None and test_blocks is not None:
+            proba = other.model_.predict_proba(test_blocks)
+            accuracy = test.targets.evaluate(proba).accuracy.value
+        plan = other.plan_
+        runs.append(
+            SeedRun(
+                seed=seed,
+                cv=other.cv_.accuracy.value,
+                test=accuracy,
+                blocks=plan.blocks,
+                fusion=plan.fusion,
+                head=plan.head,
+            )
+        )
+    return tuple(runs)
 
 
 _ADVISED = {"last_layer": "last", "best_block": "best"}  # how each is selected
@@ -281,6 +335,9 @@ def _encoder(encoder: FrozenEncoder, cost: EncoderCost) -> EncoderReport:
         prompt=encoder.prompt,
         chat_prompt=encoder.chat_prompt,
         max_length=encoder.max_length,
+        windows=None if encoder.windows is None else tuple(encoder.windows),
+        overlap=encoder.overlap,
+        max_windows=encoder.max_windows,
         cost=cost,
     )
 
@@ -308,6 +365,8 @@ def make_encoders(config: ReadConfig, reporter: Reporter) -> tuple[FrozenEncoder
                 else config.pooling
             ),
             max_length=config.max_length,
+            windows=config.windows,
+            max_windows=config.max_windows,
             device=config.device,
             dtype=config.dtype,
             reporter=reporter,
@@ -339,6 +398,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         head=config.head,
         class_weight=config.class_weight,
         lexical=config.lexical,
+        columns=config.columns,
         fragments=config.fragments,
         calibration=None if config.calibration == "none" else config.calibration,
         target_accuracy=config.target_accuracy,
@@ -359,6 +419,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         test=getattr(config, "test", None),
         id_column=config.id_column,
         group_column=config.group_column,
+        columns=getattr(config, "columns", ()),
         strip_html=config.strip_html,
         reporter=reporter,
     )
@@ -408,14 +469,12 @@ def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
     return np.arange(len(split)) if found is None else found.codes
 
 
-def _run_folder(config: FitConfig) -> Path:
-    """Where the run is to be saved."""
+def _run_folder(config: FitConfig) -> str | Path:
+    """Where the run is to be saved: a folder or a URL."""
     if config.out is not None:
-        run = Path(config.out)
-    else:
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        run = Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
-    return run
+        return config.out if is_url(config.out) else Path(config.out)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
 
 
 def _without_page(run: Path, config: FitConfig) -> RunReport | None:
@@ -462,11 +521,19 @@ def demo(out: Path, sample: int, reporter: Reporter, *, report: bool = True) -> 
 
 
 def write_report(
-    run: Path, out: Path | None, figures: Path | None, reporter: Reporter
+    run: str | Path, out: Path | None, figures: Path | None, reporter: Reporter
 ) -> ReportResult:
     """Write a run's page to ``out`` (by default into the run folder), and its figures as SVG and
     PNG into the folder ``figures`` where one is given.
+
+    Raises
+    ------
+    ConfigError
+        For a run at a URL without ``out``.
     """
+    if is_url(run) and out is None:
+        raise ConfigError(f"{run} is a URL. Give the name of an HTML file with --out.")
+    run = local_folder(run)
     for module in ("altair", "jinja2", "vl_convert"):
         require(module, "report", "The HTML report")
     found = read_run_report(run)

@@ -14,6 +14,7 @@ from layerfuse.data import TABLE_SUFFIXES
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
 from layerfuse.files import atomic_write
+from layerfuse.objects import check_no_folder, is_url
 
 Row = Mapping[str, object]
 
@@ -31,8 +32,12 @@ class Share(float):
     """A number that csv and tsv show with four digits."""
 
 
-def check_new_folder(path: Path) -> None:
-    """Raise StorageError when ``path`` exists or cannot be made."""
+def check_new_folder(place: str | Path) -> None:
+    """Raise StorageError when a folder, or what a URL names, exists or cannot be made."""
+    if is_url(place):
+        check_no_folder(str(place))
+        return
+    path = Path(place)
     if path.exists():
         raise StorageError(f"{path} exists already. Choose another folder with --out.")
     _check_parents(path, "--out")
@@ -55,8 +60,13 @@ def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
-    """The embedding cache in ``root``, which must exist unless it may be ``new``, or the user's."""
+    """The embedding cache in ``root``, which must exist unless it may be ``new``, or the user's.
+
+    Of a URL nothing is checked before it is used.
+    """
     store = EmbeddingStore(root)
+    if store.remote is not None:
+        return store
     if store.root.exists() and not store.root.is_dir():
         raise ConfigError(
             f"{store.root} is not a folder. Give the folder of the embedding cache with --store."

@@ -6,7 +6,6 @@ two parts.
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import sys
@@ -29,12 +28,11 @@ from layerfuse.files import (
     atomic_write,
     cache_dir,
     digest,
-    is_url,
     read_json,
     storage_errors,
-    url_errors,
     write_json,
 )
+from layerfuse.objects import ObjectFolder, is_url
 from layerfuse.progress import SILENT, Advance, Reporter
 
 R_co = TypeVar("R_co", covariant=True)
@@ -318,11 +316,8 @@ class PartFiles:
                         with self._path(number).open("rb") as part:
                             shutil.copyfileobj(part, file)
         if is_url(self.out):
-            import fsspec
-
-            with url_errors(self.out):
-                system, path = fsspec.core.url_to_fs(self.out)
-                system.put_file(os.fspath(joined), path)
+            folder, _, name = self.out.rpartition("/")
+            ObjectFolder(folder).upload(joined, name)
         else:
             with storage_errors(Path(self.out)):
                 joined.replace(self.out)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.blocks import COLUMNS_BLOCK
 from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
@@ -30,8 +31,9 @@ from layerfuse.data import (
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
-from layerfuse.files import fingerprint_folder, is_url
+from layerfuse.files import fingerprint_folder
 from layerfuse.metrics import paired_difference, share_interval
+from layerfuse.objects import is_url, local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,
@@ -41,7 +43,7 @@ from layerfuse.report.results import (
     PredictResult,
     RunComparison,
 )
-from layerfuse.targets import LabelSpace
+from layerfuse.targets import Column, LabelSpace
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class _Label:
             with reporting_to(reporter):
                 found = label_texts(
                     classifier,
-                    part.rows.texts,
+                    part.rows,
                     all_classes=config.probabilities,
                     explain=config.explain,
                 )
@@ -73,14 +75,15 @@ class _Label:
 
 def label_texts(
     classifier: LayerFusionClassifier,
-    texts: Sequence[str],
+    rows: Split,
     *,
     all_classes: bool = False,
     explain: bool = False,
 ) -> list[Prediction]:
-    """Predictions of texts; with ``explain`` beside the nearest training texts."""
-    explained = classifier.explain(texts) if explain else None
-    proba = classifier.predict_proba(texts) if explained is None else explained.proba
+    """Predictions of rows; with ``explain`` beside the nearest training texts."""
+    X = _read_of(classifier, rows)
+    explained = classifier.explain(X) if explain else None
+    proba = classifier.predict_proba(X) if explained is None else explained.proba
     space, rule = classifier.label_space_, classifier.abstention_
     best = space.decide(proba)
     labels, classes = space.decode(best).tolist(), space.classes.tolist()
@@ -100,8 +103,19 @@ def label_texts(
             ),
             neighbors=None if explained is None else explained.neighbors[row],
         )
-        for row, text in enumerate(texts)
+        for row, text in enumerate(rows.texts)
     ]
+
+
+def _columns_of(classifier: LayerFusionClassifier) -> tuple[str, ...]:
+    """The columns that a classifier reads beside the texts."""
+    return tuple(classifier.columns) if COLUMNS_BLOCK in classifier.model_.blocks else ()
+
+
+def _read_of(classifier: LayerFusionClassifier, rows: Split) -> Column:
+    """What a classifier reads of some rows."""
+    columns = _columns_of(classifier)
+    return rows.table(columns) if columns else rows.texts
 
 
 def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]:
@@ -143,7 +157,13 @@ def predict(
     elif config.out is not None:
         raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
     else:
-        classes = _load(config.run, config.encoders, config.device)[0].classes_.tolist()
+        classifier = _load(config.run, config.encoders, config.device)[0]
+        if columns := _columns_of(classifier):
+            raise ConfigError(
+                f"The classifier reads columns beside the texts: {', '.join(columns)}. Give a file "
+                "that has them, in place of --text."
+            )
+        classes = classifier.classes_.tolist()
         label = _Label(config, suffix).open(reporter)
         emit(label(Part(0, Split(config.text))).decode())
         rows = len(config.text)
@@ -177,7 +197,9 @@ def _predict_file(
         data,
         config.stream.part_rows,
         config.text_column or facts.text_column,
-        options=ReadOptions(keep=True, strip_html=facts.strip_html),
+        options=ReadOptions(
+            columns=_columns_of(classifier), keep=True, strip_html=facts.strip_html
+        ),
     )
     opened = _open(source, config.text_column, None, reporter)
     if config.text_column is None and facts.text_column is None:
@@ -222,7 +244,7 @@ def _check_out(out: str, data: str) -> None:
 
 def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
-    folder = bundle_folder(config.run)
+    folder = bundle_folder(local_folder(config.run))
     data = Path(source.data)
     status = data.stat() if data.is_file() else None
     return {
@@ -298,8 +320,9 @@ def _explained(text: str | None, label: str | None) -> Iterator[None]:
 
 
 def _load(
-    bundle: Path, places: Mapping[str, str], device: str
+    place: str | Path, places: Mapping[str, str], device: str
 ) -> tuple[LayerFusionClassifier, Facts]:
+    bundle = local_folder(place)
     if not bundle.is_dir():
         what = "is not a folder" if bundle.exists() else "does not exist"
         raise NotFoundError(f"{bundle} {what}. Give a run folder that `layerfuse fit` has written.")
@@ -317,13 +340,16 @@ def evaluate(
     data, against = config.data, config.against
     classifier, facts = _load(config.run, config.encoders, config.device)
     other = None if against is None else _load(against, config.encoders, config.device)[0]
+    columns = tuple(
+        dict.fromkeys(name for own in (classifier, other) if own for name in _columns_of(own))
+    )
     source = PartSource(
         data,
         part_rows,
         config.text_column or facts.text_column,
         config.label_column or facts.label_column,
         labeled=True,
-        options=ReadOptions(strip_html=facts.strip_html),
+        options=ReadOptions(columns=columns, strip_html=facts.strip_html),
     )
     stream = _open(source, config.text_column, config.label_column, reporter)
     name = config.split or test_name(stream.splits) or "train"
@@ -339,9 +365,9 @@ def evaluate(
             if not len(part):
                 continue
             labels += part.labels or ()
-            proba.append(classifier.predict_proba(part.texts))
+            proba.append(classifier.predict_proba(_read_of(classifier, part)))
             if other is not None:
-                theirs.append(other.predict(part.texts))
+                theirs.append(other.predict(_read_of(other, part)))
                 changes += _changes(part, classifier.label_space_, proba[-1], theirs[-1])
     if unlabeled:
         reporter.note(f"{unlabeled} rows have no label and are skipped")

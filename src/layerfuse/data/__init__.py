@@ -4,13 +4,12 @@ from layerfuse.data.audit import NEAR, Audit, audit, find_languages, near_duplic
 from layerfuse.data.catalog import DATASETS, ENCODERS, DatasetEntry
 from layerfuse.data.columns import (
     SEPARATOR,
-    TEXT_NAMES,
     ColumnError,
     ReadOptions,
     split_names,
     strip_html,
 )
-from layerfuse.data.dataset import Split, TextDataset, test_name
+from layerfuse.data.dataset import TEXT_NAMES, Split, TextDataset, test_name
 from layerfuse.data.download import (
     encoder_path,
     is_pulled,

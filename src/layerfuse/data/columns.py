@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from typing import Any
 
-from layerfuse.data.dataset import Split
+from layerfuse.data.dataset import TEXT_NAMES, Split
 from layerfuse.errors import DataError, did_you_mean
 
-TEXT_NAMES: tuple[str, ...] = ("text", "sentence", "content", "review", "body", "document")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 COMMON_NAMES = {*TEXT_NAMES, *_LABEL_NAMES}
 _SENTENCE = 3  # words; an only column with so long a name is a text without a header
@@ -33,13 +32,17 @@ class ColumnError(DataError):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is read of a table; see `layerfuse.load_dataset`. ``keep`` keeps all columns."""
+    """What is read of a table; see `layerfuse.load_dataset`.
+
+    ``columns`` are further ones to keep; ``keep`` keeps all.
+    """
 
     text_column: str | None = None
     label_column: str | None = None
     labeled: bool = True
     id_column: str | None = None
     group_column: str | None = None
+    columns: tuple[str, ...] = ()
     keep: bool = False
     strip_html: bool = False
 
@@ -141,7 +144,19 @@ def to_split(
     for kind, name in (("id", options.id_column), ("group", options.group_column)):
         if name is not None:
             _check_column(table, kind, name, name)
-    kept = table.names if options.keep else (options.id_column, options.group_column)
+    if missing := [name for name in options.columns if name not in table.names]:
+        raise ColumnError(
+            f"{table.where} has no column {missing[0]!r}, which is read beside the texts."
+            f"{did_you_mean(missing[0], table.names)}\n{_columns(table)}",
+            missing[0],
+        )
+    if taken := set(options.columns).intersection((*names, label)):
+        raise DataError(
+            f"{table.where}: column {min(taken)!r} is the text or the label, and cannot be one of "
+            "the columns beside it."
+        )
+    own = (options.id_column, options.group_column, *options.columns)
+    kept = table.names if options.keep else own
     columns = {name: tuple(table.column(name)) for name in kept if name is not None}
     numbers = range(table.first_row, table.first_row + len(texts))
     if label is None:

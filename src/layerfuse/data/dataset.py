@@ -12,6 +12,9 @@ import numpy.typing as npt
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.targets import Targets
 
+TEXT_NAMES = ("text", "sentence", "content", "review", "body", "document")
+"""Common names of a column of texts."""
+
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")  # the first that is there is the test
 
 
@@ -66,6 +69,11 @@ class Split:
     def column(self, name: str | None) -> tuple[Any, ...] | None:
         """A column that was kept; None for None."""
         return None if name is None else self.columns[name]
+
+    def table(self, columns: Sequence[str]) -> Mapping[str, Sequence[Any]]:
+        """The texts, under a name that none of ``columns`` has, and these columns."""
+        name = next(name for name in TEXT_NAMES if name not in columns)
+        return {name: self.texts} | {name: self.columns[name] for name in columns}
 
     def sample(self, n_rows: int, seed: int, minimum: int) -> npt.NDArray[np.intp]:
         """Row numbers of a stratified sample; see `Targets.sample`."""

@@ -52,9 +52,9 @@ from layerfuse.files import (
     check_own,
     damaged_files,
     human_bytes,
-    is_url,
     write_checksums,
 )
+from layerfuse.objects import is_url
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _MB = 1_000_000  # bytes
@@ -78,6 +78,7 @@ def load_dataset(
     labeled: bool = True,
     id_column: str | None = None,
     group_column: str | None = None,
+    columns: Sequence[str] = (),
     strip_html: bool = False,
     reporter: Reporter = SILENT,
 ) -> TextDataset:
@@ -97,6 +98,8 @@ def load_dataset(
         Whether labels are needed; if not, they are read only from a given ``label_column``.
     id_column, group_column : str, optional
         Further columns to keep.
+    columns : sequence of str
+        And others.
     strip_html : bool
         Whether texts are HTML, of which only what a reader sees is kept.
     reporter : Reporter
@@ -108,7 +111,13 @@ def load_dataset(
         As in `pull_dataset`, `stream_dataset` and `stream_hub`.
     """
     options = ReadOptions(
-        text_column, label_column, labeled, id_column, group_column, strip_html=strip_html
+        text_column,
+        label_column,
+        labeled,
+        id_column,
+        group_column,
+        tuple(columns),
+        strip_html=strip_html,
     )
     return stream_texts(source, None, options, test=test, reporter=reporter).read()
 

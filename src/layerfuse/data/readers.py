@@ -22,7 +22,8 @@ from typing import IO, Any, TypeVar, cast
 from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
-from layerfuse.files import human_bytes, is_url, open_url
+from layerfuse.files import human_bytes
+from layerfuse.objects import is_url, open_url
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from layerfuse.embeddings.store import check_folder
+from layerfuse.embeddings.shard import check_folder
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.files import write_json
 from layerfuse.resources import EncoderCost

@@ -6,7 +6,8 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import TypeAlias, cast
@@ -14,7 +15,14 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, Layers
+from layerfuse.blocks import (
+    COLUMNS_BLOCK,
+    LEXICAL_BLOCK,
+    NOT_MODELS,
+    BlockRef,
+    Layers,
+    split_pooling,
+)
 from layerfuse.embeddings.cost_record import (
     CostRecord,
     keep_cost,
@@ -24,11 +32,9 @@ from layerfuse.embeddings.cost_record import (
 )
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
+from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import (
-    CorruptShardError,
     EmbeddingStore,
-    Hashes,
-    Key,
     Missing,
     NotStoredError,
     Section,
@@ -37,6 +43,7 @@ from layerfuse.embeddings.store import (
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, DataError, StorageError, check_choice
 from layerfuse.files import check_writable, human_bytes
+from layerfuse.pooling import WINDOW_POOLINGS
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
 from layerfuse.targets import Column, as_list
@@ -53,6 +60,8 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
         Where each block comes from; all over the same distinct texts.
     rows : ndarray of int, (n_rows,)
         For each row the number of its distinct text.
+    table : ndarray of shape (n_rows, n_features), optional
+        The block of columns beside the texts, which equal texts may differ in.
 
     Examples
     --------
@@ -61,9 +70,15 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     (1000, 384)
     """
 
-    def __init__(self, sources: Mapping[BlockRef, _Source], rows: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[BlockRef, _Source],
+        rows: npt.NDArray[np.intp],
+        table: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self._sources = dict(sources)
         self._rows = rows
+        self._table = table
 
     @classmethod
     def join(cls, views: Sequence[BlockView]) -> BlockView:
@@ -75,25 +90,35 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     def __getitem__(self, ref: BlockRef | str) -> npt.NDArray[np.float32]:
         ref = BlockRef.parse(ref) if isinstance(ref, str) else ref
+        if ref == COLUMNS_BLOCK and self._table is not None:
+            return self._table
         return self._source(ref).read((ref.layer, ref.pooling), self._rows)
 
     def __iter__(self) -> Iterator[BlockRef]:
-        return iter(self._sources)
+        yield from self._sources
+        if self._table is not None:
+            yield COLUMNS_BLOCK
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._sources) + (self._table is not None)
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
-        return BlockView(self._sources, self._rows[rows])
+        table = None if self._table is None else self._table[rows]
+        return BlockView(self._sources, self._rows[rows], table)
+
+    def with_table(self, table: npt.NDArray[np.float32]) -> BlockView:
+        """The same blocks and that of columns, (n_rows, n_features)."""
+        return BlockView(self._sources, self._rows, table)
 
     def parts(self, size: int) -> Iterator[tuple[npt.NDArray[np.intp], BlockView]]:
         """Views of all rows in parts of ``size``, each with its row numbers.
 
         Rows that lie together in the store come together, so that it is read about once.
         """
-        ref, source = next(iter(self._sources.items()))
-        order = source.order((ref.layer, ref.pooling), self._rows)
+        order = np.arange(len(self._rows))
+        for ref, source in list(self._sources.items())[:1]:
+            order = source.order((ref.layer, ref.pooling), self._rows)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             yield rows, self.take(rows)
@@ -104,14 +129,27 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
     @property
     def n_computed(self) -> int:
-        """Distinct texts that were not in the store, summed over encoders."""
+        """Distinct texts or windows that were not in the store, summed over encoders."""
         return sum(source.n_computed for source in self._by_encoder().values())
 
     @property
+    def truncated(self) -> npt.NDArray[np.bool_]:
+        """Which texts were cut, for each encoder: (n_encoders, n_rows)."""
+        cut = [source.truncated[self._rows] for source in self._by_encoder().values()]
+        return np.array(cut, dtype=bool).reshape(len(cut), len(self._rows))
+
+    @property
     def truncated_share(self) -> float:
-        """The share of rows whose text was cut to the token limit, of the encoder with the most."""
-        shares = [source.truncated[self._rows].mean() for source in self._by_encoder().values()]
-        return float(max(shares, default=0.0))
+        """The share of rows whose text was cut to what is read, of the encoder with the most."""
+        return float(self.truncated.mean(axis=1).max(initial=0.0))
+
+    @property
+    def read_share(self) -> float:
+        """The share of the texts' tokens that was read, by the encoder that read the least.
+
+        Below 1 where texts were cut; counted on up to 1,000 of the distinct texts.
+        """
+        return min((source.read_share for source in self._by_encoder().values()), default=1.0)
 
     @property
     def costs(self) -> dict[str, EncoderCost]:
@@ -136,6 +174,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
 
 
 _MAX_REPAIRS = 20  # damaged shards that one look-up will compute again
+_COUNTED = 1_000  # texts whose tokens are counted, where some were cut
 _SAMPLED = 32  # texts that are read to learn a cost that nobody recorded
 _MEASURING = Lock()  # threads that measure at once would slow each other down
 
@@ -242,20 +281,27 @@ def extract_blocks(
 ) -> BlockView:
     """Just these blocks: encoders that have none are not read, the others up to their highest.
 
-    The view has the blocks in the order given. See `extract` for the parameters.
+    That of columns is left out: it is not of the texts (`BlockView.with_table`). The view has the
+    others in the order given. See `extract` for the parameters.
 
     Raises
     ------
     ConfigError
         For a block that none of the encoders has.
     """
-    names = [encoder.name for encoder in encoders]
+    by_name = {encoder.name: encoder for encoder in encoders}
     for block in blocks:
-        if block != LEXICAL_BLOCK:
-            check_choice(block.encoder, names, "encoder")
+        if block.encoder not in NOT_MODELS:
+            check_choice(block.encoder, by_name, "encoder")
+            windows = by_name[block.encoder].windows
+            if block.windowed != (windows is not None):
+                raise ConfigError(
+                    f"{block} cannot be read by an encoder with windows={windows!r}: a block over "
+                    "windows is written as encoder:layer:mean/max, one of truncated texts as "
+                    "encoder:layer:mean."
+                )
     rows = check_texts(texts)
-    hashes, first, back = np.unique(text_hashes(rows), return_index=True, return_inverse=True)
-    distinct = [rows[index] for index in first]
+    distinct, hashes, back = _distinct(rows)
     sources: dict[str, _Source] = {}
     if LEXICAL_BLOCK in blocks:
         sources[LEXICAL_BLOCK.encoder] = _WordCounts(distinct)
@@ -266,16 +312,27 @@ def extract_blocks(
             section = None
             if store is not None:
                 section = store.section(encoder.name, encoder.identity, reporter)
-            source = _EncoderBlocks(encoder, distinct, hashes, keys, section, reporter)
-            source.n_computed = source.complete()
-            sources[encoder.name] = source
-    return BlockView({block: sources[block.encoder] for block in blocks}, back)
+            if encoder.windows is None:
+                source = _EncoderBlocks(encoder, distinct, hashes, keys, section, reporter)
+                source.n_computed = source.complete()
+                sources[encoder.name] = source
+            else:
+                sources[encoder.name] = _WindowBlocks(encoder, distinct, keys, section, reporter)
+    wanted = [block for block in blocks if block != COLUMNS_BLOCK]
+    return BlockView({block: sources[block.encoder] for block in wanted}, back)
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], Hashes, npt.NDArray[np.intp]]:
+    """The distinct texts in the order of their hashes, these, and for each text its number."""
+    hashes, first, back = np.unique(text_hashes(texts), return_index=True, return_inverse=True)
+    return [texts[index] for index in first], hashes, back
 
 
 class _WordCounts:
     """The lexical block over distinct texts; it is not stored, as counting takes no longer."""
 
     n_computed = 0
+    read_share = 1.0
 
     def __init__(self, texts: Sequence[str]) -> None:
         count_words(texts[:1])  # imports are not its price
@@ -311,10 +368,16 @@ class _EncoderBlocks:
     reporter: Reporter
     arrays: dict[Key, npt.NDArray[np.float32]] = field(default_factory=dict)
     record: CostRecord | None = None
+    unit: str = "texts"
     n_computed: int = 0
 
     def __post_init__(self) -> None:
         self.truncated = np.zeros(len(self.texts), dtype=bool)
+
+    @property
+    def read_share(self) -> float:
+        """See `BlockView.read_share`; texts are in the order of their hashes, so a fair draw."""
+        return self.encoder.read_share(self.texts[:_COUNTED]) if self.truncated.any() else 1.0
 
     def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """One block of some of the texts, (n_rows, dim)."""
@@ -354,8 +417,8 @@ class _EncoderBlocks:
             missing = self.section.missing(self.hashes, self.keys)
             n_rows, total = _n_rows(missing), len(self.hashes)
             self.reporter.note(
-                f"{self.encoder.name}: {total - n_rows} of {total} distinct texts are in the store"
-                + (f", {n_rows} to compute" if n_rows else "")
+                f"{self.encoder.name}: {total - n_rows} of {total} distinct {self.unit} are in the "
+                "store" + (f", {n_rows} to compute" if n_rows else "")
             )
             if n_rows:
                 check_writable(self.section.folder)
@@ -376,12 +439,14 @@ class _EncoderBlocks:
 
     def _compute(self, jobs: Sequence[ShardJob]) -> None:
         """Run jobs and keep their results; when stopped, report how many texts are stored."""
-        folder = None if self.section is None else self.section.folder
+        folder = remote = None
+        if self.section is not None:
+            folder, remote = self.section.folder, self.section.remote
         costs = []
         try:
             with (
                 undisturbed() as alone,
-                closing(run_shards(jobs, self.encoder, folder, self.reporter)) as results,
+                closing(run_shards(jobs, self.encoder, folder, self.reporter, remote)) as results,
             ):
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)
@@ -445,9 +510,84 @@ class _EncoderBlocks:
             )
 
 
+class _WindowBlocks:
+    """One encoder's blocks over distinct texts, pooled over the windows of each.
+
+    Windows are read and stored like texts, equal ones once, so that another pooling over windows
+    computes nothing.
+    """
+
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        texts: list[str],
+        keys: Sequence[Key],
+        section: Section | None,
+        reporter: Reporter,
+    ) -> None:
+        started = time.perf_counter()
+        windows = encoder.split(texts)
+        self._split_ms = 1e3 * (time.perf_counter() - started) / len(texts)
+        self.truncated = np.array(windows.shares) < 1
+        self._encoder, self._texts = encoder, texts
+        self._counts = np.array([len(pieces) for pieces in windows.pieces])
+        self._starts = np.cumsum(self._counts) - self._counts
+        distinct, hashes, self._piece = _distinct(list(chain(*windows.pieces)))
+        own = dict.fromkeys((layer, split_pooling(pooling)[0]) for layer, pooling in keys)
+        self._pieces = _EncoderBlocks(
+            encoder, distinct, hashes, tuple(own), section, reporter, unit="windows"
+        )
+        if section is not None:
+            reporter.note(
+                f"{encoder.name}: {len(self._piece):,} windows of at most {encoder.window_length} "
+                f"tokens, {self._counts.mean():.1f} per text, at most {self._counts.max()}"
+            )
+        if cut := int(self.truncated.sum()):
+            reporter.note(
+                f"{encoder.name}: {cut} of {len(texts)} texts are longer than "
+                f"{encoder.max_windows} windows, and are cut there. Raise max_windows "
+                "(--max-windows) to read more of them."
+            )
+        self.n_computed = self._pieces.complete()
+
+    @property
+    def read_share(self) -> float:
+        """See `BlockView.read_share`."""
+        return self._encoder.read_share(self._texts[:_COUNTED]) if self.truncated.any() else 1.0
+
+    def read(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """One block of some of the texts, (n_rows, dim)."""
+        (layer, pooling), (distinct, back) = key, np.unique(rows, return_inverse=True)
+        over_tokens, over_windows = split_pooling(pooling)
+        counts = self._counts[distinct]
+        first = np.repeat(self._starts[distinct] - np.cumsum(counts) + counts, counts)
+        values = self._pieces.read(
+            (layer, over_tokens), self._piece[first + np.arange(counts.sum())]
+        )
+        return WINDOW_POOLINGS[over_windows or "mean"](values, counts)[back]
+
+    def order(self, key: Key, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Places in ``rows``, those whose first windows lie together in the store together."""
+        over_tokens = split_pooling(key[1])[0]
+        return self._pieces.order((key[0], over_tokens), self._piece[self._starts[rows]])
+
+    @property
+    def cost(self) -> EncoderCost | None:
+        """What the encoder costs for a text, all its windows counted."""
+        cost, n_windows = self._pieces.cost, float(self._counts.mean())
+        if cost is None:
+            return None
+        return replace(
+            cost,
+            ms_per_text=n_windows * cost.ms_per_text + self._split_ms,
+            tokenize_ms_per_text=n_windows * cost.tokenize_ms_per_text + self._split_ms,
+            tokens_per_text=n_windows * cost.tokens_per_text,
+        )
+
+
 def _n_rows(missing: Missing) -> int:
     """Texts that lack a block; each is in one part."""
     return sum(len(rows) for rows, _ in missing)
 
 
-_Source: TypeAlias = "_EncoderBlocks | _WordCounts"
+_Source: TypeAlias = "_EncoderBlocks | _WindowBlocks | _WordCounts"

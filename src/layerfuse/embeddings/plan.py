@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.embeddings.store import Key, Missing
+from layerfuse.embeddings.shard import Key
+from layerfuse.embeddings.store import Missing
 from layerfuse.encoders import FrozenEncoder
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}

@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from layerfuse.embeddings.cost_record import ShardCost
 from layerfuse.embeddings.plan import ShardJob, plan_batches
-from layerfuse.embeddings.store import Key, text_hashes, write_shard
+from layerfuse.embeddings.shard import Key, write_shard
+from layerfuse.embeddings.store import text_hashes
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
 from layerfuse.errors import NoMemoryError, is_out_of_memory
+from layerfuse.objects import ObjectFolder
 from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import SILENT, Advance, Reporter
 
@@ -142,18 +144,26 @@ def read_shard(
     return ShardResult(np.array(tokens.truncated, dtype=bool), blocks, cost, budget)
 
 
-def write_result(job: ShardJob, result: ShardResult, folder: Path | None) -> ShardResult:
+def write_result(
+    job: ShardJob, result: ShardResult, folder: Path | None, remote: ObjectFolder | None = None
+) -> ShardResult:
     """Write the result as a shard, and return it without its blocks; without a folder as it is."""
     if folder is None:
         return result
-    path = write_shard(folder, text_hashes(job.texts), result.truncated, result.blocks)
+    path = write_shard(folder, text_hashes(job.texts), result.truncated, result.blocks, remote)
     return replace(result, blocks={}, path=path)
 
 
 def run_shards(
-    jobs: Sequence[ShardJob], encoder: FrozenEncoder, folder: Path | None, reporter: Reporter
+    jobs: Sequence[ShardJob],
+    encoder: FrozenEncoder,
+    folder: Path | None,
+    reporter: Reporter,
+    remote: ObjectFolder | None = None,
 ) -> Generator[ShardResult]:
     """`run_shard` for jobs one after another; results in their order.
+
+    With ``remote``, which ``folder`` mirrors, shards are put there, too.
 
     Beside an accelerator the next job is tokenized and the last one's shard written while a job
     is read; a CPU is busy as it is.
@@ -176,4 +186,4 @@ def run_shards(
     in_turn = map if encoder.kind == "cpu" else prefetch
     n_texts = sum(len(job.texts) for job in jobs)
     with reporter.task(f"reading {encoder.name}", n_texts, "texts") as advance:
-        yield from in_turn(lambda pair: write_result(pair[0], pair[1], folder), read())
+        yield from in_turn(lambda pair: write_result(pair[0], pair[1], folder, remote), read())

@@ -1,5 +1,9 @@
-"""The embedding cache on disk: a folder of sections, one for each encoder and its settings; each
-holds shards: content-addressed files, written once.
+"""The embedding cache: a folder of sections, one for each encoder and its settings; each holds
+shards.
+
+On a URL the shards are objects, and a folder on this machine, the mirror, has copies of them. The
+name of an object ends with a digest of its bytes: two writers share a name only where they would
+put the same, and a copy is checked by its name. What a listing does not have yet is computed again.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ import os
 import re
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -23,6 +27,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
+from layerfuse.embeddings.shard import (
+    SUFFIX,
+    CorruptShardError,
+    Hashes,
+    Key,
+    Shard,
+    block_name,
+    check_folder,
+    key_of,
+    open_shard,
+)
 from layerfuse.errors import FormatError, NewerVersionError, NotFoundError, StorageError
 from layerfuse.files import (
     atomic_write,
@@ -33,136 +48,8 @@ from layerfuse.files import (
     storage_errors,
     write_json,
 )
+from layerfuse.objects import N_TRANSFERS, ObjectFolder, is_url
 from layerfuse.progress import SILENT, Reporter
-
-Key: TypeAlias = tuple[int, str]
-"""A layer and a pooling."""
-
-Hashes: TypeAlias = npt.NDArray[np.bytes_]
-"""Digests of texts, dtype S16."""
-
-_HASHES, _TRUNCATED = "hashes", "truncated"
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
-
-
-class CorruptShardError(Exception):
-    """A shard that is missing, or whose bytes are not what was written."""
-
-    def __init__(self, path: Path, reason: str, block: str | None = None) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.block = block  # the block that was read; None for the index
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """A shard's index: which texts and blocks it holds; block values stay on disk.
-
-    ``hashes`` and ``truncated`` have shape (n_texts,); ``names`` are those of `block_name`.
-    """
-
-    path: Path
-    names: frozenset[str]
-    hashes: Hashes
-    truncated: npt.NDArray[np.bool_]
-    checksums: dict[str, int]
-
-    def read(self, name: str) -> npt.NDArray[np.floating]:
-        """One block's values, (n_texts, dim); a CorruptShardError when the bytes are damaged."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                array: npt.NDArray[np.floating] = file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise CorruptShardError(self.path, str(error), name) from error
-        if _checksum(array) != self.checksums[name]:
-            raise CorruptShardError(self.path, f"block {name} does not match its checksum", name)
-        return array
-
-
-def open_shard(path: Path) -> Shard:
-    """Read a shard's index, or raise a CorruptShardError when the file is not a whole shard."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            section, stored = json.loads(file.metadata()["shard"])
-            checksums = {str(name): int(value) for name, value in stored.items()}
-            names = set(file.keys())
-            hashes, truncated = file.get_tensor(_HASHES), file.get_tensor(_TRUNCATED)
-    except (
-        *(SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError),
-        RecursionError,
-    ) as error:
-        raise CorruptShardError(path, str(error)) from error
-    if section != _key_of(path.parent):
-        raise CorruptShardError(path, "it is from another section")
-    read = {_HASHES: _checksum(hashes), _TRUNCATED: _checksum(truncated)}
-    if names != set(checksums) or any(checksums[name] != read[name] for name in read):
-        raise CorruptShardError(path, "its index does not match its checksum")
-    return Shard(
-        path,
-        frozenset(names - {_HASHES, _TRUNCATED}),
-        hashes.view("S16")[:, 0],
-        truncated.astype(bool),
-        checksums,
-    )
-
-
-def write_shard(
-    folder: Path,
-    hashes: Hashes,
-    truncated: npt.NDArray[np.bool_],
-    blocks: Mapping[Key, npt.NDArray[np.float32]],
-) -> Path:
-    """Write one shard atomically; its file name is a digest of its hashes and block names.
-
-    Blocks (n_texts, dim) are stored as float16 unless a value would overflow; then as float32.
-    """
-    from safetensors.numpy import save
-
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        _HASHES: np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, 16),
-        _TRUNCATED: truncated.astype(np.uint8),
-    }
-    names = {block_name(key): array for key, array in blocks.items()}
-    for name, array in names.items():
-        fits = array.size == 0 or float(np.abs(array).max()) <= _FLOAT16_MAX
-        tensors[name] = array.astype(np.float16) if fits else array.astype(np.float32)
-    checksums = {name: _checksum(array) for name, array in tensors.items()}
-    shard = json.dumps([_key_of(folder), checksums])  # one entry: their order is not kept
-    path = folder / f"{digest(hashes.tobytes(), *sorted(names))}.safetensors"
-    data = save(tensors, metadata={"shard": shard})
-    check_folder(folder)  # writing would make it anew, without its manifest
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-    return path
-
-
-def check_folder(folder: Path) -> None:
-    """Raise a StorageError for a section's folder that was deleted since it was opened."""
-    if not folder.is_dir():
-        raise StorageError(
-            f"{folder} was deleted while it was in use. Run the same command again, and delete "
-            "embeddings only while nothing reads or writes them."
-        )
-
-
-def block_name(key: Key) -> str:
-    """The name of a block's tensor, such as ``"8:mean"``."""
-    return f"{key[0]}:{key[1]}"
-
-
-def _checksum(array: npt.NDArray[np.generic]) -> int:
-    start = zlib.crc32(f"{array.dtype}{array.shape}".encode())
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, start)
-
-
-def _key_of(folder: Path) -> str:
-    """The digest of the identity, which ends the name of a section's folder."""
-    return folder.name.rpartition("-")[2]
-
 
 Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]
 """Row numbers and the blocks that all of them lack; a row is in one pair at most."""
@@ -237,19 +124,27 @@ class Section:
     Safe to share between threads: ``lock``, one in the process for each folder, is held while its
     contents change. Damaged shards are set aside (renamed to ``*.corrupt``) and reported, so that
     their texts count as missing and are computed again.
+
+    ``folder`` mirrors the objects of ``remote`` where one is given.
     """
 
-    def __init__(self, folder: Path, reporter: Reporter = SILENT) -> None:
+    def __init__(
+        self, folder: Path, reporter: Reporter = SILENT, remote: ObjectFolder | None = None
+    ) -> None:
         self.folder = folder
+        self.remote = remote
+        self._torn: set[str] = set()
         self.lock = _LOCKS.setdefault(folder.resolve(), RLock())
         self._reporter = reporter
         self._contents = _Contents({})
 
     def refresh(self) -> None:
-        """List the folder again: shards may have come from another process."""
+        """List the folder again: shards may have come from another process, or machine."""
         with self.lock:
             check_folder(self.folder)
-            present = {path.name: path for path in sorted(self.folder.glob("*.safetensors"))}
+            if self.remote is not None:
+                self._mirror(self.remote)
+            present = {path.name: path for path in sorted(self.folder.glob(f"*{SUFFIX}"))}
             known = self._contents.shards
             self._contents = _Contents({name: known[name] for name in known if name in present})
             for name, path in present.items():
@@ -332,9 +227,12 @@ class Section:
         return index.truncated[index.places(hashes)]
 
     def verify(self) -> list[Path]:
-        """Read every byte; damaged shards are set aside and returned."""
+        """Read every byte; damaged shards are set aside, damaged objects deleted; both returned."""
         with self.lock:
-            before = set(self.folder.glob("*.safetensors"))
+            torn = [] if self.remote is None else self._mirror(self.remote, everything=True)
+            if self.remote is not None:
+                self.remote.delete(*torn)
+            before = set(self.folder.glob(f"*{SUFFIX}"))
             self.refresh()
             for shard in self._contents.shards.values():
                 try:
@@ -342,7 +240,35 @@ class Section:
                         shard.read(name)
                 except CorruptShardError as error:
                     self.recover(error)
-            return sorted(before - set(self.folder.glob("*.safetensors")))
+            damaged = before - set(self.folder.glob(f"*{SUFFIX}"))
+            return sorted(damaged.union(self.folder / name for name in torn))
+
+    def _mirror(self, remote: ObjectFolder, *, everything: bool = False) -> list[str]:
+        """Download the shards that are not here yet, or ``everything``; names of damaged ones."""
+
+        def is_damaged(name: str) -> bool:
+            try:
+                with atomic_write(self.folder / name) as temporary:
+                    remote.download(name, temporary)
+                    with temporary.open("rb") as file:
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                    if not name.endswith(f"-{found}{SUFFIX}"):
+                        raise CorruptShardError(self.folder / name, "not what its name tells")
+            except CorruptShardError as error:
+                note = "a damaged object counts as missing and will be computed again"
+                self._reporter.note(f"{note}: {remote.url}/{error.path.name}")
+                return True
+            except NotFoundError:  # deleted since it was listed
+                pass
+            return False
+
+        names = [name for name in sorted(remote.sizes()) if name.endswith(SUFFIX)]
+        if not everything:
+            names = [n for n in names if n not in self._torn and not (self.folder / n).exists()]
+        with ThreadPoolExecutor(N_TRANSFERS) as pool:
+            damaged = list(compress(names, list(pool.map(is_damaged, names))))
+        self._torn.update(damaged)
+        return damaged
 
     def _set_aside(self, error: CorruptShardError) -> None:
         """Rename a damaged shard; one that is no longer there was set aside by another process."""
@@ -375,7 +301,7 @@ class _Manifest(BaseModel, frozen=True):
         """The manifest of the folder that it lies in; else a FormatError."""
         with contextlib.suppress(ValidationError):
             value = cls.model_validate(read_json(path, kind=_KIND, version=_VERSION))
-            if _key(value.identity) == _key_of(path.parent):
+            if _key(value.identity) == key_of(path.parent):
                 return value
         raise FormatError(f"{path} is that of another section, or damaged.")
 
@@ -393,17 +319,19 @@ class SectionInfo:
 
 
 class EmbeddingStore:
-    """The embedding cache on disk; safe to share between threads and processes.
+    """The embedding cache; safe to share between threads, processes and, on a URL, machines.
 
     A section's key names everything that changes a value (weights, tokenizer, prompt, token limit,
     dtype, format version). Inside it texts are found by their hash, so equal texts are computed
     once, and new texts, layers or poolings add only what is new. Several processes may write at
-    once: each shard is a file of its own, renamed into place when it is complete.
+    once: each shard is a file of its own, renamed into place when it is complete, or an object.
+    What is read of a URL is copied into the cache folder first.
 
     Parameters
     ----------
     root : str or Path, optional
-        Its folder; by default ``store`` in the cache folder (``LAYERFUSE_CACHE``).
+        Its folder, or a URL of fsspec such as ``"s3://bucket/embeddings"``; by default ``store``
+        in the cache folder (``LAYERFUSE_CACHE``).
 
     Examples
     --------
@@ -412,11 +340,20 @@ class EmbeddingStore:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self._named = root is not None
-        self.root = Path(root).expanduser() if root is not None else cache_dir() / "store"
+        self.remote = ObjectFolder(str(root)) if root is not None and is_url(root) else None
+        self._named = root is not None and self.remote is None
+        if self.remote is not None:
+            self.root = cache_dir() / "objects" / "stores" / digest(self.remote.url.rstrip("/"))
+        else:
+            self.root = Path(root).expanduser() if root is not None else cache_dir() / "store"
 
     def __repr__(self) -> str:
-        return f"EmbeddingStore({str(self.root)!r})"
+        return f"EmbeddingStore({str(self.place)!r})"
+
+    @property
+    def place(self) -> str | Path:
+        """The URL, or the folder."""
+        return self.root if self.remote is None else self.remote.url
 
     def section(
         self, encoder: str, identity: Mapping[str, object], reporter: Reporter = SILENT
@@ -431,6 +368,16 @@ class EmbeddingStore:
             When it is new and cannot be written, or another user may have written it.
         """
         key = _key(identity)
+        value = _Manifest(encoder=encoder, identity=dict(identity))
+        if self.remote is not None:  # found by its name, as a listing may lag
+            section = self._open(self.root / f"section-{key}", reporter)
+            if section.folder.is_dir():
+                check_own(section.folder)
+            write_json(section.folder / _MANIFEST, value.model_dump())
+            with contextlib.suppress(StorageError):  # a store may be read-only
+                (self.remote / section.folder.name).upload(section.folder / _MANIFEST, _MANIFEST)
+            section.refresh()
+            return section
         safe = re.sub(r"[^\w.-]", "_", encoder)
         folder = next(self.root.glob(f"*-{key}"), self.root / f"{safe}-{key}")
         manifest = folder / _MANIFEST
@@ -446,7 +393,6 @@ class EmbeddingStore:
             with contextlib.suppress(OSError):  # a store may be read-only
                 os.utime(manifest)
         else:
-            value = _Manifest(encoder=encoder, identity=dict(identity))
             write_json(manifest, value.model_dump())
         section = Section(folder, reporter)
         section.refresh()
@@ -455,11 +401,10 @@ class EmbeddingStore:
     def sections(self) -> list[SectionInfo]:
         """All sections, the most recently used first."""
         infos = []
-        for manifest in self.root.glob(f"*/{_MANIFEST}"):
+        for manifest, sizes, idle_s in self._listed():
             # Not ours, from a newer version, or deleted meanwhile: not ours to delete either.
-            with contextlib.suppress(FormatError, OSError, NotFoundError):
+            with contextlib.suppress(FormatError, NotFoundError):
                 value = _Manifest.read(manifest)
-                sizes = [path.stat().st_size for path in manifest.parent.glob("*.safetensors")]
                 infos.append(
                     SectionInfo(
                         encoder=value.encoder,
@@ -467,7 +412,7 @@ class EmbeddingStore:
                         identity=value.identity,
                         shards=len(sizes),
                         n_bytes=sum(sizes),
-                        idle_s=max(0.0, time.time() - manifest.stat().st_mtime),
+                        idle_s=idle_s,
                     )
                 )
         return sorted(infos, key=lambda info: info.idle_s)
@@ -475,7 +420,7 @@ class EmbeddingStore:
     def verify(self, reporter: Reporter = SILENT) -> list[Path]:
         """Read every manifest and shard; damaged ones are set aside and returned."""
         damaged: list[Path] = []
-        for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
+        for manifest, _, _ in self._listed():
             try:
                 _Manifest.read(manifest)
             except NewerVersionError:
@@ -484,9 +429,38 @@ class EmbeddingStore:
                 damaged.append(manifest)
                 with storage_errors(manifest):
                     manifest.replace(manifest.with_suffix(".corrupt"))
+                if self.remote is not None:
+                    (self.remote / manifest.parent.name).delete(_MANIFEST)
         for info in self.sections():
-            damaged += Section(info.folder, reporter).verify()
+            damaged += self._open(info.folder, reporter).verify()
         return damaged
+
+    def _open(self, folder: Path, reporter: Reporter = SILENT) -> Section:
+        remote = None if self.remote is None else self.remote / folder.name
+        return Section(folder, reporter, remote)
+
+    def _listed(self) -> Iterator[tuple[Path, list[int], float]]:
+        """Each section's manifest, the bytes of its shards, and seconds since its last use."""
+        if self.remote is None:
+            for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    sizes = [path.stat().st_size for path in manifest.parent.glob(f"*{SUFFIX}")]
+                    yield manifest, sizes, max(0.0, time.time() - manifest.stat().st_mtime)
+            return
+        listing = self.remote.sizes()
+        for name in listing:
+            folder, _, file = name.partition("/")
+            if file == _MANIFEST and folder.startswith("section-"):
+                with contextlib.suppress(NotFoundError):
+                    idle_s = self.remote.age_s(name)
+                    with atomic_write(self.root / name) as manifest:
+                        self.remote.download(name, manifest)
+                    sizes = [
+                        size
+                        for other, size in listing.items()
+                        if other.startswith(f"{folder}/") and other.endswith(SUFFIX)
+                    ]
+                    yield self.root / name, sizes, idle_s
 
     def prune(self, remove: Callable[[SectionInfo], bool]) -> list[SectionInfo]:
         """Delete the sections for which ``remove`` is true and return them; of the others the
@@ -500,6 +474,10 @@ class EmbeddingStore:
         removed = []
         for info in self.sections():
             if remove(info):
+                if self.remote is not None:
+                    remote = self.remote / info.folder.name
+                    remote.delete(*(name for name in remote.sizes() if name != _MANIFEST))
+                    remote.delete(_MANIFEST)  # last: what was stopped can be told again
                 with storage_errors(info.folder):
                     shutil.rmtree(info.folder)
                 removed.append(info)

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from layerfuse.encoders.devices import count_parameters
 from layerfuse.errors import UnsupportedModelError, is_out_of_memory
-from layerfuse.files import digest
+from layerfuse.files import digest, is_own
 from layerfuse.pooling import send_ahead
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     its own hidden states are; otherwise those are read, which takes all blocks. ``batches`` are
     the texts that can be read together without changing each other's values. The model's own first
     hidden state is layer ``first``. ``layer_parameters``, (n_layers + 1,), are those of the whole
-    stack, before any cut.
+    stack, before any cut. ``token_limit`` is that of its positions, None where nothing limits them.
     """
 
     n_layers: int
@@ -190,6 +191,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     batches: _Batches
     first: int
     layer_parameters: tuple[int, ...]
+    token_limit: int | None
 
 
 class TraitsFile(BaseModel, frozen=True, extra="forbid"):
@@ -202,6 +204,15 @@ class TraitsFile(BaseModel, frozen=True, extra="forbid"):
     def of(cls, traits: Traits) -> TraitsFile:
         """What is to be written."""
         return cls(traits=traits, checksum=digest(traits.model_dump_json()))
+
+    @classmethod
+    def read(cls, file: Path) -> Traits | None:
+        """What was written, None where there is nothing, or nothing to trust."""
+        with contextlib.suppress(OSError, ValueError):
+            if is_own(file):
+                kept = cls.model_validate_json(file.read_bytes())
+                return kept.traits if kept == cls.of(kept.traits) else None
+        return None
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,22 @@ class Architecture:
     n_tokens: int
     pad_id: int
     rope_switch: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What users are to know of how it can be read."""
+        notes = []
+        if self.blocks is None:
+            notes.append(
+                "its blocks cannot be read one by one; all hidden states of a batch are kept in "
+                "memory and no layer is saved by stopping early"
+            )
+        if self.traits.batches != "any":
+            notes.append(
+                "padding or other texts of a batch change its values, so it reads texts "
+                f"{self.traits.batches} at a time"
+            )
+        return notes
 
     def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """The rows of a batch in as many parts as are to be read each by itself."""
@@ -371,6 +398,7 @@ def examine(
         batches=batches,
         first=first or 0,
         layer_parameters=_count_parameters(stack, blocks, n_layers),
+        token_limit=token_limit(stack),
     )
 
 

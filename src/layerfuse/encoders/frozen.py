@@ -31,7 +31,6 @@ from layerfuse.encoders.architecture import (
     find_architecture,
     pad,
     pool_layers,
-    token_limit,
 )
 from layerfuse.encoders.devices import (
     QUANTIZED,
@@ -49,7 +48,14 @@ from layerfuse.encoders.pretrained import (
     refusing,
     too_large,
 )
-from layerfuse.encoders.tokenizer import TextTokenizer, Tokens, check_prompt
+from layerfuse.encoders.tokenizer import (
+    TextTokenizer,
+    Tokens,
+    WindowLimits,
+    Windows,
+    check_prompt,
+    own_limit,
+)
 from layerfuse.errors import (
     ConfigError,
     NoMemoryError,
@@ -57,9 +63,9 @@ from layerfuse.errors import (
     UnsupportedModelError,
     is_out_of_memory,
 )
-from layerfuse.files import cache_dir, digest, is_own, write_json
+from layerfuse.files import cache_dir, digest, write_json
 from layerfuse.parallel import limit_kernel_cache
-from layerfuse.pooling import Pooler
+from layerfuse.pooling import WINDOW_POOLINGS, Pooler
 from layerfuse.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -68,14 +74,6 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MAX_LENGTH = 512
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What an encoder holds in memory."""
-
-    architecture: Architecture
-    tokenizer: TextTokenizer
 
 
 @dataclass(eq=False, repr=False)
@@ -104,12 +102,16 @@ class FrozenEncoder:
     layers: Layers = "all"
     pooling: str | Sequence[str] = ("mean",)
     max_length: int = DEFAULT_MAX_LENGTH
+    windows: str | Sequence[str] | None = None
+    overlap: float = 0.0
+    max_windows: int = 64
     device: str = "auto"
     dtype: str = "auto"
     batch_tokens: int | None = None
     reporter: Reporter = SILENT
     _highest: int | None = field(default=None, init=False)
-    _loaded: _Loaded | None = field(default=None, init=False)
+    _architecture: Architecture | None = field(default=None, init=False)
+    _tokenizer: TextTokenizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         named = ENCODERS.get(self.source.origin)
@@ -119,6 +121,12 @@ class FrozenEncoder:
         if self.prompt is not None and self.chat_prompt is not None:
             raise ConfigError(f"{self.name} has both a prompt and a chat prompt; choose one.")
         resolve_poolings(self.pooling)
+        if self.windows is not None:
+            self.windows = resolve_poolings(self.windows, WINDOW_POOLINGS, "pooling over windows")
+        if not 0 <= self.overlap <= 0.5:
+            raise ConfigError(f"overlap={self.overlap} cannot be used; give a share from 0 to 0.5.")
+        if self.max_windows < 1:
+            raise ConfigError(f"max_windows={self.max_windows} is too few; give at least 1.")
         if self.max_length < 2:
             raise ConfigError(f"max_length={self.max_length} is too short; give at least 2 tokens.")
         if self.batch_tokens is not None and self.batch_tokens < 1:
@@ -141,6 +149,9 @@ class FrozenEncoder:
         layers: Layers = "all",
         pooling: str | Sequence[str] = ("mean",),
         max_length: int = DEFAULT_MAX_LENGTH,
+        windows: str | Sequence[str] | None = None,
+        overlap: float = 0.0,
+        max_windows: int = 64,
         device: str = "auto",
         dtype: str = "auto",
         batch_tokens: int | None = None,
@@ -170,7 +181,15 @@ class FrozenEncoder:
         pooling : str or sequence of str
             Candidate poolings, names of `layerfuse.pooling.POOLINGS`.
         max_length : int
-            Maximum tokens per text, special tokens and prompt included.
+            Maximum tokens per text (with ``windows``, per window), special tokens and prompt
+            included.
+        windows : str or sequence of str, optional
+            Candidate poolings over the windows of a text, names of
+            `layerfuse.pooling.WINDOW_POOLINGS`; by default a longer text is truncated.
+        overlap : float
+            Share of a window, 0 to 0.5, that repeats the window before.
+        max_windows : int
+            Maximum windows per text; what follows is not read.
         device : str
             ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         dtype : str
@@ -206,6 +225,9 @@ class FrozenEncoder:
             layers=layers,
             pooling=pooling,
             max_length=max_length,
+            windows=windows,
+            overlap=overlap,
+            max_windows=max_windows,
             device=device,
             dtype=dtype,
             batch_tokens=batch_tokens,
@@ -257,8 +279,10 @@ class FrozenEncoder:
     def select(
         self, layers: Layers | None = None, pooling: str | Sequence[str] | None = None
     ) -> tuple[BlockRef, ...]:
-        """Blocks as in `candidates`, of other layers and poolings where they are given."""
+        """Blocks as in `candidates`, of other layers and token poolings where they are given."""
         poolings = resolve_poolings(self.pooling if pooling is None else pooling)
+        if self.windows is not None:
+            poolings = tuple(f"{name}/{over}" for name in poolings for over in self.windows)
         wanted = self.layers if layers is None else layers
         numbers = resolve_layers(wanted, self.n_layers, self.name)
         return tuple(BlockRef(self.name, layer, name) for name in poolings for layer in numbers)
@@ -299,7 +323,7 @@ class FrozenEncoder:
     @property
     def is_loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._loaded is not None
+        return self._architecture is not None
 
     @property
     def stack(self) -> PreTrainedModel:
@@ -309,12 +333,26 @@ class FrozenEncoder:
     @property
     def architecture(self) -> Architecture:
         """The model's parts and how they are read. Loads the weights."""
-        return self._load().architecture
+        return self._load()
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """The tokenizer, with the prompt and the token limit. Loads the weights."""
-        return self._load().tokenizer
+        """The tokenizer, with the prompt and the token limit."""
+        if (tokenizer := self._tokenizer) is not None:
+            return tokenizer
+        traits = self._traits()  # which may load it with the weights
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._open_tokenizer(load_tokenizer(self.source), traits)
+            return self._tokenizer
+
+    @property
+    def window_length(self) -> int:
+        """Maximum tokens per window: ``max_length``, or the model's own limit where that is less.
+
+        A limit of Sentence-Transformers counts, too, as the model was trained on texts up to it.
+        """
+        return min(self.tokenizer.max_length, self.source.trained_length or self.max_length)
 
     def truncate(self, layer: int) -> FrozenEncoder:
         """Drop the blocks above ``layer``, which frees their memory, and return self.
@@ -325,18 +363,34 @@ class FrozenEncoder:
         highest = min(layer, self.highest_layer)
         with self._lock:
             self._highest = highest
-            if self._loaded is not None:
-                self._drop_blocks(self._loaded.architecture)
+            if self._architecture is not None:
+                self._drop_blocks(self._architecture)
         return self
 
     def release(self) -> None:
         """Drop the weights and the tokenizer; they are loaded again when they are needed."""
         with self._lock:
-            self._loaded = None
+            self._architecture = self._tokenizer = None
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of each text, at most ``max_length`` each, and which texts were cut."""
-        return self._load().tokenizer(texts)
+        """Token ids of each text, at most ``max_length`` each, and which texts were cut.
+
+        Loads the weights, too.
+        """
+        self._load()
+        return self.tokenizer(texts)
+
+    def split(self, texts: Sequence[str]) -> Windows:
+        """The windows of each text, which are read like texts of their own."""
+        limits = WindowLimits(self.window_length, self.overlap, self.max_windows)
+        return self.tokenizer.split(texts, limits)
+
+    def read_share(self, texts: Sequence[str]) -> float:
+        """The share of the texts' tokens that is read: below 1 where texts are cut."""
+        tokens = self.tokenizer(texts)
+        if self.windows is None:
+            return tokens.read_share
+        return float(np.average(self.split(texts).shares, weights=tokens.lengths))
 
     def read(
         self,
@@ -375,11 +429,9 @@ class FrozenEncoder:
         FrozenEncoder
             Cut where this one is; modules, hooks and buffers are its own.
         """
-        loaded, twin = self._load(), copy(self)
-        weights: dict[int, object] = {
-            id(own): own for own in loaded.architecture.stack.parameters()
-        }
-        twin._loaded = _Loaded(deepcopy(loaded.architecture, weights), loaded.tokenizer)
+        architecture, twin = self._load(), copy(self)
+        weights: dict[int, object] = {id(own): own for own in architecture.stack.parameters()}
+        twin._architecture, twin._tokenizer = deepcopy(architecture, weights), self.tokenizer
         return twin
 
     def launch(
@@ -388,19 +440,19 @@ class FrozenEncoder:
         """`read` without waiting for a GPU: its ``result()`` is what `read` returns."""
         import torch
 
-        loaded = self._load()
+        architecture = self._load()
         wanted = resolve_layers(layers, self.n_layers, self.name)
         highest = max(map(max, ids))
-        if highest >= loaded.architecture.n_tokens:
+        if highest >= architecture.n_tokens:
             raise UnsupportedModelError(
                 f"{self.name} has no embedding of token {highest}, which its tokenizer gives a "
-                f"text: it has {loaded.architecture.n_tokens}. The tokenizer is another model's, "
+                f"text: it has {architecture.n_tokens}. The tokenizer is another model's, "
                 "or tokens were added without resize_token_embeddings; save both together again."
             )
-        batches = loaded.architecture.batches(ids)
+        batches = architecture.batches(ids)
         with torch.inference_mode(), refusing(f"{self.name} cannot read the texts"):
             parts = [
-                self._run(loaded.architecture, [ids[row] for row in rows], wanted, poolings)
+                self._run(architecture, [ids[row] for row in rows], wanted, poolings)
                 for rows in batches
             ]
             if len(parts) == 1:
@@ -431,7 +483,7 @@ class FrozenEncoder:
             return pool_layers(stack, blocks, batch, pooler, wanted)
 
     def __getstate__(self) -> dict[str, object]:
-        state = self.__dict__ | {"_loaded": None, "reporter": SILENT}
+        state = self.__dict__ | {"_architecture": None, "_tokenizer": None, "reporter": SILENT}
         del state["_lock"]
         return state
 
@@ -440,13 +492,13 @@ class FrozenEncoder:
         self._start_unloaded()
 
     def _start_unloaded(self) -> None:
-        self._loaded = None
+        self._architecture = self._tokenizer = None
         self._lock = Lock()  # held to load, to cut and for a pass; never while a reporter runs
         _ENCODERS.add(self)
 
     def _traits(self) -> Traits:
         """What is known of the model, from the cache where it was tried before."""
-        traits = self._known_traits() if self._loaded is None else None
+        traits = self._known_traits() if self._architecture is None else None
         if traits is None:
             traits = self.architecture.traits
         self._accept(traits)
@@ -458,12 +510,7 @@ class FrozenEncoder:
         return cache_dir() / "traits" / f"{name}.json"
 
     def _known_traits(self) -> Traits | None:
-        file = self._traits_file(self.dtype)
-        with contextlib.suppress(OSError, ValueError):
-            if is_own(file):
-                kept = TraitsFile.model_validate_json(file.read_bytes())
-                return kept.traits if kept == TraitsFile.of(kept.traits) else None
-        return None
+        return TraitsFile.read(self._traits_file(self.dtype))
 
     def _accept(self, traits: Traits) -> None:
         """Go on in the dtype that the model computes in."""
@@ -474,31 +521,26 @@ class FrozenEncoder:
             )
         self.dtype = traits.dtype
 
-    def _load(self) -> _Loaded:
-        loaded = self._loaded
+    def _load(self) -> Architecture:
+        loaded = self._architecture
         if loaded is not None:
             return loaded
         notes: list[str] = []
         with self.reporter.task(f"loading {self.name}", 1, "model"), self._lock:
-            loaded = self._loaded
+            loaded = self._architecture
             if loaded is None:  # another thread may have loaded it meanwhile
-                loaded = self._loaded = self._read_files(notes)
+                loaded = self._architecture = self._read_files(notes)
         for note in notes:
             self.reporter.note(note)
         return loaded
 
-    def _read_files(self, notes: list[str]) -> _Loaded:
+    def _read_files(self, notes: list[str]) -> Architecture:
         limit_kernel_cache()
         try:
             tokenizer = load_tokenizer(self.source)
             architecture = self._open_architecture(tokenizer, notes)
             traits = architecture.traits
-            limits = (self._own_limit(tokenizer), token_limit(architecture.stack))
-            limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
-            with refusing(f"{self.source.path} has a tokenizer that does not work"):
-                texts = TextTokenizer(
-                    tokenizer, prompt=self.prompt, chat_prompt=self.chat_prompt, max_length=limit
-                )
+            self._tokenizer = self._open_tokenizer(tokenizer, traits)
             self._drop_blocks(architecture)
             self._send(architecture.stack)
         except Exception as error:
@@ -509,29 +551,17 @@ class FrozenEncoder:
             pack_linears(architecture.stack)
             if self.dtype == "bfloat16":
                 use_plain_attention(architecture.stack)
-        if architecture.blocks is None:
-            notes.append(
-                f"{self.name}: its blocks cannot be read one by one; all hidden states of a batch "
-                "are kept in memory and no layer is saved by stopping early"
-            )
-        if traits.batches != "any":
-            notes.append(
-                f"{self.name}: padding or other texts of a batch change its values, so it reads "
-                f"texts {traits.batches} at a time"
-            )
-        notes.append(
-            f"{self.name}: {traits.n_layers} layers of {traits.dim}, {self.dtype} on {self.device}"
-        )
-        return _Loaded(architecture, texts)
+        size = f"{traits.n_layers} layers of {traits.dim}, {self.dtype} on {self.device}"
+        notes += [f"{self.name}: {note}" for note in (*architecture.notes, size)]
+        return architecture
 
-    def _own_limit(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        limit = tokenizer.model_max_length
-        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 2:
-            raise UnsupportedModelError(
-                f"{self.path} says that its texts have at most {limit!r} tokens, expected a number "
-                "above 1. Correct model_max_length in its tokenizer_config.json."
+    def _open_tokenizer(self, tokenizer: PreTrainedTokenizerBase, traits: Traits) -> TextTokenizer:
+        limits = (own_limit(tokenizer, self.path), traits.token_limit)
+        limit = min([self.max_length, *(limit for limit in limits if limit is not None)])
+        with refusing(f"{self.source.path} has a tokenizer that does not work"):
+            return TextTokenizer(
+                tokenizer, prompt=self.prompt, chat_prompt=self.chat_prompt, max_length=limit
             )
-        return int(limit)
 
     def _open_architecture(
         self, tokenizer: PreTrainedTokenizerBase, notes: list[str]

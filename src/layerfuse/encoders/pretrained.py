@@ -51,6 +51,7 @@ _NOT_READ = (
 )
 _HUB_FILES = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(_TEXTS))]
 _MERGE = "Merge it first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(folder)"
+_SENTENCES = "sentence_bert_config.json"
 _PICKLED = {".bin", ".pt", ".pth"}
 
 
@@ -75,6 +76,15 @@ class EncoderSource:
     def path(self) -> Path:
         """The folder, or the GGUF file itself."""
         return self.folder / self.gguf_file if self.gguf_file else self.folder
+
+    @property
+    def trained_length(self) -> int | None:
+        """Maximum tokens that Sentence-Transformers reads with the model, where it says so."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            settings = json.loads((self.folder / _SENTENCES).read_bytes())
+            length = settings.get("max_seq_length")
+            return length if isinstance(length, int) and length > 1 else None
+        return None
 
     def fingerprints(self) -> dict[str, str]:
         """Digests of the weights, the tokenizer's files and the configuration.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, UnsupportedModelError
 
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 
 _SLOT = "{text}"
 _MOST_CHARACTERS = 2_000_000  # that are tokenized at once, at about 100 bytes each
+_WORD = 8  # a window's length over that of the longest word that stays whole at its border
 _RENDER_S = 120  # wall time, most of which the import takes on a busy machine
 _RENDER = """
 import contextlib, json, sys
@@ -31,10 +37,42 @@ render_jinja_template(**json.load(sys.stdin), add_generation_prompt=True)
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of each text, none of them empty, and which texts were cut to fit."""
+    """Token ids of each text, none of them empty, and how many each has before it is cut to fit.
+
+    ``lengths`` is estimated for texts of millions of characters.
+    """
 
     ids: list[list[int]]
-    truncated: list[bool]
+    lengths: list[int]
+
+    @property
+    def truncated(self) -> list[bool]:
+        """Which texts were cut."""
+        return [len(row) < length for row, length in zip(self.ids, self.lengths, strict=True)]
+
+    @property
+    def read_share(self) -> float:
+        """The share of all tokens that is left."""
+        return sum(map(len, self.ids)) / max(1, sum(self.lengths))
+
+
+@dataclass(frozen=True)
+class WindowLimits:
+    """``length`` is the maximum tokens of a window, special tokens and prompt included; a window
+    repeats the share ``overlap`` of the one before; a text has ``most`` windows at most.
+    """
+
+    length: int
+    overlap: float
+    most: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The pieces of each text, and the share of the text that they hold."""
+
+    pieces: list[tuple[str, ...]]
+    shares: list[float]
 
 
 def check_prompt(prompt: str | None) -> None:
@@ -43,6 +81,23 @@ def check_prompt(prompt: str | None) -> None:
         raise ConfigError(
             f"The prompt {prompt!r} must contain {_SLOT} exactly once, where the text goes."
         )
+
+
+def own_limit(tokenizer: PreTrainedTokenizerBase, path: Path) -> int:
+    """Maximum tokens of a text by the tokenizer's own settings; ``path`` names it in an error.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When it is not a number above 1.
+    """
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 2:
+        raise UnsupportedModelError(
+            f"{path} says that its texts have at most {limit!r} tokens, expected a number above 1. "
+            "Correct model_max_length in its tokenizer_config.json."
+        )
+    return int(limit)
 
 
 class TextTokenizer:
@@ -83,11 +138,11 @@ class TextTokenizer:
         self.prefix, _, self.suffix = (prompt or _SLOT).partition(_SLOT)
         # The first call also switches off the file's own truncation and padding, in the tokenizer
         # itself: here, before threads share it.
-        fixed = len(self._encode([self.prefix + self.suffix])[0])
-        if fixed >= max_length:
+        self._fixed = len(self._encode([self.prefix + self.suffix])[0])
+        if self._fixed >= max_length:
             raise ConfigError(
-                f"The prompt alone takes {fixed} of at most {max_length} tokens, special ones "
-                "counted. Shorten it or raise max_length."
+                f"The prompt alone takes {self._fixed} of at most {max_length} tokens, special "
+                "ones counted. Shorten it or raise max_length."
             )
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.blank_id = next((token for token in special if token is not None), 0)
@@ -97,16 +152,78 @@ class TextTokenizer:
         (bos, eos or pad).
         """
         longest = max(_MOST_CHARACTERS, 256 * self.max_length)
-        filled = [self.prefix + _encodable(text[:longest]) + self.suffix for text in texts]
+        filled = self._filled([_encodable(text[:longest]) for text in texts])
         ids = list(chain.from_iterable(map(self._encode, _groups(filled))))
-        truncated = [len(text) > longest for text in texts]
-        for index, row in enumerate(ids):
+        lengths = []
+        for index, (row, text) in enumerate(zip(ids, texts, strict=True)):
             if len(row) > self.max_length:
-                truncated[index] = True
                 ids[index] = self._truncate(filled[index], len(filled[index]) - len(self.suffix))
             elif not row:
                 ids[index] = [self.blank_id]
-        return Tokens(ids, truncated)
+            seen = min(len(text), longest) or 1
+            lengths.append(-(-max(1, len(row)) * max(seen, len(text)) // seen))
+        return Tokens(ids, lengths)
+
+    def split(self, texts: Sequence[str], limits: WindowLimits) -> Windows:
+        """Cut texts that are longer than a window into overlapping pieces of about equal length.
+
+        Pieces begin and end between words where there are any. Each is read like a text of its
+        own, with the prompt around it, and fits; other texts are one piece, themselves.
+
+        Raises
+        ------
+        ConfigError
+            When the prompt alone fills a window.
+        """
+        if self._fixed >= limits.length:
+            raise ConfigError(
+                f"The prompt alone takes {self._fixed} of at most {limits.length} tokens of a "
+                "window, special ones counted. Shorten it or raise max_length."
+            )
+        longest = max(_MOST_CHARACTERS, 256 * limits.length)
+        pieces: list[tuple[str, ...]] = []
+        shares: list[float] = []
+        known = [_encodable(text[:longest]) for text in texts]
+        ids = chain.from_iterable(map(self._encode, _groups(self._filled(known))))
+        for text, start, row in zip(texts, known, ids, strict=True):
+            own: tuple[str, ...] = (text,)
+            share = 1.0
+            if len(row) > limits.length:
+                own, share = self._windows(start, max(1, len(row) - self._fixed), limits)
+            pieces.append(own)
+            shares.append(share * max(1, len(start)) / max(1, len(text)))
+        return Windows(pieces, shares)
+
+    def _windows(
+        self, text: str, n_tokens: int, limits: WindowLimits
+    ) -> tuple[tuple[str, ...], float]:
+        """The pieces of a long text, and the share of it that they hold."""
+        room, characters = limits.length - self._fixed, np.arange(len(text))
+        spaces = [edge for space in re.finditer(r"\s+", text) for edge in space.span()]
+        # Where tokens are not mapped to characters, or one place has too many, characters count.
+        for starts in (
+            (self._starts(text), characters) if self._tokenizer.is_fast else (characters,)
+        ):
+            places = np.append(starts, len(text))
+            borders = np.flatnonzero(np.isin(places, [0, *spaces, len(text)]))
+            size = max(1, room * len(starts) // n_tokens)
+            while size:
+                begins, ends = _spans(len(starts), size, limits, borders)
+                own = [text[places[a] : places[b]] for a, b in zip(begins, ends, strict=True)]
+                needed = max(map(len, self._encode(self._filled(own)))) - self._fixed
+                if needed <= room:
+                    return tuple(own), float(places[ends[-1]] / len(text))
+                size = min(size - 1, size * room // needed)
+        return tuple(own), float(places[ends[-1]] / len(text))  # a character does not fit
+
+    def _filled(self, texts: Sequence[str]) -> list[str]:
+        return [self.prefix + text + self.suffix for text in texts]
+
+    def _starts(self, text: str) -> npt.NDArray[np.intp]:
+        """Where tokens of the text begin; the first one at its start."""
+        tokens = self._tokenize([text], truncation=False, return_offsets_mapping=True)
+        starts = [start for start, _ in tokens["offset_mapping"][0] if start < len(text)]
+        return np.unique(np.array([0, *starts], dtype=np.intp))
 
     def _encode(self, texts: list[str], *, truncation: bool = False) -> list[list[int]]:
         limit = {"max_length": self.max_length} if truncation else {}
@@ -216,6 +333,29 @@ def _try_template(
             f"The chat template of this encoder's tokenizer does not work: {reason}. Use a plain "
             "prompt instead."
         )
+
+
+def _spans(
+    n: int, size: int, limits: WindowLimits, borders: npt.NDArray[np.intp]
+) -> tuple[list[int], list[int]]:
+    """First and last (exclusive) of ``n`` tokens in each window of at most ``size`` tokens or so.
+
+    Windows are of equal lengths, so that all weigh alike in a mean; both ends move back to a border
+    between words, if one is near.
+    """
+    overlap = int(size * limits.overlap)
+    step = size - overlap
+    count = min(limits.most, max(1, -(-(n - overlap) // step)))
+    new = min(n - overlap, count * step)
+    cuts = np.arange(count + 1) * new // count
+    begins, ends = cuts[:-1], cuts[1:] + overlap
+
+    def back(places: npt.NDArray[np.intp]) -> list[int]:
+        near = borders[np.searchsorted(borders, places, side="right") - 1]
+        moved: list[int] = np.where(places - near <= size // _WORD, near, places).tolist()
+        return moved
+
+    return back(begins), back(ends)
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
+from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores
 from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample
 from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
@@ -84,7 +84,7 @@ def baseline_strategies(sample: TrainingSample) -> list[BaselineStrategy]:
     """
     strategies = []
     for encoder in sample.probed.scores.encoders:
-        if encoder == LEXICAL_BLOCK.encoder:  # it has no layers
+        if encoder in NOT_MODELS:
             continue
         strategies.append(BaselineStrategy("last_layer", encoder, _last_of(encoder, 1)))
         strategies.append(BaselineStrategy("last_four", encoder, _last_of(encoder, 4)))
@@ -109,7 +109,7 @@ def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
 
 
 def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
-    lasts = (scores.last(name) for name in scores.encoders if name != LEXICAL_BLOCK.encoder)
+    lasts = (scores.last(name) for name in scores.encoders if name not in NOT_MODELS)
     best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
     return _last_layers(scores, best.encoder, len(result.plan.blocks))
 

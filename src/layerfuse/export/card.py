@@ -82,7 +82,8 @@ def _page(
     yield "\nEncoder, layer (0 is the embedding output) and pooling; encoders are cut above.\n"
     for spec in bundle.encoders:
         origin = _hub_name(spec) or "a local model, which has to be at hand"
-        yield f"- `{spec.name}`: {origin}; at most {spec.max_length} tokens of a text"
+        windows = f"{spec.max_windows} windows of " if spec.windows else ""
+        yield f"- `{spec.name}`: {origin}; at most {windows}{spec.max_length} tokens of a text"
     yield f"\nFusion: {bundle.model.model.fusion.name}; head: {bundle.model.model.head.kind}.\n"
     if measured is not None:
         rows = "training rows, out of fold" if report is None else report.rows_in_words

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError
@@ -69,7 +69,12 @@ class Exporter(Protocol):
 
 
 def projections(model: FusedModel) -> tuple[PrincipalAxes, ...]:
-    """The axes of the model's blocks; a ConfigError where words are one of them."""
+    """The axes of the model's blocks; a ConfigError for words and other columns."""
+    if COLUMNS_BLOCK in model.blocks:
+        raise ConfigError(
+            f"The pipeline reads other columns of the table ({COLUMNS_BLOCK}), which other formats "
+            "cannot hold. Fit without --columns (columns=() in Python)."
+        )
     axes = tuple(own for own in model.axes if isinstance(own, PrincipalAxes))
     if len(axes) < len(model.axes):
         raise ConfigError(

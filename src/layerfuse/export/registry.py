@@ -78,6 +78,11 @@ def write_export(
     """
     if int8 and not isinstance(exporter, OnnxExporter):
         raise ConfigError("--int8 is for --format onnx only. Leave it out.")
+    if windowed := [str(block) for block in source.blocks if block.windowed]:
+        raise ConfigError(
+            f"{windowed[0]} pools over several windows of a text, which other formats cannot hold. "
+            "Fit without --windows (windows= in Python)."
+        )
     exporter.check(source)
     with atomic_folder(out) as folder:
         expected = source.expected(texts, reporter)

@@ -331,12 +331,13 @@ def _data(report: RunReport) -> Section:
         )
         found += [tables.near_table(near)] if near.pairs else []
     lead += [f"{sentence_case(note)}." for note in tables.audit_notes(audit)]
+    found += [tables.seeds_table(report.seeds)] if report.seeds else []
     if data.learned_rows != data.train_rows:
         lead.append(f"{data.learned_rows:,} of {data.train_rows:,} training rows were used.")
     if data.truncated_share:
         lead.append(
-            f"{percent(data.truncated_share)} of the training texts were truncated: they are "
-            "longer than an encoder reads."
+            f"{percent(data.truncated_share)} of the training texts were cut, as they are longer "
+            f"than an encoder reads; {percent(data.read_share)} of all tokens were read."
         )
     if report.notes:
         notes = [(note,) for note in report.notes]

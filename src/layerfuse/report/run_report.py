@@ -22,6 +22,7 @@ from layerfuse.evaluation.verdict import (
 from layerfuse.files import atomic_write
 from layerfuse.metrics import Estimate, Evaluation
 from layerfuse.model_selection import Trial
+from layerfuse.objects import local_folder
 from layerfuse.resources import EncoderCost, PipelineCost
 
 _NAME = "report.json"
@@ -65,6 +66,8 @@ class ColumnsReport(Model):
     label: str | None
     id: str | None
     group: str | None
+    others: tuple[str, ...]
+    """Columns that were read beside the texts."""
     strip_html: bool
 
     @classmethod
@@ -77,6 +80,7 @@ class ColumnsReport(Model):
             label=dataset.label_column,
             id=config.id_column,
             group=config.group_column,
+            others=getattr(config, "columns", ()),
             strip_html=config.strip_html,
         )
 
@@ -86,6 +90,7 @@ class ColumnsReport(Model):
         parts = [f"texts from {', '.join(self.texts)}{' (HTML stripped)' * self.strip_html}"]
         named = (("labels", self.label), ("ids", self.id), ("groups", self.group))
         parts += [f"{name} from {column}" for name, column in named if column is not None]
+        parts += [f"beside them {', '.join(self.others)}"] if self.others else []
         return f"columns: {'; '.join(parts)}"
 
 
@@ -101,7 +106,10 @@ class DataReport(Model):
     classes: tuple[str, ...]
     """Labels as text, in the order of the columns of probabilities."""
     truncated_share: float
-    """The largest share of training texts (0 to 1) that an encoder truncated."""
+    """The largest share of training texts (0 to 1) that an encoder cut."""
+    read_share: float
+    """The share of the training texts' tokens (0 to 1) that was read, by the encoder that read the
+    least; counted on up to 1,000 texts."""
     audit: Audit
     near_duplicates: NearDuplicates | None
     """None without test rows."""
@@ -117,6 +125,11 @@ class EncoderReport(Model):
     prompt: str | None
     chat_prompt: str | None
     max_length: int
+    """Maximum tokens per text, or per window."""
+    windows: tuple[str, ...] | None
+    """Candidate poolings over windows; None where longer texts were truncated."""
+    overlap: float
+    max_windows: int
     cost: EncoderCost
 
 
@@ -233,6 +246,8 @@ class Timings(Model):
     search_s: float = 0.0
     head_s: float = 0.0
     baselines_s: float = 0.0
+    seeds_s: float = 0.0
+    """Fits with other seeds."""
     latency_s: float = 0.0
     """Timing pipelines side by side, encoders loaded for it included."""
     total_s: float
@@ -247,6 +262,18 @@ class Environment(Model):
     cores: int | None
     peak_memory_mb: float | None
     packages: dict[str, str]
+
+
+class SeedRun(Model):
+    """What a fit with one seed gave: accuracies (0 to 1) and the plan."""
+
+    seed: int
+    cv: float
+    """By nested cross-validation on training rows."""
+    test: float | None
+    blocks: tuple[BlockRef, ...]
+    fusion: str
+    head: str
 
 
 class RunReport(Model):
@@ -275,6 +302,8 @@ class RunReport(Model):
     """Test rows against training rows; None without test rows."""
     abstention: AbstentionReport | None = None
     """None where neither a target accuracy nor a coverage was asked for."""
+    seeds: tuple[SeedRun, ...] = ()
+    """The fit that is reported and those with other seeds; empty where none was asked for."""
     pareto: tuple[Tradeoff, ...]
     cost: CostReport
     diagnosis: Diagnosis
@@ -298,8 +327,9 @@ class RunReport(Model):
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_run_report(run: Path) -> RunReport:
-    """The report of a run folder; an error where there is none, or it is damaged."""
+def read_run_report(run: str | Path) -> RunReport:
+    """The report of a run folder or URL; an error where there is none, or it is damaged."""
+    run = local_folder(run)
     if not run.is_dir():
         what = "is not a folder" if run.exists() else "does not exist"
         raise NotFoundError(f"{run} {what}. Give a run folder that `layerfuse fit` has written.")

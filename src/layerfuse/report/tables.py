@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from statistics import fmean, stdev
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from layerfuse.report.run_report import (
     HardestTexts,
     NearDuplicates,
     RunReport,
+    SeedRun,
 )
 
 Ints = npt.NDArray[np.intp]
@@ -325,6 +327,32 @@ def near_table(near: NearDuplicates) -> Table:
     head = ("test / train row", "similarity", "label", "test text")
     caption = "Near-duplicates across train and test, those with conflicting labels first"
     return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
+
+
+def seeds_sentence(seeds: Sequence[SeedRun]) -> str:
+    """How far accuracies differ between fits with several seeds, and blocks that all chose."""
+    parts = []
+    for name, values in (("nested", [run.cv for run in seeds]), ("test", [r.test for r in seeds])):
+        known = [value for value in values if value is not None]
+        if known:
+            low, high = percent(min(known)), percent(max(known))
+            parts.append(f"{name} {percent(fmean(known))} ({low} to {high}, sd {stdev(known):.2%})")
+    common = set(seeds[0].blocks).intersection(*(run.blocks for run in seeds))
+    chosen = ", ".join(map(str, sorted(common))) or "none"
+    return f"{len(seeds)} seeds: {', '.join(parts)}; blocks chosen by all: {chosen}"
+
+
+def seeds_table(seeds: Sequence[SeedRun]) -> Table:
+    """A row for each seed."""
+    cells = [
+        (
+            *(str(run.seed), percent(run.cv), "" if run.test is None else percent(run.test)),
+            *(", ".join(map(str, run.blocks)), run.fusion, run.head),
+        )
+        for run in seeds
+    ]
+    head = ("seed", "nested accuracy", "test accuracy", "blocks", "fusion", "head")
+    return Table("Fits with several seeds", head, cells, (1, 2), wide=(3,))
 
 
 def audit_notes(audit: Audit) -> list[str]:

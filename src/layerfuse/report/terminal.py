@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScore
+from layerfuse.blocks import LEXICAL_BLOCK, NOT_MODELS, BlockRef, BlockScore
 from layerfuse.data.audit import Audit, Finding
 from layerfuse.files import human_bytes
 from layerfuse.metrics import Estimate
@@ -155,8 +155,9 @@ def _render_fit(report: RunReport, out: Console) -> None:
         by_accuracy = sorted(profile.of(encoder), key=lambda score: score.accuracy)
         best = {score.block.layer: score for score in by_accuracy}
         own = [block for block in selection.blocks if block.encoder == encoder]
-        if encoder == LEXICAL_BLOCK.encoder:
-            line = f": words (TF-IDF), {percent(best[0].accuracy)}{' ^' if own else ''}"
+        if encoder in NOT_MODELS:
+            what = "words (TF-IDF)" if encoder == LEXICAL_BLOCK.encoder else "other columns"
+            line = f": {what}, {percent(best[0].accuracy)}{' ^' if own else ''}"
             out.print(Text.assemble((encoder, "bold"), line))
             continue
         _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
@@ -178,6 +179,8 @@ def _render_fit(report: RunReport, out: Console) -> None:
     if report.abstention is not None:
         out.print(tables.abstention_sentence(report.abstention.shown))
         _print_table(tables.abstention_table(report.abstention), out)
+    if report.seeds:
+        out.print(tables.seeds_sentence(report.seeds), soft_wrap=True)
     used, ratio, times = report.cost.pipeline, report.cost.time_ratio, ""
     if ratio is not None:
         times = f", {ratio.value:.1f}x the last layer ({ratio.low:.1f} to {ratio.high:.1f})"

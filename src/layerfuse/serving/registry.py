@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import LEXICAL_BLOCK, BlockRef
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef
 from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
-from layerfuse.embeddings.plan import plan_shards
-from layerfuse.embeddings.runner import run_shard
-from layerfuse.embeddings.store import Key
+from layerfuse.embeddings.extraction import BlockView, extract_blocks
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
 from layerfuse.neighbors import TrainingExamples
+from layerfuse.objects import is_url, local_folder
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -50,28 +49,20 @@ class Predictions:
     truncated: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, eq=False)
-class _TextBlocks:
-    """Blocks of distinct texts, each (n_texts, dim), and the row of each text."""
-
-    places: Mapping[str, int]
-    blocks: Mapping[Key, npt.NDArray[np.float32]]
-    truncated: npt.NDArray[np.bool_]
-
-
-def named_runs(runs: Sequence[str]) -> dict[str, Path]:
-    """Folders by the names they are served under: ``NAME=RUN``, or the folder's own name.
+def named_runs(runs: Sequence[str]) -> dict[str, str | Path]:
+    """Folders and URLs by the names they are served under: ``NAME=RUN``, or the folder's own.
 
     Raises
     ------
     ConfigError
         When two have the same name, or a name cannot be part of a URL.
     """
-    named: dict[str, Path] = {}
+    named: dict[str, str | Path] = {}
     for run in runs:
         name, equals, path = run.partition("=")
-        folder = Path(path if equals else run)
-        name = name if equals else folder.resolve().name
+        place = path if equals else run
+        folder = place if is_url(place) else Path(place)
+        name = name if equals else Path(place).resolve().name
         if name in named:
             raise ConfigError(f"Two runs are named {name!r}. Name one of them: NAME={folder}.")
         if not name or "/" in name:
@@ -81,7 +72,7 @@ def named_runs(runs: Sequence[str]) -> dict[str, Path]:
 
 
 def load_models(
-    runs: Mapping[str, Path],
+    runs: Mapping[str, str | Path],
     places: Mapping[str, str],
     device: str,
     reporter: Reporter,
@@ -91,8 +82,8 @@ def load_models(
 
     Parameters
     ----------
-    runs : mapping of str to Path
-        Run folders or bundles by name.
+    runs : mapping of str to str or Path
+        Run folders or bundles, or URLs of them, by name.
     places : mapping of str to str
         New places of encoders, by their names.
     device : str
@@ -107,10 +98,17 @@ def load_models(
     """
     loaded: dict[str, LayerFusionClassifier] = {}
     names: set[str] = set()
-    for name, path in runs.items():
+    folders = {name: local_folder(place) for name, place in runs.items()}
+    for name, path in folders.items():
         if not path.is_dir():
             raise NotFoundError(f"{path} is not a folder. Give a run folder of `layerfuse fit`.")
-        own = {spec.name for spec in load_bundle(bundle_folder(path)).encoders}
+        bundle = load_bundle(bundle_folder(path))
+        if COLUMNS_BLOCK in bundle.model.blocks:
+            raise ConfigError(
+                f"{path} reads columns beside the texts (fit --columns), which a "
+                "request does not have. Use `layerfuse predict`, or fit without --columns."
+            )
+        own = {spec.name for spec in bundle.encoders}
         names |= own
         own_places = {encoder: place for encoder, place in places.items() if encoder in own}
         loaded[name] = load(path, encoders=own_places, device=device)
@@ -132,7 +130,7 @@ def load_models(
                 {encoder.name: own[_identity(encoder)] for encoder in classifier.encoders_}
                 for own in by_worker
             ),
-            _info(name, classifier, _report(runs[name], reporter)),
+            _info(name, classifier, _report(folders[name], reporter)),
             classifier.abstention_,
             classifier.kept_examples_,
         )
@@ -154,6 +152,7 @@ def _identity(encoder: FrozenEncoder) -> str:
             encoder.prompt,
             encoder.chat_prompt,
             encoder.max_length,
+            encoder.windows is not None and (encoder.overlap, encoder.max_windows),
             encoder.dtype,
             encoder.device,
         ]
@@ -182,6 +181,7 @@ def _info(name: str, classifier: LayerFusionClassifier, report: RunReport | None
                 layers=tuple(sorted({b.layer for b in blocks if b.encoder == encoder.name})),
                 n_layers=encoder.n_layers,
                 max_length=encoder.max_length,
+                max_windows=1 if encoder.windows is None else encoder.max_windows,
                 dtype=encoder.dtype,
                 device=encoder.device,
             )
@@ -200,16 +200,20 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> l
     It is read at the layers that these requests need, no higher than the highest of them. Calls
     for different workers run side by side.
     """
-    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[Key, None]]] = {}
+    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[BlockRef, None]]] = {}
     for served, texts in requests:
         for block in served.model.blocks:
             if block == LEXICAL_BLOCK:
                 continue
-            places, keys = wanted.setdefault(served.encoders[worker][block.encoder], ({}, {}))
-            keys[block.layer, block.pooling] = None
+            encoder = served.encoders[worker][block.encoder]
+            places, blocks = wanted.setdefault(encoder, ({}, {}))
+            blocks[replace(block, encoder=encoder.name)] = None
             for text in texts:
                 places.setdefault(text, len(places))
-    read = {encoder: _encode(encoder, *asked) for encoder, asked in wanted.items()}
+    read = {
+        encoder: (places, extract_blocks(list(places), [encoder], tuple(blocks), None))
+        for encoder, (places, blocks) in wanted.items()
+    }
     together: dict[ServedModel, list[str]] = {}
     for served, texts in requests:
         together.setdefault(served, []).extend(texts)
@@ -227,7 +231,7 @@ def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> l
 def _classify(
     served: ServedModel,
     texts: Sequence[str],
-    read: Mapping[FrozenEncoder, _TextBlocks],
+    read: Mapping[FrozenEncoder, tuple[Mapping[str, int], BlockView]],
     worker: int,
 ) -> Predictions:
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
@@ -236,17 +240,10 @@ def _classify(
         if block == LEXICAL_BLOCK:
             blocks[block] = count_words(texts)
             continue
-        own = read[served.encoders[worker][block.encoder]]
-        rows = [own.places[text] for text in texts]
-        blocks[block] = own.blocks[block.layer, block.pooling][rows]
-        truncated |= own.truncated[rows]
+        encoder = served.encoders[worker][block.encoder]
+        places, view = read[encoder]
+        rows = [places[text] for text in texts]
+        blocks[block] = view[replace(block, encoder=encoder.name)][rows]
+        truncated |= view.truncated[0, rows]
     features = served.model.features(blocks)
     return Predictions(features, served.model.proba_of(features), truncated)
-
-
-def _encode(encoder: FrozenEncoder, places: Mapping[str, int], keys: Iterable[Key]) -> _TextBlocks:
-    missing = [(np.arange(len(places)), tuple(keys))]
-    jobs = plan_shards(tuple(places), missing, encoder)
-    results = [run_shard(job, encoder) for job in jobs]
-    blocks = {key: np.concatenate([result.blocks[key] for result in results]) for key in keys}
-    return _TextBlocks(places, blocks, np.concatenate([result.truncated for result in results]))

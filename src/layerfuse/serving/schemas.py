@@ -106,7 +106,9 @@ class ServedEncoder(Model):
     layers: tuple[int, ...]
     n_layers: int
     max_length: int
-    """Maximum tokens per text."""
+    """Maximum tokens per text, or per window."""
+    max_windows: int
+    """Maximum windows per text; 1 where longer texts are truncated."""
     dtype: str
     device: str
 

@@ -1,0 +1,270 @@
+"""Columns of a table beside the text, as numbers: amounts, categories, dates.
+
+Frozen like the other encoders, in that no label takes part; what the values of a column look like
+(its quantiles, its categories) is learned from the training rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from layerfuse.data import TEXT_NAMES
+from layerfuse.errors import DataError
+from layerfuse.targets import Column, as_list, is_missing
+
+Floats = npt.NDArray[np.float32]
+
+TableColumns: TypeAlias = Mapping[str, Sequence[object]]
+"""Columns by name, n values each."""
+
+_MOST_CATEGORIES = 100
+_FEWEST_ROWS = 2  # of a category
+_BINS = 10
+_FAR = 5.0  # standard deviations at which a number is clipped
+_SECONDS = 86_400  # of a day
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Column(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+
+
+class NumberColumn(_Column):
+    """Its standardized value, clipped, and the tenth of the training values that it is in."""
+
+    kind: Literal["number"] = "number"
+    mean: float
+    scale: float
+    edges: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, name: str, values: npt.NDArray[np.float64]) -> NumberColumn:
+        """Learn from values (n,), NaN where one is missing."""
+        known = values[~np.isnan(values)]
+        edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)[1:-1]))
+        scale = float(known.std())
+        return cls(
+            name=name,
+            mean=float(known.mean()),
+            scale=1 / scale if scale > 0 else 0.0,
+            edges=tuple(edges.tolist()),
+        )
+
+    def transform(self, values: Sequence[object]) -> Floats:
+        """Features (n, 3 + number of edges); of a missing value only the last one is set."""
+        return self.spread(_parse(values, _number, self.name, "a number"))
+
+    def spread(self, numbers: npt.NDArray[np.float64]) -> Floats:
+        """`transform` of numbers (n,), NaN where one is missing."""
+        missing = np.isnan(numbers)
+        far = np.clip((numbers - self.mean) * self.scale, -_FAR, _FAR)
+        places = np.searchsorted(
+            np.array(self.edges), np.where(missing, 0.0, numbers), side="right"
+        )
+        tenth = np.eye(len(self.edges) + 1)[places]
+        tenth[missing] = 0.0
+        return np.column_stack([np.where(missing, 0.0, far), tenth, missing]).astype(np.float32)
+
+
+class DateColumn(_Column):
+    """Its day, standardized, and its month, weekday and hour."""
+
+    kind: Literal["date"] = "date"
+    days: NumberColumn
+
+    @classmethod
+    def fit(cls, name: str, values: npt.NDArray[np.float64]) -> DateColumn:
+        """Learn from seconds (n,), NaN where one is missing."""
+        return cls(name=name, days=NumberColumn.fit(name, values / _SECONDS))
+
+    def transform(self, values: Sequence[object]) -> Floats:
+        """Features (n, n_features); of a missing value only the last one is set."""
+        seconds = _parse(values, _seconds, self.name, "a date")
+        parts = np.zeros((len(values), 12 + 7 + 8), dtype=np.float32)
+        for row, second in enumerate(seconds.tolist()):
+            if not math.isnan(second):
+                moment = _EPOCH + timedelta(seconds=second)
+                parts[row, [moment.month - 1, 12 + moment.weekday(), 19 + moment.hour // 3]] = 1.0
+        return np.hstack([parts, self.days.spread(seconds / _SECONDS)])
+
+
+class CategoryColumn(_Column):
+    """Which of the frequent values it is, or another one."""
+
+    kind: Literal["category"] = "category"
+    values: tuple[str, ...]
+
+    @classmethod
+    def fit(cls, name: str, values: Sequence[object]) -> CategoryColumn:
+        """Learn from values (n,) of any kind.
+
+        Raises
+        ------
+        DataError
+            Where hardly a value repeats, as in a column of ids or texts.
+        """
+        counts = Counter(map(_category, values))
+        if len(counts) > max(_MOST_CATEGORIES, 2) and len(counts) > len(values) / 2:
+            raise DataError(
+                f"Column {name!r} has {len(counts):,} different values in {len(values):,} rows, "
+                "as ids and texts have. Leave it out of the columns, or add it to the texts."
+            )
+        frequent = counts.most_common(_MOST_CATEGORIES)
+        kept = [value for value, count in frequent if count >= _FEWEST_ROWS]
+        return cls(name=name, values=tuple(sorted(kept)))
+
+    def transform(self, values: Sequence[object]) -> Floats:
+        """Features (n, 1 + number of values); the last is that of all other values."""
+        numbers = {value: number for number, value in enumerate(self.values)}
+        codes = [numbers.get(_category(value), len(numbers)) for value in values]
+        return np.eye(len(numbers) + 1, dtype=np.float32)[codes]
+
+
+class ColumnEncoder(BaseModel):
+    """From some columns of a table to features.
+
+    Attributes
+    ----------
+    columns : tuple of NumberColumn, DateColumn or CategoryColumn
+
+    Examples
+    --------
+    >>> encoder = ColumnEncoder.fit({"amount": [1.5, 20, None], "plan": ["free", "free", "pro"]})
+    >>> [column.kind for column in encoder.columns]
+    ['number', 'category']
+    >>> encoder.transform({"amount": ["7"], "plan": ["gold"]}).shape
+    (1, 14)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    columns: tuple[
+        Annotated[NumberColumn | DateColumn | CategoryColumn, Field(discriminator="kind")], ...
+    ]
+
+    @classmethod
+    def fit(cls, table: TableColumns) -> ColumnEncoder:
+        """Learn what is in each column: numbers, dates (ISO 8601), else categories.
+
+        Raises
+        ------
+        DataError
+            For a column without a value, or one of ids or texts.
+        """
+        return cls(columns=tuple(_fit(name, values) for name, values in table.items()))
+
+    def transform(self, table: TableColumns) -> Floats:
+        """Features (n, n_features) of n rows.
+
+        Raises
+        ------
+        DataError
+            For values that are not of their column's kind.
+        """
+        return np.hstack([own.transform(table[own.name]) for own in self.columns])
+
+
+def is_table(X: object) -> bool:
+    """Whether it is a DataFrame, an Arrow table or a mapping of columns."""
+    return isinstance(X, Mapping) or hasattr(X, "column_names") or hasattr(X, "columns")
+
+
+def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
+    """The texts and the columns ``names`` of a table: a DataFrame, an Arrow table or a mapping.
+
+    The texts are in the column with a common name, such as "text", or in the only other one.
+
+    Raises
+    ------
+    DataError
+        For what is not a table, lacks a column, or has no column that is plainly the text.
+    """
+    if not is_table(X):
+        raise DataError(
+            f"Got a {type(X).__name__}, but the classifier reads columns beside the texts: "
+            f"{', '.join(names)}. Give a table with these, such as a DataFrame."
+        )
+    found = list(getattr(X, "column_names", getattr(X, "columns", X)))
+    others = [name for name in map(str, found) if name not in names]
+    texts = next((name for name in TEXT_NAMES if name in others), None)
+    if texts is None and len(others) == 1:
+        texts = others[0]
+    if texts is None:
+        raise DataError(
+            f"The table has no column that is plainly the text, beside {', '.join(names)}. Name "
+            f"it 'text'. Its columns are: {', '.join(map(str, found))}."
+        )
+    if missing := [name for name in names if name not in found]:
+        raise DataError(
+            f"The table has no column {missing[0]!r}, which the classifier reads beside the "
+            f"texts. Its columns are: {', '.join(map(str, found))}."
+        )
+    return X[texts], {name: as_list(X[name], f"values of {name}") for name in names}
+
+
+def _fit(name: str, values: Sequence[object]) -> NumberColumn | DateColumn | CategoryColumn:
+    if all(map(_is_empty, values)):
+        raise DataError(f"Column {name!r} has no value in any row. Leave it out of the columns.")
+    try:
+        return NumberColumn.fit(name, _parse(values, _number, name, "a number"))
+    except DataError:
+        pass
+    try:
+        return DateColumn.fit(name, _parse(values, _seconds, name, "a date"))
+    except DataError:
+        return CategoryColumn.fit(name, values)
+
+
+def _parse(
+    values: Sequence[object], parse: Callable[[object], float], name: str, what: str
+) -> npt.NDArray[np.float64]:
+    """Values (n,) as numbers, NaN where one is missing."""
+    numbers = np.full(len(values), np.nan)
+    for row, value in enumerate(values):
+        if not _is_empty(value):
+            try:
+                numbers[row] = parse(value)
+            except ValueError as error:
+                raise DataError(
+                    f"Column {name!r} holds {value!r} in row {row} (counted from 0), where {what} "
+                    "is expected, as in training. Correct it, or leave it empty."
+                ) from error
+    return numbers
+
+
+def _is_empty(value: object) -> bool:
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        raise ValueError
+    number = float(value)
+    if math.isinf(number):
+        raise ValueError
+    return number
+
+
+def _seconds(value: object) -> float:
+    """Seconds since 1970 of a date or time, in UTC where it has no zone."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)  # noqa: DTZ001
+    moment = datetime.fromisoformat(value.strip()) if isinstance(value, str) else value
+    if not isinstance(moment, datetime):
+        raise ValueError
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _category(value: object) -> str:
+    return "" if _is_empty(value) else str(value).strip()
