@@ -628,7 +628,7 @@ class TestRefused:
             "revision", "prompt", "chat_prompt", "batch_tokens", "budget", "class_weight",
             "calibration", "store", "n_jobs", "random_state", "settings", "cv", "text_column",
             "label_column", "label_separator", "target_accuracy", "coverage", "abstention",
-            "multilabel", "columns",
+            "multilabel", "columns", "windows",
         }  # fmt: skip
         optional = {
             "cv", "text_column", "label_column", "label_separator", "settings", "separator",

@@ -25,7 +25,7 @@ from layerfuse.labels import Column, as_list, unsaved_kinds
 from layerfuse.model_selection import SearchSpace, check_links, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
-from layerfuse.selection import CostBudget, check_selection
+from layerfuse.selection import CostBudget, check_selection, resolve_selection
 from layerfuse.targets import LabelSpace, Targets
 
 if TYPE_CHECKING:
@@ -309,13 +309,13 @@ def warn_languages(
 
 
 def search_space(
-    model: LayerFusionClassifier, costs: Mapping[str, EncoderCost], seed: int
+    model: LayerFusionClassifier, targets: Targets, costs: Mapping[str, EncoderCost], seed: int
 ) -> SearchSpace:
-    """What the classifier's parameters and the encoders' costs leave to search."""
+    """What the classifier's parameters, its rows and the encoders' costs leave to search."""
     budget = resolve_budget(model.budget)
     budget = replace(budget, blocks=min(int(model.max_blocks), budget.blocks or model.max_blocks))
     return SearchSpace(
-        selection=model.selection,
+        selection=resolve_selection(model.selection, targets),
         budget=CostBudget(budget, costs),
         fusion=model.fusion,
         head=model.head,
