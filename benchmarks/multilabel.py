@@ -27,7 +27,6 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.common import cpu, save
 from layerfuse import FrozenEncoder, LayerFusionClassifier, load_dataset
 from layerfuse.blocks import BlockRef
-from layerfuse.data import Split
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.metrics import Estimate, LabelSetEvaluation, paired_f1_difference
 
@@ -69,41 +68,46 @@ def run() -> list[dict[str, Any]]:
 
 def _sets() -> Iterator[tuple[str, LabeledTexts, LabeledTexts]]:
     for name in ("r52", "20newsgroups"):
-        splits = load_dataset(name).splits
-        yield (
-            f"{name}, two texts joined",
-            *_frequent(*(_joined(splits[part], n, seed) for part, n, seed in _PARTS)),
-        )
-    splits = load_dataset("20newsgroups").splits
-    yield (
-        "20newsgroups, parts of the names",
-        *_frequent(*(_name_parts(splits[part], n, seed) for part, n, seed in _PARTS)),
-    )
+        yield f"{name}, two texts joined", *_parts(_joined(_pooled(name)))
+    yield "20newsgroups, parts of the names", *_parts(_name_parts(_pooled("20newsgroups")))
 
 
-_PARTS = (("train", N_TRAIN, 0), ("test", N_TEST, 1))
+def _pooled(name: str) -> list[tuple[str, str]]:
+    """Texts and labels of all splits in a drawn order: test rows come as training rows do, so that
+    what nested resampling says of training rows should hold for them.
+    """
+    splits = load_dataset(name).splits.values()
+    rows = [
+        (text, str(label))
+        for split in splits
+        for text, label in zip(split.texts, split.labels or (), strict=True)
+    ]
+    return [rows[row] for row in np.random.default_rng(0).permutation(len(rows))]
 
 
-def _joined(split: Split, n: int, seed: int) -> LabeledTexts:
-    pairs = np.random.default_rng(seed).integers(len(split), size=(n, 2))
-    labels = split.labels or ()
+def _joined(rows: Sequence[tuple[str, str]]) -> LabeledTexts:
+    """Each text once, beside another."""
+    pairs = list(zip(rows[::2], rows[1::2], strict=False))
     return LabeledTexts(
-        ["\n".join(split.texts[row][:_CHARACTERS] for row in pair) for pair in pairs.tolist()],
-        [sorted({str(labels[row]) for row in pair}) for pair in pairs.tolist()],
+        ["\n".join(text[:_CHARACTERS] for text, _ in pair) for pair in pairs],
+        [sorted({label for _, label in pair}) for pair in pairs],
     )
 
 
-def _name_parts(split: Split, n: int, seed: int) -> LabeledTexts:
-    rows = np.random.default_rng(seed).permutation(len(split))[:n].tolist()
-    labels = split.labels or ()
+def _name_parts(rows: Sequence[tuple[str, str]]) -> LabeledTexts:
     return LabeledTexts(
-        [split.texts[row] for row in rows],
-        [sorted(set(str(labels[row]).split("."))) for row in rows],
+        [text for text, _ in rows], [sorted(set(label.split("."))) for _, label in rows]
     )
+
+
+def _parts(every: LabeledTexts) -> tuple[LabeledTexts, LabeledTexts]:
+    """Training and test rows, without labels of fewer than 20 training rows."""
+    ends = ((0, N_TRAIN), (N_TRAIN, N_TRAIN + N_TEST))
+    train, test = (LabeledTexts(every.texts[a:b], every.labels[a:b]) for a, b in ends)
+    return _frequent(train, test)
 
 
 def _frequent(train: LabeledTexts, test: LabeledTexts) -> tuple[LabeledTexts, LabeledTexts]:
-    """Without labels of fewer than 20 training rows."""
     counts = Counter(name for own in train.labels for name in own)
     known = {name for name, count in counts.items() if count >= LEAST}
     return train.only(known), test.only(known)
