@@ -112,7 +112,13 @@ TestFile = Annotated[str | None, option("File with test rows.")]
 TextColumn = Annotated[
     str | None, option("Column with the texts; several, such as subject,body, are joined.")
 ]
-LabelColumn = Annotated[str | None, option("Column with the labels.")]
+LabelColumn = Annotated[
+    str | None, option("Column with the labels; several, such as art,law, hold 0 or 1.")
+]
+LabelSeparator = Annotated[
+    str | None,
+    option("Separator of several labels in a cell, such as ';' ('': cells are one label)."),
+]
 IdColumn = Annotated[str | None, option("Column that names the rows.")]
 StripHtml = Annotated[bool, option("Strip HTML from the texts.", show_default=False)]
 SettingsFile = Annotated[
@@ -272,6 +278,7 @@ class ReadConfig:
     _: KW_ONLY
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    label_separator: LabelSeparator = None
     id_column: IdColumn = None
     group_column: Annotated[
         str | None, option("Column of groups, such as customers, that are held out together.")
@@ -353,8 +360,12 @@ class CurveConfig(ReadConfig):
     _: KW_ONLY
     test: TestFile = None
     selection: Annotated[
-        str, _choice("Block selection.", choices=("greedy", "top_k", "best", "last"))
-    ] = "greedy"
+        str,
+        _choice(
+            "Block selection; auto: greedy, with few labels the upper layers.",
+            choices=("auto", "greedy", "upper", "top_k", "best", "last"),
+        ),
+    ] = "auto"
     max_blocks: Annotated[int, count("Maximum number of blocks.", group=_SELECTION)] = 5
     fusion: _Fusion = "concat"
     head: _Head = "ridge"

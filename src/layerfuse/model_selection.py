@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
 
 import numpy as np
 
 from layerfuse.blocks import BlockRef, Selection
-from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.calibration import fit_calibration
 from layerfuse.errors import check_choice
-from layerfuse.fusion import check_fusion
+from layerfuse.fusion import FUSIONS, check_fusion
 from layerfuse.groups import standard_error
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
@@ -20,12 +20,10 @@ from layerfuse.pipeline import Floats, Plan, Rows, find_penalty, predict_held
 from layerfuse.probing import ProbeResults
 from layerfuse.probing.pairs import find_interaction
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.selection import CostBudget, choose_with_state, selection_of
-from layerfuse.targets import Targets
+from layerfuse.selection import AUTO, CostBudget, choose_with_state, selection_of
+from layerfuse.targets import LabelSpace, Targets
 
 Folds = Sequence[tuple[Rows, Rows]]
-
-AUTO = "auto"
 
 # What was better than concatenation with a ridge head on some dataset (benchmarks/README.md,
 # docs/study.md: "Fusions"). The learned fusions with a residual are left out: they won only on R52,
@@ -106,6 +104,14 @@ def check_search(fusion: str, head: str) -> None:
     check_choice(head, (AUTO, *HEADS), "head")
 
 
+def check_links(fusion: str, head: str, space: LabelSpace) -> None:
+    """Raise a ConfigError for a fusion or head that cannot be fitted to such labels."""
+    if fusion != AUTO:
+        space.check_link(FUSIONS[fusion].links, f"fusion={fusion!r}")
+    if head != AUTO:
+        space.check_link(HEADS[head].links, f"head={head!r}")
+
+
 def search(
     probed: ProbeResults,
     targets: Targets,
@@ -136,6 +142,8 @@ def search(
         "concat" if space.fusion == AUTO else space.fusion,
         "ridge" if space.head == AUTO else space.head,
     )
+    if space.selection == "upper" and space.head == AUTO:
+        return SearchResult(selection, replace(baseline, head="logistic"), ())
     candidates = _candidates(baseline, space)
     if not candidates or len(targets) < _FEWEST_ROWS:
         return SearchResult(selection, baseline, ())
@@ -220,7 +228,7 @@ def held_out_errors(
     *,
     seed: int = 0,
 ) -> Floats:
-    """Errors (n_held, 2) of each held-out row, after one temperature for all: squared errors of
+    """Errors (n_held, 2) of each held-out row, after one calibration for all: squared errors of
     the probabilities, and whether the prediction is wrong.
 
     The head's penalty is that of the first fold: searching it takes most of the time. Coordinates
@@ -241,7 +249,7 @@ def held_out_errors(
         ]
     )
     truth = targets[np.concatenate([held for _, held in folds])]
-    proba = TemperatureCalibrator.fit(logits, truth).predict_proba(logits, truth.space)
+    proba = fit_calibration("temperature", logits, truth).predict_proba(logits, truth.space)
     wrong = ~truth.correct(truth.space.decide(proba))
     return np.stack([truth.brier(proba), wrong], axis=1)
 
@@ -268,7 +276,7 @@ def log_selection(
     ``head_kind`` is that of the trained head, which may have come with the fusion.
     """
     plan = result.plan
-    why = space.selection
+    why = ": ".join(filter(None, (space.selection, result.selection.reason)))
     if space.selection == "greedy":
         full = len(plan.blocks) == space.budget.limits.blocks
         why += ", up to max_blocks" if full else ", no other gains more than one standard error"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.labels import Column
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
@@ -18,8 +19,8 @@ from layerfuse.pipeline import Blocks, Floats, Plan, Rows, predict_held
 from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.resources import Budget
-from layerfuse.selection import CostBudget, check_selection
-from layerfuse.targets import Column, Targets
+from layerfuse.selection import AUTO, CostBudget, check_selection, resolve_selection
+from layerfuse.targets import Targets
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Shares of the labels that a curve is measured at."""
@@ -113,7 +114,7 @@ def learning_curve(
     *,
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
-    selection: str = "greedy",
+    selection: str = AUTO,
     budget: CostBudget = _FIVE_BLOCKS,
     fusion: str = "concat",
     head: str = "ridge",
@@ -169,6 +170,7 @@ def learning_curve(
     check_search(fusion, head)
     check_selection(selection)
     targets = Targets.from_labels(y, groups)
+    targets.space.check_link(("softmax",), "learning_curve")
     targets.class_weights(class_weight)  # refused before the work
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("All labels are the same. Give rows of at least two classes.")
@@ -260,6 +262,7 @@ def _choose(
     coordinates: Blocks, rows: Rows, targets: Targets, space: SearchSpace
 ) -> dict[str, Plan]:
     """What each method trains, from some rows and their targets alone."""
+    space = replace(space, selection=resolve_selection(space.selection, targets))
     probed = ProbeResults(BlockScores((), "ridge"), coordinates, {})
     probed = probe_rows(probed, rows, targets, n_jobs=1)
     scores = probed.scores

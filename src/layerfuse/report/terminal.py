@@ -163,10 +163,8 @@ def _render_fit(report: RunReport, out: Console) -> None:
         _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
     trials = len({(trial.fusion, trial.head) for trial in selection.trials})
     compared = f" ({plural(trials, 'alternative')} compared)" if trials else ""
-    out.print(
-        f"\nSelected ({selection.method}): {selection.fusion} fusion, {selection.head} head"
-        f"{compared}"
-    )
+    why = ": ".join(filter(None, (selection.method, selection.reason)))
+    out.print(f"\nSelected ({why}): {selection.fusion} fusion, {selection.head} head{compared}")
     names = list(map(str, selection.blocks))
     for place, (name, gain) in enumerate(zip(names, selection.gains, strict=True), 1):
         padded = name.ljust(max(map(len, names)))
@@ -203,7 +201,9 @@ def _render_evaluation(result: EvaluateResult, out: Console) -> None:
             out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
     if result.abstention is not None:
         out.print(tables.abstention_sentence(result.abstention))
-    classes = tables.class_table(result.confusion, result.classes)
+    classes = tables.label_table(result.labels)
+    if not result.labels:
+        classes = tables.class_table(result.confusion, result.classes)
     _print_table(replace(classes, rows=classes.rows[:_MOST_ROWS]), out)
     if result.comparison is not None:
         _print_run_comparison(result.comparison, out)
