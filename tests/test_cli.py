@@ -168,7 +168,15 @@ class TestFit:
 
     def test_report_accounts_for_the_time(self, trained: tuple[Path, Done]):
         timings = trained[1].json["timings"]
-        stages = ("extract_s", "score_s", "search_s", "head_s", "baselines_s", "latency_s")
+        stages = (
+            "extract_s",
+            "score_s",
+            "search_s",
+            "head_s",
+            "baselines_s",
+            "latency_s",
+            "seeds_s",
+        )
         assert set(timings) == {*stages, "total_s"}
         assert min(timings.values()) >= 0
         assert sum(timings[stage] for stage in stages) <= timings["total_s"]

@@ -176,10 +176,12 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     stories = "".join(f"{n},{text},{n % 2}\n" for n, text in enumerate(_texts(train)))
     write_text(tmp_path / "stories.csv", f"id,story,topic\n{stories}")
     tickets = "".join(
-        f"t{n},{text.split()[0]},{text},{label},{n // 2}\n"
+        f"t{n},{text.split()[0]},{text},{label},{n // 2},{9 + n % 7},{'free' if n % 3 else 'pro'}\n"
         for n, (text, label) in enumerate(rows(48, labels=["news", "schlecht ü"]))
     )
-    write_text(tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer\n{tickets}")
+    write_text(
+        tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer,amount,plan\n{tickets}"
+    )
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
     with threadpool_limits(1):
