@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.accuracy import AccuracyRun
-from benchmarks.markdown import SETS, markdown_table, percent
+from benchmarks.markdown import SETS, markdown_table, percent, set_name
 from benchmarks.study.page import page_of
 from layerfuse.report.run_report import RunReport
 from layerfuse.report.terminal import render
@@ -276,6 +276,29 @@ def complementarity(results: list[Result]) -> list[str]:
     return markdown_table([*columns, *(SETS[case["dataset"]] for case in sets)], map(row, names))
 
 
+def few_labels(results: list[Result]) -> list[str]:
+    """The automatic choice with few rows of each class, and what it gains over other ways."""
+
+    def row(case: Result) -> list[str]:
+        gain = case["gains"]["last layer of mpnet"]
+        interval = _between(gain["low"], gain["high"])
+        others = ("last layer of mpnet", "greedy", "all layers", "tfidf")
+        return [
+            f"{set_name(case['dataset'])}, {case['encoders']}",
+            str(case["per_class"]),
+            percent(case["accuracy"]["auto"]),
+            f"{100 * gain['gain']:+.1f} ({interval})",
+            *(percent(case["accuracy"][way]) for way in others),
+            f"{case['nested_holds']} of {len(case['draws'])}",
+        ]
+
+    header = [
+        "", "rows a class", "auto", "over mpnet's last layer", "mpnet's last layer", "greedy",
+        "all layers", "TF-IDF", "nested holds",
+    ]  # fmt: skip
+    return markdown_table(header, map(row, results))
+
+
 def demo(results: list[Result]) -> list[str]:
     """What the demo prints."""
     printed = io.StringIO()
@@ -333,6 +356,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),
+    "few_labels": ("few_labels", few_labels),
     "gpu": ("gpu", gpu),
 }
 

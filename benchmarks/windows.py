@@ -1,6 +1,8 @@
-"""Long texts of 20newsgroups (official split, headers as packaged) by MiniLM: truncated at several
-lengths, and in windows. Accuracy on some of the test rows, choices on training rows; CPU milliseconds
-per text are measured in turn, on the same texts, with one thread."""
+"""Long texts of 20newsgroups (official split, headers as packaged) by MiniLM: truncated, windows.
+
+Accuracy on some of the test rows, choices on training rows; CPU milliseconds per text are measured
+in turn, on the same texts, with one thread.
+"""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def test_a_constant_block_is_never_added() -> None:
 def test_unusable_settings_are_refused() -> None:
     blocks, y = several_signals(0)
     with pytest.raises(
-        ConfigError, match=r"'greedi'.*last, best, top_k, greedy\. Did you mean 'greedy'"
+        ConfigError, match=r"'greedi'.*last, best, top_k, greedy, upper\. Did you mean 'greedy'"
     ):
         select_blocks(blocks, y, "greedi")
     with pytest.raises(ConfigError, match="max_blocks=0 chooses nothing; give at least 1"):

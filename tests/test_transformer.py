@@ -23,7 +23,13 @@ N = 200
 
 
 def transformer(tiny: TinyModels, **options: object) -> LayerFusionTransformer:
-    options = {"fusion": "concat", "head": "ridge", "max_blocks": 2, "store": None} | options
+    options = {
+        "fusion": "concat",
+        "head": "ridge",
+        "max_blocks": 2,
+        "selection": "greedy",
+        "store": None,
+    } | options
     return LayerFusionTransformer(build(tiny, "bert", **options))
 
 

@@ -177,6 +177,7 @@ class Selection:
     ``support_`` marks each candidate as chosen or not, ``ranking_`` gives each candidate's place
     (1 for every chosen block, as in scikit-learn), ``gains_`` the drop in leave-one-out loss that
     each chosen block brought when it was added (the first one against the class frequencies).
+    ``reason`` says why there was no finer choice, where labels are few.
     """
 
     blocks: tuple[BlockRef, ...]
@@ -184,6 +185,7 @@ class Selection:
     support_: tuple[bool, ...]
     ranking_: tuple[int, ...]
     gains_: tuple[float, ...]
+    reason: str = ""
 
 
 def split_pooling(name: str) -> tuple[str, str | None]:

@@ -353,8 +353,12 @@ class CurveConfig(ReadConfig):
     _: KW_ONLY
     test: TestFile = None
     selection: Annotated[
-        str, _choice("Block selection.", choices=("greedy", "top_k", "best", "last"))
-    ] = "greedy"
+        str,
+        _choice(
+            "Block selection; auto: greedy, with few labels the upper layers.",
+            choices=("auto", "greedy", "upper", "top_k", "best", "last"),
+        ),
+    ] = "auto"
     max_blocks: Annotated[int, count("Maximum number of blocks.", group=_SELECTION)] = 5
     fusion: _Fusion = "concat"
     head: _Head = "ridge"

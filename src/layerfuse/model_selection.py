@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
 
@@ -20,12 +20,10 @@ from layerfuse.pipeline import Floats, Plan, Rows, find_penalty, predict_held
 from layerfuse.probing import ProbeResults
 from layerfuse.probing.pairs import find_interaction
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.selection import CostBudget, choose_with_state, selection_of
+from layerfuse.selection import AUTO, CostBudget, choose_with_state, selection_of
 from layerfuse.targets import Targets
 
 Folds = Sequence[tuple[Rows, Rows]]
-
-AUTO = "auto"
 
 # What was better than concatenation with a ridge head on some dataset (benchmarks/README.md,
 # docs/study.md: "Fusions"). The learned fusions with a residual are left out: they won only on R52,
@@ -136,6 +134,8 @@ def search(
         "concat" if space.fusion == AUTO else space.fusion,
         "ridge" if space.head == AUTO else space.head,
     )
+    if space.selection == "upper" and space.head == AUTO:
+        return SearchResult(selection, replace(baseline, head="logistic"), ())
     candidates = _candidates(baseline, space)
     if not candidates or len(targets) < _FEWEST_ROWS:
         return SearchResult(selection, baseline, ())
@@ -268,7 +268,7 @@ def log_selection(
     ``head_kind`` is that of the trained head, which may have come with the fusion.
     """
     plan = result.plan
-    why = space.selection
+    why = ": ".join(filter(None, (space.selection, result.selection.reason)))
     if space.selection == "greedy":
         full = len(plan.blocks) == space.budget.limits.blocks
         why += ", up to max_blocks" if full else ", no other gains more than one standard error"

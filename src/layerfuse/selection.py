@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -20,11 +20,19 @@ from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Column, Targets
 
-SELECTIONS = ("last", "best", "top_k", "greedy")
+SELECTIONS = ("last", "best", "top_k", "greedy", "upper")
+AUTO = "auto"
 
 _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
+_UPPER = 4  # layers that "upper" averages
+_CERTAIN = 4  # standard errors by which a single block has to be better than they
 _BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
+
+FEW_ROWS, FEW_PER_CLASS = 1000, 100
+"""With fewer labeled rows, in all and a class, ``"auto"`` takes the upper layers: differences
+between single blocks are mostly noise.
+"""
 
 Floats = npt.NDArray[np.float32]
 
@@ -46,13 +54,16 @@ def select_blocks(
     embeddings : mapping from BlockRef to ndarray of shape (n, dim)
     y : array-like of shape (n,)
         Labels of any kind.
-    method : {"greedy", "top_k", "best", "last"}
+    method : {"greedy", "upper", "top_k", "best", "last"}
         ``"last"``: the last layer of each encoder, at its best pooling. ``"best"``: the single
         block with the lowest leave-one-out loss. ``"top_k"``: the ``max_blocks`` best ones.
         ``"greedy"``: forward selection (Efroymson, 1960) on the leave-one-out loss of a ridge
         regression over the block-scaled concatenation; stops at ``max_blocks`` or when no gain is
         above one standard error. Of blocks whose gains are within one standard error of the largest
         the cheapest is taken: an encoder in use before a new one, a low layer before a high one.
+        ``"upper"``: the highest four layers of one encoder, that where they predict best together,
+        or the highest alone where it is better by a standard error. With few labels any finer
+        choice follows noise: another block is taken where it is better by four.
     max_blocks : int
         Blocks to choose, at most.
     groups : array-like of shape (n,), optional
@@ -76,7 +87,7 @@ def select_blocks(
     >>> [str(block) for block in select_blocks(blocks, y).blocks]
     ['e:1:mean']
     """
-    check_selection(method)
+    check_choice(method, SELECTIONS, "selection")
     if max_blocks < 1:
         raise ConfigError(f"max_blocks={max_blocks} chooses nothing; give at least 1.")
     targets = Targets.from_labels(y, groups)
@@ -157,7 +168,7 @@ def choose_with_state(
 
     It may lack the last of them, where no other could follow.
     """
-    check_selection(method)
+    check_choice(method, SELECTIONS, "selection")
     ranked = [s.block for s in probed.scores.ranking if budget.allows([s.block])]
     if not ranked:
         nearest = min(probed.scores.ranking, key=lambda score: score.block.layer).block
@@ -167,6 +178,8 @@ def choose_with_state(
         )
     if method == "greedy":
         return _greedy(probed, ranked, targets, budget, n_jobs, reporter)
+    if method == "upper":
+        return _upper(probed, ranked, targets, budget)
     if method == "last":
         names = [name for name in probed.scores.encoders if name not in NOT_MODELS]
         chosen = [probed.scores.last(name).block for name in names]
@@ -204,8 +217,21 @@ def _fit(blocks: Sequence[Floats], targets: Targets) -> RidgeState:
 
 
 def check_selection(method: str) -> None:
-    """Raise a ConfigError for an unknown method."""
-    check_choice(method, SELECTIONS, "selection")
+    """Raise a ConfigError for a method that is neither one of `SELECTIONS` nor ``"auto"``."""
+    check_choice(method, (AUTO, *SELECTIONS), "selection")
+
+
+def resolve_selection(method: str, targets: Targets) -> str:
+    """What ``"auto"`` means for these rows: ``"upper"`` with few labels, else ``"greedy"``."""
+    if method != AUTO:
+        return method
+    return "upper" if few_labels(targets) else "greedy"
+
+
+def few_labels(targets: Targets) -> bool:
+    """Whether there are too few rows to choose single layers."""
+    n_classes = int(np.count_nonzero(targets.counts))
+    return len(targets) < min(FEW_ROWS, FEW_PER_CLASS * n_classes)
 
 
 def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
@@ -214,6 +240,45 @@ def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
     for encoder in dict.fromkeys(block.encoder for block in ranked):
         kept += [block for block in ranked if block.encoder == encoder][:_PER_ENCODER]
     return list(dict.fromkeys(kept))
+
+
+def _upper(
+    probed: ProbeResults, ranked: Sequence[BlockRef], targets: Targets, budget: CostBudget
+) -> tuple[Selection, RidgeState]:
+    def fit(blocks: Sequence[BlockRef]) -> tuple[Selection, RidgeState]:
+        return _of_blocks(blocks, probed, targets, "upper")
+
+    def is_better(one: RidgeState, other: RidgeState, n_errors: int = 1) -> bool:
+        gains = other.errors - one.errors
+        return bool(gains.mean() > n_errors * standard_error(gains, targets.groups))
+
+    found = []
+    others = [block for block in ranked if block.encoder in NOT_MODELS]
+    for encoder in dict.fromkeys(block.encoder for block in ranked if block not in others):
+        own = [block for block in ranked if block.encoder == encoder]
+        top = max(own, key=lambda block: block.layer)  # the first of them is the best pooling
+        chosen: list[BlockRef] = []
+        for block in sorted(own, key=lambda block: -block.layer):
+            same = block.pooling == top.pooling and len(chosen) < _UPPER
+            if same and budget.allows([*chosen, block]):
+                chosen.append(block)
+        together, alone = fit(chosen), fit(chosen[:1])
+        found.append(alone if is_better(alone[1], together[1]) else together)
+    best = fit(ranked[:1])
+    selection, state = min(found, key=lambda one: one[1].loss, default=best)
+    if is_better(best[1], state, _CERTAIN):
+        selection, state = best
+    for block in others:  # words and other columns, which were asked for
+        blocks = [*selection.blocks, block]
+        if block not in selection.blocks and budget.allows(blocks):
+            joined = fit(blocks)
+            if is_better(joined[1], state):
+                selection, state = joined
+    if few_labels(targets):
+        few = f"{len(targets)} labeled rows are too few to choose single layers"
+        reason = f"{few}; the upper ones of one encoder are taken together"
+        selection = replace(selection, reason=reason)
+    return selection, state
 
 
 def _greedy(

@@ -70,8 +70,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Columns of numbers, dates (ISO 8601) or categories that are read beside the texts, as one
         more candidate block. ``X`` is then a table (a DataFrame, an Arrow table or a mapping of
         columns) with these and the texts, which are in the column "text" or the only other one.
-    selection : {"greedy", "top_k", "best", "last"}, default="greedy"
-        How blocks are selected; see `select_blocks`.
+    selection : {"auto", "greedy", "upper", "top_k", "best", "last"}, default="auto"
+        How blocks are selected; see `select_blocks`. ``"auto"``: ``"greedy"``, or ``"upper"`` with
+        fewer than 1,000 rows and 100 a class.
     max_blocks : int, default=5
         Maximum number of blocks to fuse.
     budget : Budget or mapping, optional
@@ -102,7 +103,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Blocks are scored and selected on a stratified sample of about this many rows. The other
         rows are read only at the selected blocks, and the head is trained on all rows.
     store : {"auto"}, path, EmbeddingStore or None, default="auto"
-        Embedding cache for training texts: the user's, a folder, or None for memory only.
+        Embedding cache for training texts: the user's, a folder or URL, or None for memory only.
     n_jobs : int, optional
         Threads for probing and model selection; None and -1 use all cores.
     random_state : int, RandomState instance or None, default=0
@@ -187,7 +188,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         *,
         lexical: bool = False,
         columns: Sequence[str] = (),
-        selection: str = "greedy",
+        selection: str = "auto",
         max_blocks: int = 5,
         budget: Budget | Mapping[str, float] | None = None,
         fusion: str = "auto",
@@ -295,7 +296,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             size = sum(array.size for array in axes.arrays().values())
             costs = {**costs, name: replace(costs[name], dims=axes.rank, parameters=(size,))}
         clock("score_s")
-        space = search_space(self, costs, seed)
+        space = search_space(self, measured, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, self.n_jobs)
         strategies = {one.key: one.choose for one in baseline_strategies(training)}
         folds = measured.folds(self.cv, seed)

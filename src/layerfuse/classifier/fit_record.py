@@ -111,6 +111,7 @@ class FitRecord:
             self.result.plan,
             self.sample.probed.scores,
             self.costs,
+            self.result.selection.reason,
         )
 
     @property

@@ -24,7 +24,7 @@ from layerfuse.groups import Groups, text_groups
 from layerfuse.model_selection import SearchSpace, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
-from layerfuse.selection import CostBudget, check_selection
+from layerfuse.selection import CostBudget, check_selection, resolve_selection
 from layerfuse.targets import Column, Targets, as_list, check_trainable, unsaved_kinds
 
 if TYPE_CHECKING:
@@ -308,13 +308,13 @@ def warn_languages(
 
 
 def search_space(
-    model: LayerFusionClassifier, costs: Mapping[str, EncoderCost], seed: int
+    model: LayerFusionClassifier, targets: Targets, costs: Mapping[str, EncoderCost], seed: int
 ) -> SearchSpace:
-    """What the classifier's parameters and the encoders' costs leave to search."""
+    """What the classifier's parameters, its rows and the encoders' costs leave to search."""
     budget = resolve_budget(model.budget)
     budget = replace(budget, blocks=min(int(model.max_blocks), budget.blocks or model.max_blocks))
     return SearchSpace(
-        selection=model.selection,
+        selection=resolve_selection(model.selection, targets),
         budget=CostBudget(budget, costs),
         fusion=model.fusion,
         head=model.head,

@@ -190,8 +190,8 @@ class _Fill:
 def extract(config: ExtractConfig, reporter: Reporter) -> ExtractResult:
     """Read all splits at all candidate blocks into the store; ``fit`` finds everything there.
 
-    A run that was stopped goes on where it was. On several machines the store's folder must be one
-    that all of them share.
+    A run that was stopped goes on where it was. On several machines the store must be a folder that
+    all of them share, or a URL.
 
     Raises
     ------

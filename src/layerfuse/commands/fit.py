@@ -179,6 +179,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         profile=classifier.profile_,
         selection=SelectionReport(
             method=selection.method,
+            reason=selection.reason,
             blocks=selection.blocks,
             gains=selection.gains_,
             fusion=plan.fusion,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from layerfuse.pipeline import Blocks, Floats, Plan, Rows, predict_held
 from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.resources import Budget
-from layerfuse.selection import CostBudget, check_selection
+from layerfuse.selection import AUTO, CostBudget, check_selection, resolve_selection
 from layerfuse.targets import Column, Targets
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -113,7 +113,7 @@ def learning_curve(
     *,
     shares: Sequence[float] = SHARES,
     repeats: int = 5,
-    selection: str = "greedy",
+    selection: str = AUTO,
     budget: CostBudget = _FIVE_BLOCKS,
     fusion: str = "concat",
     head: str = "ridge",
@@ -260,6 +260,7 @@ def _choose(
     coordinates: Blocks, rows: Rows, targets: Targets, space: SearchSpace
 ) -> dict[str, Plan]:
     """What each method trains, from some rows and their targets alone."""
+    space = replace(space, selection=resolve_selection(space.selection, targets))
     probed = ProbeResults(BlockScores((), "ridge"), coordinates, {})
     probed = probe_rows(probed, rows, targets, n_jobs=1)
     scores = probed.scores

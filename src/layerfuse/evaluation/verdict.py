@@ -217,12 +217,13 @@ def judge(
     plan: Plan,
     scores: BlockScores,
     costs: Mapping[str, EncoderCost],
+    reason: str = "",
 ) -> Verdict:
     """Compare the pipeline with each baseline, and put the result into words.
 
     The pipeline (``plan``) is measured against the last layer that scores best on training rows.
     What is recommended follows from training rows too, so that the test set decides nothing.
-    ``costs`` are by encoder.
+    ``costs`` are by encoder; ``reason`` is that of the selection.
     """
     comparisons = tuple(compare_baselines(baselines, cv, test, costs))
     where: Literal["cv", "test"] = "cv" if test is None else "test"
@@ -255,8 +256,9 @@ def judge(
     against = "It is no better than always predicting the most frequent label."
     if informative:
         against = _against(last, where, layer, ratio, plan)
+    few = f"{reason}." if reason else ""
     return Verdict(
-        sentence=" ".join(filter(None, (headline, against, advice))),
+        sentence=" ".join(filter(None, (headline, against, few, advice))),
         headline=headline,
         advice=advice,
         gained=informative and gain.low > 0,

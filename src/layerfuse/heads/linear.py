@@ -116,6 +116,11 @@ class LogisticHead(LinearHead):
 
     @classmethod
     def fit(cls, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Self:
+        present = np.flatnonzero(targets.counts)
+        if len(present) == 1:  # within a fold of few rows: nothing is told apart
+            intercept = np.full(targets.space.n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
+            intercept[present] = 0.0
+            return cls(np.zeros((X.shape[1], len(intercept)), np.float32), intercept, penalty)
         model = fit_logistic(_logistic(1.0 / penalty), X, targets.codes, targets.unit_weights)
         own_coef, own_intercept = model.coef_, model.intercept_
         if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
@@ -148,7 +153,10 @@ def _search_c(X: Floats, targets: Targets, seed: int) -> float:
     """The C with the lowest log loss over stratified folds, between those of the grid by a parabola
     through the lowest three; the grid is left once the loss has risen.
     """
-    folds, weights = targets.folds(_FOLDS, seed), targets.unit_weights
+    weights = targets.unit_weights
+    folds = [fold for fold in targets.folds(_FOLDS, seed) if np.ptp(targets.codes[fold[0]])]
+    if not folds:  # each would learn a single class
+        return _GRID[0]
     models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
     losses: list[float] = []
     for C in _GRID:

@@ -166,8 +166,13 @@ def _selected(report: RunReport) -> Section:
         numbers = ", ".join(map(str, own))
         used = f"layers {numbers} of 0 to {top}{rest}" if own else "not used"
         lead.append(f"{encoder.name}: {used}.")
+    if selection.reason:
+        lead.append(f"{selection.reason}.")
+    if selection.method == "greedy":
+        lead.append(
+            "Blocks are added while the leave-one-out loss falls by more than a standard error."
+        )
     lead.append(
-        "Blocks are added while the leave-one-out loss falls by more than a standard error. "
         "Accuracy is nested cross-validation on training rows, selection run anew in each fold; "
         "steps before the last are concatenated with a ridge head."
     )

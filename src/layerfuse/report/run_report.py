@@ -137,6 +137,8 @@ class SelectionReport(Model):
     """What was selected on the training rows."""
 
     method: str
+    reason: str = ""
+    """Why single layers were not chosen, where labels are few."""
     blocks: tuple[BlockRef, ...]
     gains: tuple[float, ...]
     """The drop in leave-one-out loss that each block brought when it was added."""

@@ -163,10 +163,8 @@ def _render_fit(report: RunReport, out: Console) -> None:
         _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
     trials = len({(trial.fusion, trial.head) for trial in selection.trials})
     compared = f" ({plural(trials, 'alternative')} compared)" if trials else ""
-    out.print(
-        f"\nSelected ({selection.method}): {selection.fusion} fusion, {selection.head} head"
-        f"{compared}"
-    )
+    why = ": ".join(filter(None, (selection.method, selection.reason)))
+    out.print(f"\nSelected ({why}): {selection.fusion} fusion, {selection.head} head{compared}")
     names = list(map(str, selection.blocks))
     for place, (name, gain) in enumerate(zip(names, selection.gains, strict=True), 1):
         padded = name.ljust(max(map(len, names)))
