@@ -227,6 +227,7 @@ def _write(out: Path, config: ExtractConfig, store: EmbeddingStore, reporter: Re
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
+        label_separator=config.label_separator,
         labeled=config.label_column is not None,
         id_column=config.id_column,
         group_column=config.group_column,

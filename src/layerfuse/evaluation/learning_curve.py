@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.labels import Column
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
@@ -19,7 +20,7 @@ from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.resources import Budget
 from layerfuse.selection import AUTO, CostBudget, check_selection, resolve_selection
-from layerfuse.targets import Column, Targets
+from layerfuse.targets import Targets
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Shares of the labels that a curve is measured at."""
@@ -169,6 +170,7 @@ def learning_curve(
     check_search(fusion, head)
     check_selection(selection)
     targets = Targets.from_labels(y, groups)
+    targets.space.check_link(("softmax",), "learning_curve")
     targets.class_weights(class_weight)  # refused before the work
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("All labels are the same. Give rows of at least two classes.")
