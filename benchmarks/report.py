@@ -211,7 +211,6 @@ def _data(rows: int, classes: tuple[str, ...]) -> DataReport:
             label="label",
             id=None,
             group=None,
-            others=(),
             strip_html=False,
         ),
         test_split="test",
