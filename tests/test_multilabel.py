@@ -487,6 +487,24 @@ def test_a_server_answers_with_lists_of_labels(place: Path) -> None:
     assert "micro_f1" in listed[0]["cv"]
 
 
+def test_a_curve_is_in_micro_f1(place: Path, tiny: TinyModels) -> None:
+    train, test = write_table(place, "lists", 120), write_table(place, "lists", 60, seed=1)
+    encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
+    few = ("--shares", "30,100", "--repeats", 2)
+    found = succeed("curve", train, "--test", test, *encoder, *few, "--json").json["curve"]
+    assert found["metric"] == "micro-F1"
+    low, high = (point["fusion"] for point in found["points"])
+    assert 0.3 < low["value"] <= high["value"] + 0.05
+    assert high["low"] <= high["value"] <= high["high"]
+    assert high["value"] > 0.6
+
+
+def test_a_larger_sample_holds_a_smaller_one() -> None:
+    members = np.random.default_rng(0).random((200, 3)) < 0.2
+    small, large = (set(targets_of(members).sample(n, (0, 1), 4)) for n in (30, 90))
+    assert small < large
+
+
 def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
     texts, labels = texts_with_labels(120)
     labels[5] = [name for name in TELLING if name not in labels[5]]  # all of them wrong
@@ -501,7 +519,6 @@ def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("curve", "{data}"), "curve"),
         (("fit", "{data}", "--target-accuracy", "0.9", "--out", "{root}/no"), "target_accuracy"),
         (("fit", "{data}", "--head", "mlp", "--out", "{root}/no"), "head='mlp'"),
         (("profile", "{data}", "--scorer", "logistic"), "scorer='logistic'"),

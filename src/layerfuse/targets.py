@@ -7,7 +7,7 @@ any number of them in `MultilabelSpace` and `MultilabelTargets`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
@@ -38,6 +38,7 @@ Decisions: TypeAlias = npt.NDArray[Any]
 label (n,), or whether it has each of several labels, bool (n, n_labels)."""
 
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
+_SAMPLE_PARTS = 20  # of which a sample takes the first, each with the shares of all labels
 _SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
 
 
@@ -86,6 +87,10 @@ class LabelSpace:
         """The metric's value in words, before its interval and the rows."""
         of_100 = 100 if value == 1 else min(99, round(100 * value))
         return f"gets {of_100} of 100 texts right: {100 * value:.1f}%"
+
+    def tuned_by(self, score: Callable[[], npt.ArrayLike], targets: Targets) -> Self:
+        """`tuned`, where scores cost something and not every space needs them."""
+        return self
 
     def check_link(self, links: Sequence[str], what: str) -> None:
         """Raise a ConfigError where ``what``, which knows some links, does not know this one."""
@@ -172,6 +177,10 @@ class MultilabelSpace(LabelSpace):
     def tuned(self, scores: npt.ArrayLike, targets: Targets) -> Self:
         """With the thresholds of the highest F1 of each label."""
         return replace(self, thresholds=best_f1_thresholds(targets.matrix > 0, scores))
+
+    def tuned_by(self, score: Callable[[], npt.ArrayLike], targets: Targets) -> Self:
+        """`tuned` by what ``score`` returns."""
+        return self.tuned(score(), targets)
 
     def targets(self, decisions: Decisions) -> Targets:
         """Decisions (n, n_labels) as if they were the truth."""
@@ -373,6 +382,10 @@ class Targets:
         ``decisions`` are those of the space by default.
         """
         return evaluate_predictions(self.codes, proba, seed=seed)
+
+    def parts(self, decisions: Decisions) -> npt.NDArray[np.float32]:
+        """Of each row (n, 2) what it adds to the numerator and the denominator of the metric."""
+        return np.column_stack([self.correct(decisions), np.ones(len(self))]).astype(np.float32)
 
     def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
         """The space's metric by some decisions minus that by others, on the same rows."""
@@ -624,6 +637,12 @@ class MultilabelTargets(Targets):
         found = self.space.decide(proba) if decisions is None else decisions
         return evaluate_label_sets(self.codes, proba, found, seed=seed)
 
+    def parts(self, decisions: Decisions) -> npt.NDArray[np.float32]:
+        """Of each row (n, 2) twice its hits, and its labels plus those that are predicted."""
+        hits = (decisions & self.codes).sum(axis=1)
+        either = decisions.sum(axis=1) + self.codes.sum(axis=1)
+        return np.column_stack([2 * hits, either]).astype(np.float32)
+
     def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
         """Micro-F1 by some decisions minus that by others, on the same rows."""
         return paired_f1_difference(self.codes, one, other, seed=seed)
@@ -657,16 +676,16 @@ class MultilabelTargets(Targets):
     def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
         """Sorted numbers of about ``n_rows`` rows, each label in its share.
 
-        At least ``minimum`` rows have each, where as many do.
+        At least ``minimum`` rows have each, where as many do. With the same seed a larger sample
+        holds the rows of a smaller one.
         """
         if n_rows >= len(self):
             return np.arange(len(self))
-        share = n_rows / len(self)
-        kept = _iterative(self.codes, np.array([share, 1 - share]), seed) == 0
-        for column in self.codes.T:
-            missing = min(minimum, column.sum()) - (column & kept).sum()
-            kept[np.flatnonzero(column & ~kept)[: max(0, missing)]] = True
-        return np.flatnonzero(kept)
+        n_parts = min(_SAMPLE_PARTS, len(self))
+        parts = _iterative(self.codes, np.full(n_parts, 1 / n_parts), seed)
+        order = np.argsort(parts, kind="stable")
+        of_label = [order[self.codes[order, label]] for label in range(self.space.n_outputs)]
+        return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
 
 
 def _by_group(members: npt.NDArray[np.bool_], groups: Groups) -> npt.NDArray[np.bool_]:

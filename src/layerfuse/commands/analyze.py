@@ -208,7 +208,6 @@ def curve(
     check_trainable(train.labels)
     groups = text_codes(train, config)
     targets = Targets.from_labels(train.labels, groups)
-    targets.space.check_link(("softmax",), "layerfuse curve")
     if test is None and targets.counts.max() < _LEAST_ROWS:
         raise DataError(
             f"There is no test split, and {len(train)} training rows are too few to hold any out. "
@@ -280,7 +279,7 @@ def _curve_summary(found: LearningCurve) -> str:
     if at.gain.value > 0 and at.best_block.value >= at.fusion.value:
         gain += " The best block alone reaches as much there."
     accuracy = (
-        f"the accuracy of the last layer with {last.n_rows:,} labels "
+        f"the {found.metric} of the last layer with {last.n_rows:,} labels "
         f"({percent(last.last_layer.value)})"
     )
     needed, first = found.rows_to_match, found.points[0].n_rows

@@ -142,20 +142,23 @@ class _Softmax:
         from sklearn.linear_model import LogisticRegression
 
         self.model = LogisticRegression(max_iter=1000, tol=tol, warm_start=True)
+        self.only: Rows | None = None
+        self.dim = 0
 
     def fit(self, C: float, X: Features, targets: Targets, weights: Floats | None) -> None:
-        codes = targets.codes.astype(np.intp, copy=False)
         present = np.flatnonzero(targets.counts)
-        if len(present) == 1:  # within a fold of few rows: nothing is told apart
-            self.found = np.zeros((1, X.shape[1])), np.zeros(1), present
-            return
-        fit_logistic(self.model.set_params(C=C), X, codes, weights)
-        self.found = self.model.coef_, self.model.intercept_, self.model.classes_
+        self.only = present if len(present) == 1 else None  # within a fold of few rows
+        if self.only is None:
+            fit_logistic(self.model.set_params(C=C), X, targets.codes, weights)
+        self.dim = X.shape[1]
 
     def proba(self, X: Features, n_outputs: int) -> npt.NDArray[np.float64]:
         """Probabilities (n, n_outputs)."""
         proba = np.zeros((X.shape[0], n_outputs))
-        proba[:, self.model.classes_] = self.model.predict_proba(X)
+        if self.only is None:
+            proba[:, self.model.classes_] = self.model.predict_proba(X)
+        else:
+            proba[:, self.only] = 1.0
         return proba
 
     def log_likelihood(self, X: Features, targets: Targets) -> npt.NDArray[np.float64]:
@@ -166,16 +169,18 @@ class _Softmax:
 
     def arrays(self, n_outputs: int) -> tuple[Floats, Floats]:
         """Coefficients (dim, n_outputs) and intercepts (n_outputs,)."""
-        own_coef, own_intercept, classes = self.found
-        if len(own_coef) < len(
-            classes
-        ):  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
+        # A class without a row here (a rare one, within a fold) is never predicted.
+        coef = np.zeros((self.dim, n_outputs), dtype=np.float32)
+        intercept = np.full(n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
+        if self.only is not None:
+            intercept[self.only] = 0.0
+            return coef, intercept
+        own_coef, own_intercept = self.model.coef_, self.model.intercept_
+        if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
             own_coef, own_intercept = (
                 np.concatenate([-part, part]) / 2 for part in (own_coef, own_intercept)
             )
-        # A class without a row here (a rare one, within a fold) is never predicted.
-        coef = np.zeros((own_coef.shape[1], n_outputs), dtype=np.float32)
-        intercept = np.full(n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
+        classes = self.model.classes_
         coef[:, classes], intercept[classes] = own_coef.T, own_intercept
         return coef, intercept
 
@@ -214,7 +219,7 @@ class _Sigmoid:
         start = np.zeros((dim + 1, k)) if self.weights is None else self.weights
         found = minimize(
             loss, (start * scale).ravel(), method="L-BFGS-B", jac=True,
-            options={"maxiter": 500, "gtol": self.tol / 10, "ftol": 1e-9},
+            options={"maxiter": 500, "gtol": self.tol / 10, "ftol": 1e-7},
         )  # fmt: skip
         self.weights = found.x.reshape(dim + 1, k) / scale
         counts = targets.counts  # a label that no row has, or all, is never or always predicted
@@ -255,12 +260,8 @@ def _search_c(X: Floats, targets: Targets, seed: int) -> float:
     """The C with the lowest log loss over stratified folds, between those of the grid by a parabola
     through the lowest three; the grid is left once the loss has risen.
     """
-    weights, fewest = targets.unit_weights, min(2, targets.space.n_outputs)
-    folds = [
-        fold
-        for fold in targets.folds(_FOLDS, seed)
-        if np.count_nonzero(targets[fold[0]].counts) >= fewest
-    ]
+    weights = targets.unit_weights
+    folds = [fold for fold in targets.folds(_FOLDS, seed) if targets[fold[0]].varies]
     if not folds:  # each would learn a single class
         return _GRID[0]
     models = [logistic_model(targets.space) for _ in folds]

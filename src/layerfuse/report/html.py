@@ -299,7 +299,7 @@ def _learning_curve(result: CurveResult | None) -> Section | None:
         return None
     curve = result.curve
     chart, table = figures.learning_curves(curve.points), tables.curve_table(curve, result.rows)
-    title = "Accuracy by number of labels"
+    title = f"{sentence_case(curve.metric)} by number of labels"
     figure = Figure("learning", title, sentence_case(result.verdict), chart, table)
     return Section("labels", "Learning curve", figures=[figure])
 

@@ -306,7 +306,7 @@ def curve_table(curve: LearningCurve, rows: str) -> Table:
         for point in curve.points
     ]
     head = ("labels", "share", "last layer", "best block", "fusion", "fusion minus last, points")
-    return Table(f"Accuracy on {curve.n_test:,} {rows}", head, cells, range(6))
+    return Table(f"{sentence_case(curve.metric)} on {curve.n_test:,} {rows}", head, cells, range(6))
 
 
 def hardest_table(found: HardestTexts) -> Table:
