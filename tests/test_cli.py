@@ -335,7 +335,7 @@ class TestSettingsFile:
         assert (used["head"], used["cv"], used["layers"]) == ("ridge", 3, [0, 1])
         assert used["prompts"] == {"tiny": "a film: {text}"}
         assert (used["max_blocks"], used["pooling"]) == (1, ["max"])
-        assert (used["selection"], used["seed"]) == ("greedy", 0)
+        assert (used["selection"], used["seed"]) == ("auto", 0)
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
 
 
