@@ -14,8 +14,9 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from layerfuse import LayerFusionClassifier, load_dataset
-from layerfuse.commands.analyze import mix, word_proba
+from layerfuse.commands.analyze import mix
 from layerfuse.errors import LayerfuseError, LayerfuseWarning
+from layerfuse.evaluation.baselines import tfidf_out_of_fold
 from layerfuse.targets import Targets
 
 SETS = {"r8": ("mpnet",), "mr": ("mpnet", "smollm2-135m"), "bbc-news": ("mpnet",)}
@@ -45,7 +46,7 @@ def run() -> list[dict[str, Any]]:
             warnings.simplefilter("ignore", LayerfuseWarning)
             record = model.fit(split.texts, targets.space.decode(codes)).fit_record_
         given = record.sample.targets
-        words = word_proba(split.texts, given, record.folds)
+        words = tfidf_out_of_fold(split.texts, given, record.folds)
         tables = {
             "tfidf": words,
             "pipeline": record.proba,

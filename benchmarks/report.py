@@ -18,7 +18,7 @@ import numpy as np
 from layerfuse._version import __version__
 from layerfuse.blocks import BlockRef, BlockScore, BlockScores
 from layerfuse.cli_options import FitConfig
-from layerfuse.commands.diagnosis import Predicted, calibration, confusion, environment
+from layerfuse.commands.diagnosis import Predicted, calibration, environment
 from layerfuse.data.audit import Audit, Finding, SplitAudit
 from layerfuse.evaluation.verdict import BaselineComparison, BaselineScore, Tradeoff, VerdictSummary
 from layerfuse.metrics import Estimate, PairedDifference
@@ -129,6 +129,7 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
             rows="test",
             recommended="pipeline",
             time_ratio=1.5,
+            metric="accuracy",
         ),
         pareto=tuple(
             Tradeoff(
@@ -142,7 +143,8 @@ def make_run(folder: Path, rows: int = _ROWS) -> RunReport:
         ),
         cost=CostReport(pipeline=cost, time_ratio=Estimate(1.5, 1.4, 1.6), n_texts=32, n_rounds=5),
         diagnosis=Diagnosis(
-            confusion=confusion(measured[1], _CLASSES),
+            confusion=measured[1].confusion(),
+            labels=(),
             calibration=calibration(measured[1]),
             hardest=_hardest(),
             class_texts=tuple(
@@ -203,6 +205,7 @@ def _data(rows: int, classes: tuple[str, ...]) -> DataReport:
         train_rows=rows,
         learned_rows=rows,
         columns=ColumnsReport(
+            others=(),
             texts=("text",),
             separator=" ",
             label="label",

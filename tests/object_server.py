@@ -26,7 +26,7 @@ from layerfuse.errors import StorageError
 from layerfuse.progress import SILENT, Reporter
 
 URL = "memory://bucket/place"
-READ_TIMEOUT_S = 0.5
+READ_TIMEOUT_S = 1.0
 LAG_S = 3.0
 FAULTS = ("error", "error afterwards", "hang", "hang afterwards", "cut upload", "cut download")
 

@@ -158,7 +158,7 @@ class TestFitAndPredict:
 
     def test_truncated_texts_are_counted(self, tiny: TinyModels):
         texts = [f"{text} {'w1 ' * 30 * (row % 2)}" for row, text in enumerate(TEXTS)]
-        with pytest.warns(LayerfuseWarning, match="50.0% of training texts were truncated"):
+        with pytest.warns(LayerfuseWarning, match="50.0% of training texts were cut"):
             model = build(tiny, "bert", max_length=16).fit(texts, LABELS)
         assert model.truncated_share_ == 0.5
 

@@ -168,7 +168,15 @@ class TestFit:
 
     def test_report_accounts_for_the_time(self, trained: tuple[Path, Done]):
         timings = trained[1].json["timings"]
-        stages = ("extract_s", "score_s", "search_s", "head_s", "baselines_s", "latency_s")
+        stages = (
+            "extract_s",
+            "score_s",
+            "search_s",
+            "head_s",
+            "baselines_s",
+            "latency_s",
+            "seeds_s",
+        )
         assert set(timings) == {*stages, "total_s"}
         assert min(timings.values()) >= 0
         assert sum(timings[stage] for stage in stages) <= timings["total_s"]
@@ -327,7 +335,7 @@ class TestSettingsFile:
         assert (used["head"], used["cv"], used["layers"]) == ("ridge", 3, [0, 1])
         assert used["prompts"] == {"tiny": "a film: {text}"}
         assert (used["max_blocks"], used["pooling"]) == (1, ["max"])
-        assert (used["selection"], used["seed"]) == ("greedy", 0)
+        assert (used["selection"], used["seed"]) == ("auto", 0)
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
 
 

@@ -25,9 +25,9 @@ from helpers import build as build_on
 from layerfuse import FrozenEncoder, LayerFusionClassifier, compare, extract, score_blocks
 from layerfuse.embeddings.extraction import check_texts
 from layerfuse.errors import ConfigError, DataError, MissingExtraError, NotAvailableError
+from layerfuse.labels import find_classes
 from layerfuse.progress import reporting_to
 from layerfuse.report import plot_scores, plot_verdict
-from layerfuse.targets import find_classes
 
 TEXTS, LABELS = planted(80)
 TEST_TEXTS, _ = planted(40, seed=1)
@@ -114,7 +114,6 @@ LABEL_KINDS: dict[str, tuple[Any, Any]] = {
     "str enum": (Tone.GOOD, Tone.BAD),
     "bytes": (b"a", b"b"),
     "time": (pd.Timestamp("2020-01-01"), pd.Timestamp("2021-01-01")),
-    "frozenset": (frozenset("a"), frozenset("b")),
 }
 
 

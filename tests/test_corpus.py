@@ -232,7 +232,7 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
         ("d.jsonl", jsonl([{"text": None, "label": 1}] * 7), "7 of 7 rows .row 0, 1, 2, 3, 4, …"),
         ("d.jsonl", jsonl([{"text": "a", "label": 1}, {"text": 5, "label": 1}]), "int in row 1"),
         ("d.jsonl", '{"text": "\\ud83d", "label": 1}\n', "unpaired surrogate"),
-        ("d.jsonl", jsonl([{"text": "a", "label": ["x", "y"]}]), "a list in row 0.*one class for"),
+        ("d.jsonl", jsonl([{"text": "a", "label": {"x": 1}}]), "an object in row 0.*one class for"),
         (
             "d.jsonl",
             jsonl([{"text": "a", "label": 1}, {"text": "b", "label": "x"}]),

@@ -33,7 +33,7 @@ _WALK = _DOCS / "helpdesk.md"
 _FENCE = re.compile(r"^```(.*)$")
 _NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-_MOST_NOT_RUN = 10
+_MOST_NOT_RUN = 11
 _SHOWN = {"text", "{toctree}", "{eval-rst}"}  # output, and what Sphinx reads
 _PORT = 8765  # in place of the pages' 8000, on which something of the user's may listen
 _LABELS = ("good, very", "schlecht ü")
@@ -176,10 +176,12 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     stories = "".join(f"{n},{text},{n % 2}\n" for n, text in enumerate(_texts(train)))
     write_text(tmp_path / "stories.csv", f"id,story,topic\n{stories}")
     tickets = "".join(
-        f"t{n},{text.split()[0]},{text},{label},{n // 2}\n"
+        f"t{n},{text.split()[0]},{text},{label},{n // 2},{9 + n % 7},{'free' if n % 3 else 'pro'}\n"
         for n, (text, label) in enumerate(rows(48, labels=["news", "schlecht ü"]))
     )
-    write_text(tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer\n{tickets}")
+    write_text(
+        tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer,amount,plan\n{tickets}"
+    )
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
     with threadpool_limits(1):

@@ -128,7 +128,7 @@ def test_batch_mates_and_order_change_nothing(model_folder: Path) -> None:
 def test_reading_some_layers_runs_no_block_above_them(model_folder: Path) -> None:
     encoder = open_encoder(model_folder)
     ids = encoder.tokenize(TEXTS).ids
-    architecture = encoder._load().architecture
+    architecture = encoder.architecture
     assert architecture.blocks is not None, "the family's blocks must be found"
     ran: list[int] = []
     for number, block in enumerate(architecture.blocks, start=1):
@@ -151,7 +151,7 @@ def test_parameters_up_to_each_layer(model_folder: Path) -> None:
     assert len(counts) == N_LAYERS + 1
     assert counts[-1] == sum(weight.numel() for weight in body.parameters())
     assert all(low < high for low, high in itertools.pairwise(counts))
-    blocks = encoder._load().architecture.blocks
+    blocks = encoder.architecture.blocks
     assert blocks is not None
     sizes = [sum(weight.numel() for weight in block.parameters()) for block in blocks]
     after = counts[-1] - counts[-2] - sizes[-1]

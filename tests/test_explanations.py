@@ -46,7 +46,7 @@ def test_neighbors_are_the_nearest_and_a_random_pair_is_1_apart(examples: Traini
 
 
 def test_arrays_hold_all_of_it(examples: TrainingExamples):
-    again = TrainingExamples.from_arrays(examples.arrays(), 5, 2)
+    again = TrainingExamples.from_arrays(examples.arrays(), 5, SPACE)
     assert again.texts == examples.texts
     np.testing.assert_array_equal(again.codes, examples.codes)
     np.testing.assert_array_equal(again.features, examples.features)
@@ -67,7 +67,7 @@ def test_arrays_that_do_not_fit_are_refused(
     examples: TrainingExamples, changed: dict[str, np.ndarray]
 ):
     with pytest.raises(FormatError):
-        TrainingExamples.from_arrays(examples.arrays() | changed, 5, 2)
+        TrainingExamples.from_arrays(examples.arrays() | changed, 5, SPACE)
 
 
 def test_a_training_text_is_its_own_neighbor(tiny: TinyModels, tmp_path: Path):

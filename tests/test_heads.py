@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 from layerfuse import BlockRef
 from layerfuse.errors import ConfigError, FormatError
-from layerfuse.evaluation.baselines import fit_tfidf
+from layerfuse.evaluation.baselines import tfidf_proba
 from layerfuse.heads import (
     HEADS,
     KernelHead,
@@ -418,7 +418,8 @@ class TestManyClasses:
         HEADS["logistic"].search_penalty(X, targets, seed=0)
         score_blocks({BlockRef("e", 0, "mean"): X}, y, scorer="logistic")
         texts = [f"word{row // 2} other" for row in range(60)]
-        assert (fit_tfidf(texts, targets.codes).predict(texts)[:40] == targets.codes[:40]).all()
+        found = targets.space.decide(tfidf_proba(texts, targets, texts))
+        assert (found[:40] == targets.codes[:40]).all()
 
     @pytest.mark.filterwarnings("ignore:The number of unique classes")
     @pytest.mark.parametrize("weighted", [False, True])

@@ -259,7 +259,7 @@ def test_a_damaged_field_is_named(tmp_path: Path, field: str, value: object):
     done = run("report", tmp_path)
     assert done.code == 2
     assert "report.json is not a RunReport" in done.err
-    assert f"cv.{field}" in done.err
+    assert f"cv.Evaluation.{field}" in done.err
 
 
 @pytest.mark.parametrize("path", ["gone", "file"])

@@ -166,7 +166,7 @@ def _large(
     plan = plan_batches(lengths, budget, overhead)
     out["batches"] = len(plan)
     out["padding_share"] = 1 - n_tokens / sum(len(rows) * lengths[rows[0]] for rows in plan)
-    stack, architecture = encoder.stack, encoder._load().architecture
+    stack, architecture = encoder.stack, encoder.architecture
 
     @torch.inference_mode()
     def plain(last_only: bool, groups: Sequence[Sequence[int]]) -> list[torch.Tensor]:

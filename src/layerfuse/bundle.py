@@ -27,7 +27,7 @@ from pydantic import ValidationError as PydanticError
 
 from layerfuse._version import __version__
 from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef, split_pooling
-from layerfuse.calibration import Abstention, TemperatureCalibrator
+from layerfuse.calibration import Abstention, Calibrator, PlattCalibrator, TemperatureCalibrator
 from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.encoders.tabular import ColumnEncoder
@@ -35,12 +35,13 @@ from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
-from layerfuse.metrics import Evaluation
+from layerfuse.labels import label_array, unsaved_kinds
+from layerfuse.metrics import Evaluation, LabelSetEvaluation
 from layerfuse.neighbors import TrainingExamples
 from layerfuse.pipeline import CoordinateModel, FusedModel
 from layerfuse.probing import Axes, ClassCentroids, PrincipalAxes
 from layerfuse.resources import resolve_budget
-from layerfuse.targets import LabelSpace, label_array, unsaved_kinds
+from layerfuse.targets import LabelSpace, MultilabelSpace
 
 _KIND, _VERSION = "layerfuse-bundle", 2
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
@@ -157,9 +158,10 @@ class Settings(_Record):
 class Facts(_Record):
     """What a bundle knows of its training: settings, nested figures, columns of the table."""
 
-    cv: Evaluation | None = None
+    cv: Evaluation | LabelSetEvaluation | None = None
     text_column: str | None = None
     label_column: str | None = None
+    label_separator: str | None = None
     separator: str = SEPARATOR
     columns: ColumnEncoder | None = None
     strip_html: bool = False
@@ -210,6 +212,14 @@ class _Block(_Record):
         return BlockRef(self.encoder, self.layer, self.pooling)
 
 
+class _Multilabel(_Record):
+    """Of each label what its logits are multiplied by, what is added, and its threshold."""
+
+    slopes: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    intercepts: tuple[FiniteFloat, ...]
+    thresholds: tuple[FiniteFloat, ...]
+
+
 class _File(_Record):
     """bundle.json."""
 
@@ -221,11 +231,37 @@ class _File(_Record):
     blocks: tuple[_Block, ...]
     fusion: str
     head: _Head
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    multilabel: _Multilabel | None
     abstention: Abstention | None
     tensors: dict[str, _Tensor]
     facts: Facts
     sha256: str = ""
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> _File:
+        own, n = self.multilabel, len(self.classes)
+        if (own is None) == (self.temperature is None):
+            raise ValueError("either a temperature or what each of several labels has is expected")
+        if own and {len(own.slopes), len(own.intercepts), len(own.thresholds)} != {n}:
+            raise ValueError("slopes, intercepts and thresholds are not as many as the labels")
+        return self
+
+    @property
+    def space(self) -> LabelSpace:
+        """What the outputs mean."""
+        classes = label_array(self.classes)
+        if self.multilabel is None:
+            return LabelSpace(classes)
+        return MultilabelSpace(classes, np.array(self.multilabel.thresholds))
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """From logits to probabilities."""
+        if self.multilabel is None:
+            assert self.temperature is not None
+            return TemperatureCalibrator(self.temperature)
+        return PlattCalibrator(self.multilabel.slopes, self.multilabel.intercepts)
 
 
 def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
@@ -255,7 +291,8 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         blocks=tuple(_Block(**asdict(block)) for block in bundle.model.blocks),
         fusion=fusion.name,
         head=_Head(kind=head.kind, penalty=head.penalty),
-        temperature=bundle.model.calibrator.temperature,
+        temperature=getattr(bundle.model.calibrator, "temperature", None),
+        multilabel=_multilabel(bundle.model.calibrator, bundle.space),
         abstention=bundle.abstention,
         tensors={
             name: _Tensor(shape=array.shape, dtype=str(array.dtype))
@@ -269,6 +306,16 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
         plain = value.model_dump(mode="json")
         write_json(folder / _JSON, {**plain, "sha256": _sha256(plain, folder / _TENSORS)})
         (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
+
+
+def _multilabel(calibrator: Calibrator, space: LabelSpace) -> _Multilabel | None:
+    if not (isinstance(calibrator, PlattCalibrator) and isinstance(space, MultilabelSpace)):
+        return None
+    return _Multilabel(
+        slopes=calibrator.slopes,
+        intercepts=calibrator.intercepts,
+        thresholds=tuple(space.limits.tolist()),
+    )
 
 
 def _sha256(value: Mapping[str, object], tensors: Path) -> str:
@@ -321,7 +368,7 @@ def _from_file(path: Path, file: _File) -> Bundle:
     )
     fusion = load_fusion(file.fusion, _part(tensors, "fusion"), len(blocks))
     head = load_head(file.head.kind, _part(tensors, "head"), file.head.penalty)
-    space = LabelSpace(label_array(file.classes))
+    space = file.space
     row = [np.zeros((1, own.rank), dtype=np.float32) for own in axes]
     shape = (fusion.transform(row).shape[1], space.n_outputs)
     if head.shape != shape:
@@ -335,11 +382,9 @@ def _from_file(path: Path, file: _File) -> Bundle:
         raise _changed(path, "facts.columns: missing, but a block is of columns")
     if described != used:
         raise _changed(path, f"encoders: {described}, but blocks are of {used}")
-    model = FusedModel(
-        axes, CoordinateModel(blocks, fusion, head), TemperatureCalibrator(file.temperature), space
-    )
+    model = FusedModel(axes, CoordinateModel(blocks, fusion, head), file.calibrator, space)
     kept = _part(tensors, "examples")
-    examples = TrainingExamples.from_arrays(kept, *shape) if kept else None
+    examples = TrainingExamples.from_arrays(kept, shape[0], space) if kept else None
     return Bundle(model, space, file.encoders, file.facts, file.abstention, examples)
 
 
@@ -412,12 +457,12 @@ def _card(bundle: Bundle) -> str:
         "",
     ]
     if cv := bundle.facts.cv:
-        accuracy, macro_f1 = cv.accuracy, cv.macro_f1
+        main, macro_f1 = cv.headline, cv.macro_f1
         lines += [
             "Nested cross-validation of its training run:",
             "",
-            f"- accuracy {accuracy.value:.1%}",
-            f"- 95% interval {accuracy.low:.1%} to {accuracy.high:.1%}",
+            f"- {bundle.space.metric} {main.value:.1%}",
+            f"- 95% interval {main.low:.1%} to {main.high:.1%}",
             f"- macro-F1 {macro_f1.value:.1%}",
             f"- {cv.n} rows",
             "",

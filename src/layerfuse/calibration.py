@@ -15,6 +15,8 @@ from layerfuse.targets import LabelSpace, Targets
 CALIBRATIONS: tuple[str, ...] = ("temperature",)
 
 _LOWEST, _HIGHEST = 0.05, 20.0
+_NEWTON_STEPS, _PRIOR = 30, 1e-3  # the prior's weight is that of so many rows
+_FLAT, _LEAST_SLOPE = 1e-9, 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class TemperatureCalibrator:
             raise ConfigError(
                 f"temperature={self.temperature!r} is not usable. Give a finite number above 0."
             )
+
+    @classmethod
+    def identity(cls, space: LabelSpace) -> TemperatureCalibrator:
+        """One that leaves logits as they are."""
+        return cls()
 
     @classmethod
     def fit(cls, logits: npt.ArrayLike, targets: Targets) -> TemperatureCalibrator:
@@ -99,24 +106,104 @@ class TemperatureCalibrator:
         DataError
             For another shape.
         """
-        table = np.asarray(logits, dtype=np.float64)
-        if table.ndim != 2 or table.shape[1] != space.n_outputs:
-            raise DataError(
-                f"Got logits of shape {table.shape}. Expected (n, {space.n_outputs}), one column "
-                "for each class."
-            )
-        return space.link(table / self.temperature)
+        return space.link(check_logits(logits, space) / self.temperature)
 
 
-def fit_calibration(
-    name: str | None, logits: npt.ArrayLike, targets: Targets
-) -> TemperatureCalibrator:
+@dataclass(frozen=True)
+class PlattCalibrator:
+    """A slope and an intercept for the logits of each label, before the link.
+
+    Platt, "Probabilistic Outputs for Support Vector Machines" (1999).
+
+    Parameters
+    ----------
+    slopes, intercepts : tuple of float
+        One of each for each label; slopes are above 0.
+    """
+
+    slopes: tuple[float, ...]
+    intercepts: tuple[float, ...]
+
+    @classmethod
+    def identity(cls, space: LabelSpace) -> PlattCalibrator:
+        """One that leaves logits as they are."""
+        return cls((1.0,) * space.n_outputs, (0.0,) * space.n_outputs)
+
+    @classmethod
+    def fit(cls, logits: npt.ArrayLike, targets: Targets) -> PlattCalibrator:
+        """Find slopes and intercepts of least log loss, by Newton's method for all labels at once.
+
+        With Platt's targets, so that a label that all rows or none have gets a finite logit. Use
+        rows that the head was not trained on.
+
+        Parameters
+        ----------
+        logits : array-like of shape (n, n_labels)
+        targets : Targets
+            Of the n rows.
+        """
+        from scipy.special import expit
+
+        table, truth = np.asarray(logits, dtype=np.float64), targets.matrix.astype(np.float64)
+        n, counts = len(table), truth.sum(axis=0)
+        soft = np.where(truth > 0, (counts + 1) / (counts + 2), 1 / (n - counts + 2))
+        mean, scale = table.mean(axis=0), np.maximum(table.std(axis=0), _FLAT)
+        Z = (table - mean) / scale
+        slope, intercept = (
+            np.zeros(len(counts)),
+            np.log(soft.mean(axis=0) / (1 - soft.mean(axis=0))),
+        )
+        for _ in range(_NEWTON_STEPS):
+            proba = expit(slope * Z + intercept)
+            weight, error = proba * (1 - proba) + _FLAT, proba - soft
+            a, b, c = (weight * Z * Z).mean(0) + _PRIOR / n, (weight * Z).mean(0), weight.mean(0)
+            first, second = (error * Z).mean(0) + _PRIOR / n * slope, error.mean(0)
+            det = a * c - b * b
+            steps = np.stack([c * first - b * second, a * second - b * first]) / det
+            slope, intercept = slope - steps[0].clip(-1, 1), intercept - steps[1].clip(-1, 1)
+        slope = np.maximum(slope, _LEAST_SLOPE)  # what is predicted must not turn around
+        slopes, offset = slope / scale, intercept - slope * mean / scale
+        return cls(tuple(slopes.tolist()), tuple(offset.tolist()))
+
+    def predict_proba(self, logits: npt.ArrayLike, space: LabelSpace) -> npt.NDArray[np.float64]:
+        """Logits (n, n_labels) to float64 probabilities (n, n_labels).
+
+        Raises
+        ------
+        DataError
+            For another shape.
+        """
+        table = check_logits(logits, space)
+        return space.link(table * np.array(self.slopes) + np.array(self.intercepts))
+
+
+Calibrator = TemperatureCalibrator | PlattCalibrator
+
+_CALIBRATORS: dict[str, type[TemperatureCalibrator] | type[PlattCalibrator]] = {
+    "softmax": TemperatureCalibrator,
+    "sigmoid": PlattCalibrator,
+}
+
+
+def check_logits(logits: npt.ArrayLike, space: LabelSpace) -> npt.NDArray[np.float64]:
+    """Logits (n, n_outputs) as float64; a DataError for another shape."""
+    table = np.asarray(logits, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != space.n_outputs:
+        raise DataError(
+            f"Got logits of shape {table.shape}. Expected (n, {space.n_outputs}), one column "
+            "for each class."
+        )
+    return table
+
+
+def fit_calibration(name: str | None, logits: npt.ArrayLike, targets: Targets) -> Calibrator:
     """Fit a calibration by its name.
 
     Parameters
     ----------
     name : {"temperature"} or None
-        None leaves logits as they are (temperature 1).
+        None leaves logits as they are (temperature 1). Where rows have any number of labels, each
+        label has a slope and an intercept in place of the temperature.
     logits : array-like of shape (n, n_outputs)
         Of rows that the head was not trained on.
     targets : Targets
@@ -129,10 +216,11 @@ def fit_calibration(
     DataError
         For arrays that do not fit together.
     """
+    kind = _CALIBRATORS[targets.space.link_name]
     if name is None:
-        return TemperatureCalibrator()
+        return kind.identity(targets.space)
     check_calibration(name)
-    return TemperatureCalibrator.fit(logits, targets)
+    return kind.fit(logits, targets)
 
 
 def check_calibration(name: str) -> None:

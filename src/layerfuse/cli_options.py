@@ -112,7 +112,13 @@ TestFile = Annotated[str | None, option("File with test rows.")]
 TextColumn = Annotated[
     str | None, option("Column with the texts; several, such as subject,body, are joined.")
 ]
-LabelColumn = Annotated[str | None, option("Column with the labels.")]
+LabelColumn = Annotated[
+    str | None, option("Column with the labels; several, such as art,law, hold 0 or 1.")
+]
+LabelSeparator = Annotated[
+    str | None,
+    option("Separator of several labels in a cell, such as ';' ('': cells are one label)."),
+]
 IdColumn = Annotated[str | None, option("Column that names the rows.")]
 StripHtml = Annotated[bool, option("Strip HTML from the texts.", show_default=False)]
 SettingsFile = Annotated[
@@ -272,6 +278,7 @@ class ReadConfig:
     _: KW_ONLY
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    label_separator: LabelSeparator = None
     id_column: IdColumn = None
     group_column: Annotated[
         str | None, option("Column of groups, such as customers, that are held out together.")

@@ -12,12 +12,13 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
 from layerfuse.groups import Groups, standard_error
+from layerfuse.labels import Column
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.probing import probe_blocks
 from layerfuse.probing.pairs import linear_cka, measure_agreement
 from layerfuse.probing.ridge import LeaveOneOut, RidgeState, decompose, leave_one_out
 from layerfuse.progress import SILENT, Reporter, track
-from layerfuse.targets import Column, Targets
+from layerfuse.targets import Targets
 
 Floats = npt.NDArray[np.float32]
 Blocks = Mapping[BlockRef, Floats]

@@ -52,10 +52,50 @@ class Evaluation:
     log_loss: Estimate
     ece: Estimate
 
+    @property
+    def headline(self) -> Estimate:
+        """The one figure that pipelines are compared by."""
+        return self.accuracy
+
+
+@dataclass(frozen=True)
+class LabelSetEvaluation:
+    """Metrics of predictions on ``n`` rows, each of which has any number of labels.
+
+    Attributes
+    ----------
+    n : int
+        Number of rows.
+    micro_f1, macro_f1 : Estimate
+        F1 of all labels together, and the mean over labels that some row has or is predicted to
+        have; shares from 0 to 1.
+    subset_accuracy : Estimate
+        Share of rows of which all labels are right.
+    ranking_precision : Estimate
+        Label ranking average precision, 0 to 1; a row without labels counts as 1.
+    log_loss : Estimate
+        Mean over labels, in nats.
+    ece : Estimate
+        Expected calibration error of the probabilities of all labels, 0 to 1.
+    """
+
+    n: int
+    micro_f1: Estimate
+    macro_f1: Estimate
+    subset_accuracy: Estimate
+    ranking_precision: Estimate
+    log_loss: Estimate
+    ece: Estimate
+
+    @property
+    def headline(self) -> Estimate:
+        """The one figure that pipelines are compared by."""
+        return self.micro_f1
+
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Accuracy of a minus accuracy of b on the same rows, as a share from -1 to 1.
+    """Accuracy (or micro-F1) of a minus that of b on the same rows, as a share from -1 to 1.
 
     ``low`` and ``high`` are the 95% interval; ``p_value`` is two-sided for "no difference".
     """
@@ -259,6 +299,162 @@ def paired_difference(
     discordant = only_a + only_b
     p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
     interval = _enclosing((only_a - only_b) / n, low, high)
+    return PairedDifference(interval.value, interval.low, interval.high, p_value)
+
+
+def evaluate_label_sets(
+    truth: npt.ArrayLike,
+    proba: npt.ArrayLike,
+    decisions: npt.ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> LabelSetEvaluation:
+    """Metrics of rows that have any number of labels, with 95% intervals.
+
+    F1, label ranking average precision and log loss are scikit-learn's, but for the labels that
+    macro-F1 averages over (`LabelSetEvaluation`). Intervals come from resampled rows as those of
+    `evaluate_predictions`; that of subset accuracy is Wilson's.
+
+    Parameters
+    ----------
+    truth, decisions : array-like of bool of shape (n, n_labels)
+        Whether each row has each label, and is predicted to.
+    proba : array-like of shape (n, n_labels)
+        Probabilities, each from 0 to 1.
+    n_resamples : int
+        How many times the n rows are drawn again with replacement.
+    seed : int
+        For the draws.
+
+    Raises
+    ------
+    DataError
+        For arrays of other shapes, no rows, or values outside of 0 to 1.
+    ConfigError
+        For ``n_resamples`` below 1.
+    """
+    _check_at_least_one(n_resamples, "n_resamples")
+    members, found = np.asarray(truth, dtype=bool), np.asarray(decisions, dtype=bool)
+    table = np.asarray(proba, dtype=np.float64)
+    if members.ndim != 2 or not len(members) or not members.shape == found.shape == table.shape:
+        raise DataError(
+            f"Got labels of shape {members.shape}, decisions of shape {found.shape} and proba of "
+            f"shape {table.shape}. Expected all to be (n, n_labels), with at least one row."
+        )
+    if not ((table >= 0) & (table <= 1)).all():
+        raise DataError("proba holds values that are not probabilities. Expected 0 to 1.")
+    n, k = members.shape
+    clipped = np.clip(table, np.finfo(np.float64).eps, 1 - np.finfo(np.float64).eps)
+    loss = -np.log(np.where(members, clipped, 1 - clipped)).mean(axis=1)
+    exact = (members == found).all(axis=1)
+    edges = np.linspace(0, 1, _ECE_BINS + 1)[1:-1]
+    bins = np.digitize(table, edges, right=True) + _ECE_BINS * np.arange(n)[:, None]
+    gaps = np.bincount(bins.ravel(), (table - members).ravel(), n * _ECE_BINS)
+    columns = np.column_stack(
+        [members & found, members, found, _ranking_precision(members, table), loss]
+    )
+    sums = np.column_stack([columns, gaps.reshape(n, _ECE_BINS)])
+    draws = np.stack([_label_set_figures(own, k, n) for own in _redraw(sums, n_resamples, seed)])
+    values = _label_set_figures(sums.sum(axis=0), k, n)
+    low, high = np.quantile(draws, _QUANTILES, axis=0)
+    low[-1], high[-1] = np.clip(2 * values[-1] - np.array([high[-1], low[-1]]), 0, 1)
+    micro, macro, ranking, loss_of_all, ece = (
+        _enclosing(float(value), *ends) for value, *ends in zip(values, low, high, strict=True)
+    )
+    accuracy = share_interval(int(exact.sum()), n)
+    return LabelSetEvaluation(n, micro, macro, accuracy, ranking, loss_of_all, ece)
+
+
+def _label_set_figures(sums: Floats, k: int, n: int) -> Floats:
+    """Micro-F1, macro-F1, ranking precision, log loss and ECE from sums over n rows."""
+    hits, either = sums[:k], sums[k : 2 * k] + sums[2 * k : 3 * k]
+    macro = (2 * hits / np.maximum(either, 1)).sum() / max(1, np.count_nonzero(either))
+    micro = 2 * hits.sum() / max(1, either.sum())
+    ece = np.abs(sums[3 * k + 2 :]).sum() / (n * k)
+    return np.array([micro, macro, *(sums[3 * k : 3 * k + 2] / n), ece])
+
+
+def _redraw(sums: Floats, n_resamples: int, seed: int) -> Floats:
+    """Sums over rows (n, columns) of each resample of the rows, (n_resamples, columns)."""
+    rng, n = np.random.default_rng(seed), len(sums)
+    counts = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_resamples))
+    return np.stack([count @ sums for count in counts])
+
+
+def _ranking_precision(members: npt.NDArray[np.bool_], scores: Floats) -> Floats:
+    """Label ranking average precision of each row, (n,)."""
+    from scipy.stats import rankdata
+
+    among_all = rankdata(-scores, method="max", axis=1)
+    among_own = rankdata(np.where(members, -scores, np.inf), method="max", axis=1)
+    share, count = np.where(members, among_own / among_all, 0.0), members.sum(axis=1)
+    return np.asarray(np.where(count > 0, share.sum(axis=1) / np.maximum(count, 1), 1.0))
+
+
+def best_f1_thresholds(truth: npt.NDArray[np.bool_], scores: npt.ArrayLike) -> Floats:
+    """For each label the score from which rows have it, by the highest F1; (n_labels,).
+
+    The threshold lies halfway to the next lower score. A label that no row has is never given.
+
+    Parameters
+    ----------
+    truth : ndarray of bool of shape (n, n_labels)
+    scores : array-like of shape (n, n_labels)
+
+    Examples
+    --------
+    >>> best_f1_thresholds(np.array([[True], [True], [False]]), [[0.9], [0.4], [0.2]]).round(2)
+    array([0.3])
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    order = np.argsort(-table, axis=0, kind="stable")
+    falling = np.take_along_axis(table, order, axis=0)
+    hits = np.take_along_axis(truth, order, axis=0).cumsum(axis=0)
+    f1 = 2 * hits / (np.arange(1, len(table) + 1)[:, None] + truth.sum(axis=0))
+    f1[:-1][falling[:-1] == falling[1:]] = -1.0  # rows of one score have the label together
+    best, labels = f1.argmax(axis=0), np.arange(table.shape[1])
+    lowest = falling[best, labels]
+    below = falling[np.minimum(best + 1, len(table) - 1), labels]
+    return np.asarray(np.where(truth.any(axis=0), (lowest + below) / 2, falling[0] + 1.0))
+
+
+def paired_f1_difference(
+    truth: npt.ArrayLike,
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Compare two sets of decisions on the same rows: micro-F1 of a minus micro-F1 of b.
+
+    Interval and two-sided p-value come from resampled rows (Efron, 1979).
+
+    Parameters
+    ----------
+    truth, a, b : array-like of bool of shape (n, n_labels)
+    n_resamples : int
+        How many times the n rows are drawn again with replacement.
+    seed : int
+        For the draws.
+    """
+    _check_at_least_one(n_resamples, "n_resamples")
+    members, one, other = (np.asarray(table, dtype=bool) for table in (truth, a, b))
+    tables = (members & one, members & other, one, other, members)
+    sums = np.column_stack([table.sum(axis=1) for table in tables])
+
+    def difference(own: Floats) -> Floats:
+        hits, others, found, found_too, there = own.T
+        return np.asarray(
+            2 * hits / np.maximum(found + there, 1) - 2 * others / np.maximum(found_too + there, 1)
+        )
+
+    draws = difference(_redraw(sums, n_resamples, seed))
+    value = float(difference(sums.sum(axis=0)))
+    tail = min((draws <= 0).sum(), (draws >= 0).sum())
+    interval = _enclosing(value, *np.quantile(draws, _QUANTILES))
+    p_value = min(1.0, 2 * (float(tail) + 1) / (n_resamples + 1))
     return PairedDifference(interval.value, interval.low, interval.high, p_value)
 
 

@@ -10,9 +10,9 @@ from statistics import NormalDist
 import numpy as np
 
 from layerfuse.blocks import BlockRef, Selection
-from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.calibration import fit_calibration
 from layerfuse.errors import check_choice
-from layerfuse.fusion import check_fusion
+from layerfuse.fusion import FUSIONS, check_fusion
 from layerfuse.groups import standard_error
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
@@ -21,7 +21,7 @@ from layerfuse.probing import ProbeResults
 from layerfuse.probing.pairs import find_interaction
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.selection import AUTO, CostBudget, choose_with_state, selection_of
-from layerfuse.targets import Targets
+from layerfuse.targets import LabelSpace, Targets
 
 Folds = Sequence[tuple[Rows, Rows]]
 
@@ -102,6 +102,14 @@ def check_search(fusion: str, head: str) -> None:
     """Raise a ConfigError for a fusion or head that is neither known nor ``"auto"``."""
     check_fusion(fusion, also=(AUTO,))
     check_choice(head, (AUTO, *HEADS), "head")
+
+
+def check_links(fusion: str, head: str, space: LabelSpace) -> None:
+    """Raise a ConfigError for a fusion or head that cannot be fitted to such labels."""
+    if fusion != AUTO:
+        space.check_link(FUSIONS[fusion].links, f"fusion={fusion!r}")
+    if head != AUTO:
+        space.check_link(HEADS[head].links, f"head={head!r}")
 
 
 def search(
@@ -220,7 +228,7 @@ def held_out_errors(
     *,
     seed: int = 0,
 ) -> Floats:
-    """Errors (n_held, 2) of each held-out row, after one temperature for all: squared errors of
+    """Errors (n_held, 2) of each held-out row, after one calibration for all: squared errors of
     the probabilities, and whether the prediction is wrong.
 
     The head's penalty is that of the first fold: searching it takes most of the time. Coordinates
@@ -241,7 +249,7 @@ def held_out_errors(
         ]
     )
     truth = targets[np.concatenate([held for _, held in folds])]
-    proba = TemperatureCalibrator.fit(logits, truth).predict_proba(logits, truth.space)
+    proba = fit_calibration("temperature", logits, truth).predict_proba(logits, truth.space)
     wrong = ~truth.correct(truth.space.decide(proba))
     return np.stack([truth.brier(proba), wrong], axis=1)
 

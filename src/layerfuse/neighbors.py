@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import FormatError
-from layerfuse.targets import LabelSpace
+from layerfuse.targets import Decisions, LabelSpace
 
 Floats = npt.NDArray[np.float32]
 _PART = 256  # texts whose distances to all training texts are in memory at once
@@ -61,13 +61,13 @@ class TrainingExamples:
     ----------
     texts : tuple of str
         The n texts.
-    codes : ndarray of int of shape (n,)
-        Numbers of their classes.
+    codes : ndarray of shape (n,), or bool of shape (n, n_labels)
+        Numbers of their classes, or which labels they have.
     features : ndarray of float16 of shape (n, n_features)
     """
 
     texts: tuple[str, ...]
-    codes: npt.NDArray[np.intp]
+    codes: Decisions
     features: npt.NDArray[np.float16]
 
     @cached_property
@@ -87,7 +87,7 @@ class TrainingExamples:
         self, features: Floats, space: LabelSpace, n_neighbors: int = 3
     ) -> list[tuple[Neighbor, ...]]:
         """For each row of features (m, n_features) the nearest texts, nearest first."""
-        labels = space.classes[self.codes].tolist()
+        labels = space.names(self.codes)
         found = []
         for start in range(0, len(features), _PART):
             part = features[start : start + _PART]
@@ -118,7 +118,7 @@ class TrainingExamples:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], n_features: int, n_classes: int
+        cls, arrays: Mapping[str, npt.NDArray[Any]], n_features: int, space: LabelSpace
     ) -> TrainingExamples:
         """Read what `arrays` gave.
 
@@ -131,9 +131,9 @@ class TrainingExamples:
             arrays[name] for name in ("features", "codes", "ends", "text")
         )
         fits = features.shape == (len(codes), n_features) and len(codes) == len(ends) > 0
-        fits = fits and codes.min() >= 0 and codes.max() < n_classes
+        fits = fits and space.holds(codes)
         if not fits or ends[-1] != len(text) or (np.diff(ends, prepend=0) < 0).any():
             raise FormatError("The training texts of the bundle do not fit together.")
         whole, places = text.tobytes(), pairwise([0, *ends.tolist()])
         texts = tuple(whole[start:end].decode() for start, end in places)
-        return cls(texts, codes.astype(np.intp), features)
+        return cls(texts, codes.astype(space.dtype), features)

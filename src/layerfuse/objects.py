@@ -30,6 +30,7 @@ from layerfuse.files import (
     CHECKSUMS,
     atomic_folder,
     cache_dir,
+    check_own,
     damaged_files,
     digest,
     write_checksums,
@@ -61,13 +62,13 @@ def open_url(url: str) -> IO[bytes]:
     StorageError
         For what else the storage says.
     """
-    with url_errors(url):
+    with _url_errors(url):
         system, path = _system(url)
         return cast("IO[bytes]", system.open(path, "rb"))
 
 
 @contextlib.contextmanager
-def url_errors(url: str) -> Iterator[None]:
+def _url_errors(url: str) -> Iterator[None]:
     """Turn what fsspec raises into errors that say what to do."""
     try:
         yield
@@ -91,16 +92,15 @@ def _system(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, which remembers no listing, and the path in it."""
     import fsspec
 
-    options: dict[str, object] = {"use_listings_cache": False}
-    if url.startswith("s3://"):
-        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        options["config_kwargs"] = {"retries": _RETRIES, **given}
-    return cast("tuple[AbstractFileSystem, str]", fsspec.url_to_fs(url, **options))
+    given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    own = {"config_kwargs": {"retries": _RETRIES, **given}} if url.startswith("s3://") else {}
+    found = fsspec.url_to_fs(url, use_listings_cache=False, **own)
+    return cast("tuple[AbstractFileSystem, str]", found)
 
 
 @dataclass(frozen=True)
 class ObjectFolder:
-    """The objects whose names start with a URL; methods raise the errors of `url_errors`.
+    """The objects whose names start with a URL; methods raise as `open_url`.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class ObjectFolder:
     @contextlib.contextmanager
     def _at(self, name: str = "") -> Iterator[tuple[AbstractFileSystem, str]]:
         url = (self / name).url if name else self.url
-        with url_errors(url):
+        with _url_errors(url):
             yield _system(url)
 
 
@@ -231,6 +231,8 @@ def local_folder(place: str | Path) -> Path:
         When there is none at the URL.
     FormatError
         When a file is not as it was uploaded.
+    StorageError
+        When the storage fails, or another user may have written the copy.
     """
     if not is_url(place):
         return Path(place).expanduser()
@@ -248,6 +250,7 @@ def local_folder(place: str | Path) -> Path:
                     raise
                 continue
         break
+    check_own(folder)
     return folder
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.calibration import TemperatureCalibrator
+from layerfuse.calibration import Calibrator
 from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
 from layerfuse.heads import Head, RidgeHead, fit_head, search_penalty
 from layerfuse.probing import Axes
@@ -176,14 +176,14 @@ class FusedModel:
     axes : tuple of Axes
         One for each block.
     model : CoordinateModel
-    calibrator : TemperatureCalibrator
+    calibrator : TemperatureCalibrator or PlattCalibrator
     space : LabelSpace
         What its outputs mean.
     """
 
     axes: tuple[Axes, ...]
     model: CoordinateModel
-    calibrator: TemperatureCalibrator
+    calibrator: Calibrator
     space: LabelSpace
 
     @property
@@ -212,7 +212,3 @@ class FusedModel:
     def proba_of(self, features: Floats) -> npt.NDArray[np.float64]:
         """Fused features (n, n_features) to calibrated probabilities (n, n_outputs)."""
         return self.calibrator.predict_proba(self.model.head.logits(features), self.space)
-
-    def with_temperature(self, calibrator: TemperatureCalibrator) -> FusedModel:
-        """The same model with another calibration."""
-        return replace(self, calibrator=calibrator)

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.groups import Groups, standard_error
+from layerfuse.labels import Column
 from layerfuse.parallel import parallel_map
 from layerfuse.probing import ProbeResults, probe_blocks
 from layerfuse.probing.pairs import find_pair
 from layerfuse.probing.ridge import RidgeState, weight_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
-from layerfuse.targets import Column, Targets
+from layerfuse.targets import Targets
 
 SELECTIONS = ("last", "best", "top_k", "greedy", "upper")
 AUTO = "auto"

@@ -1,162 +1,45 @@
-"""What is predicted: labels as users hold them, and the one place that knows what they mean.
+"""What is predicted: the one place that knows what labels mean.
 
 All that follows from a text having exactly one label (a row of the target matrix, the decision, the
-link, the losses, stratification) is in `LabelSpace` and `Targets`.
+link, the losses, stratification) is in `LabelSpace` and `Targets`; all that follows from its having
+any number of them in `MultilabelSpace` and `MultilabelTargets`.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.groups import Groups
-from layerfuse.metrics import Evaluation, evaluate_predictions
+from layerfuse.labels import Column, as_list, find_classes, find_label_sets
+from layerfuse.metrics import (
+    Evaluation,
+    LabelSetEvaluation,
+    PairedDifference,
+    best_f1_thresholds,
+    evaluate_label_sets,
+    evaluate_predictions,
+    paired_difference,
+    paired_f1_difference,
+)
 from layerfuse.progress import SILENT, Reporter
-
-Column: TypeAlias = Iterable[object]
-"""A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
 
 Rows: TypeAlias = npt.NDArray[np.intp]
 Floats: TypeAlias = npt.NDArray[np.floating]
 
-Decisions: TypeAlias = npt.NDArray[np.intp]
-"""What is predicted for each row, in the form that `LabelSpace.decide` gives."""
+Decisions: TypeAlias = npt.NDArray[Any]
+"""What is predicted for each row, in the form that `LabelSpace.decide` gives: the number of its
+label (n,), or whether it has each of several labels, bool (n, n_labels)."""
 
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
+_SAMPLE_PARTS = 20  # of which a sample takes the first, each with the shares of all labels
 _SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
-
-_TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
-
-
-def as_list(values: Column | None, what: str) -> list[object]:
-    """The values of a column as plain Python values; ``what`` names them in messages.
-
-    Raises
-    ------
-    DataError
-        For a single value, a table, or what has no order.
-    """
-    if values is None or isinstance(values, (str, bytes)):
-        got = "nothing" if values is None else "one string"
-        raise DataError(f"Got {got} where {what} are expected. Give a list of them, even of one.")
-    names = getattr(values, "column_names", getattr(values, "columns", None))
-    if names is not None or isinstance(values, (Mapping, Set)):
-        columns = ", ".join(map(str, list(values if names is None else names)[:10]))
-        raise DataError(
-            f"Got a {type(values).__name__} where a column of {what} is expected. Give one column "
-            f"of it, such as data['text'], or a list; it holds: {columns}."
-        )
-    shape = getattr(values, "shape", None)
-    if shape is not None and len(shape) != 1:
-        raise DataError(
-            f"Got an array of shape {tuple(shape)} where {what} of shape (n,) are expected. Give "
-            "one column of it, such as values[:, 0]."
-        )
-    for name in _TO_LIST:
-        if hasattr(values, name) and getattr(values, "dtype", None) not in _TIMES:
-            return [_plain(value) for value in getattr(values, name)()]
-    try:
-        if hasattr(values, "__array__") and not hasattr(values, "__iter__"):
-            return as_list(np.asarray(values), what)
-        return [_plain(value) for value in values]
-    except TypeError as error:
-        raise DataError(
-            f"Got {values!r} ({type(values).__name__}) where {what} are expected. Give a list."
-        ) from error
-
-
-_TIMES = tuple(np.dtype(f"{kind}8[{unit}]") for kind in "Mm" for unit in ("ns", "ps", "fs", "as"))
-"""Times too fine for Python's own, which ``tolist`` turns into bare integers."""
-
-
-def find_classes(y: Column | None) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.intp]]:
-    """The distinct labels, and for each row the number of its label.
-
-    Labels may be of any hashable kind. They are sorted where Python can compare them, else they
-    stand in the order of their first rows.
-
-    Parameters
-    ----------
-    y
-        Labels (n,).
-
-    Returns
-    -------
-    classes, codes
-        Labels (n_classes,), of dtype object where no plain dtype holds them as they are, and
-        class indices (n,).
-
-    Raises
-    ------
-    DataError
-        For a missing label, one that cannot be hashed, or two that are equal but of two types.
-    """
-    if type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "biu":
-        classes, codes = np.unique(y, return_inverse=True)
-        return classes, codes
-    labels = as_list(y, "labels")
-    first: dict[Hashable, object] = {}
-    for row, label in enumerate(labels):
-        try:
-            same = first.setdefault(label, label)
-        except TypeError as error:
-            raise DataError(
-                f"The label of row {row} is {label!r} ({type(label).__name__}), which cannot be "
-                "hashed. Give one label for each text, such as a string, a number or a tuple."
-            ) from error
-        if is_missing(label):
-            raise DataError(f"Row {row} has no label ({label!r}). Drop such rows, or label them.")
-        if type(same) is not type(label):
-            raise DataError(
-                f"The labels {same!r} ({type(same).__name__}) and {label!r} "
-                f"({type(label).__name__}, row {row}) are equal to Python. Give labels of one kind."
-            )
-    try:
-        ordered = sorted(first)  # type: ignore[type-var]
-    except TypeError:
-        ordered = list(first)
-    numbers = {label: number for number, label in enumerate(ordered)}
-    codes = np.fromiter((numbers[label] for label in labels), dtype=np.intp, count=len(labels))
-    return label_array(ordered), codes
-
-
-def is_missing(value: object) -> bool:
-    """Whether it is None, NaN, NaT or pandas' NA."""
-    if value is None:
-        return True
-    try:
-        return bool(value != value)
-    except (TypeError, ValueError):  # NA is not even true or false
-        return True
-
-
-def _plain(value: object) -> object:
-    """The Python value inside of numpy's or Arrow's wrapping."""
-    if isinstance(value, np.generic) and value.dtype.kind not in "Mm":
-        return value.item()
-    return value.as_py() if hasattr(value, "as_py") else value
-
-
-def label_array(labels: Sequence[object]) -> npt.NDArray[np.generic]:
-    """Labels (n,) in a plain dtype where it gives back the very same values, else as objects."""
-    if len({type(label) for label in labels}) == 1 and type(labels[0]) in (str, bool, int, float):
-        array = np.array(labels)
-        # a str that ends in NUL and an int above 64 bits come back as something else
-        if array.tolist() == list(labels) and array.dtype != object:
-            return array
-    array = np.empty(len(labels), dtype=object)
-    for number, label in enumerate(labels):  # numpy would take tuples apart
-        array[number] = label
-    return array
 
 
 @runtime_checkable
@@ -177,12 +60,50 @@ class LabelSpace:
         The labels, as they were given.
     """
 
+    link_name: ClassVar[str] = "softmax"
+    metric: ClassVar[str] = "accuracy"
+    dtype: ClassVar[type[np.generic]] = np.intp
     classes: npt.NDArray[np.generic]
 
     @property
     def n_outputs(self) -> int:
         """Columns of the target matrix, of logits and of probabilities."""
         return len(self.classes)
+
+    @property
+    def limits(self) -> npt.NDArray[np.float64]:
+        """The score from which a text has each label: none, the highest decides."""
+        return np.full(self.n_outputs, np.nan)
+
+    def tuned(self, scores: npt.ArrayLike, targets: Targets) -> Self:
+        """The space that decides best by such scores, of rows that were not trained on."""
+        return self
+
+    def holds(self, codes: npt.NDArray[np.integer]) -> bool:
+        """Whether integers, such as those of a file, are decisions of this space."""
+        return codes.ndim == 1 and bool(((codes >= 0) & (codes < self.n_outputs)).all())
+
+    def headline(self, value: float) -> str:
+        """The metric's value in words, before its interval and the rows."""
+        of_100 = 100 if value == 1 else min(99, round(100 * value))
+        return f"gets {of_100} of 100 texts right: {100 * value:.1f}%"
+
+    def tuned_by(self, score: Callable[[], npt.ArrayLike], targets: Targets) -> Self:
+        """`tuned`, where scores cost something and not every space needs them."""
+        return self
+
+    def check_link(self, links: Sequence[str], what: str) -> None:
+        """Raise a ConfigError where ``what``, which knows some links, does not know this one."""
+        if self.link_name not in links:
+            raise ConfigError(f"{what} cannot be used where texts have any number of labels.")
+
+    def targets(self, decisions: Decisions) -> Targets:
+        """Decisions as if they were the truth."""
+        return Targets(self, decisions)
+
+    def names(self, decisions: Decisions) -> list[Any]:
+        """The label of each decision: its name, or a tuple of names."""
+        return list(self.decode(decisions).tolist())
 
     def decide(self, scores: npt.ArrayLike) -> Decisions:
         """Scores, logits or probabilities (n, n_outputs) to decisions (n,)."""
@@ -198,6 +119,14 @@ class LabelSpace:
 
         return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=1))
 
+    def certainty(self, proba: Floats, decisions: Decisions) -> list[float | None]:
+        """The probability of each decision; None where it is of several labels."""
+        return [float(own[code]) for own, code in zip(proba, decisions, strict=True)]
+
+    def confidence(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Logits (n, n_outputs); of two classes the difference (n,), as scikit-learn gives it."""
+        return logits[:, 1] - logits[:, 0] if self.n_outputs == 2 else logits
+
     def encode(self, y: Column) -> Targets:
         """Labels (n,) as targets of this space.
 
@@ -207,6 +136,10 @@ class LabelSpace:
             For a label that is not one of ``classes``.
         """
         labels = as_list(y, "labels")
+        return Targets(self, self._codes_of(labels))
+
+    def _codes_of(self, labels: Sequence[object]) -> Rows:
+        """Numbers of labels; a DataError for one that is not known."""
         known = self.classes.tolist()
         codes = {label: code for code, label in enumerate(known)}
         # A CSV file knows only strings: its "1" is the 1 that Python trained with.
@@ -221,8 +154,92 @@ class LabelSpace:
                 f"{', '.join(map(str, known[:10]))}. Add training rows of these classes or leave "
                 "them out."
             )
-        found = np.fromiter((codes[label] for label in labels), dtype=np.intp, count=len(labels))
-        return Targets(self, found)
+        return np.fromiter((codes[label] for label in labels), dtype=np.intp, count=len(labels))
+
+
+@dataclass(frozen=True, eq=False)
+class MultilabelSpace(LabelSpace):
+    """Labels of which each text has any number.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (n_labels,)
+        The labels, as they were given.
+    thresholds : ndarray of shape (n_labels,), optional
+        The score from which a text has a label; 0.5 by default.
+    """
+
+    link_name: ClassVar[str] = "sigmoid"
+    metric: ClassVar[str] = "micro-F1"
+    dtype: ClassVar[type[np.generic]] = np.bool_
+    thresholds: npt.NDArray[np.float64] | None = None
+
+    def tuned(self, scores: npt.ArrayLike, targets: Targets) -> Self:
+        """With the thresholds of the highest F1 of each label."""
+        return replace(self, thresholds=best_f1_thresholds(targets.matrix > 0, scores))
+
+    def tuned_by(self, score: Callable[[], npt.ArrayLike], targets: Targets) -> Self:
+        """`tuned` by what ``score`` returns."""
+        return self.tuned(score(), targets)
+
+    def targets(self, decisions: Decisions) -> Targets:
+        """Decisions (n, n_labels) as if they were the truth."""
+        return MultilabelTargets(self, decisions)
+
+    def holds(self, codes: npt.NDArray[np.integer]) -> bool:
+        """Whether integers are 0 or 1, for each of the labels."""
+        return codes.shape[1:] == (self.n_outputs,) and bool(np.isin(codes, (0, 1)).all())
+
+    def headline(self, value: float) -> str:
+        """The metric's value in words, before its interval and the rows."""
+        return f"has a micro-F1 of {100 * value:.1f}%"
+
+    def names(self, decisions: Decisions) -> list[Any]:
+        """The labels of each decision, a tuple."""
+        labels = self.classes.tolist()
+        return [tuple(labels[code] for code in np.flatnonzero(row)) for row in decisions]
+
+    def decide(self, scores: npt.ArrayLike) -> Decisions:
+        """Scores or probabilities (n, n_labels) to decisions (n, n_labels)."""
+        return np.asarray(np.asarray(scores) >= self.limits)
+
+    @property
+    def limits(self) -> npt.NDArray[np.float64]:
+        """The thresholds (n_labels,)."""
+        return np.full(self.n_outputs, 0.5) if self.thresholds is None else self.thresholds
+
+    def decode(self, decisions: Decisions) -> npt.NDArray[np.generic]:
+        """Decisions to an indicator matrix of 0 and 1, (n, n_labels)."""
+        return decisions.astype(np.intp)
+
+    def link(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Logits (n, n_labels) to probabilities, each by itself."""
+        from scipy.special import expit
+
+        return np.asarray(expit(np.asarray(logits, dtype=np.float64)))
+
+    def certainty(self, proba: Floats, decisions: Decisions) -> list[float | None]:
+        """None for each."""
+        return [None] * len(proba)
+
+    def confidence(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Logits (n, n_labels) as they are."""
+        return logits
+
+    def encode(self, y: Column) -> Targets:
+        """Lists of labels, or an indicator matrix with the columns of ``classes``."""
+        found = find_label_sets(y)
+        if found is None:
+            raise DataError(
+                "Rows have one label each, but the classifier was trained with any number of them. "
+                "Give a list of labels for each row, or an indicator matrix."
+            )
+        classes, own = found
+        if not hasattr(y, "columns") and getattr(y, "shape", (0,))[1:] == (self.n_outputs,):
+            return MultilabelTargets(self, own)
+        members = np.zeros((len(own), self.n_outputs), dtype=bool)
+        members[:, self._codes_of(classes.tolist())] = own
+        return MultilabelTargets(self, members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +251,8 @@ class Targets:
     space : LabelSpace
         What can be predicted.
     codes : ndarray of shape (n,)
-        For each text the number of its label in ``space.classes``; a valid decision.
+        For each text the number of its label in ``space.classes``; a valid decision. Of several
+        labels whether it has each, (n, n_labels).
     groups : Groups or None
         Rows of one group are left out together, in folds and in leave-one-out.
     weights : ndarray of shape (n,) or None
@@ -250,20 +268,31 @@ class Targets:
     """
 
     space: LabelSpace
-    codes: Rows
+    codes: Decisions
     groups: Groups | None = None
     weights: Floats | None = None
 
-    @classmethod
-    def from_labels(cls, y: Column | None, groups: Column | None = None) -> Targets:
-        """From labels (n,) of any hashable kind, see `find_classes`, and groups (n,)."""
-        classes, codes = find_classes(y)
+    @staticmethod
+    def from_labels(y: Column | None, groups: Column | None = None) -> Targets:
+        """From labels (n,) of any hashable kind, see `find_classes`, and groups (n,).
+
+        Lists or sets of labels, or an indicator matrix, see `find_label_sets`, give
+        `MultilabelTargets`.
+        """
+        sets = find_label_sets(y)
+        classes, codes = sets or find_classes(y)
+        if sets is not None and len(classes) < 2:
+            raise DataError(
+                "Rows have any number of labels, but there are fewer than two labels in all. Give "
+                "at least two, or one label a row: which of two classes it is."
+            )
+        space = LabelSpace(classes) if sets is None else MultilabelSpace(classes)
         members = None if groups is None else as_list(groups, "groups")
         if members is not None and len(members) != len(codes):
             raise DataError(
                 f"There are {len(codes)} labels but {len(members)} groups. Give one for each."
             )
-        return cls(LabelSpace(classes), codes, Groups.of(members))
+        return replace(space.targets(codes), groups=Groups.of(members))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -272,12 +301,30 @@ class Targets:
         """The targets of some rows, in the same space."""
         groups = None if self.groups is None else self.groups[rows]
         weights = None if self.weights is None else self.weights[rows]
-        return Targets(self.space, self.codes[rows], groups, weights)
+        return type(self)(self.space, self.codes[rows], groups, weights)
 
     @property
     def labels(self) -> npt.NDArray[np.generic]:
-        """Labels (n,), as they were given."""
+        """Labels (n,), as they were given, or an indicator matrix (n, n_labels)."""
         return self.space.decode(self.codes)
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is anything to tell apart."""
+        return bool(np.count_nonzero(self.counts) >= 2)
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether there is after any row is left out: two classes have two rows."""
+        return bool(np.count_nonzero(self.counts >= 2) >= 2)
+
+    @property
+    def can_fold_groups(self) -> bool:
+        """Whether there is after any group is left out: two classes have rows of two groups."""
+        if self.groups is None:
+            return True
+        pairs = np.unique(np.stack([self.codes, self.groups.codes]), axis=1)
+        return bool(np.count_nonzero(np.bincount(pairs[0]) > 1) >= 2)
 
     @cached_property
     def matrix(self) -> npt.NDArray[np.float32]:
@@ -327,9 +374,64 @@ class Targets:
         loss = highest + np.log(np.exp(margins - highest[:, None]).sum(axis=1))
         return np.asarray(loss - smoothing * margins.sum(axis=1))
 
-    def evaluate(self, proba: npt.ArrayLike, *, seed: int = 0) -> Evaluation:
-        """Metrics of probabilities (n, n_outputs) with 95% intervals."""
+    def evaluate(
+        self, proba: npt.ArrayLike, decisions: Decisions | None = None, *, seed: int = 0
+    ) -> Evaluation | LabelSetEvaluation:
+        """Metrics of probabilities (n, n_outputs) with 95% intervals.
+
+        ``decisions`` are those of the space by default.
+        """
         return evaluate_predictions(self.codes, proba, seed=seed)
+
+    def parts(self, decisions: Decisions) -> npt.NDArray[np.float32]:
+        """Of each row (n, 2) what it adds to the numerator and the denominator of the metric."""
+        return np.column_stack([self.correct(decisions), np.ones(len(self))]).astype(np.float32)
+
+    def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
+        """The space's metric by some decisions minus that by others, on the same rows."""
+        return paired_difference(self.correct(one), self.correct(other), seed=seed)
+
+    def macro_f1(self, decisions: Decisions) -> float:
+        """F1, averaged over labels."""
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(self.codes, decisions, average="macro", zero_division=0))
+
+    def check_trainable(self, reporter: Reporter = SILENT) -> None:
+        """Refuse labels of which fewer than two classes have two rows.
+
+        A class with a single row is trained on like any other; a note says that it is always wrong
+        in cross-validation.
+
+        Raises
+        ------
+        DataError
+            For no labels, or fewer than two classes with at least two rows.
+        """
+        if not len(self):
+            raise DataError("There are no labeled rows to train on. Give texts with their labels.")
+        labels, counts = self.space.classes.tolist(), self.counts
+        if len(labels) == 1:
+            raise DataError(
+                f"All {len(self)} rows have the same label {labels[0]!r}. A classifier needs rows "
+                "of at least two classes: add some, or choose another label column."
+            )
+        if len(labels) > _MOST_CLASSES:
+            raise DataError(
+                f"The labels are of {len(labels):,} classes, of at most {_MOST_CLASSES:,} that fit "
+                "into memory. Is another column the label? If not, join rare classes."
+            )
+        single = [label for label, count in zip(labels, counts, strict=True) if count == 1]
+        if not self.can_fold:
+            raise DataError(
+                f"At least two classes need two rows or more, and {len(single)} of {len(labels)} "
+                f"have only one: {_first(single)}. Add rows, or choose another label column."
+            )
+        if single:
+            reporter.note(
+                f"{len(single)} of {len(labels)} classes have only one row ({_first(single)}): it "
+                "is trained on, but always wrong in cross-validation, where it is held out"
+            )
 
     def class_weights(
         self, given: str | Mapping[object, float] | None
@@ -391,14 +493,17 @@ class Targets:
         """
         if not isinstance(cv, (int, np.integer)):
             return self._given_folds(cv)
-        n_folds = max(2, min(int(cv), int(self.counts.max())))
+        return _pairs(self._fold_of_rows(int(cv), seed))
+
+    def _fold_of_rows(self, cv: int, seed: int) -> Rows:
+        n_folds = max(2, min(cv, int(self.counts.max())))
         if self.groups is None:
-            return _pairs(_stratified(self.codes, n_folds, seed))
+            return _stratified(self.codes, n_folds, seed)
         _, first, member = np.unique(self.groups.codes, return_index=True, return_inverse=True)
         if len(first) <= _FEW_GROUPS:
-            return _pairs(_grouped(self.codes, member, max(2, min(n_folds, len(first))), seed))
+            return _grouped(self.codes, member, max(2, min(n_folds, len(first))), seed)
         # Many groups balance by themselves, and there it takes too long to look at one at a time.
-        return _pairs(_stratified(self.codes[first], n_folds, seed)[member])
+        return _stratified(self.codes[first], n_folds, seed)[member]
 
     def _given_folds(self, cv: Splitter | Iterable[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
         groups = self.groups
@@ -419,7 +524,7 @@ class Targets:
             )
         if groups is not None:
             folds = [(groups.apart(*fold), fold[1]) for fold in folds]
-        if any(len(np.unique(self.codes[rows])) < 2 for rows, _ in folds):
+        if not all(self[rows].varies for rows, _ in folds):
             raise ConfigError(
                 f"cv={cv!r} leaves fewer than two classes to train on, without the rows whose text "
                 "or group is held out. Give a splitter that keeps groups together."
@@ -440,6 +545,168 @@ class Targets:
             count = max(min(minimum, len(rows)), round(n_rows * len(rows) / len(self)))
             kept.append(random.permutation(rows)[:count])
         return np.sort(np.concatenate(kept))
+
+
+@dataclass(frozen=True, eq=False)
+class MultilabelTargets(Targets):
+    """Any number of labels for each of n texts; ``codes`` are bool, (n, n_labels)."""
+
+    @property
+    def matrix(self) -> npt.NDArray[np.float32]:
+        """The target matrix (n, n_labels): 1 where a text has the label."""
+        return self.codes.astype(np.float32)
+
+    @property
+    def counts(self) -> npt.NDArray[np.intp]:
+        """Rows of each label, (n_labels,)."""
+        return np.asarray(self.codes.sum(axis=0))
+
+    @property
+    def most_frequent(self) -> Decisions:
+        """The labels that most rows have, or the most frequent one, for every row."""
+        counts = self.counts
+        row = (2 * counts > len(self)) | (np.arange(len(counts)) == counts.argmax())
+        return np.tile(row, (len(self), 1))
+
+    @property
+    def varies(self) -> bool:
+        """Whether some rows have a label that others lack."""
+        return bool(((self.counts > 0) & (self.counts < len(self))).any())
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether two rows have a label that two others lack."""
+        return bool((np.minimum(self.counts, len(self) - self.counts) >= 2).any())
+
+    @property
+    def can_fold_groups(self) -> bool:
+        """Whether rows of two groups have a label that rows of two groups lack."""
+        if self.groups is None:
+            return True
+        having, lacking = (
+            _by_group(own, self.groups).sum(axis=0) for own in (self.codes, ~self.codes)
+        )
+        return bool((np.minimum(having, lacking) >= 2).any())
+
+    def check_trainable(self, reporter: Reporter = SILENT) -> None:
+        """Refuse labels of which none is on two rows and missing on two others.
+
+        A note names those that no row has, or all, and those of a single row.
+
+        Raises
+        ------
+        DataError
+            For no rows, or no such label.
+        """
+        if not len(self):
+            raise DataError("There are no labeled rows to train on. Give texts with their labels.")
+        if not self.can_fold:
+            raise DataError(
+                f"None of the {self.space.n_outputs} labels is on two of the {len(self)} rows and "
+                "missing on two others. Add rows, or choose another label column."
+            )
+        pairs = list(zip(self.space.classes.tolist(), self.counts.tolist(), strict=True))
+        if constant := [label for label, count in pairs if count in (0, len(self))]:
+            reporter.note(
+                f"{len(constant)} of {len(pairs)} labels are on no row or on all "
+                f"({_first(constant)}): nothing can be learned of them"
+            )
+        if single := [label for label, count in pairs if count == 1]:
+            reporter.note(
+                f"{len(single)} of {len(pairs)} labels are on a single row ({_first(single)}): it "
+                "is trained on, but always wrong in cross-validation, where it is held out"
+            )
+
+    def correct(self, decisions: Decisions) -> npt.NDArray[np.bool_]:
+        """Whether each row has just the labels of the decision."""
+        return np.asarray((decisions == self.codes).all(axis=1))
+
+    def brier(self, proba: Floats) -> npt.NDArray[np.float64]:
+        """Squared error of each row's probabilities (n, n_labels), averaged over labels: 0 to 1."""
+        return np.asarray(((proba - self.matrix) ** 2).mean(axis=1))
+
+    def log_loss(self, logits: Floats, smoothing: float = 0.0) -> npt.NDArray[np.float64]:
+        """Binary cross-entropy (n,) of logits (n, n_labels), averaged over labels, in nats."""
+        table = np.asarray(logits, dtype=np.float64)
+        return np.asarray((np.logaddexp(0.0, table) - self.codes * table).mean(axis=1))
+
+    def evaluate(
+        self, proba: npt.ArrayLike, decisions: Decisions | None = None, *, seed: int = 0
+    ) -> LabelSetEvaluation:
+        """Metrics of probabilities (n, n_labels) and of decisions, with 95% intervals."""
+        found = self.space.decide(proba) if decisions is None else decisions
+        return evaluate_label_sets(self.codes, proba, found, seed=seed)
+
+    def parts(self, decisions: Decisions) -> npt.NDArray[np.float32]:
+        """Of each row (n, 2) twice its hits, and its labels plus those that are predicted."""
+        hits = (decisions & self.codes).sum(axis=1)
+        either = decisions.sum(axis=1) + self.codes.sum(axis=1)
+        return np.column_stack([2 * hits, either]).astype(np.float32)
+
+    def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
+        """Micro-F1 by some decisions minus that by others, on the same rows."""
+        return paired_f1_difference(self.codes, one, other, seed=seed)
+
+    def class_weights(
+        self, given: str | Mapping[object, float] | None
+    ) -> npt.NDArray[np.float64] | None:
+        """None; several labels a row have no class whose weight would be the row's.
+
+        Raises
+        ------
+        ConfigError
+            For anything but None.
+        """
+        if given is not None:
+            raise ConfigError(
+                f"class_weight={given!r} cannot be used where texts have any number of labels: "
+                "each label has a threshold of its own. Leave it out, or give sample_weight."
+            )
+        return None
+
+    def _fold_of_rows(self, cv: int, seed: int) -> Rows:
+        if self.groups is None:
+            n_folds = max(2, min(cv, len(self)))
+            return _iterative(self.codes, np.full(n_folds, 1 / n_folds), seed)
+        together = _by_group(self.codes, self.groups)
+        _, member = np.unique(self.groups.codes, return_inverse=True)
+        n_folds = max(2, min(cv, len(together)))
+        return _iterative(together, np.full(n_folds, 1 / n_folds), seed)[member]
+
+    def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
+        """Sorted numbers of about ``n_rows`` rows, each label in its share.
+
+        At least ``minimum`` rows have each, where as many do. With the same seed a larger sample
+        holds the rows of a smaller one.
+        """
+        if n_rows >= len(self):
+            return np.arange(len(self))
+        n_parts = min(_SAMPLE_PARTS, len(self))
+        parts = _iterative(self.codes, np.full(n_parts, 1 / n_parts), seed)
+        order = np.argsort(parts, kind="stable")
+        of_label = [order[self.codes[order, label]] for label in range(self.space.n_outputs)]
+        return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
+
+
+def _by_group(members: npt.NDArray[np.bool_], groups: Groups) -> npt.NDArray[np.bool_]:
+    """Which labels some row of each group has, (n_groups, n_labels)."""
+    _, group = np.unique(groups.codes, return_inverse=True)
+    found = np.zeros((group.max() + 1, members.shape[1]), dtype=bool)
+    np.logical_or.at(found, group, members)
+    return found
+
+
+def _iterative(
+    members: npt.NDArray[np.bool_], shares: npt.NDArray[np.float64], seed: int | Sequence[int]
+) -> Rows:
+    """The part of each row, by iterative stratification (Sechidis et al., ECML PKDD 2011)."""
+    from iterstrat.ml_stratifiers import IterativeStratification
+
+    random = np.random.RandomState(seed)
+    order = random.permutation(len(members))
+    parts = np.empty(len(members), dtype=np.intp)
+    parts[order] = IterativeStratification(members[order], shares, random)
+    return parts
 
 
 # Like scikit-learn's StratifiedKFold and StratifiedGroupKFold, whose warnings of rare classes could
@@ -494,55 +761,12 @@ def _reads_groups(cv: object) -> bool:
 
 
 def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT) -> None:
-    """Refuse labels of which fewer than two classes have two rows.
-
-    A class with a single row is trained on like any other; a note says that it is always wrong in
-    cross-validation.
-
-    Raises
-    ------
-    DataError
-        For no labels, or fewer than two classes with at least two rows.
-    """
-    if labels is None or len(labels) == 0:
-        raise DataError("There are no labeled rows to train on. Give texts with their labels.")
-    counts = Counter(labels)
-    if len(counts) == 1:
-        raise DataError(
-            f"All {len(labels)} rows have the same label {labels[0]!r}. A classifier needs rows "
-            "of at least two classes: add some, or choose another label column."
-        )
-    if len(counts) > _MOST_CLASSES:
-        raise DataError(
-            f"The labels are of {len(counts):,} classes, of at most {_MOST_CLASSES:,} that fit "
-            "into memory. Is another column the label? If not, join rare classes."
-        )
-    single = [label for label, count in counts.items() if count == 1]
-    more = f" and {len(single) - 5} more" if len(single) > 5 else ""
-    names = f"{', '.join(map(repr, single[:5]))}{more}"
-    if len(counts) - len(single) < 2:
-        raise DataError(
-            f"At least two classes need two rows or more, and {len(single)} of {len(counts)} have "
-            f"only one: {names}. Add rows, or choose another label column."
-        )
-    if single:
-        reporter.note(
-            f"{len(single)} of {len(counts)} classes have only one row ({names}): it is "
-            "trained on, but always wrong in cross-validation, where it is held out"
-        )
+    """Refuse labels that nothing can be learned from; see `Targets.check_trainable`."""
+    Targets.from_labels(labels or ()).check_trainable(reporter)
 
 
-def unsaved_kinds(labels: Iterable[object]) -> list[str]:
-    """The kinds among the labels that a bundle cannot hold, a number or text as it is; it holds str
-    that UTF-8 can encode, int, finite float and bool.
-    """
-    odd = [label for label in labels if not _is_saved(label)]
-    return sorted(
-        {repr(label) if type(label) in (float, str) else type(label).__name__ for label in odd}
-    )
-
-
-def _is_saved(label: object) -> bool:
-    if isinstance(label, str):
-        return type(label) is str and not re.search("[\ud800-\udfff]", label)
-    return type(label) in (int, bool) or (type(label) is float and math.isfinite(label))
+def _first(labels: Iterable[object], most: int = 5) -> str:
+    """Some labels, as messages name them."""
+    shown = list(map(repr, labels))
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return f"{', '.join(shown[:most])}{more}"

@@ -20,6 +20,7 @@ from layerfuse.classifier.fit_record import FitRecord
 from layerfuse.classifier.validation import (
     Encoders,
     check_parameters,
+    check_supported,
     check_training,
     cost_of_columns,
     log_candidates,
@@ -39,7 +40,8 @@ from layerfuse.errors import ConfigError, NotAvailableError
 from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
 from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
-from layerfuse.metrics import Evaluation
+from layerfuse.labels import Column, label_array
+from layerfuse.metrics import Evaluation, LabelSetEvaluation
 from layerfuse.model_selection import Trial, log_selection
 from layerfuse.neighbors import Explanation, TrainingExamples
 from layerfuse.objects import new_folder
@@ -48,7 +50,7 @@ from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, Stopwatch, current_reporter
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.targets import Column, LabelSpace, Rows, Splitter, label_array
+from layerfuse.targets import Rows, Splitter
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -103,7 +105,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Blocks are scored and selected on a stratified sample of about this many rows. The other
         rows are read only at the selected blocks, and the head is trained on all rows.
     store : {"auto"}, path, EmbeddingStore or None, default="auto"
-        Embedding cache for training texts: the user's, a folder, or None for memory only.
+        Embedding cache for training texts: the user's, a folder or URL, or None for memory only.
     n_jobs : int, optional
         Threads for probing and model selection; None and -1 use all cores.
     random_state : int, RandomState instance or None, default=0
@@ -134,7 +136,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ``target_accuracy`` and ``coverage``.
     column_encoder_ : ColumnEncoder or None
         From ``columns`` to features.
-    cv_ : Evaluation
+    cv_ : Evaluation or LabelSetEvaluation
         Nested cross-validation of the whole procedure, selection included.
     costs_ : dict of str to EncoderCost
         Cost of each encoder, by name.
@@ -175,7 +177,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     abstention_: Abstention | None
     column_encoder_: ColumnEncoder | None
     kept_examples_: TrainingExamples | None
-    cv_: Evaluation
+    cv_: Evaluation | LabelSetEvaluation
     costs_: Mapping[str, EncoderCost]
     timings_: dict[str, float]
     truncated_share_: float
@@ -238,8 +240,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         ----------
         X : array-like of str of shape (n,)
             Texts: a list, tuple, Series, numpy or Arrow array.
-        y : array-like of shape (n,)
-            Labels of any hashable kind.
+        y : array-like of shape (n,), or of shape (n, n_labels)
+            Labels of any hashable kind. Where texts have any number of labels: lists, sets or
+            frozensets of them, or an indicator matrix of 0 and 1 (an array, a sparse matrix or a
+            DataFrame, whose columns are the labels).
         sample_weight : array-like of float of shape (n,), optional
             Weight of each row in scores of blocks, heads and their penalties.
         groups : array-like of shape (n,), optional
@@ -266,6 +270,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         data = check_training(
             texts, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
+        check_supported(self, data.targets.space)
         encoders = open_encoders(self.encoders, reporter)
         warn_languages(data.texts, encoders, reporter)
         sample = data.targets.sample(self.sample_size, seed)
@@ -302,7 +307,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         folds = measured.folds(self.cv, seed)
         result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
         proba = nested[PIPELINE].calibrated(self.calibration, measured)
-        cv_ = measured.evaluate(proba, seed=seed)
+        decisions = nested[PIPELINE].decide(measured, proba)
+        cv_ = measured.evaluate(proba, decisions, seed=seed)
         abstention = fit_abstention(proba, measured, self.target_accuracy, self.coverage)
         clock("search_s")
         rows = embeddings
@@ -313,17 +319,21 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             if features is not None and COLUMNS_BLOCK in result.plan.blocks:
                 rows = rows.with_table(features)
             clock("extract_s")
-        calibrator = fit_calibration(self.calibration, nested[FINAL_PLAN].logits, measured)
+        final = nested[FINAL_PLAN].logits
+        calibrator = fit_calibration(self.calibration, final, measured)
+        label_space = measured.space.tuned(
+            calibrator.predict_proba(final, measured.space), measured
+        )
         with reporter.task("training", 1, "model"):
             # Like the fits of the search: one BLAS thread is many times faster on a busy machine.
             (model,) = parallel_map(
                 lambda plan: training.fit(plan, rows, data.targets), [result.plan]
             )
-            model = model.with_temperature(calibrator)
+            model = replace(model, calibrator=calibrator, space=label_space)
         log_selection(result, space, model.model.head.kind, reporter)
         clock("head_s")
 
-        self.label_space_ = data.targets.space
+        self.label_space_ = label_space
         self.classes_ = data.targets.space.classes
         self.profile_ = probed.scores
         self.selection_, self.plan_, self.trials_ = result.selection, result.plan, result.trials
@@ -342,6 +352,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             result=result,
             nested=nested,
             proba=proba,
+            decisions=decisions,
             folds=folds,
             costs=costs,
             seed=seed,
@@ -373,7 +384,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Returns
         -------
         ndarray of shape (n, n_classes)
-            Probabilities, columns in the order of ``classes_``.
+            Probabilities, columns in the order of ``classes_``. Where texts have any number of
+            labels each is by itself, and they do not add up to 1.
         """
         logits = self._logits(X)
         return self.model_.calibrator.predict_proba(logits, self.label_space_)
@@ -392,7 +404,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Logits. For two classes that of ``classes_[1]`` minus that of ``classes_[0]``.
         """
         logits = self._logits(X).astype(np.float64)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        return self.label_space_.confidence(logits)
 
     def predict(self, X: Column, *, abstain: object = None) -> npt.NDArray[np.generic]:
         """Predict labels.
@@ -408,7 +420,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Returns
         -------
         ndarray of shape (n,)
-            Labels, as they were given to ``fit``.
+            Labels, as they were given to ``fit``. Where texts have any number of them an indicator
+            matrix (n, n_labels) of 0 and 1, columns in the order of ``classes_``.
 
         Raises
         ------
@@ -542,6 +555,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         labels: Mapping[Any, str | int | float | bool] | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
+        label_separator: str | None = None,
         strip_html: bool = False,
         explain: bool = False,
     ) -> None:
@@ -557,6 +571,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             Names to save labels by. A bundle holds strings, finite numbers and booleans.
         text_column, label_column : str, optional
             Columns of the training table, for which ``layerfuse predict`` and ``evaluate`` look.
+        label_separator : str, optional
+            What stands between the labels of its cells.
         strip_html : bool, default=False
             Whether they strip HTML.
         explain : bool, default=False
@@ -572,13 +588,14 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """
         check_is_fitted(self, "model_")
         names = dict(labels or {})
-        space = LabelSpace(rename_labels(self.classes_, names))
+        space = replace(self.label_space_, classes=rename_labels(self.classes_, names))
         used = {block.encoder for block in self.model_.blocks}
         encoders = [EncoderSpec.of(encoder) for encoder in self.encoders_ if encoder.name in used]
         facts = Facts(
             cv=getattr(self, "cv_", None),
             text_column=text_column,
             label_column=label_column,
+            label_separator=label_separator,
             strip_html=strip_html,
             columns=self.column_encoder_,
             settings=settings_of(self, names),

@@ -17,6 +17,7 @@ from layerfuse.neighbors import TrainingExamples
 from layerfuse.pipeline import Blocks, FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.resources import EncoderCost
+from layerfuse.targets import Decisions
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class FitRecord:
         Out-of-fold logits of the sample, by strategy.
     proba : ndarray of float of shape (n_sample, n_classes)
         Nested out-of-fold probabilities of the pipeline.
+    decisions : ndarray of shape (n_sample,) or (n_sample, n_labels)
+        What is decided by them.
     folds : list of (ndarray, ndarray)
         Training and held-out rows of the sample.
     costs : mapping of str to EncoderCost
@@ -54,6 +57,7 @@ class FitRecord:
     result: SearchResult
     nested: Mapping[str, OutOfFold]
     proba: npt.NDArray[np.float64]
+    decisions: Decisions
     folds: Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
     costs: Mapping[str, EncoderCost]
     seed: int
@@ -118,7 +122,7 @@ class FitRecord:
     def measured(self) -> Rows:
         """The sample's targets and the pipeline's nested decisions."""
         targets = self.sample.targets
-        return Rows(targets, targets.space.decide(self.proba), self.seed)
+        return Rows(targets, self.decisions, self.seed)
 
     def measure_gap(self, test: Rows, blocks_test: Blocks) -> GeneralizationGap:
         """Compare test rows, and the pipeline's blocks of them, with the sample."""

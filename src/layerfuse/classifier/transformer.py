@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from layerfuse.classifier.classifier import LayerFusionClassifier
-from layerfuse.targets import Column
+from layerfuse.labels import Column
 
 
 class LayerFusionTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]

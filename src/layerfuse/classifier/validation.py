@@ -21,11 +21,12 @@ from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
 from layerfuse.groups import Groups, text_groups
-from layerfuse.model_selection import SearchSpace, check_search
+from layerfuse.labels import Column, as_list, unsaved_kinds
+from layerfuse.model_selection import SearchSpace, check_links, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
 from layerfuse.selection import CostBudget, check_selection, resolve_selection
-from layerfuse.targets import Column, Targets, as_list, check_trainable, unsaved_kinds
+from layerfuse.targets import LabelSpace, Targets
 
 if TYPE_CHECKING:
     from layerfuse.classifier.classifier import LayerFusionClassifier
@@ -89,6 +90,14 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     verbose = model.verbose
     whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, at_least=0)
     seed_of(0 if isinstance(model.random_state, np.random.RandomState) else model.random_state)
+
+
+def check_supported(model: LayerFusionClassifier, space: LabelSpace) -> None:
+    """Raise a ConfigError for a parameter that such labels do not go with."""
+    check_links(model.fusion, model.head, space)
+    for name in ("target_accuracy", "coverage"):
+        if getattr(model, name) is not None:
+            space.check_link(("softmax",), f"{name}={getattr(model, name)!r}")
 
 
 def _gives_folds(cv: object) -> bool:
@@ -155,7 +164,7 @@ def check_training(
         raise DataError(
             f"There are {len(texts)} texts but {len(targets)} labels. Give one label for each text."
         )
-    check_trainable(targets.labels.tolist(), reporter)
+    targets.check_trainable(reporter)
     if odd := unsaved_kinds(targets.space.classes.tolist()):
         reporter.note(
             f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=...) "
@@ -199,9 +208,9 @@ def _grouped(
     together = replace(targets, groups=text_groups([texts[row] for row in rows], own))
     if together.groups is None:
         return together
-    if not _can_hold_out(together):
+    if not together.can_fold_groups:
         given = replace(targets, groups=Groups.of(own))
-        if not _can_hold_out(given):
+        if not given.can_fold_groups:
             raise DataError(
                 "Two classes or more need rows of at least two groups each, so that a group can be "
                 "held out. Give more groups, or leave them out."
@@ -217,14 +226,6 @@ def _grouped(
         f"{'' if own is None else ' or the group'} of another; they are held out together"
     )
     return together
-
-
-def _can_hold_out(targets: Targets) -> bool:
-    """Whether two classes or more have rows of two groups or more."""
-    if targets.groups is None:
-        return True
-    pairs = np.unique(np.stack([targets.codes, targets.groups.codes]), axis=1)
-    return bool(np.count_nonzero(np.bincount(pairs[0]) > 1) >= 2)
 
 
 def _rows_to_learn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,10 +32,10 @@ from layerfuse.complementarity import compare as compare_blocks
 from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError, LayerfuseWarning, require
-from layerfuse.evaluation.baselines import fit_tfidf
+from layerfuse.evaluation.baselines import tfidf_out_of_fold
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.files import atomic_write
-from layerfuse.model_selection import Folds, check_search
+from layerfuse.model_selection import check_search
 from layerfuse.probing import check_scorer, score_blocks
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
@@ -280,7 +279,7 @@ def _curve_summary(found: LearningCurve) -> str:
     if at.gain.value > 0 and at.best_block.value >= at.fusion.value:
         gain += " The best block alone reaches as much there."
     accuracy = (
-        f"the accuracy of the last layer with {last.n_rows:,} labels "
+        f"the {found.metric} of the last layer with {last.n_rows:,} labels "
         f"({percent(last.last_layer.value)})"
     )
     needed, first = found.rows_to_match, found.points[0].n_rows
@@ -301,6 +300,7 @@ def audit_data(config: FitConfig, reporter: Reporter) -> Audit:
             config.data,
             text_column=config.text_column,
             label_column=config.label_column,
+            label_separator=config.label_separator,
             test=config.test,
             id_column=config.id_column,
             group_column=config.group_column,
@@ -324,9 +324,6 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         As of `fit`.
     """
     require("cleanlab", "labels", "An audit of labels")
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
-
     if out is not None:
         check_new_file(out, TABLE_SUFFIXES)
     dataset = read_data(config, reporter)
@@ -341,21 +338,22 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         classifier.fit(rows, split.labels or (), groups=groups_of(split, config))
     record = classifier.fit_record_
     targets = record.sample.targets
-    words = word_proba(split.texts, targets, record.folds)
+    words = tfidf_out_of_fold(split.texts, targets, record.folds)
     proba = mix(record.proba, words, targets)
-    scores = get_label_quality_scores(targets.codes, proba)
-    suspect = find_label_issues(targets.codes, proba, n_jobs=1)
-    best = proba.argmax(axis=1)
+    scores, suspect = _QUALITIES[targets.space.link_name](targets, proba)
+    space = targets.space.tuned(proba, targets)
+    best = space.decide(proba)
     ids = split.column(config.id_column)
-    names = targets.space.classes.tolist()
+    given, suggested = space.names(targets.codes), space.names(best)
+    certainty = [None if own is None else Share(own) for own in space.certainty(proba, best)]
     doubts = [
         LabelDoubt(
             row=split.rows[row],
             id=None if ids is None else ids[row],
             text=split.texts[row] if config.texts else "",
-            label=names[targets.codes[row]],
-            suggested=names[best[row]],
-            suggested_probability=Share(proba[row, best[row]]),
+            label=given[row],
+            suggested=suggested[row],
+            suggested_probability=certainty[row],
             score=Share(scores[row]),
             suspect=bool(suspect[row]),
         )
@@ -367,22 +365,31 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
     return LabelAudit(
         name=dataset.name,
         rows=len(split),
-        accuracy=classifier.cv_.accuracy,
+        accuracy=classifier.cv_.headline,
         suspects=int(suspect.sum()),
         doubts=tuple(doubt for doubt in doubts if doubt.suspect),
     )
 
 
-def word_proba(texts: Sequence[str], targets: Targets, folds: Folds) -> Floats:
-    """Out-of-fold probabilities (n, n_outputs) by TF-IDF; class shares where no text has a word."""
-    proba = np.tile(targets.counts / len(targets), (len(targets), 1))
-    for rows, held in folds:
-        with contextlib.suppress(ValueError):  # an empty vocabulary
-            model = fit_tfidf([texts[row] for row in rows], targets.codes[rows])
-            found = model.predict_proba([texts[row] for row in held])
-            proba[held] = 0.0
-            proba[np.ix_(held, model.classes_)] = found
-    return proba
+def _label_quality(targets: Targets, proba: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """How well each label fits (n,), and whether it is likely wrong (n,)."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    codes = targets.codes
+    return get_label_quality_scores(codes, proba), find_label_issues(codes, proba, n_jobs=1)
+
+
+def _label_set_quality(targets: Targets, proba: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The same where rows have any number of labels."""
+    from cleanlab.multilabel_classification import get_label_quality_scores
+    from cleanlab.multilabel_classification.filter import find_label_issues
+
+    codes = [np.flatnonzero(row).tolist() for row in targets.codes]
+    return get_label_quality_scores(codes, proba), find_label_issues(codes, proba, n_jobs=1)
+
+
+_QUALITIES = {"softmax": _label_quality, "sigmoid": _label_set_quality}
 
 
 def mix(one: Floats, other: Floats, targets: Targets) -> Floats:

@@ -190,8 +190,8 @@ class _Fill:
 def extract(config: ExtractConfig, reporter: Reporter) -> ExtractResult:
     """Read all splits at all candidate blocks into the store; ``fit`` finds everything there.
 
-    A run that was stopped goes on where it was. On several machines the store's folder must be one
-    that all of them share.
+    A run that was stopped goes on where it was. On several machines the store must be a folder that
+    all of them share, or a URL.
 
     Raises
     ------
@@ -227,6 +227,7 @@ def _write(out: Path, config: ExtractConfig, store: EmbeddingStore, reporter: Re
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
+        label_separator=config.label_separator,
         labeled=config.label_column is not None,
         id_column=config.id_column,
         group_column=config.group_column,

@@ -7,8 +7,10 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from layerfuse.embeddings.extraction import extract
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.files import atomic_write
+from layerfuse.labels import LabelSet
 from layerfuse.metrics import share_interval
 from layerfuse.parallel import peak_mb
 from layerfuse.progress import Reporter, track
@@ -32,11 +35,15 @@ from layerfuse.report.run_report import (
     Environment,
     HardestTexts,
     HardText,
+    LabelFigures,
     NearDuplicates,
     NearPair,
 )
 from layerfuse.resources import EncoderCost
-from layerfuse.targets import Targets
+from layerfuse.targets import Decisions, LabelSpace, Targets
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _TEXTS = 40  # of the hardest texts, and of near-duplicate pairs, that are kept
 _OF_CLASS = 3  # most typical and most doubtful texts of each class
@@ -58,31 +65,167 @@ class Predicted:
     ``confidence`` and ``label_probability`` are those of the predicted and of the true class.
     """
 
+    space: LabelSpace
     rows: npt.NDArray[np.intp]
-    truth: npt.NDArray[np.intp]
-    predicted: npt.NDArray[np.intp]
-    confidence: Floats
-    label_probability: Floats
+    truth: Decisions
+    predicted: Decisions
+    proba: Floats
 
-    @classmethod
+    @staticmethod
     def of(
-        cls, targets: Targets, proba: Floats, rows: npt.NDArray[np.intp] | None = None
+        targets: Targets,
+        proba: Floats,
+        decisions: Decisions | None = None,
+        rows: npt.NDArray[np.intp] | None = None,
     ) -> Predicted:
-        """From probabilities (n, n_classes); rows are counted from 0 by default."""
-        numbers = np.arange(len(targets))
-        predicted = targets.space.decide(proba)
-        return cls(
-            numbers if rows is None else rows,
+        """From probabilities (n, n_outputs).
+
+        Decisions are those of the space by default, and rows are counted from 0.
+        """
+        return _KINDS[targets.space.link_name](
+            targets.space,
+            np.arange(len(targets)) if rows is None else rows,
             targets.codes,
-            predicted,
-            proba[numbers, predicted],
-            proba[numbers, targets.codes],
+            targets.space.decide(proba) if decisions is None else decisions,
+            proba,
         )
 
-    @property
+    @cached_property
+    def confidence(self) -> Floats:
+        """Of what was predicted, (n,)."""
+        return np.asarray(self.proba[np.arange(len(self.rows)), self.predicted])
+
+    @cached_property
+    def label_probability(self) -> Floats:
+        """Of what is true, (n,)."""
+        return np.asarray(self.proba[np.arange(len(self.rows)), self.truth])
+
+    @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """Whether each prediction is right, (n,)."""
         return np.asarray(self.truth == self.predicted)
+
+    @cached_property
+    def suspect(self) -> npt.NDArray[np.bool_]:
+        """Whether another class gets at least the probability that rows of it get on average, (n,).
+
+        Confident learning; Northcutt et al., JAIR 2021.
+        """
+        n_classes = self.space.n_outputs
+        counts = np.bincount(self.truth, minlength=n_classes)
+        sums = np.bincount(self.truth, self.label_probability, n_classes)
+        typical = sums / np.maximum(counts, 1)
+        return np.asarray(~self.correct & (self.confidence >= typical[self.predicted]))
+
+    def name(self, decision: Decisions) -> str:
+        """A decision as text."""
+        return str(self.space.classes[decision])
+
+    def has(self, code: int) -> npt.NDArray[np.bool_]:
+        """Whether each row is of a class."""
+        return np.asarray(self.truth == code)
+
+    def gets(self, code: int) -> npt.NDArray[np.bool_]:
+        """Whether each row is rightly predicted to be."""
+        return self.has(code) & self.correct
+
+    def probability(self, code: int) -> Floats:
+        """Of a class, for the rows that are of it."""
+        return self.label_probability
+
+    def outcomes(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Probabilities that something is so, and whether it is."""
+        return self.confidence, self.correct
+
+    def confusion(self) -> tuple[ConfusionCell, ...]:
+        """Cells of the confusion matrix, the empty ones left out."""
+        n_classes = self.space.n_outputs
+        cells, counts = np.unique(self.truth * n_classes + self.predicted, return_counts=True)
+        return tuple(
+            ConfusionCell(truth=cell // n_classes, predicted=cell % n_classes, count=count)
+            for cell, count in zip(cells.tolist(), counts.tolist(), strict=True)
+        )
+
+    def labels(self) -> tuple[LabelFigures, ...]:
+        """None: the confusion matrix has them."""
+        return ()
+
+
+class PredictedSets(Predicted):
+    """What was predicted for rows of any number of labels; truth and predicted are (n, n_labels).
+
+    ``label_probability`` is the lowest probability that a label is there, or missing, as it is.
+    """
+
+    @cached_property
+    def label_probability(self) -> Floats:
+        """Of the label that fits least, (n,)."""
+        return np.asarray(np.where(self.truth, self.proba, 1 - self.proba).min(axis=1))
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """Of the likeliest error, (n,)."""
+        return 1 - self.label_probability
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether all labels of each row are right, (n,)."""
+        return np.asarray((self.truth == self.predicted).all(axis=1))
+
+    @cached_property
+    def suspect(self) -> npt.NDArray[np.bool_]:
+        """Whether a label that is missing is as probable as it is on rows that have it, or one that
+        is there as improbable as on rows that lack it, (n,).
+        """
+        truth, proba = self.truth, self.proba
+        having, lacking = (
+            (proba * own).sum(axis=0) / np.maximum(own.sum(axis=0), 1) for own in (truth, ~truth)
+        )
+        odd = np.where(truth, proba <= lacking, proba >= np.where(having > 0, having, np.inf))
+        return np.asarray(~self.correct & odd.any(axis=1))
+
+    def name(self, decision: Decisions) -> str:
+        """The labels as text."""
+        return str(LabelSet(self.space.classes[decision].tolist())) or "none"
+
+    def has(self, code: int) -> npt.NDArray[np.bool_]:
+        """Whether each row has a label."""
+        return np.asarray(self.truth[:, code])
+
+    def gets(self, code: int) -> npt.NDArray[np.bool_]:
+        """Whether each row has it and is predicted to."""
+        return np.asarray(self.truth[:, code] & self.predicted[:, code])
+
+    def probability(self, code: int) -> Floats:
+        """Of a label, (n,)."""
+        return np.asarray(self.proba[:, code])
+
+    def outcomes(self) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Probabilities of all labels of all rows, and whether these have them."""
+        return self.proba.ravel(), self.truth.ravel()
+
+    def confusion(self) -> tuple[ConfusionCell, ...]:
+        """None: labels are not mistaken for one another."""
+        return ()
+
+    def labels(self) -> tuple[LabelFigures, ...]:
+        """Rows and hits of each label."""
+        names, limits = self.space.classes.tolist(), self.space.limits.tolist()
+        hits = (self.truth & self.predicted).sum(axis=0).tolist()
+        rows, found = self.truth.sum(axis=0).tolist(), self.predicted.sum(axis=0).tolist()
+        return tuple(
+            LabelFigures(
+                label=str(names[code]),
+                rows=rows[code],
+                predicted=found[code],
+                hits=hits[code],
+                threshold=limits[code],
+            )
+            for code in range(len(names))
+        )
+
+
+_KINDS: dict[str, type[Predicted]] = {"softmax": Predicted, "sigmoid": PredictedSets}
 
 
 def diagnose(
@@ -95,29 +238,21 @@ def diagnose(
 
     ``texts`` are those of its training rows, as they are to be shown.
     """
-    classes = [str(label) for label in classifier.classes_.tolist()]
     shown = cv if test is None else test
     return Diagnosis(
-        confusion=confusion(shown, len(classes)),
+        confusion=shown.confusion(),
+        labels=shown.labels(),
         calibration=calibration(shown),
-        hardest=_hardest(cv, texts, classes),
-        class_texts=tuple(_class_texts(cv, classifier, texts, classes)),
-    )
-
-
-def confusion(rows: Predicted, n_classes: int) -> tuple[ConfusionCell, ...]:
-    """Cells of the confusion matrix, the empty ones left out."""
-    cells, counts = np.unique(rows.truth * n_classes + rows.predicted, return_counts=True)
-    return tuple(
-        ConfusionCell(truth=cell // n_classes, predicted=cell % n_classes, count=count)
-        for cell, count in zip(cells.tolist(), counts.tolist(), strict=True)
+        hardest=_hardest(cv, texts),
+        class_texts=tuple(_class_texts(cv, classifier, texts)),
     )
 
 
 def calibration(rows: Predicted) -> tuple[CalibrationBin, ...]:
     """Rows by confidence in tenths, those without rows left out."""
+    confidence, right = rows.outcomes()
     edges = np.linspace(0, 1, _BINS + 1)
-    places = np.clip(np.digitize(rows.confidence, edges[1:-1], right=True), 0, _BINS - 1)
+    places = np.clip(np.digitize(confidence, edges[1:-1], right=True), 0, _BINS - 1)
     found = []
     for place in np.unique(places).tolist():
         inside = places == place
@@ -127,35 +262,27 @@ def calibration(rows: Predicted) -> tuple[CalibrationBin, ...]:
                 low=float(edges[place]),
                 high=float(edges[place + 1]),
                 count=count,
-                confidence=float(rows.confidence[inside].mean()),
-                accuracy=share_interval(int(rows.correct[inside].sum()), count),
+                confidence=float(confidence[inside].mean()),
+                accuracy=share_interval(int(right[inside].sum()), count),
             )
         )
     return tuple(found)
 
 
-def _hardest(rows: Predicted, texts: Sequence[str], classes: Sequence[str]) -> HardestTexts:
-    """Rows with the lowest probability for their own label.
-
-    A label is suspect where another class gets at least the probability that rows of that class
-    get on average (confident learning; Northcutt et al., JAIR 2021).
-    """
-    counts = np.bincount(rows.truth, minlength=len(classes))
-    sums = np.bincount(rows.truth, rows.label_probability, len(classes))
-    typical = sums / np.maximum(counts, 1)
-    suspect = ~rows.correct & (rows.confidence >= typical[rows.predicted])
+def _hardest(rows: Predicted, texts: Sequence[str]) -> HardestTexts:
+    """Rows with the lowest probability for their own label."""
     return HardestTexts(
         n=len(rows.rows),
         wrong=int((~rows.correct).sum()),
-        suspects=int(suspect.sum()),
+        suspects=int(rows.suspect.sum()),
         texts=tuple(
             HardText(
                 row=int(rows.rows[place]),
-                label=classes[rows.truth[place]],
-                predicted=classes[rows.predicted[place]],
+                label=rows.name(rows.truth[place]),
+                predicted=rows.name(rows.predicted[place]),
                 confidence=float(rows.confidence[place]),
                 label_probability=float(rows.label_probability[place]),
-                suspect=bool(suspect[place]),
+                suspect=bool(rows.suspect[place]),
                 text=_cut(texts[rows.rows[place]]),
             )
             for place in np.argsort(rows.label_probability, kind="stable")[:_TEXTS]
@@ -167,22 +294,21 @@ def _class_texts(
     rows: Predicted,
     classifier: LayerFusionClassifier,
     texts: Sequence[str],
-    classes: Sequence[str],
 ) -> Iterator[ClassText]:
     """Of each class the most typical and the most doubtful rows of the sample."""
     examples = classifier.examples_
-    for code, name in enumerate(classes):
-        own = np.flatnonzero(rows.truth == code)
-        right = own[rows.correct[own]]
+    for code, name in enumerate(map(str, rows.space.classes.tolist())):
+        own, right = np.flatnonzero(rows.has(code)), np.flatnonzero(rows.gets(code))
         typical = examples.central(right, _OF_CLASS) if len(right) else right
-        order = own[np.argsort(rows.label_probability[own], kind="stable")]
+        probability = rows.probability(code)
+        order = own[np.argsort(probability[own], kind="stable")]
         doubtful = [row for row in order.tolist() if row not in typical][:_OF_CLASS]
         for place in (*typical.tolist(), *doubtful):
             yield ClassText(
                 label=name,
                 typical=place in typical,
                 row=int(rows.rows[place]),
-                label_probability=float(rows.label_probability[place]),
+                label_probability=float(probability[place]),
                 text=_cut(texts[rows.rows[place]], _SHORT),
             )
 
@@ -341,7 +467,8 @@ def write_rows(
 ) -> None:
     """Write one line for each predicted row as Parquet, ``cv`` rows before ``test`` rows.
 
-    Columns of baselines hold what each of them predicted for the same rows.
+    Columns of baselines hold what each of them predicted for the same rows. Of several labels there
+    are lists of their numbers.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -352,14 +479,23 @@ def write_rows(
             {
                 "measured": [name] * len(own.rows),
                 "row": own.rows.astype(np.int32),
-                "truth": own.truth.astype(np.int32),
-                "predicted": own.predicted.astype(np.int32),
+                "truth": _numbers(own.truth),
+                "predicted": _numbers(own.predicted),
                 "confidence": own.confidence.astype(np.float32),
                 "label_probability": own.label_probability.astype(np.float32),
-                **{str(one): np.asarray(one.on(name), dtype=np.int32) for one in baselines},
+                **{str(one): _numbers(np.asarray(one.on(name))) for one in baselines},
             }
         )
         for name, own in parts.items()
     )
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def _numbers(decisions: Decisions) -> pa.Array:
+    """Numbers of labels, or of several labels lists of them."""
+    import pyarrow as pa
+
+    if decisions.ndim == 1:
+        return pa.array(decisions.astype(np.int32))
+    return pa.array([np.flatnonzero(row) for row in decisions], pa.list_(pa.int32()))

@@ -63,6 +63,8 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     )
     if alone is None:
         projections(bundle.model)
+    if alone is None:
+        bundle.space.check_link(("softmax",), f"The format {config.format} with a classifier")
     source = Source(bundle.model, encoders, alone)
     try:
         exporter.check(source)
@@ -143,7 +145,7 @@ def _advice(exporter: Exporter, source: Source, report: RunReport | None) -> str
         assert report is not None
         return (
             f" The best single block is {score.block}: accuracy {score.accuracy:.1%} on training "
-            f"rows with a linear probe, where the pipeline has {report.cv.accuracy.value:.1%}. "
+            f"rows with a linear probe, where the pipeline has {report.cv.headline.value:.1%}. "
             f"Export it alone with --block {score.block}, or the pipeline with --format onnx."
         )
     return " Export the pipeline with --format onnx, or one block of it with --block."

@@ -117,7 +117,8 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
 
     clock = time.perf_counter()
     space, record = classifier.label_space_, classifier.fit_record_
-    cv = Predicted.of(record.sample.targets, record.proba, record.sample_rows)
+    measured = replace(record.sample.targets, space=space)
+    cv = Predicted.of(measured, record.proba, record.decisions, record.sample_rows)
     tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
     rule, abstention = classifier.abstention_, None
     if rule is not None:
@@ -193,7 +194,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         gap=gap,
         abstention=abstention,
         seeds=seeds,
-        pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.accuracy)),
+        pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.headline)),
         cost=cost,
         diagnosis=diagnosis,
         timings=times.model_copy(
@@ -215,6 +216,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
                 folder / "bundle",
                 text_column=dataset.text_column,
                 label_column=dataset.label_column,
+                label_separator=config.label_separator,
                 strip_html=config.strip_html,
                 explain=config.explain,
             )
@@ -254,12 +256,13 @@ def _fit_seeds(
         accuracy = None
         if test is not None and test_blocks is not None:
             proba = other.model_.predict_proba(test_blocks)
-            accuracy = test.targets.evaluate(proba).accuracy.value
+            decisions = other.label_space_.decide(proba)
+            accuracy = test.targets.evaluate(proba, decisions).headline.value
         plan = other.plan_
         runs.append(
             SeedRun(
                 seed=seed,
-                cv=other.cv_.accuracy.value,
+                cv=other.cv_.headline.value,
                 test=accuracy,
                 blocks=plan.blocks,
                 fusion=plan.fusion,
@@ -416,6 +419,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
+        label_separator=config.label_separator,
         test=getattr(config, "test", None),
         id_column=config.id_column,
         group_column=config.group_column,

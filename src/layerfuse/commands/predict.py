@@ -15,7 +15,7 @@ from layerfuse.bundle import Facts, load_bundle
 from layerfuse.classifier import LayerFusionClassifier, load
 from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.cli_options import EvaluateConfig, PredictConfig, StreamConfig
-from layerfuse.commands.diagnosis import Predicted, confusion
+from layerfuse.commands.diagnosis import Predicted
 from layerfuse.commands.output import Share, check_new_file, encode
 from layerfuse.commands.parts import Part, PartFiles, PartSource, in_order, run_parts
 from layerfuse.data import (
@@ -32,6 +32,7 @@ from layerfuse.data import (
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
 from layerfuse.files import fingerprint_folder
+from layerfuse.labels import Column
 from layerfuse.metrics import paired_difference, share_interval
 from layerfuse.objects import is_url, local_folder
 from layerfuse.progress import Reporter, reporting_to
@@ -43,7 +44,9 @@ from layerfuse.report.results import (
     PredictResult,
     RunComparison,
 )
-from layerfuse.targets import Column, LabelSpace
+from layerfuse.targets import LabelSpace
+
+_SEPARATOR = ";"  # of several labels, where the training table had none
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class _Label:
 
     config: PredictConfig
     suffix: str
+    separator: str
 
     def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
         config = self.config
@@ -68,7 +72,8 @@ class _Label:
             if not self.suffix:
                 return encode([row.model_dump() for row in found], ".jsonl")
             header = part.number == 0
-            return encode(_table(part.rows, found), self.suffix, header=header)
+            joined = self.separator if self.suffix.startswith((".csv", ".tsv")) else None
+            return encode(_table(part.rows, found, joined), self.suffix, header=header)
 
         return label
 
@@ -86,19 +91,20 @@ def label_texts(
     proba = classifier.predict_proba(X) if explained is None else explained.proba
     space, rule = classifier.label_space_, classifier.abstention_
     best = space.decide(proba)
-    labels, classes = space.decode(best).tolist(), space.classes.tolist()
+    labels, classes = space.names(best), space.classes.tolist()
+    certainty = space.certainty(proba, best)
     abstains = None if rule is None else rule.abstains(proba).tolist()
     sets = None if rule is None or rule.coverage is None else rule.sets(proba)
     return [
         Prediction(
             text=text,
             label=labels[row],
-            probability=float(proba[row, best[row]]),
+            probability=certainty[row],
             abstain=None if abstains is None else abstains[row],
             labels=None if sets is None else tuple(space.classes[sets[row]].tolist()),
             probabilities=(
                 dict(zip(map(str, classes), proba[row].tolist(), strict=True))
-                if all_classes
+                if all_classes or certainty[row] is None
                 else None
             ),
             neighbors=None if explained is None else explained.neighbors[row],
@@ -118,10 +124,13 @@ def _read_of(classifier: LayerFusionClassifier, rows: Split) -> Column:
     return rows.table(columns) if columns else rows.texts
 
 
-def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]:
+def _table(
+    split: Split, found: Sequence[Prediction], separator: str | None = None
+) -> list[dict[str, object]]:
     """The columns of the table, then those of the predictions.
 
-    One of the table with the name of a prediction's is called ``given_...``.
+    Several labels are a list, or joined by the ``separator``. One of the table with the name of a
+    prediction's is called ``given_...``.
     """
     rows = []
     for place, prediction in enumerate(found):
@@ -132,7 +141,11 @@ def _table(split: Split, found: Sequence[Prediction]) -> list[dict[str, object]]
             own |= {"neighbors": [vars(neighbor) for neighbor in prediction.neighbors]}
         shares = prediction.probabilities or {}
         own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
-        own |= {"probability": Share(prediction.probability)}
+        if prediction.probability is not None:
+            own |= {"probability": Share(prediction.probability)}
+        if isinstance(prediction.label, tuple):
+            names = list(map(str, prediction.label))
+            own |= {"label": names if separator is None else separator.join(names)}
         given = split.columns or {"text": split.texts}
         kept = {f"given_{name}" if name in own else name: of[place] for name, of in given.items()}
         rows.append(kept | own)
@@ -157,14 +170,14 @@ def predict(
     elif config.out is not None:
         raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
     else:
-        classifier = _load(config.run, config.encoders, config.device)[0]
+        classifier, facts = _load(config.run, config.encoders, config.device)
         if columns := _columns_of(classifier):
             raise ConfigError(
                 f"The classifier reads columns beside the texts: {', '.join(columns)}. Give a file "
                 "that has them, in place of --text."
             )
         classes = classifier.classes_.tolist()
-        label = _Label(config, suffix).open(reporter)
+        label = _Label(config, suffix, facts.label_separator or _SEPARATOR).open(reporter)
         emit(label(Part(0, Split(config.text))).decode())
         rows = len(config.text)
     lines = "".join(kept).split("\n")[:-1]
@@ -216,7 +229,7 @@ def _predict_file(
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
             advance(sum(sizes.get(number, 0) for number in source.skip))
-        work = _Label(config, suffix)
+        work = _Label(config, suffix, facts.label_separator or _SEPARATOR)
         results = run_parts(work, source, opened, config.stream, config.device, advance, reporter)
         for done in results if files is not None else in_order(results):
             sizes[done.number] = done.rows
@@ -299,6 +312,7 @@ def read_rows(
             data,
             text_column=text or facts.text_column,
             label_column=label or (facts.label_column if labeled else None),
+            label_separator=facts.label_separator,
             labeled=labeled,
             strip_html=facts.strip_html,
             reporter=reporter,
@@ -339,7 +353,11 @@ def evaluate(
     """
     data, against = config.data, config.against
     classifier, facts = _load(config.run, config.encoders, config.device)
-    other = None if against is None else _load(against, config.encoders, config.device)[0]
+    other = None
+    if against is not None:
+        other = _load(against, config.encoders, config.device)[0]
+        for own in (classifier, other):
+            own.label_space_.check_link(("softmax",), "--against")
     columns = tuple(
         dict.fromkeys(name for own in (classifier, other) if own for name in _columns_of(own))
     )
@@ -349,7 +367,9 @@ def evaluate(
         config.text_column or facts.text_column,
         config.label_column or facts.label_column,
         labeled=True,
-        options=ReadOptions(columns=columns, strip_html=facts.strip_html),
+        options=ReadOptions(
+            label_separator=facts.label_separator, columns=columns, strip_html=facts.strip_html
+        ),
     )
     stream = _open(source, config.text_column, config.label_column, reporter)
     name = config.split or test_name(stream.splits) or "train"
@@ -373,6 +393,7 @@ def evaluate(
         reporter.note(f"{unlabeled} rows have no label and are skipped")
     space, rule = classifier.label_space_, classifier.abstention_
     targets, found = space.encode(labels), np.concatenate(proba)
+    shown = Predicted.of(targets, found)
     comparison = None
     if against is not None:
         right = targets.correct(space.decide(found))
@@ -390,7 +411,8 @@ def evaluate(
         split=None if is_file else name,
         metrics=targets.evaluate(found),
         classes=tuple(map(str, space.classes.tolist())),
-        confusion=confusion(Predicted.of(targets, found), space.n_outputs),
+        confusion=shown.confusion(),
+        labels=shown.labels(),
         abstention=None if rule is None else rule.measure(found, targets),
         comparison=comparison,
     )

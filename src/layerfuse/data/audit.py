@@ -13,6 +13,7 @@ from zlib import crc32
 
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.groups import normalize
+from layerfuse.labels import each_label
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -173,7 +174,8 @@ def _finding(rows: Iterable[int]) -> Finding:
 
 
 def _class_counts(split: Split) -> dict[str, int]:
-    return {str(label): count for label, count in Counter(split.labels or ()).most_common()}
+    labels = (label for own in split.labels or () for label in each_label(own))
+    return {str(label): count for label, count in Counter(labels).most_common()}
 
 
 @dataclass(frozen=True)

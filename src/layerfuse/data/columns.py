@@ -11,12 +11,14 @@ from typing import Any
 
 from layerfuse.data.dataset import TEXT_NAMES, Split
 from layerfuse.errors import DataError, did_you_mean
+from layerfuse.labels import LabelSet, each_label
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 COMMON_NAMES = {*TEXT_NAMES, *_LABEL_NAMES}
 _SENTENCE = 3  # words; an only column with so long a name is a text without a header
 SEPARATOR = "\n"
 """What stands between the columns of a text."""
+_SEPARATORS = (";", "|", ",")
 _UNSEEN = {"script", "style", "template", "title"}
 _INLINE = {"a", "abbr", "b", "code", "em", "font", "i", "mark", "s", "small", "span", "strong", "u"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -39,6 +41,7 @@ class ReadOptions:
 
     text_column: str | None = None
     label_column: str | None = None
+    label_separator: str | None = None
     labeled: bool = True
     id_column: str | None = None
     group_column: str | None = None
@@ -76,10 +79,11 @@ def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
     if text_column is not None:
         for part in split_names(table.names, text_column):
             _check_column(table, "text", part, text_column)
-            if part == label_column:
+            if label_column is not None and part in split_names(table.names, label_column):
                 raise DataError(f"Column {part!r} cannot be both the text and the label.")
     if label_column is not None:
-        _check_column(table, "label", label_column, label_column)
+        for part in split_names(table.names, label_column):
+            _check_column(table, "label", part, label_column)
     text = text_column or _common(table, TEXT_NAMES, label_column)
     label = label_column or _common(table, _LABEL_NAMES, text)
     if text is None:
@@ -107,11 +111,11 @@ def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
     return text, label
 
 
-def split_names(names: Container[str], text_column: str) -> tuple[str, ...]:
+def split_names(names: Container[str], given: str) -> tuple[str, ...]:
     """The columns that ``subject,body`` names: that one where there is one, else these two."""
-    if text_column in names:
-        return (text_column,)
-    return tuple(part.strip() for part in text_column.split(","))
+    if given in names:
+        return (given,)
+    return tuple(part.strip() for part in given.split(","))
 
 
 def _check_column(table: Table, kind: str, name: str, given: str) -> None:
@@ -128,13 +132,15 @@ def to_split(
 ) -> Split:
     """Read and check the columns; rows without a label are skipped.
 
-    Where ``text`` names several columns, their values are joined by a line break.
+    Where ``text`` names several columns, their values are joined by a line break. Where ``label``
+    names several they hold 0 or 1, and a row's label is the `LabelSet` of those that hold 1; so it
+    is of cells that ``label_separator`` takes apart, and of lists.
 
     Raises
     ------
     DataError
         For no rows, missing texts, no label at all, texts that are not strings, labels that are not
-        all of one plain kind.
+        all of one plain kind, and cells that look like several labels without the option.
     """
     names = split_names(table.names, text)
     parts = [_texts(table, name, missing="" if len(names) > 1 else None) for name in names]
@@ -161,7 +167,7 @@ def to_split(
     numbers = range(table.first_row, table.first_row + len(texts))
     if label is None:
         return Split(texts, None, columns, numbers)
-    labels = tuple(table.column(label))
+    labels = _read_labels(table, label, options.label_separator)
     rows = [row for row, value in enumerate(labels) if not _is_missing(value)]
     if not rows and not table.first_row:
         raise DataError(
@@ -173,21 +179,104 @@ def to_split(
         split = replace(split.take(rows), n_unlabeled=len(labels) - len(rows))
     labels = split.labels or ()
     for row, value in zip(split.rows, labels, strict=True):
-        if (isinstance(value, str) and _SURROGATE.search(value)) or value in (math.inf, -math.inf):
+        if any(map(_cannot_be_saved, each_label(value))):
             raise DataError(
                 f"{table.where}: the label in row {row} (counted from 0) is {value!r}, which "
                 "cannot be saved. Correct it."
             )
     kinds = {type(value): row for row, value in reversed(list(enumerate(labels)))}
-    if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float}:
+    if len(kinds) > 1 or not set(kinds) <= {str, int, bool, float, LabelSet}:
         places = sorted(kinds.values())
         found = ", ".join(f"{_kind(labels[row])} in row {split.rows[row]}" for row in places)
         raise DataError(
             f"{table.where}: column {label!r} holds {found} (counted from 0). Labels must all be "
-            "strings, or all be integers, booleans or numbers: one class for each text. Convert "
-            "them, or choose another --label-column (label_column= in Python)."
+            "strings, or all be integers, booleans or numbers: one class for each text; or all be "
+            "lists of labels. Convert them, or choose another --label-column (label_column= in "
+            "Python)."
         )
     return split
+
+
+def _read_labels(table: Table, label: str, separator: str | None) -> tuple[Any, ...]:
+    """A label or a `LabelSet` for each row; None, NaN or blank where there is none."""
+    names = split_names(table.names, label)
+    if len(names) > 1:
+        columns = [_flags(table, name) for name in names]
+        return tuple(
+            LabelSet(name for name, own in zip(names, row, strict=True) if own)
+            for row in zip(*columns, strict=True)
+        )
+    values = tuple(table.column(label))
+    if separator:
+        return tuple(LabelSet(_parts(value, separator)) for value in values)
+    if any(isinstance(value, list) for value in values):
+        return tuple(
+            _label_set(table, label, row, value)
+            for row, value in enumerate(values, table.first_row)
+        )
+    if separator is None:
+        _refuse_joined(table, label, values)
+    return values
+
+
+def _parts(value: object, separator: str) -> list[str]:
+    """The labels in a cell; one that is empty holds none."""
+    text = "" if value is None or value != value else str(value)
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _label_set(table: Table, label: str, row: int, value: object) -> object:
+    """A list as a set; what else there is, as it is."""
+    if not isinstance(value, list):
+        return value
+    kinds = {type(own) for own in value}
+    if len(kinds) > 1 or not kinds <= {str, int, bool, float}:
+        raise DataError(
+            f"{table.where}: column {label!r} holds the list {value!r} in row {row} (counted from "
+            "0). Labels in lists must all be strings, or all be integers, booleans or numbers."
+        )
+    return LabelSet(value)
+
+
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+
+
+def _flags(table: Table, name: str) -> list[bool]:
+    """A column that says of each row whether it has the label of the column's name."""
+    values = table.column(name)
+    found = [_FLAGS.get(str(value).strip().casefold()) for value in values]
+    if None in found:
+        row = found.index(None)
+        raise DataError(
+            f"{table.where}: column {name!r} holds {values[row]!r} in row "
+            f"{row + table.first_row} (counted from 0), where 0 or 1 is expected: each of several "
+            "label columns says whether a text has that label. For one label a text, name one "
+            "column."
+        )
+    return [bool(own) for own in found]
+
+
+def _refuse_joined(table: Table, label: str, values: Sequence[Any]) -> None:
+    """Refuse cells such as ``A;B`` beside ``A`` and ``B``: nobody would notice the new class."""
+    first: dict[str, int] = {}
+    for row, value in enumerate(values, start=table.first_row):
+        if isinstance(value, str):
+            first.setdefault(value.strip(), row)
+    for separator in _SEPARATORS:
+        for cell, row in first.items():
+            parts = _parts(cell, separator)
+            if len(parts) > 1 and all(part in first for part in parts):
+                raise DataError(
+                    f"{table.where}: the label {cell!r} in row {row} (counted from 0) looks like "
+                    f"{len(parts)} labels, as others are {' and '.join(map(repr, parts[:3]))}. Say "
+                    f"--label-separator '{separator}' (label_separator= in Python) to read it so, "
+                    "or --label-separator '' to read each cell as one label."
+                )
+
+
+def _cannot_be_saved(label: object) -> bool:
+    unpaired = isinstance(label, str) and _SURROGATE.search(label) is not None
+    return unpaired or label in (math.inf, -math.inf)
 
 
 def _texts(table: Table, text: str, missing: str | None) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class Split:
     texts : tuple of str
         The n texts.
     labels : tuple or None
-        Their n labels, all of one kind (str, int, bool or float).
+        Their n labels, all of one kind (str, int, bool, float or `LabelSet`).
     columns : mapping of str to tuple
         Other columns that were kept, by name: n values each.
     rows : tuple of int

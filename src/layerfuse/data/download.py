@@ -74,6 +74,7 @@ def load_dataset(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     test: str | Path | None = None,
     labeled: bool = True,
     id_column: str | None = None,
@@ -91,7 +92,12 @@ def load_dataset(
         path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
     text_column, label_column : str, optional
         Columns of the texts and labels; found by their names and contents by default. Several
-        columns of texts, ``"subject,body"``, are joined by a line break.
+        columns of texts, ``"subject,body"``, are joined by a line break; several of labels hold 0
+        or 1, for each text whether it has the label of the column's name.
+    label_separator : str, optional
+        What stands between the labels in a cell, such as ``";"``; an empty cell has none. Lists of
+        labels, in parquet and JSON lines, need none. ``""`` reads each cell as one label, also
+        where it looks like several.
     test : str or Path, optional
         A file for the split ``"test"``.
     labeled : bool
@@ -111,12 +117,13 @@ def load_dataset(
         As in `pull_dataset`, `stream_dataset` and `stream_hub`.
     """
     options = ReadOptions(
-        text_column,
-        label_column,
-        labeled,
-        id_column,
-        group_column,
-        tuple(columns),
+        text_column=text_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        labeled=labeled,
+        id_column=id_column,
+        group_column=group_column,
+        columns=tuple(columns),
         strip_html=strip_html,
     )
     return stream_texts(source, None, options, test=test, reporter=reporter).read()

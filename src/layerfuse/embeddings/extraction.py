@@ -43,10 +43,10 @@ from layerfuse.embeddings.store import (
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, DataError, StorageError, check_choice
 from layerfuse.files import check_writable, human_bytes
+from layerfuse.labels import Column, as_list
 from layerfuse.pooling import WINDOW_POOLINGS
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import EncoderCost
-from layerfuse.targets import Column, as_list
 
 
 class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):

@@ -229,8 +229,9 @@ class Section:
     def verify(self) -> list[Path]:
         """Read every byte; damaged shards are set aside, damaged objects deleted; both returned."""
         with self.lock:
-            torn = [] if self.remote is None else self._mirror(self.remote, everything=True)
+            torn: list[str] = []
             if self.remote is not None:
+                torn = self._mirror(self.remote, everything=True)
                 self.remote.delete(*torn)
             before = set(self.folder.glob(f"*{SUFFIX}"))
             self.refresh()
@@ -308,10 +309,13 @@ class _Manifest(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class SectionInfo:
-    """What one section holds: shards, bytes, and seconds since it was last used."""
+    """What one section holds: shards, bytes, and seconds since it was last used.
+
+    ``folder`` is a URL where the store is at one.
+    """
 
     encoder: str
-    folder: Path
+    folder: str | Path
     identity: dict[str, object]
     shards: int
     n_bytes: int
@@ -408,7 +412,11 @@ class EmbeddingStore:
                 infos.append(
                     SectionInfo(
                         encoder=value.encoder,
-                        folder=manifest.parent,
+                        folder=(
+                            manifest.parent
+                            if self.remote is None
+                            else (self.remote / manifest.parent.name).url
+                        ),
                         identity=value.identity,
                         shards=len(sizes),
                         n_bytes=sum(sizes),
@@ -432,7 +440,7 @@ class EmbeddingStore:
                 if self.remote is not None:
                     (self.remote / manifest.parent.name).delete(_MANIFEST)
         for info in self.sections():
-            damaged += self._open(info.folder, reporter).verify()
+            damaged += self._open(self.root / Path(info.folder).name, reporter).verify()
         return damaged
 
     def _open(self, folder: Path, reporter: Reporter = SILENT) -> Section:
@@ -473,19 +481,20 @@ class EmbeddingStore:
         """
         removed = []
         for info in self.sections():
+            folder = self.root / Path(info.folder).name
             if remove(info):
                 if self.remote is not None:
-                    remote = self.remote / info.folder.name
+                    remote = self.remote / folder.name
                     remote.delete(*(name for name in remote.sizes() if name != _MANIFEST))
                     remote.delete(_MANIFEST)  # last: what was stopped can be told again
-                with storage_errors(info.folder):
-                    shutil.rmtree(info.folder)
+                with storage_errors(folder):
+                    shutil.rmtree(folder)
                 removed.append(info)
                 continue
-            with storage_errors(info.folder):
-                for damaged in info.folder.glob("*.corrupt"):
+            with storage_errors(folder):
+                for damaged in folder.glob("*.corrupt"):
                     damaged.unlink(missing_ok=True)
-                for leftover in info.folder.glob(".*.tmp"):
+                for leftover in folder.glob(".*.tmp"):
                     # A recent one may be another process's shard in flight.
                     if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
                         leftover.unlink(missing_ok=True)

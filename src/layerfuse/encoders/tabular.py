@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from layerfuse.data import TEXT_NAMES
 from layerfuse.errors import DataError
-from layerfuse.targets import Column, as_list, is_missing
+from layerfuse.labels import Column, as_list, is_missing
 
 Floats = npt.NDArray[np.float32]
 

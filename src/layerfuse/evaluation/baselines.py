@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores
-from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample
+from layerfuse.evaluation.nested import (
+    OutOfFold,
+    PlanStrategy,
+    TrainingSample,
+    decide_out_of_fold,
+)
+from layerfuse.heads.linear import logistic_model
 from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Plan, Rows
-from layerfuse.probing.probe import fit_logistic
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Decisions, Targets
 
-if TYPE_CHECKING:
-    from sklearn.pipeline import Pipeline
+Floats = npt.NDArray[np.float64]
 
 _WORD = r"(?u)\S+"  # any run of non-space characters, so that only empty texts hold none
 
@@ -151,60 +155,66 @@ def run_baselines(
             model = sample.fit(plan, training.blocks, targets)
         else:
             model = sample.fit(plan, sample.blocks, sample.targets)
-        return targets.space.decide(model.logits(test[1]))
+        space = targets.space.tuned(nested[keys[plan]].logits, sample.targets)
+        return space.decide(model.logits(test[1]))
 
+    keys = {plan: strategy.key for strategy, plan in reversed(plans.items())}
     distinct = list(dict.fromkeys(plans.values()))
     predicted = parallel_map(predict, distinct, sample.n_jobs)
     predicted = track(predicted, "baselines", len(distinct), "baselines", reporter)
     decisions = dict(zip(distinct, predicted, strict=True))
+    words = tfidf_out_of_fold(in_sample, sample.targets, folds, sample.n_jobs)
+    fold_of = np.zeros(len(in_sample), dtype=np.intp)
+    for number, (_, held) in enumerate(folds):
+        fold_of[held] = number
     majority, tfidf = None, None
     if test is not None:
-        majority = np.full(len(test[0]), targets.most_frequent[0])
-        tfidf = _tfidf(texts, targets, test[0])
-    most = np.full(len(in_sample), targets.most_frequent[0])
-    words = _tfidf_out_of_fold(in_sample, sample.targets, folds, sample.n_jobs)
+        majority = np.repeat(targets.most_frequent[:1], len(test[0]), axis=0)
+        space = targets.space.tuned(words, sample.targets)
+        tfidf = space.decide(tfidf_proba(texts, targets, test[0]))
+    most = np.repeat(targets.most_frequent[:1], len(in_sample), axis=0)
     baselines = [
         Baseline("majority", None, None, most, majority),
-        Baseline("tfidf", None, None, words, tfidf),
+        Baseline("tfidf", None, None, decide_out_of_fold(words, fold_of, sample.targets), tfidf),
     ]
     for strategy, plan in plans.items():
-        own = targets.space.decide(nested[strategy.key].logits)
+        own = nested[strategy.key].decide(sample.targets)
         baselines.append(
             Baseline(strategy.name, plan.blocks[0].encoder, plan, own, decisions[plan])
         )
     return baselines
 
 
-def fit_tfidf(texts: Sequence[str], codes: Rows) -> Pipeline:
-    """TF-IDF of words with multinomial logistic regression (C=10), fitted."""
+def tfidf_proba(texts: Sequence[str], targets: Targets, others: Sequence[str]) -> Floats:
+    """Probabilities (n_others, n_outputs) by TF-IDF of words with logistic regression (C=10).
+
+    They are shares of rows where no text has a word.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
     words = TfidfVectorizer(sublinear_tf=True, token_pattern=_WORD)
-    model = LogisticRegression(C=10.0, max_iter=1000, tol=1e-3)
-    fit_logistic(model, words.fit_transform(texts), codes)
-    return make_pipeline(words, model)
-
-
-def _tfidf(texts: Sequence[str], targets: Targets, others: Sequence[str]) -> Decisions:
     try:
-        return np.asarray(fit_tfidf(texts, targets.codes).predict(others))
+        known = words.fit_transform(texts)
     except ValueError as error:  # no text holds a word
         if "empty vocabulary" not in str(error):
             raise
-        return np.full(len(others), targets.most_frequent[0])
+        return np.tile(targets.counts / len(targets), (len(others), 1))
+    model = logistic_model(targets.space, tol=1e-3)
+    model.fit(10.0, known, targets, None)
+    return model.proba(words.transform(others), targets.space.n_outputs)
 
 
-def _tfidf_out_of_fold(
-    texts: Sequence[str], targets: Targets, folds: Folds, n_jobs: int | None
-) -> Decisions:
-    def predict(fold: tuple[Rows, Rows]) -> Decisions:
+def tfidf_out_of_fold(
+    texts: Sequence[str], targets: Targets, folds: Folds, n_jobs: int | None = 1
+) -> Floats:
+    """Such probabilities (n, n_outputs) of rows, by models of the other folds."""
+
+    def predict(fold: tuple[Rows, Rows]) -> Floats:
         rows, held = fold
         known = [texts[row] for row in rows]
-        return _tfidf(known, targets[rows], [texts[row] for row in held])
+        return tfidf_proba(known, targets[rows], [texts[row] for row in held])
 
-    decisions = targets.most_frequent
+    proba = np.tile(targets.counts / len(targets), (len(targets), 1))
     for (_, held), own in zip(folds, parallel_map(predict, folds, n_jobs), strict=True):
-        decisions[held] = own
-    return decisions
+        proba[held] = own
+    return proba

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.labels import Column
 from layerfuse.metrics import Estimate
 from layerfuse.model_selection import SearchSpace, check_search, search
 from layerfuse.parallel import parallel_map
@@ -19,7 +20,7 @@ from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.resources import Budget
 from layerfuse.selection import AUTO, CostBudget, check_selection, resolve_selection
-from layerfuse.targets import Column, Targets
+from layerfuse.targets import Targets
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Shares of the labels that a curve is measured at."""
@@ -28,6 +29,7 @@ METHODS = ("last_layer", "best_block", "fusion")
 """What is compared at each share."""
 
 _PER_CLASS = 4  # rows of each class in a draw, at least
+_FOLDS = 3  # of a draw, for thresholds
 _RESAMPLES, _CHUNK = 2000, 100
 _QUANTILES = (0.025, 0.975)
 _FIVE_BLOCKS = CostBudget(Budget(blocks=5), {})
@@ -61,11 +63,16 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Points by increasing number of labels, and the number of training and of test rows."""
+    """Points by increasing number of labels, and the number of training and of test rows.
+
+    ``metric`` is what the points measure: accuracy, or micro-F1 where texts have any number of
+    labels.
+    """
 
     points: tuple[CurvePoint, ...]
     n_train: int
     n_test: int
+    metric: str = "accuracy"
 
     @property
     def largest_gain(self) -> CurvePoint:
@@ -201,13 +208,14 @@ def learning_curve(
     }
     held = np.arange(len(targets), len(targets) + len(truth))
 
-    def measure(job: tuple[Rows, Mapping[str, Plan]]) -> npt.NDArray[np.bool_]:
+    def measure(job: tuple[Rows, Mapping[str, Plan]]) -> Floats:
         rows, by_method = job
-        own, correct = targets[rows].weighted(class_weight), {}
+        own, parts = targets[rows].weighted(class_weight), {}
         for plan in dict.fromkeys(by_method.values()):
             logits = predict_held(plan, joined, own, rows, held, seed=seed)
-            correct[plan] = truth.correct(truth.space.decide(logits))
-        return np.array([correct[by_method[method]] for method in METHODS])
+            space = own.space.tuned_by(lambda: _out_of_fold(plan, joined, own, rows, seed), own)  # noqa: B023
+            parts[plan] = truth.parts(space.decide(logits))
+        return np.array([parts[by_method[method]] for method in METHODS])
 
     measured = parallel_map(measure, zip(jobs, plans, strict=True))
     results = list(track(measured, "training", len(jobs), "draws", reporter))
@@ -215,10 +223,22 @@ def learning_curve(
     points, start = [], 0
     for n_rows, (share, draws) in drawn.items():
         own = slice(start, start + len(draws))
-        correct = np.array(results[own])
-        points.append(_measure_point(share, n_rows, plans[own], correct, drawn_tests, seed))
+        parts = np.array(results[own])
+        points.append(_measure_point(share, n_rows, plans[own], parts, drawn_tests, seed))
         start += len(draws)
-    return LearningCurve(tuple(reversed(points)), len(targets), len(truth))
+    metric = targets.space.metric
+    return LearningCurve(tuple(reversed(points)), len(targets), len(truth), metric)
+
+
+def _out_of_fold(
+    plan: Plan, coordinates: Blocks, targets: Targets, rows: Rows, seed: int
+) -> Floats:
+    """Logits (n_rows, n_outputs) of the rows of a draw by models that had not seen them."""
+    logits = np.zeros((len(rows), targets.space.n_outputs), dtype=np.float32)
+    for known, held in targets.folds(_FOLDS, seed):
+        own = predict_held(plan, coordinates, targets[known], rows[known], rows[held], seed=seed)
+        logits[held] = own
+    return logits
 
 
 def _draw(
@@ -287,19 +307,22 @@ def _measure_point(
     share: float,
     n_rows: int,
     plans: Sequence[Mapping[str, Plan]],
-    correct: npt.NDArray[np.bool_],
+    parts: Floats,
     drawn_tests: Sequence[Floats],
     seed: int,
 ) -> CurvePoint:
-    """``correct`` (repeats, methods, n_test) says which test rows were right in each draw."""
-    count, _, n_test = correct.shape
-    rows = correct.reshape(-1, n_test).astype(np.float32)
-    resampled = np.concatenate([rows @ chunk.T for chunk in drawn_tests], axis=1) / n_test
+    """``parts`` (repeats, methods, n_test, 2) are those of the metric in each draw."""
+    count, _, n_test, _ = parts.shape
+    hits, sizes = (parts[..., place].reshape(-1, n_test) for place in range(2))
+    resampled = np.concatenate(
+        [(hits @ chunk.T) / np.maximum(sizes @ chunk.T, 1) for chunk in drawn_tests], axis=1
+    )
     # The same repeats for every method, drawn beside the test rows.
     random = np.random.default_rng([seed, n_rows])
     repeats = random.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
     means = np.einsum("rmb,br->mb", resampled.reshape(count, len(METHODS), -1), repeats)
-    accuracy = correct.mean(axis=2)  # (repeats, methods)
+    sums = parts.sum(axis=2, dtype=np.float64)
+    accuracy = sums[..., 0] / np.maximum(sums[..., 1], 1)  # (repeats, methods)
     last, best, fusion = accuracy.mean(axis=0)
     draws = tuple(
         Draw(repeat, by_method, dict(zip(METHODS, accuracy[repeat].tolist(), strict=True)))

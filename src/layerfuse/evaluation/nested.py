@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScores
-from layerfuse.calibration import TemperatureCalibrator, fit_calibration
+from layerfuse.calibration import fit_calibration
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.model_selection import Folds, SearchResult, SearchSpace, search
 from layerfuse.parallel import parallel_map
@@ -30,7 +30,7 @@ from layerfuse.pipeline import (
 )
 from layerfuse.probing import Axes, ClassCentroids, ProbeResults, probe_rows
 from layerfuse.progress import SILENT, Reporter, track
-from layerfuse.targets import Targets
+from layerfuse.targets import Decisions, Targets
 
 PlanStrategy: TypeAlias = Callable[[SearchResult, BlockScores], Plan]
 """A way to arrive at a plan from the search and the scores of a fold's training rows."""
@@ -47,6 +47,20 @@ _PART_ROWS = 16_384  # rows beyond the sample that are in memory at once
 def nested_plan(result: SearchResult, scores: BlockScores) -> Plan:
     """The plan that the search found in the fold."""
     return result.plan
+
+
+def decide_out_of_fold(
+    scores: npt.NDArray[np.floating], fold_of: Rows, targets: Targets
+) -> Decisions:
+    """Decisions by scores (n, n_outputs) of models that had not seen the row.
+
+    Where the space has thresholds, those of each fold come from the rows of the others.
+    """
+    decisions = targets.space.decide(scores)
+    for fold in np.unique(fold_of):
+        others, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        decisions[held] = targets.space.tuned(scores[others], targets[others]).decide(scores[held])
+    return decisions
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,16 @@ class OutOfFold:
         self.plan_of[rows] = len(self.plans)
         self.plans.append(plan)
 
+    def decide(self, targets: Targets, scores: npt.ArrayLike | None = None) -> Decisions:
+        """Decisions by scores (n, n_outputs), logits by default.
+
+        Where the space has thresholds, those of each fold come from the rows of the others.
+        """
+        table = self.logits if scores is None else np.asarray(scores)
+        return decide_out_of_fold(table, self.plan_of, targets)
+
     def calibrated(self, calibration: str | None, targets: Targets) -> npt.NDArray[np.float64]:
-        """Probabilities (n, n_outputs), with one temperature for each kind of model."""
+        """Probabilities (n, n_outputs), with one calibration for each kind of model."""
         proba = np.zeros(self.logits.shape)
         kinds = [(plan.fusion, plan.head) for plan in self.plans]
         for kind in dict.fromkeys(kinds):
@@ -145,7 +167,8 @@ class TrainingSample:
             if blocks is not self.blocks:
                 every = {block: coordinates(block, slice(None), blocks) for block in plan.blocks}
             model = train(plan, every, targets, seed=self.space.seed, search=penalty)
-        return FusedModel(tuple(axes.values()), model, TemperatureCalibrator(), targets.space)
+        calibrator = fit_calibration(None, (), targets)  # none yet
+        return FusedModel(tuple(axes.values()), model, calibrator, targets.space)
 
     def analyze(
         self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
 from layerfuse.evaluation.baselines import Baseline
-from layerfuse.metrics import Estimate, PairedDifference, paired_difference, share_interval
+from layerfuse.metrics import Estimate, PairedDifference, share_interval
 from layerfuse.pipeline import Floats, Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.targets import Decisions, Targets
@@ -26,7 +26,11 @@ _PROBE_ROWS, _PROBE_DIMS = 1000, 50  # of the training and of the test rows; of 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy with its 95% interval and macro-F1, as shares from 0 to 1."""
+    """Accuracy with its 95% interval and macro-F1, as shares from 0 to 1.
+
+    Where texts have any number of labels, ``accuracy`` is micro-F1 here and in what follows from it
+    (`VerdictSummary.metric`).
+    """
 
     accuracy: Estimate
     macro_f1: float
@@ -58,14 +62,13 @@ class Rows:
     def compare(self, decisions: Decisions) -> BaselineScore:
         """The score of a baseline's decisions (n,)."""
         own = self._score(decisions)
-        correct, others = map(self.targets.correct, (self.decisions, decisions))
-        gain = paired_difference(correct, others, seed=self.seed)
+        gain = self.targets.compare(self.decisions, decisions, seed=self.seed)
         return BaselineScore(own.accuracy, own.macro_f1, gain)
 
     def _score(self, decisions: Decisions) -> Score:
-        certain = Targets(self.targets.space, decisions).matrix
-        measured = self.targets.evaluate(certain, seed=self.seed)
-        return Score(measured.accuracy, measured.macro_f1.value)
+        certain = self.targets.space.targets(decisions).matrix
+        measured = self.targets.evaluate(certain, decisions, seed=self.seed)
+        return Score(measured.headline, measured.macro_f1.value)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class VerdictSummary:
     intervals on ``rows`` are above 0. ``against`` is the block of that last layer, ``gain`` the
     pipeline's accuracy minus its own, ``time_ratio`` the pipeline's time per text over its own.
     ``recommended`` is the cheapest baseline that costs less than the pipeline and is not
-    significantly worse in nested resampling, or ``"pipeline"``.
+    significantly worse in nested resampling, or ``"pipeline"``. ``metric`` says what is compared:
+    accuracy, or micro-F1 where texts have any number of labels.
     """
 
     sentence: str
@@ -142,6 +146,7 @@ class VerdictSummary:
     rows: Literal["cv", "test"]
     recommended: str
     time_ratio: float | None
+    metric: str
 
     @property
     def comparison(self) -> str:
@@ -267,6 +272,7 @@ def judge(
         rows=where,
         recommended="pipeline" if cheapest is None else cheapest.name,
         time_ratio=ratio,
+        metric=cv.targets.space.metric,
         comparisons=comparisons,
         cv=cv.score,
         test=None if test is None else test.score,
@@ -278,10 +284,9 @@ def judge(
 def _headline(rows: Rows, where: str, plan: Plan, better: Sequence[BaselineComparison]) -> str:
     """What the classifier gets right, and the best of the baselines that get more right."""
     own = rows.score.accuracy
-    of_100 = 100 if own.value == 1 else min(99, round(100 * own.value))
     kind = "test texts" if where == "test" else "training texts, held out in turn"
     said = (
-        f"{_name_of(plan)} gets {of_100} of 100 texts right: {_percent(own.value)} "
+        f"{_name_of(plan)} {rows.targets.space.headline(own.value)} "
         f"(95% interval {100 * own.low:.1f} to {100 * own.high:.1f}) of {len(rows):,} {kind}"
     )
     if not better:
@@ -396,9 +401,10 @@ def measure_gap(cv: Rows, test: Rows, blocks: Sequence[tuple[Floats, Floats]]) -
         if told_apart.low <= 0.5:
             kind = "texts look alike"
         sentence = (
-            f"Test accuracy is significantly {where} than nested cross-validation on training rows "
-            f"({_percent(nested.value)}): {signed(100 * value)} points (95% interval "
-            f"{signed(100 * low)} to {signed(100 * high)}). Between training and test rows, "
+            f"Test {cv.targets.space.metric} is significantly {where} than nested "
+            f"cross-validation on training rows ({_percent(nested.value)}): "
+            f"{signed(100 * value)} points (95% interval {signed(100 * low)} to "
+            f"{signed(100 * high)}). Between training and test rows, "
             f"{shares} (p = {p_value:.2g}) and {kind}: a probe tells them apart for "
             f"{100 * told_apart.value:.0f} of 100 (a guess: 50)."
         )

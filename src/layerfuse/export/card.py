@@ -8,9 +8,9 @@ from pathlib import Path
 
 from layerfuse.bundle import Bundle, EncoderSpec
 from layerfuse.data import ENCODERS
-from layerfuse.metrics import Evaluation
+from layerfuse.metrics import Evaluation, LabelSetEvaluation
 from layerfuse.report.run_report import RunReport
-from layerfuse.report.tables import interval, percent, plural
+from layerfuse.report.tables import interval, percent, plural, sentence_case
 
 _BAR = 30  # characters
 _MOST_CLASSES = 50
@@ -34,7 +34,10 @@ def make_card(repository: str, bundle: Bundle, report: RunReport | None) -> str:
     if report is not None and measured is not None:
         split = "train" if report.test is None else report.data.test_split
         name = report.settings.data.removeprefix("hub:") if "hub:" in report.settings.data else None
-        for kind, title, value in _metrics(measured):
+        for kind, title, value in (
+            (bundle.space.metric.casefold(), sentence_case(bundle.space.metric), measured.headline),
+            ("f1", "Macro-F1", measured.macro_f1),
+        ):
             results.append(
                 EvalResult(
                     task_type="text-classification",
@@ -43,7 +46,7 @@ def make_card(repository: str, bundle: Bundle, report: RunReport | None) -> str:
                     dataset_split=split,
                     metric_type=kind,
                     metric_name=f"{title}, {report.rows_in_words}",
-                    metric_value=round(value, 4),
+                    metric_value=round(value.value, 4),
                 )
             )
     data = ModelCardData(
@@ -57,13 +60,11 @@ def make_card(repository: str, bundle: Bundle, report: RunReport | None) -> str:
     return f"---\n{data.to_yaml()}\n---\n" + "\n".join(_page(repository, bundle, report, measured))
 
 
-def _metrics(measured: Evaluation) -> Iterator[tuple[str, str, float]]:
-    yield "accuracy", "Accuracy", measured.accuracy.value
-    yield "f1", "Macro-F1", measured.macro_f1.value
-
-
 def _page(
-    repository: str, bundle: Bundle, report: RunReport | None, measured: Evaluation | None
+    repository: str,
+    bundle: Bundle,
+    report: RunReport | None,
+    measured: Evaluation | LabelSetEvaluation | None,
 ) -> Iterator[str]:
     classes = [str(label) for label in bundle.space.classes.tolist()]
     yield f"# {repository.rpartition('/')[2]}\n"
@@ -89,7 +90,8 @@ def _page(
         rows = "training rows, out of fold" if report is None else report.rows_in_words
         yield f"## How good it is\n\nOn {plural(measured.n, 'row')} ({rows}):\n"
         yield "| metric | value | 95% interval |\n| --- | ---: | ---: |"
-        for title, each in (("accuracy", measured.accuracy), ("macro-F1", measured.macro_f1)):
+        pairs = ((bundle.space.metric, measured.headline), ("macro-F1", measured.macro_f1))
+        for title, each in pairs:
             yield f"| {title} | {percent(each.value)} | {interval(each.low, each.high)} |"
         ece = measured.ece
         yield f"| calibration error | {percent(ece.value)} | {interval(ece.low, ece.high)} |\n"

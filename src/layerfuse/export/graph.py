@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoders.architecture import Architecture, Batch, accepted, pool_layers
 from layerfuse.errors import ConfigError
 from layerfuse.export.protocol import projections
@@ -74,7 +75,9 @@ class PipelineGraph(torch.nn.Module):
             for block, axes in zip(self._model.blocks, projections(self._model), strict=True)
         ]
         logits = self._head(self._fuse(coordinates)).double()
-        return torch.softmax(logits / self._model.calibrator.temperature, dim=1).float()
+        calibrator = self._model.calibrator
+        assert isinstance(calibrator, TemperatureCalibrator)  # others are refused before
+        return torch.softmax(logits / calibrator.temperature, dim=1).float()
 
 
 def head_function(head: Head) -> Function:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from layerfuse.blocks import BlockRef
+from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoders.architecture import Architecture, find_architecture, text_stack
 from layerfuse.encoders.pretrained import load_tokenizer, load_whole, quiet
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
@@ -200,7 +201,9 @@ def _affine_map(model: FusedModel, chosen: Sequence[BlockRef]) -> tuple[Floats, 
 
 def _write_classifier(model: FusedModel, folder: Path) -> None:
     """Classes, and for a linear head its weights: softmax(weight @ embedding + bias)."""
-    head, temperature = model.model.head, model.calibrator.temperature
+    head, calibrator = model.model.head, model.calibrator
+    assert isinstance(calibrator, TemperatureCalibrator)  # others are refused before
+    temperature = calibrator.temperature
     write_json(folder / "classes.json", {"classes": model.space.classes.tolist()})
     if isinstance(head, LinearHead):
         arrays = {"weight": head.coef.T / temperature, "bias": head.intercept / temperature}

@@ -39,6 +39,7 @@ class Voting(FusionKind):
     """See `VotingFusion`. Its head passes the log probabilities on."""
 
     name = VotingFusion.name
+    links = ("softmax",)
     brings_head = True
     no_residual = _NO_RESIDUAL
 

@@ -77,6 +77,7 @@ class _LearnedKind(FusionKind):
     rows (`layerfuse.heads.optimizer.train`). The classifier comes with the fusion as its head.
     """
 
+    links = ("softmax",)
     brings_head = True
     rate = 1e-3  # of learning
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from layerfuse.heads import Floats, LinearHead
+from layerfuse.heads import ANY_LINK, Floats, LinearHead
 from layerfuse.targets import Targets
 
 RESIDUAL = "+residual"
@@ -61,6 +61,7 @@ class FusionKind(ABC):
     """
 
     name: str  # in `FUSIONS`
+    links: tuple[str, ...] = ANY_LINK  # of targets that it can be fitted to
     brings_head: bool = False  # whether the fusion comes with a head, so that none can be chosen
     no_residual: str | None = None  # why there is no residual form, or None where there is one
 
@@ -108,6 +109,7 @@ class _ResidualKind(FusionKind):
         self.operation = operation
         self.name = operation.name + RESIDUAL
         self.brings_head = operation.brings_head
+        self.links = operation.links
 
     def fit(self, inputs: FusionInputs, *, residual: bool = True) -> FittedFusion:
         own = self.operation.fit(inputs, residual=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from layerfuse.files import take_tensor
 from layerfuse.heads.linear import RidgeHead
-from layerfuse.heads.protocol import Floats
+from layerfuse.heads.protocol import ANY_LINK, Floats
 from layerfuse.targets import Targets
 
 _LANDMARKS = 2048
@@ -31,6 +31,7 @@ class KernelHead:
     """
 
     kind: ClassVar[str] = "kernel"
+    links: ClassVar[tuple[str, ...]] = ANY_LINK
     landmarks: Floats
     scale: Floats
     linear: RidgeHead

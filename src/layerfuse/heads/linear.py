@@ -1,15 +1,16 @@
-"""Linear heads: ridge regression on the target matrix, and multinomial logistic regression."""
+"""Linear heads: ridge regression on the target matrix, and logistic regression."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from layerfuse.files import take_tensor
-from layerfuse.heads.protocol import UNSEEN_CLASS_LOGIT, Floats
+from layerfuse.heads.protocol import ANY_LINK, UNSEEN_CLASS_LOGIT, Floats
 from layerfuse.probing.probe import fit_logistic
 from layerfuse.probing.ridge import (
     LeaveOneOut,
@@ -17,11 +18,12 @@ from layerfuse.probing.ridge import (
     leave_one_out,
     weight_rows,
 )
-from layerfuse.targets import Rows, Targets
+from layerfuse.targets import LabelSpace, Rows, Targets
 
 if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
+    from scipy.sparse import csr_matrix
 
+Features: TypeAlias = "Floats | csr_matrix"
 
 _FOLDS = 3
 _SEARCH_DIMS = 256
@@ -39,6 +41,7 @@ class LinearHead:
     """
 
     kind: ClassVar[str] = "linear"
+    links: ClassVar[tuple[str, ...]] = ANY_LINK
     coef: Floats
     intercept: Floats
     penalty: float = 0.0
@@ -110,43 +113,147 @@ def ridge_leave_one_out(X: Floats, targets: Targets) -> LeaveOneOut:
 
 
 class LogisticHead(LinearHead):
-    """Multinomial logistic regression; the penalty by the log loss over stratified folds."""
+    """Logistic regression, multinomial where each row has one label; the penalty by the log loss
+    over stratified folds.
+    """
 
     kind = "logistic"
 
     @classmethod
     def fit(cls, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Self:
-        present = np.flatnonzero(targets.counts)
-        if len(present) == 1:  # within a fold of few rows: nothing is told apart
-            intercept = np.full(targets.space.n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
-            intercept[present] = 0.0
-            return cls(np.zeros((X.shape[1], len(intercept)), np.float32), intercept, penalty)
-        model = fit_logistic(_logistic(1.0 / penalty), X, targets.codes, targets.unit_weights)
-        own_coef, own_intercept = model.coef_, model.intercept_
-        if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
-            own_coef, own_intercept = (
-                np.concatenate([-part, part]) / 2 for part in (own_coef, own_intercept)
-            )
-        # A class without a row here (a rare one, within a fold) is never predicted.
-        coef = np.zeros((X.shape[1], targets.space.n_outputs), dtype=np.float32)
-        intercept = np.full(targets.space.n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
-        coef[:, model.classes_], intercept[model.classes_] = own_coef.T, own_intercept
-        return cls(coef, intercept, penalty)
+        model = logistic_model(targets.space)
+        model.fit(1.0 / penalty, X, targets, targets.unit_weights)
+        return cls(*model.arrays(targets.space.n_outputs), penalty)
 
     @classmethod
     def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
         # The penalty is the same for rotated features, and small directions hardly matter.
         rotated = decompose(X).rotated[:, :_SEARCH_DIMS]
-        # Constant features fit alike at any penalty; folds need two classes of two rows or more.
-        if not rotated.shape[1] or np.count_nonzero(targets.counts >= 2) < 2:
+        # Constant features fit alike at any penalty.
+        if not rotated.shape[1] or not targets.can_fold:
             return 1.0 / _GRID[0]
         return 1.0 / _search_c(rotated, targets, seed)
 
 
-def _logistic(C: float, *, warm_start: bool = False) -> LogisticRegression:
-    from sklearn.linear_model import LogisticRegression
+class _Softmax:
+    """Multinomial logistic regression; each fit starts where the one before ended."""
 
-    return LogisticRegression(C=C, max_iter=1000, tol=1e-4, warm_start=warm_start)
+    def __init__(self, tol: float) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.model = LogisticRegression(max_iter=1000, tol=tol, warm_start=True)
+        self.only: Rows | None = None
+        self.dim = 0
+
+    def fit(self, C: float, X: Features, targets: Targets, weights: Floats | None) -> None:
+        present = np.flatnonzero(targets.counts)
+        self.only = present if len(present) == 1 else None  # within a fold of few rows
+        if self.only is None:
+            fit_logistic(self.model.set_params(C=C), X, targets.codes, weights)
+        self.dim = X.shape[1]
+
+    def proba(self, X: Features, n_outputs: int) -> npt.NDArray[np.float64]:
+        """Probabilities (n, n_outputs)."""
+        proba = np.zeros((X.shape[0], n_outputs))
+        if self.only is None:
+            proba[:, self.model.classes_] = self.model.predict_proba(X)
+        else:
+            proba[:, self.only] = 1.0
+        return proba
+
+    def log_likelihood(self, X: Features, targets: Targets) -> npt.NDArray[np.float64]:
+        """Of each row, (n,)."""
+        proba = self.proba(X, targets.space.n_outputs)
+        # Per row first: one output is not 0.
+        return np.asarray((targets.matrix * np.log(np.maximum(proba, 1e-12))).sum(axis=1))
+
+    def arrays(self, n_outputs: int) -> tuple[Floats, Floats]:
+        """Coefficients (dim, n_outputs) and intercepts (n_outputs,)."""
+        # A class without a row here (a rare one, within a fold) is never predicted.
+        coef = np.zeros((self.dim, n_outputs), dtype=np.float32)
+        intercept = np.full(n_outputs, UNSEEN_CLASS_LOGIT, dtype=np.float32)
+        if self.only is not None:
+            intercept[self.only] = 0.0
+            return coef, intercept
+        own_coef, own_intercept = self.model.coef_, self.model.intercept_
+        if len(own_coef) == 1:  # scikit-learn keeps one row, a sigmoid; as two it is a softmax
+            own_coef, own_intercept = (
+                np.concatenate([-part, part]) / 2 for part in (own_coef, own_intercept)
+            )
+        classes = self.model.classes_
+        coef[:, classes], intercept[classes] = own_coef.T, own_intercept
+        return coef, intercept
+
+
+class _Sigmoid:
+    """A logistic regression for each label, all in one solve.
+
+    L-BFGS on the sum of the losses, in columns that are scaled by the bound of the Hessian's
+    diagonal (Böhning and Lindsay, 1988), so that a step is as long for each.
+    """
+
+    def __init__(self, tol: float) -> None:
+        self.tol = tol
+        self.weights: npt.NDArray[np.float64] | None = None  # (dim + 1, n_labels)
+
+    def fit(self, C: float, X: Features, targets: Targets, weights: Floats | None) -> None:
+        from scipy.optimize import minimize
+        from scipy.special import expit
+
+        Y, n = targets.matrix, X.shape[0]
+        dim, k = X.shape[1], targets.space.n_outputs
+        share = np.ones((n, 1), np.float32) if weights is None else weights[:, None]
+        products = X * X if isinstance(X, np.ndarray) else X.multiply(X)
+        squares = np.append(np.asarray(products.sum(axis=0, dtype=np.float64)).ravel(), n)
+        scale = np.sqrt((squares / 4 + np.append(np.full(dim, 1 / C), 0.0)) / n)[:, None]
+
+        def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+            W = flat.reshape(dim + 1, k) / scale
+            Z = X @ W[:-1].astype(np.float32) + W[-1].astype(np.float32)
+            value = float((share * (np.logaddexp(0, Z) - Y * Z)).sum(dtype=np.float64))
+            residuals = share * (expit(Z) - Y)
+            slope = np.vstack([X.T @ residuals + W[:-1] / C, residuals.sum(axis=0)])
+            value += float(np.square(W[:-1]).sum()) / (2 * C)
+            return value / n, (slope / scale / n).ravel()
+
+        start = np.zeros((dim + 1, k)) if self.weights is None else self.weights
+        found = minimize(
+            loss, (start * scale).ravel(), method="L-BFGS-B", jac=True,
+            options={"maxiter": 500, "gtol": self.tol / 10, "ftol": 1e-7},
+        )  # fmt: skip
+        self.weights = found.x.reshape(dim + 1, k) / scale
+        counts = targets.counts  # a label that no row has, or all, is never or always predicted
+        for constant, sign in ((counts == 0, 1), (counts == n, -1)):
+            self.weights[:, constant] = 0.0
+            self.weights[-1, constant] = sign * UNSEEN_CLASS_LOGIT
+
+    def _logits(self, X: Features) -> Floats:
+        coef, intercept = self.arrays(0)
+        return np.asarray(X @ coef + intercept)
+
+    def proba(self, X: Features, n_outputs: int) -> npt.NDArray[np.float64]:
+        """Probabilities (n, n_labels)."""
+        from scipy.special import expit
+
+        return np.asarray(expit(self._logits(X).astype(np.float64)))
+
+    def log_likelihood(self, X: Features, targets: Targets) -> npt.NDArray[np.float64]:
+        """Of each row, (n,)."""
+        return -targets.log_loss(self._logits(X))
+
+    def arrays(self, n_outputs: int) -> tuple[Floats, Floats]:
+        """Coefficients (dim, n_labels) and intercepts (n_labels,)."""
+        assert self.weights is not None
+        found = self.weights.astype(np.float32)
+        return found[:-1], found[-1]
+
+
+_MODELS: dict[str, type[_Softmax] | type[_Sigmoid]] = {"softmax": _Softmax, "sigmoid": _Sigmoid}
+
+
+def logistic_model(space: LabelSpace, tol: float = 1e-4) -> _Softmax | _Sigmoid:
+    """A logistic regression for the targets of a space, not fitted."""
+    return _MODELS[space.link_name](tol)
 
 
 def _search_c(X: Floats, targets: Targets, seed: int) -> float:
@@ -154,20 +261,17 @@ def _search_c(X: Floats, targets: Targets, seed: int) -> float:
     through the lowest three; the grid is left once the loss has risen.
     """
     weights = targets.unit_weights
-    folds = [fold for fold in targets.folds(_FOLDS, seed) if np.ptp(targets.codes[fold[0]])]
+    folds = [fold for fold in targets.folds(_FOLDS, seed) if targets[fold[0]].varies]
     if not folds:  # each would learn a single class
         return _GRID[0]
-    models = [_logistic(_GRID[0], warm_start=True) for _ in folds]
+    models = [logistic_model(targets.space) for _ in folds]
     losses: list[float] = []
     for C in _GRID:
         loss = 0.0
         for model, (train, held) in zip(models, folds, strict=True):
             own = None if weights is None else weights[train]
-            fit_logistic(model.set_params(C=C), X[train], targets.codes[train], own)
-            proba = np.full((len(held), targets.space.n_outputs), np.exp(UNSEEN_CLASS_LOGIT))
-            proba[:, model.classes_] = model.predict_proba(X[held])
-            # Per row first: one output is not 0.
-            terms = (targets[held].matrix * np.log(np.maximum(proba, 1e-12))).sum(axis=1)
+            model.fit(C, X[train], targets[train], own)
+            terms = model.log_likelihood(X[held], targets[held])
             loss -= float((terms if weights is None else terms * weights[held]).sum())
         losses.append(loss)
         if loss > min(losses):

@@ -35,6 +35,7 @@ class MlpHead:
     """
 
     kind: ClassVar[str] = "mlp"
+    links: ClassVar[tuple[str, ...]] = ("softmax",)
     weights: tuple[Floats, Floats, Floats]
     biases: tuple[Floats, Floats, Floats]
     penalty: float = 0.0

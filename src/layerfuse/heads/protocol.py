@@ -12,6 +12,9 @@ from layerfuse.targets import Targets
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
+ANY_LINK = ("softmax", "sigmoid")
+"""Links of one label a row, and of any number."""
+
 UNSEEN_CLASS_LOGIT = -30.0
 """The logit of a class without a training row."""
 
@@ -44,6 +47,10 @@ class HeadKind(Protocol):
     @property
     def kind(self) -> str:
         """Its name in `HEADS`."""
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The links (`LabelSpace.link_name`) of the targets that it can be fitted to."""
 
     def fit(self, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Head:
         """Fit a head; see `fit_head`."""

@@ -13,6 +13,7 @@ from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScore, BlockScores
 from layerfuse.errors import DataError, check_choice
 from layerfuse.files import take_tensor
 from layerfuse.groups import standard_error
+from layerfuse.labels import Column
 from layerfuse.parallel import parallel_map
 from layerfuse.probing.centroids import ClassCentroids
 from layerfuse.probing.ridge import (
@@ -23,7 +24,7 @@ from layerfuse.probing.ridge import (
     weight_rows,
 )
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.targets import Column, Decisions, Targets
+from layerfuse.targets import Decisions, Targets
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -204,7 +205,9 @@ def probe_blocks(
     Weights count in the probe and in its loss.
     """
     check_scorer(scorer)
-    if np.count_nonzero(targets.counts) < 2:
+    if scorer == "logistic":
+        targets.space.check_link(("softmax",), "scorer='logistic'")
+    if not targets.varies:
         raise DataError("There is only one class. Give rows of at least two.")
 
     def probe(block: BlockRef) -> tuple[BlockScore, Axes, Floats]:
@@ -270,7 +273,7 @@ def probe_space(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScor
     if targets.unit_weights is not None:
         space = decompose(weight_rows(space.rotated, targets.unit_weights))
     score, decisions = _ridge(block, space, targets)
-    return replace(score, macro_f1=_macro_f1(targets, decisions))
+    return replace(score, macro_f1=targets.macro_f1(decisions))
 
 
 def _ridge(block: BlockRef, space: Spectrum, targets: Targets) -> tuple[BlockScore, Decisions]:
@@ -285,7 +288,7 @@ def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
 
-    if np.count_nonzero(targets.counts > 1) < 2:
+    if not targets.can_fold:
         raise DataError("The logistic scorer needs two rows of two classes; use scorer='ridge'.")
     Z = space.rotated if len(space.eigenvalues) else np.zeros((len(targets), 1))  # constant
     folds, weights = targets.folds(_FOLDS, seed=0), targets.unit_weights
@@ -295,7 +298,7 @@ def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
         for rows, held in folds:
             model = LogisticRegression(C=C, max_iter=1000)
             own = None if weights is None else weights[rows]
-            fit_logistic(model, Z[rows], targets.codes[rows], own)
+            fit_logistic(model, Z[rows], targets.codes[rows].astype(np.intp, copy=False), own)
             # a class of which all rows are held out is not one of the model's
             proba[np.ix_(held, model.classes_)] = model.predict_proba(Z[held])
         losses = targets.log_loss(np.log(np.maximum(proba, 1e-12)))
@@ -305,7 +308,7 @@ def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
     assert best is not None
     losses, decisions, penalty = best
     score = _score(block, targets, decisions, losses, penalty)
-    return replace(score, macro_f1=_macro_f1(targets, decisions))
+    return replace(score, macro_f1=targets.macro_f1(decisions))
 
 
 def fit_logistic(
@@ -345,12 +348,6 @@ def _score(
         loss_se=standard_error(losses, targets.groups),
         penalty=penalty,
     )
-
-
-def _macro_f1(targets: Targets, decisions: Decisions) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(targets.codes, decisions, average="macro", zero_division=0))
 
 
 SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets], BlockScore]] = {

@@ -139,7 +139,7 @@ def _verdict(report: RunReport) -> Section:
     found = [f"significantly better than {better}"] if better else []
     found += [f"significantly worse than {worse}"] if worse else []
     summary = (
-        "The pipeline's accuracy minus that of each baseline on the same "
+        f"The pipeline's {report.verdict.metric} minus that of each baseline on the same "
         f"{report.rows_in_words}. "
         + (f"It is {', and '.join(found)}." if found else "No difference is significant.")
     )
@@ -229,6 +229,14 @@ def _cost(report: RunReport) -> Section:
 
 def _classes(report: RunReport) -> Section:
     """Confusion matrix, and classes by the number of errors that they take part in."""
+    if report.diagnosis.labels:
+        lead = (
+            f"Recall, precision and F1 of each label on {report.measured.n:,} "
+            f"{report.rows_in_words}. A text has a label from the label's threshold on, which has "
+            "the highest F1 on training rows, out of fold."
+        )
+        table = tables.label_table(report.diagnosis.labels)
+        return Section("classes", "Errors by label", [lead], tables=[table])
     names = report.data.classes
     counts, order = tables.confusion_counts(report.diagnosis.confusion, len(names))
     errors = plural(int(counts.sum() - counts.trace()), "error")
@@ -248,8 +256,8 @@ def _classes(report: RunReport) -> Section:
 def _calibration(report: RunReport) -> Section:
     """Whether probabilities are calibrated."""
     bins, own = report.diagnosis.calibration, report.measured
-    confidence = sum(row.count * row.confidence for row in bins) / own.n
-    gap = confidence - own.accuracy.value
+    total = sum(row.count for row in bins)
+    gap = sum(row.count * (row.confidence - row.accuracy.value) for row in bins) / total
     side = "over-confident" if gap > 0 else "under-confident"
     summary = (
         f"Expected calibration error {100 * own.ece.value:.1f} points (95% interval "
@@ -291,7 +299,7 @@ def _learning_curve(result: CurveResult | None) -> Section | None:
         return None
     curve = result.curve
     chart, table = figures.learning_curves(curve.points), tables.curve_table(curve, result.rows)
-    title = "Accuracy by number of labels"
+    title = f"{sentence_case(curve.metric)} by number of labels"
     figure = Figure("learning", title, sentence_case(result.verdict), chart, table)
     return Section("labels", "Learning curve", figures=[figure])
 

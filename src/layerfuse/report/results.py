@@ -7,11 +7,13 @@ from layerfuse.calibration import AbstentionFigures
 from layerfuse.complementarity import Addition, Pair
 from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
-from layerfuse.metrics import Estimate, Evaluation, PairedDifference
+from layerfuse.metrics import Estimate, Evaluation, LabelSetEvaluation, PairedDifference
 from layerfuse.neighbors import Neighbor
-from layerfuse.report.run_report import ConfusionCell, Model
+from layerfuse.report.run_report import ConfusionCell, LabelFigures, Model
 
 Label = str | bool | int | float
+Labels = Label | tuple[Label, ...]
+"""What a text is predicted as: its label, or all of its labels."""
 
 
 class TrainingData(Model):
@@ -70,14 +72,15 @@ class Prediction(Model):
     """A text, its predicted label and the probability of that label."""
 
     text: str
-    label: Label
-    probability: float
+    label: Labels
+    probability: float | None
+    """None where texts have any number of labels: ``probabilities`` has that of each."""
     abstain: bool | None = None
     """Whether the text goes to a person; None for a classifier that never abstains."""
     labels: tuple[Label, ...] | None = None
     """The conformal set; None for a classifier without a coverage."""
     probabilities: dict[str, float] | None = None
-    """Of every class, where they were asked for."""
+    """Of every class, where they were asked for; of several labels always."""
     neighbors: tuple[Neighbor, ...] | None = None
     """The nearest training texts, where they were asked for."""
 
@@ -125,9 +128,11 @@ class EvaluateResult(Model):
 
     data: str
     split: str | None
-    metrics: Evaluation
+    metrics: Evaluation | LabelSetEvaluation
     classes: tuple[str, ...]
     confusion: tuple[ConfusionCell, ...]
+    labels: tuple[LabelFigures, ...]
+    """In place of the confusion where texts have any number of labels, else empty."""
     abstention: AbstentionFigures | None
     """None for a classifier that never abstains."""
     comparison: RunComparison | None
@@ -139,11 +144,12 @@ class LabelDoubt(Model):
     row: int
     """Its number in the file, counted from 0."""
     id: str | int | float | bool | None
-    label: Label
-    suggested: Label
+    label: Labels
+    suggested: Labels
     score: float
     """How well the label fits, 0 to 1: its out-of-fold probability."""
-    suggested_probability: float
+    suggested_probability: float | None
+    """None where texts have any number of labels."""
     suspect: bool
     """Whether the label is likely wrong, by confident learning."""
     text: str
@@ -155,7 +161,7 @@ class LabelAudit(Model):
     name: str
     rows: int
     accuracy: Estimate
-    """Of the pipeline on these rows, out of fold."""
+    """Of the pipeline on these rows, out of fold; micro-F1 where they have any number of labels."""
     suspects: int
     doubts: tuple[LabelDoubt, ...]
 

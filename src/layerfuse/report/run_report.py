@@ -20,7 +20,7 @@ from layerfuse.evaluation.verdict import (
     VerdictSummary,
 )
 from layerfuse.files import atomic_write
-from layerfuse.metrics import Estimate, Evaluation
+from layerfuse.metrics import Estimate, Evaluation, LabelSetEvaluation
 from layerfuse.model_selection import Trial
 from layerfuse.objects import local_folder
 from layerfuse.resources import EncoderCost, PipelineCost
@@ -182,8 +182,24 @@ class ConfusionCell(Model):
     count: int
 
 
+class LabelFigures(Model):
+    """One of several labels that texts can have: how many rows have it, and are predicted to."""
+
+    label: str
+    rows: int
+    predicted: int
+    hits: int
+    """Rows that have it and are predicted to."""
+    threshold: float
+    """The probability from which a text has it."""
+
+
 class CalibrationBin(Model):
-    """Rows whose largest probability lies in one tenth of 0 to 1."""
+    """Rows whose largest probability lies in one tenth of 0 to 1.
+
+    Where texts have any number of labels: all probabilities of all labels, and as ``accuracy`` the
+    share of them whose text has the label.
+    """
 
     low: float
     high: float
@@ -200,8 +216,9 @@ class HardText(Model):
     label: str
     predicted: str
     confidence: float
-    """Probability of the predicted class."""
+    """Probability of the predicted class; of several labels that of the likeliest error."""
     label_probability: float
+    """Of its own label; of several the lowest probability that one is there or missing."""
     suspect: bool
     """Whether another class is predicted with typical confidence: check the label."""
     text: str
@@ -231,6 +248,8 @@ class Diagnosis(Model):
     """Where the pipeline errs; confusion and calibration are those of the verdict's rows."""
 
     confusion: tuple[ConfusionCell, ...]
+    labels: tuple[LabelFigures, ...]
+    """In place of the confusion where texts have any number of labels, else empty."""
     calibration: tuple[CalibrationBin, ...]
     hardest: HardestTexts
     class_texts: tuple[ClassText, ...]
@@ -293,9 +312,9 @@ class RunReport(Model):
     encoders: tuple[EncoderReport, ...]
     profile: BlockScores
     selection: SelectionReport
-    cv: Evaluation
+    cv: Evaluation | LabelSetEvaluation
     """The pipeline by nested cross-validation on training rows, selection included."""
-    test: Evaluation | None
+    test: Evaluation | LabelSetEvaluation | None
     baselines: tuple[BaselineComparison, ...]
     verdict: VerdictSummary
     gap: GeneralizationGap | None = None
@@ -314,7 +333,7 @@ class RunReport(Model):
     """What was noted along the way: data left out, texts truncated, decisions."""
 
     @property
-    def measured(self) -> Evaluation:
+    def measured(self) -> Evaluation | LabelSetEvaluation:
         """The metrics on the verdict's rows."""
         return self.test if self.test is not None else self.cv
 

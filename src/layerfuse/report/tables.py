@@ -24,6 +24,7 @@ from layerfuse.report.run_report import (
     ConfusionCell,
     Environment,
     HardestTexts,
+    LabelFigures,
     NearDuplicates,
     RunReport,
     SeedRun,
@@ -128,16 +129,17 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
             name = baseline_name(baseline.name, baseline.encoder)
             gain = gain_text(score.gain)
             cells.append((name, *estimate_cells(score.accuracy), percent(score.macro_f1), gain))
-    own = report.measured
+    own, metric = report.measured, report.verdict.metric
     name = f"layerfuse ({plural(len(report.selection.blocks), 'block')})"
-    cells.append((name, *estimate_cells(own.accuracy), percent(own.macro_f1.value), ""))
+    cells.append((name, *estimate_cells(own.headline), percent(own.macro_f1.value), ""))
     if report.test is not None and not short:
         nested = report.cv
-        accuracy = estimate_cells(nested.accuracy)
+        accuracy = estimate_cells(nested.headline)
         cells.append(("nested, training rows", *accuracy, percent(nested.macro_f1.value), ""))
-    caption = f"{'on' if short else 'Accuracy on'} {own.n:,} {report.rows_in_words}"
-    head: tuple[str, ...] = ("pipeline", "accuracy", "95% interval", "macro-F1")
-    head += ("Δ accuracy, points",)
+    start = "on" if short else f"{sentence_case(metric)} on"
+    caption = f"{start} {own.n:,} {report.rows_in_words}"
+    head: tuple[str, ...] = ("pipeline", metric, "95% interval", "macro-F1")
+    head += (f"Δ {metric}, points",)
     strong = [place for place, row in enumerate(cells) if row[0] == name]
     if short:
         head, cells = head[:3] + head[4:], [row[:3] + row[4:] for row in cells]
@@ -174,11 +176,12 @@ def selection_table(report: RunReport) -> Table:
     """The selected blocks in order, what each brought, and nested accuracy after it if measured."""
     selection, cells = report.selection, []
     known = {len(item.blocks): item.cv.accuracy for item in report.baselines if item.is_step}
-    known[len(selection.blocks)] = report.cv.accuracy
+    known[len(selection.blocks)] = report.cv.headline
     for number, block in enumerate(selection.blocks, 1):
         accuracy = estimate_cells(known[number]) if number in known else ("–", "–")
         cells.append((str(number), str(block), f"{selection.gains[number - 1]:.4f}", *accuracy))
-    head = ("step", "added block", "gain in loss", "nested accuracy", "95% interval")
+    nested = f"nested {report.verdict.metric}"
+    head = ("step", "added block", "gain in loss", nested, "95% interval")
     return Table("Selected blocks, in order", head, cells, (0, 2, 3, 4))
 
 
@@ -223,9 +226,10 @@ def cost_table(report: RunReport) -> Table:
         )
         for row in report.pareto
     ]
-    head = ("pipeline", "accuracy", "95% interval", "ms/text", "MB", "dimensions", "front")
+    metric = report.verdict.metric
+    head = ("pipeline", metric, "95% interval", "ms/text", "MB", "dimensions", "front")
     strong = [place for place, row in enumerate(report.pareto) if row.name == "pipeline"]
-    caption = "Accuracy (nested, training rows) and cost"
+    caption = f"{sentence_case(metric)} (nested, training rows) and cost"
     return Table(caption, head, cells, range(1, 6), strong=strong)
 
 
@@ -260,6 +264,24 @@ def class_table(confusion: Iterable[ConfusionCell], names: Sequence[str]) -> Tab
     return Table("Classes, those with most errors first", head, cells, range(1, 7))
 
 
+def label_table(labels: Iterable[LabelFigures]) -> Table:
+    """Errors by label where texts have any number of them, those with most errors first."""
+    cells = []
+    for own in sorted(labels, key=lambda one: 2 * one.hits - one.rows - one.predicted):
+        of_f1 = (2 * own.hits, own.rows + own.predicted)
+        shares = ((own.hits, own.rows), (own.hits, own.predicted), of_f1)
+        cells.append(
+            (
+                *(own.label, f"{own.rows:,}"),
+                *(percent(part / whole if whole else None) for part, whole in shares),
+                *(str(own.rows - own.hits), str(own.predicted - own.hits)),
+                f"{own.threshold:.3f}",
+            )
+        )
+    measures = ("rows", "recall", "precision", "F1", "missed", "false alarms", "threshold")
+    return Table("Labels, those with most errors first", ("label", *measures), cells, range(1, 8))
+
+
 def calibration_table(bins: Sequence[CalibrationBin]) -> Table:
     """Accuracy by confidence."""
     cells = [
@@ -284,7 +306,7 @@ def curve_table(curve: LearningCurve, rows: str) -> Table:
         for point in curve.points
     ]
     head = ("labels", "share", "last layer", "best block", "fusion", "fusion minus last, points")
-    return Table(f"Accuracy on {curve.n_test:,} {rows}", head, cells, range(6))
+    return Table(f"{sentence_case(curve.metric)} on {curve.n_test:,} {rows}", head, cells, range(6))
 
 
 def hardest_table(found: HardestTexts) -> Table:

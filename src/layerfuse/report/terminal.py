@@ -201,7 +201,9 @@ def _render_evaluation(result: EvaluateResult, out: Console) -> None:
             out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
     if result.abstention is not None:
         out.print(tables.abstention_sentence(result.abstention))
-    classes = tables.class_table(result.confusion, result.classes)
+    classes = tables.label_table(result.labels)
+    if not result.labels:
+        classes = tables.class_table(result.confusion, result.classes)
     _print_table(replace(classes, rows=classes.rows[:_MOST_ROWS]), out)
     if result.comparison is not None:
         _print_run_comparison(result.comparison, out)

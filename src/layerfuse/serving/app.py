@@ -10,7 +10,6 @@ import json
 import re
 import signal
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -154,17 +153,21 @@ class Server:
                 model.examples.nearest, predicted.features, model.model.space
             )
             near = [list(map(vars, own)) for own in found]
+        space = model.model.space
+        decisions = space.decide(predicted.proba)
         # Written by hand: validating what was just made costs as much as all the rest.
         predictions = [
             {
-                "label": row[0][0],
-                "probability": row[0][1],
+                "label": label,
+                "probability": certainty,
                 "probabilities": [{"label": k, "probability": p} for k, p in row],
                 "truncated": cut,
                 "abstain": abstain,
                 "neighbors": neighbors,
             }
-            for row, cut, abstain, neighbors in zip(
+            for label, certainty, row, cut, abstain, neighbors in zip(
+                space.names(decisions),
+                space.certainty(predicted.proba, decisions),
                 _ranked(model, predicted, body.top_k),
                 predicted.truncated.tolist(),
                 unsure,
@@ -180,8 +183,10 @@ class Server:
         metrics.texts.labels(name).inc(len(predicted.proba))
         if predicted.truncated.any():
             metrics.truncated.labels(name).inc(int(predicted.truncated.sum()))
-        for index, count in Counter(predicted.proba.argmax(axis=1).tolist()).items():
-            metrics.predicted.labels(name, str(model.info.classes[index])).inc(count)
+        space = model.model.space
+        counts = space.targets(space.decide(predicted.proba)).counts
+        for index in np.flatnonzero(counts).tolist():
+            metrics.predicted.labels(name, str(model.info.classes[index])).inc(int(counts[index]))
 
 
 def _ranked(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt
 
-from layerfuse.metrics import Evaluation
+from layerfuse.metrics import Evaluation, LabelSetEvaluation
 from layerfuse.neighbors import Neighbor
 from layerfuse.report.run_report import Model
 from layerfuse.resources import PipelineCost
@@ -71,8 +71,10 @@ class Probability(Model):
 class Prediction(Model):
     """What one text was predicted as."""
 
-    label: Label
-    probability: float
+    label: Label | tuple[Label, ...]
+    """All of its labels where texts have any number of them."""
+    probability: float | None
+    """Of the label; null where texts have any number of them."""
     probabilities: tuple[Probability, ...]
     """The most probable classes, highest first."""
     truncated: bool
@@ -120,9 +122,9 @@ class ModelInfo(Model):
     classes: tuple[Label, ...]
     blocks: tuple[str, ...]
     encoders: tuple[ServedEncoder, ...]
-    cv: Evaluation | None
+    cv: Evaluation | LabelSetEvaluation | None
     """Nested cross-validation on the training rows."""
-    test: Evaluation | None
+    test: Evaluation | LabelSetEvaluation | None
     cost: PipelineCost | None
     verdict: str | None
 

@@ -1,0 +1,539 @@
+"""Texts that have any number of labels: from a table to the server, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, label_ranking_average_precision_score
+
+from commandline import run, succeed
+from families import VOCABULARY, TinyModels
+from helpers import Notes, build
+from layerfuse import load, load_dataset
+from layerfuse.blocks import BlockRef
+from layerfuse.calibration import PlattCalibrator
+from layerfuse.errors import ConfigError, DataError
+from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.heads import fit_head, search_penalty
+from layerfuse.labels import find_label_sets
+from layerfuse.metrics import best_f1_thresholds, evaluate_label_sets, paired_f1_difference
+from layerfuse.model_selection import SearchSpace
+from layerfuse.probing import probe_blocks
+from layerfuse.report.run_report import read_run_report
+from layerfuse.resources import Budget
+from layerfuse.selection import CostBudget
+from layerfuse.targets import LabelSpace, MultilabelSpace, MultilabelTargets, Targets
+from test_serving import serving
+
+Array = npt.NDArray[Any]
+TELLING = {"film": ("good", "great"), "money": ("market", "bank"), "sea": ("oil", "price")}
+
+
+def texts_with_labels(n: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Texts that hold words of each of their labels; some have none."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for row in range(n):
+        own = [name for name in TELLING if rng.random() < 0.4]
+        words = list(rng.choice(VOCABULARY[-37:], size=rng.integers(2, 5)))
+        words += [word for name in own for word in TELLING[name]]
+        rng.shuffle(words)
+        texts.append(f"{' '.join(words)} {VOCABULARY[4 + row % 30]}")
+        labels.append(own)
+    return texts, labels
+
+
+def targets_of(members: Array, weights: Array | None = None) -> MultilabelTargets:
+    space = MultilabelSpace(np.arange(members.shape[1]))
+    return MultilabelTargets(space, members.astype(bool), weights=weights)
+
+
+SETS = [["b", "a"], [], ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (SETS, ["a", "b"]),
+        ([set(own) for own in SETS], ["a", "b"]),
+        (tuple(frozenset(own) for own in SETS), ["a", "b"]),
+        (pd.Series(SETS), ["a", "b"]),
+        (np.array([[1, 1], [0, 0], [1, 0]]), [0, 1]),
+        (np.array([[True, True], [False, False], [True, False]]), [0, 1]),
+        (csr_matrix([[1, 1], [0, 0], [1, 0]]), [0, 1]),
+        (pd.DataFrame([[1, 1], [0, 0], [1, 0]], columns=["a", "b"]), ["a", "b"]),
+    ],
+)
+def test_lists_sets_and_indicators_are_several_labels(y: Any, classes: list[object]) -> None:
+    targets = Targets.from_labels(y)
+    assert targets.space.classes.tolist() == classes
+    assert targets.codes.tolist() == [[True, True], [False, False], [True, False]]
+    assert targets.labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert targets.space.encode(y).codes.tolist() == targets.codes.tolist()
+
+
+@pytest.mark.parametrize("y", [["a", "b"], [("a", "b"), ("a",)], [1, 0], np.array(["a", "b"])])
+def test_strings_numbers_and_tuples_are_one_label(y: Any) -> None:
+    assert type(Targets.from_labels(y).space) is LabelSpace
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        ([["a"], "b"], "row 1"),
+        ([["a"], None], "row 1"),
+        ([["a"], [None]], "Row 1"),
+        ([["a"], [], ["a"]], "at least two"),
+        ([[["a"]], []], "row 0"),
+        (np.array([[2, 0], [0, 1]]), "shape"),
+    ],
+)
+def test_what_is_no_set_of_labels_is_refused(y: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Targets.from_labels(y)
+
+
+def test_labels_of_other_rows_are_known_by_name() -> None:
+    space = Targets.from_labels(SETS).space
+    assert space.encode([["b"], []]).codes.tolist() == [[False, True], [False, False]]
+    with pytest.raises(DataError, match=r": c\."):
+        space.encode([["a", "c"]])
+    with pytest.raises(DataError, match="any number"):
+        space.encode(["a", "b"])
+    assert find_label_sets(["a"]) is None
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds_share_out_every_label(grouped: bool) -> None:
+    rng = np.random.default_rng(0)
+    members = rng.random((300, 6)) < np.array([0.5, 0.3, 0.1, 0.1, 0.05, 0.03])
+    groups = np.arange(300) // 2 if grouped else None
+    targets = Targets.from_labels(members.astype(int), groups)
+    folds = targets.folds(5, seed=0)
+    assert sorted(np.concatenate([held for _, held in folds])) == list(range(300))
+    for rows, held in folds:
+        assert not set(rows) & set(held)
+        if grouped:
+            assert not set(rows // 2) & set(held // 2)
+        else:
+            shares = members[held].sum(axis=0) / members.sum(axis=0)
+            np.testing.assert_allclose(shares, 0.2, atol=0.12)
+
+
+def test_a_sample_holds_every_label() -> None:
+    rng = np.random.default_rng(1)
+    members = rng.random((1000, 4)) < np.array([0.5, 0.2, 0.05, 0.004])
+    targets = targets_of(members)
+    rows = targets.sample(200, 0)
+    assert 190 <= len(rows) <= 215
+    assert (np.diff(rows) > 0).all()
+    assert (members[rows].sum(axis=0) >= np.minimum(2, members.sum(axis=0))).all()
+    np.testing.assert_array_equal(targets.sample(5000, 0), np.arange(1000))
+
+
+def test_metrics_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    truth, proba = rng.random((200, 5)) < 0.3, rng.random((200, 5)).round(1)
+    truth[:9] = False
+    found = proba > 0.6
+    own = evaluate_label_sets(truth, proba, found)
+    assert own.micro_f1.value == pytest.approx(f1_score(truth, found, average="micro"))
+    assert own.macro_f1.value == pytest.approx(f1_score(truth, found, average="macro"))
+    ranked = label_ranking_average_precision_score(truth, proba)
+    assert own.ranking_precision.value == pytest.approx(ranked)
+    assert own.subset_accuracy.value == pytest.approx((truth == found).all(axis=1).mean())
+    for name in ("micro_f1", "macro_f1", "subset_accuracy", "ranking_precision", "log_loss"):
+        estimate = getattr(own, name)
+        assert estimate.low < estimate.value < estimate.high, name
+
+
+def test_the_interval_covers_the_truth() -> None:
+    def draw(n: int, seed: int) -> tuple[Array, Array]:
+        rng = np.random.default_rng(seed)
+        truth = rng.random((n, 4)) < 0.3
+        return truth, np.clip(0.6 * truth + rng.normal(0.2, 0.3, (n, 4)), 0, 1)
+
+    truth, proba = draw(100_000, 1)
+    exact = f1_score(truth, proba > 0.5, average="micro")
+    covered = 0
+    for seed in range(100):
+        truth, proba = draw(150, seed)
+        own = evaluate_label_sets(truth, proba, proba > 0.5, n_resamples=200, seed=seed).micro_f1
+        covered += own.low <= exact <= own.high
+    assert covered >= 88
+
+
+def test_thresholds_have_the_highest_f1() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(120, 4)).round(1)  # with ties
+    truth = rng.random((120, 4)) < 1 / (1 + np.exp(-2 * scores))
+    truth[:, 3] = False
+    found = best_f1_thresholds(truth, scores)
+    for label in range(3):
+        best = max(f1_score(truth[:, label], scores[:, label] >= at) for at in scores[:, label])
+        assert f1_score(truth[:, label], scores[:, label] >= found[label]) == pytest.approx(best)
+    assert not (scores[:, 3] >= found[3]).any()
+
+
+def test_equal_decisions_do_not_differ() -> None:
+    truth = np.random.default_rng(0).random((50, 3)) < 0.4
+    same = paired_f1_difference(truth, truth, truth)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    worse = paired_f1_difference(truth, truth, ~truth)
+    assert worse.low > 0.5
+    assert worse.p_value < 0.01
+
+
+def test_calibration_finds_slope_and_intercept_of_each_label() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 2)) * 3
+    truth = rng.random((20_000, 2)) < 1 / (1 + np.exp(-(logits * [0.5, 2] + [1, -1])))
+    targets = targets_of(truth)
+    calibrator = PlattCalibrator.fit(logits, targets)
+    np.testing.assert_allclose(calibrator.slopes, [0.5, 2], rtol=0.05)
+    np.testing.assert_allclose(calibrator.intercepts, [1, -1], atol=0.07)
+    constant = PlattCalibrator.fit(logits, targets_of(np.zeros((20_000, 2))))
+    assert constant.predict_proba(logits, targets.space).max() < 0.01
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_logistic_regression_of_each_label_is_scikit_learns(weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 8)).astype(np.float32)
+    members = X[:, :3] + rng.normal(size=(300, 3)) > np.array([0.0, 0.8, 9.0])
+    weights = rng.uniform(0.2, 3, 300) if weighted else None
+    targets = targets_of(members, weights)
+    head = fit_head("logistic", X, targets, 0.5)
+    own = None if weights is None else weights / weights.mean()
+    for label in range(2):
+        model = LogisticRegression(C=2.0).fit(X, members[:, label], sample_weight=own)
+        expected = model.decision_function(X)
+        np.testing.assert_allclose(head.logits(X)[:, label], expected, atol=5e-3)
+    assert (head.logits(X)[:, 2] < -20).all()  # a label that no row has
+    assert 0 < search_penalty("logistic", X, targets) < 1e3
+
+
+@pytest.mark.parametrize("head", ["ridge", "logistic", "kernel"])
+def test_labels_of_one_row_and_of_all_rows_do_no_harm(head: str) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 5)).astype(np.float32)
+    members = np.stack([X[:, 0] > 0, np.arange(60) == 3, np.ones(60), np.zeros(60)], axis=1)
+    targets = targets_of(members)
+    logits = fit_head(head, X, targets, search_penalty(head, X, targets)).logits(X)
+    assert np.isfinite(logits).all()
+    assert ((logits[:, 0] > np.median(logits[:, 0])) == members[:, 0]).mean() > 0.9
+
+
+def sample_of(blocks: dict[BlockRef, Array], targets: Targets) -> TrainingSample:
+    space = SearchSpace("greedy", CostBudget(Budget(blocks=5), {}))
+    return TrainingSample(blocks, targets, probe_blocks(blocks, targets), space)
+
+
+@pytest.mark.slow
+def test_labels_that_live_in_different_layers_are_found() -> None:
+    hits = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        members = rng.random((400, 2)) < 0.3
+        blocks = {
+            BlockRef("e", layer, "mean"): rng.normal(size=(400, 16)).astype(np.float32)
+            for layer in range(12)
+        }
+        first, second = rng.permutation(12)[:2].tolist()
+        blocks[BlockRef("e", first, "mean")][:, 0] += 2.5 * members[:, 0]
+        blocks[BlockRef("e", second, "mean")][:, 0] += 2.5 * members[:, 1]
+        chosen = sample_of(blocks, targets_of(members)).search().plan.blocks
+        hits += {first, second} <= {block.layer for block in chosen}
+    assert hits >= 19
+
+
+def test_nothing_is_found_where_nothing_is_known() -> None:
+    """Thresholds are of other folds: on noise, no better than to give each label to each row."""
+    rng = np.random.default_rng(0)
+    members = rng.random((300, 4)) < 0.3
+    blocks = {
+        BlockRef("e", layer, "mean"): rng.normal(size=(300, 8)).astype(np.float32)
+        for layer in range(4)
+    }
+    sample = sample_of(blocks, targets_of(members))
+    _, nested = sample.analyze({PIPELINE: nested_plan}, sample.targets.folds(5, 0))
+    proba = nested[PIPELINE].calibrated("temperature", sample.targets)
+    measured = sample.targets.evaluate(proba, nested[PIPELINE].decide(sample.targets, proba))
+    everything = f1_score(members, np.ones_like(members), average="micro")
+    assert measured.headline.value < everything + 0.03
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: TinyModels) -> Any:
+    texts, labels = texts_with_labels(150)
+    return build(tiny, "bert", cv=3).fit(texts, labels), texts, labels
+
+
+def test_a_classifier_is_one_of_scikit_learn(fitted: Any) -> None:
+    classifier, _, _ = fitted
+    texts, labels = texts_with_labels(80, seed=1)
+    assert classifier.classes_.tolist() == ["film", "money", "sea"]
+    found, proba = classifier.predict(texts), classifier.predict_proba(texts)
+    assert found.shape == proba.shape == (80, 3)
+    assert set(np.unique(found)) <= {0, 1}
+    truth = classifier.label_space_.encode(labels).codes
+    assert f1_score(truth, found, average="micro") > 0.8
+    nested = classifier.cv_
+    low = nested.micro_f1.low
+    assert f1_score(truth, found, average="micro") > low - 0.1
+    assert classifier.decision_function(texts).shape == (80, 3)
+    assert classifier.score(texts, truth) == pytest.approx((truth == found).all(axis=1).mean())
+    assert "micro-F1" in classifier.verdict_.sentence
+    assert classifier.explain(texts[:1]).neighbors[0][0].label in [tuple(own) for own in labels]
+
+
+def test_a_bundle_holds_all_of_it(fitted: Any, tmp_path: Path) -> None:
+    classifier, texts, labels = fitted
+    classifier.save(tmp_path / "run", labels={"sea": "ocean"}, explain=True)
+    again = load(tmp_path / "run", device="cpu")
+    assert again.classes_.tolist() == ["film", "money", "ocean"]
+    np.testing.assert_array_equal(again.predict(texts), classifier.predict(texts))
+    np.testing.assert_array_equal(again.predict_proba(texts), classifier.predict_proba(texts))
+    assert again.cv_ == classifier.cv_
+    near = again.explain(texts[:5], 1)
+    names = [tuple("ocean" if name == "sea" else name for name in own) for own in labels]
+    assert [own[0].label for own in near.neighbors] == names[:5]
+
+
+def test_groups_weights_and_a_sample_above_all_rows(tiny: TinyModels) -> None:
+    texts, labels = texts_with_labels(90, seed=2)
+    groups = np.arange(90) // 3
+    weights = np.linspace(0.5, 2, 90)
+    model = build(tiny, "bert", cv=3, sample_size=60, head="logistic", fusion="concat")
+    model.fit(texts, labels, sample_weight=weights, groups=groups)
+    assert model.cv_.n < 90
+    assert model.predict(texts).shape == (90, 3)
+    model.set_params(sample_size=10_000).fit(texts, labels)
+    assert model.cv_.n == 90
+
+
+def test_a_rare_label_is_noted_and_may_miss_in_folds(tiny: TinyModels) -> None:
+    texts, labels = texts_with_labels(90, seed=2)
+    labels = [[*own, "rare"] if row == 7 else own for row, own in enumerate(labels)]
+    reporter = Notes()
+    Targets.from_labels(labels).check_trainable(reporter)
+    assert any("'rare'" in note for note in reporter.lines)
+    model = build(tiny, "bert", cv=3).fit(texts, labels)
+    assert np.isfinite(model.predict_proba(texts)).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head": "mlp"},
+        {"fusion": "voting"},
+        {"fusion": "gated+residual"},
+        {"class_weight": "balanced"},
+        {"target_accuracy": 0.9},
+        {"coverage": 0.9},
+    ],
+)
+def test_what_does_not_go_with_several_labels_is_named(
+    tiny: TinyModels, options: dict[str, Any]
+) -> None:
+    texts, labels = texts_with_labels(30)
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"{name}=.*any number of labels"):
+        build(tiny, "bert", **options).fit(texts, labels)
+
+
+def test_rows_that_cannot_be_learned_from_are_refused(tiny: TinyModels) -> None:
+    texts, _ = texts_with_labels(4)
+    with pytest.raises(DataError, match="two of the 4 rows"):
+        build(tiny, "bert").fit(texts, [["a"], ["b"], [], []])
+
+
+def write_table(folder: Path, kind: str, n: int, seed: int = 0) -> Path:
+    texts, labels = texts_with_labels(n, seed)
+    path = folder / f"{kind}{seed}.{'jsonl' if kind == 'lists' else 'csv'}"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if kind == "lists":
+            for text, own in zip(texts, labels, strict=True):
+                file.write(json.dumps({"text": text, "label": own}) + "\n")
+            return path
+        rows = csv.writer(file)
+        rows.writerow(["text", *TELLING] if kind == "columns" else ["text", "label"])
+        for text, own in zip(texts, labels, strict=True):
+            cells = [int(name in own) for name in TELLING] if kind == "columns" else [";".join(own)]
+            rows.writerow([text, *cells])
+    return path
+
+
+HOW = {
+    "cells": ("--label-separator", ";"),
+    "columns": ("--label-column", "film,money,sea"),
+    "lists": (),
+}
+
+
+@pytest.mark.parametrize("kind", HOW)
+def test_tables_of_each_kind_hold_the_same_labels(kind: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path, kind, 40)
+    option = dict([HOW[kind]]) if HOW[kind] else {}
+    names = {name.removeprefix("--").replace("-", "_"): value for name, value in option.items()}
+    found = load_dataset(path, **names).train
+    assert found.labels == tuple(map(frozenset, texts_with_labels(40)[1]))
+
+
+def test_a_parquet_column_of_lists_is_noticed(tmp_path: Path) -> None:
+    texts, labels = texts_with_labels(20)
+    pd.DataFrame({"text": texts, "label": labels}).to_parquet(tmp_path / "t.parquet")
+    assert load_dataset(tmp_path / "t.parquet").train.labels == tuple(map(frozenset, labels))
+
+
+def test_cells_that_look_like_several_labels_are_asked_about(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\none,A\ntwo,A;B\nthree,B\nfour,A\n")
+    with pytest.raises(DataError, match=r"'A;B' in row 1.*--label-separator ';'"):
+        load_dataset(path)
+    assert load_dataset(path, label_separator="").train.labels == ("A", "A;B", "B", "A")
+    sets = load_dataset(path, label_separator=";").train.labels
+    assert sets is not None
+    assert sets[1] == {"A", "B"}
+    path.write_text('text,label\none,"sales, Asia"\ntwo,"sales, Europe"\nthree,other\n')
+    assert load_dataset(path).train.labels == ("sales, Asia", "sales, Europe", "other")
+
+
+def test_a_label_column_that_is_no_flag_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,a,b\none,0,1\ntwo,7,1\n")
+    with pytest.raises(DataError, match="column 'a' holds '7' in row 1"):
+        load_dataset(path, label_column="a,b")
+
+
+@pytest.fixture(scope="module")
+def place(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on cells of several labels."""
+    root = tmp_path_factory.mktemp("multilabel")
+    train, test = write_table(root, "cells", 120), write_table(root, "cells", 40, seed=1)
+    few = ("--cv", 2, "--dtype", "float32", "--explain", "--store", root / "store")
+    encoder = ("-e", f"bert={tiny('bert')}")
+    options = ("--test", test, *HOW["cells"], *encoder, *few, "--out", root / "run")
+    shown = succeed("fit", train, *options)
+    assert "micro-F1" in shown.out
+    return root
+
+
+def test_a_run_says_what_each_label_gets(place: Path) -> None:
+    report = read_run_report(place / "run")
+    assert report.verdict.metric == "micro-F1"
+    assert report.test is not None
+    assert report.test.headline.value > 0.6
+    labels = report.diagnosis.labels
+    assert [own.label for own in labels] == ["film", "money", "sea"]
+    truth = texts_with_labels(40, 1)[1]
+    assert [own.rows for own in labels] == [sum(n in own for own in truth) for n in TELLING]
+    page = (place / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Micro-F1" in page
+
+
+def test_a_run_is_evaluated_by_the_columns_it_was_trained_on(place: Path) -> None:
+    found = succeed("evaluate", place / "run", place / "cells1.csv", "--json").json
+    report = read_run_report(place / "run")
+    assert report.test is not None
+    assert found["metrics"]["micro_f1"]["value"] == pytest.approx(report.test.headline.value)
+    assert len(found["labels"]) == 3
+    shown = succeed("evaluate", place / "run", place / "cells1.csv").out
+    assert "subset_accuracy" in shown
+    refused = run("evaluate", place / "run", place / "cells1.csv", "--against", place / "run")
+    assert refused.code == 2
+    assert "--against" in refused.err
+
+
+def test_predictions_join_labels_and_have_a_probability_of_each(place: Path) -> None:
+    classifier = load(place / "run", device="cpu")
+    texts, _ = texts_with_labels(40, 1)
+    out = place / "p.csv"
+    succeed("predict", place / "run", place / "cells1.csv", "--out", out)
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = np.array(list(TELLING))
+    indicator = classifier.predict(texts).astype(bool)
+    assert [row["label"] for row in rows] == [";".join(names[own]) for own in indicator]
+    proba = np.array([[float(row[f"probability_{name}"]) for name in TELLING] for row in rows])
+    np.testing.assert_allclose(proba, classifier.predict_proba(texts), atol=1e-3)
+    assert "probability" not in rows[0]
+    told = succeed("predict", place / "run", "--text", texts[0], "--explain", "--json").json
+    first = told["predictions"][0]
+    assert first["label"] == names[indicator[0]].tolist()
+    assert first["probability"] is None
+    assert set(first["probabilities"]) == set(TELLING)
+
+
+def test_a_server_answers_with_lists_of_labels(place: Path) -> None:
+    classifier = load(place / "run", device="cpu")
+    texts, _ = texts_with_labels(6, 1)
+    expected = classifier.label_space_.names(classifier.predict(texts).astype(bool))
+    with serving([place / "run"]) as server:
+        got = server.predict(texts, "run", explain=True).json["predictions"]
+        listed = server.ask("GET", "/v1/models").json["models"]
+    assert [tuple(own["label"]) for own in got] == expected
+    assert {own["probability"] for own in got} == {None}
+    assert all(len(own["probabilities"]) == 3 for own in got)
+    assert "micro_f1" in listed[0]["cv"]
+
+
+def test_a_curve_is_in_micro_f1(place: Path, tiny: TinyModels) -> None:
+    train, test = write_table(place, "lists", 120), write_table(place, "lists", 60, seed=1)
+    encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
+    few = ("--shares", "30,100", "--repeats", 2)
+    found = succeed("curve", train, "--test", test, *encoder, *few, "--json").json["curve"]
+    assert found["metric"] == "micro-F1"
+    low, high = (point["fusion"] for point in found["points"])
+    assert 0.3 < low["value"] <= high["value"] + 0.05
+    assert high["low"] <= high["value"] <= high["high"]
+    assert high["value"] > 0.6
+
+
+def test_a_larger_sample_holds_a_smaller_one() -> None:
+    members = np.random.default_rng(0).random((200, 3)) < 0.2
+    small, large = (set(targets_of(members).sample(n, (0, 1), 4)) for n in (30, 90))
+    assert small < large
+
+
+def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
+    texts, labels = texts_with_labels(120)
+    labels[5] = [name for name in TELLING if name not in labels[5]]  # all of them wrong
+    path = place / "wrong.jsonl"
+    rows = zip(texts, labels, strict=True)
+    path.write_text("".join(json.dumps({"text": t, "label": own}) + "\n" for t, own in rows))
+    encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
+    found = succeed("audit", path, "--labels", *encoder, "--json").json
+    assert 5 in [doubt["row"] for doubt in found["doubts"][:3]]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("fit", "{data}", "--target-accuracy", "0.9", "--out", "{root}/no"), "target_accuracy"),
+        (("fit", "{data}", "--head", "mlp", "--out", "{root}/no"), "head='mlp'"),
+        (("profile", "{data}", "--scorer", "logistic"), "scorer='logistic'"),
+        (("export", "{root}/run", "--format", "onnx", "--out", "{root}/onnx"), "onnx"),
+    ],
+)
+def test_commands_that_do_not_go_with_several_labels_say_so(
+    place: Path, tiny: TinyModels, command: tuple[str, ...], said: str
+) -> None:
+    data = write_table(place, "lists", 60)
+    words = [word.format(data=data, root=place) for word in command]
+    if command[0] != "export":
+        words += ["-e", f"bert={tiny('bert')}", "--store", str(place / "store")]
+    done = run(*words)
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert "any number of labels" in done.err
+    assert not (place / "no").exists()
