@@ -19,7 +19,7 @@ from layerfuse import EmbeddingStore, FrozenEncoder, load_dataset
 from layerfuse.classifier.validation import check_training
 from layerfuse.embeddings.extraction import BlockView, extract_all
 from layerfuse.errors import LayerfuseError
-from layerfuse.evaluation.baselines import fit_tfidf
+from layerfuse.evaluation.baselines import tfidf_proba
 from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
 from layerfuse.metrics import share_interval
 from layerfuse.model_selection import SearchSpace
@@ -132,8 +132,8 @@ def measure(train: Rows, test: Rows, each: int, seed: int) -> Draw:
         learn(f"last layer of {encoder}", sample, Plan((last,)))
         learn(f"last layer of {encoder}, logistic", sample, Plan((last,), head="logistic"))
     learn("all layers", sample, Plan(tuple(score.block for score in probed.scores)))
-    words = fit_tfidf(own.texts, targets.codes).predict(test.texts)
-    correct["tfidf"] = truth.correct(words)
+    words = tfidf_proba(own.texts, targets, test.texts)
+    correct["tfidf"] = truth.correct(truth.space.decide(words))
     proba = nested[PIPELINE].calibrated("temperature", targets)
     estimate = targets.correct(targets.space.decide(proba))
     own_nested = share_interval(int(estimate.sum()), len(estimate))

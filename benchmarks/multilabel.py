@@ -9,6 +9,7 @@ of a head on chosen blocks, calibration and thresholds. Test rows are used once,
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,8 @@ class LabeledTexts:
 def run() -> list[dict[str, Any]]:
     results = []
     for name, train, test in _sets():
-        results.append({"name": name, **measure(train, test), "cpu": cpu()})
+        load = os.getloadavg()[0]  # above the number of cores: seconds are of a busy machine
+        results.append({"name": name, **measure(train, test), "load_average": load, "cpu": cpu()})
         print(
             name, {key: value for key, value in results[-1].items() if "f1" in key or "_s" in key}
         )

@@ -182,6 +182,13 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     write_text(
         tmp_path / "tickets.csv", f"ticket,subject,body,topic,customer,amount,plan\n{tickets}"
     )
+    genres = [["comedy"], ["comedy", "crime"], [], ["crime"]] * 12
+    films = list(zip(_texts(train), genres, strict=True))
+    write_csv(tmp_path / "films.csv", [(text, ";".join(own)) for text, own in films])
+    lines = (json.dumps({"text": text, "label": own}) + "\n" for text, own in films)
+    write_text(tmp_path / "films.jsonl", "".join(lines))
+    flags = (f"{text},{'comedy' in own:d},{'crime' in own:d}\n" for text, own in films)
+    write_text(tmp_path / "genres.csv", "text,comedy,crime\n" + "".join(flags))
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
     with threadpool_limits(1):

@@ -37,7 +37,7 @@ _NORMAL = 1.96  # standard errors on either side that hold 95%
 _MIDDLE = 0.55  # of the color scale, above which text in a cell is written in the ground's color
 _SPAN = (("low", "low", ".1f"), ("high", "high", ".1f"))
 _ACCURACY = "accuracy, % of rows"
-_NESTED = "nested accuracy, % of rows"
+_METRIC = "accuracy"
 _SCALE = 2  # device pixels of a PNG for each pixel of the figure
 _WIDTH = 560  # pixels of a figure in a notebook
 _WHITE = "#ffffff"
@@ -99,7 +99,7 @@ def _band(score: BlockScore) -> Estimate:
     return Estimate(own, max(0.0, own - spread), min(1.0, own + spread))
 
 
-def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
+def gain_intervals(gains: Mapping[str, PairedDifference], metric: str = _METRIC) -> Chart:
     """Gains over baselines with their intervals, one line each, and a line at no gain."""
     rows = [
         {"name": name, **_percent(Estimate(gain.difference, gain.low, gain.high))}
@@ -114,7 +114,7 @@ def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
             *(("low", "low", "+.1f"), ("high", "high", "+.1f")),
         ),
     )
-    x = alt.X("value:Q").title("gain, points of accuracy")
+    x = alt.X("value:Q").title(f"gain, points of {metric}")
     x = x.axis(grid=True, tickCount=8).scale(domain=[min(ends), max(ends)], nice=True)
     return _layer(
         30 * len(rows),
@@ -124,7 +124,7 @@ def gain_intervals(gains: Mapping[str, PairedDifference]) -> Chart:
     )
 
 
-def pareto(pipelines: Sequence[Tradeoff]) -> Chart:
+def pareto(pipelines: Sequence[Tradeoff], metric: str = _METRIC) -> Chart:
     """Pipelines by cost and accuracy: those on the Pareto front are filled, a diamond ships.
 
     Cost is time, or dimensions where all take about the same time.
@@ -154,13 +154,15 @@ def pareto(pipelines: Sequence[Tradeoff]) -> Chart:
             domain=[low, high], zero=False, nice=True, padding=24
         ),
         tooltip=_tips(
-            *(("name", "pipeline"), ("blocks", "blocks"), ("value", "accuracy, %", ".1f"), *_SPAN),
+            *(("name", "pipeline"), ("blocks", "blocks"), ("value", f"{metric}, %", ".1f"), *_SPAN),
             *(("ms", "ms/text", ".2f"), ("memory_mb", "memory, MB", ".0f")),
             ("dims", "dimensions"),
         ),
     )
     scale = _scale(pipeline.accuracy for pipeline in pipelines)
-    y, low_end = (alt.Y(f"{end}:Q").title(_NESTED).scale(scale) for end in ("value", "low"))
+    y, low_end = (
+        alt.Y(f"{end}:Q").title(f"nested {metric}, %").scale(scale) for end in ("value", "low")
+    )
     dots = base.encode(y=y)
     ships = dots.transform_filter("datum.kind == 'ships'")
     # A layer without points would be an image without a name to screen readers.
@@ -256,7 +258,7 @@ def reliability(bins: Sequence[CalibrationBin]) -> Chart:
     )
 
 
-def learning_curves(curve: Sequence[CurvePoint]) -> Chart:
+def learning_curves(curve: Sequence[CurvePoint], metric: str = _METRIC) -> Chart:
     """Accuracy of fusion, the best block and the last layer over the number of labels."""
     names = ["fusion", "best block", "last layer"]
     found = [
@@ -269,11 +271,11 @@ def learning_curves(curve: Sequence[CurvePoint]) -> Chart:
         x=alt.X("n_rows:Q").title("labeled rows (logarithmic)").scale(type="log", nice=False),
         color=alt.Color("pipeline:N", sort=names, title=None),
     )
-    y = alt.Y("value:Q").title(_ACCURACY).scale(_scale(own for _, _, own in found))
-    tips = (("pipeline", "pipeline"), ("n_rows", "labels", ",d"), ("value", _ACCURACY, ".1f"))
+    y = alt.Y("value:Q").title(f"{metric}, %").scale(_scale(own for _, _, own in found))
+    tips = (("pipeline", "pipeline"), ("n_rows", "labels", ",d"), ("value", f"{metric}, %", ".1f"))
     return _layer(
         280,
-        base.mark_area(style="band").encode(y=alt.Y("low:Q").title(_ACCURACY), y2="high:Q"),
+        base.mark_area(style="band").encode(y=alt.Y("low:Q").title(f"{metric}, %"), y2="high:Q"),
         base.mark_line().encode(y=y, strokeDash=_dash("pipeline", names)),
         base.mark_point(size=44).encode(y=y, tooltip=_tips(*tips, *_SPAN)),
     )

@@ -147,7 +147,10 @@ def _verdict(report: RunReport) -> Section:
         "An interval that crosses the dashed line means that no difference is shown on these rows. "
         "Selection saw training rows only."
     )
-    chart, table = figures.gain_intervals(gains), tables.accuracy_table(report)
+    chart, table = (
+        figures.gain_intervals(gains, report.verdict.metric),
+        tables.accuracy_table(report),
+    )
     figure = Figure("gains", "Gain over baselines", summary, chart, table, note)
     return Section("worth", "Was it worth it?", figures=[figure])
 
@@ -222,7 +225,7 @@ def _cost(report: RunReport) -> Section:
             f"{plural(measured.n_rounds, 'round')}: the pipeline takes {ratio.value:.1f} times the "
             f"last layer's ({ratio.low:.1f} to {ratio.high:.1f})."
         )
-    chart, table = figures.pareto(report.pareto), tables.cost_table(report)
+    chart, table = figures.pareto(report.pareto, report.verdict.metric), tables.cost_table(report)
     figure = Figure("pareto", "Accuracy against cost", summary, chart, table)
     return Section("cost", "What it costs", lead, [figure], [tables.encoder_table(report)])
 
@@ -298,7 +301,10 @@ def _learning_curve(result: CurveResult | None) -> Section | None:
     if result is None:
         return None
     curve = result.curve
-    chart, table = figures.learning_curves(curve.points), tables.curve_table(curve, result.rows)
+    chart, table = (
+        figures.learning_curves(curve.points, curve.metric),
+        tables.curve_table(curve, result.rows),
+    )
     title = f"{sentence_case(curve.metric)} by number of labels"
     figure = Figure("learning", title, sentence_case(result.verdict), chart, table)
     return Section("labels", "Learning curve", figures=[figure])
