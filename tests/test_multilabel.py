@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
@@ -497,6 +498,35 @@ def test_a_curve_is_in_micro_f1(place: Path, tiny: TinyModels) -> None:
     assert 0.3 < low["value"] <= high["value"] + 0.05
     assert high["low"] <= high["value"] <= high["high"]
     assert high["value"] > 0.6
+
+
+def test_rows_of_an_indicator_matrix_are_no_lists_of_labels() -> None:
+    with pytest.raises(DataError, match=r"indicator matrix.*numpy\.array"):
+        Targets.from_labels([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    assert Targets.from_labels([[1, 0], [0], []]).codes.tolist() == (
+        [[True, True], [True, False], [False, False]]
+    )
+
+
+@pytest.mark.parametrize("kind", ["arrow", "Int64", "boolean"])
+def test_an_indicator_matrix_may_be_any_table(kind: str) -> None:
+    frame = pd.DataFrame({"film": [1, 0, 1], "art": [0, 1, 1]})
+    table = pa.Table.from_pandas(frame) if kind == "arrow" else frame.astype(kind)
+    targets = Targets.from_labels(table)
+    assert targets.space.classes.tolist() == ["film", "art"]
+    np.testing.assert_array_equal(targets.codes, frame)
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", np.nan]])
+def test_columns_of_an_indicator_matrix_have_names_of_their_own(names: list[Any]) -> None:
+    with pytest.raises(DataError, match="its own name"):
+        Targets.from_labels(pd.DataFrame([[1, 0], [0, 1]], columns=names))
+
+
+def test_a_sample_of_sorted_rows_has_each_label_in_its_share() -> None:
+    members = np.repeat([[True, False], [False, True]], 2000, axis=0)
+    sampled = targets_of(members).sample(100, 0)
+    assert members[sampled].sum(axis=0) == pytest.approx([50, 50], abs=15)
 
 
 def test_a_larger_sample_holds_a_smaller_one() -> None:

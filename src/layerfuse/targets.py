@@ -683,7 +683,8 @@ class MultilabelTargets(Targets):
             return np.arange(len(self))
         n_parts = min(_SAMPLE_PARTS, len(self))
         parts = _iterative(self.codes, np.full(n_parts, 1 / n_parts), seed)
-        order = np.argsort(parts, kind="stable")
+        shuffled = np.random.default_rng(seed).permutation(len(self))  # a part may be cut
+        order = shuffled[np.argsort(parts[shuffled], kind="stable")]
         of_label = [order[self.codes[order, label]] for label in range(self.space.n_outputs)]
         return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
 
