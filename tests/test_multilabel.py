@@ -32,7 +32,13 @@ from layerfuse.probing import probe_blocks
 from layerfuse.report.run_report import read_run_report
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget
-from layerfuse.targets import LabelSpace, MultilabelSpace, MultilabelTargets, Targets
+from layerfuse.targets import (
+    LabelSpace,
+    MultilabelSpace,
+    MultilabelTargets,
+    Targets,
+    check_trainable,
+)
 from test_serving import serving
 
 Array = npt.NDArray[Any]
@@ -100,7 +106,7 @@ def test_strings_numbers_and_tuples_are_one_label(y: Any) -> None:
 )
 def test_what_is_no_set_of_labels_is_refused(y: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        Targets.from_labels(y)
+        Targets.from_labels(y).check_trainable()
 
 
 def test_labels_of_other_rows_are_known_by_name() -> None:
@@ -427,6 +433,39 @@ def place(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shown = succeed("fit", train, *options)
     assert "micro-F1" in shown.out
     return root
+
+
+def test_rows_are_evaluated_in_whichever_form_their_labels_come(
+    place: Path, tiny: TinyModels
+) -> None:
+    cells, lists = write_table(place, "cells", 40, seed=1), write_table(place, "lists", 40, seed=1)
+    train = write_table(place, "lists", 60)
+    fast = ("-e", f"bert={tiny('bert')}", "--cv", 2, "--no-report", "--store", place / "store")
+    succeed("fit", train, *fast, "--out", place / "of_lists")
+    for name in ("run", "of_lists"):
+        found = [succeed("evaluate", place / name, data, "--json").json for data in (cells, lists)]
+        assert found[0]["metrics"] == found[1]["metrics"]
+
+
+def test_a_label_that_holds_the_separator_stays_one(place: Path, tiny: TinyModels) -> None:
+    texts, labels = texts_with_labels(60)
+    named = [["a;b" if name == "film" else name for name in own] for own in labels]
+    build(tiny, "bert", cv=2).fit(texts, named).save(place / "odd")
+    succeed("predict", place / "odd", write_table(place, "lists", 60), "--out", place / "odd.csv")
+    with (place / "odd.csv").open(encoding="utf-8", newline="") as file:
+        found = {name for row in csv.DictReader(file) for name in row["label"].split("|")}
+    assert found - {""} <= {"a;b", "money", "sea"}
+    assert "a;b" in found
+
+
+def test_a_sample_of_a_test_split_with_one_label(tmp_path: Path) -> None:
+    train, test = write_table(tmp_path, "cells", 60), tmp_path / "one.csv"
+    test.write_text("text,label\n" + "a good film,film\n" * 20)
+    dataset = load_dataset(train, test=test, label_separator=";").subsample(10, 0)
+    assert dataset.test is not None
+    assert len(dataset.test) == 10
+    with pytest.raises(DataError, match="fewer than two labels"):
+        check_trainable(dataset.test.labels)
 
 
 def test_a_run_says_what_each_label_gets(place: Path) -> None:
