@@ -174,11 +174,15 @@ def test_what_is_not_a_table_is_refused(tiny: TinyModels) -> None:
     ):
         with pytest.raises(DataError, match=told):
             model.fit(X, labels)
+    for n in (59, 61):
+        with pytest.raises(DataError, match=rf"60 texts but {n} values of 'plan'"):
+            model.fit({**frame.to_dict("list"), "plan": ["free"] * n}, labels)
     model.fit(frame, labels)
     with pytest.raises(DataError, match="no column 'amount'"):
         model.predict(frame.drop(columns="amount"))
-    with pytest.raises(ConfigError, match="columns="):
-        LayerFusionClassifier([tiny("bert")], columns="amount", store=None).fit(frame, labels)
+    for columns in ("amount", [1], None, pd.Index(["amount"])):
+        with pytest.raises(ConfigError, match=r"columns=.*no list of names"):
+            LayerFusionClassifier([tiny("bert")], columns=columns, store=None).fit(frame, labels)
     with pytest.raises(ConfigError, match="'columns'"):
         LayerFusionClassifier(f"columns={tiny('bert')}", store=None).fit(frame["text"], labels)
     texts, others = take_columns({"story": ["a"], "n": [1]}, ["n"])

@@ -210,7 +210,15 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
             f"The table has no column {missing[0]!r}, which the classifier reads beside the "
             f"texts. Its columns are: {', '.join(map(str, found))}."
         )
-    return X[texts], {name: as_list(X[name], f"values of {name}") for name in names}
+    column = as_list(X[texts], "texts")
+    table = {name: as_list(X[name], f"values of {name}") for name in names}
+    for name, values in table.items():
+        if len(values) != len(column):
+            raise DataError(
+                f"There are {len(column)} texts but {len(values)} values of {name!r}. Give one for "
+                "each text."
+            )
+    return column, table
 
 
 def _fit(name: str, values: Sequence[object]) -> NumberColumn | DateColumn | CategoryColumn:
