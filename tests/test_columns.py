@@ -87,6 +87,20 @@ def test_a_category_that_training_did_not_have_is_another_one() -> None:
     )
 
 
+def test_a_category_is_the_same_in_csv_and_in_pandas() -> None:
+    encoder = ColumnEncoder.fit({"code": ["7", "x"] * 2, "flag": ["true", "FALSE"] * 2})
+    spelled = [7, 7.0, "7", np.float64(7)], [True, "True", "true", np.True_]
+    found = encoder.transform(dict(zip(("code", "flag"), spelled, strict=True)))
+    assert found.tolist() == [[1, 0, 0, 0, 1, 0]] * 4
+
+
+def test_what_no_date_or_number_can_hold_is_named() -> None:
+    encoder = ColumnEncoder.fit({"day": ["2026-01-05", "2026-01-06"], "n": [1, 2]})
+    for day, n in (("9999-12-31T23:59:59-05:00", 1), ("2026-01-05", 10**400)):
+        with pytest.raises(DataError, match="is expected, as in training"):
+            encoder.transform({"day": [day], "n": [n]})
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -160,11 +174,15 @@ def test_what_is_not_a_table_is_refused(tiny: TinyModels) -> None:
     ):
         with pytest.raises(DataError, match=told):
             model.fit(X, labels)
+    for n in (59, 61):
+        with pytest.raises(DataError, match=rf"60 texts but {n} values of 'plan'"):
+            model.fit({**frame.to_dict("list"), "plan": ["free"] * n}, labels)
     model.fit(frame, labels)
     with pytest.raises(DataError, match="no column 'amount'"):
         model.predict(frame.drop(columns="amount"))
-    with pytest.raises(ConfigError, match="columns="):
-        LayerFusionClassifier([tiny("bert")], columns="amount", store=None).fit(frame, labels)
+    for columns in ("amount", [1], None, pd.Index(["amount"])):
+        with pytest.raises(ConfigError, match=r"columns=.*no list of names"):
+            LayerFusionClassifier([tiny("bert")], columns=columns, store=None).fit(frame, labels)
     with pytest.raises(ConfigError, match="'columns'"):
         LayerFusionClassifier(f"columns={tiny('bert')}", store=None).fit(frame["text"], labels)
     texts, others = take_columns({"story": ["a"], "n": [1]}, ["n"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
@@ -31,7 +32,13 @@ from layerfuse.probing import probe_blocks
 from layerfuse.report.run_report import read_run_report
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget
-from layerfuse.targets import LabelSpace, MultilabelSpace, MultilabelTargets, Targets
+from layerfuse.targets import (
+    LabelSpace,
+    MultilabelSpace,
+    MultilabelTargets,
+    Targets,
+    check_trainable,
+)
 from test_serving import serving
 
 Array = npt.NDArray[Any]
@@ -99,7 +106,7 @@ def test_strings_numbers_and_tuples_are_one_label(y: Any) -> None:
 )
 def test_what_is_no_set_of_labels_is_refused(y: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        Targets.from_labels(y)
+        Targets.from_labels(y).check_trainable()
 
 
 def test_labels_of_other_rows_are_known_by_name() -> None:
@@ -428,6 +435,39 @@ def place(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_rows_are_evaluated_in_whichever_form_their_labels_come(
+    place: Path, tiny: TinyModels
+) -> None:
+    cells, lists = write_table(place, "cells", 40, seed=1), write_table(place, "lists", 40, seed=1)
+    train = write_table(place, "lists", 60)
+    fast = ("-e", f"bert={tiny('bert')}", "--cv", 2, "--no-report", "--store", place / "store")
+    succeed("fit", train, *fast, "--out", place / "of_lists")
+    for name in ("run", "of_lists"):
+        found = [succeed("evaluate", place / name, data, "--json").json for data in (cells, lists)]
+        assert found[0]["metrics"] == found[1]["metrics"]
+
+
+def test_a_label_that_holds_the_separator_stays_one(place: Path, tiny: TinyModels) -> None:
+    texts, labels = texts_with_labels(60)
+    named = [["a;b" if name == "film" else name for name in own] for own in labels]
+    build(tiny, "bert", cv=2).fit(texts, named).save(place / "odd")
+    succeed("predict", place / "odd", write_table(place, "lists", 60), "--out", place / "odd.csv")
+    with (place / "odd.csv").open(encoding="utf-8", newline="") as file:
+        found = {name for row in csv.DictReader(file) for name in row["label"].split("|")}
+    assert found - {""} <= {"a;b", "money", "sea"}
+    assert "a;b" in found
+
+
+def test_a_sample_of_a_test_split_with_one_label(tmp_path: Path) -> None:
+    train, test = write_table(tmp_path, "cells", 60), tmp_path / "one.csv"
+    test.write_text("text,label\n" + "a good film,film\n" * 20)
+    dataset = load_dataset(train, test=test, label_separator=";").subsample(10, 0)
+    assert dataset.test is not None
+    assert len(dataset.test) == 10
+    with pytest.raises(DataError, match="fewer than two labels"):
+        check_trainable(dataset.test.labels)
+
+
 def test_a_run_says_what_each_label_gets(place: Path) -> None:
     report = read_run_report(place / "run")
     assert report.verdict.metric == "micro-F1"
@@ -497,6 +537,35 @@ def test_a_curve_is_in_micro_f1(place: Path, tiny: TinyModels) -> None:
     assert 0.3 < low["value"] <= high["value"] + 0.05
     assert high["low"] <= high["value"] <= high["high"]
     assert high["value"] > 0.6
+
+
+def test_rows_of_an_indicator_matrix_are_no_lists_of_labels() -> None:
+    with pytest.raises(DataError, match=r"indicator matrix.*numpy\.array"):
+        Targets.from_labels([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    assert Targets.from_labels([[1, 0], [0], []]).codes.tolist() == (
+        [[True, True], [True, False], [False, False]]
+    )
+
+
+@pytest.mark.parametrize("kind", ["arrow", "Int64", "boolean"])
+def test_an_indicator_matrix_may_be_any_table(kind: str) -> None:
+    frame = pd.DataFrame({"film": [1, 0, 1], "art": [0, 1, 1]})
+    table = pa.Table.from_pandas(frame) if kind == "arrow" else frame.astype(kind)
+    targets = Targets.from_labels(table)
+    assert targets.space.classes.tolist() == ["film", "art"]
+    np.testing.assert_array_equal(targets.codes, frame)
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", np.nan]])
+def test_columns_of_an_indicator_matrix_have_names_of_their_own(names: list[Any]) -> None:
+    with pytest.raises(DataError, match="its own name"):
+        Targets.from_labels(pd.DataFrame([[1, 0], [0, 1]], columns=names))
+
+
+def test_a_sample_of_sorted_rows_has_each_label_in_its_share() -> None:
+    members = np.repeat([[True, False], [False, True]], 2000, axis=0)
+    sampled = targets_of(members).sample(100, 0)
+    assert members[sampled].sum(axis=0) == pytest.approx([50, 50], abs=15)
 
 
 def test_a_larger_sample_holds_a_smaller_one() -> None:

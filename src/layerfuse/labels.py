@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -167,11 +168,21 @@ def _indicator(y: object) -> tuple[npt.NDArray[np.generic], Members] | None:
     if len(shape) != 2 or shape[1] < 2:
         return None
     table = np.asarray(y.toarray() if hasattr(y, "toarray") else y)  # scipy's are sparse
+    names = getattr(y, "column_names", getattr(y, "columns", None))
+    if names is not None and table.dtype == object:  # pandas' dtypes with NA
+        with suppress(TypeError, ValueError):
+            table = table.astype(np.float64)
     if table.dtype.kind not in "biuf" or not np.isin(table, (0, 1)).all():
         return None
-    names = getattr(y, "columns", None)
-    classes = np.arange(shape[1]) if names is None else label_array(as_list(list(names), "labels"))
-    return classes, table.astype(bool)
+    if names is None:
+        return np.arange(shape[1]), table.astype(bool)
+    labels = as_list(list(names), "labels")
+    if len(set(labels)) < len(labels) or any(map(is_missing, labels)):
+        raise DataError(
+            f"Each column of the table is a label, but one of {labels[:10]} has no name or that of "
+            "another. Give each its own name."
+        )
+    return label_array(labels), table.astype(bool)
 
 
 def _label_sets(y: Column | None) -> tuple[npt.NDArray[np.generic], Members] | None:
@@ -185,12 +196,28 @@ def _label_sets(y: Column | None) -> tuple[npt.NDArray[np.generic], Members] | N
                 f"The label of row {row} is {value!r} ({type(value).__name__}), while others are "
                 "lists of labels. Give a list for each row: an empty one where it has no label."
             )
+    if _is_matrix(own):
+        raise DataError(
+            "The labels are lists of 0 and 1, all of one length: rows of an indicator matrix, not "
+            "lists of labels. Give the matrix as an array: numpy.array(y)."
+        )
     pairs = [(row, label) for row, value in enumerate(own) for label in value]  # type: ignore[attr-defined]
     rows = [row for row, _ in pairs]
     classes, codes = find_classes([_plain(label) for _, label in pairs], rows)
     members = np.zeros((len(own), len(classes)), dtype=bool)
     members[rows, codes] = True
     return classes, members
+
+
+def _is_matrix(rows: Sequence[object]) -> bool:
+    """Whether lists are rows of an indicator matrix: 0 and 1, one of them twice in some row."""
+    lists = [row for row in rows if isinstance(row, list)]
+    return (
+        len(lists) == len(rows)
+        and len({len(row) for row in lists}) == 1
+        and all(isinstance(value, int | float) and value in (0, 1) for r in lists for value in r)
+        and any(len(set(row)) < len(row) for row in lists)
+    )
 
 
 def is_missing(value: object) -> bool:

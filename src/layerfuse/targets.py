@@ -282,11 +282,6 @@ class Targets:
         """
         sets = find_label_sets(y)
         classes, codes = sets or find_classes(y)
-        if sets is not None and len(classes) < 2:
-            raise DataError(
-                "Rows have any number of labels, but there are fewer than two labels in all. Give "
-                "at least two, or one label a row: which of two classes it is."
-            )
         space = LabelSpace(classes) if sets is None else MultilabelSpace(classes)
         members = None if groups is None else as_list(groups, "groups")
         if members is not None and len(members) != len(codes):
@@ -597,10 +592,15 @@ class MultilabelTargets(Targets):
         Raises
         ------
         DataError
-            For no rows, or no such label.
+            For no rows, fewer than two labels in all, or no such label.
         """
         if not len(self):
             raise DataError("There are no labeled rows to train on. Give texts with their labels.")
+        if self.space.n_outputs < 2:
+            raise DataError(
+                "Rows have any number of labels, but there are fewer than two labels in all. Give "
+                "at least two, or one label a row: which of two classes it is."
+            )
         if not self.can_fold:
             raise DataError(
                 f"None of the {self.space.n_outputs} labels is on two of the {len(self)} rows and "
@@ -684,7 +684,8 @@ class MultilabelTargets(Targets):
             return np.arange(len(self))
         n_parts = min(_SAMPLE_PARTS, len(self))
         parts = iterative(self.codes, np.full(n_parts, 1 / n_parts), seed)
-        order = np.argsort(parts, kind="stable")
+        shuffled = np.random.default_rng(seed).permutation(len(self))  # a part may be cut
+        order = shuffled[np.argsort(parts[shuffled], kind="stable")]
         of_label = [order[self.codes[order, label]] for label in range(self.space.n_outputs)]
         return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
 

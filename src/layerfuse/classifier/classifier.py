@@ -118,7 +118,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     classes_ : ndarray of shape (n_classes,)
         Labels, sorted where they can be compared.
     profile_ : BlockScores
-        How well each block predicts the labels. Like all that follows but ``model_``, ``plan_``,
+        How well each block predicts the labels. Like all that follows but ``model_``,
         ``encoders_``, ``abstention_``, ``column_encoder_`` and ``cv_``, it is absent from a loaded
         classifier.
     selection_ : Selection

@@ -80,8 +80,9 @@ def check_parameters(model: LayerFusionClassifier) -> None:
     if not isinstance(model.store, (str, Path, EmbeddingStore, type(None))):
         raise ConfigError(f"store={model.store!r} cannot be used. Give 'auto', a folder or None.")
     check_choice(model.fragments, FRAGMENTS, "fragments")
-    if isinstance(model.columns, str):
-        raise ConfigError(f"columns={model.columns!r} is one string. Give a list: columns=['age'].")
+    names = model.columns
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"columns={names!r} is no list of names. Give one: columns=['age'].")
     if not _gives_folds(model.cv):
         whole_number("cv", model.cv, at_least=2, also="or a splitter such as GroupKFold(5)")
     whole_number("sample_size", model.sample_size, at_least=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,9 +44,9 @@ from layerfuse.report.results import (
     PredictResult,
     RunComparison,
 )
-from layerfuse.targets import LabelSpace
+from layerfuse.targets import LabelSpace, MultilabelSpace
 
-_SEPARATOR = ";"  # of several labels, where the training table had none
+_SEPARATORS = (";", "|", "\n")  # of several labels, where the training table had none
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,13 @@ def _columns_of(classifier: LayerFusionClassifier) -> tuple[str, ...]:
     return tuple(classifier.columns) if COLUMNS_BLOCK in classifier.model_.blocks else ()
 
 
+def _separator(facts: Facts, labels: Iterable[object]) -> str:
+    """What stands between several labels in a cell: that of training, else one in no label."""
+    names = "".join(map(str, labels))
+    free = (own for own in _SEPARATORS if own not in names)
+    return facts.label_separator or next(free, _SEPARATORS[-1])
+
+
 def _read_of(classifier: LayerFusionClassifier, rows: Split) -> Column:
     """What a classifier reads of some rows."""
     columns = _columns_of(classifier)
@@ -177,7 +184,7 @@ def predict(
                 "that has them, in place of --text."
             )
         classes = classifier.classes_.tolist()
-        label = _Label(config, suffix, facts.label_separator or _SEPARATOR).open(reporter)
+        label = _Label(config, suffix, _separator(facts, classes)).open(reporter)
         emit(label(Part(0, Split(config.text))).decode())
         rows = len(config.text)
     lines = "".join(kept).split("\n")[:-1]
@@ -229,7 +236,7 @@ def _predict_file(
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
             advance(sum(sizes.get(number, 0) for number in source.skip))
-        work = _Label(config, suffix, facts.label_separator or _SEPARATOR)
+        work = _Label(config, suffix, _separator(facts, classifier.classes_.tolist()))
         results = run_parts(work, source, opened, config.stream, config.device, advance, reporter)
         for done in results if files is not None else in_order(results):
             sizes[done.number] = done.rows
@@ -368,7 +375,13 @@ def evaluate(
         config.label_column or facts.label_column,
         labeled=True,
         options=ReadOptions(
-            label_separator=facts.label_separator, columns=columns, strip_html=facts.strip_html
+            label_separator=(
+                _separator(facts, classifier.classes_.tolist())
+                if isinstance(classifier.label_space_, MultilabelSpace)
+                else facts.label_separator
+            ),
+            columns=columns,
+            strip_html=facts.strip_html,
         ),
     )
     stream = _open(source, config.text_column, config.label_column, reporter)

@@ -207,13 +207,13 @@ def _read_labels(table: Table, label: str, separator: str | None) -> tuple[Any, 
             for row in zip(*columns, strict=True)
         )
     values = tuple(table.column(label))
-    if separator:
-        return tuple(LabelSet(_parts(value, separator)) for value in values)
     if any(isinstance(value, list) for value in values):
         return tuple(
             _label_set(table, label, row, value)
             for row, value in enumerate(values, table.first_row)
         )
+    if separator:
+        return tuple(LabelSet(_parts(value, separator)) for value in values)
     if separator is None:
         _refuse_joined(table, label, values)
     return values

@@ -210,7 +210,15 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
             f"The table has no column {missing[0]!r}, which the classifier reads beside the "
             f"texts. Its columns are: {', '.join(map(str, found))}."
         )
-    return X[texts], {name: as_list(X[name], f"values of {name}") for name in names}
+    column = as_list(X[texts], "texts")
+    table = {name: as_list(X[name], f"values of {name}") for name in names}
+    for name, values in table.items():
+        if len(values) != len(column):
+            raise DataError(
+                f"There are {len(column)} texts but {len(values)} values of {name!r}. Give one for "
+                "each text."
+            )
+    return column, table
 
 
 def _fit(name: str, values: Sequence[object]) -> NumberColumn | DateColumn | CategoryColumn:
@@ -235,7 +243,7 @@ def _parse(
         if not _is_empty(value):
             try:
                 numbers[row] = parse(value)
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise DataError(
                     f"Column {name!r} holds {value!r} in row {row} (counted from 0), where {what} "
                     "is expected, as in training. Correct it, or leave it empty."
@@ -263,8 +271,16 @@ def _seconds(value: object) -> float:
     moment = datetime.fromisoformat(value.strip()) if isinstance(value, str) else value
     if not isinstance(moment, datetime):
         raise ValueError
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC).timestamp()
+    return moment.astimezone(UTC).timestamp()  # or OverflowError: UTC may be beyond year 9999
 
 
 def _category(value: object) -> str:
-    return "" if _is_empty(value) else str(value).strip()
+    """One spelling of what CSV, parquet and pandas hold as "7", 7 and 7.0, "true" and True."""
+    if _is_empty(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip()
+    return text.lower() if text.lower() in ("true", "false") else text
