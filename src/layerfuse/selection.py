@@ -31,8 +31,8 @@ _CERTAIN = 4  # standard errors by which a single block has to be better than th
 _BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
 
 FEW_ROWS, FEW_PER_CLASS = 1000, 100
-"""With fewer labeled rows, in all and a class, ``"auto"`` takes the upper layers: differences
-between single blocks are mostly noise.
+"""With fewer labeled rows, in all and of the median class, ``"auto"`` takes the upper layers:
+differences between single blocks are mostly noise.
 """
 
 Floats = npt.NDArray[np.float32]
@@ -231,8 +231,8 @@ def resolve_selection(method: str, targets: Targets) -> str:
 
 def few_labels(targets: Targets) -> bool:
     """Whether there are too few rows to choose single layers."""
-    n_classes = int(np.count_nonzero(targets.counts))
-    return len(targets) < min(FEW_ROWS, FEW_PER_CLASS * n_classes)
+    counts = np.sort(targets.counts[targets.counts > 0])
+    return len(targets) < FEW_ROWS and bool(counts[len(counts) // 2] < FEW_PER_CLASS)
 
 
 def _candidates(ranked: Sequence[BlockRef]) -> list[BlockRef]:
@@ -276,8 +276,8 @@ def _upper(
             if is_better(joined[1], state):
                 selection, state = joined
     if few_labels(targets):
-        few = f"{len(targets)} labeled rows are too few to choose single layers"
-        reason = f"{few}; the upper ones of one encoder are taken together"
+        few = f"{len(targets)} labeled rows are too few to choose single layers freely"
+        reason = f"{few} (below {FEW_ROWS:,}, and {FEW_PER_CLASS} a class)"
         selection = replace(selection, reason=reason)
     return selection, state
 

@@ -74,7 +74,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         columns) with these and the texts, which are in the column "text" or the only other one.
     selection : {"auto", "greedy", "upper", "top_k", "best", "last"}, default="auto"
         How blocks are selected; see `select_blocks`. ``"auto"``: ``"greedy"``, or ``"upper"`` with
-        fewer than 1,000 rows and 100 a class.
+        fewer than 1,000 rows and 100 of the median class.
     max_blocks : int, default=5
         Maximum number of blocks to fuse.
     budget : Budget or mapping, optional

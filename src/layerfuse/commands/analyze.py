@@ -156,9 +156,10 @@ def _comparison_summary(comparison: EncoderComparison) -> str:
     """What fusing the best pair brings, or that it brings nothing significant."""
     pair, strongest, gain = comparison.best, comparison.strongest, comparison.best.gain
     numbers = (
-        f"fused they have {pair.loss_gain:.4f} ± {pair.loss_gain_se:.4f} less leave-one-out loss "
-        f"than {pair.better} alone, and {points(gain.difference)} points of accuracy over the more "
-        f"accurate one (95% interval {points_interval(gain.low, gain.high)})."
+        f"fused they have {abs(pair.loss_gain):.4f} ± {pair.loss_gain_se:.4f} "
+        f"{'less' if pair.loss_gain >= 0 else 'more'} leave-one-out loss than {pair.better} alone, "
+        f"and {points(gain.difference)} points of accuracy over the more accurate one (95% "
+        f"interval {points_interval(gain.low, gain.high)})."
     )
     if gain.high < 0:
         numbers += " By accuracy the more accurate one alone is significantly better."

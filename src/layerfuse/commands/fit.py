@@ -101,6 +101,8 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         return stopped
     check_new_folder(run)
     dataset = read_data(config, recorder)
+    if any(split.n_unlabeled for split in dataset.splits.values()):
+        recorder.note("row numbers of the report are counted without the rows that are skipped")
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
     check_trainable(labels)
@@ -436,10 +438,7 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
         reporter.note(columns.sentence)
     for name, split in dataset.splits.items():
         if split.n_unlabeled:
-            reporter.note(
-                f"{split.n_unlabeled} {name} rows have no label and are skipped; row numbers are "
-                "counted without them"
-            )
+            reporter.note(f"{split.n_unlabeled} {name} rows have no label and are skipped")
     if dataset.test is not None:
         seen = set(dataset.splits["train"].texts) if "train" in dataset.splits else set()
         if leaks := sum(text in seen for text in dataset.test.texts):

@@ -43,6 +43,7 @@ class Finding:
 class SplitAudit:
     """The audit of one split: the number of rows, and those of each class, largest first.
 
+    ``unlabeled`` rows were skipped; rows are numbered as in the file.
     ``empty`` are rows without text, ``duplicates`` those that repeat the text of an earlier row,
     ``over_long`` those of more characters than the audit was told. ``conflicts`` are the distinct
     texts with two labels or more, ``conflict_rows`` the rows of each of them.
@@ -55,6 +56,7 @@ class SplitAudit:
     over_long: Finding
     conflicts: int
     conflict_rows: tuple[tuple[int, ...], ...]
+    unlabeled: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
     """
     train, test = dataset.splits.get("train", Split(())), dataset.test or Split(())
     seen = set(map(normalize, train.texts))
-    leaks = (row for row, text in enumerate(map(normalize, test.texts)) if text and text in seen)
+    numbered = zip(test.rows, map(normalize, test.texts), strict=True)
+    leaks = (row for row, text in numbered if text and text in seen)
     trained, tested = _class_counts(train), _class_counts(test)
     every = dict.fromkeys(name for part in dataset.splits.values() for name in _class_counts(part))
     alike: dict[str, list[str]] = {}
@@ -122,18 +125,23 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
 
 def _audit_split(split: Split, max_chars: int) -> SplitAudit:
     groups: dict[str, list[int]] = {}
-    for row, text in enumerate(split.texts):
-        groups.setdefault(text, []).append(row)
+    kinds: dict[str, set[object]] = {}
+    numbered = list(zip(split.rows, split.texts, strict=True))
     labels = split.labels or (None,) * len(split)
-    conflicts = [rows for rows in groups.values() if len({labels[row] for row in rows}) > 1]
+    for (row, text), label in zip(numbered, labels, strict=True):
+        if text.strip():
+            groups.setdefault(text, []).append(row)
+            kinds.setdefault(text, set()).add(label)
+    conflicts = [rows for text, rows in groups.items() if len(kinds[text]) > 1]
     return SplitAudit(
         rows=len(split),
         classes=_class_counts(split),
-        empty=_finding(row for row, text in enumerate(split.texts) if not text.strip()),
+        empty=_finding(row for row, text in numbered if not text.strip()),
         duplicates=_finding(sorted(row for rows in groups.values() for row in rows[1:])),
-        over_long=_finding(row for row, text in enumerate(split.texts) if len(text) > max_chars),
+        over_long=_finding(row for row, text in numbered if len(text) > max_chars),
         conflicts=len(conflicts),
         conflict_rows=tuple(map(tuple, conflicts)),
+        unlabeled=split.n_unlabeled,
     )
 
 

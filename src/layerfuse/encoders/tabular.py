@@ -6,6 +6,7 @@ Frozen like the other encoders, in that no label takes part; what the values of 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from layerfuse.data import TEXT_NAMES
 from layerfuse.errors import DataError
+from layerfuse.groups import normalize
 from layerfuse.labels import Column, as_list, is_missing
 
 Floats = npt.NDArray[np.float32]
@@ -28,6 +30,8 @@ TableColumns: TypeAlias = Mapping[str, Sequence[object]]
 
 _MOST_CATEGORIES = 100
 _FEWEST_ROWS = 2  # of a category
+_EMPTY = {"", "n/a", "na", "nan", "none", "null", "-", "?"}
+_MOSTLY = 0.5  # share of values that tells what a column is meant to hold
 _BINS = 10
 _FAR = 5.0  # standard deviations at which a number is clipped
 _SECONDS = 86_400  # of a day
@@ -118,7 +122,8 @@ class CategoryColumn(_Column):
         if len(counts) > max(_MOST_CATEGORIES, 2) and len(counts) > len(values) / 2:
             raise DataError(
                 f"Column {name!r} has {len(counts):,} different values in {len(values):,} rows, "
-                "as ids and texts have. Leave it out of the columns, or add it to the texts."
+                "as ids and texts have. Numbers are written like 1748.20 and dates like "
+                "2026-08-31; else leave it out of the columns, or add it to the texts."
             )
         frequent = counts.most_common(_MOST_CATEGORIES)
         kept = [value for value, count in frequent if count >= _FEWEST_ROWS]
@@ -224,14 +229,27 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
 def _fit(name: str, values: Sequence[object]) -> NumberColumn | DateColumn | CategoryColumn:
     if all(map(_is_empty, values)):
         raise DataError(f"Column {name!r} has no value in any row. Leave it out of the columns.")
-    try:
-        return NumberColumn.fit(name, _parse(values, _number, name, "a number"))
-    except DataError:
-        pass
-    try:
-        return DateColumn.fit(name, _parse(values, _seconds, name, "a date"))
-    except DataError:
-        return CategoryColumn.fit(name, values)
+    for kind, parse, what in (
+        (NumberColumn, _number, "a number"),
+        (DateColumn, _seconds, "a date"),
+    ):
+        try:
+            return kind.fit(name, _parse(values, parse, name, what))
+        except DataError:
+            if _share(values, parse) > _MOSTLY:
+                raise
+    return CategoryColumn.fit(name, values)
+
+
+def _share(values: Sequence[object], parse: Callable[[object], float]) -> float:
+    """The share of values, of those that are not missing, that can be parsed."""
+    known = [value for value in values if not _is_empty(value)]
+    parsed = 0
+    for value in known:
+        with contextlib.suppress(ValueError):
+            parse(value)
+            parsed += 1
+    return parsed / len(known)
 
 
 def _parse(
@@ -246,13 +264,13 @@ def _parse(
             except (ValueError, OverflowError) as error:
                 raise DataError(
                     f"Column {name!r} holds {value!r} in row {row} (counted from 0), where {what} "
-                    "is expected, as in training. Correct it, or leave it empty."
+                    "is expected, as in other rows. Correct it, or leave it empty."
                 ) from error
     return numbers
 
 
 def _is_empty(value: object) -> bool:
-    return is_missing(value) or (isinstance(value, str) and not value.strip())
+    return is_missing(value) or (isinstance(value, str) and normalize(value) in _EMPTY)
 
 
 def _number(value: object) -> float:

@@ -163,12 +163,14 @@ def _render_fit(report: RunReport, out: Console) -> None:
         _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
     trials = len({(trial.fusion, trial.head) for trial in selection.trials})
     compared = f" ({plural(trials, 'alternative')} compared)" if trials else ""
-    why = ": ".join(filter(None, (selection.method, selection.reason)))
-    out.print(f"\nSelected ({why}): {selection.fusion} fusion, {selection.head} head{compared}")
+    out.print(
+        f"\nSelected ({selection.method}): {selection.fusion} fusion, {selection.head} head"
+        f"{compared}"
+    )
     names = list(map(str, selection.blocks))
     for place, (name, gain) in enumerate(zip(names, selection.gains, strict=True), 1):
         padded = name.ljust(max(map(len, names)))
-        out.print(f"  {place}. {padded}  loss −{gain:.4f}", soft_wrap=True)
+        out.print(f"  {place}. {padded}  loss {-gain:+.4f}", soft_wrap=True)
     out.print()
     headline = sentence_case(report.verdict.headline)
     rest = report.verdict.sentence.removeprefix(report.verdict.headline)
@@ -351,8 +353,12 @@ def _render_audit(result: Audit, out: Console) -> None:
         _print_finding("empty texts", split.empty, out)
         _print_finding("repeated texts", split.duplicates, out)
         _print_finding("long texts", split.over_long, out)
+        if split.unlabeled:
+            out.print(f"  rows without a label, skipped: {split.unlabeled}")
         if split.conflicts:
-            out.print(f"  texts with conflicting labels: {split.conflicts}")
+            first = split.conflict_rows[:_EXAMPLES]
+            rows = " / ".join(", ".join(map(str, own[:_EXAMPLES])) for own in first)
+            out.print(f"  texts with conflicting labels: {split.conflicts} (rows {rows})")
         if not (split.conflicts or split.empty.count or split.duplicates.count):
             out.print("  no empty, repeated or conflicting texts")
         shown = list(split.classes.items())[:_MOST_ROWS]
