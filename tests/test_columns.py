@@ -224,9 +224,18 @@ def test_the_command_line_reads_columns(
     assert right > 0.75
     measured = succeed("evaluate", "run", "later.csv", "--json").json
     assert measured["metrics"]["accuracy"]["value"] == right
-    pd.read_csv("later.csv").drop(columns="plan").to_csv("less.csv", index=False)
+    later = pd.read_csv("later.csv", dtype=str)
+    later.drop(columns="plan").to_csv("less.csv", index=False)
+    later.loc[7, "amount"] = "many"
+    later.to_csv("odd.csv", index=False)
     for command, told in (
         (("predict", "run", "less.csv"), "plan"),
+        (
+            ("predict", "run", "odd.csv", "--part-rows", 3, "--out", "odd_found.csv"),
+            "'many' in row 7",
+        ),
+        (("evaluate", "run", "odd.csv"), "'many' in row 7"),
+        (("fit", "train.csv", "--columns", "amount", "--test", "odd.csv"), "'many' in row 7"),
         (("predict", "run", "--text", "a good film"), "amount"),
         (("export", "run", "--format", "onnx", "--out", "onnx"), "--columns"),
         (("serve", "run", "--port", 0), "--columns"),
