@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,17 @@ from layerfuse.metrics import (
     paired_f1_difference,
 )
 from layerfuse.progress import SILENT, Reporter
+from layerfuse.stratification import (
+    Rows,
+    Splitter,
+    by_group,
+    fold_pairs,
+    grouped,
+    iterative,
+    reads_groups,
+    stratified,
+)
 
-Rows: TypeAlias = npt.NDArray[np.intp]
 Floats: TypeAlias = npt.NDArray[np.floating]
 
 Decisions: TypeAlias = npt.NDArray[Any]
@@ -40,14 +49,6 @@ label (n,), or whether it has each of several labels, bool (n, n_labels)."""
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
 _SAMPLE_PARTS = 20  # of which a sample takes the first, each with the shares of all labels
 _SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
-
-
-@runtime_checkable
-class Splitter(Protocol):
-    """A cross-validation splitter of scikit-learn, such as ``GroupKFold(5)``."""
-
-    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterable[tuple[Rows, Rows]]:
-        """Numbers of training and of held-out rows, fold by fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -488,21 +489,21 @@ class Targets:
         """
         if not isinstance(cv, (int, np.integer)):
             return self._given_folds(cv)
-        return _pairs(self._fold_of_rows(int(cv), seed))
+        return fold_pairs(self._fold_of_rows(int(cv), seed))
 
     def _fold_of_rows(self, cv: int, seed: int) -> Rows:
         n_folds = max(2, min(cv, int(self.counts.max())))
         if self.groups is None:
-            return _stratified(self.codes, n_folds, seed)
+            return stratified(self.codes, n_folds, seed)
         _, first, member = np.unique(self.groups.codes, return_index=True, return_inverse=True)
         if len(first) <= _FEW_GROUPS:
-            return _grouped(self.codes, member, max(2, min(n_folds, len(first))), seed)
+            return grouped(self.codes, member, max(2, min(n_folds, len(first))), seed)
         # Many groups balance by themselves, and there it takes too long to look at one at a time.
-        return _stratified(self.codes[first], n_folds, seed)[member]
+        return stratified(self.codes[first], n_folds, seed)[member]
 
     def _given_folds(self, cv: Splitter | Iterable[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
         groups = self.groups
-        codes = groups.codes if groups is not None and _reads_groups(cv) else None
+        codes = groups.codes if groups is not None and reads_groups(cv) else None
         try:
             pairs = cv.split(self.codes, self.codes, codes) if isinstance(cv, Splitter) else cv
             folds = [(np.arange(len(self))[a], np.arange(len(self))[b]) for a, b in pairs]
@@ -579,7 +580,7 @@ class MultilabelTargets(Targets):
         if self.groups is None:
             return True
         having, lacking = (
-            _by_group(own, self.groups).sum(axis=0) for own in (self.codes, ~self.codes)
+            by_group(own, self.groups).sum(axis=0) for own in (self.codes, ~self.codes)
         )
         return bool((np.minimum(having, lacking) >= 2).any())
 
@@ -667,11 +668,11 @@ class MultilabelTargets(Targets):
     def _fold_of_rows(self, cv: int, seed: int) -> Rows:
         if self.groups is None:
             n_folds = max(2, min(cv, len(self)))
-            return _iterative(self.codes, np.full(n_folds, 1 / n_folds), seed)
-        together = _by_group(self.codes, self.groups)
+            return iterative(self.codes, np.full(n_folds, 1 / n_folds), seed)
+        together = by_group(self.codes, self.groups)
         _, member = np.unique(self.groups.codes, return_inverse=True)
         n_folds = max(2, min(cv, len(together)))
-        return _iterative(together, np.full(n_folds, 1 / n_folds), seed)[member]
+        return iterative(together, np.full(n_folds, 1 / n_folds), seed)[member]
 
     def sample(self, n_rows: int, seed: int | Sequence[int], minimum: int = 2) -> Rows:
         """Sorted numbers of about ``n_rows`` rows, each label in its share.
@@ -682,83 +683,11 @@ class MultilabelTargets(Targets):
         if n_rows >= len(self):
             return np.arange(len(self))
         n_parts = min(_SAMPLE_PARTS, len(self))
-        parts = _iterative(self.codes, np.full(n_parts, 1 / n_parts), seed)
+        parts = iterative(self.codes, np.full(n_parts, 1 / n_parts), seed)
         shuffled = np.random.default_rng(seed).permutation(len(self))  # a part may be cut
         order = shuffled[np.argsort(parts[shuffled], kind="stable")]
         of_label = [order[self.codes[order, label]] for label in range(self.space.n_outputs)]
         return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
-
-
-def _by_group(members: npt.NDArray[np.bool_], groups: Groups) -> npt.NDArray[np.bool_]:
-    """Which labels some row of each group has, (n_groups, n_labels)."""
-    _, group = np.unique(groups.codes, return_inverse=True)
-    found = np.zeros((group.max() + 1, members.shape[1]), dtype=bool)
-    np.logical_or.at(found, group, members)
-    return found
-
-
-def _iterative(
-    members: npt.NDArray[np.bool_], shares: npt.NDArray[np.float64], seed: int | Sequence[int]
-) -> Rows:
-    """The part of each row, by iterative stratification (Sechidis et al., ECML PKDD 2011)."""
-    from iterstrat.ml_stratifiers import IterativeStratification
-
-    random = np.random.RandomState(seed)
-    order = random.permutation(len(members))
-    parts = np.empty(len(members), dtype=np.intp)
-    parts[order] = IterativeStratification(members[order], shares, random)
-    return parts
-
-
-# Like scikit-learn's StratifiedKFold and StratifiedGroupKFold, whose warnings of rare classes could
-# only be silenced for the whole process: wrong where several threads fit.
-
-
-def _stratified(codes: Rows, n_folds: int, seed: int) -> Rows:
-    """The fold of each row: each class is dealt out evenly, and so are all rows."""
-    random = np.random.RandomState(seed)
-    _, first, code = np.unique(codes, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))[code]  # classes by their first row
-    dealt = np.sort(order)
-    shares = [np.bincount(dealt[fold::n_folds], minlength=len(first)) for fold in range(n_folds)]
-    folds = np.empty(len(codes), dtype=np.intp)
-    for number, counts in enumerate(np.transpose(shares)):
-        of_class = np.arange(n_folds).repeat(counts)
-        random.shuffle(of_class)
-        folds[order == number] = of_class
-    return folds
-
-
-def _grouped(codes: Rows, groups: Rows, n_folds: int, seed: int) -> Rows:
-    """The fold of each row: groups go, most uneven in classes first, where they balance best."""
-    _, code = np.unique(codes, return_inverse=True)
-    counts = np.zeros((groups.max() + 1, code.max() + 1))
-    np.add.at(counts, (groups, code), 1.0)
-    order = np.random.RandomState(seed).permutation(len(counts))
-    order = order[np.argsort(-counts[order].std(axis=1), kind="stable")]
-    folds = np.empty(len(counts), dtype=np.intp)
-    held = np.zeros((n_folds, counts.shape[1]))
-    for group in order:
-        after = held + np.eye(n_folds)[:, :, None] * counts[group]  # if it went to each fold
-        uneven = (after / counts.sum(axis=0)).std(axis=1).mean(axis=1)
-        near = np.flatnonzero(np.isclose(uneven, uneven.min()))
-        folds[group] = near[held[near].sum(axis=1).argmin()]
-        held[folds[group]] += counts[group]
-    return folds[groups]
-
-
-def _pairs(folds: Rows) -> list[tuple[Rows, Rows]]:
-    return [
-        (np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)
-    ]
-
-
-def _reads_groups(cv: object) -> bool:
-    """Whether a splitter wants groups; scikit-learn's others warn that they ignore them."""
-    from sklearn.utils.metadata_routing import get_routing_for_object
-
-    known = hasattr(cv, "get_metadata_routing")
-    return not known or "groups" in get_routing_for_object(cv).consumes("split", ["groups"])
 
 
 def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT) -> None:

@@ -18,7 +18,8 @@ from layerfuse.probing.ridge import (
     leave_one_out,
     weight_rows,
 )
-from layerfuse.targets import LabelSpace, Rows, Targets
+from layerfuse.stratification import Rows
+from layerfuse.targets import LabelSpace, Targets
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
