@@ -46,8 +46,8 @@ def test_fragments_are_left_out_where_most_rows_are_fragments() -> None:
         found = checked(whole + fragments, y, sample_weight=weights, groups=groups)
     assert (found.texts, found.rows.tolist()) == (whole, list(range(10)))
     assert found.targets.labels.tolist() == y[:10]
-    assert found.weights is not None
-    assert found.weights.tolist() == weights[:10].tolist()
+    assert found.targets.weights is not None
+    assert found.targets.weights.tolist() == weights[:10].tolist()
     assert found.targets.groups is None
     assert len(checked(whole + fragments, y, "keep").texts) == 30
     assert len(checked(whole + fragments[:5], y[:15]).texts) == 15
