@@ -53,7 +53,7 @@ def classifier(tiny: TinyModels, **more: Any) -> LayerFusionClassifier:
 def test_kinds_are_told_by_the_values() -> None:
     found = ColumnEncoder.fit(
         {
-            "price": ["1.5", "20", "", "7"],
+            "price": ["1.5", "20", "n/a", "7"],
             "decimal": [Decimal("1.5"), None, 3, math.nan],
             "day": ["2026-01-05", None, date(2026, 2, 1), datetime(2026, 3, 1, 8, tzinfo=UTC)],
             "plan": ["free", "pro", "free", " pro "],
@@ -106,6 +106,9 @@ def test_what_no_date_or_number_can_hold_is_named() -> None:
     [
         ([None, "", math.nan], "no value"),
         ([f"ticket {number}" for number in range(300)], "ids and texts"),
+        (["1.5"] * 20 + ["about 3"] * 3, "'about 3' in row 20 .*a number"),
+        (["2026-01-31"] * 20 + ["31.01.2026"], r"'31\.01\.2026' in row 20 .*a date"),
+        ([f"{number},50" for number in range(300)], r"1748\.20"),
     ],
 )
 def test_columns_that_say_nothing_are_refused(values: Sequence[object], told: str) -> None:
@@ -224,9 +227,18 @@ def test_the_command_line_reads_columns(
     assert right > 0.75
     measured = succeed("evaluate", "run", "later.csv", "--json").json
     assert measured["metrics"]["accuracy"]["value"] == right
-    pd.read_csv("later.csv").drop(columns="plan").to_csv("less.csv", index=False)
+    later = pd.read_csv("later.csv", dtype=str)
+    later.drop(columns="plan").to_csv("less.csv", index=False)
+    later.loc[7, "amount"] = "many"
+    later.to_csv("odd.csv", index=False)
     for command, told in (
         (("predict", "run", "less.csv"), "plan"),
+        (
+            ("predict", "run", "odd.csv", "--part-rows", 3, "--out", "odd_found.csv"),
+            "'many' in row 7",
+        ),
+        (("evaluate", "run", "odd.csv"), "'many' in row 7"),
+        (("fit", "train.csv", "--columns", "amount", "--test", "odd.csv"), "'many' in row 7"),
         (("predict", "run", "--text", "a good film"), "amount"),
         (("export", "run", "--format", "onnx", "--out", "onnx"), "--columns"),
         (("serve", "run", "--port", 0), "--columns"),

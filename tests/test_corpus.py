@@ -583,3 +583,37 @@ def test_an_encoder_made_for_english_is_named_where_texts_are_not(tmp_path: Path
     texts, labels = _german(60), list("ab" * 30)
     with pytest.warns(LayerfuseWarning, match=r"not English \(de 100%\).*minilm.*e5-small"):
         LayerFusionClassifier("minilm", store=None, cv=2).fit(texts, labels)
+
+
+@pytest.mark.index
+@pytest.mark.filterwarnings("error::layerfuse.errors.LayerfuseWarning")
+@pytest.mark.parametrize("text", ["12 34 56 {}", "!!! ??? {}", "err 0x{}"])
+def test_digits_and_codes_are_no_foreign_language(text: str) -> None:
+    texts = [text.format(row % 7) for row in range(60)]
+    LayerFusionClassifier("minilm", store=None, cv=2).fit(texts, list("ab" * 30))
+
+
+def test_languages_without_case_have_letters() -> None:
+    assert find_languages(["मेरा ऑर्डर अभी तक नहीं आया है, कृपया सहायता करें"] * 5)[0].code == "hi"
+    assert find_languages(["คำสั่งซื้อของฉันยังไม่มาถึง กรุณาช่วยด้วย"] * 5)[0].code == "th"
+    assert find_languages(["我的订单还没有到，请帮帮我。"] * 10)[0].code == "zh"
+
+
+def test_the_audit_numbers_rows_as_in_the_file(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{text},{label}\n"
+        for text, label in (
+            ("a", ""),
+            ("b", "x"),
+            ("c", ""),
+            ("b", "y"),
+            (" ", "x"),
+            (" ", "y"),
+            ("d", "x"),
+        )
+    )
+    train = audit(load_dataset(write(tmp_path / "t.csv", f"text,label\n{rows}"))).splits["train"]
+    assert (train.rows, train.unlabeled) == (5, 2)
+    assert train.duplicates.rows == (3,)  # empty texts are no repeats
+    assert (train.conflicts, train.conflict_rows) == (1, ((1, 3),))
+    assert train.empty.rows == (4, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -566,6 +567,25 @@ def test_a_sample_of_sorted_rows_has_each_label_in_its_share() -> None:
     members = np.repeat([[True, False], [False, True]], 2000, axis=0)
     sampled = targets_of(members).sample(100, 0)
     assert members[sampled].sum(axis=0) == pytest.approx([50, 50], abs=15)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_constant_prediction_is_better_than_the_majority(seed: int) -> None:
+    members = np.random.default_rng(seed).random((40, 4)) < [0.6, 0.3, 0.2, 0.02]
+    targets = targets_of(members)
+
+    def score(row: Array) -> float:
+        return float(f1_score(members, np.tile(row, (40, 1)), average="micro"))
+
+    rows = [np.array(row, dtype=bool) for row in product((0, 1), repeat=4) if any(row)]
+    assert score(targets.most_frequent[0]) == pytest.approx(max(map(score, rows)))
+
+
+def test_labels_of_noise_are_said_to_be_unpredictable(tiny: TinyModels) -> None:
+    texts, _ = texts_with_labels(120)
+    noise = (np.random.default_rng(0).random((120, 4)) < 0.3).astype(int)
+    model = build(tiny, "bert", cv=3).fit(texts, noise)
+    assert model.verdict_.recommended == "majority"
 
 
 def test_a_larger_sample_holds_a_smaller_one() -> None:

@@ -559,9 +559,11 @@ class MultilabelTargets(Targets):
 
     @property
     def most_frequent(self) -> Decisions:
-        """The labels that most rows have, or the most frequent one, for every row."""
+        """The most frequent labels for every row, as many as have the highest micro-F1."""
         counts = self.counts
-        row = (2 * counts > len(self)) | (np.arange(len(counts)) == counts.argmax())
+        order, n_labels = np.argsort(-counts, kind="stable"), np.arange(1, len(counts) + 1)
+        f1 = 2 * counts[order].cumsum() / np.maximum(len(self) * n_labels + counts.sum(), 1)
+        row = np.isin(np.arange(len(counts)), order[: 1 + f1.argmax()])
         return np.tile(row, (len(self), 1))
 
     @property

@@ -271,6 +271,10 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             texts, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
         check_supported(self, data.targets.space)
+        column_encoder, features = None, None
+        if table is not None:
+            column_encoder = ColumnEncoder.fit(table)
+            features = column_encoder.transform(table)[data.rows]
         encoders = open_encoders(self.encoders, reporter)
         warn_languages(data.texts, encoders, reporter)
         sample = data.targets.sample(self.sample_size, seed)
@@ -286,10 +290,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             reporter=reporter,
         )
         costs = embeddings.costs
-        column_encoder, features = None, None
-        if table is not None:
-            column_encoder = ColumnEncoder.fit(table)
-            features = column_encoder.transform(table)[data.rows]
+        if features is not None:
             embeddings = embeddings.with_table(features[sample])
             costs = {**costs, COLUMNS_BLOCK.encoder: cost_of_columns(features)}
         log_candidates(embeddings, encoders, reporter)

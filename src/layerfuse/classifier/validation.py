@@ -296,9 +296,10 @@ def warn_languages(
     if any(entry is None or entry.languages != _ENGLISH for entry in entries):
         return
     found = find_languages(texts)
-    foreign = sum(language.share for language in found if language.code != "en")
+    found = tuple(language for language in found if language.code not in ("en", "zxx"))
+    foreign = sum(language.share for language in found)
     if foreign > _FOREIGN:
-        codes = ", ".join(f"{own.code} {own.share:.0%}" for own in found[:3] if own.code != "en")
+        codes = ", ".join(f"{own.code} {own.share:.0%}" for own in found[:3])
         others = ", ".join(e.name for e in ENCODERS.values() if e.languages != _ENGLISH)
         message = (
             f"{foreign:.0%} of the texts look as if they were not English ({codes}), but "

@@ -33,6 +33,7 @@ from layerfuse.commands.output import check_new_file, check_new_folder, open_sto
 from layerfuse.data import ReadOptions, Split, TextDataset, audit, load_dataset
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders.tabular import ColumnEncoder
 from layerfuse.errors import (
     ConfigError,
     FormatError,
@@ -108,6 +109,9 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     check_trainable(labels)
     if test is not None:  # before the work: labels that training does not have
         Targets.from_labels(labels).space.encode(test.labels or ())
+        if config.columns:  # and values of another kind
+            known = {name: dataset.train.columns[name] for name in config.columns}
+            ColumnEncoder.fit(known).transform(test.columns, test.rows)
     classifier = make_classifier(config, recorder)
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes

@@ -126,9 +126,13 @@ def _separator(facts: Facts, labels: Iterable[object]) -> str:
 
 
 def _read_of(classifier: LayerFusionClassifier, rows: Split) -> Column:
-    """What a classifier reads of some rows."""
-    columns = _columns_of(classifier)
-    return rows.table(columns) if columns else rows.texts
+    """What a classifier reads of some rows, checked: errors name rows of the file."""
+    columns, encoder = _columns_of(classifier), classifier.column_encoder_
+    if not columns or encoder is None:
+        return rows.texts
+    table = rows.table(columns)
+    encoder.transform(table, rows.rows)
+    return table
 
 
 def _table(
@@ -231,7 +235,10 @@ def _predict_file(
         source = replace(source, skip=files.finished)
     # All faults of the rows are found before the work, where they can be read twice.
     every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
-    sizes = {part.number: len(part.rows) for part in every}
+    sizes = {}
+    for part in every:
+        _read_of(classifier, part.rows)
+        sizes[part.number] = len(part.rows)
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")

@@ -28,6 +28,7 @@ _NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-"
 _BANDS, _ROWS = 16, 4  # of a signature: a pair at 0.8 shares a band with probability 0.9998
 _MOST_CANDIDATES = 20
 _PIECES, _PIECE = 200, (60, 1000)  # sampled pieces of text whose language is told; characters each
+_LETTERS = 0.3  # share of a text's characters below which it tells no language
 _WORD = re.compile(r"\w+")
 
 
@@ -149,7 +150,7 @@ def find_languages(texts: Sequence[str]) -> tuple[LanguageShare, ...]:
     """Tell the languages of texts, the most frequent first, by py3langid (Lui and Baldwin, 2012).
 
     Up to 200 pieces are looked at, drawn evenly; short texts are joined to pieces of 60 characters,
-    as a few words tell little.
+    as a few words tell little. Texts of digits and signs are left out; "zxx" are other codes.
 
     Examples
     --------
@@ -159,7 +160,7 @@ def find_languages(texts: Sequence[str]) -> tuple[LanguageShare, ...]:
     least, most = _PIECE
     pieces, piece = [], ""
     drawn = texts[:: max(1, len(texts) // (4 * _PIECES))]
-    for text in drawn:
+    for text in filter(_has_letters, drawn):
         piece = f"{piece}\n{text[:most]}".strip()
         if len(piece) >= least:
             pieces.append(piece)
@@ -167,6 +168,11 @@ def find_languages(texts: Sequence[str]) -> tuple[LanguageShare, ...]:
     pieces = pieces[:: -(-len(pieces) // _PIECES)] if pieces else [piece] if piece else []
     codes = Counter(_identifier().classify(piece)[0] for piece in pieces)
     return tuple(LanguageShare(code, count / len(pieces)) for code, count in codes.most_common())
+
+
+def _has_letters(text: str) -> bool:
+    characters = "".join(text[: _PIECE[1]].split())
+    return sum(map(str.isalpha, characters)) > _LETTERS * len(characters)
 
 
 @lru_cache(maxsize=1)

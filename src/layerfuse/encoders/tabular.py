@@ -65,9 +65,9 @@ class NumberColumn(_Column):
             edges=tuple(edges.tolist()),
         )
 
-    def transform(self, values: Sequence[object]) -> Floats:
+    def transform(self, values: Sequence[object], rows: Sequence[int] | None = None) -> Floats:
         """Features (n, 3 + number of edges); of a missing value only the last one is set."""
-        return self.spread(_parse(values, _number, self.name, "a number"))
+        return self.spread(_parse(values, _number, self.name, "a number", rows))
 
     def spread(self, numbers: npt.NDArray[np.float64]) -> Floats:
         """`transform` of numbers (n,), NaN where one is missing."""
@@ -92,9 +92,9 @@ class DateColumn(_Column):
         """Learn from seconds (n,), NaN where one is missing."""
         return cls(name=name, days=NumberColumn.fit(name, values / _SECONDS))
 
-    def transform(self, values: Sequence[object]) -> Floats:
+    def transform(self, values: Sequence[object], rows: Sequence[int] | None = None) -> Floats:
         """Features (n, n_features); of a missing value only the last one is set."""
-        seconds = _parse(values, _seconds, self.name, "a date")
+        seconds = _parse(values, _seconds, self.name, "a date", rows)
         parts = np.zeros((len(values), 12 + 7 + 8), dtype=np.float32)
         for row, second in enumerate(seconds.tolist()):
             if not math.isnan(second):
@@ -129,7 +129,7 @@ class CategoryColumn(_Column):
         kept = [value for value, count in frequent if count >= _FEWEST_ROWS]
         return cls(name=name, values=tuple(sorted(kept)))
 
-    def transform(self, values: Sequence[object]) -> Floats:
+    def transform(self, values: Sequence[object], rows: Sequence[int] | None = None) -> Floats:
         """Features (n, 1 + number of values); the last is that of all other values."""
         numbers = {value: number for number, value in enumerate(self.values)}
         codes = [numbers.get(_category(value), len(numbers)) for value in values]
@@ -169,15 +169,15 @@ class ColumnEncoder(BaseModel):
         """
         return cls(columns=tuple(_fit(name, values) for name, values in table.items()))
 
-    def transform(self, table: TableColumns) -> Floats:
-        """Features (n, n_features) of n rows.
+    def transform(self, table: TableColumns, rows: Sequence[int] | None = None) -> Floats:
+        """Features (n, n_features) of n rows; ``rows`` are their numbers, if not 0 to n - 1.
 
         Raises
         ------
         DataError
             For values that are not of their column's kind.
         """
-        return np.hstack([own.transform(table[own.name]) for own in self.columns])
+        return np.hstack([own.transform(table[own.name], rows) for own in self.columns])
 
 
 def is_table(X: object) -> bool:
@@ -246,14 +246,18 @@ def _share(values: Sequence[object], parse: Callable[[object], float]) -> float:
     known = [value for value in values if not _is_empty(value)]
     parsed = 0
     for value in known:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             parse(value)
             parsed += 1
     return parsed / len(known)
 
 
 def _parse(
-    values: Sequence[object], parse: Callable[[object], float], name: str, what: str
+    values: Sequence[object],
+    parse: Callable[[object], float],
+    name: str,
+    what: str,
+    rows: Sequence[int] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Values (n,) as numbers, NaN where one is missing."""
     numbers = np.full(len(values), np.nan)
@@ -262,8 +266,9 @@ def _parse(
             try:
                 numbers[row] = parse(value)
             except (ValueError, OverflowError) as error:
+                at = row if rows is None else rows[row]
                 raise DataError(
-                    f"Column {name!r} holds {value!r} in row {row} (counted from 0), where {what} "
+                    f"Column {name!r} holds {value!r} in row {at} (counted from 0), where {what} "
                     "is expected, as in other rows. Correct it, or leave it empty."
                 ) from error
     return numbers
