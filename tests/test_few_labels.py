@@ -80,7 +80,7 @@ def of_good(*numbers: int) -> tuple[BlockRef, ...]:
 
 @pytest.mark.parametrize(
     ("n_rows", "n_classes", "method"),
-    [(16, 2, "upper"), (199, 2, "upper"), (200, 2, "greedy"), (799, 8, "upper"), (800, 8, "greedy"),
+    [(16, 2, "upper"), (198, 2, "upper"), (200, 2, "greedy"), (792, 8, "upper"), (800, 8, "greedy"),
      (1000, 52, "greedy")],
 )  # fmt: skip
 def test_the_number_of_rows_decides(n_rows: int, n_classes: int, method: str) -> None:
