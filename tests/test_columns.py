@@ -97,7 +97,7 @@ def test_a_category_is_the_same_in_csv_and_in_pandas() -> None:
 def test_what_no_date_or_number_can_hold_is_named() -> None:
     encoder = ColumnEncoder.fit({"day": ["2026-01-05", "2026-01-06"], "n": [1, 2]})
     for day, n in (("9999-12-31T23:59:59-05:00", 1), ("2026-01-05", 10**400)):
-        with pytest.raises(DataError, match="is expected, as in training"):
+        with pytest.raises(DataError, match="is expected, as in other rows"):
             encoder.transform({"day": [day], "n": [n]})
 
 
