@@ -231,6 +231,8 @@ def test_the_command_line_reads_columns(
     later.drop(columns="plan").to_csv("less.csv", index=False)
     later.loc[7, "amount"] = "many"
     later.to_csv("odd.csv", index=False)
+    later.loc[:4, "label"] = ""
+    later.to_csv("odd_train.csv", index=False)
     for command, told in (
         (("predict", "run", "less.csv"), "plan"),
         (
@@ -239,6 +241,7 @@ def test_the_command_line_reads_columns(
         ),
         (("evaluate", "run", "odd.csv"), "'many' in row 7"),
         (("fit", "train.csv", "--columns", "amount", "--test", "odd.csv"), "'many' in row 7"),
+        (("fit", "odd_train.csv", "--columns", "amount"), "'many' in row 7"),
         (("predict", "run", "--text", "a good film"), "amount"),
         (("export", "run", "--format", "onnx", "--out", "onnx"), "--columns"),
         (("serve", "run", "--port", 0), "--columns"),

@@ -109,9 +109,11 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     check_trainable(labels)
     if test is not None:  # before the work: labels that training does not have
         Targets.from_labels(labels).space.encode(test.labels or ())
-        if config.columns:  # and values of another kind
-            known = {name: dataset.train.columns[name] for name in config.columns}
-            ColumnEncoder.fit(known).transform(test.columns, test.rows)
+    if config.columns:  # and values of another kind
+        known = {name: dataset.train.columns[name] for name in config.columns}
+        columns = ColumnEncoder.fit(known, dataset.train.rows)
+        if test is not None:
+            columns.transform(test.columns, test.rows)
     classifier = make_classifier(config, recorder)
     with reporting_to(recorder), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are among the notes

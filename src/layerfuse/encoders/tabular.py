@@ -159,7 +159,7 @@ class ColumnEncoder(BaseModel):
     ]
 
     @classmethod
-    def fit(cls, table: TableColumns) -> ColumnEncoder:
+    def fit(cls, table: TableColumns, rows: Sequence[int] | None = None) -> ColumnEncoder:
         """Learn what is in each column: numbers, dates (ISO 8601), else categories.
 
         Raises
@@ -167,7 +167,7 @@ class ColumnEncoder(BaseModel):
         DataError
             For a column without a value, or one of ids or texts.
         """
-        return cls(columns=tuple(_fit(name, values) for name, values in table.items()))
+        return cls(columns=tuple(_fit(name, values, rows) for name, values in table.items()))
 
     def transform(self, table: TableColumns, rows: Sequence[int] | None = None) -> Floats:
         """Features (n, n_features) of n rows; ``rows`` are their numbers, if not 0 to n - 1.
@@ -226,7 +226,9 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
     return column, table
 
 
-def _fit(name: str, values: Sequence[object]) -> NumberColumn | DateColumn | CategoryColumn:
+def _fit(
+    name: str, values: Sequence[object], rows: Sequence[int] | None
+) -> NumberColumn | DateColumn | CategoryColumn:
     if all(map(_is_empty, values)):
         raise DataError(f"Column {name!r} has no value in any row. Leave it out of the columns.")
     for kind, parse, what in (
@@ -234,7 +236,7 @@ def _fit(name: str, values: Sequence[object]) -> NumberColumn | DateColumn | Cat
         (DateColumn, _seconds, "a date"),
     ):
         try:
-            return kind.fit(name, _parse(values, parse, name, what))
+            return kind.fit(name, _parse(values, parse, name, what, rows))
         except DataError:
             if _share(values, parse) > _MOSTLY:
                 raise
