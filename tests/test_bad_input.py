@@ -154,7 +154,11 @@ MISTAKES = [
         {"x.parquet": parquet([["a", "b"], [date(2020, 1, 1)] * 2], ["text", "label"])},
     ),
     Mistake(
-        "lists as labels", "fit x.jsonl", ("holds a list in row 0", "one class for each text"),
+        "objects as labels", "fit x.jsonl", ("holds an object in row 0", "one class for each text"),
+        {"x.jsonl": '{"text": "a", "label": {"b": 1}}\n'},
+    ),
+    Mistake(
+        "lists of a single label", "fit x.jsonl", ("fewer than two labels", "one label a row"),
         {"x.jsonl": '{"text": "a", "label": ["b"]}\n'},
     ),
     Mistake(

@@ -537,7 +537,6 @@ class TestRefusals:
             pytest.param(["a", None], id="None"),
             pytest.param(["a", float("nan")], id="str and NaN"),
             pytest.param([1, True], id="equal but of two kinds"),
-            pytest.param([[0], [1]], id="two dimensions"),
         ],
     )
     def test_unusable_labels(self, tiny: TinyModels, y: list[Any]):
