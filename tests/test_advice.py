@@ -33,7 +33,7 @@ def test_the_simpler_block_is_saved_and_measured(tiny: TinyModels, tmp_path: Pat
 def test_without_a_simpler_block_the_pipeline_stays(tiny: TinyModels, tmp_path: Path):
     table = write_csv(tmp_path / "train.csv", rows(60))
     few = ["-e", f"bert={tiny('bert')}", "--layers", 2, "--cv", 2, "--no-report"]
-    few += ["--store", tmp_path / "store", "--accept-advice"]
+    few += ["--store", tmp_path / "store", "--accept-advice", "--selection", "greedy"]
     done = succeed("fit", table, *few, "--out", tmp_path / "run")
     assert "the pipeline stays" in done.err
     assert read_run_report(tmp_path / "run").selection.method == "greedy"
