@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from fsspec.registry import _registry
 
 from layerfuse import LayerFusionClassifier
 from layerfuse.data import Split, TextDataset, audit, find_languages, load_dataset, readers
@@ -292,6 +293,8 @@ def test_addresses_name_the_package_that_opens_them(
     tmp_path: Path, place: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    # What another test has used, fsspec would not import again.
+    monkeypatch.delitem(_registry, place.partition(":")[0], raising=False)
     with pytest.raises(MissingExtraError, match=package):
         load_dataset(place)
     with pytest.raises(MissingExtraError, match=package):
