@@ -626,3 +626,10 @@ def test_commands_that_do_not_go_with_several_labels_say_so(
     assert said in done.err
     assert "any number of labels" in done.err
     assert not (place / "no").exists()
+
+
+def test_one_label_in_every_list_is_noted() -> None:
+    for y, noted in (([["a"], ["b"]] * 3, True), ([["a"], ["b"]] * 3 + [["a", "b"]], False)):
+        notes = Notes()
+        Targets.from_labels(y).check_trainable(notes)
+        assert any("exactly one" in line for line in notes.lines) == noted

@@ -87,6 +87,15 @@ class TestReading:
         assert "int in row 20" in done.err
         assert not list(Path().glob("*y.csv*"))  # found before the work
 
+    def test_empty_texts_are_counted(self, bundle: Path):
+        write_csv(Path("some.csv"), [*rows(20), ("", "news"), (" ", "news")])
+        assert "2 of 22 texts are empty" in succeed("predict", bundle, "some.csv").err
+        assert "are empty" not in succeed("predict", bundle, "texts.csv").err
+        write_csv(Path("train.csv"), [*rows(30), ("", "news"), (" ", "news")])
+        few = ("-e", bundle.parent / "bert", "--cv", 2, "--no-report", "--store", "store")
+        fitted = succeed("fit", "train.csv", *few, "--out", "run")
+        assert "2 of 32 training texts are empty" in fitted.err
+
     @pytest.mark.parametrize("packed", [False, True])
     def test_standard_input(
         self, bundle: Path, texts: Path, packed: bool, monkeypatch: pytest.MonkeyPatch

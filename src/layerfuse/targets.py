@@ -608,6 +608,10 @@ class MultilabelTargets(Targets):
                 f"None of the {self.space.n_outputs} labels is on two of the {len(self)} rows and "
                 "missing on two others. Add rows, or choose another label column."
             )
+        if (self.codes.sum(axis=1) == 1).all():
+            reporter.note(
+                "each text has exactly one of several labels; if that is meant, give labels alone"
+            )
         pairs = list(zip(self.space.classes.tolist(), self.counts.tolist(), strict=True))
         if constant := [label for label, count in pairs if count in (0, len(self))]:
             reporter.note(

@@ -160,6 +160,8 @@ def check_training(
         For class weights that cannot be used.
     """
     texts = check_texts(X)
+    if empty := sum(not text.strip() for text in texts):
+        reporter.note(f"{empty} of {len(texts)} training texts are empty")
     targets = Targets.from_labels(y)
     if len(targets) != len(texts):
         raise DataError(

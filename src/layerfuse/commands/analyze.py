@@ -335,8 +335,7 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
     classifier = make_classifier(whole, reporter).set_params(sample_size=len(split))
     with reporting_to(reporter), warnings.catch_warnings():
         warnings.simplefilter("ignore", LayerfuseWarning)  # they are noted
-        rows = split.table(config.columns) if config.columns else split.texts
-        classifier.fit(rows, split.labels or (), groups=groups_of(split, config))
+        classifier.fit(split.texts, split.labels or (), groups=groups_of(split, config))
     record = classifier.fit_record_
     targets = record.sample.targets
     words = tfidf_out_of_fold(split.texts, targets, record.folds)

@@ -236,9 +236,13 @@ def _predict_file(
     # All faults of the rows are found before the work, where they can be read twice.
     every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
     sizes = {}
+    empty = 0
     for part in every:
         _read_of(classifier, part.rows)
         sizes[part.number] = len(part.rows)
+        empty += sum(not text.strip() for text in part.rows.texts)
+    if empty:
+        reporter.note(f"{empty} of {sum(sizes.values())} texts are empty; they get a label, too")
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
