@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -426,3 +427,28 @@ def test_one_classifier(folder: Path, tmp_path: Path) -> None:
     expected = in_threads(fitted.predict_proba, parts, 1)
     found = in_threads(fitted.predict_proba, parts, N_THREADS)
     assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_replica_that_is_made_during_a_pass_has_none_of_its_hooks(tiny: TinyModels) -> None:
+    encoder = FrozenEncoder.from_pretrained(tiny("bert"), device="cpu")
+    ids = encoder.tokenize(sentences(40)).ids
+    expected = encoder.read(ids, [2], ("mean",))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        inside.set()
+        go_on.wait(SECONDS)
+
+    blocks = encoder.architecture.blocks
+    assert blocks is not None
+    waiting = blocks[0].register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(encoder.read, ids, [1], ("mean",))
+        assert inside.wait(SECONDS)
+        making = threads.submit(encoder.replica)
+        time.sleep(0.3)  # enough to make one, if it did not wait for the pass
+        go_on.set()
+        reading.result(SECONDS)
+        replica = making.result(SECONDS)
+    waiting.remove()
+    np.testing.assert_array_equal(replica.read(ids, [2], ("mean",))[2], expected[2])

@@ -430,8 +430,10 @@ class FrozenEncoder:
             Cut where this one is; modules, hooks and buffers are its own.
         """
         architecture, twin = self._load(), copy(self)
-        weights: dict[int, object] = {id(own): own for own in architecture.stack.parameters()}
-        twin._architecture, twin._tokenizer = deepcopy(architecture, weights), self.tokenizer
+        twin._tokenizer = self.tokenizer
+        with self._lock:  # the hooks of a pass must not be copied
+            weights: dict[int, object] = {id(own): own for own in architecture.stack.parameters()}
+            twin._architecture = deepcopy(architecture, weights)
         return twin
 
     def launch(
