@@ -280,3 +280,18 @@ class TestRay:
         assert process.returncode == 0, err
         assert json.loads(out)["computed"] == N_ROWS
         assert succeed("extract", texts, *options).json["computed"] == 0
+
+    def test_fit_reads_there(self, cluster: Cluster, bundle: Path):
+        train = write_csv(Path("train.csv"), rows(60)).resolve()
+        command = ("fit", train, "-e", bundle.parent / "bert", "--no-report", "--cv", 2, "--json")
+        here = succeed(*command, "--out", "here", "--store", "here-store").json
+        options = ("--out", "there", "--store", Path("there-store").resolve())
+        out, err = (process := self.on_ray(cluster, *command, *options)).communicate()
+        assert process.returncode == 0, err
+        assert json.loads(out)["cv"] == here["cv"]
+        written, expected = (
+            {path.name: path.read_bytes() for path in Path(store).rglob("*.safetensors")}
+            for store in ("there-store", "here-store")
+        )
+        assert written
+        assert written == expected
