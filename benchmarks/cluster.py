@@ -2,7 +2,7 @@
 
 Each round runs both on the same texts, with the same number of threads in all: an actor has one.
 Then a node is killed in mid-run. The cluster is started before, actors are started within the time.
-``python -m benchmarks.cluster 20000 1 1`` takes another number of rows, and the rounds' threads. It
+``python -m benchmarks.cluster 20000 1 2`` takes another number of rows, and the rounds' threads. It
 needs the extra ``ray``."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.common import save
 from benchmarks.stream import make_bundle, start, write_rows
 
 ROWS, PART_ROWS = 100_000, 2_500
-THREADS = (2, 1, 1)  # of each round; with one, output does not depend on who computes it
+THREADS = (1, 1, 1)  # of each round; with one, output does not depend on who computes it
 _NODES = """
 import sys
 from ray.cluster_utils import Cluster
