@@ -1,7 +1,9 @@
-"""Training the head on stored rows beyond the selection sample: peak memory and time of a process.
+"""Training the head on stored rows beyond the selection sample: peak memory and time of a process,
+and of what comes before and after.
 
 ``python -m benchmarks.many_rows 200000 768`` takes another number of rows and dimensions. The rows
-are synthetic and lie in a store; fusion is concatenation, the head ridge."""
+are synthetic and lie in a store; fusion is concatenation, the head ridge. The rows that are
+evaluated and predicted are those of training: only time and memory are looked at."""
 
 from __future__ import annotations
 
@@ -36,11 +38,13 @@ np.save(folder / "labels.npy", labels)
 """
 _TRAIN = """
 import json, sys, time
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings.extraction import _EncoderBlocks
 from layerfuse.embeddings.store import Section, text_hashes
+from layerfuse.commands.output import encode
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.evaluation.nested import TrainingSample
 from layerfuse.model_selection import SearchSpace
@@ -50,25 +54,50 @@ from layerfuse.probing import probe_blocks
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget
 from layerfuse.targets import Targets
+stages = {}
+@contextmanager
+def stage(name):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+    before, started = peak_mb(), time.perf_counter()
+    yield
+    seconds = time.perf_counter() - started
+    stages[name] = {"seconds": seconds, "peak_mb_before": before, "peak_mb": peak_mb()}
 folder, rows = Path(sys.argv[1]), int(sys.argv[2])
 targets = Targets.from_labels(np.load(folder / "labels.npy").tolist())
 texts = list(map(str, range(rows)))
-hashes, first, back = np.unique(text_hashes(texts), return_index=True, return_inverse=True)
-section = Section(folder)
-section.refresh()
-ref = BlockRef("synthetic", 1, "mean")
-stored = _EncoderBlocks(None, texts, hashes, ((1, "mean"),), section, None)
-view = BlockView({ref: stored}, back)
-sample = np.arange(10_000)
-own = view.take(sample)
-probed = probe_blocks(own, targets[sample])
-space = SearchSpace("best", CostBudget(Budget(blocks=1), {}))
-training = TrainingSample(own, targets[sample], probed, space)
-before, started = peak_mb(), time.perf_counter()
-model = training.fit(Plan((ref,)), view, targets)
+with stage("index"):
+    hashes, first, back = np.unique(text_hashes(texts), return_index=True, return_inverse=True)
+    section = Section(folder)
+    section.refresh()
+    ref = BlockRef("synthetic", 1, "mean")
+    stored = _EncoderBlocks(None, texts, hashes, ((1, "mean"),), section, None)
+    view = BlockView({ref: stored}, back)
+    section.missing(hashes, stored.keys)
+with stage("choose"):
+    sample = np.arange(min(rows, 10_000))
+    own = view.take(sample)
+    probed = probe_blocks(own, targets[sample])
+    space = SearchSpace("best", CostBudget(Budget(blocks=1), {}))
+    training = TrainingSample(own, targets[sample], probed, space)
+    training.search()
+with stage("head"):
+    model = training.fit(Plan((ref,)), view, targets)
+with stage("evaluate"):
+    proba = np.empty((rows, targets.space.n_outputs))
+    for part_rows, part in view.parts(10_000):
+        proba[part_rows] = model.predict_proba(part)
+    targets.evaluate(proba)
+del proba
+with stage("predict"), open(folder / "labels.csv", "wb") as file:
+    for start in range(0, rows, 10_000):
+        part = view.take(np.arange(start, min(start + 10_000, rows)))
+        proba = model.predict_proba(part)
+        best = targets.space.decide(proba)
+        columns = zip(targets.space.names(best), targets.space.certainty(proba, best))
+        made = [{"label": label, "probability": own} for label, own in columns]
+        file.write(encode(made, ".csv", header=not start))
 print(json.dumps({
-    "rows": rows, "dim": int(sys.argv[3]), "seconds": time.perf_counter() - started,
-    "peak_mb_before": before, "peak_mb": peak_mb(),
+    "rows": rows, "dim": int(sys.argv[3]), **stages["head"], "stages": stages,
 }))
 """
 
