@@ -1,8 +1,9 @@
 """Training the head on stored rows beyond the selection sample: peak memory and time of a process,
 and of what comes before and after.
 
-``python -m benchmarks.many_rows 200000 768`` takes another number of rows and dimensions. The rows
-are synthetic and lie in a store; fusion is concatenation, the head ridge. The rows that are
+``python -m benchmarks.many_rows 200000 768`` takes another number of rows and dimensions, with
+``logistic`` before them another head than ridge. The rows are synthetic and lie in a store; the
+fusion is concatenation. The rows that are
 evaluated and predicted are those of training: only time and memory are looked at."""
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ with stage("choose"):
     training = TrainingSample(own, targets[sample], probed, space)
     training.search()
 with stage("head"):
-    model = training.fit(Plan((ref,)), view, targets)
+    model = training.fit(Plan((ref,), head=sys.argv[4]), view, targets)
 with stage("evaluate"):
     proba = np.empty((rows, targets.space.n_outputs))
     for part_rows, part in view.parts(10_000):
@@ -97,18 +98,18 @@ with stage("predict"), open(folder / "labels.csv", "wb") as file:
         made = [{"label": label, "probability": own} for label, own in columns]
         file.write(encode(made, ".csv", header=not start))
 print(json.dumps({
-    "rows": rows, "dim": int(sys.argv[3]), **stages["head"], "stages": stages,
+    "rows": rows, "dim": int(sys.argv[3]), "head": sys.argv[4], **stages["head"], "stages": stages,
 }))
 """
 
 
-def run(shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, Any]]:
+def run(shapes: tuple[tuple[int, int], ...] = SHAPES, head: str = "ridge") -> list[dict[str, Any]]:
     results = []
     for shape in shapes:
         with tempfile.TemporaryDirectory() as folder:
             arguments = [folder, *map(str, shape)]
             subprocess.run([sys.executable, "-c", _FILL, *arguments], check=True)
-            command = [sys.executable, "-c", _TRAIN, *arguments]
+            command = [sys.executable, "-c", _TRAIN, *arguments, head]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         results.append(json.loads(done.stdout))
         print(done.stdout.strip(), flush=True)
@@ -116,5 +117,7 @@ def run(shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    given = tuple(map(int, sys.argv[1:]))
-    save("many_rows", run(tuple(zip(given[::2], given[1::2], strict=True)) or SHAPES))
+    head, *given = sys.argv[1:] if sys.argv[1:2] == ["logistic"] else ["ridge", *sys.argv[1:]]
+    pairs = tuple(zip(map(int, given[::2]), map(int, given[1::2]), strict=True))
+    named = "" if head == "ridge" else f"_{head}"
+    save(f"many_rows{named}", run(pairs or SHAPES, head))
