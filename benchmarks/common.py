@@ -21,7 +21,10 @@ from layerfuse.encoders.devices import pack_linears
 from layerfuse.errors import LayerfuseError
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("layerfuse", "torch", "transformers", "sentence-transformers", "scikit-learn", "numpy")
+_PACKAGES = (
+    *("layerfuse", "torch", "transformers", "sentence-transformers", "scikit-learn", "numpy"),
+    "ray",
+)
 
 
 def texts_of(dataset: str, n: int, split: str = "test") -> list[str] | None:

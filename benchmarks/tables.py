@@ -299,6 +299,46 @@ def few_labels(results: list[Result]) -> list[str]:
     return markdown_table(header, map(row, results))
 
 
+def scaling(results: list[Result]) -> list[str]:
+    """Seconds and peak memory of each stage: rows down, stages across, slopes last."""
+    *cases, last = results
+    slopes = last["slopes"]
+
+    def cells(case: Result) -> Iterator[str]:
+        for own in (case["stages"].get(name) for name in slopes):
+            yield "–" if own is None else f"{own['seconds']:.3g} s, {own['peak_mb']:,.0f} MB"
+
+    lines = [[f"{case['rows']:,}", *cells(case)] for case in cases]
+    for name, key in (("slope of time", "seconds"), ("slope of memory", "peak_mb")):
+        lines.append([name, *(f"{own[key]:.2f}" for own in slopes.values())])
+    return markdown_table(["rows", *slopes], lines)
+
+
+def cluster(results: list[Result]) -> list[str]:
+    """Both engines' times, and what Ray adds."""
+
+    def row(case: Result) -> list[str]:
+        local, ray = case["local"], case["ray"]
+        return [
+            f"{case['rows']:,} texts, {case['threads']} thread, load {local['load_before']:.1f}",
+            *(
+                f"{own[key]:.0f}"
+                for key in ("seconds", "processor_seconds")
+                for own in (local, ray)
+            ),
+            *(
+                f"{100 * (ray[key] / local[key] - 1):+.0f}"
+                for key in ("seconds", "processor_seconds")
+            ),
+        ]
+
+    header = [
+        *("", "local, s", "Ray, s", "local, CPU s", "Ray, CPU s"),
+        *("overhead, %", "overhead in CPU time, %"),
+    ]
+    return markdown_table(header, map(row, (case for case in results if "local" in case)))
+
+
 def demo(results: list[Result]) -> list[str]:
     """What the demo prints."""
     printed = io.StringIO()
@@ -358,6 +398,8 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "complementarity": ("complementarity", complementarity),
     "few_labels": ("few_labels", few_labels),
     "gpu": ("gpu", gpu),
+    "scaling": ("scaling", scaling),
+    "cluster": ("cluster", cluster),
 }
 
 if __name__ == "__main__":
