@@ -102,6 +102,10 @@ class LabelSpace:
         """Decisions as if they were the truth."""
         return Targets(self, decisions)
 
+    def renumbered(self, decisions: Decisions, numbers: Rows, n_outputs: int) -> Decisions:
+        """Decisions in a larger space, where the labels of this one have other numbers."""
+        return numbers[decisions]
+
     def names(self, decisions: Decisions) -> list[Any]:
         """The label of each decision: its name, or a tuple of names."""
         return list(self.decode(decisions).tolist())
@@ -186,6 +190,12 @@ class MultilabelSpace(LabelSpace):
     def targets(self, decisions: Decisions) -> Targets:
         """Decisions (n, n_labels) as if they were the truth."""
         return MultilabelTargets(self, decisions)
+
+    def renumbered(self, decisions: Decisions, numbers: Rows, n_outputs: int) -> Decisions:
+        """Decisions (n, n_labels) to (n, n_outputs)."""
+        wide = np.zeros((len(decisions), n_outputs), dtype=bool)
+        wide[:, numbers] = decisions
+        return wide
 
     def holds(self, codes: npt.NDArray[np.integer]) -> bool:
         """Whether integers are 0 or 1, for each of the labels."""

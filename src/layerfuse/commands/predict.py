@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,18 +34,18 @@ from layerfuse.data import (
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
 from layerfuse.files import fingerprint_folder
 from layerfuse.labels import Column
-from layerfuse.metrics import paired_difference, share_interval
 from layerfuse.objects import is_url, local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,
     EvaluateResult,
     Label,
+    Labels,
     Prediction,
     PredictResult,
     RunComparison,
 )
-from layerfuse.targets import LabelSpace, MultilabelSpace
+from layerfuse.targets import LabelSpace, MultilabelSpace, Targets
 
 _SEPARATORS = (";", "|", "\n")  # of several labels, where the training table had none
 
@@ -371,11 +372,14 @@ def evaluate(
     """
     data, against = config.data, config.against
     classifier, facts = _load(config.run, config.encoders, config.device)
-    other = None
+    space, rule, other = classifier.label_space_, classifier.abstention_, None
     if against is not None:
         other = _load(against, config.encoders, config.device)[0]
-        for own in (classifier, other):
-            own.label_space_.check_link(("softmax",), "--against")
+        if other.label_space_.link_name != space.link_name:
+            raise ConfigError(
+                f"One of {config.run} and {against} gives a text exactly one label, the other any "
+                "number of labels. Give --against a run of the same kind."
+            )
     columns = tuple(
         dict.fromkeys(name for own in (classifier, other) if own for name in _columns_of(own))
     )
@@ -388,7 +392,7 @@ def evaluate(
         options=ReadOptions(
             label_separator=(
                 _separator(facts, classifier.classes_.tolist())
-                if isinstance(classifier.label_space_, MultilabelSpace)
+                if isinstance(space, MultilabelSpace)
                 else facts.label_separator
             ),
             columns=columns,
@@ -399,8 +403,7 @@ def evaluate(
     name = config.split or test_name(stream.splits) or "train"
     if name not in stream.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(stream.splits)}.")
-    labels: list[Label] = []
-    proba, theirs = [], []
+    truth, proba, theirs = [], [], []
     changes: list[ChangedText] = []
     unlabeled = 0
     with reporting_to(reporter):
@@ -408,26 +411,20 @@ def evaluate(
             unlabeled += part.n_unlabeled
             if not len(part):
                 continue
-            labels += part.labels or ()
+            truth.append(space.encode(part.labels or ()).codes)
             proba.append(classifier.predict_proba(_read_of(classifier, part)))
             if other is not None:
-                theirs.append(other.predict(_read_of(other, part)))
-                changes += _changes(part, classifier.label_space_, proba[-1], theirs[-1])
+                theirs.append(other.predict_proba(_read_of(other, part)))
+                pair = (space, proba[-1]), (other.label_space_, theirs[-1])
+                changes += _changes(part, space.names(truth[-1]), *pair, texts=config.texts)
     if unlabeled:
         reporter.note(f"{unlabeled} rows have no label and are skipped")
-    space, rule = classifier.label_space_, classifier.abstention_
-    targets, found = space.encode(labels), np.concatenate(proba)
+    targets, found = space.targets(np.concatenate(truth)), np.concatenate(proba)
     shown = Predicted.of(targets, found)
     comparison = None
-    if against is not None:
-        right = targets.correct(space.decide(found))
-        other_right = np.array(list(map(str, labels))) == np.concatenate(theirs).astype(str)
-        comparison = RunComparison(
-            against=str(against),
-            accuracy=share_interval(int(other_right.sum()), len(labels)),
-            gain=paired_difference(right, other_right),
-            changes=tuple(changes),
-        )
+    if other is not None:
+        second = other.label_space_, np.concatenate(theirs)
+        comparison = _compare(str(against), targets, found, second, changes)
     # a file is not a split, though it is read as one
     is_file = is_url(data) or data == STANDARD_INPUT or Path(data).is_file()
     return EvaluateResult(
@@ -442,15 +439,52 @@ def evaluate(
     )
 
 
-def _changes(
-    split: Split,
-    space: LabelSpace,
+_Scored: TypeAlias = tuple[LabelSpace, npt.NDArray[np.float64]]
+"""Probabilities (n, n_outputs), and the labels that they are of."""
+
+
+def _compare(
+    against: str,
+    targets: Targets,
     proba: npt.NDArray[np.float64],
-    others: npt.NDArray[np.generic],
+    other: _Scored,
+    changes: Sequence[ChangedText],
+) -> RunComparison:
+    """Compare on the same rows; labels are equal where their texts are, as a file holds them."""
+    space, (other_space, other_proba) = targets.space, other
+    names = list(map(str, space.classes.tolist()))
+    theirs = list(map(str, other_space.classes.tolist()))
+    every = list(dict.fromkeys([*names, *theirs]))
+    joint, n = type(space)(np.array(every)), len(every)
+    own = np.arange(len(names))
+    numbers = np.array([every.index(name) for name in theirs])
+    truth = joint.targets(space.renumbered(targets.codes, own, n))
+    first = space.renumbered(space.decide(proba), own, n)
+    second = other_space.renumbered(other_space.decide(other_proba), numbers, n)
+    wide = np.zeros((len(targets), n))
+    wide[:, numbers] = other_proba
+    return RunComparison(
+        against=against,
+        metric=space.metric,
+        headline=truth.evaluate(wide, second).headline,
+        gain=truth.compare(first, second),
+        changes=tuple(changes),
+    )
+
+
+def _changes(
+    split: Split, labels: Sequence[Labels], one: _Scored, other: _Scored, *, texts: bool
 ) -> Iterator[ChangedText]:
     """The texts that two classifiers label differently."""
-    own = space.decode(space.decide(proba)).tolist()
-    rows = zip(split.rows, split.texts, split.labels or (), own, others.tolist(), strict=True)
-    for row, text, label, ours, theirs in rows:
-        if str(ours) != str(theirs):
-            yield ChangedText(row=row, label=label, predicted=ours, other=theirs, text=text)
+    ours, theirs = (space.names(space.decide(proba)) for space, proba in (one, other))
+    rows = zip(split.rows, split.texts, labels, ours, theirs, strict=True)
+    for row, text, label, first, second in rows:
+        if _as_texts(first) != _as_texts(second):
+            yield ChangedText(
+                row=row, label=label, predicted=first, other=second, text=text if texts else ""
+            )
+
+
+def _as_texts(labels: Labels) -> frozenset[str]:
+    """A label, or several, as a file holds them."""
+    return frozenset(map(str, labels if isinstance(labels, tuple) else (labels,)))
