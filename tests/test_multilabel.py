@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
@@ -304,6 +305,14 @@ def test_a_classifier_is_one_of_scikit_learn(fitted: Any) -> None:
     low = nested.micro_f1.low
     assert f1_score(truth, found, average="micro") > low - 0.1
     assert classifier.decision_function(texts).shape == (80, 3)
+    right = (truth == found).all(axis=1)
+    assert 0 < right.mean() < 1
+    for y in (labels, list(map(set, labels)), truth.astype(int)):
+        assert classifier.score(texts, y) == right.mean()
+    weights = np.arange(80)
+    assert classifier.score(texts, labels, weights) == pytest.approx(
+        np.average(right, None, weights)
+    )
     assert classifier.score(texts, truth) == pytest.approx((truth == found).all(axis=1).mean())
     assert "micro-F1" in classifier.verdict_.sentence
     assert classifier.explain(texts[:1]).neighbors[0][0].label in [tuple(own) for own in labels]
@@ -535,6 +544,15 @@ def test_two_runs_on_the_same_rows(place: Path, tiny: TinyModels) -> None:
     assert f"{len(changed)} labels differ" in shown
     assert texts[changed[0]] not in shown
     assert texts[changed[0]] in succeed("evaluate", place / "run", *files).out
+
+
+def test_predictions_of_every_block_are_lists(place: Path, tiny: TinyModels) -> None:
+    data, path = write_table(place, "lists", 60), place / "predictions.parquet"
+    encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
+    succeed("profile", data, *encoder, "--predictions", path)
+    table = pq.read_table(path)
+    assert list(map(sorted, table["label"].to_pylist())) == texts_with_labels(60)[1]
+    assert set(map(tuple, table["bert:1:mean"].to_pylist())) > {()}
 
 
 def test_runs_of_two_kinds_are_not_compared(place: Path, tiny: TinyModels) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.groups import Groups
+from layerfuse.groups import Groups, normalize
 from layerfuse.labels import Column, as_list, find_classes, find_label_sets
 from layerfuse.metrics import (
     Evaluation,
@@ -132,6 +132,10 @@ class LabelSpace:
         """Logits (n, n_outputs); of two classes the difference (n,), as scikit-learn gives it."""
         return logits[:, 1] - logits[:, 0] if self.n_outputs == 2 else logits
 
+    def comparable(self, y: Column) -> Column:
+        """Labels, known or not, in the form of what `decode` gives."""
+        return y
+
     def encode(self, y: Column) -> Targets:
         """Labels (n,) as targets of this space.
 
@@ -154,10 +158,17 @@ class LabelSpace:
                 if str(label) in by_text:
                     codes[label] = by_text[str(label)]
         if unknown := sorted({str(label) for label in labels if label not in codes}):
+            alike = {normalize(str(label)): label for label in known}
+            same = [name for name in unknown if normalize(name) in alike]
+            advice = "Add training rows of these classes or leave them out."
+            if same:
+                advice = (
+                    f"{same[0]!r} and {str(alike[normalize(same[0])])!r} differ only in case or "
+                    "blanks: if they are one label, write it as in training."
+                )
             raise DataError(
                 f"Labels that do not occur in training: {', '.join(unknown[:5])}. Known labels: "
-                f"{', '.join(map(str, known[:10]))}. Add training rows of these classes or leave "
-                "them out."
+                f"{', '.join(map(str, known[:10]))}. {advice}"
             )
         return np.fromiter((codes[label] for label in labels), dtype=np.intp, count=len(labels))
 
@@ -236,6 +247,10 @@ class MultilabelSpace(LabelSpace):
     def confidence(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Logits (n, n_labels) as they are."""
         return logits
+
+    def comparable(self, y: Column) -> Column:
+        """As an indicator matrix (n, n_labels); a DataError for a label that is not known."""
+        return self.encode(y).labels
 
     def encode(self, y: Column) -> Targets:
         """Lists of labels, or an indicator matrix with the columns of ``classes``."""

@@ -234,16 +234,27 @@ def _predict_file(
         source = replace(source, text_column=opened.text_column)
         files = PartFiles(out, _facts_of(config, source), resume=config.resume)
         source = replace(source, skip=files.finished)
-    # All faults of the rows are found before the work, where they can be read twice.
-    every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
-    sizes = {}
+    sizes: dict[int, int] = {}
     empty = 0
-    for part in every:
-        _read_of(classifier, part.rows)
-        sizes[part.number] = len(part.rows)
-        empty += sum(not text.strip() for text in part.rows.texts)
-    if empty:
-        reporter.note(f"{empty} of {sum(sizes.values())} texts are empty; they get a label, too")
+
+    def counted(rows: Split) -> Split:
+        nonlocal empty
+        empty += sum(not text.strip() for text in rows.texts)
+        return rows
+
+    def note_empty() -> None:
+        if empty:
+            n_rows = sum(sizes.values())
+            reporter.note(f"{empty} of {n_rows} texts are empty; they get a label, too")
+
+    if data == STANDARD_INPUT:
+        splits = {name: map(counted, parts) for name, parts in opened.splits.items()}
+        opened = replace(opened, splits=splits)
+    else:  # all faults of the rows are found before the work, where they can be read twice
+        for part in replace(source, skip=frozenset()).parts():
+            _read_of(classifier, counted(part.rows))
+            sizes[part.number] = len(part.rows)
+        note_empty()
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
@@ -258,6 +269,8 @@ def _predict_file(
                 emit(done.result.decode())
     if files is not None:
         files.join(len(sizes))
+    if data == STANDARD_INPUT:
+        note_empty()
     return sum(sizes.values()), classifier.classes_.tolist()
 
 
