@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -465,17 +466,15 @@ def _compare(
 ) -> RunComparison:
     """Compare on the same rows; labels are equal where their texts are, as a file holds them."""
     space, (other_space, other_proba) = targets.space, other
-    names = list(map(str, space.classes.tolist()))
-    theirs = list(map(str, other_space.classes.tolist()))
-    every = list(dict.fromkeys([*names, *theirs]))
-    joint, n = type(space)(np.array(every)), len(every)
-    own = np.arange(len(names))
-    numbers = np.array([every.index(name) for name in theirs])
-    truth = joint.targets(space.renumbered(targets.codes, own, n))
-    first = space.renumbered(space.decide(proba), own, n)
-    second = other_space.renumbered(other_space.decide(other_proba), numbers, n)
+    names = [list(map(str, own.classes.tolist())) for own in (space, other_space)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(chain(*names)))}
+    n, joint = len(numbers), type(space)(np.array(list(numbers)))
+    ours, theirs = (np.array([numbers[name] for name in own]) for own in names)
+    truth = joint.targets(space.renumbered(targets.codes, ours, n))
+    first = space.renumbered(space.decide(proba), ours, n)
+    second = other_space.renumbered(other_space.decide(other_proba), theirs, n)
     wide = np.zeros((len(targets), n))
-    wide[:, numbers] = other_proba
+    wide[:, theirs] = other_proba
     return RunComparison(
         against=against,
         metric=space.metric,
