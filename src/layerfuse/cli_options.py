@@ -372,7 +372,7 @@ class CurveConfig(ReadConfig):
     head: _Head = "ridge"
     class_weight: Annotated[
         str | None,
-        _choice("'balanced' weights classes inversely to frequency.", choices=("balanced",)),
+        _choice("'balanced': weight classes by 1/sqrt(frequency).", choices=("balanced",)),
     ] = None
 
 

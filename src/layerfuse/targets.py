@@ -462,7 +462,9 @@ class Targets:
         Parameters
         ----------
         given : {None, "balanced"} or mapping from label to weight
-            As in scikit-learn: "balanced" weights classes inversely to their frequency.
+            "balanced" weights a class by one over the square root of its frequency, with a mean
+            of 1 over rows. The full inverse, scikit-learn's rule, gained no more macro-F1 where
+            labels were right and lost it where rare labels were often wrong.
 
         Raises
         ------
@@ -474,8 +476,8 @@ class Targets:
         if isinstance(given, str):
             if given != "balanced":
                 raise ConfigError(f"class_weight={given!r}: give None, 'balanced' or a mapping.")
-            present = np.maximum(self.counts, 1)
-            return np.asarray(len(self) / (self.space.n_outputs * present))
+            by_class = np.maximum(self.counts, 1) ** -0.5
+            return np.asarray(by_class / by_class[self.codes].mean())
         labels = self.space.classes.tolist()
         if unknown := [label for label in given if label not in labels]:
             raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
