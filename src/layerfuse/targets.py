@@ -19,6 +19,7 @@ from layerfuse.errors import ConfigError, DataError
 from layerfuse.groups import Groups, normalize
 from layerfuse.labels import Column, as_list, find_classes, find_label_sets
 from layerfuse.metrics import (
+    Estimate,
     Evaluation,
     LabelSetEvaluation,
     PairedDifference,
@@ -27,6 +28,7 @@ from layerfuse.metrics import (
     evaluate_predictions,
     paired_difference,
     paired_f1_difference,
+    share_interval,
 )
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.stratification import (
@@ -408,6 +410,10 @@ class Targets:
         """Of each row (n, 2) what it adds to the numerator and the denominator of the metric."""
         return np.column_stack([self.correct(decisions), np.ones(len(self))]).astype(np.float32)
 
+    def measure(self, decisions: Decisions) -> Estimate:
+        """The space's metric, with its 95% interval."""
+        return share_interval(int(self.correct(decisions).sum()), len(self))
+
     def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
         """The space's metric by some decisions minus that by others, on the same rows."""
         return paired_difference(self.correct(one), self.correct(other), seed=seed)
@@ -676,6 +682,11 @@ class MultilabelTargets(Targets):
         hits = (decisions & self.codes).sum(axis=1)
         either = decisions.sum(axis=1) + self.codes.sum(axis=1)
         return np.column_stack([2 * hits, either]).astype(np.float32)
+
+    def measure(self, decisions: Decisions) -> Estimate:
+        """Micro-F1, with its 95% interval: what it is above that of no label at all, which is 0."""
+        own = self.compare(decisions, np.zeros_like(decisions))
+        return Estimate(own.difference, own.low, own.high)
 
     def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
         """Micro-F1 by some decisions minus that by others, on the same rows."""

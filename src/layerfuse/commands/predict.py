@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import COLUMNS_BLOCK
 from layerfuse.bundle import Facts, load_bundle
@@ -46,7 +44,7 @@ from layerfuse.report.results import (
     PredictResult,
     RunComparison,
 )
-from layerfuse.targets import LabelSpace, MultilabelSpace, Targets
+from layerfuse.targets import Decisions, LabelSpace, MultilabelSpace, Targets
 
 _SEPARATORS = (";", "|", "\n")  # of several labels, where the training table had none
 
@@ -417,7 +415,7 @@ def evaluate(
     name = config.split or test_name(stream.splits) or "train"
     if name not in stream.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(stream.splits)}.")
-    truth, proba, theirs = [], [], []
+    truth, proba, ours, theirs = [], [], [], []
     changes: list[ChangedText] = []
     unlabeled = 0
     with reporting_to(reporter):
@@ -428,17 +426,24 @@ def evaluate(
             truth.append(space.encode(part.labels or ()).codes)
             proba.append(classifier.predict_proba(_read_of(classifier, part)))
             if other is not None:
-                theirs.append(other.predict_proba(_read_of(other, part)))
-                pair = (space, proba[-1]), (other.label_space_, theirs[-1])
-                changes += _changes(part, space.names(truth[-1]), *pair, texts=config.texts)
+                decisions = other.label_space_.decide(other.predict_proba(_read_of(other, part)))
+                ours.append(space.decide(proba[-1]))
+                theirs.append(decisions)
+                changes += _changes(
+                    part,
+                    space.names(truth[-1]),
+                    space.names(ours[-1]),
+                    other.label_space_.names(decisions),
+                    texts=config.texts,
+                )
     if unlabeled:
         reporter.note(f"{unlabeled} rows have no label and are skipped")
     targets, found = space.targets(np.concatenate(truth)), np.concatenate(proba)
     shown = Predicted.of(targets, found)
     comparison = None
     if other is not None:
-        second = other.label_space_, np.concatenate(theirs)
-        comparison = _compare(str(against), targets, found, second, changes)
+        pair = np.concatenate(ours), np.concatenate(theirs)
+        comparison = _compare(str(against), targets, *pair, other.label_space_, changes)
     # a file is not a split, though it is read as one
     is_file = is_url(data) or data == STANDARD_INPUT or Path(data).is_file()
     return EvaluateResult(
@@ -453,47 +458,50 @@ def evaluate(
     )
 
 
-_Scored: TypeAlias = tuple[LabelSpace, npt.NDArray[np.float64]]
-"""Probabilities (n, n_outputs), and the labels that they are of."""
-
-
 def _compare(
     against: str,
     targets: Targets,
-    proba: npt.NDArray[np.float64],
-    other: _Scored,
+    ours: Decisions,
+    theirs: Decisions,
+    other: LabelSpace,
     changes: Sequence[ChangedText],
 ) -> RunComparison:
-    """Compare on the same rows; labels are equal where their texts are, as a file holds them."""
-    space, (other_space, other_proba) = targets.space, other
-    names = [list(map(str, own.classes.tolist())) for own in (space, other_space)]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(chain(*names)))}
-    n, joint = len(numbers), type(space)(np.array(list(numbers)))
-    ours, theirs = (np.array([numbers[name] for name in own]) for own in names)
-    truth = joint.targets(space.renumbered(targets.codes, ours, n))
-    first = space.renumbered(space.decide(proba), ours, n)
-    second = other_space.renumbered(other_space.decide(other_proba), theirs, n)
-    wide = np.zeros((len(targets), n))
-    wide[:, theirs] = other_proba
+    """Compare on the same rows; labels are equal where their texts are, as a file holds them.
+
+    ``theirs`` are decisions of the space ``other``.
+    """
+    space = targets.space
+    names = [list(map(str, own.classes.tolist())) for own in (space, other)]
+    joint = {name: number for number, name in enumerate(dict.fromkeys(chain(*names)))}
+    first, second = (np.array([joint[name] for name in own]) for own in names)
+    truth = type(space)(np.array(list(joint))).targets(
+        space.renumbered(targets.codes, first, len(joint))
+    )
+    one = space.renumbered(ours, first, len(joint))
+    two = other.renumbered(theirs, second, len(joint))
     return RunComparison(
         against=against,
         metric=space.metric,
-        headline=truth.evaluate(wide, second).headline,
-        gain=truth.compare(first, second),
+        headline=truth.measure(two),
+        gain=truth.compare(one, two),
         changes=tuple(changes),
     )
 
 
 def _changes(
-    split: Split, labels: Sequence[Labels], one: _Scored, other: _Scored, *, texts: bool
+    split: Split,
+    labels: Sequence[Labels],
+    ours: Sequence[Labels],
+    theirs: Sequence[Labels],
+    *,
+    texts: bool,
 ) -> Iterator[ChangedText]:
     """The texts that two classifiers label differently."""
-    ours, theirs = (space.names(space.decide(proba)) for space, proba in (one, other))
     rows = zip(split.rows, split.texts, labels, ours, theirs, strict=True)
-    for row, text, label, first, second in rows:
-        if _as_texts(first) != _as_texts(second):
+    for row, text, label, own, other in rows:
+        if _as_texts(own) != _as_texts(other):
             yield ChangedText(
-                row=row, label=label, predicted=first, other=second, text=text if texts else ""
+                row=row, label=label, predicted=own, other=other, text=text if texts else ""
             )
 
 
