@@ -11,7 +11,7 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import Calibrator
 from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
-from layerfuse.heads import Head, RidgeHead, fit_head, search_penalty
+from layerfuse.heads import BalancedRidgeHead, Head, RidgeHead, fit_head, search_penalty
 from layerfuse.probing import Axes
 from layerfuse.targets import LabelSpace, Targets
 
@@ -93,9 +93,13 @@ def train(
     return CoordinateModel(plan.blocks, fitted.fusion, head)
 
 
+RIDGES: Mapping[str, type[RidgeHead]] = {own.kind: own for own in (RidgeHead, BalancedRidgeHead)}
+"""Heads that sums of products determine, by name."""
+
+
 def is_ridge(plan: Plan) -> bool:
-    """Whether a plan is a ridge head on concatenated blocks, which sums of products determine."""
-    return (plan.fusion, plan.head) == ("concat", "ridge")
+    """Whether a plan is one of `RIDGES` on concatenated blocks."""
+    return plan.fusion == "concat" and plan.head in RIDGES
 
 
 def train_parts(
@@ -108,7 +112,7 @@ def train_parts(
 
     ``parts`` are row numbers and concatenated coordinates (n_part, sum of ranks).
     """
-    head = RidgeHead.fit_parts(parts, targets, penalty)
+    head = RIDGES[plan.head].fit_parts(parts, targets, penalty)
     return CoordinateModel(plan.blocks, FUSIONS[plan.fusion].load({}, len(plan.blocks)), head)
 
 
