@@ -15,6 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract, load_dataset
+from layerfuse.embeddings.extraction import extract_all
 from layerfuse.metrics import paired_difference
 
 Ways: TypeAlias = Mapping[str, tuple[int, tuple[str, ...] | None]]
@@ -61,6 +62,7 @@ def _measure(name: str, ways: Ways) -> list[dict[str, Any]]:
         encoder = FrozenEncoder.from_pretrained(name, max_length=length, windows=windows)
         own: dict[str, Any] = {"encoder": name, "case": case}
         own |= {"max_length": length, "windows": windows}
+        extract_all(test.texts, [encoder], EmbeddingStore())  # in one pass, whatever is chosen
         for selection in ("last", "greedy"):
             classifier = LayerFusionClassifier(
                 encoder, selection=selection, fusion="concat", head="ridge", store=EmbeddingStore()
