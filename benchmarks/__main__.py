@@ -4,12 +4,14 @@ options of their own."""
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 import torch
 
 from benchmarks import (
     abstention,
     accuracy,
+    cluster,
     columns,
     complementarity,
     demo,
@@ -25,6 +27,7 @@ from benchmarks import (
     predict,
     profile,
     report,
+    scaling,
     scoring,
     search,
     serving,
@@ -48,6 +51,8 @@ BENCHMARKS = {
     "fit_time": fit_time.run,
     "stream": stream.run,
     "many_rows": many_rows.run,
+    "scaling": scaling.run,
+    "cluster": cluster.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
     "few_labels": few_labels.run,
@@ -75,6 +80,9 @@ def main() -> int:
     if not sys.argv[1:] and not torch.cuda.is_available():
         print("gpu is left out: this machine has no CUDA device")
         names.remove("gpu")
+    if not sys.argv[1:] and find_spec("ray") is None:
+        print("cluster is left out: Ray is not installed")
+        names.remove("cluster")
     if unknown := [name for name in names if name not in BENCHMARKS]:
         print(f"Unknown benchmark {unknown[0]!r}. Choose from study, {', '.join(BENCHMARKS)}.")
         return 2

@@ -8,10 +8,12 @@ import os
 import pickle
 import shutil
 import weakref
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,11 +24,18 @@ from safetensors.numpy import load_file, save_file
 from families import N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_gguf, save_model
 from helpers import Notes, batched, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
+from layerfuse.cluster import RayCluster
 from layerfuse.embeddings import plan, runner
 from layerfuse.embeddings.extraction import BlockView, extract_all, extract_blocks
 from layerfuse.embeddings.plan import ShardJob, plan_shards
 from layerfuse.embeddings.runner import ShardResult, run_shard
-from layerfuse.errors import ConfigError, DataError, NotFoundError, UnsupportedModelError
+from layerfuse.errors import (
+    ConfigError,
+    DataError,
+    NotFoundError,
+    StorageError,
+    UnsupportedModelError,
+)
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
 
 ID = {word: number for number, word in enumerate(VOCABULARY)}
@@ -245,6 +254,51 @@ class TestJobs:
         extract(["good " * (1 + n % 2) + word for n, word in enumerate(VOCABULARY[4:44])],
                 batched(encoder, 64), reporter=notes)  # fmt: skip
         assert len(notes.about("out of memory")) == 2, "64, 32 and 16 tokens"
+
+
+class Elsewhere(RayCluster):
+    """Stands in for a cluster: what it is given and gives is pickled, the last item comes first."""
+
+    def map(
+        self, open_work: Callable[[], Callable[[Any], Any]], items: Any, *, gpu: bool
+    ) -> Generator[Any]:
+        run = open_work()
+        for item in reversed([*items()]):
+            yield pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(item)))))
+
+
+class Unshared(Elsewhere):
+    """A cluster whose nodes have disks of their own."""
+
+    def map(self, *args: Any, gpu: bool) -> Generator[Any]:
+        for result in super().map(*args, gpu=gpu):
+            result.path.unlink()
+            yield result
+
+
+class TestClusters:
+    @pytest.mark.parametrize("root", ["there", "memory://bucket/there"])
+    def test_blocks_are_those_of_this_process(
+        self, tiny: TinyModels, tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
+        memory = fsspec.filesystem("memory")
+        memory.store.clear()  # that of the process
+        encoder, texts = opened(tiny("bert")), sentences(40)
+        store = EmbeddingStore(root, Elsewhere())
+        found = extract(texts, encoder, store=store)
+        here = extract(texts, encoder, store=EmbeddingStore(tmp_path / "here"))
+        shards = [*Path("there").rglob("*.safetensors"), *memory.glob("/bucket/*/*/*.safetensors")]
+        assert (found.n_computed, len(shards)) == (40, 4)
+        for block in here:
+            np.testing.assert_array_equal(found[block], here[block])
+        assert extract(texts, encoder, store=store).n_computed == 0
+
+    def test_nodes_that_do_not_share_the_folder(self, tiny: TinyModels, tmp_path: Path):
+        store = EmbeddingStore(tmp_path / "store", Unshared())
+        with pytest.raises(StorageError, match="all nodes share"):
+            extract(sentences(3), opened(tiny("bert")), store=store)
 
 
 class TestViews:

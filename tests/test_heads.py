@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from layerfuse.heads import (
     HEADS,
     KernelHead,
     LinearHead,
-    RidgeHead,
     fit_head,
     load_head,
     ridge_leave_one_out,
     search_penalty,
 )
 from layerfuse.heads.optimizer import MIN_ROWS_TO_HOLD_OUT, as_tensor, held_out_rows
+from layerfuse.pipeline import Plan, train_parts
 from layerfuse.probing import score_blocks
 from layerfuse.probing.probe import fit_logistic
 from layerfuse.probing.ridge import PENALTIES
@@ -406,19 +407,26 @@ def test_all_are_documented() -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_ridge_on_rows_in_parts_is_ridge_on_all_of_them(weighted: bool):
+@pytest.mark.parametrize("head", ["ridge", "logistic"])
+@pytest.mark.parametrize("kind", [2, 3, "labels"])
+def test_rows_in_parts_are_as_all_of_them(head: str, kind: int | str, weighted: bool):
     rng = np.random.default_rng(0)
-    y = np.arange(500) % 3
+    y = np.arange(500) % (3 if kind == "labels" else int(kind))
     X = (rng.normal(size=(500, 12)) + 0.5 * np.eye(12)[y] + 3).astype(np.float32)
     weights = rng.uniform(0.5, 2, size=500).astype(np.float32) if weighted else None
     targets = targets_of(y, weights=weights)
-    whole = fit_head("ridge", X, targets, 2.0)
+    if kind == "labels":
+        sets = [[f"c{code}", "even"] if code % 2 == 0 else [f"c{code}"] for code in y]
+        targets = replace(Targets.from_labels(sets), weights=weights)
+    whole = fit_head(head, X, targets, 20.0)
     order = rng.permutation(500)
     parts = (
         (order[start : start + 64], X[order[start : start + 64]]) for start in range(0, 500, 64)
     )
-    found = RidgeHead.fit_parts(parts, targets, 2.0)
-    np.testing.assert_allclose(found.logits(X), whole.logits(X), atol=1e-5)
+    plan = Plan((BlockRef("e", 0, "mean"),), head=head)
+    found = train_parts(plan, parts, targets, 20.0).head
+    tolerance = 1e-5 if head == "ridge" else 2e-2  # of solvers
+    np.testing.assert_allclose(found.logits(X), whole.logits(X), atol=tolerance)
 
 
 class TestManyClasses:

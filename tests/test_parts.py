@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from benchmarks.cluster import Cluster, running_cluster
 from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import save_model
 from layerfuse.cli_options import EvaluateConfig
@@ -95,6 +96,14 @@ class TestReading:
         few = ("-e", bundle.parent / "bert", "--cv", 2, "--no-report", "--store", "store")
         fitted = succeed("fit", "train.csv", *few, "--out", "run")
         assert "2 of 32 training texts are empty" in fitted.err
+
+    def test_empty_texts_of_standard_input_are_counted(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        give(monkeypatch, b'text\na film\n\' \'\n" "\n""\noil\n')
+        done = succeed("predict", bundle, "-", "--part-rows", 2)
+        assert len(done.out.splitlines()) == 6
+        assert "2 of 5 texts are empty" in done.err
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_standard_input(
@@ -230,52 +239,11 @@ def test_extract_fills_the_store_that_fit_reads(bundle: Path, texts: Path):
     assert f"{N_ROWS} of {N_ROWS} distinct texts are in the store" in fitted.err
 
 
-_CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-nodes = [cluster.add_node(**node) for _ in range(2)]
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    cluster.remove_node(nodes.pop(), allow_graceful=False)
-    cluster.add_node(**node)
-    print("gone", flush=True)
-cluster.shutdown()
-"""
-
-
-class Cluster:
-    """Three nodes on this machine, in a process of their own."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _CLUSTER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.address = self._told(":")
-
-    def kill_node(self) -> None:
-        """Kill a node, and start another one later."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("kill\n")
-        self.process.stdin.flush()
-        self._told("gone")
-
-    def _told(self, word: str) -> str:
-        assert self.process.stdout is not None
-        return next(line for line in self.process.stdout if word in line).strip()
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'layerfuse[ray]'")
-    found = Cluster()
-    yield found
-    found.process.communicate("")
+    with running_cluster() as found:
+        yield found
 
 
 @pytest.mark.slow
@@ -320,3 +288,18 @@ class TestRay:
         assert process.returncode == 0, err
         assert json.loads(out)["computed"] == N_ROWS
         assert succeed("extract", texts, *options).json["computed"] == 0
+
+    def test_fit_reads_there(self, cluster: Cluster, bundle: Path):
+        train = write_csv(Path("train.csv"), rows(60)).resolve()
+        command = ("fit", train, "-e", bundle.parent / "bert", "--no-report", "--cv", 2, "--json")
+        here = succeed(*command, "--out", "here", "--store", "here-store").json
+        options = ("--out", "there", "--store", Path("there-store").resolve())
+        out, err = (process := self.on_ray(cluster, *command, *options)).communicate()
+        assert process.returncode == 0, err
+        assert json.loads(out)["cv"] == here["cv"]
+        written, expected = (
+            {path.name: path.read_bytes() for path in Path(store).rglob("*.safetensors")}
+            for store in ("there-store", "here-store")
+        )
+        assert written
+        assert written == expected

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
+from layerfuse.cluster import RayCluster
+
 # Those of the registries, which --help and completion must not import: they load torch.
 POOLING_NAMES = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 WINDOW_POOLING_NAMES = ("mean", "max", "first", "last")
@@ -171,14 +173,13 @@ _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NA
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class StreamConfig:
-    """Settings of commands that go through rows part by part."""
+class EngineConfig:
+    """Settings of commands that can read texts on many machines."""
 
-    part_rows: Annotated[int, count("Rows per part.", group=_ROWS)] = 10_000
     engine: Annotated[
         str,
         option(
-            "Where parts are read: in this process, or on a Ray cluster.",
+            "Where texts are read: in this process, or on a Ray cluster.",
             choices=("local", "ray"),
             group=_ROWS,
         ),
@@ -191,6 +192,19 @@ class StreamConfig:
         int | None,
         count("Maximum number of Ray actors (default: one per CPU or GPU).", group=_ROWS),
     ] = None
+
+    @property
+    def cluster(self) -> RayCluster | None:
+        """The cluster; None for this process."""
+        return None if self.engine == "local" else RayCluster(self.address, self.workers)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig(EngineConfig):
+    """Settings of commands that go through rows part by part."""
+
+    part_rows: Annotated[int, count("Rows per part.", group=_ROWS)] = 10_000
 
 
 @Parameter(name="*")
@@ -243,6 +257,7 @@ class EvaluateConfig:
     ] = None
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    texts: KeepTexts = True
     encoders: MovedEncoders = field(default_factory=dict)
     device: Device = "auto"
 
@@ -377,7 +392,7 @@ class CurveConfig(ReadConfig):
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class FitConfig(CurveConfig):
+class FitConfig(EngineConfig, CurveConfig):
     """Settings of ``fit``; see `LayerFusionClassifier` for most fields."""
 
     _: KW_ONLY

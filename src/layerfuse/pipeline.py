@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +14,14 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import Calibrator
 from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
-from layerfuse.heads import BalancedRidgeHead, Head, RidgeHead, fit_head, search_penalty
+from layerfuse.heads import (
+    BalancedRidgeHead,
+    Head,
+    LogisticHead,
+    RidgeHead,
+    fit_head,
+    search_penalty,
+)
 from layerfuse.probing import Axes
 from layerfuse.targets import LabelSpace, Targets
 
@@ -102,18 +112,48 @@ def is_ridge(plan: Plan) -> bool:
     return plan.fusion == "concat" and plan.head in RIDGES
 
 
+def is_trained_in_parts(plan: Plan) -> bool:
+    """Whether `train_parts` can train a plan: a linear head on concatenated blocks."""
+    return plan.fusion == "concat" and plan.head in (*RIDGES, "logistic")
+
+
 def train_parts(
     plan: Plan,
     parts: Iterable[tuple[Rows, Floats]],
     targets: Targets,
     penalty: float,
 ) -> CoordinateModel:
-    """`train` for a plan that `is_ridge`, on rows that come in parts.
+    """`train` for a plan that `is_trained_in_parts`, on rows that come in parts.
 
-    ``parts`` are row numbers and concatenated coordinates (n_part, sum of ranks).
+    ``parts`` are row numbers and concatenated coordinates (n_part, sum of ranks). They are gone
+    through once for `RIDGES`; for ``logistic`` they are written to a temporary file.
     """
-    head = RIDGES[plan.head].fit_parts(parts, targets, penalty)
+    head: Head
+    if is_ridge(plan):
+        head = RIDGES[plan.head].fit_parts(parts, targets, penalty)
+    else:
+        with _spooled(parts) as again:
+            head = LogisticHead.fit_parts(again, targets, penalty)
     return CoordinateModel(plan.blocks, FUSIONS[plan.fusion].load({}, len(plan.blocks)), head)
+
+
+@contextmanager
+def _spooled(
+    parts: Iterable[tuple[Rows, Floats]],
+) -> Iterator[Callable[[], Iterator[tuple[Rows, Floats]]]]:
+    """Yield a function that gives the parts as often as it is called, from a temporary file."""
+    with tempfile.TemporaryFile() as file:
+        written = []
+        for rows, X in parts:
+            X.astype(np.float32).tofile(file)
+            written.append((rows, X.shape))
+
+        def again() -> Iterator[tuple[Rows, Floats]]:
+            file.seek(0)
+            for rows, shape in written:
+                yield rows, np.fromfile(file, np.float32, math.prod(shape)).reshape(shape)
+
+        yield again
 
 
 def find_penalty(

@@ -415,7 +415,7 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
         target_accuracy=config.target_accuracy,
         coverage=config.coverage,
         cv=config.cv,
-        store=open_store(config.store, new=True),
+        store=open_store(config.store, new=True, cluster=config.cluster),
         n_jobs=config.n_jobs,
         random_state=config.seed,
     )

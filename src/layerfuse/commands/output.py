@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from layerfuse.cluster import RayCluster
 from layerfuse.data import TABLE_SUFFIXES
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
@@ -59,12 +60,14 @@ def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
     _check_parents(path, "--out")
 
 
-def open_store(root: str | None, *, new: bool = False) -> EmbeddingStore:
+def open_store(
+    root: str | None, *, new: bool = False, cluster: RayCluster | None = None
+) -> EmbeddingStore:
     """The embedding cache in ``root``, which must exist unless it may be ``new``, or the user's.
 
     Of a URL nothing is checked before it is used.
     """
-    store = EmbeddingStore(root)
+    store = EmbeddingStore(root, cluster)
     if store.remote is not None:
         return store
     if store.root.exists() and not store.root.is_dir():

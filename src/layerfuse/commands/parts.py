@@ -6,23 +6,20 @@ two parts.
 
 from __future__ import annotations
 
-import pickle
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from layerfuse.cli_options import StreamConfig
+from layerfuse.cluster import RayCluster
 from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
 from layerfuse.errors import (
     FormatError,
-    LayerfuseError,
     NotFoundError,
     StorageError,
-    require,
 )
 from layerfuse.files import (
     atomic_write,
@@ -113,10 +110,9 @@ def run_parts(
 
     ``opened`` is the source's stream.
     """
-    if config.engine == "local":
+    if config.cluster is None:
         return _run_here(work, source.parts(opened), advance, reporter)
-    gpus = 1.0 if device.startswith("cuda") else 0.0
-    return _run_on_ray(work, source, config, gpus, advance)
+    return _run_on_cluster(config.cluster, work, source, device.startswith("cuda"), advance)
 
 
 def in_order(results: Iterable[Done[R]]) -> Iterator[Done[R]]:
@@ -173,84 +169,18 @@ class _Within:
         yield advance
 
 
-def _run_on_ray(
-    work: Work[R], source: PartSource, config: StreamConfig, gpus: float, advance: Advance
+def _run_on_cluster(
+    cluster: RayCluster, work: Work[R], source: PartSource, gpu: bool, advance: Advance
 ) -> Iterator[Done[R]]:
-    """Do the work on a Ray cluster, in any order of the parts; Ray runs again what was lost.
+    """Do the work on a Ray cluster, in any order of the parts."""
 
-    One task reads the parts, an actor for each worker opens the work; it has one CPU, or so many
-    GPUs. Both must be able to read what is named: files on storage that all nodes share, or URLs.
-    """
-    ray = require("ray", "ray", "The engine ray")
-    data = require("ray.data", "ray", "The engine ray")
-    from ray.data import ActorPoolStrategy, DataContext
+    def open_work() -> Callable[[Part], Done[R]]:
+        run = work.open(SILENT)
+        return lambda part: Done(part.number, len(part.rows), run(part))
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(config.address, log_to_driver=False, logging_level="warning")
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # byte, so that a block is a part
-    total = ray.cluster_resources().get("GPU" if gpus else "CPU", 1)
-    pool = ActorPoolStrategy(min_size=1, max_size=config.workers or max(1, int(total)))
-    parts = data.read_datasource(  # what reads takes little beside what they do
-        _ray_source(source), override_num_blocks=1, ray_remote_args={"num_cpus": 0}
-    )
-    results = parts.map_batches(
-        _RayWorker,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        compute=pool,
-        num_cpus=0 if gpus else 1,
-        num_gpus=gpus,
-    )
-    done: set[int] = set()
-    with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
-        for row in results.iter_rows():
-            result: Done[R] = pickle.loads(row["result"])  # noqa: S301  # of our own actors
-            if result.number in done:
-                raise LayerfuseError(
-                    f"Ray gave part {result.number} twice. Run again with --resume."
-                )
-            done.add(result.number)
-            yield result
-            advance(result.rows)
-        if is_ours:
-            ray.shutdown()  # nothing is told from here on
-
-
-class _RayWorker:
-    """An actor: the work opened once, parts handed to it one by one."""
-
-    def __init__(self, work: Work[Any]) -> None:
-        self._run = work.open(SILENT)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        results = []
-        for packed in batch["part"]:
-            part: Part = pickle.loads(packed)  # noqa: S301  # of our own task
-            results.append(pickle.dumps(Done(part.number, len(part.rows), self._run(part))))
-        return {"result": results}
-
-
-def _ray_source(source: PartSource) -> Any:
-    """A source of Ray Data with one task, which yields a block of one row for each part."""
-    import pyarrow
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import Datasource, ReadTask
-
-    def read() -> Iterator[Any]:
-        for part in source.parts():
-            yield pyarrow.table({"part": [pickle.dumps(part)]})
-
-    class Parts(Datasource):  # type: ignore[misc,unused-ignore]
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(self, parallelism: int, *more: Any, **named: Any) -> list[Any]:
-            return [ReadTask(read, BlockMetadata(None, None, None, None))]
-
-    return Parts()
+    for done in cluster.map(open_work, source.parts, gpu=gpu):
+        yield done
+        advance(done.rows)
 
 
 class PartFiles:

@@ -31,7 +31,7 @@ from layerfuse.embeddings.cost_record import (
     undisturbed,
 )
 from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards
+from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards, run_shards_on
 from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import (
     EmbeddingStore,
@@ -442,22 +442,27 @@ class _EncoderBlocks:
 
     def _compute(self, jobs: Sequence[ShardJob]) -> None:
         """Run jobs and keep their results; when stopped, report how many texts are stored."""
-        folder = remote = None
+        folder = remote = cluster = None
         if self.section is not None:
             folder, remote = self.section.folder, self.section.remote
+            cluster = self.section.cluster
         costs = []
         try:
-            with (
-                undisturbed() as alone,
-                closing(run_shards(jobs, self.encoder, folder, self.reporter, remote)) as results,
-            ):
+            if folder is not None and cluster is not None:
+                found = run_shards_on(cluster, jobs, self.encoder, folder, self.reporter, remote)
+            else:
+                found = run_shards(jobs, self.encoder, folder, self.reporter, remote)
+            with undisturbed() as alone, closing(found) as results:
+                # Those of a cluster come in any order, and lie in the store.
                 for job, result in zip(jobs, results, strict=True):
                     costs.append(result.cost)
                     if self.section is None:
                         self._keep(job, result)
                     elif result.path is not None:
                         self.section.add(result.path)
-                is_sound = alone()
+                is_sound = cluster is None and alone()  # a cost is that of this machine
+            if cluster is not None and self.section is not None:
+                self.section.refresh()
         except KeyboardInterrupt:
             if self.section is not None:
                 self._report_stop(self.section)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.cluster import RayCluster
 from layerfuse.embeddings.cost_record import ShardCost
 from layerfuse.embeddings.plan import ShardJob, plan_batches
 from layerfuse.embeddings.shard import Key, write_shard
 from layerfuse.embeddings.store import text_hashes
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
-from layerfuse.errors import NoMemoryError, is_out_of_memory
+from layerfuse.errors import NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.objects import ObjectFolder
 from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import SILENT, Advance, Reporter
@@ -41,10 +43,16 @@ class ShardResult:
     path: Path | None = None
 
 
-def run_shard(job: ShardJob, encoder: FrozenEncoder, folder: Path | None = None) -> ShardResult:
+def run_shard(
+    job: ShardJob,
+    encoder: FrozenEncoder,
+    folder: Path | None = None,
+    remote: ObjectFolder | None = None,
+) -> ShardResult:
     """Run one job from end to end, in any process.
 
-    With a section's ``folder`` the shard is written to it, otherwise the result holds the blocks.
+    With a section's ``folder`` the shard is written to it, and put into ``remote``, which it
+    mirrors; otherwise the result holds the blocks.
 
     Raises
     ------
@@ -55,7 +63,7 @@ def run_shard(job: ShardJob, encoder: FrozenEncoder, folder: Path | None = None)
     """
     tokens, seconds = tokenize_shard(job, encoder)
     result = read_shard(job, tokens, seconds, encoder, lambda count: None, SILENT)
-    return write_result(job, result, folder)
+    return write_result(job, result, folder, remote)
 
 
 def tokenize_shard(job: ShardJob, encoder: FrozenEncoder) -> tuple[Tokens, float]:
@@ -187,3 +195,45 @@ def run_shards(
     n_texts = sum(len(job.texts) for job in jobs)
     with reporter.task(f"reading {encoder.name}", n_texts, "texts") as advance:
         yield from in_turn(lambda pair: write_result(pair[0], pair[1], folder, remote), read())
+
+
+def run_shards_on(
+    cluster: RayCluster,
+    jobs: Sequence[ShardJob],
+    encoder: FrozenEncoder,
+    folder: Path,
+    reporter: Reporter,
+    remote: ObjectFolder | None = None,
+) -> Generator[ShardResult]:
+    """`run_shard` for jobs on a cluster, whose nodes share ``folder``; results in any order.
+
+    With ``remote`` shards are put there alone.
+
+    Raises
+    ------
+    StorageError
+        When this machine does not see a shard that was written.
+    """
+    folder = folder.resolve()
+
+    def open_work() -> Callable[[ShardJob], ShardResult]:
+        def run(job: ShardJob) -> ShardResult:
+            if remote is None:
+                return run_shard(job, encoder, folder)
+            with TemporaryDirectory() as name:
+                mirror = Path(name, folder.name)
+                mirror.mkdir()
+                return replace(run_shard(job, encoder, mirror, remote), path=None)
+
+        return run
+
+    n_texts = sum(len(job.texts) for job in jobs)
+    with reporter.task(f"reading {encoder.name}", n_texts, "texts") as advance:
+        for result in cluster.map(open_work, lambda: jobs, gpu=encoder.kind == "cuda"):
+            if result.path is not None and not result.path.exists():
+                raise StorageError(
+                    f"A node of the cluster has written to {folder}, and it is not here. Give a "
+                    "folder that all nodes share with --store, or a URL."
+                )
+            yield result
+            advance(len(result.truncated))

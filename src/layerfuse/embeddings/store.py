@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
+from layerfuse.cluster import RayCluster
 from layerfuse.embeddings.shard import (
     SUFFIX,
     CorruptShardError,
@@ -125,14 +126,20 @@ class Section:
     contents change. Damaged shards are set aside (renamed to ``*.corrupt``) and reported, so that
     their texts count as missing and are computed again.
 
-    ``folder`` mirrors the objects of ``remote`` where one is given.
+    ``folder`` mirrors the objects of ``remote`` where one is given; ``cluster`` computes what is
+    missing, None for this process.
     """
 
     def __init__(
-        self, folder: Path, reporter: Reporter = SILENT, remote: ObjectFolder | None = None
+        self,
+        folder: Path,
+        reporter: Reporter = SILENT,
+        remote: ObjectFolder | None = None,
+        cluster: RayCluster | None = None,
     ) -> None:
         self.folder = folder
         self.remote = remote
+        self.cluster = cluster
         self._torn: set[str] = set()
         self.lock = _LOCKS.setdefault(folder.resolve(), RLock())
         self._reporter = reporter
@@ -336,6 +343,9 @@ class EmbeddingStore:
     root : str or Path, optional
         Its folder, or a URL of fsspec such as ``"s3://bucket/embeddings"``; by default ``store``
         in the cache folder (``LAYERFUSE_CACHE``).
+    cluster : RayCluster, optional
+        Where texts that are missing are read; by default in this process. The cluster's nodes must
+        share the folder.
 
     Examples
     --------
@@ -343,7 +353,8 @@ class EmbeddingStore:
     >>> blocks = extract(texts, encoder, store=store)  # doctest: +SKIP
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, cluster: RayCluster | None = None) -> None:
+        self.cluster = cluster
         self.remote = ObjectFolder(str(root)) if root is not None and is_url(root) else None
         self._named = root is not None and self.remote is None
         if self.remote is not None:
@@ -398,7 +409,7 @@ class EmbeddingStore:
                 os.utime(manifest)
         else:
             write_json(manifest, value.model_dump())
-        section = Section(folder, reporter)
+        section = self._open(folder, reporter)
         section.refresh()
         return section
 
@@ -450,7 +461,7 @@ class EmbeddingStore:
 
     def _open(self, folder: Path, reporter: Reporter = SILENT) -> Section:
         remote = None if self.remote is None else self.remote / folder.name
-        return Section(folder, reporter, remote)
+        return Section(folder, reporter, remote, self.cluster)
 
     def _listed(self) -> Iterator[tuple[Path, list[int], float]]:
         """Each section's manifest, the bytes of its shards, and seconds since its last use."""

@@ -25,6 +25,7 @@ from layerfuse.pipeline import (
     Rows,
     find_penalty,
     is_ridge,
+    is_trained_in_parts,
     predict_held,
     train,
     train_parts,
@@ -152,8 +153,7 @@ class TrainingSample:
         def penalty() -> float:
             return find_penalty(plan, own, self.targets, seed=self.space.seed)
 
-        if blocks is not self.blocks and is_ridge(plan):
-            # Only the sums of products of all rows are needed.
+        if blocks is not self.blocks and is_trained_in_parts(plan):
             parts = (
                 blocks.parts(_PART_ROWS)
                 if isinstance(blocks, BlockView)

@@ -1,7 +1,13 @@
 """The classifier that ships, over fused features."""
 
 from layerfuse.heads.kernel import KernelHead
-from layerfuse.heads.linear import BalancedRidgeHead, LinearHead, RidgeHead, ridge_leave_one_out
+from layerfuse.heads.linear import (
+    BalancedRidgeHead,
+    LinearHead,
+    LogisticHead,
+    RidgeHead,
+    ridge_leave_one_out,
+)
 from layerfuse.heads.mlp import PAPER_SCHEDULE, MlpHead
 from layerfuse.heads.protocol import ANY_LINK, UNSEEN_CLASS_LOGIT, Floats, Head
 from layerfuse.heads.registry import HEADS, fit_head, load_head, search_penalty
@@ -16,6 +22,7 @@ __all__ = [
     "Head",
     "KernelHead",
     "LinearHead",
+    "LogisticHead",
     "MlpHead",
     "RidgeHead",
     "fit_head",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, TypeAlias
 
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Features: TypeAlias = "Floats | csr_matrix"
+Parts: TypeAlias = "Callable[[], Iterable[tuple[Rows | slice, Features]]]"
+"""Row numbers and features (n_part, dim) of all rows, each time that it is called."""
 
 _FOLDS = 3
 _SEARCH_DIMS = 256
+_TOL = 1e-4
 
 _GRID = tuple(float(C) for C in np.logspace(-1.5, 3.5, 6))
 """Values of C that are tried, smallest (strongest penalty) first."""
@@ -147,6 +150,18 @@ class LogisticHead(LinearHead):
         return cls(*model.arrays(targets.space.n_outputs), penalty)
 
     @classmethod
+    def fit_parts(cls, parts: Parts, targets: Targets, penalty: float) -> Self:
+        """Fit rows that come in parts, all of them again for each step of the solver.
+
+        Memory is that of a part. scikit-learn has one set of coefficients for two classes, on which
+        the same penalty weighs twice.
+        """
+        is_binary = targets.space.link_name == "softmax" and targets.space.n_outputs == 2
+        found = _descend(parts, targets, targets.unit_weights, (1 + is_binary) * penalty, _TOL)
+        own = found.astype(np.float32)
+        return cls(own[:-1], own[-1], penalty)
+
+    @classmethod
     def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
         # The penalty is the same for rotated features, and small directions hardly matter.
         rotated = decompose(X).rotated[:, :_SEARCH_DIMS]
@@ -206,47 +221,86 @@ class _Softmax:
         return coef, intercept
 
 
-class _Sigmoid:
-    """A logistic regression for each label, all in one solve.
+def _descend(
+    parts: Parts,
+    targets: Targets,
+    weights: Floats | None,
+    penalty: float,
+    tol: float,
+    start: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Coefficients and, last, intercepts (dim + 1, n_outputs) of a logistic regression.
 
     L-BFGS on the sum of the losses, in columns that are scaled by the bound of the Hessian's
     diagonal (Böhning and Lindsay, 1988), so that a step is as long for each.
     """
+    from scipy.optimize import minimize
+
+    n, k, losses = len(targets), targets.space.n_outputs, _LOSSES[targets.space.link_name]
+    squares = np.append(sum(_squares(X) for _, X in parts()), n)
+    scale = np.sqrt((squares / 4 + np.append(np.full(len(squares) - 1, penalty), 0.0)) / n)[:, None]
+
+    def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        W = flat.reshape(len(squares), k) / scale
+        value = penalty * float(np.square(W[:-1]).sum()) / 2
+        slope = np.vstack([penalty * W[:-1], np.zeros(k)])
+        for rows, X in parts():
+            share = 1 if weights is None else weights[rows, None]
+            terms, residuals = losses(
+                X @ W[:-1].astype(np.float32) + W[-1].astype(np.float32), targets[rows].matrix
+            )
+            value += float((share * terms).sum(dtype=np.float64))
+            residuals = share * residuals
+            slope += np.vstack([X.T @ residuals, residuals.sum(axis=0)])
+        return value / n, (slope / scale / n).ravel()
+
+    start = np.zeros((len(squares), k)) if start is None else start
+    found = minimize(
+        loss, (start * scale).ravel(), method="L-BFGS-B", jac=True,
+        options={"maxiter": 500, "gtol": tol / 10, "ftol": 1e-7},
+    )  # fmt: skip
+    solution: npt.NDArray[np.float64] = found.x.reshape(len(squares), k) / scale
+    counts = targets.counts  # a label that no row has, or all, is never or always predicted
+    for constant, sign in ((counts == 0, 1), (counts == n, -1)):
+        solution[:, constant] = 0.0
+        solution[-1, constant] = sign * UNSEEN_CLASS_LOGIT
+    return solution
+
+
+def _squares(X: Features) -> npt.NDArray[np.float64]:
+    """The sum of squares of each column, (dim,)."""
+    products = X * X if isinstance(X, np.ndarray) else X.multiply(X)
+    return np.asarray(products.sum(axis=0, dtype=np.float64)).ravel()
+
+
+def _softmax_loss(Z: Floats, Y: Floats) -> tuple[Floats, Floats]:
+    """Losses of rows (n, 1) by logits and targets (n, k), and their slopes (n, k)."""
+    from scipy.special import logsumexp
+
+    total = logsumexp(Z, axis=1, keepdims=True)
+    return total - (Y * Z).sum(axis=1, keepdims=True), np.exp(Z - total) - Y
+
+
+def _sigmoid_loss(Z: Floats, Y: Floats) -> tuple[Floats, Floats]:
+    """Losses by logits and targets, and their slopes, all (n, k)."""
+    from scipy.special import expit
+
+    return np.logaddexp(0, Z) - Y * Z, expit(Z) - Y
+
+
+_LOSSES = {"softmax": _softmax_loss, "sigmoid": _sigmoid_loss}
+
+
+class _Sigmoid:
+    """A logistic regression for each label, all in one solve."""
 
     def __init__(self, tol: float) -> None:
         self.tol = tol
         self.weights: npt.NDArray[np.float64] | None = None  # (dim + 1, n_labels)
 
     def fit(self, C: float, X: Features, targets: Targets, weights: Floats | None) -> None:
-        from scipy.optimize import minimize
-        from scipy.special import expit
-
-        Y, n = targets.matrix, X.shape[0]
-        dim, k = X.shape[1], targets.space.n_outputs
-        share = np.ones((n, 1), np.float32) if weights is None else weights[:, None]
-        products = X * X if isinstance(X, np.ndarray) else X.multiply(X)
-        squares = np.append(np.asarray(products.sum(axis=0, dtype=np.float64)).ravel(), n)
-        scale = np.sqrt((squares / 4 + np.append(np.full(dim, 1 / C), 0.0)) / n)[:, None]
-
-        def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-            W = flat.reshape(dim + 1, k) / scale
-            Z = X @ W[:-1].astype(np.float32) + W[-1].astype(np.float32)
-            value = float((share * (np.logaddexp(0, Z) - Y * Z)).sum(dtype=np.float64))
-            residuals = share * (expit(Z) - Y)
-            slope = np.vstack([X.T @ residuals + W[:-1] / C, residuals.sum(axis=0)])
-            value += float(np.square(W[:-1]).sum()) / (2 * C)
-            return value / n, (slope / scale / n).ravel()
-
-        start = np.zeros((dim + 1, k)) if self.weights is None else self.weights
-        found = minimize(
-            loss, (start * scale).ravel(), method="L-BFGS-B", jac=True,
-            options={"maxiter": 500, "gtol": self.tol / 10, "ftol": 1e-7},
-        )  # fmt: skip
-        self.weights = found.x.reshape(dim + 1, k) / scale
-        counts = targets.counts  # a label that no row has, or all, is never or always predicted
-        for constant, sign in ((counts == 0, 1), (counts == n, -1)):
-            self.weights[:, constant] = 0.0
-            self.weights[-1, constant] = sign * UNSEEN_CLASS_LOGIT
+        whole = [(slice(None), X)]
+        self.weights = _descend(lambda: whole, targets, weights, 1 / C, self.tol, self.weights)
 
     def _logits(self, X: Features) -> Floats:
         coef, intercept = self.arrays(0)
@@ -272,7 +326,7 @@ class _Sigmoid:
 _MODELS: dict[str, type[_Softmax] | type[_Sigmoid]] = {"softmax": _Softmax, "sigmoid": _Sigmoid}
 
 
-def logistic_model(space: LabelSpace, tol: float = 1e-4) -> _Softmax | _Sigmoid:
+def logistic_model(space: LabelSpace, tol: float = _TOL) -> _Softmax | _Sigmoid:
     """A logistic regression for the targets of a space, not fitted."""
     return _MODELS[space.link_name](tol)
 
