@@ -307,6 +307,13 @@ def test_the_chart_names_the_layers_that_it_shows(layers: Sequence[int], said: s
     assert any(f"layers {said}, " in line for line in printed(layers))
 
 
+@pytest.mark.parametrize(("n_layers", "lowest"), [(3, "▅"), (5, "▁"), (31, "▁")])
+def test_noise_does_not_look_like_a_cliff(n_layers: int, lowest: str):
+    """A layer is a point of accuracy better than the one below, which is one standard error."""
+    (bars,) = (line.strip() for line in printed(range(n_layers)) if "█" in line)
+    assert (bars[0], bars[-1], len(bars)) == (lowest, "█", n_layers)
+
+
 @pytest.mark.parametrize(("layers", "shown"), [(range(31), "12 of 31"), (range(12), "all")])
 def test_the_table_says_how_it_is_sorted_and_what_it_leaves_out(layers: Sequence[int], shown: str):
     lines = printed(layers)
