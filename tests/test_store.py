@@ -945,4 +945,6 @@ class TestTroubledFolders:
             _ = found[BlockRef("tiny", 2, "mean")]  # its shard is damaged
         with pytest.raises(StorageError, match=refused):
             store.prune(lambda info: True)
+        with pytest.raises(StorageError, match=refused):
+            store.verify()
         assert found[BlockRef("tiny", 1, "mean")].shape == (len(TEXTS), 32)
