@@ -141,9 +141,8 @@ class EncoderSource:
     def _check_pointers(self, names: list[str]) -> None:
         """Refuse files that Git LFS has not downloaded yet."""
         for path in (self.folder / name for name in names):
-            with path.open("rb") as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise UnsupportedModelError(f"{path} {LFS_ADVICE}")
+            if path.stat().st_size < 1000 and path.read_bytes().startswith(LFS_POINTER):
+                raise UnsupportedModelError(f"{path} {LFS_ADVICE}")
 
     def _check_index(self, name: str, weights: list[str]) -> None:
         """Refuse an index of weights that names other files than those of the folder."""
