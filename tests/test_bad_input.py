@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from commandline import Done, rows, run, start, succeed, write_csv, write_text
 from families import save_model
+from messages import check_message, read_messages
 
 LONGEST = 5  # lines of a message
 DATA = rows(30)
@@ -504,8 +505,11 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def check_refused(act: Callable[[], Done], *says: str) -> None:
-    """Exit code 2, a short message with these parts, nothing new or changed on the disk."""
+def check_refused(act: Callable[[], Done], *says: str) -> str:
+    """Exit code 2, a short message with these parts, nothing new or changed on the disk.
+
+    Returns the message.
+    """
     before = everything(Path.cwd())
     done = act()
     message = "\n".join(line for line in done.err.splitlines() if not line.startswith("· "))
@@ -518,6 +522,7 @@ def check_refused(act: Callable[[], Done], *says: str) -> None:
     assert 1 <= len(message.splitlines()) <= LONGEST
     assert everything(Path.cwd()) == before
     assert not list(Path.cwd().parent.rglob("*.tmp"))
+    return message
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
@@ -526,7 +531,15 @@ def test_a_mistake_is_explained(mistake: Mistake, models: Path, trained: Path):
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    check_refused(lambda: run(*mistake.command(models, trained)), *mistake.says)
+    found = check_refused(lambda: run(*mistake.command(models, trained)), *mistake.says)
+    for place, name in ((models, "MODELS"), (trained, "RUN"), (Path.cwd(), "HERE")):
+        found = found.replace(str(place), name)
+    check_message(f"mistake: {mistake.name}", found)
+
+
+def test_every_message_is_of_a_mistake():
+    found = {name for name in read_messages() if name.startswith("mistake: ")}
+    assert found == {f"mistake: {mistake.name}" for mistake in MISTAKES}
 
 
 def test_a_model_folder_without_a_tokenizer(models: Path):

@@ -179,15 +179,18 @@ class TestOutOfFold:
             assert results["best"].plans[number] == Plan((expected.best.block,))
         np.testing.assert_array_equal(results["again"].logits, results["best"].logits)
 
+    @pytest.mark.parametrize("head", ["ridge", "balanced_ridge"])
     @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize("kind", ["partition", "half", "growing"])
     def test_ridge_heads_equal_those_that_are_trained_in_each_fold(
-        self, kind: str, weighted: bool
+        self, kind: str, weighted: bool, head: str
     ) -> None:
         """Whatever a splitter leaves out, and for blocks in any order."""
         n = 150
         embeddings, y = problem(n, 3)
         rng = np.random.default_rng(1)
+        if head == "balanced_ridge":  # a class is rare
+            y[rng.random(n) < 0.5] = 0
         weights = rng.uniform(0.2, 3, n).astype(np.float32) if weighted else None
         training = sample_of(embeddings, y, weights)
         folds = folds_of(y, 4)
@@ -196,7 +199,7 @@ class TestOutOfFold:
         elif kind == "growing":  # in time: later rows are neither trained on nor predicted
             folds = [(np.arange(end), np.arange(end, end + 30)) for end in (60, 90, 120)]
         blocks = tuple(embeddings)
-        plans = [Plan(blocks[:1]), Plan((blocks[3], blocks[0], blocks[2]))]
+        plans = [Plan(own, head=head) for own in (blocks[:1], (blocks[3], blocks[0], blocks[2]))]
         for plan in plans:
             training._coordinates.clear()
             found = training.analyze({"it": lambda *_, plan=plan: plan}, folds)[1]["it"]

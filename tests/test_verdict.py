@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from layerfuse.metrics import Estimate, paired_difference
 from layerfuse.pipeline import Plan
 from layerfuse.resources import EncoderCost, PipelineCost, pipeline_cost
 from layerfuse.targets import LabelSpace, Targets
+from messages import check_message
 
 Labels = npt.NDArray[np.intp]
 
@@ -153,6 +155,21 @@ class TestComparison:
 
 
 class TestSentence:
+    @pytest.mark.parametrize(
+        ("name", "found"),
+        [
+            ("a gain", lambda: verdict(usual())),
+            ("a loss", lambda: verdict(usual(last=0.8), own=0.6)),
+            ("no significant gain", lambda: verdict(usual(last=0.795))),
+            ("on test rows", lambda: verdict(usual(test=0.75), test=0.85)),
+            ("one block", lambda: verdict(usual(), plan=("large:1:mean",))),
+            ("the last layer", lambda: verdict(usual(last=0.8), plan=("small:2:mean",))),
+        ],
+        ids=lambda given: given if isinstance(given, str) else "",
+    )
+    def test_it_is_worded_as_ever(self, name: str, found: Callable[[], Verdict]) -> None:
+        check_message(f"verdict: {name}", found().sentence)
+
     def test_it_begins_with_what_the_classifier_does(self) -> None:
         found = verdict(usual())
         interval = f"{100 * found.cv.accuracy.low:.1f} to {100 * found.cv.accuracy.high:.1f}"
@@ -207,6 +224,9 @@ class TestSentence:
 
     def test_a_pipeline_that_is_the_last_layer_says_so(self) -> None:
         found = verdict(usual(last=0.8), plan=("small:2:mean",))
+        assert "It is small's last layer alone: there is nothing to gain" in found.sentence
+        balanced = Plan(refs("small:2:mean"), head="balanced_ridge")  # so are baselines then
+        found = judge(usual(last=0.8), rows(0.8), None, balanced, SCORES, COSTS)
         assert "It is small's last layer alone: there is nothing to gain" in found.sentence
         plan = Plan(refs("small:2:mean"), head="logistic")
         found = judge(usual(), rows(0.8), None, plan, SCORES, COSTS)

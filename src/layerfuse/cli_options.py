@@ -20,7 +20,7 @@ from layerfuse.cluster import RayCluster
 # Those of the registries, which --help and completion must not import: they load torch.
 POOLING_NAMES = ("mean", "cls", "last", "max", "weighted_mean", "mean_no_sink")
 WINDOW_POOLING_NAMES = ("mean", "max", "first", "last")
-HEAD_NAMES = ("ridge", "logistic", "kernel", "mlp")
+HEAD_NAMES = ("ridge", "balanced_ridge", "logistic", "kernel", "mlp")
 EXPORT_FORMATS = ("sentence-transformers", "onnx")
 FUSION_NAMES = (
     *("concat", "sum", "mean", "hadamard", "matmul", "quaternion", "cooccurrence", "tensor"),

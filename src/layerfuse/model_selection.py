@@ -29,7 +29,7 @@ Folds = Sequence[tuple[Rows, Rows]]
 # docs/study.md: "Fusions"). The learned fusions with a residual are left out: they won only on R52,
 # where a logistic head wins by as much in a tenth of the time.
 _FUSIONS = ("tensor+residual",)
-_HEADS = ("logistic",)
+_HEADS = ("logistic", "balanced_ridge")
 _PRODUCTS = "tensor+residual"  # for two blocks that are informative only through products
 
 _RUNGS = (900, 3600)  # rows of the rounds
@@ -38,6 +38,7 @@ _PROMISING = 1.0  # standard errors of gain with which a candidate goes on to mo
 _FOLDS = 3
 _FEWEST_ROWS = 300  # below, a trial has no power
 _FALSE_WINS = 0.05
+_RARE = 3  # times as many rows has the largest class, where the smallest is rare
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def search(
     )
     if space.selection == "upper" and space.head == AUTO:
         return SearchResult(selection, replace(baseline, head="logistic"), ())
-    candidates = _candidates(baseline, space)
+    candidates = _candidates(baseline, space, targets)
     if not candidates or len(targets) < _FEWEST_ROWS:
         return SearchResult(selection, baseline, ())
     race = _Race(probed.coordinates, targets, space.seed, n_jobs)
@@ -152,13 +153,19 @@ def search(
     return SearchResult(selection, plan, trials)
 
 
-def _candidates(baseline: Plan, space: SearchSpace) -> list[Plan]:
-    """Plans to compare with the baseline, over the same blocks."""
+def _candidates(baseline: Plan, space: SearchSpace, targets: Targets) -> list[Plan]:
+    """Plans to compare with the baseline, over the same blocks.
+
+    Classes are balanced where some are rare, and the user has given no weights.
+    """
     candidates = []
     if space.fusion == AUTO and len(baseline.blocks) > 1:
         candidates += [Plan(baseline.blocks, fusion, baseline.head) for fusion in _FUSIONS]
     if space.head == AUTO:
-        candidates += [Plan(baseline.blocks, baseline.fusion, head) for head in _HEADS]
+        heads = [head for head in _HEADS if targets.space.link_name in HEADS[head].links]
+        if targets.weights is not None or targets.counts.max() < _RARE * targets.counts.min():
+            heads = [head for head in heads if head != "balanced_ridge"]
+        candidates += [Plan(baseline.blocks, baseline.fusion, head) for head in heads]
     return candidates
 
 

@@ -14,7 +14,14 @@ import numpy.typing as npt
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import Calibrator
 from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
-from layerfuse.heads import Head, LogisticHead, RidgeHead, fit_head, search_penalty
+from layerfuse.heads import (
+    BalancedRidgeHead,
+    Head,
+    LogisticHead,
+    RidgeHead,
+    fit_head,
+    search_penalty,
+)
 from layerfuse.probing import Axes
 from layerfuse.targets import LabelSpace, Targets
 
@@ -96,14 +103,18 @@ def train(
     return CoordinateModel(plan.blocks, fitted.fusion, head)
 
 
+RIDGES: Mapping[str, type[RidgeHead]] = {own.kind: own for own in (RidgeHead, BalancedRidgeHead)}
+"""Heads that sums of products determine, by name."""
+
+
 def is_ridge(plan: Plan) -> bool:
-    """Whether a plan is a ridge head on concatenated blocks, which sums of products determine."""
-    return (plan.fusion, plan.head) == ("concat", "ridge")
+    """Whether a plan is one of `RIDGES` on concatenated blocks."""
+    return plan.fusion == "concat" and plan.head in RIDGES
 
 
 def is_trained_in_parts(plan: Plan) -> bool:
     """Whether `train_parts` can train a plan: a linear head on concatenated blocks."""
-    return plan.fusion == "concat" and plan.head in ("ridge", "logistic")
+    return is_ridge(plan) or (plan.fusion, plan.head) == ("concat", LogisticHead.kind)
 
 
 def train_parts(
@@ -115,11 +126,11 @@ def train_parts(
     """`train` for a plan that `is_trained_in_parts`, on rows that come in parts.
 
     ``parts`` are row numbers and concatenated coordinates (n_part, sum of ranks). They are gone
-    through once for ``ridge``; for ``logistic`` they are written to a temporary file.
+    through once for `RIDGES`; for ``logistic`` they are written to a temporary file.
     """
     head: Head
     if is_ridge(plan):
-        head = RidgeHead.fit_parts(parts, targets, penalty)
+        head = RIDGES[plan.head].fit_parts(parts, targets, penalty)
     else:
         with _spooled(parts) as again:
             head = LogisticHead.fit_parts(again, targets, penalty)

@@ -18,7 +18,7 @@ from layerfuse.evaluation.nested import (
 from layerfuse.heads.linear import logistic_model
 from layerfuse.model_selection import Folds, SearchResult
 from layerfuse.parallel import parallel_map
-from layerfuse.pipeline import Blocks, Plan, Rows
+from layerfuse.pipeline import RIDGES, Blocks, Plan, Rows
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Decisions, Targets
 
@@ -81,10 +81,11 @@ class TrainingRows:
 def baseline_strategies(sample: TrainingSample) -> list[BaselineStrategy]:
     """The baselines that read encoders.
 
-    ``last_layer`` and ``last_four`` take each encoder's pooling that scores best at its last
-    layer; ``last_four`` concatenates its last four layers. ``last_matched`` concatenates as many
-    last layers as the pipeline has blocks, so that it is as wide, of the encoder whose last layer
-    scores best.
+    All have a ridge head, one that balances classes where the pipeline's does: what that brings is
+    no merit of its blocks. ``last_layer`` and ``last_four`` take each encoder's pooling that scores
+    best at its last layer; ``last_four`` concatenates its last four layers. ``last_matched``
+    concatenates as many last layers as the pipeline has blocks, so that it is as wide, of the
+    encoder whose last layer scores best.
     """
     strategies = []
     for encoder in sample.probed.scores.encoders:
@@ -102,28 +103,34 @@ def baseline_strategies(sample: TrainingSample) -> list[BaselineStrategy]:
 
 
 def _last_of(encoder: str, count: int) -> PlanStrategy:
-    return lambda _, scores: _last_layers(scores, encoder, count)
+    return lambda result, scores: _last_layers(result, scores, encoder, count)
 
 
-def _last_layers(scores: BlockScores, encoder: str, count: int) -> Plan:
+def _ridge(result: SearchResult, blocks: tuple[BlockRef, ...]) -> Plan:
+    """On these blocks, with classes balanced where they are in the pipeline."""
+    head = result.plan.head
+    return Plan(blocks, head=head if head in RIDGES else "ridge")
+
+
+def _last_layers(result: SearchResult, scores: BlockScores, encoder: str, count: int) -> Plan:
     """The last ``count`` layers of one encoder, at the pooling that is best at the very last."""
     pooling = scores.last(encoder).block.pooling
     layers = sorted({score.block.layer for score in scores.of(encoder)})
-    return Plan(tuple(BlockRef(encoder, layer, pooling) for layer in layers[-count:]))
+    return _ridge(result, tuple(BlockRef(encoder, layer, pooling) for layer in layers[-count:]))
 
 
 def _last_matched(result: SearchResult, scores: BlockScores) -> Plan:
     lasts = (scores.last(name) for name in scores.encoders if name not in NOT_MODELS)
     best = min(lasts, key=lambda score: (score.loss, score.block.layer)).block
-    return _last_layers(scores, best.encoder, len(result.plan.blocks))
+    return _last_layers(result, scores, best.encoder, len(result.plan.blocks))
 
 
-def _best_block(_: SearchResult, scores: BlockScores) -> Plan:
-    return Plan((scores.best.block,))
+def _best_block(result: SearchResult, scores: BlockScores) -> Plan:
+    return _ridge(result, (scores.best.block,))
 
 
 def _first(count: int) -> PlanStrategy:
-    return lambda result, _: Plan(result.plan.blocks[:count])
+    return lambda result, _: _ridge(result, result.plan.blocks[:count])
 
 
 def run_baselines(

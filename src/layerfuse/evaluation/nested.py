@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 from typing import TypeAlias
 
@@ -17,6 +17,7 @@ from layerfuse.model_selection import Folds, SearchResult, SearchSpace, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import (
     N_LEADING,
+    RIDGES,
     Blocks,
     Floats,
     FusedModel,
@@ -219,15 +220,18 @@ class TrainingSample:
         if LEXICAL_BLOCK in used:
             lexical = parallel_map(lambda fold: self._lexical(*fold), folds, self.n_jobs)
             coordinates = [{**coordinates[0], LEXICAL_BLOCK: own} for own in lexical]
-        ridge = _FoldedRidge(self, coordinates, folds)
-        pairs = {pair for plan, _ in jobs if is_ridge(plan) for pair in _pairs(plan)}
-        for _ in parallel_map(ridge.prepare, sorted(pairs), self.n_jobs):
-            pass
+        ridge_plans = [plan for plan, _ in jobs if is_ridge(plan)]
+        ridges = {}
+        for head in {plan.head for plan in ridge_plans}:
+            ridges[head] = _FoldedRidge(self, coordinates, folds, head)
+            pairs = {pair for plan in ridge_plans if plan.head == head for pair in _pairs(plan)}
+            for _ in parallel_map(ridges[head].prepare, sorted(pairs), self.n_jobs):
+                pass
 
         def predict(job: tuple[Plan, int]) -> Floats:
             plan, fold = job
             if is_ridge(plan):
-                return ridge.predict(plan, fold)
+                return ridges[plan.head].predict(plan, fold)
             rows, held = folds[fold]
             known, seed = self.targets[rows], self.space.seed
             return predict_held(plan, coordinates[fold], known, rows, held, seed=seed)
@@ -263,18 +267,23 @@ def _pairs(plan: Plan) -> Iterable[tuple[BlockRef, BlockRef]]:
 
 
 class _FoldedRidge:
-    """Ridge heads over concatenated blocks, for many plans and all folds.
+    """One of `RIDGES` over concatenated blocks, for many plans and all folds.
 
     The products of two blocks' coordinates are summed once over the rows that each fold leaves out;
     the sum over its training rows is the sum over all rows less that one. The lexical block, which
-    each fold learns anew, is summed in each. The result is that of `predict_held`.
+    each fold learns anew, and balanced rows, whose weights it finds anew, are summed in each. The
+    result is that of `predict_held`.
 
     ``coordinates`` are those of each fold.
     """
 
-    def __init__(self, sample: TrainingSample, coordinates: Sequence[Blocks], folds: Folds) -> None:
+    def __init__(
+        self, sample: TrainingSample, coordinates: Sequence[Blocks], folds: Folds, head: str
+    ) -> None:
         self._coordinates = coordinates
-        self._targets = sample.targets
+        self._targets = [RIDGES[head].weighted(sample.targets[rows]) for rows, _ in folds]
+        self._weights = sample.targets.weights
+        self._is_balanced = head == "balanced_ridge"
         self._folds = folds
         self._seed = sample.space.seed
         n = len(sample.targets)
@@ -289,32 +298,28 @@ class _FoldedRidge:
     def prepare(self, pair: tuple[BlockRef, BlockRef]) -> None:
         """Sum the products of two blocks, and those of one with its targets."""
         a, b = pair
-        numbers = [rows for rows, _ in self._folds]
-        if LEXICAL_BLOCK in pair:
+        if LEXICAL_BLOCK in pair or self._is_balanced:
             self._products[pair] = [
-                self._product(own[a], own[b], rows)
-                for own, rows in zip(self._coordinates, numbers, strict=True)
+                self._in_fold(fold, own[a], own[b]) for fold, own in enumerate(self._coordinates)
             ]
         else:
             left, right = self._coordinates[0][a], self._coordinates[0][b]
-            without = [self._product(left, right, rows) for rows in self._left_out]
+            without = [_product(left, right, rows, self._weights) for rows in self._left_out]
             if self._is_partition:
                 total = np.sum(without, axis=0)
             else:
-                total = self._product(left, right, np.arange(len(left)))
+                total = _product(left, right, np.arange(len(left)), self._weights)
             self._products[pair] = [total - part for part in without]
         if a == b:  # not by a difference: the targets of held-out rows are not read
             self._with_targets[a] = [
-                self._product(own[a], self._beside, rows)
-                for own, rows in zip(self._coordinates, numbers, strict=True)
+                self._in_fold(fold, own[a], self._beside)
+                for fold, own in enumerate(self._coordinates)
             ]
 
-    def _product(self, left: Floats, right: Floats, rows: Rows) -> Floats:
-        """``left^T right`` over some rows, by their weights."""
-        own = left[rows]
-        weights = self._targets.weights
-        if weights is not None:
-            own = np.asarray(own * weights[rows, None])
+    def _in_fold(self, fold: int, left: Floats, right: Floats) -> Floats:
+        """``left^T right`` over the training rows of a fold, by their weights."""
+        rows, weights = self._folds[fold][0], self._targets[fold].weights
+        own = left[rows] if weights is None else left[rows] * weights.astype(np.float32)[:, None]
         return np.asarray(own.T @ right[rows])
 
     def predict(self, plan: Plan, fold: int) -> Floats:
@@ -324,7 +329,7 @@ class _FoldedRidge:
         rows, held = self._folds[fold]
         coordinates = self._coordinates[fold]
         blocks = [coordinates[block] for block in plan.blocks]
-        targets = self._targets[rows]
+        targets = self._targets[fold]
         weights = targets.weights
         scale = np.float32(1.0 if weights is None else weights.mean())
         gram = np.block([[self._gram(a, b, fold) for b in plan.blocks] for a in plan.blocks])
@@ -334,7 +339,7 @@ class _FoldedRidge:
         mean, center = beside[:, :1] / totals[0], totals[1:] / totals[0]
         gram -= mean * beside[:, 0]
         leading = {block: coordinates[block][rows, :N_LEADING] for block in plan.blocks}
-        penalty = find_penalty(plan, leading, targets, seed=self._seed)
+        penalty = find_penalty(replace(plan, head="ridge"), leading, targets, seed=self._seed)
         gram[np.diag_indices_from(gram)] += np.float32(penalty) * scale
         factor = cho_factor(gram, overwrite_a=True)
         coef = cho_solve(factor, beside[:, 1:] - mean * totals[1:])
@@ -345,3 +350,11 @@ class _FoldedRidge:
         if (a, b) in self._products:
             return self._products[a, b][fold]
         return self._products[b, a][fold].T
+
+
+def _product(
+    left: Floats, right: Floats, rows: Rows, weights: npt.NDArray[np.floating] | None
+) -> Floats:
+    """``left^T right`` over some rows, by their weights."""
+    own = left[rows] if weights is None else left[rows] * weights[rows, None].astype(np.float32)
+    return np.asarray(own.T @ right[rows])

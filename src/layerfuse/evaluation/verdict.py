@@ -12,7 +12,7 @@ import numpy as np
 from layerfuse.blocks import BlockRef, BlockScores, to_frame, to_html
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.metrics import Estimate, PairedDifference, share_interval
-from layerfuse.pipeline import Floats, Plan
+from layerfuse.pipeline import Floats, Plan, is_ridge
 from layerfuse.resources import EncoderCost, PipelineCost, pareto_front, pipeline_cost
 from layerfuse.targets import Decisions, Targets
 
@@ -300,7 +300,7 @@ def _against(
     last: BaselineComparison, where: str, name: str, ratio: float | None, plan: Plan
 ) -> str:
     """The comparison with the last layer of the best single encoder."""
-    if plan == Plan(last.blocks):
+    if plan.blocks == last.blocks and is_ridge(plan):
         return f"It is {name} alone: there is nothing to gain over it."
     gain = last.on(where).gain
     interval = f"95% interval {signed(100 * gain.low)} to {signed(100 * gain.high)}"

@@ -1,7 +1,13 @@
 """The classifier that ships, over fused features."""
 
 from layerfuse.heads.kernel import KernelHead
-from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead, ridge_leave_one_out
+from layerfuse.heads.linear import (
+    BalancedRidgeHead,
+    LinearHead,
+    LogisticHead,
+    RidgeHead,
+    ridge_leave_one_out,
+)
 from layerfuse.heads.mlp import PAPER_SCHEDULE, MlpHead
 from layerfuse.heads.protocol import ANY_LINK, UNSEEN_CLASS_LOGIT, Floats, Head
 from layerfuse.heads.registry import HEADS, fit_head, load_head, search_penalty
@@ -11,6 +17,7 @@ __all__ = [
     "HEADS",
     "PAPER_SCHEDULE",
     "UNSEEN_CLASS_LOGIT",
+    "BalancedRidgeHead",
     "Floats",
     "Head",
     "KernelHead",

@@ -75,7 +75,8 @@ class RidgeHead(LinearHead):
     def fit(cls, X: Floats, targets: Targets, penalty: float, *, seed: int) -> Self:
         from sklearn.linear_model import Ridge
 
-        model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=targets.unit_weights)
+        weights = cls.weighted(targets).unit_weights
+        model = Ridge(alpha=penalty).fit(X, targets.matrix, sample_weight=weights)
         coef = np.ascontiguousarray(model.coef_.T, dtype=np.float32)
         return cls(coef, model.intercept_.astype(np.float32), penalty)
 
@@ -89,7 +90,7 @@ class RidgeHead(LinearHead):
         """
         from scipy.linalg import cho_factor, cho_solve
 
-        weights = targets.unit_weights
+        weights = cls.weighted(targets).unit_weights
         gram = cross = np.zeros(())
         for rows, X in parts:
             Z = np.column_stack([X, np.ones(len(X))])  # float64; products with ones are sums
@@ -106,7 +107,26 @@ class RidgeHead(LinearHead):
 
     @classmethod
     def search_penalty(cls, X: Floats, targets: Targets, *, seed: int) -> float:
-        return ridge_leave_one_out(X, targets).penalty
+        return ridge_leave_one_out(X, cls.weighted(targets)).penalty
+
+    @classmethod
+    def weighted(cls, targets: Targets) -> Targets:
+        """With the weights of rows that the head fits by; here their own."""
+        return targets
+
+
+class BalancedRidgeHead(RidgeHead):
+    """Ridge regression that weights rows by one over the root of their class's frequency.
+
+    Squared error draws the outputs of rare classes to zero, so that they are hardly ever predicted.
+    """
+
+    kind = "balanced_ridge"
+    links = ("softmax",)
+
+    @classmethod
+    def weighted(cls, targets: Targets) -> Targets:
+        return targets.weighted("balanced")
 
 
 def ridge_leave_one_out(X: Floats, targets: Targets) -> LeaveOneOut:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from layerfuse.errors import ConfigError, FormatError, check_choice
 from layerfuse.heads.kernel import KernelHead
-from layerfuse.heads.linear import LinearHead, LogisticHead, RidgeHead
+from layerfuse.heads.linear import BalancedRidgeHead, LinearHead, LogisticHead, RidgeHead
 from layerfuse.heads.mlp import MlpHead
 from layerfuse.heads.protocol import Floats, Head, HeadKind
 from layerfuse.targets import Targets
 
-_KINDS: tuple[HeadKind, ...] = (RidgeHead, LogisticHead, KernelHead, MlpHead)
+_KINDS: tuple[HeadKind, ...] = (RidgeHead, BalancedRidgeHead, LogisticHead, KernelHead, MlpHead)
 
 HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}
 """Heads that can be asked for, by name."""
@@ -20,10 +20,10 @@ HEADS: dict[str, HeadKind] = {kind.kind: kind for kind in _KINDS}
 def search_penalty(name: str, X: Floats, targets: Targets, *, seed: int = 0) -> float:
     """Find the penalty of one of `HEADS`.
 
-    By exact leave-one-out for ``ridge`` and ``kernel`` (alpha) and by stratified folds for
-    ``logistic`` (1/C); ``mlp`` has none (0). ``X`` (n, dim) are centered, block-scaled features, of
-    which the leading principal coordinates are enough; weights count in the fits and in the
-    held-out loss; ``seed`` is that of folds and landmarks.
+    By exact leave-one-out for ``ridge``, ``balanced_ridge`` and ``kernel`` (alpha) and by
+    stratified folds for ``logistic`` (1/C); ``mlp`` has none (0). ``X`` (n, dim) are centered,
+    block-scaled features, of which the leading principal coordinates are enough; weights count in
+    the fits and in the held-out loss; ``seed`` is that of folds and landmarks.
 
     Examples
     --------
