@@ -105,6 +105,7 @@ def described(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
             "cpu": cpu(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
+            "load_average": os.getloadavg()[1],  # above the number of cores: it was busy
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "python": platform.python_version(),

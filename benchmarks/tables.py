@@ -25,7 +25,11 @@ from layerfuse.report.run_report import RunReport
 from layerfuse.report.terminal import render
 
 _HERE = Path(__file__).parent
-_PAGES = (_HERE.parent / "README.md", _HERE / "README.md")
+_PAGES = (
+    _HERE.parent / "README.md",
+    _HERE / "README.md",
+    _HERE.parent / "docs" / "long_texts.md",
+)
 _STUDY = Path("results", "packaged")
 _STUDY_PAGE = Path("docs", "study.md")
 _MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -339,6 +343,60 @@ def cluster(results: list[Result]) -> list[str]:
     return markdown_table(header, map(row, (case for case in results if "local" in case)))
 
 
+def abstention(results: list[Result]) -> list[str]:
+    """What was promised of new texts, and what came of it; means over splits."""
+
+    def row(case: Result) -> list[str]:
+        cells = [set_name(case["dataset"]), percent(case["accuracy"])]
+        for name, found in case.items():
+            promised = f"{100 * float(name.split()[1]):.0f}%" if " " in name else ""
+            if name.startswith("coverage"):
+                size = f"{found['size']:.2f} labels"
+                cells.append(f"{promised}: {percent(found['covered'])} ({size})")
+            elif name.startswith("target"):
+                none = f"; none in {found['none_kept']}" if found["none_kept"] else ""
+                kept = f"{100 * found['kept']:.0f}% decided{none}"
+                cells.append(f"{promised}: {found['met']} of {found['of']} ({kept})")
+        return cells
+
+    header = ["data", "accuracy", *["sets of labels: covered (mean size)"] * 2]
+    return markdown_table([*header, *["target accuracy: met (share)"] * 2], map(row, results))
+
+
+def label_errors(results: list[Result]) -> list[str]:
+    """Average precision at which planted errors are ranked, in percent."""
+
+    def row(case: Result) -> list[str]:
+        found = case["average_precision"]
+        return [
+            f"{set_name(case['dataset'])}, {' + '.join(case['encoders'])}",
+            f"{case['planted']:,} of {case['rows']:,}",
+            *(percent(found[name]) for name in ("audit", "tfidf", "pipeline")),
+        ]
+
+    header = ["data", "planted", "`audit --labels`", "cleanlab on TF-IDF", "on the pipeline alone"]
+    return markdown_table(header, map(row, results))
+
+
+def windows(results: list[Result]) -> list[str]:
+    """Accuracy on test rows of what was read, and the gain over truncation at 128 tokens."""
+
+    def row(case: Result) -> list[str]:
+        cells = [f"{case['encoder']}, {case['case']}", f"{100 * case['read_share']:.0f}%"]
+        for selection in ("last", "greedy"):
+            own = case[selection]
+            gain, low, high = own["gain"]
+            found = f"{100 * gain:+.1f} ({_between(low, high)})"
+            baseline = case["max_length"] == 128 and case["windows"] is None
+            cells += [percent(own["test_accuracy"]), "" if baseline else found]
+        return [*cells, f"{case['cpu_ms_per_text']:.1f}"]
+
+    header = ["what is read", "share of tokens", "last layer, test", "gain"]
+    return markdown_table(
+        [*header, "chosen layers, test", "gain", "CPU ms/text"], map(row, results)
+    )
+
+
 def demo(results: list[Result]) -> list[str]:
     """What the demo prints."""
     printed = io.StringIO()
@@ -397,6 +455,9 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),
     "few_labels": ("few_labels", few_labels),
+    "abstention": ("abstention", abstention),
+    "label_errors": ("label_errors", label_errors),
+    "windows": ("windows", windows),
     "gpu": ("gpu", gpu),
     "scaling": ("scaling", scaling),
     "cluster": ("cluster", cluster),

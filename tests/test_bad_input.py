@@ -447,6 +447,11 @@ MISTAKES = [
         "evaluate unseen labels", "evaluate {run} x.csv", ("do not occur in training: other",),
         {"x.csv": table([("a text", "other"), ("a film", "news")])},
     ),
+    Mistake(
+        "evaluate labels in another case", "evaluate {run} x.csv",
+        ("do not occur in training: News", "'News' and 'news' differ only in case"),
+        {"x.csv": table([("a text", "News"), ("a film", "news")])},
+    ),
 ]  # fmt: skip
 
 

@@ -670,6 +670,7 @@ class TestRefused:
             (lambda v: v["encoders"].append(v["encoders"][0]), r"encoders: \['bert', 'bert'"),
             (lambda v: v["blocks"][1].update(encoder="bert"), "encoders: "),
             (lambda v: v["blocks"][0].update(layer=-1), "blocks.0.layer"),
+            (lambda v: v["blocks"][0].update(pooling="mean/max"), "mean/max of an encoder"),
             (lambda v: v["blocks"][0].update(pooling="x"), "blocks.0: .*'x'"),
             (lambda v: v["head"].update(kind="neural"), "Unknown head 'neural'"),
             (lambda v: v["head"].update(kind="mlp"), "no tensor 'weight.0'"),

@@ -19,7 +19,7 @@ import pytest
 from commandline import run, succeed
 from families import TinyModels
 from helpers import planted
-from layerfuse import LayerFusionClassifier, load
+from layerfuse import LayerFusionClassifier, load, load_dataset
 from layerfuse.blocks import COLUMNS_BLOCK, BlockRef
 from layerfuse.encoders.tabular import ColumnEncoder, NumberColumn, take_columns
 from layerfuse.errors import ConfigError, DataError, FormatError
@@ -68,6 +68,24 @@ def test_kinds_are_told_by_the_values() -> None:
     assert again == found
     new = {"price": [3], "decimal": ["2"], "day": ["2030-12-31 23:00"], "plan": ["new"]}
     assert np.isfinite(again.transform({**new, "flag": ["True"], "code": [7]})).all()
+
+
+@pytest.mark.parametrize("value", [Decimal("sNaN"), "x\ud800"], ids=["sNaN", "surrogate"])
+@pytest.mark.parametrize("others", [("x", "y", "x", "y"), (1.0, 2.0, 3.0, 4.0)])
+def test_what_no_file_can_hold_is_refused_by_its_place(
+    value: object, others: tuple[object, ...]
+) -> None:
+    values = [*others[:2], value, *others[2:]]
+    with pytest.raises(DataError, match=r"'plan' holds .* in row 7 \(counted from 0\)"):
+        ColumnEncoder.fit({"plan": values}, rows=[3, 5, 7, 9, 11])
+
+
+def test_a_surrogate_in_a_file_is_refused_by_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    row = '{"text": "a", "label": "x", "plan": "%s"}\n'
+    path.write_text(row % "free" + row % "\\ud800")
+    with pytest.raises(DataError, match=r"'plan' holds '\\ud800' in row 1"):
+        load_dataset(path, columns=("plan",))
 
 
 def test_a_number_is_standardized_and_placed_among_the_training_values() -> None:

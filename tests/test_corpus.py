@@ -27,6 +27,7 @@ from layerfuse.errors import (
     MissingExtraError,
     NotFoundError,
 )
+from layerfuse.report.tables import audit_notes
 from layerfuse.targets import check_trainable
 
 ROWS = [("good film", "pos"), ("a bad,\nlong one", "neg"), ('she said "no"', "neg")]
@@ -253,6 +254,8 @@ def test_jsonl_labels_keep_their_kind(tmp_path: Path, label: object) -> None:
         ("d.jsonl", '{"text": ' * 100_000 + "1", "line 1 is not JSON"),
         ("d.jsonl", '{"text": "a", "label": "\\ud800"}\n' * 2, "the label in row 0"),
         ("d.jsonl", '{"text": "a", "label": Infinity}\n' * 2, "the label in row 0"),
+        ("d.tsv", "text,label\na,x\nb,y\n", "separated by ','(.|\n)*end in .csv"),
+        ("d.tsv", 'subject;topic\n"a;b";x\n', "separated by ';'(.|\n)*end in .csv"),
     ],
 )
 def test_faults_in_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -548,6 +551,14 @@ def test_audit_names_every_row_and_labels_that_are_one() -> None:
     assert found.splits["train"].conflict_rows == (tuple(range(30)),)
     assert found.alike_classes == (("positive", "positive "), ("Negative", "negative"))
     assert found.odd_classes == ("nan",)
+
+
+def test_a_note_of_many_rare_classes_names_some_and_counts_the_rest() -> None:
+    labels = tuple(f"class {number:03}" for number in range(400))
+    notes = audit_notes(audit(TextDataset("d", {"train": Split(("a text",) * 400, labels)})))
+    (rare,) = (note for note in notes if "fewer than 5" in note)
+    assert rare.count("class ") == 10
+    assert rare.endswith("and 390 more")
 
 
 def test_audit_of_one_unlabeled_split() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
@@ -27,7 +28,12 @@ from layerfuse.errors import ConfigError, DataError
 from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
 from layerfuse.heads import fit_head, search_penalty
 from layerfuse.labels import find_label_sets
-from layerfuse.metrics import best_f1_thresholds, evaluate_label_sets, paired_f1_difference
+from layerfuse.metrics import (
+    LabelSetEvaluation,
+    best_f1_thresholds,
+    evaluate_label_sets,
+    paired_f1_difference,
+)
 from layerfuse.model_selection import SearchSpace
 from layerfuse.probing import probe_blocks
 from layerfuse.report.run_report import read_run_report
@@ -299,6 +305,14 @@ def test_a_classifier_is_one_of_scikit_learn(fitted: Any) -> None:
     low = nested.micro_f1.low
     assert f1_score(truth, found, average="micro") > low - 0.1
     assert classifier.decision_function(texts).shape == (80, 3)
+    right = (truth == found).all(axis=1)
+    assert 0 < right.mean() < 1
+    for y in (labels, list(map(set, labels)), truth.astype(int)):
+        assert classifier.score(texts, y) == right.mean()
+    weights = np.arange(80)
+    assert classifier.score(texts, labels, weights) == pytest.approx(
+        np.average(right, None, weights)
+    )
     assert classifier.score(texts, truth) == pytest.approx((truth == found).all(axis=1).mean())
     assert "micro-F1" in classifier.verdict_.sentence
     assert classifier.explain(texts[:1]).neighbors[0][0].label in [tuple(own) for own in labels]
@@ -490,9 +504,65 @@ def test_a_run_is_evaluated_by_the_columns_it_was_trained_on(place: Path) -> Non
     assert len(found["labels"]) == 3
     shown = succeed("evaluate", place / "run", place / "cells1.csv").out
     assert "subset_accuracy" in shown
-    refused = run("evaluate", place / "run", place / "cells1.csv", "--against", place / "run")
+    # aligned: every figure begins in the same column
+    lines = [line for line in shown.splitlines() if "95% interval" in line]
+    assert len(lines) == 6
+    assert len({line.index("95%") for line in lines}) == 1
+
+
+def test_two_runs_on_the_same_rows(place: Path, tiny: TinyModels) -> None:
+    texts, labels = texts_with_labels(60)
+    # knows a label that the first one does not, and lacks another
+    named = [["more", *own] if row % 2 else own for row, own in enumerate(labels)]
+    without = [[name for name in own if name != "sea"] for own in named]
+    build(tiny, "bert", cv=2).fit(texts, without).save(place / "other")
+    files = (place / "cells1.csv", "--against", place / "other")
+    found = succeed("evaluate", place / "run", *files, "--json").json
+    own, texts = found["comparison"], texts_with_labels(40, 1)[0]
+    truth = [set(labels) for labels in texts_with_labels(40, 1)[1]]
+    pairs = []
+    for name in ("run", "other"):
+        classifier = load(place / name, device="cpu")
+        names = classifier.classes_
+        pairs.append([set(names[row == 1].tolist()) for row in classifier.predict(texts)])
+    f1 = [
+        2 * sum(len(a & b) for a, b in zip(truth, made, strict=True))
+        / sum(len(a) + len(b) for a, b in zip(truth, made, strict=True))
+        for made in pairs
+    ]  # fmt: skip
+    assert own["metric"] == "micro-F1"
+    assert found["metrics"]["micro_f1"]["value"] == pytest.approx(f1[0])
+    assert own["headline"]["value"] == pytest.approx(f1[1])
+    assert own["gain"]["difference"] == pytest.approx(f1[0] - f1[1])
+    assert own["gain"]["low"] <= f1[0] - f1[1] <= own["gain"]["high"]
+    changed = [row for row, (a, b) in enumerate(zip(*pairs, strict=True)) if a != b]
+    assert [change["row"] for change in own["changes"]] == changed != []
+    for change in own["changes"]:
+        sets = [set(change[key]) for key in ("label", "predicted", "other")]
+        assert sets == [own[change["row"]] for own in (truth, *pairs)]
+    shown = succeed("evaluate", place / "run", *files, "--no-texts").out
+    assert f"{len(changed)} labels differ" in shown
+    assert texts[changed[0]] not in shown
+    assert texts[changed[0]] in succeed("evaluate", place / "run", *files).out
+
+
+def test_predictions_of_every_block_are_lists(place: Path, tiny: TinyModels) -> None:
+    data, path = write_table(place, "lists", 60), place / "predictions.parquet"
+    encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
+    succeed("profile", data, *encoder, "--predictions", path)
+    table = pq.read_table(path)
+    assert list(map(sorted, table["label"].to_pylist())) == texts_with_labels(60)[1]
+    assert set(map(tuple, table["bert:1:mean"].to_pylist())) > {()}
+
+
+def test_runs_of_two_kinds_are_not_compared(place: Path, tiny: TinyModels) -> None:
+    build(tiny, "bert", cv=2).fit(["good film", "bank market"] * 20, ["a", "b"] * 20).save(
+        place / "single"
+    )
+    refused = run("evaluate", place / "run", place / "cells1.csv", "--against", place / "single")
     assert refused.code == 2
     assert "--against" in refused.err
+    assert "any number of labels" in refused.err
 
 
 def test_predictions_join_labels_and_have_a_probability_of_each(place: Path) -> None:
@@ -611,7 +681,6 @@ def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
         (("fit", "{data}", "--target-accuracy", "0.9", "--out", "{root}/no"), "target_accuracy"),
         (("fit", "{data}", "--head", "mlp", "--out", "{root}/no"), "head='mlp'"),
         (("profile", "{data}", "--scorer", "logistic"), "scorer='logistic'"),
-        (("export", "{root}/run", "--format", "onnx", "--out", "{root}/onnx"), "onnx"),
     ],
 )
 def test_commands_that_do_not_go_with_several_labels_say_so(
@@ -619,13 +688,24 @@ def test_commands_that_do_not_go_with_several_labels_say_so(
 ) -> None:
     data = write_table(place, "lists", 60)
     words = [word.format(data=data, root=place) for word in command]
-    if command[0] != "export":
-        words += ["-e", f"bert={tiny('bert')}", "--store", str(place / "store")]
+    words += ["-e", f"bert={tiny('bert')}", "--store", str(place / "store")]
     done = run(*words)
     assert done.code == 2, done.err
     assert said in done.err
     assert "any number of labels" in done.err
     assert not (place / "no").exists()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "sentence-transformers"])
+def test_an_export_decides_as_the_run_does(place: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    done = succeed("export", place / "run", "--format", kind, "--out", tmp_path / kind, "--json")
+    report = read_run_report(place / "run")
+    assert isinstance(report.test, LabelSetEvaluation)
+    assert done.json["n_rows"] == 40
+    assert done.json["labels_changed"] == 0
+    assert done.json["accuracy"] == report.test.subset_accuracy.value
 
 
 def test_one_label_in_every_list_is_noted() -> None:

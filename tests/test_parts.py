@@ -97,6 +97,14 @@ class TestReading:
         fitted = succeed("fit", "train.csv", *few, "--out", "run")
         assert "2 of 32 training texts are empty" in fitted.err
 
+    def test_empty_texts_of_standard_input_are_counted(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        give(monkeypatch, b'text\na film\n\' \'\n" "\n""\noil\n')
+        done = succeed("predict", bundle, "-", "--part-rows", 2)
+        assert len(done.out.splitlines()) == 6
+        assert "2 of 5 texts are empty" in done.err
+
     @pytest.mark.parametrize("packed", [False, True])
     def test_standard_input(
         self, bundle: Path, texts: Path, packed: bool, monkeypatch: pytest.MonkeyPatch

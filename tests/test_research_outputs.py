@@ -42,6 +42,49 @@ def test_a_profile_as_a_figure(given: list[object], tmp_path: Path, suffix: str,
     assert (tmp_path / f"layers.{suffix}").read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize("scorer", ["ridge", "logistic"])
+def test_predictions_of_every_block_by_row(given: list[object], tmp_path: Path, scorer: str):
+    path = tmp_path / "predictions.parquet"
+    options = ("--scorer", scorer, "--predictions", path, "--out", tmp_path / "s.csv")
+    done = succeed("profile", *given, *options, "--json")
+    table = pq.read_table(path)
+    scores = done.json["profile"]["scores"]
+    blocks = ["bert:{layer}:{pooling}".format(**score["block"]) for score in scores]
+    assert table.column_names == ["row", "label", *blocks]
+    assert table["row"].to_pylist() == list(range(40))
+    labels = [label for _, label in rows(40)]
+    assert table["label"].to_pylist() == labels
+    for block, score in zip(blocks, scores, strict=True):
+        own = np.array(table[block].to_pylist())
+        assert (own == labels).mean() == pytest.approx(score["accuracy"])
+    assert 0 < np.mean([score["accuracy"] for score in scores]) < 1
+
+
+def test_predictions_of_a_block_are_of_fits_without_the_row(
+    given: list[object], tmp_path: Path, tiny: TinyModels
+):
+    """By scikit-learn, fitted 40 times."""
+    from sklearn.linear_model import RidgeClassifier
+
+    path = tmp_path / "p.parquet"
+    done = succeed("profile", *given, "--predictions", path, "--id-column", "text", "--json")
+    texts, labels = zip(*rows(40), strict=True)
+    table = pq.read_table(path)
+    assert table["id"].to_pylist() == list(texts)
+    (score,) = (s for s in done.json["profile"]["scores"] if s["block"]["layer"] == 2)
+    encoder = FrozenEncoder.from_pretrained(tiny("bert"), name="bert")
+    X = extract(texts, encoder, layers=[2], pooling=("mean",))["bert:2:mean"].astype(float)
+    Z = (X - X.mean(axis=0)) / X.std(axis=0) / X.shape[1] ** 0.5
+    Z, y, found = np.nan_to_num(Z), np.array(labels), []
+    for row in range(40):
+        others = np.array([other for other in range(40) if texts[other] != texts[row]])
+        fitted = RidgeClassifier(alpha=score["penalty"]).fit(Z[others], y[others])
+        found.append(fitted.predict(Z[[row]])[0])
+    same = np.array(table["bert:2:mean"].to_pylist()) == found
+    assert same.mean() > 0.95  # the store keeps float16, and centering is of all rows
+    assert (np.array(found) != y).any()
+
+
 def test_pairs_as_a_table(given: list[object], tmp_path: Path):
     done = succeed(
         *("compare", *given, "--pairs", "blocks", "--out", tmp_path / "pairs.jsonl", "--json")

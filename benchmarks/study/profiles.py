@@ -38,7 +38,7 @@ def profile_blocks(embedded: EmbeddedData, reporter: Reporter) -> Profile:
 
     def probe(block: BlockRef) -> tuple[Any, ...]:
         axes, space, leading = PrincipalAxes.fit(embedded.train[block])
-        score = probe_space(block, space, targets)
+        score, _ = probe_space(block, space, targets)
         # Axes are orthogonal, so the ridge solution takes no system of equations.
         used = slice(0, axes.rank)
         shrunk = space.rotated[:, used] / (space.eigenvalues[used] + np.float32(score.penalty))

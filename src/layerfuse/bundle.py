@@ -382,6 +382,11 @@ def _from_file(path: Path, file: _File) -> Bundle:
         raise _changed(path, "facts.columns: missing, but a block is of columns")
     if described != used:
         raise _changed(path, f"encoders: {described}, but blocks are of {used}")
+    windows = {spec.name: spec.windows for spec in file.encoders}
+    for block in blocks:
+        if block.encoder in windows and block.windowed != (windows[block.encoder] is not None):
+            own = windows[block.encoder]
+            raise _changed(path, f"blocks: {block} of an encoder with windows {own}")
     model = FusedModel(axes, CoordinateModel(blocks, fusion, head), file.calibrator, space)
     kept = _part(tensors, "examples")
     examples = TrainingExamples.from_arrays(kept, shape[0], space) if kept else None

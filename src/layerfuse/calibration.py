@@ -14,6 +14,8 @@ from layerfuse.targets import LabelSpace, Targets
 
 CALIBRATIONS: tuple[str, ...] = ("temperature",)
 
+Floats = npt.NDArray[np.float64]
+
 _LOWEST, _HIGHEST = 0.05, 20.0
 _NEWTON_STEPS, _PRIOR = 30, 1e-3  # the prior's weight is that of so many rows
 _FLAT, _LEAST_SLOPE = 1e-9, 1e-3
@@ -52,6 +54,11 @@ class TemperatureCalibrator:
             raise ConfigError(
                 f"temperature={self.temperature!r} is not usable. Give a finite number above 0."
             )
+
+    @property
+    def affine(self) -> tuple[float, float]:
+        """Slope and intercept of the logits before the link."""
+        return 1.0 / self.temperature, 0.0
 
     @classmethod
     def identity(cls, space: LabelSpace) -> TemperatureCalibrator:
@@ -124,6 +131,11 @@ class PlattCalibrator:
     slopes: tuple[float, ...]
     intercepts: tuple[float, ...]
 
+    @property
+    def affine(self) -> tuple[Floats, Floats]:
+        """Slopes and intercepts (n_labels,) of the logits before the link."""
+        return np.array(self.slopes), np.array(self.intercepts)
+
     @classmethod
     def identity(cls, space: LabelSpace) -> PlattCalibrator:
         """One that leaves logits as they are."""
@@ -173,8 +185,8 @@ class PlattCalibrator:
         DataError
             For another shape.
         """
-        table = check_logits(logits, space)
-        return space.link(table * np.array(self.slopes) + np.array(self.intercepts))
+        slopes, intercepts = self.affine
+        return space.link(check_logits(logits, space) * slopes + intercepts)
 
 
 Calibrator = TemperatureCalibrator | PlattCalibrator
@@ -232,8 +244,6 @@ _ERROR = 0.05  # chance that the accuracy of the rows that are kept misses its t
 _STEPS = 100  # shares of rows that are tried
 _DRAWS = 2000  # of rows that are just as often right as the target, whatever their probability
 _NOTHING = 2.0  # a threshold that no probability reaches
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

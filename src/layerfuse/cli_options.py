@@ -257,6 +257,7 @@ class EvaluateConfig:
     ] = None
     text_column: TextColumn = None
     label_column: LabelColumn = None
+    texts: KeepTexts = True
     encoders: MovedEncoders = field(default_factory=dict)
     device: Device = "auto"
 

@@ -16,6 +16,9 @@ from layerfuse.errors import DataError
 Column: TypeAlias = Iterable[object]
 """A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which JSON can hold and no UTF-8."""
+
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
 
@@ -228,6 +231,8 @@ def is_missing(value: object) -> bool:
         return bool(value != value)
     except (TypeError, ValueError):  # NA is not even true or false
         return True
+    except ArithmeticError:  # a signaling NaN of decimal: what reads the value refuses it
+        return False
 
 
 def _plain(value: object) -> object:
@@ -264,5 +269,5 @@ def unsaved_kinds(labels: Iterable[object]) -> list[str]:
 
 def _is_saved(label: object) -> bool:
     if isinstance(label, str):
-        return type(label) is str and not re.search("[\ud800-\udfff]", label)
+        return type(label) is str and not SURROGATE.search(label)
     return type(label) in (int, bool) or (type(label) is float and math.isfinite(label))

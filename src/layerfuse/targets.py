@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.groups import Groups
+from layerfuse.groups import Groups, normalize
 from layerfuse.labels import Column, as_list, find_classes, find_label_sets
 from layerfuse.metrics import (
+    Estimate,
     Evaluation,
     LabelSetEvaluation,
     PairedDifference,
@@ -27,6 +28,7 @@ from layerfuse.metrics import (
     evaluate_predictions,
     paired_difference,
     paired_f1_difference,
+    share_interval,
 )
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.stratification import (
@@ -102,6 +104,10 @@ class LabelSpace:
         """Decisions as if they were the truth."""
         return Targets(self, decisions)
 
+    def renumbered(self, decisions: Decisions, numbers: Rows, n_outputs: int) -> Decisions:
+        """Decisions in a larger space, where the labels of this one have other numbers."""
+        return numbers[decisions]
+
     def names(self, decisions: Decisions) -> list[Any]:
         """The label of each decision: its name, or a tuple of names."""
         return list(self.decode(decisions).tolist())
@@ -128,6 +134,10 @@ class LabelSpace:
         """Logits (n, n_outputs); of two classes the difference (n,), as scikit-learn gives it."""
         return logits[:, 1] - logits[:, 0] if self.n_outputs == 2 else logits
 
+    def comparable(self, y: Column) -> Column:
+        """Labels, known or not, in the form of what `decode` gives."""
+        return y
+
     def encode(self, y: Column) -> Targets:
         """Labels (n,) as targets of this space.
 
@@ -150,10 +160,17 @@ class LabelSpace:
                 if str(label) in by_text:
                     codes[label] = by_text[str(label)]
         if unknown := sorted({str(label) for label in labels if label not in codes}):
+            alike = {normalize(str(label)): label for label in known}
+            same = [name for name in unknown if normalize(name) in alike]
+            advice = "Add training rows of these classes or leave them out."
+            if same:
+                advice = (
+                    f"{same[0]!r} and {str(alike[normalize(same[0])])!r} differ only in case or "
+                    "blanks: if they are one label, write it as in training."
+                )
             raise DataError(
                 f"Labels that do not occur in training: {', '.join(unknown[:5])}. Known labels: "
-                f"{', '.join(map(str, known[:10]))}. Add training rows of these classes or leave "
-                "them out."
+                f"{', '.join(map(str, known[:10]))}. {advice}"
             )
         return np.fromiter((codes[label] for label in labels), dtype=np.intp, count=len(labels))
 
@@ -186,6 +203,12 @@ class MultilabelSpace(LabelSpace):
     def targets(self, decisions: Decisions) -> Targets:
         """Decisions (n, n_labels) as if they were the truth."""
         return MultilabelTargets(self, decisions)
+
+    def renumbered(self, decisions: Decisions, numbers: Rows, n_outputs: int) -> Decisions:
+        """Decisions (n, n_labels) to (n, n_outputs)."""
+        wide = np.zeros((len(decisions), n_outputs), dtype=bool)
+        wide[:, numbers] = decisions
+        return wide
 
     def holds(self, codes: npt.NDArray[np.integer]) -> bool:
         """Whether integers are 0 or 1, for each of the labels."""
@@ -226,6 +249,10 @@ class MultilabelSpace(LabelSpace):
     def confidence(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Logits (n, n_labels) as they are."""
         return logits
+
+    def comparable(self, y: Column) -> Column:
+        """As an indicator matrix (n, n_labels); a DataError for a label that is not known."""
+        return self.encode(y).labels
 
     def encode(self, y: Column) -> Targets:
         """Lists of labels, or an indicator matrix with the columns of ``classes``."""
@@ -382,6 +409,10 @@ class Targets:
     def parts(self, decisions: Decisions) -> npt.NDArray[np.float32]:
         """Of each row (n, 2) what it adds to the numerator and the denominator of the metric."""
         return np.column_stack([self.correct(decisions), np.ones(len(self))]).astype(np.float32)
+
+    def measure(self, decisions: Decisions) -> Estimate:
+        """The space's metric, with its 95% interval."""
+        return share_interval(int(self.correct(decisions).sum()), len(self))
 
     def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
         """The space's metric by some decisions minus that by others, on the same rows."""
@@ -651,6 +682,11 @@ class MultilabelTargets(Targets):
         hits = (decisions & self.codes).sum(axis=1)
         either = decisions.sum(axis=1) + self.codes.sum(axis=1)
         return np.column_stack([2 * hits, either]).astype(np.float32)
+
+    def measure(self, decisions: Decisions) -> Estimate:
+        """Micro-F1, with its 95% interval: what it is above that of no label at all, which is 0."""
+        own = self.compare(decisions, np.zeros_like(decisions))
+        return Estimate(own.difference, own.low, own.high)
 
     def compare(self, one: Decisions, other: Decisions, *, seed: int = 0) -> PairedDifference:
         """Micro-F1 by some decisions minus that by others, on the same rows."""

@@ -438,6 +438,26 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             [abstain if own else label for own, label in zip(unsure, labels.tolist(), strict=True)]
         )
 
+    def score(self, X: Column, y: Column, sample_weight: npt.ArrayLike | None = None) -> float:
+        """Accuracy; where texts have any number of labels the share of which all are right.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n,)
+            Texts.
+        y : array-like of shape (n,)
+            Labels, in a form that ``fit`` takes.
+        sample_weight : array-like of shape (n,), optional
+            Weight of each text.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+        """
+        check_is_fitted(self)
+        return float(super().score(X, self.label_space_.comparable(y), sample_weight))
+
     def predict_set(self, X: Column) -> npt.NDArray[np.bool_]:
         """Predict conformal sets of labels: ``coverage`` of the texts have theirs in the set.
 

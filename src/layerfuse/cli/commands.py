@@ -129,13 +129,17 @@ def profile(
         Path | None,
         option("Table of all blocks (csv, parquet, tex, ...), or figure (svg, pdf, png)."),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        option("Parquet file for what each block, fitted without the row, predicts for each row."),
+    ] = None,
     config: SettingsFile = None,
     output: Output = _PRINT,
 ) -> None:
     """Score every layer on a dataset, without training a classifier."""
     from layerfuse.commands.analyze import profile as run
 
-    output.show(run(settings, scorer, output.reporter, out))
+    output.show(run(settings, scorer, output.reporter, out, predictions))
 
 
 @app.command

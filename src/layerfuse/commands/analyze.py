@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -29,14 +29,14 @@ from layerfuse.commands.output import (
 )
 from layerfuse.complementarity import EncoderComparison, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
-from layerfuse.data import TABLE_SUFFIXES, Audit, audit, load_dataset
+from layerfuse.data import TABLE_SUFFIXES, Audit, Split, audit, load_dataset
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError, LayerfuseWarning, require
 from layerfuse.evaluation.baselines import tfidf_out_of_fold
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.files import atomic_write
 from layerfuse.model_selection import check_search
-from layerfuse.probing import check_scorer, score_blocks
+from layerfuse.probing import check_scorer, probe_blocks
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     CompareResult,
@@ -50,7 +50,7 @@ from layerfuse.report.run_report import write_model
 from layerfuse.report.tables import percent, points, points_interval
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
-from layerfuse.targets import Targets, check_trainable
+from layerfuse.targets import Decisions, Targets, check_trainable
 
 _MOST_ROWS = 10_000  # of the training rows and of the test rows that are measured on
 _HELD_OUT = 4  # one row in so many, where there is no test split
@@ -63,29 +63,36 @@ _FIGURES: dict[str, Literal["svg", "pdf", "png"]] = {".svg": "svg", ".pdf": "pdf
 
 
 def profile(
-    config: ReadConfig, scorer: str, reporter: Reporter, out: Path | None = None
+    config: ReadConfig,
+    scorer: str,
+    reporter: Reporter,
+    out: Path | None = None,
+    predictions: Path | None = None,
 ) -> ProfileResult:
-    """Score every block on the training rows; nothing is trained.
+    """Score every block on the training rows; no classifier is trained.
 
-    ``out`` is a table of all blocks, or a figure of all layers, by its suffix.
+    ``out`` is a table of all blocks, or a figure of all layers, by its suffix; ``predictions`` a
+    Parquet file of what each block predicts for each row, see `_write_predictions`.
     """
     check_scorer(scorer)
+    if predictions is not None:
+        check_new_file(predictions, (".parquet",))
     if out is not None:
         check_new_file(out, (*RESULT_SUFFIXES, *_FIGURES))
         if out.suffix.lower() in _FIGURES:
             require("altair", "report", "A figure")
     dataset = read_data(config, reporter)
-    check_trainable(dataset.train.labels)
+    train = dataset.train
+    check_trainable(train.labels)
     encoders = make_encoders(config, reporter)
     store = open_store(config.store, new=True)
-    embeddings = extract_all(dataset.train.texts, encoders, store, reporter=reporter)
-    scores = score_blocks(
-        embeddings,
-        dataset.train.labels or (),
-        scorer,
-        groups=text_codes(dataset.train, config),
-        reporter=reporter,
-    )
+    embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
+    targets = Targets.from_labels(train.labels, text_codes(train, config))
+    probed = probe_blocks(embeddings, targets, scorer, reporter=reporter)
+    scores = probed.scores
+    if predictions is not None:
+        _write_predictions(predictions, train, config.id_column, targets, probed.decisions)
+        reporter.note(f"wrote what {len(scores)} blocks predict for {len(train)} rows")
     if out is not None and out.suffix.lower() in _FIGURES:
         from layerfuse.report import plot_scores
 
@@ -94,10 +101,33 @@ def profile(
     elif out is not None:
         write_table(out, [score.to_row() for score in scores])
     return ProfileResult(
-        data=TrainingData(name=dataset.name, train_rows=len(dataset.train)),
+        data=TrainingData(name=dataset.name, train_rows=len(train)),
         profile=scores,
         truncated_share=embeddings.truncated_share,
     )
+
+
+def _write_predictions(
+    path: Path,
+    split: Split,
+    id_column: str | None,
+    targets: Targets,
+    decisions: Mapping[BlockRef, Decisions],
+) -> None:
+    """Write row, id, label and for each block the label that a probe without the row predicts.
+
+    Where texts have any number of labels there are lists of them.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    ids = split.column(id_column)
+    space = targets.space
+    columns: dict[str, Sequence[object]] = {"row": split.rows, **({"id": ids} if ids else {})}
+    columns |= {"label": space.names(targets.codes)}
+    columns |= {str(block): space.names(own) for block, own in decisions.items()}
+    with atomic_write(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.table(columns), temporary, compression="zstd")
 
 
 def compare(

@@ -63,8 +63,6 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     )
     if alone is None:
         projections(bundle.model)
-    if alone is None:
-        bundle.space.check_link(("softmax",), f"The format {config.format} with a classifier")
     source = Source(bundle.model, encoders, alone)
     try:
         exporter.check(source)
@@ -153,7 +151,7 @@ def _advice(exporter: Exporter, source: Source, report: RunReport | None) -> str
 
 def _changed(bundle: Bundle, found: Floats, reference: Floats) -> int:
     decide = bundle.space.decide
-    return int((decide(found) != decide(reference)).sum())
+    return int((~bundle.space.targets(decide(reference)).correct(decide(found))).sum())
 
 
 def _accuracy(bundle: Bundle, rows: Split, proba: Floats) -> float | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import COLUMNS_BLOCK
 from layerfuse.bundle import Facts, load_bundle
@@ -33,18 +33,18 @@ from layerfuse.data import (
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
 from layerfuse.files import fingerprint_folder
 from layerfuse.labels import Column
-from layerfuse.metrics import paired_difference, share_interval
 from layerfuse.objects import is_url, local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,
     EvaluateResult,
     Label,
+    Labels,
     Prediction,
     PredictResult,
     RunComparison,
 )
-from layerfuse.targets import LabelSpace, MultilabelSpace
+from layerfuse.targets import Decisions, LabelSpace, MultilabelSpace, Targets
 
 _SEPARATORS = (";", "|", "\n")  # of several labels, where the training table had none
 
@@ -233,16 +233,27 @@ def _predict_file(
         source = replace(source, text_column=opened.text_column)
         files = PartFiles(out, _facts_of(config, source), resume=config.resume)
         source = replace(source, skip=files.finished)
-    # All faults of the rows are found before the work, where they can be read twice.
-    every = () if data == STANDARD_INPUT else replace(source, skip=frozenset()).parts()
-    sizes = {}
+    sizes: dict[int, int] = {}
     empty = 0
-    for part in every:
-        _read_of(classifier, part.rows)
-        sizes[part.number] = len(part.rows)
-        empty += sum(not text.strip() for text in part.rows.texts)
-    if empty:
-        reporter.note(f"{empty} of {sum(sizes.values())} texts are empty; they get a label, too")
+
+    def counted(rows: Split) -> Split:
+        nonlocal empty
+        empty += sum(not text.strip() for text in rows.texts)
+        return rows
+
+    def note_empty() -> None:
+        if empty:
+            n_rows = sum(sizes.values())
+            reporter.note(f"{empty} of {n_rows} texts are empty; they get a label, too")
+
+    if data == STANDARD_INPUT:
+        splits = {name: map(counted, parts) for name, parts in opened.splits.items()}
+        opened = replace(opened, splits=splits)
+    else:  # all faults of the rows are found before the work, where they can be read twice
+        for part in replace(source, skip=frozenset()).parts():
+            _read_of(classifier, counted(part.rows))
+            sizes[part.number] = len(part.rows)
+        note_empty()
     with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
         if source.skip:
             reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
@@ -257,6 +268,8 @@ def _predict_file(
                 emit(done.result.decode())
     if files is not None:
         files.join(len(sizes))
+    if data == STANDARD_INPUT:
+        note_empty()
     return sum(sizes.values()), classifier.classes_.tolist()
 
 
@@ -371,11 +384,14 @@ def evaluate(
     """
     data, against = config.data, config.against
     classifier, facts = _load(config.run, config.encoders, config.device)
-    other = None
+    space, rule, other = classifier.label_space_, classifier.abstention_, None
     if against is not None:
         other = _load(against, config.encoders, config.device)[0]
-        for own in (classifier, other):
-            own.label_space_.check_link(("softmax",), "--against")
+        if other.label_space_.link_name != space.link_name:
+            raise ConfigError(
+                f"One of {config.run} and {against} gives a text exactly one label, the other any "
+                "number of labels. Give --against a run of the same kind."
+            )
     columns = tuple(
         dict.fromkeys(name for own in (classifier, other) if own for name in _columns_of(own))
     )
@@ -388,7 +404,7 @@ def evaluate(
         options=ReadOptions(
             label_separator=(
                 _separator(facts, classifier.classes_.tolist())
-                if isinstance(classifier.label_space_, MultilabelSpace)
+                if isinstance(space, MultilabelSpace)
                 else facts.label_separator
             ),
             columns=columns,
@@ -399,8 +415,7 @@ def evaluate(
     name = config.split or test_name(stream.splits) or "train"
     if name not in stream.splits:
         raise DataError(f"There is no split {name!r}; {data} has {', '.join(stream.splits)}.")
-    labels: list[Label] = []
-    proba, theirs = [], []
+    truth, proba, ours, theirs = [], [], [], []
     changes: list[ChangedText] = []
     unlabeled = 0
     with reporting_to(reporter):
@@ -408,26 +423,27 @@ def evaluate(
             unlabeled += part.n_unlabeled
             if not len(part):
                 continue
-            labels += part.labels or ()
+            truth.append(space.encode(part.labels or ()).codes)
             proba.append(classifier.predict_proba(_read_of(classifier, part)))
             if other is not None:
-                theirs.append(other.predict(_read_of(other, part)))
-                changes += _changes(part, classifier.label_space_, proba[-1], theirs[-1])
+                decisions = other.label_space_.decide(other.predict_proba(_read_of(other, part)))
+                ours.append(space.decide(proba[-1]))
+                theirs.append(decisions)
+                changes += _changes(
+                    part,
+                    space.names(truth[-1]),
+                    space.names(ours[-1]),
+                    other.label_space_.names(decisions),
+                    texts=config.texts,
+                )
     if unlabeled:
         reporter.note(f"{unlabeled} rows have no label and are skipped")
-    space, rule = classifier.label_space_, classifier.abstention_
-    targets, found = space.encode(labels), np.concatenate(proba)
+    targets, found = space.targets(np.concatenate(truth)), np.concatenate(proba)
     shown = Predicted.of(targets, found)
     comparison = None
-    if against is not None:
-        right = targets.correct(space.decide(found))
-        other_right = np.array(list(map(str, labels))) == np.concatenate(theirs).astype(str)
-        comparison = RunComparison(
-            against=str(against),
-            accuracy=share_interval(int(other_right.sum()), len(labels)),
-            gain=paired_difference(right, other_right),
-            changes=tuple(changes),
-        )
+    if other is not None:
+        pair = np.concatenate(ours), np.concatenate(theirs)
+        comparison = _compare(str(against), targets, *pair, other.label_space_, changes)
     # a file is not a split, though it is read as one
     is_file = is_url(data) or data == STANDARD_INPUT or Path(data).is_file()
     return EvaluateResult(
@@ -442,15 +458,53 @@ def evaluate(
     )
 
 
+def _compare(
+    against: str,
+    targets: Targets,
+    ours: Decisions,
+    theirs: Decisions,
+    other: LabelSpace,
+    changes: Sequence[ChangedText],
+) -> RunComparison:
+    """Compare on the same rows; labels are equal where their texts are, as a file holds them.
+
+    ``theirs`` are decisions of the space ``other``.
+    """
+    space = targets.space
+    names = [list(map(str, own.classes.tolist())) for own in (space, other)]
+    joint = {name: number for number, name in enumerate(dict.fromkeys(chain(*names)))}
+    first, second = (np.array([joint[name] for name in own]) for own in names)
+    truth = type(space)(np.array(list(joint))).targets(
+        space.renumbered(targets.codes, first, len(joint))
+    )
+    one = space.renumbered(ours, first, len(joint))
+    two = other.renumbered(theirs, second, len(joint))
+    return RunComparison(
+        against=against,
+        metric=space.metric,
+        headline=truth.measure(two),
+        gain=truth.compare(one, two),
+        changes=tuple(changes),
+    )
+
+
 def _changes(
     split: Split,
-    space: LabelSpace,
-    proba: npt.NDArray[np.float64],
-    others: npt.NDArray[np.generic],
+    labels: Sequence[Labels],
+    ours: Sequence[Labels],
+    theirs: Sequence[Labels],
+    *,
+    texts: bool,
 ) -> Iterator[ChangedText]:
     """The texts that two classifiers label differently."""
-    own = space.decode(space.decide(proba)).tolist()
-    rows = zip(split.rows, split.texts, split.labels or (), own, others.tolist(), strict=True)
-    for row, text, label, ours, theirs in rows:
-        if str(ours) != str(theirs):
-            yield ChangedText(row=row, label=label, predicted=ours, other=theirs, text=text)
+    rows = zip(split.rows, split.texts, labels, ours, theirs, strict=True)
+    for row, text, label, own, other in rows:
+        if _as_texts(own) != _as_texts(other):
+            yield ChangedText(
+                row=row, label=label, predicted=own, other=other, text=text if texts else ""
+            )
+
+
+def _as_texts(labels: Labels) -> frozenset[str]:
+    """A label, or several, as a file holds them."""
+    return frozenset(map(str, labels if isinstance(labels, tuple) else (labels,)))

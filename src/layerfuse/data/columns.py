@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -11,7 +10,7 @@ from typing import Any
 
 from layerfuse.data.dataset import TEXT_NAMES, Split
 from layerfuse.errors import DataError, did_you_mean
-from layerfuse.labels import LabelSet, each_label
+from layerfuse.labels import SURROGATE, LabelSet, each_label
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")
 COMMON_NAMES = {*TEXT_NAMES, *_LABEL_NAMES}
@@ -21,7 +20,6 @@ SEPARATOR = "\n"
 _SEPARATORS = (";", "|", ",")
 _UNSEEN = {"script", "style", "template", "title"}
 _INLINE = {"a", "abbr", "b", "code", "em", "font", "i", "mark", "s", "small", "span", "strong", "u"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class ColumnError(DataError):
@@ -165,6 +163,13 @@ def to_split(
     kept = table.names if options.keep else own
     columns = {name: tuple(table.column(name)) for name in kept if name is not None}
     numbers = range(table.first_row, table.first_row + len(texts))
+    for name, column in columns.items():
+        for row, value in zip(numbers, column, strict=True):
+            if isinstance(value, str) and SURROGATE.search(value):
+                raise DataError(
+                    f"{table.where}: column {name!r} holds {value!r} in row {row} (counted from "
+                    "0), an unpaired surrogate. Write the file again as valid UTF-8."
+                )
     if label is None:
         return Split(texts, None, columns, numbers)
     labels = _read_labels(table, label, options.label_separator)
@@ -275,7 +280,7 @@ def _refuse_joined(table: Table, label: str, values: Sequence[Any]) -> None:
 
 
 def _cannot_be_saved(label: object) -> bool:
-    unpaired = isinstance(label, str) and _SURROGATE.search(label) is not None
+    unpaired = isinstance(label, str) and SURROGATE.search(label) is not None
     return unpaired or label in (math.inf, -math.inf)
 
 
@@ -294,7 +299,7 @@ def _texts(table: Table, text: str, missing: str | None) -> tuple[str, ...]:
                 "0), where a string is expected. Convert it, or choose another --text-column "
                 "(text_column= in Python)."
             )
-        if _SURROGATE.search(value):
+        if SURROGATE.search(value):
             raise DataError(
                 f"{table.where}: the text in row {row} (counted from 0) contains an unpaired "
                 "surrogate. Write the file again as valid UTF-8."

@@ -53,7 +53,7 @@ class TextStream:
     """A `TextDataset` that is read once, by the parts of each split in the order of its rows."""
 
     name: str
-    splits: dict[str, Iterator[Split]]
+    splits: Mapping[str, Iterator[Split]]
     columns: tuple[str, ...]
     text_column: str
     label_column: str | None
@@ -437,6 +437,8 @@ def _records(file: _File, lines: Iterator[str], *, quoted: bool) -> Iterator[lis
             _refuse_comment(file.where, top, second)
             # spreadsheets write semicolons where the comma is the decimal sign
             delimiter = max(",;\t|", key=top.count)
+        elif delimiter not in top:
+            _refuse_commas(file.where, top, second)
     reader = csv.reader(
         lines,
         delimiter=delimiter,
@@ -471,6 +473,19 @@ def _refuse_comment(where: str, top: str, second: str) -> None:
             f"{where} begins with a comment: {top.strip()[:60]!r}. Remove it: the first line names "
             "the columns, such as 'text,label'."
         )
+
+
+def _refuse_commas(where: str, top: str, second: str) -> None:
+    """Refuse a tsv file whose columns are plainly separated by something else."""
+    for delimiter in ",;|":
+        names, values = (next(csv.reader([own], delimiter=delimiter), []) for own in (top, second))
+        common = COMMON_NAMES.intersection(name.strip().casefold() for name in names)
+        if len(names) > 1 and (common or len(names) == len(values)):
+            raise DataError(
+                f"{where} is named as a table with tabs, but its first line, {top.strip()[:60]!r}, "
+                f"has none: its columns are separated by {delimiter!r}. Rename the file to end in "
+                ".csv, or separate the columns by tabs."
+            )
 
 
 def _is_quoted(file: _File) -> bool:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from layerfuse.data import TEXT_NAMES
 from layerfuse.errors import DataError
 from layerfuse.groups import normalize
-from layerfuse.labels import Column, as_list, is_missing
+from layerfuse.labels import SURROGATE, Column, as_list, is_missing
 
 Floats = npt.NDArray[np.float32]
 
@@ -110,15 +110,27 @@ class CategoryColumn(_Column):
     values: tuple[str, ...]
 
     @classmethod
-    def fit(cls, name: str, values: Sequence[object]) -> CategoryColumn:
-        """Learn from values (n,) of any kind.
+    def fit(
+        cls, name: str, values: Sequence[object], rows: Sequence[int] | None = None
+    ) -> CategoryColumn:
+        """Learn from values (n,) of any kind; ``rows`` are their numbers, if not 0 to n - 1.
 
         Raises
         ------
         DataError
-            Where hardly a value repeats, as in a column of ids or texts.
+            For a value that cannot be saved, and where hardly a value repeats, as in a column of
+            ids or texts.
         """
-        counts = Counter(map(_category, values))
+        found = list(map(_category, values))
+        for row, value in enumerate(values):
+            signaling = isinstance(value, Decimal) and value.is_snan()
+            if signaling or SURROGATE.search(found[row]):
+                at = row if rows is None else rows[row]
+                raise DataError(
+                    f"Column {name!r} holds {value!r} in row {at} (counted from 0), which cannot "
+                    "be saved. Correct it, or leave it empty."
+                )
+        counts = Counter(found)
         if len(counts) > max(_MOST_CATEGORIES, 2) and len(counts) > len(values) / 2:
             raise DataError(
                 f"Column {name!r} has {len(counts):,} different values in {len(values):,} rows, "
@@ -240,7 +252,7 @@ def _fit(
         except DataError:
             if _share(values, parse) > _MOSTLY:
                 raise
-    return CategoryColumn.fit(name, values)
+    return CategoryColumn.fit(name, values, rows)
 
 
 def _share(values: Sequence[object], parse: Callable[[object], float]) -> float:

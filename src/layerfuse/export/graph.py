@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoders.architecture import Architecture, Batch, accepted, pool_layers
 from layerfuse.errors import ConfigError
 from layerfuse.export.protocol import projections
@@ -75,9 +74,14 @@ class PipelineGraph(torch.nn.Module):
             for block, axes in zip(self._model.blocks, projections(self._model), strict=True)
         ]
         logits = self._head(self._fuse(coordinates)).double()
-        calibrator = self._model.calibrator
-        assert isinstance(calibrator, TemperatureCalibrator)  # others are refused before
-        return torch.softmax(logits / calibrator.temperature, dim=1).float()
+        slope, intercept = map(torch.as_tensor, self._model.calibrator.affine)
+        return _LINKS[self._model.space.link_name](logits * slope + intercept).float()
+
+
+_LINKS: dict[str, Function] = {
+    "softmax": lambda logits: torch.softmax(logits, dim=1),
+    "sigmoid": torch.sigmoid,
+}
 
 
 def head_function(head: Head) -> Function:

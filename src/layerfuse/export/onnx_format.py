@@ -20,7 +20,7 @@ from layerfuse.encoders.architecture import Architecture, accepted, find_archite
 from layerfuse.encoders.pretrained import load_model, load_tokenizer
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
 from layerfuse.export.graph import PipelineGraph, fuse_function, head_function
-from layerfuse.export.protocol import Source, check_padding
+from layerfuse.export.protocol import Source, check_padding, label_settings
 from layerfuse.files import write_json
 
 GRAPH, RUNNER = "model.onnx", "run.py"
@@ -54,8 +54,8 @@ class OnnxExporter:
             examples += [batch.ids, batch.mask.long()]
         graph = PipelineGraph(source.model, stacks).eval()
         _trace(graph, tuple(examples), folder / GRAPH)
-        classes = source.model.space.classes.tolist()
-        write_json(folder / "settings.json", {"classes": classes, "encoders": entries})
+        labels = label_settings(source.model)
+        write_json(folder / "settings.json", {**labels, "encoders": entries})
         shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
 
     def predict(self, source: Source, folder: Path, texts: Sequence[str]) -> npt.NDArray[Any]:

@@ -84,6 +84,13 @@ def projections(model: FusedModel) -> tuple[PrincipalAxes, ...]:
     return axes
 
 
+def label_settings(model: FusedModel) -> dict[str, object]:
+    """The labels, and the probability from which a text has each, None where it has exactly one."""
+    space = model.space
+    thresholds = None if np.isnan(space.limits).all() else space.limits.tolist()
+    return {"classes": space.classes.tolist(), "thresholds": thresholds}
+
+
 def check_padding(encoder: FrozenEncoder) -> None:
     """Raise a ConfigError where a text's values depend on what it is padded to."""
     architecture = encoder.architecture

@@ -37,4 +37,6 @@ def predict_proba(texts, batch=32):
 
 if __name__ == "__main__":
     for row in predict_proba(sys.stdin.read().splitlines()):
-        print(SETTINGS["classes"][row.argmax()], f"{row.max():.4f}", sep="\t")
+        limits = SETTINGS["thresholds"]  # of several labels, each of which a text may have
+        found = [row.argmax()] if limits is None else np.flatnonzero(row >= limits)
+        print(*(f"{SETTINGS['classes'][i]}\t{row[i]:.4f}" for i in found), sep="\t")

@@ -13,11 +13,10 @@ import numpy.typing as npt
 import torch
 
 from layerfuse.blocks import BlockRef
-from layerfuse.calibration import TemperatureCalibrator
 from layerfuse.encoders.architecture import Architecture, find_architecture, text_stack
 from layerfuse.encoders.pretrained import load_tokenizer, load_whole, quiet
 from layerfuse.errors import ConfigError, UnsupportedModelError, require
-from layerfuse.export.protocol import Source, check_padding, projections
+from layerfuse.export.protocol import Source, check_padding, label_settings, projections
 from layerfuse.files import write_json, write_tensors
 from layerfuse.heads import LinearHead
 from layerfuse.pipeline import FusedModel
@@ -200,13 +199,12 @@ def _affine_map(model: FusedModel, chosen: Sequence[BlockRef]) -> tuple[Floats, 
 
 
 def _write_classifier(model: FusedModel, folder: Path) -> None:
-    """Classes, and for a linear head its weights: softmax(weight @ embedding + bias)."""
-    head, calibrator = model.model.head, model.calibrator
-    assert isinstance(calibrator, TemperatureCalibrator)  # others are refused before
-    temperature = calibrator.temperature
-    write_json(folder / "classes.json", {"classes": model.space.classes.tolist()})
+    """Labels, and for a linear head its weights: link(weight @ embedding + bias)."""
+    head, (slope, intercept) = model.model.head, model.calibrator.affine
+    write_json(folder / "classes.json", label_settings(model))
     if isinstance(head, LinearHead):
-        arrays = {"weight": head.coef.T / temperature, "bias": head.intercept / temperature}
+        arrays = {"weight": (head.coef * slope).T, "bias": head.intercept * slope + intercept}
+        arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
         write_tensors(folder / "classifier.safetensors", arrays)
 
 

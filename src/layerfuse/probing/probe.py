@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -139,11 +139,14 @@ class ProbeResults:
     coordinates : mapping from BlockRef to ndarray of shape (n, columns)
         Leading principal coordinates of the rows, by which blocks are chosen; fewer than the axes.
     axes : mapping from BlockRef to Axes
+    decisions : mapping from BlockRef to Decisions
+        What a probe predicts for each row that was fitted without it; of `probe_blocks` only.
     """
 
     scores: BlockScores
     coordinates: Blocks
     axes: Mapping[BlockRef, Axes]
+    decisions: Mapping[BlockRef, Decisions] = field(default_factory=dict)
 
 
 def score_blocks(
@@ -210,7 +213,7 @@ def probe_blocks(
     if not targets.varies:
         raise DataError("There is only one class. Give rows of at least two.")
 
-    def probe(block: BlockRef) -> tuple[BlockScore, Axes, Floats]:
+    def probe(block: BlockRef) -> tuple[BlockScore, Decisions, Axes, Floats]:
         features = embeddings[block]
         if features.shape[0] != len(targets):
             raise DataError(
@@ -222,15 +225,16 @@ def probe_blocks(
             space = decompose(leading)
         else:
             axes, space, leading = PrincipalAxes.fit(features)
-        return SCORERS[scorer](block, space, targets), axes, leading
+        return *SCORERS[scorer](block, space, targets), axes, leading
 
-    scores, coordinates, axes = [], {}, {}
+    scores, coordinates, axes, decisions = [], {}, {}, {}
     with reporter.task("scoring", len(embeddings), "blocks") as advance:
-        for score, own_axes, leading in parallel_map(probe, embeddings, n_jobs):
+        for score, decided, own_axes, leading in parallel_map(probe, embeddings, n_jobs):
             scores.append(score)
             axes[score.block], coordinates[score.block] = own_axes, leading
+            decisions[score.block] = decided
             advance(1)
-    return ProbeResults(BlockScores(tuple(scores), scorer), coordinates, axes)
+    return ProbeResults(BlockScores(tuple(scores), scorer), coordinates, axes, decisions)
 
 
 def check_scorer(scorer: str) -> None:
@@ -268,12 +272,12 @@ def probe_rows(
     return ProbeResults(BlockScores(tuple(scores), "ridge"), coordinates, probed.axes)
 
 
-def probe_space(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
-    """The ridge score of a block from its whole spectrum."""
+def probe_space(block: BlockRef, space: Spectrum, targets: Targets) -> tuple[BlockScore, Decisions]:
+    """The ridge score of a block from its whole spectrum, and what is predicted for each row."""
     if targets.unit_weights is not None:
         space = decompose(weight_rows(space.rotated, targets.unit_weights))
     score, decisions = _ridge(block, space, targets)
-    return replace(score, macro_f1=targets.macro_f1(decisions))
+    return replace(score, macro_f1=targets.macro_f1(decisions)), decisions
 
 
 def _ridge(block: BlockRef, space: Spectrum, targets: Targets) -> tuple[BlockScore, Decisions]:
@@ -284,7 +288,7 @@ def _ridge(block: BlockRef, space: Spectrum, targets: Targets) -> tuple[BlockSco
     return _score(block, targets, decisions, result.errors, result.penalty), decisions
 
 
-def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
+def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> tuple[BlockScore, Decisions]:
     """The same features; C by the lowest log loss over the folds."""
     from sklearn.linear_model import LogisticRegression
 
@@ -308,7 +312,7 @@ def _logistic(block: BlockRef, space: Spectrum, targets: Targets) -> BlockScore:
     assert best is not None
     losses, decisions, penalty = best
     score = _score(block, targets, decisions, losses, penalty)
-    return replace(score, macro_f1=targets.macro_f1(decisions))
+    return replace(score, macro_f1=targets.macro_f1(decisions)), decisions
 
 
 def fit_logistic(
@@ -350,7 +354,7 @@ def _score(
     )
 
 
-SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets], BlockScore]] = {
+SCORERS: dict[str, Callable[[BlockRef, Spectrum, Targets], tuple[BlockScore, Decisions]]] = {
     "ridge": probe_space,
     "logistic": _logistic,
 }

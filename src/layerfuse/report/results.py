@@ -107,19 +107,23 @@ class ChangedText(Model):
 
     row: int
     """Its number in the file, counted from 0."""
-    label: Label
-    predicted: Label
-    other: Label
+    label: Labels
+    predicted: Labels
+    other: Labels
     text: str
+    """Empty where texts are left out."""
 
 
 class RunComparison(Model):
     """Another classifier on the same rows."""
 
     against: str
-    accuracy: Estimate
+    metric: str
+    """Accuracy, or micro-F1 where texts have any number of labels."""
+    headline: Estimate
+    """The metric of the other classifier."""
     gain: PairedDifference
-    """Accuracy of this classifier minus that of the other one."""
+    """The metric of this classifier minus that of the other one."""
     changes: tuple[ChangedText, ...]
 
 
@@ -296,6 +300,7 @@ class ExportResult(Model):
     labels_changed: int | None
     """Rows with another predicted label than by the pipeline as it was fitted."""
     accuracy: float | None
+    """Where texts have any number of labels, the share of which all are right."""
     int8: Int8Result | None
 
 

@@ -40,6 +40,7 @@ _BASELINES = {
     "tfidf": "TF-IDF + logistic",
 }
 _PER_ENCODER = ("last_layer", "last_four")  # baselines that each encoder has
+_MOST_NAMES = 10  # of classes in a note of an audit; the counts of all are in --json
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -390,7 +391,13 @@ def audit_notes(audit: Audit) -> list[str]:
         ("classes that differ only in case or blanks", alike),
         ("classes that read like a missing value", audit.odd_classes),
     )
-    return [f"{what}: {', '.join(names)}" for what, names in found if names]
+    return [f"{what}: {_first(names)}" for what, names in found if names]
+
+
+def _first(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def audit_table(audit: Audit) -> Table:

@@ -24,6 +24,7 @@ from layerfuse.report.results import (
     EvaluateResult,
     ExportResult,
     LabelAudit,
+    Labels,
     ModelList,
     ProfileResult,
     RunComparison,
@@ -78,6 +79,11 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "none"
     return str(value)
+
+
+def _labels(value: Labels) -> str:
+    """A label, or several, in a table's cell."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
 def _print_table(own: tables.Table, out: Console, *, short: bool = False) -> None:
@@ -198,9 +204,10 @@ def _render_evaluation(result: EvaluateResult, out: Console) -> None:
     split = f" ({result.split})" if result.split else ""
     metrics = result.metrics
     out.print(f"{plural(metrics.n, 'row')} of {result.data}{split}", soft_wrap=True)
-    for name, own in vars(metrics).items():
-        if isinstance(own, Estimate):
-            out.print(f"{name:9} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
+    found = {name: own for name, own in vars(metrics).items() if isinstance(own, Estimate)}
+    width = max(map(len, found))
+    for name, own in found.items():
+        out.print(f"{name:{width}} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
     if result.abstention is not None:
         out.print(tables.abstention_sentence(result.abstention))
     classes = tables.label_table(result.labels)
@@ -214,14 +221,15 @@ def _render_evaluation(result: EvaluateResult, out: Console) -> None:
 def _print_run_comparison(own: RunComparison, out: Console) -> None:
     """The difference on the same rows, and texts whose label changed."""
     out.print(
-        f"{own.against}: accuracy {own.accuracy.value:.4f}; this one is better by "
+        f"{own.against}: {own.metric} {own.headline.value:.4f}; this one is better by "
         f"{gain_text(own.gain)} points; "
         f"{plural(len(own.changes), 'label differs', 'labels differ')}",
         soft_wrap=True,
     )
     cells = [
         (
-            *(str(change.row), str(change.label), str(change.predicted), str(change.other)),
+            str(change.row),
+            *map(_labels, (change.label, change.predicted, change.other)),
             " ".join(change.text.split())[:_WIDTH],
         )
         for change in own.changes[:_MOST_ROWS]
@@ -387,7 +395,7 @@ def _render_labels(result: LabelAudit, out: Console) -> None:
     cells = [
         (
             str(doubt.row if doubt.id is None else doubt.id),
-            *(str(doubt.label), str(doubt.suggested), f"{doubt.score:.3f}"),
+            *(_labels(doubt.label), _labels(doubt.suggested), f"{doubt.score:.3f}"),
             " ".join(doubt.text.split())[:_WIDTH],
         )
         for doubt in shown
