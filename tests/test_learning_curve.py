@@ -342,6 +342,19 @@ class TestCommand:
         assert "· 45 of 90 training rows are used\n" in done.err
         assert "· 45 of 60 test rows are used\n" in done.err
 
+    def test_class_weights_come_from_an_option_or_a_settings_file(self, models: tuple[object, ...]):
+        data = [
+            (text, "rare" if row % 7 == 0 else "often") for row, (text, _) in enumerate(rows(90))
+        ]
+        write_csv(Path("skewed.csv"), data)
+        Path("fit.toml").write_text('class_weight = "balanced"\n', encoding="utf-8")
+        command = ("curve", "skewed.csv", *models, "--shares", "100", "--repeats", 1, "--json")
+        plain, option, file = (
+            succeed(*command, *more).json["curve"]
+            for more in ((), ("--class-weight", "balanced"), ("--config", "fit.toml"))
+        )
+        assert option == file != plain
+
     def test_a_settings_file_may_choose_the_fusion(self, models: tuple[object, ...]):
         Path("fit.toml").write_text('fusion = "voting"\nmax_blocks = 2\n', encoding="utf-8")
         asked = ("--config", "fit.toml", "--shares", "50", "--repeats", 1, "--json")
