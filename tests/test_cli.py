@@ -346,6 +346,14 @@ class TestSettingsFile:
         assert (used["selection"], used["seed"]) == ("auto", 0)
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
 
+    @pytest.mark.parametrize("line", ["head = " + "[" * 2_000, "head" + ".a" * 2_000 + " = 1"])
+    def test_values_without_an_end_are_refused(self, models: Path, line: str):
+        write_csv(Path("train.csv"), rows(6))
+        write_text(Path("deep.toml"), line)
+        done = run("fit", "train.csv", "--config", "deep.toml", "-e", models / "bert")
+        assert done.code == 2
+        assert "deep.toml" in done.err
+
 
 class TestOptions:
     def test_help_and_completion_name_what_the_registries_hold(self):
