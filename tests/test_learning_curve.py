@@ -237,6 +237,19 @@ class TestReading:
     def test_a_first_point_that_suffices_stands_for_itself(self):
         assert curve_of((10, 0.5, 0.9), (1000, 0.8, 0.9)).rows_to_match == 10
 
+    @pytest.mark.parametrize(
+        ("last", "said"),
+        [
+            (0.8, "With about 320 labels it reaches"),
+            (0.9, "It needs as many labels to reach"),
+            (0.95, "Fusion does not reach"),
+            (0.4, "With 10 or fewer labels it reaches"),
+        ],
+    )
+    def test_what_it_saves_is_said_where_it_saves_any(self, last: float, said: str):
+        found = curve_of((10, 0.4, 0.5), (100, 0.5, 0.7), (1000, last, 0.9))
+        assert said in curve_sentence(found)
+
     def test_it_may_never_be_reached(self):
         assert curve_of((10, 0.5, 0.4), (1000, 0.8, 0.7)).rows_to_match is None
 
