@@ -29,6 +29,7 @@ _PAGES = (
     _HERE.parent / "README.md",
     _HERE / "README.md",
     _HERE.parent / "docs" / "long_texts.md",
+    _HERE.parent / "docs" / "languages.md",
 )
 _STUDY = Path("results", "packaged")
 _STUDY_PAGE = Path("docs", "study.md")
@@ -443,6 +444,18 @@ def gpu(results: list[Result]) -> list[str]:
     return markdown_table(header, rows, left=2)
 
 
+def languages(results: list[Result]) -> list[str]:
+    """Accuracy in English, out of fold, and in each other language."""
+    names = list(results[0]["accuracy"])
+
+    def row(case: Result) -> list[str]:
+        others = (f"{100 * case['accuracy'][name]:.0f}" for name in names)
+        return [case["way"], f"{100 * case['nested_english']:.0f}", *others, percent(case["mean"])]
+
+    titles = [name.capitalize() for name in names]
+    return markdown_table(["encoder", "English, nested", *titles, "mean of six"], map(row, results))
+
+
 TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
     "demo": ("demo", demo),
@@ -458,6 +471,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "abstention": ("abstention", abstention),
     "label_errors": ("label_errors", label_errors),
     "windows": ("windows", windows),
+    "languages": ("languages", languages),
     "gpu": ("gpu", gpu),
     "scaling": ("scaling", scaling),
     "cluster": ("cluster", cluster),

@@ -19,13 +19,15 @@ from typing import Any
 import pandas
 import pytest
 import transformers as hf
+from rich.console import Console
 from safetensors import safe_open
 
 import layerfuse
 from commandline import LABELS, Done, rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import N_LAYERS, save_model
-from layerfuse import FrozenEncoder
+from layerfuse import BlockRef, FrozenEncoder
 from layerfuse.cli.commands import app
+from layerfuse.cli.console import console
 from layerfuse.cli_options import (
     FUSION_NAMES,
     HEAD_NAMES,
@@ -33,6 +35,7 @@ from layerfuse.cli_options import (
     WINDOW_POOLING_NAMES,
     FitConfig,
 )
+from layerfuse.commands.fit import run_folder
 from layerfuse.data import DATASETS, ENCODERS, TABLE_SUFFIXES, load_dataset
 from layerfuse.encoders import checks as checking
 from layerfuse.files import cache_dir
@@ -238,6 +241,10 @@ class TestFit:
         assert Path(report["run"]) == made
         assert made.name.startswith("my-20")
 
+    def test_fits_of_one_second_have_run_folders_of_their_own(self):
+        config = FitConfig(data="my.texts.csv", encoders=("minilm",))
+        assert len({run_folder(config) for _ in range(20)}) == 20
+
     def test_sample_takes_a_part_of_every_split(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))
         write_csv(Path("test.csv"), rows(N_TEST, seed=1))
@@ -338,6 +345,14 @@ class TestSettingsFile:
         assert (used["max_blocks"], used["pooling"]) == (1, ["max"])
         assert (used["selection"], used["seed"]) == ("auto", 0)
         assert [block["pooling"] for block in report["selection"]["blocks"]] == ["max"]
+
+    @pytest.mark.parametrize("line", ["head = " + "[" * 2_000, "head" + ".a" * 2_000 + " = 1"])
+    def test_values_without_an_end_are_refused(self, models: Path, line: str):
+        write_csv(Path("train.csv"), rows(6))
+        write_text(Path("deep.toml"), line)
+        done = run("fit", "train.csv", "--config", "deep.toml", "-e", models / "bert")
+        assert done.code == 2
+        assert "deep.toml" in done.err
 
 
 class TestOptions:
@@ -644,6 +659,11 @@ class TestProfile:
         assert "[b]tiny:3:mean" in done.out
 
 
+def split_names(joined: str) -> list[str]:
+    """Names of blocks that were written one after the other."""
+    return re.findall(r".+?:\d:(?:mean_no_sink|weighted_mean)", joined)
+
+
 class TestCompare:
     """Layers 1 to 3, because layer 0 of the tiny models sees every word that tells the label."""
 
@@ -693,6 +713,30 @@ class TestCompare:
         for part in ("Pairs (leave-one-out on 60 training rows)", "and 5 more", "What to add next"):
             assert part in done.out
         assert not any(sign in done.out + done.err for sign in CONTROL)
+
+    @pytest.mark.parametrize("width", [80, 100, 140])
+    def test_names_of_blocks_break_between_words(
+        self, models: Path, width: int, monkeypatch: pytest.MonkeyPatch
+    ):
+        def narrow() -> Console:
+            own = console()
+            own.width = width
+            return own
+
+        monkeypatch.setattr("layerfuse.cli.console.console", narrow)
+        write_csv(Path("train.csv"), rows(N_TRAIN))
+        names = ("nomic-embed-text-v1.5", "bge-small-en-v1.5")
+        given = [f"{name}={models / 'bert'}" for name in names]
+        poolings = ("--pooling", "mean_no_sink,weighted_mean")
+        done = succeed("compare", "train.csv", "-e", given[0], "-e", given[1], *poolings)
+        _, table = done.out.split("What to add next")
+        pieces = [line.split()[0] for line in table.splitlines()[4:] if line.strip()]
+        words = ("-", ":", "_", ":mean_no_sink", ":weighted_mean", "sink", "mean")
+        assert all(piece.endswith(words) for piece in pieces)
+        blocks = [str(BlockRef.parse(name)) for name in split_names("".join(pieces))]
+        assert len(blocks) == 5
+        assert all(block.startswith(names) for block in blocks)
+        assert all(len(line) <= width for line in table.splitlines())
 
     def test_many_rows_are_compared_on_a_part_of_them(
         self, models: Path, monkeypatch: pytest.MonkeyPatch

@@ -148,6 +148,18 @@ def test_csv_as_it_is_found(tmp_path: Path, content: str, texts: tuple[str, ...]
     assert split == Split(texts, ("1",))
 
 
+def test_a_read_leaves_the_limit_of_the_process_alone(tmp_path: Path) -> None:
+    """Another thread may read a longer field at that moment."""
+    path = write(tmp_path / "d.csv", f"text,label\n{'a' * 300_000},1\n")
+    seen = set()
+    sys.setprofile(lambda *_: seen.add(csv.field_size_limit()))
+    try:
+        load_dataset(path)
+    finally:
+        sys.setprofile(None)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "texts"),
     [

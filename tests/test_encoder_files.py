@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -234,6 +235,17 @@ def test_an_adapter_beside_a_whole_model_is_not_ignored(folder: Path):
     write_adapter(folder)
     with pytest.raises(UnsupportedModelError, match=r"an adapter beside a whole model\. Merge it"):
         opened(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "m.gguf"])
+def test_a_pointer_of_git_lfs_says_how_to_get_the_file(folder: Path, name: str):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (folder / name).write_text(pointer)
+    (folder / "README.md").write_text(pointer)  # nobody reads it
+    with pytest.raises(
+        UnsupportedModelError, match=rf"{re.escape(name)} is a pointer.*git lfs pull"
+    ):
+        extract(["good"], opened(folder / name if name == "m.gguf" else folder))
 
 
 def test_the_folder_inside_is_pointed_to(tiny: TinyModels, tmp_path: Path):

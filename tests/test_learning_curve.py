@@ -237,6 +237,19 @@ class TestReading:
     def test_a_first_point_that_suffices_stands_for_itself(self):
         assert curve_of((10, 0.5, 0.9), (1000, 0.8, 0.9)).rows_to_match == 10
 
+    @pytest.mark.parametrize(
+        ("last", "said"),
+        [
+            (0.8, "With about 320 labels it reaches"),
+            (0.9, "It needs as many labels to reach"),
+            (0.95, "Fusion does not reach"),
+            (0.4, "With 10 or fewer labels it reaches"),
+        ],
+    )
+    def test_what_it_saves_is_said_where_it_saves_any(self, last: float, said: str):
+        found = curve_of((10, 0.4, 0.5), (100, 0.5, 0.7), (1000, last, 0.9))
+        assert said in curve_sentence(found)
+
     def test_it_may_never_be_reached(self):
         assert curve_of((10, 0.5, 0.4), (1000, 0.8, 0.7)).rows_to_match is None
 
@@ -328,6 +341,19 @@ class TestCommand:
         assert (curve["n_train"], curve["n_test"]) == (45, 45)
         assert "· 45 of 90 training rows are used\n" in done.err
         assert "· 45 of 60 test rows are used\n" in done.err
+
+    def test_class_weights_come_from_an_option_or_a_settings_file(self, models: tuple[object, ...]):
+        data = [
+            (text, "rare" if row % 7 == 0 else "often") for row, (text, _) in enumerate(rows(90))
+        ]
+        write_csv(Path("skewed.csv"), data)
+        Path("fit.toml").write_text('class_weight = "balanced"\n', encoding="utf-8")
+        command = ("curve", "skewed.csv", *models, "--shares", "100", "--repeats", 1, "--json")
+        plain, option, file = (
+            succeed(*command, *more).json["curve"]
+            for more in ((), ("--class-weight", "balanced"), ("--config", "fit.toml"))
+        )
+        assert option == file != plain
 
     def test_a_settings_file_may_choose_the_fusion(self, models: tuple[object, ...]):
         Path("fit.toml").write_text('fusion = "voting"\nmax_blocks = 2\n', encoding="utf-8")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -277,7 +278,9 @@ def test_the_page_of_many_classes_is_small(tmp_path: Path):
     assert made["n_bytes"] < 6e6
 
 
-def result_of(layers: Sequence[int]) -> ProfileResult:
+def result_of(
+    layers: Sequence[int], scorer: Literal["ridge", "logistic"] = "ridge"
+) -> ProfileResult:
     """Scores of one encoder; the higher a layer, the better."""
     scores = tuple(
         BlockScore(BlockRef("e", layer, "mean"), layer / 100, 0.01, 0.5, 1 - layer / 100, 0.1, 1.0)
@@ -285,14 +288,14 @@ def result_of(layers: Sequence[int]) -> ProfileResult:
     )
     return ProfileResult(
         data=TrainingData(name="x", train_rows=9),
-        profile=BlockScores(scores, "ridge"),
+        profile=BlockScores(scores, scorer),
         truncated_share=0.0,
     )
 
 
-def printed(layers: Sequence[int]) -> list[str]:
+def printed(layers: Sequence[int], scorer: Literal["ridge", "logistic"] = "ridge") -> list[str]:
     out = Console(file=io.StringIO(), width=80)
-    render(result_of(layers), out)
+    render(result_of(layers, scorer), out)
     assert isinstance(out.file, io.StringIO)
     return [line.rstrip() for line in out.file.getvalue().splitlines()]
 
@@ -304,6 +307,13 @@ def test_the_chart_names_the_layers_that_it_shows(layers: Sequence[int], said: s
     assert any(f"layers {said}, " in line for line in printed(layers))
 
 
+@pytest.mark.parametrize(("n_layers", "lowest"), [(3, "▅"), (5, "▁"), (31, "▁")])
+def test_noise_does_not_look_like_a_cliff(n_layers: int, lowest: str):
+    """A layer is a point of accuracy better than the one below, which is one standard error."""
+    (bars,) = (line.strip() for line in printed(range(n_layers)) if "█" in line)
+    assert (bars[0], bars[-1], len(bars)) == (lowest, "█", n_layers)
+
+
 @pytest.mark.parametrize(("layers", "shown"), [(range(31), "12 of 31"), (range(12), "all")])
 def test_the_table_says_how_it_is_sorted_and_what_it_leaves_out(layers: Sequence[int], shown: str):
     lines = printed(layers)
@@ -311,6 +321,14 @@ def test_the_table_says_how_it_is_sorted_and_what_it_leaves_out(layers: Sequence
     assert title in " ".join(lines)  # it may be wrapped
     names = [line.split()[0] for line in lines if line.strip().startswith("e:")]
     assert names == [f"e:{layer}:mean" for layer in reversed(layers)][:12]
+
+
+@pytest.mark.parametrize(("scorer", "left_out"), [("ridge", True), ("logistic", False)])
+def test_only_a_ridge_probe_leaves_one_row_out(
+    scorer: Literal["ridge", "logistic"], left_out: bool
+):
+    text = " ".join(printed(range(4), scorer))
+    assert ("leave-one-out" in text, "cross-validated" in text) == (left_out, not left_out)
 
 
 class TestFitInTheTerminal:

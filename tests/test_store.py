@@ -31,6 +31,7 @@ from layerfuse.embeddings import plan, runner, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.shard import write_shard
+from layerfuse.embeddings.store import SectionInfo
 from layerfuse.errors import FormatError, StorageError
 from layerfuse.files import read_json
 
@@ -123,7 +124,10 @@ class TestWhatIsComputed:
     ):
         extract(TEXTS, encoder, store=store)
         (old,) = shards(store)
-        found = extract(TEXTS, encoder, pooling=("mean", "max"), store=store)
+        notes = Notes()
+        found = extract(TEXTS, encoder, pooling=("mean", "max"), store=store, reporter=notes)
+        said = f"{len(TEXTS)} to compute ({len(TEXTS)} of them lack some layers or poolings alone)"
+        assert notes.about(said)
         (new,) = set(shards(store)) - {old}
         assert tensor_names(old) == {f"{layer}:mean" for layer in range(4)}
         assert tensor_names(new) == {f"{layer}:max" for layer in range(4)}
@@ -798,7 +802,17 @@ class TestFormat:
         (info,) = store.sections()
         manifest = info.folder / "manifest.json"
         whole = json.loads(manifest.read_text())
-        for content in ("{", json.dumps({**whole, "identity": {}}), json.dumps({"a": 1})):
+        lacking = [
+            json.dumps({other: value for other, value in whole.items() if other != name})
+            for name in whole
+        ]
+        for content in (
+            "{",
+            "[" * 99_999,
+            json.dumps({**whole, "identity": {}}),
+            json.dumps({"a": 1}),
+            *lacking,
+        ):
             manifest.write_text(content)
             with pytest.raises(FormatError, match="store verify"):
                 extract(TEXTS, encoder, store=store)
@@ -820,6 +834,38 @@ class TestFormat:
 
 
 class TestTroubledFolders:
+    def test_a_link_to_itself_is_a_damaged_shard(
+        self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
+    ):
+        extract(TEXTS, encoder, store=store)
+        for found_by in ("verify", "extract"):
+            (shard,) = shards(store)
+            shard.unlink()
+            shard.symlink_to(shard)
+            (info,) = store.sections()
+            assert info.n_bytes == 0
+            if found_by == "verify":
+                assert store.verify() == [shard]
+            assert extract(TEXTS, fresh(tiny("bert")), store=store).n_computed == len(TEXTS)
+            assert store.verify() == []
+
+    def test_a_section_that_is_deleted_while_it_is_verified(
+        self, tiny: TinyModels, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        for seed in (0, 1):
+            extract(TEXTS, fresh(tiny("bert", seed=seed)), store=store)
+        first, second = shards(store)
+        flip(second, data_range(second, "2:mean")[0])
+        listed = store.sections
+
+        def list_and_delete() -> list[SectionInfo]:
+            found = listed()
+            shutil.rmtree(first.parent)
+            return found
+
+        monkeypatch.setattr(store, "sections", list_and_delete)
+        assert store.verify() == [second]
+
     def test_a_section_that_is_deleted_while_it_is_read(
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):
@@ -899,4 +945,6 @@ class TestTroubledFolders:
             _ = found[BlockRef("tiny", 2, "mean")]  # its shard is damaged
         with pytest.raises(StorageError, match=refused):
             store.prune(lambda info: True)
+        with pytest.raises(StorageError, match=refused):
+            store.verify()
         assert found[BlockRef("tiny", 1, "mean")].shape == (len(TEXTS), 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import os
@@ -41,7 +42,7 @@ from benchmarks.study.inputs import (
     count_shared,
     read_encoder,
 )
-from benchmarks.study.page import page_of
+from benchmarks.study.page import page_of, write_html
 from benchmarks.study.profiles import describe_profile, profile_blocks
 from benchmarks.study.results import Results, read_json, write_json
 from browser import colours, open_browser, open_page
@@ -206,6 +207,18 @@ class TestWhole:
         html = (whole / "report.html").read_text()
         assert html.count("data:image/svg+xml;base64,") == 4
         assert html.count("<table>") == html.count('class="scroll"') > 5
+
+    @pytest.mark.parametrize("place", ["{root}/own.txt", "../own.txt", "../own.svg", "here.txt"])
+    def test_a_name_that_is_markdown_brings_no_file_into_the_page(self, tmp_path: Path, place: str):
+        (tmp_path / "page").mkdir()
+        for name in ("own.txt", "own.svg", "page/here.txt"):
+            (tmp_path / name).write_text("secret")
+        page = tmp_path / "page" / "summary.md"
+        page.write_text(f"Encoders: ![x]({place.format(root=tmp_path)}), bert\n")
+        write_html(page, page.with_suffix(".html"))
+        html = page.with_suffix(".html").read_text()
+        assert base64.b64encode(b"secret").decode() not in html
+        assert "bert" in html
 
     def test_make_check_notices_a_changed_number(
         self, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -203,6 +203,10 @@ class TestSentence:
         assert "not significantly better than small's last layer (79.5%): +0.5" in found.sentence
         assert "(95% interval +0.0 to +1.2), at 2.5x its time." in found.sentence
 
+    def test_a_difference_that_may_be_chance_has_its_side(self) -> None:
+        said = verdict(usual(last=0.805)).sentence
+        assert "not significantly worse than small's last layer (80.5%): -0.5 points" in said
+
     def test_baselines_that_are_significantly_better_are_named(self) -> None:
         baselines = usual(test=0.75)
         baselines[1] = baseline("tfidf", cv=0.5, test=0.95)

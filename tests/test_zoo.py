@@ -21,7 +21,7 @@ from layerfuse.errors import UnsupportedModelError
 
 TEXTS = ["the film is good", "awful", "a very great story of the market " * 4, "oil price"]
 MAX_PARAMETERS = 3_000_000
-MAX_SAMPLED = 80
+MAX_SAMPLED = 280  # of which some 120 read tokens and are built
 SIZES = (
     dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "dim", "embedding_size"), 32)
     | dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "d_inner", "dff", "hidden_dim"), 48)
@@ -38,7 +38,7 @@ SIZES = (
     | dict.fromkeys(("head_dim", "d_kv", "d_head", "sliding_window", "v_head_dim"), 8)
     | dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8)
     | {"vocab_size": len(VOCABULARY), "num_key_value_heads": 2, "num_experts_per_tok": 2}
-    | {"moe_intermediate_size": 24, "sep_token_id": 2, "cls_token_id": 0}
+    | {"moe_intermediate_size": 24, "attention_window": 8, "sep_token_id": 2, "cls_token_id": 0}
 )
 TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
 
@@ -47,6 +47,8 @@ def small(config: Any, depth: int = 0) -> dict[str, Any]:
     """Arguments that make a family's configuration small, parts included."""
     known = {field.name for field in dataclasses.fields(config)} | set(config.attribute_map)
     values = {name: size for name, size in SIZES.items() if name in known} | TOKENS
+    if "kv_lora_rank" in known:  # keys and values of all heads come from one latent
+        values["num_key_value_heads"] = values["num_attention_heads"]
     parts = config.sub_configs if depth < 2 else {}
     return values | {
         name: small(part, depth + 1) for name, part in parts.items() if part is not hf.AutoConfig
@@ -107,7 +109,7 @@ def test_each_is_read_as_by_a_plain_loop_or_refused_by_name(tmp_path: Path):
     families = sorted(MODEL_MAPPING_NAMES)
     if os.environ.get("LAYERFUSE_ZOO") != "all":
         chosen = np.random.default_rng(0).choice(families, MAX_SAMPLED, replace=False)
-        families = sorted(map(str, chosen))
+        families = sorted({*map(str, chosen), "xlnet"})  # whose states have an order of their own
     faults, read, refused = {}, [], []
     for family in families:
         model = build(family)

@@ -53,7 +53,11 @@ def write_html(source: Path, path: Path) -> None:
     tokens = markdown.parse("\n".join(line for line in lines if not line.startswith("<!--")))
     sections = list(_sections(tokens))
     for image in _images(tokens):
-        drawn = (source.parent / str(image.attrs["src"])).read_bytes()
+        place = (source.parent / str(image.attrs["src"])).resolve()
+        if place.suffix != ".svg" or not place.is_relative_to(source.parent.resolve()):
+            image.attrs["src"] = ""  # no figure of ours: the name of an encoder may be Markdown
+            continue
+        drawn = place.read_bytes()
         image.attrs["src"] = f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"
     body = markdown.renderer.render(tokens, markdown.options, {})
     # Wide tables scroll by themselves, for the keyboard too.

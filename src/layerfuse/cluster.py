@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -57,13 +58,14 @@ class RayCluster:
         is_ours = not ray.is_initialized()
         if is_ours:
             ray.init(self.address, log_to_driver=False, logging_level="warning")
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # byte, so that a block is an item
         total = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
         pool = ActorPoolStrategy(min_size=1, max_size=self.workers or max(1, int(total)))
         source = data.read_datasource(  # what reads takes little beside what they do
-            _source(items), override_num_blocks=1, ray_remote_args={"num_cpus": 0}
+            _source(items), override_num_blocks=1, num_cpus=0
         )
         results = source.map_batches(
             _Actor,

@@ -32,6 +32,9 @@ from layerfuse.errors import (
 _UMASK = Lock()
 CHECKSUMS = "SHA256SUMS"
 """The file of a folder with the digests of the others."""
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has put in the place of a large one."""
+LFS_ADVICE = "is a pointer of Git LFS, not the file. Get it with: git lfs pull"
 _CLOCK_TICK_NS = 2_000_000_000  # a change within the file system's tick may keep the time
 
 
@@ -63,7 +66,13 @@ def is_own(path: Path, root: Path | None = None) -> bool:
     users = {os.geteuid(), 0}
     if root is not None and not (named := root.stat()).st_mode & stat.S_IWOTH:
         users.add(named.st_uid)
-    link, status = path.lstat(), path.stat()
+    link = path.lstat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return link.st_uid in users  # a link to itself, by which nothing can be read
     return {link.st_uid, status.st_uid} <= users and not status.st_mode & stat.S_IWOTH
 
 
@@ -225,7 +234,12 @@ def read_json(path: Path, *, kind: str, version: int) -> dict[str, Any]:
         found = value.get("format") if isinstance(value, dict) else type(value).__name__
         raise FormatError(f"{path} should be a {kind}, but says {found!r}.")
     found_version = value.get("format_version")
-    if not isinstance(found_version, int) or found_version > version:
+    if not isinstance(found_version, int):
+        raise FormatError(
+            f"{path} has the format version {found_version!r}, which should be a whole number. It "
+            "is damaged; save or copy it again."
+        )
+    if found_version > version:
         raise NewerVersionError(
             f"{path} has format version {found_version!r}, and this layerfuse reads up to "
             f"{version}. Upgrade with: pip install --upgrade layerfuse"

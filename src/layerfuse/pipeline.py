@@ -114,7 +114,7 @@ def is_ridge(plan: Plan) -> bool:
 
 def is_trained_in_parts(plan: Plan) -> bool:
     """Whether `train_parts` can train a plan: a linear head on concatenated blocks."""
-    return plan.fusion == "concat" and plan.head in (*RIDGES, "logistic")
+    return plan.fusion == "concat" and plan.head in (*RIDGES, LogisticHead.kind)
 
 
 def train_parts(

@@ -153,7 +153,10 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
         option = options[key]
         if not option.tokens:
             keyword = f"{key} in {path}"
-            option.tokens += [Token(keyword=keyword, value=text) for text in _texts(value)]
+            try:
+                option.tokens += [Token(keyword=keyword, value=text) for text in _texts(value)]
+            except RecursionError as error:
+                raise ConfigError(f"{keyword} is nested too deeply. Give a plain value.") from error
 
 
 def _read_toml(path: Path) -> dict[str, object]:

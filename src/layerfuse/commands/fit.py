@@ -93,7 +93,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     """
     started = time.perf_counter()
     recorder = _Recorder(reporter)
-    run = _run_folder(config)
+    run = run_folder(config)
     if config.explain and not config.texts:
         raise ConfigError("--explain keeps training texts in the bundle. Leave out --no-texts.")
     if isinstance(run, Path) and (stopped := _without_page(run, config)) is not None:
@@ -478,11 +478,11 @@ def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
     return np.arange(len(split)) if found is None else found.codes
 
 
-def _run_folder(config: FitConfig) -> str | Path:
+def run_folder(config: FitConfig) -> str | Path:
     """Where the run is to be saved: a folder or a URL."""
     if config.out is not None:
         return config.out if is_url(config.out) else Path(config.out)
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")  # two fits may begin in one second
     return Path("runs") / f"{Path(config.data).name.partition('.')[0] or 'run'}-{stamp}"
 
 

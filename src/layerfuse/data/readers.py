@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar, cast
 from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
-from layerfuse.files import human_bytes
+from layerfuse.files import LFS_ADVICE, LFS_POINTER, human_bytes
 from layerfuse.objects import is_url, open_url
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ _GZIP = b"\x1f\x8b"
 _BATCH_ROWS = 10_000  # of parquet that are decoded at once
 _MOST_BYTES, _MOST_ROWS = 4_000_000_000, 50_000_000
 _OTHERS = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file. Get it with: git lfs pull",
+    LFS_POINTER: LFS_ADVICE,
     b"<!doctype html": "is a web page. Download the file itself (its link is often called 'raw').",
     b"<html": "is a web page. Download the file itself (its link is often called 'raw').",
     b"pk\x03\x04": "is a zip file or a spreadsheet. Unpack it, or save it as csv.",

@@ -416,9 +416,12 @@ class _EncoderBlocks:
             self.section.refresh()  # another thread may have been here first
             missing = self.section.missing(self.hashes, self.keys)
             n_rows, total = _n_rows(missing), len(self.hashes)
+            in_part = _n_rows([part for part in missing if len(part[1]) < len(self.keys)])
             self.reporter.note(
                 f"{self.encoder.name}: {total - n_rows} of {total} distinct {self.unit} are in the "
-                "store" + (f", {n_rows} to compute" if n_rows else "")
+                "store"
+                + (f", {n_rows} to compute" if n_rows else "")
+                + (f" ({in_part} of them lack some layers or poolings alone)" if in_part else "")
             )
             if n_rows:
                 check_writable(self.section.folder)

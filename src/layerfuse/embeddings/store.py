@@ -280,7 +280,7 @@ class Section:
 
     def _set_aside(self, error: CorruptShardError) -> None:
         """Rename a damaged shard; one that is no longer there was set aside by another process."""
-        if error.path.exists():
+        if os.path.lexists(error.path):  # a link to itself is damage too
             note = "a damaged shard was set aside and will be computed again"
             self._reporter.note(f"{note}: {error}")
             with storage_errors(error.path), contextlib.suppress(FileNotFoundError):
@@ -442,16 +442,21 @@ class EmbeddingStore:
         for manifest, _, _ in self._listed():
             try:
                 _Manifest.read(manifest)
-            except NewerVersionError:
+            except (NewerVersionError, NotFoundError):  # or deleted meanwhile
                 continue
             except FormatError:
                 damaged.append(manifest)
-                with storage_errors(manifest):
+                with storage_errors(manifest), contextlib.suppress(FileNotFoundError):
                     manifest.replace(manifest.with_suffix(".corrupt"))
                 if self.remote is not None:
                     (self.remote / manifest.parent.name).delete(_MANIFEST)
         for info in self.sections():
-            damaged += self._open(self.root / Path(info.folder).name, reporter).verify()
+            folder = self.root / Path(info.folder).name
+            try:
+                damaged += self._open(folder, reporter).verify()
+            except (StorageError, FileNotFoundError):
+                if folder.is_dir():
+                    raise
         return damaged
 
     def _open(self, folder: Path, reporter: Reporter = SILENT) -> Section:
@@ -463,7 +468,8 @@ class EmbeddingStore:
         if self.remote is None:
             for manifest in self.root.glob(f"*-*/{_MANIFEST}"):
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                    sizes = [path.stat().st_size for path in manifest.parent.glob(f"*{SUFFIX}")]
+                    shards = manifest.parent.glob(f"*{SUFFIX}")
+                    sizes = [path.stat().st_size if path.exists() else 0 for path in shards]
                     yield manifest, sizes, max(0.0, time.time() - manifest.stat().st_mtime)
             return
         listing = self.remote.sizes()

@@ -29,6 +29,8 @@ from layerfuse.errors import (
     require,
 )
 from layerfuse.files import (
+    LFS_ADVICE,
+    LFS_POINTER,
     atomic_folder,
     cache_dir,
     check_own,
@@ -97,6 +99,7 @@ class EncoderSource:
         names = [file.name for file in self.folder.iterdir() if file.is_file()]
         tokenizer = [name for name in names if _is_tokenizer_file(name)]
         if self.gguf_file:
+            self._check_pointers([self.gguf_file, *tokenizer])
             parts = {"weights": fingerprint_file(self.path)}  # whatever the file is called
             if tokenizer:  # transformers prefers files beside it to its own
                 parts["tokenizer"] = fingerprint_folder(self.folder, tokenizer)
@@ -119,6 +122,7 @@ class EncoderSource:
                 f"{self.folder} holds an adapter beside a whole model. {_MERGE}, or move the "
                 "adapter's files away to read the model without it."
             )
+        self._check_pointers([*weights, *tokenizer, "config.json"])
         if not tokenizer:  # transformers would invent one without a vocabulary
             raise UnsupportedModelError(
                 f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
@@ -133,6 +137,12 @@ class EncoderSource:
             "tokenizer": fingerprint_folder(self.folder, tokenizer),
             "config": fingerprint_folder(self.folder, ["config.json", *code]),
         }
+
+    def _check_pointers(self, names: list[str]) -> None:
+        """Refuse files that Git LFS has not downloaded yet."""
+        for path in (self.folder / name for name in names):
+            if path.stat().st_size < 1000 and path.read_bytes().startswith(LFS_POINTER):
+                raise UnsupportedModelError(f"{path} {LFS_ADVICE}")
 
     def _check_index(self, name: str, weights: list[str]) -> None:
         """Refuse an index of weights that names other files than those of the folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -244,7 +245,7 @@ def _render_comparison(result: CompareResult, out: Console) -> None:
     """The best pairs, and what to add next."""
     out.print(Text.assemble(("Verdict: ", "bold"), result.verdict), soft_wrap=True)
     out.print()
-    _print_table(_pair_table(result), out)
+    _print_table(_pair_table(result, out.width), out)
     out.print(
         "fused: of the two together; gain: over the better one; CKA: 1 for the same;\n"
         "Q: 1 where they err on the same rows; either: at least one is right\n"
@@ -253,15 +254,15 @@ def _render_comparison(result: CompareResult, out: Console) -> None:
     if hidden > 0:
         out.print(f"and {hidden} more, which --json lists\n")
     if result.additions:
-        _print_table(_addition_table(result), out)
+        _print_table(_addition_table(result, out.width), out)
 
 
-def _pair_table(result: CompareResult) -> tables.Table:
-    """Two lines for each pair: one for each block, and below a number its uncertainty."""
-    cells = [
+def _pair_table(result: CompareResult, width: int) -> tables.Table:
+    """Two parts for each pair: one for each block, and below a number its uncertainty."""
+    head = ("blocks", "alone", "fused", "gain, points", "gain, loss", "CKA", "Q", "either")
+    shown = result.pairs[:_MOST_PAIRS]
+    numbers = [
         (
-            f"{pair.a}\n{pair.b}",
-            f"{percent(pair.accuracy_a)}\n{percent(pair.accuracy_b)}",
             percent(pair.accuracy),
             gain_text(pair.gain, "\n"),
             f"{pair.loss_gain:+.4f}\n± {pair.loss_gain_se:.4f}",
@@ -269,25 +270,53 @@ def _pair_table(result: CompareResult) -> tables.Table:
             f"{pair.yules_q:.2f}",
             percent(pair.oracle_accuracy),
         )
-        for pair in result.pairs[:_MOST_PAIRS]
+        for pair in shown
     ]
-    columns = ("alone", "fused", "gain, points", "gain, loss", "CKA", "Q", "either")
+    room = _room(head, [("100.0%", *cells) for cells in numbers], width)
+    rows = []
+    for pair, cells in zip(shown, numbers, strict=True):
+        names = [_folded(str(block), room) for block in (pair.a, pair.b)]
+        below = "\n" * (1 + names[0].count("\n"))
+        alone = f"{percent(pair.accuracy_a)}{below}{percent(pair.accuracy_b)}"
+        rows.append(("\n".join(names), alone, *cells))
     caption = f"Pairs (leave-one-out on {plural(result.n, 'training row')})"
-    return tables.Table(caption, ("blocks", *columns), cells, range(1, 8))
+    return tables.Table(caption, head, rows, range(1, 8))
 
 
-def _addition_table(result: CompareResult) -> tables.Table:
-    cells = [
+def _addition_table(result: CompareResult, width: int) -> tables.Table:
+    head = ("block", "accuracy", "gain, points", "gain, loss", "")
+    shown = result.additions[:_MOST_ADDITIONS]
+    numbers = [
         (
-            *(str(own.block), percent(own.accuracy), gain_text(own.gain)),
+            *(percent(own.accuracy), gain_text(own.gain)),
             f"{own.loss_gain:+.4f} ± {own.loss_gain_se:.4f}",
             "new encoder" if own.new_encoder else "",
         )
-        for own in result.additions[:_MOST_ADDITIONS]
+        for own in shown
     ]
-    head = ("block", "accuracy", "gain, points", "gain, loss", "")
+    room = _room(head, numbers, width)
+    rows = [
+        (_folded(str(own.block), room), *cells) for own, cells in zip(shown, numbers, strict=True)
+    ]
     caption = f"What to add next to {', '.join(map(str, result.pipeline))}"
-    return tables.Table(caption, head, cells, range(1, 4))
+    return tables.Table(caption, head, rows, range(1, 4))
+
+
+def _room(head: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> int:
+    """Characters that all columns but the first leave it in a table of `_print_table`."""
+    columns = zip(head[1:], *cells, strict=True)
+    taken = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    return width - sum(taken) - 2 * len(head) - 1
+
+
+def _folded(name: str, room: int) -> str:
+    """The name of a block in lines that end between its words, as far as these fit."""
+    lines = [""]
+    for part in re.findall(r"[^:/_-]*[:/_-]*", name):
+        if lines[-1] and len(lines[-1] + part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 @render.register
