@@ -393,6 +393,10 @@ MISTAKES = [
         ("a device or a pipe", "name of a file"),
     ),
     Mistake(
+        "predictions of a profile as csv", "profile train.csv --predictions p.csv",
+        ("p.csv", "--predictions", ".parquet"),
+    ),
+    Mistake(
         "run folder exists", "fit --out full", ("full exists already", "--out"), {"full/x": ""}
     ),
     Mistake("out below a file", "fit --out train.csv/run", ("train.csv", "not a folder", "--out")),

@@ -118,6 +118,15 @@ class TestCurve:
         with pytest.raises(ConfigError, match="class_weight"):
             learning_curve(*data, shares=SHARES, repeats=3, class_weight="x")
 
+    @pytest.mark.parametrize("head", ["mlp", "balanced_ridge"])
+    def test_what_does_not_go_with_several_labels_is_named(
+        self, data: tuple[Blocks, Array, Blocks, Array], head: str
+    ):
+        train, y, test, y_test = data
+        some, others = ([["a"] if own else ["a", "b"] for own in part] for part in (y, y_test))
+        with pytest.raises(ConfigError, match=f"head='{head}'.*any number of labels"):
+            learning_curve(train, some, test, others, shares=SHARES, repeats=1, head=head)
+
     def test_labels_may_be_of_any_kind_and_classes_rare(self):
         blocks, y = planted(120, n_classes=3)
         names = np.array(["x", "y", "z"])[y]

@@ -357,6 +357,7 @@ def test_a_rare_label_is_noted_and_may_miss_in_folds(tiny: TinyModels) -> None:
     "options",
     [
         {"head": "mlp"},
+        {"head": "balanced_ridge"},
         {"fusion": "voting"},
         {"fusion": "gated+residual"},
         {"class_weight": "balanced"},
@@ -681,6 +682,9 @@ def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
         (("fit", "{data}", "--target-accuracy", "0.9", "--out", "{root}/no"), "target_accuracy"),
         (("fit", "{data}", "--head", "mlp", "--out", "{root}/no"), "head='mlp'"),
         (("profile", "{data}", "--scorer", "logistic"), "scorer='logistic'"),
+        (("curve", "{data}", "--head", "balanced_ridge"), "head='balanced_ridge'"),
+        (("curve", "{data}", "--fusion", "gated"), "fusion='gated'"),
+        (("curve", "{data}", "--class-weight", "balanced"), "class_weight='balanced'"),
     ],
 )
 def test_commands_that_do_not_go_with_several_labels_say_so(
@@ -693,6 +697,8 @@ def test_commands_that_do_not_go_with_several_labels_say_so(
     assert done.code == 2, done.err
     assert said in done.err
     assert "any number of labels" in done.err
+    if command[0] == "curve":  # before an encoder is opened
+        assert "layers of" not in done.err
     assert not (place / "no").exists()
 
 

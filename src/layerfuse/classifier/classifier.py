@@ -84,10 +84,11 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         A fusion by name (``"concat"``, ``"tensor+residual"``, ...), or ``"auto"``: concatenation,
         unless another one significantly beats it on training rows.
     head : str, default="auto"
-        ``"ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``, its penalty found by
-        cross-validation; ``"auto"``: ridge, unless another one significantly beats it.
+        ``"ridge"``, ``"balanced_ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``, its penalty
+        found by cross-validation; ``"auto"``: ridge, unless another one significantly beats it.
     class_weight : {"balanced"} or mapping from label to float, optional
-        As in scikit-learn.
+        ``"balanced"`` weights a class by one over the square root of its frequency (scikit-learn:
+        by one over the frequency). With the head ``"balanced_ridge"`` both weights are multiplied.
     fragments : {"drop", "keep"}, default="drop"
         What happens to training texts that are part of a longer training text where most are, such
         as the phrases of a treebank. Dropping them is a `LayerfuseWarning`.

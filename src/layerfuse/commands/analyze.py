@@ -35,7 +35,7 @@ from layerfuse.errors import DataError, LayerfuseWarning, require
 from layerfuse.evaluation.baselines import tfidf_out_of_fold
 from layerfuse.evaluation.learning_curve import SHARES, LearningCurve, check_draws, learning_curve
 from layerfuse.files import atomic_write
-from layerfuse.model_selection import check_search
+from layerfuse.model_selection import check_links, check_search
 from layerfuse.probing import check_scorer, probe_blocks
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
@@ -76,7 +76,7 @@ def profile(
     """
     check_scorer(scorer)
     if predictions is not None:
-        check_new_file(predictions, (".parquet",))
+        check_new_file(predictions, (".parquet",), "--predictions")
     if out is not None:
         check_new_file(out, (*RESULT_SUFFIXES, *_FIGURES))
         if out.suffix.lower() in _FIGURES:
@@ -239,6 +239,8 @@ def curve(
     check_trainable(train.labels)
     groups = text_codes(train, config)
     targets = Targets.from_labels(train.labels, groups)
+    check_links(config.fusion, config.head, targets.space)
+    targets.class_weights(config.class_weight)
     if test is None and targets.counts.max() < _LEAST_ROWS:
         raise DataError(
             f"There is no test split, and {len(train)} training rows are too few to hold any out. "

@@ -44,20 +44,20 @@ def check_new_folder(place: str | Path) -> None:
     _check_parents(path, "--out")
 
 
-def check_new_file(path: Path, suffixes: tuple[str, ...]) -> None:
+def check_new_file(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
     """Raise StorageError when ``path`` is no file or cannot be made; a file is replaced.
 
     A ConfigError where its name ends in none of ``suffixes``, the formats that will be written.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "a device or a pipe"
-        raise StorageError(f"{path} is {what}. Give the name of a file with --out.")
+        raise StorageError(f"{path} is {what}. Give the name of a file with {option}.")
     if not path.name.lower().endswith(suffixes):
         raise ConfigError(
-            f"{path} has an unsupported extension. Give a name with --out that ends in "
+            f"{path} has an unsupported extension. Give a name with {option} that ends in "
             f"{', '.join(suffixes)}."
         )
-    _check_parents(path, "--out")
+    _check_parents(path, option)
 
 
 def open_store(

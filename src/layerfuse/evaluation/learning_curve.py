@@ -13,7 +13,7 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.labels import Column
 from layerfuse.metrics import Estimate
-from layerfuse.model_selection import SearchSpace, check_search, search
+from layerfuse.model_selection import SearchSpace, check_links, check_search, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Floats, Plan, Rows, predict_held
 from layerfuse.probing import PrincipalAxes, ProbeResults, probe_rows
@@ -176,7 +176,8 @@ def learning_curve(
     check_search(fusion, head)
     check_selection(selection)
     targets = Targets.from_labels(y, groups)
-    targets.class_weights(class_weight)  # refused before the work
+    check_links(fusion, head, targets.space)  # refused before the work, as are class weights
+    targets.class_weights(class_weight)
     if np.count_nonzero(targets.counts) < 2:
         raise DataError("All labels are the same. Give rows of at least two classes.")
     truth = targets.space.encode(y_test)
