@@ -544,6 +544,8 @@ def test_two_runs_on_the_same_rows(place: Path, tiny: TinyModels) -> None:
     shown = succeed("evaluate", place / "run", *files, "--no-texts").out
     assert f"{len(changed)} labels differ" in shown
     assert texts[changed[0]] not in shown
+    (header,) = (line for line in shown.splitlines() if "by the other" in line)
+    assert "text" not in header
     assert texts[changed[0]] in succeed("evaluate", place / "run", *files).out
 
 

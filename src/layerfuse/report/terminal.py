@@ -227,7 +227,7 @@ def _print_run_comparison(own: RunComparison, out: Console) -> None:
         f"{plural(len(own.changes), 'label differs', 'labels differ')}",
         soft_wrap=True,
     )
-    cells = [
+    cells: list[tuple[str, ...]] = [
         (
             str(change.row),
             *map(_labels, (change.label, change.predicted, change.other)),
@@ -236,7 +236,9 @@ def _print_run_comparison(own: RunComparison, out: Console) -> None:
         for change in own.changes[:_MOST_ROWS]
     ]
     if cells:
-        head = ("row", "label", "predicted", "by the other", "text")
+        head: tuple[str, ...] = ("row", "label", "predicted", "by the other", "text")
+        if not any(change.text for change in own.changes):  # --no-texts
+            head, cells = head[:-1], [cell[:-1] for cell in cells]
         _print_table(tables.Table("Labels that differ", head, cells, (0,)), out)
 
 
