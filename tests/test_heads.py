@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 from layerfuse import BlockRef
-from layerfuse.errors import ConfigError, FormatError
+from layerfuse.errors import ConfigError, FormatError, StorageError
 from layerfuse.evaluation.baselines import tfidf_proba
 from layerfuse.heads import (
     HEADS,
@@ -455,3 +456,16 @@ class TestManyClasses:
         np.testing.assert_allclose(found.coef_, plain.coef_, atol=1e-5)
         sparse = fit_logistic(LogisticRegression(tol=1e-8), csr_array(X), codes, weights)
         np.testing.assert_allclose(sparse.coef_, plain.coef_, atol=1e-5)
+
+
+def test_no_room_for_parts_is_a_storage_error() -> None:
+    """A logistic head goes through them from a temporary file."""
+    X, y = problem(3, n=300)
+    plan = Plan((BlockRef("e", 0, "mean"),), head="logistic")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageError, match="no room"):
+            train_parts(plan, [(np.arange(300), X)], targets_of(y), 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -77,17 +77,19 @@ class RayCluster:
         )
         done: set[int] = set()
         with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
-            for row in results.iter_rows():
-                number, result = pickle.loads(row["result"])  # noqa: S301  # of our own actors
-                if number in done:
-                    raise LayerfuseError(
-                        f"Ray gave the result of part {number} twice. Run the same command again "
-                        "(predict with --resume)."
-                    )
-                done.add(number)
-                yield result
-            if is_ours:
-                ray.shutdown()  # nothing is told from here on
+            try:
+                for row in results.iter_rows():
+                    number, result = pickle.loads(row["result"])  # noqa: S301  # of our actors
+                    if number in done:
+                        raise LayerfuseError(
+                            f"Ray gave the result of part {number} twice. Run the same command "
+                            "again (predict with --resume)."
+                        )
+                    done.add(number)
+                    yield result
+            finally:
+                if is_ours:
+                    ray.shutdown()  # nothing is told from here on
 
 
 class _Actor:

@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import Calibrator
+from layerfuse.files import storage_errors
 from layerfuse.fusion import FUSIONS, Fusion, fit_fusion
 from layerfuse.heads import (
     BalancedRidgeHead,
@@ -141,11 +143,19 @@ def train_parts(
 def _spooled(
     parts: Iterable[tuple[Rows, Floats]],
 ) -> Iterator[Callable[[], Iterator[tuple[Rows, Floats]]]]:
-    """Yield a function that gives the parts as often as it is called, from a temporary file."""
+    """Yield a function that gives the parts as often as it is called, from a temporary file.
+
+    Raises
+    ------
+    StorageError
+        When the folder of temporary files (``TMPDIR``) has no room for 4 n d bytes.
+    """
     with tempfile.TemporaryFile() as file:
         written = []
         for rows, X in parts:
-            X.astype(np.float32).tofile(file)
+            with storage_errors(Path(tempfile.gettempdir())):
+                file.write(np.ascontiguousarray(X, dtype=np.float32).data)
+                file.flush()
             written.append((rows, X.shape))
 
         def again() -> Iterator[tuple[Rows, Floats]]:
