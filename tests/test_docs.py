@@ -146,18 +146,27 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the user's encoders and a store of its own.
 
     mpnet is a link to minilm: the pages' commands want an encoder of that name, and its 400 MB
-    would add nothing to what is tested here.
+    would add nothing to what is tested here. What was unpacked from a GGUF file is the user's too.
     """
     cache = tmp_path_factory.mktemp("docs-cache")
     (cache / "models").mkdir()
-    minilm, smollm2 = encoder_path("minilm"), encoder_path("smollm2-135m")
-    places = {"minilm": minilm, "mpnet": minilm, "smollm2-135m": smollm2.parent}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERFUSE_CACHE", str(users_cache))
+        minilm = encoder_path("minilm")
+        places = {
+            "models/minilm": minilm,
+            "models/mpnet": minilm,
+            "models/e5-small": encoder_path("e5-small"),
+            "models/smollm2-135m": encoder_path("smollm2-135m").parent,
+            "gguf": users_cache / "gguf",
+        }
+    (users_cache / "gguf").mkdir(exist_ok=True)
     for name, place in places.items():
-        (cache / "models" / name).symlink_to(place.resolve(), target_is_directory=True)
+        (cache / name).symlink_to(place.resolve(), target_is_directory=True)
     return cache
 
 
