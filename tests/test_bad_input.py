@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import json
-import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -627,12 +626,9 @@ def test_a_full_disk_is_said_and_nothing_half_written_stays(models: Path, tmp_pa
     command = ("fit", "train.csv", "-e", models / "bert", "--store", store, "--out", "run")
 
     def act() -> Done:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes
-
-        process = start(*command, cwd=Path.cwd(), preexec_fn=limit)
+        process = start(*command, cwd=Path.cwd(), file_bytes=20_000)
         out, err = process.communicate(timeout=120)
-        return Done(process.returncode, out, err)
+        return Done(process.wait(), out, err)
 
     check_refused(act, "The disk has no room to write", "is kept; free some space")
     assert [path.name for path in store.rglob("*") if path.is_file()] == ["manifest.json"]

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from layerfuse.commands.predict import evaluate
 from layerfuse.data import TABLE_SUFFIXES, load_dataset, stream_texts
 from layerfuse.progress import SILENT
 from object_server import object_server
+from processes import Child
 
 PART = 7
 N_ROWS = 40
@@ -255,7 +255,7 @@ class TestRay:
         write_csv(Path("many.csv"), rows(3000, seed=2))
         return ("predict", bundle, Path("many.csv").resolve(), "--part-rows", 20)
 
-    def on_ray(self, cluster: Cluster, *command: object) -> subprocess.Popen[str]:
+    def on_ray(self, cluster: Cluster, *command: object) -> Child:
         return start(*command, "--engine", "ray", "--address", cluster.address, cwd=Path.cwd())
 
     def test_output_is_that_of_the_local_engine(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -20,12 +19,10 @@ from budget import Soak
 import layerfuse
 from commandline import rows, write_csv
 from families import TinyModels
+from processes import fork
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-_PRELOADED = ["torch", "layerfuse.commands.fit", "layerfuse.commands.predict", "altair", "jinja2"]
-_PRELOADED += ["transformers.models.bert.modeling_bert", "transformers.models.auto"]
-_PRELOADED += ["layerfuse.report.html", "sklearn.linear_model", "pyarrow.parquet", "markdown_it"]
 Random = np.random.Generator
 Files = dict[str, bytes]
 
@@ -60,13 +57,8 @@ def _save_both(one: str, other: str) -> int:
 
 
 def start(folder: Path, work: Callable[..., int], *arguments: str) -> BaseProcess:
-    """A process forked from a server that has imported all, so that it starts in an instant."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    cache = Path(os.environ["LAYERFUSE_CACHE"])
-    process = context.Process(target=_child, args=(folder, cache, work, arguments), daemon=True)
-    process.start()
-    return process
+    """A process of its own, which writes to ``log``."""
+    return fork(_child, folder, Path(os.environ["LAYERFUSE_CACHE"]), work, arguments)
 
 
 def finish(folder: Path, *words: str) -> float:
