@@ -43,11 +43,8 @@ def users_cache() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """For arrays this small, threads that wait for a busy machine cost a hundredfold."""
-    if request.node.get_closest_marker("index") is not None:
-        yield
-        return
     with threadpool_limits(1):
         yield
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from threadpoolctl import threadpool_limits
 
 import layerfuse
 from commandline import Row, rows, run, start, write_csv, write_text
@@ -171,7 +170,7 @@ def models(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a page, with the files that pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAYERFUSE_CACHE", str(models))
@@ -200,8 +199,7 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     write_text(tmp_path / "genres.csv", "text,comedy,crime\n" + "".join(flags))
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
-    with threadpool_limits(1):
-        yield tmp_path
+    return tmp_path
 
 
 def _texts(data: Sequence[Row]) -> list[str]:
