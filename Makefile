@@ -34,8 +34,8 @@ quick: $(DEV) ## the tests that need neither seconds each, nor a browser, nor mo
 	@$(BIN)/python -m pytest -q -m "not slow and not browser and not index" $(PYTEST_ARGS)
 
 soak: $(DEV) ## fuzz, kills and threads, SECONDS=60 for each test from SEED=0; SECONDS=0 repeats one seed
-	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q -s -o timeout=0 tests/soak $(PYTEST_ARGS)
+	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) OMP_NUM_THREADS=1 LAYERFUSE_ZOO=all \
+	  $(BIN)/python -m pytest -q -s -o timeout=0 tests/soak tests/test_zoo.py $(PYTEST_ARGS)
 
 # Tests open reports in a browser. Where there is none it is installed if that can be done; else they
 # fail, and PYTEST_ARGS="-m 'not browser'" leaves them out.
