@@ -533,6 +533,7 @@ def check_refused(act: Callable[[], Done], *says: str) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_is_explained(mistake: Mistake, models: Path, trained: Path):
     for name, content in mistake.files.items():
@@ -592,6 +593,7 @@ class TestDamagedBundles:
 class TestSettings:
     """Values of a settings file that have another type than they should."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("line", "says"),
         [

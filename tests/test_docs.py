@@ -122,6 +122,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in targets if link and not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_reference_is_that_of_the_program() -> None:
     assert runpy.run_path(str(_DOCS / "reference.py"))["make_page"]() == (
         (_DOCS / "cli.md").read_text(encoding="utf-8")

@@ -242,6 +242,7 @@ def write_adapter(folder: Path, base: Path, task: str = "CAUSAL_LM", **options: 
     return model
 
 
+@pytest.mark.slow
 @of_adapters
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"alpha_pattern": 64}])

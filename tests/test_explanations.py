@@ -102,6 +102,7 @@ def test_a_bundle_keeps_texts_only_where_asked_for(tiny: TinyModels, tmp_path: P
     assert names <= {"fine", "bad"}
 
 
+@pytest.mark.slow
 def test_fit_and_predict_explain(tiny: TinyModels, tmp_path: Path):
     table = write_csv(tmp_path / "train.csv", rows(40))
     few = ["-e", f"bert={tiny('bert')}", "--layers", 1, "--cv", 2, "--head", "ridge"]

@@ -42,6 +42,7 @@ def kept(cache: Path, part: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_kept_equals_what_the_file_gives(

@@ -39,6 +39,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded & (HEAVY | {"cyclopts", "rich"}) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[], ["fit"], ["store", "ls"]], ids=" ".join)
 def test_the_help_loads_nothing_heavy(command: list[str]):
     assert loaded_by(RUN_HELP.replace("*COMMAND", f"*{command}")) & HEAVY == set()

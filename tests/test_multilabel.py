@@ -170,6 +170,7 @@ def test_metrics_are_those_of_scikit_learn() -> None:
         assert estimate.low < estimate.value < estimate.high, name
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth() -> None:
     def draw(n: int, seed: int) -> tuple[Array, Array]:
         rng = np.random.default_rng(seed)
@@ -292,6 +293,7 @@ def fitted(tiny: TinyModels) -> Any:
     return build(tiny, "bert", cv=3).fit(texts, labels), texts, labels
 
 
+@pytest.mark.slow
 def test_a_classifier_is_one_of_scikit_learn(fitted: Any) -> None:
     classifier, _, _ = fitted
     texts, labels = texts_with_labels(80, seed=1)
@@ -451,6 +453,7 @@ def place(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_rows_are_evaluated_in_whichever_form_their_labels_come(
     place: Path, tiny: TinyModels
 ) -> None:
@@ -511,6 +514,7 @@ def test_a_run_is_evaluated_by_the_columns_it_was_trained_on(place: Path) -> Non
     assert len({line.index("95%") for line in lines}) == 1
 
 
+@pytest.mark.slow
 def test_two_runs_on_the_same_rows(place: Path, tiny: TinyModels) -> None:
     texts, labels = texts_with_labels(60)
     # knows a label that the first one does not, and lacks another
@@ -704,6 +708,7 @@ def test_commands_that_do_not_go_with_several_labels_say_so(
     assert not (place / "no").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "sentence-transformers"])
 def test_an_export_decides_as_the_run_does(place: Path, tmp_path: Path, kind: str) -> None:
     if kind == "onnx":

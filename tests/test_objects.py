@@ -257,6 +257,7 @@ class TestRuns:
         monkeypatch.chdir(tmp_path)
         write_csv(tmp_path / "texts.csv", rows(30, seed=1))
 
+    @pytest.mark.slow
     def test_commands(self, fitted: Path):
         for command in ("predict", "evaluate"):
             here = succeed(command, fitted / "run", "texts.csv", "--device", "cpu").out

@@ -27,9 +27,7 @@ SEEDS = range(20)
 ENCODER = "planted"
 
 
-def planted(
-    seed: int, kind: str, n: int = N
-) -> tuple[dict[BlockRef, Array], Array, set[BlockRef]]:
+def planted(seed: int, kind: str, n: int = N) -> tuple[dict[BlockRef, Array], Array, set[BlockRef]]:
     """Blocks (n, DIM) of noise, of which some carry the label; and which ones."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, n)

@@ -43,6 +43,7 @@ def fitted(tiny: TinyModels, tmp_path: Path) -> list[object]:
     return ["fit", data, "--test", others, *few, *encoder]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--verbose"]], ids=["notes", "verbose"])
 def test_no_word_is_in_any_file_or_note(fitted: list[object], tmp_path: Path, options: list[str]):
     written = tmp_path / "written"
@@ -54,6 +55,7 @@ def test_no_word_is_in_any_file_or_note(fitted: list[object], tmp_path: Path, op
     assert "--no-texts" in done.err
 
 
+@pytest.mark.slow
 def test_without_it_the_report_shows_texts_and_the_bundle_does_not(
     fitted: list[object], tmp_path: Path
 ):

@@ -34,6 +34,7 @@ def test_a_profile_as_a_table(given: list[object], tmp_path: Path):
     assert [row["accuracy"] for row in same] == [score["accuracy"] for score in scores]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "start"), [("svg", b"<svg"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
 )
@@ -131,6 +132,7 @@ def test_embeddings_as_a_file(given: list[object], tmp_path: Path):
         np.testing.assert_array_equal(same, own)
 
 
+@pytest.mark.slow
 def test_extract_reads_html_as_fit_does(given: list[object], tmp_path: Path):
     write_csv(tmp_path / "train.csv", [(f"<p>{text}</p>", label) for text, label in rows(40)])
     succeed("extract", *given, "--strip-html")
@@ -138,6 +140,7 @@ def test_extract_reads_html_as_fit_does(given: list[object], tmp_path: Path):
     assert "40 of 40 distinct texts are in the store" in done.err
 
 
+@pytest.mark.slow
 def test_fits_with_several_seeds_are_beside_the_one_that_is_saved(
     tiny: TinyModels, tmp_path: Path
 ) -> None:

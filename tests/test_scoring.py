@@ -169,6 +169,7 @@ def test_rotation_and_scale_of_the_axes() -> None:
         np.testing.assert_allclose(space.rotated @ space.rotated.T, Z @ Z.T, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["ridge", "logistic"])
 def test_the_informative_block_is_found(scorer: str) -> None:
     for seed in range(5 if scorer == "ridge" else 2):

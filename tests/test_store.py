@@ -198,6 +198,7 @@ class TestWhatIsComputed:
             found = extract([*texts, texts[1]], short, store=store)
             assert found.truncated_share == 3 / 5
 
+    @pytest.mark.slow
     def test_what_changes_a_value_has_a_section_of_its_own(
         self, tiny: TinyModels, store: EmbeddingStore
     ):
@@ -345,6 +346,7 @@ class TestCost:
             cost = extract(TEXTS[:n_texts], encoder, store=store).costs["tiny"]
             assert cost.n_texts == kept
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "change",
         [
@@ -595,6 +597,7 @@ class TestDamaged:
         (shard,) = shards(store)
         return shard, extract(TEXTS, encoder, store=store)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "damage",
         [

@@ -155,6 +155,7 @@ class TestComparison:
 
 
 class TestSentence:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "found"),
         [
@@ -207,6 +208,7 @@ class TestSentence:
         said = verdict(usual(last=0.805)).sentence
         assert "not significantly worse than small's last layer (80.5%): -0.5 points" in said
 
+    @pytest.mark.slow
     def test_baselines_that_are_significantly_better_are_named(self) -> None:
         baselines = usual(test=0.75)
         baselines[1] = baseline("tfidf", cv=0.5, test=0.95)
@@ -327,6 +329,7 @@ class TestRecommended:
         assert "Simpler" not in found.sentence
         assert found.advice == ""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "name", "advice"),
         [
