@@ -343,6 +343,7 @@ class TestParameters:
         assert found == model.class_weight
         assert {type(key) for key in found} == {type(labels[0])}
 
+    @pytest.mark.slow
     def test_labels_that_no_file_can_hold_are_named(self, tiny: TinyModels, tmp_path: Path):
         y = ["\ud800" if label == "good" else label for label in LABELS]
         model = build(tiny, layers=[0], cv=2).fit(TEXTS, y)
@@ -637,6 +638,7 @@ class TestRefused:
         with pytest.raises(FormatError, match=r"classes.*Save the bundle again"):
             layerfuse.load(saved)
 
+    @pytest.mark.slow
     def test_each_field_is_needed_and_of_one_kind(self, saved: Path):
         """Every field at every depth: removed, null, or something else."""
         path = saved / "bundle.json"

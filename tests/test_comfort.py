@@ -234,6 +234,7 @@ class TestRareClasses:
         assert np.isfinite(model.predict_proba(texts)).all()
         assert model.verdict_.cv.accuracy == model.cv_.accuracy
 
+    @pytest.mark.slow
     def test_the_logistic_scorer_takes_it(self, tiny: TinyModels):
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
         encoder = FrozenEncoder.from_pretrained(tiny("bert"), device="cpu", dtype="float32")
@@ -337,6 +338,7 @@ class TestPlots:
         assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
         assert "vegaEmbed" in chart._repr_mimebundle_()["text/html"]
 
+    @pytest.mark.slow
     def test_gains_are_drawn(self, fitted: LayerFusionClassifier, tmp_path: Path):
         chart = plot_verdict(fitted.verdict_)
         spec = chart.to_dict(validate=True)

@@ -116,6 +116,7 @@ def test_without_a_prompt_tokens_are_those_of_the_tokenizers_own_truncation(name
         assert row == (list(wanted) or [own.bos_token_id])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["the film {text}", "{text}\n\n  good", "bad\n{text}  \n was"])
 @pytest.mark.parametrize("name", _BUILD)
 def test_with_a_prompt_the_text_is_cut_from_its_end(name: str, prompt: str):

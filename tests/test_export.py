@@ -153,6 +153,7 @@ def test_onnx_of_several_labels_decides_the_same(
     assert {len(line) for line in lines} >= {1, 2}  # there is something to tell apart
 
 
+@pytest.mark.slow
 def test_onnx_refuses_what_has_no_operation(tiny: TinyModels, tmp_path: Path) -> None:
     """ALiBi of Falcon is computed with powers that become complex numbers."""
     with pytest.raises(UnsupportedModelError, match="Nothing was written"):
@@ -294,6 +295,7 @@ def test_a_block_alone_has_the_layout_of_other_servers(tiny: TinyModels, tmp_pat
     assert {"model_type", "max_position_embeddings", "pad_token_id"} <= set(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "options", "said"),
     [
@@ -479,6 +481,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_push_uploads_bundle_and_card(fitted: Path, hub: type[Hub], tmp_path: Path) -> None:
     done = succeed("push", fitted, "me/news", "--json")
     assert sorted(hub.received) == done.json["files"]
@@ -489,6 +492,7 @@ def test_a_push_uploads_bundle_and_card(fitted: Path, hub: type[Hub], tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_a_push_that_the_hub_refuses_says_what_to_do(fitted: Path, hub: type[Hub]) -> None:
     hub.refuses = True
     done = run("push", fitted, "me/news")

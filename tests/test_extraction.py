@@ -60,6 +60,7 @@ def with_limit(source: Path, target: Path, **settings: Any) -> Path:
 
 
 class TestOrderAndBatches:
+    @pytest.mark.slow
     def test_shuffled_lengths_come_back_in_order(self, tiny: TinyModels):
         texts = sentences(60, longest=30)
         encoder = opened(tiny("bert"))
@@ -374,6 +375,7 @@ class TestViews:
 
 
 class TestTexts:
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5"])
     @pytest.mark.parametrize("special", [True, False])
     def test_empty_texts_are_read(self, tiny: TinyModels, family: str, special: bool):

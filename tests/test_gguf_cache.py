@@ -66,6 +66,7 @@ def test_what_is_kept_equals_what_the_file_gives(
     assert again.fingerprints == {"weights": fingerprint_file(path)}
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_is_read_and_a_damaged_one_is_made_again(tmp_path: Path, cache: Path):
     path = tmp_path / "tiny.gguf"
     save_gguf("llama", path)

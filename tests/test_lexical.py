@@ -140,6 +140,7 @@ def test_a_fit_chooses_words_where_they_tell_the_label(tiny: TinyModels, tmp_pat
     assert b"word" not in saved
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_sample_are_learned_from_too(tiny: TinyModels) -> None:
     labels = LABELS * 3
     texts = texts_of(labels)
@@ -251,6 +252,7 @@ def test_the_name_of_words_is_no_encoders(tiny: TinyModels) -> None:
         LayerFusionClassifier([f"lexical={tiny('bert')}"]).fit(texts_of(LABELS), LABELS)
 
 
+@pytest.mark.slow
 def test_what_words_take_counts(tiny: TinyModels) -> None:
     model = LayerFusionClassifier([tiny("bert")], lexical=True, store=None).fit(
         texts_of(LABELS), LABELS

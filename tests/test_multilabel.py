@@ -333,6 +333,7 @@ def test_a_bundle_holds_all_of_it(fitted: Any, tmp_path: Path) -> None:
     assert [own[0].label for own in near.neighbors] == names[:5]
 
 
+@pytest.mark.slow
 def test_groups_weights_and_a_sample_above_all_rows(tiny: TinyModels) -> None:
     texts, labels = texts_with_labels(90, seed=2)
     groups = np.arange(90) // 3
@@ -605,6 +606,7 @@ def test_a_server_answers_with_lists_of_labels(place: Path) -> None:
     assert "micro_f1" in listed[0]["cv"]
 
 
+@pytest.mark.slow
 def test_a_curve_is_in_micro_f1(place: Path, tiny: TinyModels) -> None:
     train, test = write_table(place, "lists", 120), write_table(place, "lists", 60, seed=1)
     encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
@@ -658,6 +660,7 @@ def test_no_constant_prediction_is_better_than_the_majority(seed: int) -> None:
     assert score(targets.most_frequent[0]) == pytest.approx(max(map(score, rows)))
 
 
+@pytest.mark.slow
 def test_labels_of_noise_are_said_to_be_unpredictable(tiny: TinyModels) -> None:
     texts, _ = texts_with_labels(120)
     noise = (np.random.default_rng(0).random((120, 4)) < 0.3).astype(int)
@@ -682,6 +685,7 @@ def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
     assert 5 in [doubt["row"] for doubt in found["doubts"][:3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "said"),
     [

@@ -72,6 +72,7 @@ def test_a_bundle_cannot_keep_texts_and_leave_them_out(fitted: list[object], tmp
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [True, False])
 def test_an_audit_of_labels(tiny: TinyModels, tmp_path: Path, texts: bool):
     data = write_csv(tmp_path / "train.csv", private_rows(60, 0))

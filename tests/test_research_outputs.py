@@ -43,6 +43,7 @@ def test_a_profile_as_a_figure(given: list[object], tmp_path: Path, suffix: str,
     assert (tmp_path / f"layers.{suffix}").read_bytes().startswith(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["ridge", "logistic"])
 def test_predictions_of_every_block_by_row(given: list[object], tmp_path: Path, scorer: str):
     path = tmp_path / "predictions.parquet"

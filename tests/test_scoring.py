@@ -62,6 +62,7 @@ def named(arrays: list[Array], encoder: str = "e") -> dict[BlockRef, Array]:
     return {BlockRef(encoder, layer, "mean"): array for layer, array in enumerate(arrays)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize(("n", "dim"), [(40, 7), (24, 60), (20, 20)])
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 0.3])

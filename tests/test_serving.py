@@ -572,6 +572,7 @@ class TestTokenAndReload:
     def test_no_reload_without_a_token(self, server: Running) -> None:
         assert server.ask("POST", "/v1/reload").status == 403
 
+    @pytest.mark.slow
     def test_a_reload_drops_nothing(self, runs: dict[str, Path], tmp_path: Path) -> None:
         place, text = tmp_path / "model", "the market was bad"
         shutil.copytree(runs["low"] / "bundle", place)

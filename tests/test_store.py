@@ -395,6 +395,7 @@ class TestCost:
         assert record is not None
         assert record.cost("tiny") == cost
 
+    @pytest.mark.slow
     def test_a_store_that_has_no_record_yet(
         self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
     ):
@@ -537,6 +538,7 @@ class TestKilled:
 class TestWorkingAhead:
     """What runs beside a GPU, on a CPU that calls itself one."""
 
+    @pytest.mark.slow
     def test_it_gives_the_same(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
@@ -678,6 +680,7 @@ class TestDamaged:
             np.testing.assert_array_equal(array, wanted)
         assert sum(notes.advanced) == 10
 
+    @pytest.mark.slow
     def test_a_disk_that_never_gives_back_what_was_written(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):

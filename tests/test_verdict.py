@@ -136,6 +136,7 @@ class TestComparison:
         assert (near.cv.gain.low, near.cv.gain.high) == (0, 0)
         assert far.cv.gain.high - far.cv.gain.low > 0.1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("test", [None, 0.7])
     def test_what_there_is_depends_on_the_baseline_and_on_test_rows(
         self, test: float | None
@@ -218,6 +219,7 @@ class TestSentence:
         assert f"{better} (and 1 more)." in verdict(baselines, test=0.8).headline
         assert "Significantly better: " not in verdict(usual()).sentence
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("own", "said"), [(1.0, "100 of 100"), (0.9975, "99 of 100"), (0.5, "50 of 100")]
     )

@@ -102,6 +102,7 @@ class TestSplit:
         lengths = [len(ids) for ids in tokens(pieces).ids]
         assert all(n <= 40 or len(piece) == 1 for n, piece in zip(lengths, pieces, strict=True))
 
+    @pytest.mark.slow
     def test_a_word_of_ten_megabytes_is_bounded(self):
         tokens = tokenizer("bert")
         found = tokens.split(["x" * 10_000_000], WindowLimits(40, 0.0, 8))
