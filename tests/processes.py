@@ -17,7 +17,7 @@ from typing import IO, Any
 _PRELOADED = [
     *("torch", "transformers.models.auto", "transformers.models.bert.modeling_bert"),
     *("layerfuse.commands.fit", "layerfuse.commands.predict", "layerfuse.commands.analyze"),
-    *("layerfuse.commands.assets", "layerfuse.cli", "layerfuse.report.html", "markdown_it"),
+    *("layerfuse.commands.extract", "layerfuse.cli", "layerfuse.report.html", "markdown_it"),
     *("altair", "jinja2", "sklearn.linear_model", "pyarrow.parquet"),
 ]
 

@@ -46,6 +46,14 @@ def test_the_help_loads_nothing_heavy(command: list[str]):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", [["models", "list"], ["store", "ls"]], ids=" ".join)
+def test_lists_load_nothing_that_fits(command: list[str]):
+    code = RUN_HELP.replace("*COMMAND", f"*{command}").replace(', "--help"', "")
+    code = code[: code.index("assert")]
+    assert loaded_by(code) & {"torch", "transformers", "sklearn", "scipy", "pyarrow"} == set()
+
+
+@pytest.mark.slow
 def test_the_help_is_quick():
     """CPU time, the best of five: the rest is what the machine was doing."""
     seconds = []

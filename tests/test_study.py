@@ -434,6 +434,7 @@ class TestCosts:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ):
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         for name in ("statistics", "layerfuse", "torch"):  # of the user's, not to be imported
             write_text(tmp_path / f"{name}.py", "raise SystemExit('imported')")
         monkeypatch.chdir(tmp_path)
