@@ -50,6 +50,16 @@ def is_url(source: str | Path) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def is_folder(url: str) -> bool:
+    """Whether a URL names a folder: objects lie below it, and none at it."""
+    try:
+        with _url_errors(url):
+            system, path = _system(url)
+            return bool(system.info(path)["type"] == "directory")
+    except (NotFoundError, StorageError):  # said where it is opened
+        return False
+
+
 def open_url(url: str) -> IO[bytes]:
     """Open an object to be read through fsspec.
 

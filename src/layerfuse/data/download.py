@@ -16,8 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from layerfuse.data.catalog import (
@@ -31,12 +30,8 @@ from layerfuse.data.catalog import (
 from layerfuse.data.columns import ReadOptions
 from layerfuse.data.conversion import CONVERTERS
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.readers import (
-    STANDARD_INPUT,
-    TextStream,
-    stream_dataset,
-    stream_hub,
-)
+from layerfuse.data.readers import STANDARD_INPUT
+from layerfuse.data.sources import Source, TextStream, load_hub, stream_dataset
 from layerfuse.errors import (
     ConfigError,
     FormatError,
@@ -70,12 +65,12 @@ _PIP = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip
 
 
 def load_dataset(
-    source: str | Path,
+    source: Source,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
     label_separator: str | None = None,
-    test: str | Path | None = None,
+    test: Source | None = None,
     labeled: bool = True,
     id_column: str | None = None,
     group_column: str | None = None,
@@ -130,33 +125,24 @@ def load_dataset(
 
 
 def stream_texts(
-    source: str | Path,
+    source: Source,
     part_rows: int | None,
     options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     *,
-    test: str | Path | None = None,
+    test: Source | None = None,
     reporter: Reporter = SILENT,
 ) -> TextStream:
     """Open what `load_dataset` reads, to be read in parts of so many rows; None reads it as one.
 
     ``"-"`` is standard input; a dataset of the Hub is read whole.
     """
+    if not isinstance(source, str | Path):
+        return stream_dataset(source, part_rows, options, test)
     if not str(source).startswith("hub:"):
         return stream_dataset(_find(source, reporter), part_rows, options, test)
     repo_id, _, config = str(source).removeprefix("hub:").partition(":")
-    stream = stream_hub(repo_id, config or None, options)
-    splits = {name: _cut(parts, part_rows) for name, parts in stream.splits.items()}
-    if test is not None:
-        splits["test"] = stream_dataset(test, part_rows, options).splits["train"]
-    return replace(stream, splits=splits)
-
-
-def _cut(splits: Iterable[Split], part_rows: int | None) -> Iterator[Split]:
-    """Splits in parts of so many rows."""
-    for split in splits:
-        size = part_rows or len(split)
-        for start in range(0, len(split), size):
-            yield split.take(range(start, min(start + size, len(split))))
+    splits = load_hub(repo_id, config or None)
+    return stream_dataset(splits, part_rows, options, test, repo_id.rpartition("/")[2])
 
 
 def _find(source: str | Path, reporter: Reporter) -> str | Path:
@@ -336,7 +322,7 @@ def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Re
         reporter.note(f"downloading {entry.name} from the Hugging Face Hub ({origin.repo_id})")
         try:
             options = ReadOptions(origin.text_column, origin.label_column)
-            splits = stream_hub(origin.repo_id, None, options).read().splits
+            splits = stream_dataset(load_hub(origin.repo_id, None), None, options).read().splits
         except (MissingExtraError, NotFoundError) as error:
             raise type(error)(
                 f"{error}\nOr let LAYERFUSE_DATA name a folder that holds {entry.name}/{_TRAIN}."
