@@ -43,6 +43,8 @@ _WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")  # "05" is no number: its text would
 class HubDataset(Protocol):
     """A ``Dataset`` or an ``IterableDataset`` of the package datasets."""
 
+    features: Any
+
     def with_format(self, kind: str | None = ..., /) -> Any:
         """The same rows, as Arrow tables for example."""
 
@@ -422,6 +424,11 @@ def _labeled_splits(
     """
     found: dict[str, list[_Reader]] = {}
     for split, dataset in splits.items():
+        if not hasattr(dataset, "with_format"):
+            raise DataError(
+                f"Got a {type(dataset).__name__} where the name, path or URL of a dataset is "
+                "expected, or a Dataset or IterableDataset of the package datasets."
+            )
         read = partial(_read_hub, f"{name} ({split})", dataset)
         if hasattr(dataset, "__len__"):
             text, label = find_columns(first := next(read(_BATCH_ROWS)), options)
@@ -438,8 +445,16 @@ def _labeled_splits(
 
 def _read_hub(where: str, dataset: HubDataset, part_rows: int | None) -> Iterator[Table]:
     """The rows of a Hugging Face dataset, class names in place of class numbers."""
-    batches = dataset.with_format("arrow").iter(part_rows or _BATCH_ROWS)
-    first = next(batches, None)
+    size = part_rows or _BATCH_ROWS
+    if dataset.features is not None:
+        batches = dataset.with_format("arrow").iter(size)
+        tables = (arrow_table(where, batch) for batch in batches)
+    else:  # of an IterableDataset whose types nobody knows: Arrow would guess some in each batch
+        tables = (
+            Table(where, tuple(batch), batch.__getitem__, len(next(iter(batch.values()))))
+            for batch in dataset.with_format(None).iter(size)
+        )
+    first = next(tables, None)
     if first is None:
         raise DataError(f"{where} has no rows. Give a dataset with at least one text.")
-    yield from map(partial(arrow_table, where), chain([first], batches))
+    yield from chain([first], tables)
