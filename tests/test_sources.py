@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import pytest
 
 from commandline import rows, run, succeed, write_csv, write_jsonl
 from families import save_model
-from layerfuse import load_dataset
+from layerfuse import load, load_dataset
 from layerfuse.commands.parts import PartFiles
-from layerfuse.data import ReadOptions, Split, stream_texts
+from layerfuse.data import ReadOptions, Split, readers, stream_texts
 from layerfuse.errors import DataError, NotFoundError
 
 EVERYTHING = ReadOptions(labeled=False, keep=True)
@@ -403,3 +403,111 @@ class TestCommands:
         done = run("fit", "one", "-e", bundle.parent / "bert", "--out", "run")
         assert done.code == 2
         assert "All 3 rows have the same label 'x'" in done.err
+
+
+class TestHuggingFace:
+    """Datasets of the package datasets; skipped where it is not installed."""
+
+    @pytest.fixture
+    def hub(self) -> Any:
+        return pytest.importorskip("datasets", reason="pip install 'layerfuse[hub]'")
+
+    def named(self, hub: Any, labels: Sequence[int]) -> Any:
+        features = hub.Features(text=hub.Value("string"), label=hub.ClassLabel(names=["no", "yes"]))
+        texts = [f"text {row}" for row in range(len(labels))]
+        return hub.Dataset.from_dict({"text": texts, "label": list(labels)}, features=features)
+
+    def test_a_dataset_has_the_names_of_its_classes(self, hub: Any):
+        data = self.named(hub, [0, 1, -1, 1])
+        found = load_dataset(data, test=data.select([3, 0]))
+        assert found.train == Split(("text 0", "text 1", "text 3"), ("no", "yes", "yes"))
+        assert found.test == Split(("text 3", "text 0"), ("yes", "no"))
+
+    def test_splits_without_labels_are_left_out(self, hub: Any):
+        splits = {"train": self.named(hub, [0, 1]), "test": self.named(hub, [-1, -1])}
+        assert list(load_dataset(hub.DatasetDict(splits)).splits) == ["train"]
+        unlabeled = load_dataset(hub.DatasetDict(splits), labeled=False)
+        assert [len(split) for split in unlabeled.splits.values()] == [2, 2]
+        with pytest.raises(DataError, match="no split with labels"):
+            load_dataset(splits["test"])
+
+    @pytest.mark.parametrize("part_rows", [1, 3, 100])
+    def test_parts_of_a_dataset(self, hub: Any, part_rows: int):
+        data = self.named(hub, [0, 1] * 5)
+        whole = load_dataset(data).train
+        for own in (data, data.to_iterable_dataset(num_shards=3)):
+            parts = list(stream_texts(own, part_rows).splits["train"])
+            assert max(map(len, parts)) <= part_rows
+            assert sum((part.texts for part in parts), ()) == whole.texts
+            assert sum((part.labels or () for part in parts), ()) == whole.labels
+
+    def test_an_iterable_dataset_is_read_as_far_as_it_is_asked_for(self, hub: Any):
+        read = []
+
+        def generate(shards: Sequence[str]) -> Iterator[dict[str, object]]:
+            for shard in shards:
+                for row in range(10**9):
+                    read.append(row)
+                    yield {"text": f"{shard} {row}", "label": "xy"[row % 2], "n": row or None}
+
+        endless = hub.IterableDataset.from_generator(generate, gen_kwargs={"shards": ["a", "b"]})
+        parts = stream_texts(endless, 10, EVERYTHING).splits["train"]
+        found = [next(parts) for _ in range(20)]
+        assert found[19].texts == tuple(f"a {row}" for row in range(190, 200))
+        assert found[0].columns["n"][:2] == (None, 1)
+        assert tuple(found[19].rows) == tuple(range(190, 200))
+        assert len(read) < 1000
+        some = load_dataset(endless.take(30)).train
+        assert (len(some), set(some.labels or ())) == (30, {"x", "y"})
+
+    def test_an_endless_dataset_is_not_read_whole(self, hub: Any, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(readers, "_MOST_ROWS", 50_000)
+        endless = self.named(hub, [0, 1]).to_iterable_dataset().repeat(None)
+        with pytest.raises(DataError, match=r"of at most 50,000 .*Take a part"):
+            load_dataset(endless)
+
+    def test_a_folder_of_save_to_disk_comes_in_parts(self, hub: Any, tmp_path: Path):
+        data = hub.DatasetDict(train=self.named(hub, [0, 1] * 8), test=self.named(hub, [1, 0]))
+        data.save_to_disk(tmp_path / "d", num_shards={"train": 3, "test": 1})
+        whole = load_dataset(tmp_path / "d")
+        assert whole.splits == load_dataset(data).splits
+        url = upload(tmp_path / "d", f"memory://{tmp_path.name}/d")
+        for source in (tmp_path / "d", url):
+            parts = list(stream_texts(source, 4).splits["train"])
+            assert sum((part.texts for part in parts), ()) == whole.train.texts
+            assert max(map(len, parts)) <= 4
+
+    def test_a_classifier_takes_its_columns(self, hub: Any, bundle: Path):
+        texts = [text for text, _ in rows(9)]
+        data = hub.Dataset.from_dict({"text": texts})
+        classifier = load(bundle)
+        expected = classifier.predict_proba(texts)
+        for own in (data, data.to_iterable_dataset(num_shards=2)):
+            assert (classifier.predict_proba(own["text"]) == expected).all()
+            parts = stream_texts(own, 4, ReadOptions(labeled=False)).splits["train"]
+            found = [label for part in parts for label in classifier.predict(part.texts)]
+            assert found == classifier.predict(texts).tolist()
+
+    def test_what_the_package_loads_comes_in_parts(
+        self, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        (tmp_path / "d").mkdir()
+        for name in ("train", "test"):
+            write_csv(tmp_path / "d" / f"{name}.csv", rows(9))
+        whole = load_dataset(f"hub:{tmp_path}/d")
+        assert (whole.name, list(whole.splits)) == ("d", ["train", "test"])
+        parts = list(stream_texts(f"hub:{tmp_path}/d", 4).splits["test"])
+        assert [len(part) for part in parts] == [4, 4, 1]
+        assert sum((part.texts for part in parts), ()) == whole.splits["test"].texts
+
+    @pytest.mark.parametrize("given", [["a"], 3, {"train": ["a"]}])
+    def test_what_is_no_dataset_is_refused(self, given: Any):
+        with pytest.raises(DataError, match=r"Got a (list|int) where"):
+            load_dataset(given)
+
+    def test_a_dataset_without_rows(self, hub: Any):
+        nothing = hub.IterableDataset.from_generator(lambda: iter(()))
+        for data in (self.named(hub, []), nothing):
+            with pytest.raises(DataError, match="has no rows"):
+                load_dataset(data)
