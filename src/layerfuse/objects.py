@@ -51,13 +51,11 @@ def is_url(source: str | Path) -> bool:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL names a folder: objects lie below it, and none at it."""
-    try:
-        with _url_errors(url):
-            system, path = _system(url)
-            return bool(system.info(path)["type"] == "directory")
-    except (NotFoundError, StorageError):  # said where it is opened
-        return False
+    """Whether objects lie below a URL, and none at it; raises as `open_url`."""
+    with contextlib.suppress(NotFoundError), _url_errors(url):
+        system, path = _system(url)
+        return bool(system.info(path)["type"] == "directory")
+    return False
 
 
 def open_url(url: str) -> IO[bytes]:

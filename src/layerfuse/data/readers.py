@@ -121,6 +121,8 @@ class _File:
         """What is wrong with the file as a DataError."""
         try:
             yield
+        except LayerfuseError:  # a StorageError is an OSError, too
+            raise
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
                 f"{self.where} cannot be unpacked as gzip ({error}). Download or compress it again."
