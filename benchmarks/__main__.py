@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 
 from benchmarks import (
+    ablation,
     abstention,
     accuracy,
     cluster,
@@ -56,6 +57,7 @@ BENCHMARKS = {
     "cluster": cluster.run,
     "complementarity": complementarity.run,
     "fusions": fusions.run,
+    "ablation": ablation.run,
     "few_labels": few_labels.run,
     "abstention": abstention.run,
     "label_errors": label_errors.run,

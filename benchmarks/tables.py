@@ -281,6 +281,30 @@ def complementarity(results: list[Result]) -> list[str]:
     return markdown_table([*columns, *(SETS[case["dataset"]] for case in sets)], map(row, names))
 
 
+def ablation(results: list[Result]) -> list[str]:
+    """Each step's test accuracy on each set, and its gain over the step before."""
+
+    def cell(case: Result, step: int) -> str:
+        own = case["steps"][step]
+        mean = percent(statistics.mean(seed["test"] for seed in own["seeds"]))
+        if own["gain"] is None:
+            return mean
+        gain = own["gain"]
+        return f"{mean} ({100 * gain['value']:+.1f}, {_between(gain['low'], gain['high'])})"
+
+    def cost(step: int, key: str) -> float:
+        seeds = [seed for case in results for seed in case["steps"][step]["seeds"]]
+        return statistics.median(seed[key] for seed in seeds)
+
+    def row(step: int) -> list[str]:
+        name = results[0]["steps"][step]["step"]
+        costs = (f"{cost(step, key):.0f}" for key in ("ms_per_text", "memory_mb", "fit_s"))
+        return [name, *(cell(case, step) for case in results), *costs]
+
+    header = ["", *(set_name(case["dataset"]) for case in results), "ms a text", "MB", "fit, s"]
+    return markdown_table(header, map(row, range(len(results[0]["steps"]))))
+
+
 def few_labels(results: list[Result]) -> list[str]:
     """The automatic choice with few rows of each class, and what it gains over other ways."""
 
@@ -372,10 +396,16 @@ def label_errors(results: list[Result]) -> list[str]:
         return [
             f"{set_name(case['dataset'])}, {' + '.join(case['encoders'])}",
             f"{case['planted']:,} of {case['rows']:,}",
-            *(percent(found[name]) for name in ("audit", "tfidf", "pipeline")),
+            percent(case["accuracy"]),
+            *(percent(found[name]) for name in ("audit", "tfidf")),
+            f"{100 * case['lead']['value']:+.1f} ± {100 * case['lead']['se']:.1f}",
+            percent(found["pipeline"]),
         ]
 
-    header = ["data", "planted", "`audit --labels`", "cleanlab on TF-IDF", "on the pipeline alone"]
+    header = [
+        "data", "planted", "nested accuracy", "`audit --labels`", "cleanlab on TF-IDF",
+        "difference ± standard error", "on the pipeline alone",
+    ]  # fmt: skip
     return markdown_table(header, map(row, results))
 
 
@@ -467,6 +497,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "fusions": ("fusions", fusions),
     "verdicts": ("fusions", verdicts),
     "complementarity": ("complementarity", complementarity),
+    "ablation": ("ablation", ablation),
     "few_labels": ("few_labels", few_labels),
     "abstention": ("abstention", abstention),
     "label_errors": ("label_errors", label_errors),

@@ -7,21 +7,24 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers as hf
 from safetensors.numpy import load_file, save_file
 
 from families import TinyModels, build_tokenizer, save_gguf, save_model
-from layerfuse import EmbeddingStore, FrozenEncoder, extract
+from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract, load
 from layerfuse.encoders.pretrained import find_source
-from layerfuse.errors import UnsupportedModelError
+from layerfuse.errors import MissingExtraError, UnsupportedModelError
+from layerfuse.progress import current_reporter
 
 LAST_YEAR = (1_700_000_000, 1_700_000_000)
 
@@ -215,25 +218,146 @@ def configure(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def write_adapter(folder: Path, base: str = "acme/base") -> None:
-    folder.mkdir(exist_ok=True)
-    config = {"peft_type": "LORA", "base_model_name_or_path": base}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"x": np.zeros((2, 2), np.float32)}, folder / "adapter_model.safetensors")
+# Peft asks transformers for what the next version calls otherwise.
+of_adapters = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+TASKS = {  # family, class, modules, the first block
+    "CAUSAL_LM": ("llama", hf.AutoModelForCausalLM, ["q_proj", "down_proj"], "model.layers.0"),
+    "SEQ_CLS": (
+        *("bert", hf.AutoModelForSequenceClassification, ["query", "dense"]),
+        "bert.encoder.layer.0",
+    ),
+    "FEATURE_EXTRACTION": ("bert", hf.AutoModel, ["query", "value"], "encoder.layer.0"),
+}
 
 
-def test_an_adapter_alone_names_its_base(tmp_path: Path):
-    write_adapter(tmp_path / "lora")
-    with pytest.raises(UnsupportedModelError, match=r"adapter of acme/base.*merge_and_unload"):
-        opened(tmp_path / "lora")
-    (tmp_path / "lora" / "adapter_config.json").write_text("[")
-    with pytest.raises(UnsupportedModelError, match=r"adapter of another model"):
-        opened(tmp_path / "lora")
+def write_adapter(folder: Path, base: Path, task: str = "CAUSAL_LM", **options: Any) -> Any:
+    """Save an adapter of ``base`` with random weights; return the model that peft makes of both."""
+    _, auto, modules, _ = TASKS[task]
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        task_type=task, r=4, target_modules=modules, init_lora_weights=False, **options
+    )
+    model = peft.get_peft_model(auto.from_pretrained(base), config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@of_adapters
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"alpha_pattern": 64}])
+def test_an_adapter_is_read_as_peft_applies_it(
+    tiny: TinyModels, tmp_path: Path, task: str, options: dict[str, Any]
+):
+    base = tiny(TASKS[task][0])
+    if "alpha_pattern" in options:
+        first = TASKS[task][3]
+        name = f"{first}.mlp.down_proj" if "model" in first else f"{first}.attention.self.query"
+        options = {"alpha_pattern": {name: options["alpha_pattern"]}}
+    adapted = write_adapter(tmp_path / "tuned", base, task, **options)
+    encoder = opened(tmp_path / "tuned")
+    for text in ("good", "a bad film"):
+        ids = hf.AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")
+        with torch.no_grad():
+            states = adapted(**ids, output_hidden_states=True).hidden_states
+        read = extract([text], encoder)
+        for layer in range(1, len(states) - 1):  # the last one may be normalized
+            np.testing.assert_allclose(
+                read[f"tiny:{layer}:mean"][0], states[layer][0].mean(0), atol=2e-5
+            )
+    plain = extract([text], opened(base))
+    assert not np.allclose(plain["tiny:2:mean"], read["tiny:2:mean"], atol=1e-2)
+
+
+@of_adapters
+def test_an_adapter_is_merged_once_and_known_by_its_content(
+    tiny: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tuned = tmp_path / "tuned"
+    write_adapter(tuned, tiny("llama"))
+    for times in (1, 0):
+        find_source(str(tuned), reporter=current_reporter(verbose=1))
+        assert capsys.readouterr().err.count("merging the adapter") == times
+    first = find_source(str(tuned))
+    assert first.origin == str(tuned)
+    assert first.name == "tuned"
+    (first.folder / "model.safetensors").write_bytes(b"damaged")
+    again = find_source(str(tuned))  # made anew
+    assert again.fingerprints() == first.fingerprints()
+    assert extract(["good"], opened(tuned))
+    weights = load_file(tuned / "adapter_model.safetensors")
+    save_file(
+        {name: 2 * value for name, value in weights.items()}, tuned / "adapter_model.safetensors"
+    )
+    other = find_source(str(tuned))
+    assert other.folder != first.folder
+    assert other.fingerprints()["weights"] != first.fingerprints()["weights"]
+
+
+@of_adapters
+def test_a_classifier_on_an_adapter_is_saved_and_loaded(tiny: TinyModels, tmp_path: Path):
+    write_adapter(tmp_path / "tuned", tiny("llama"))
+    texts, labels = ["good film", "a bad film", "good", "bad"] * 8, [1, 0, 1, 0] * 8
+    model = LayerFusionClassifier(f"tuned={tmp_path / 'tuned'}", cv=2).fit(texts, labels)
+    model.save(tmp_path / "bundle")
+    loaded = load(tmp_path / "bundle")
+    np.testing.assert_array_equal(loaded.predict_proba(texts), model.predict_proba(texts))
+
+
+@of_adapters
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"base_model_name_or_path": None}, "does not say which model"),
+        ({"base_model_name_or_path": "acme/base"}, "adapter of acme/base, which cannot be read"),
+        ({"megatron_config": {}}, "Megatron"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "cannot be merged"),
+        ({"peft_type": "UNHEARD_OF"}, "cannot be merged"),
+        ({"r": 3}, "cannot be merged"),
+        ({"target_modules": ["q_proj"]}, "do not belong together"),
+        ({"target_modules": ["q_proj", "down_proj", "o_proj"]}, "do not belong together"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    tiny: TinyModels, tmp_path: Path, change: dict[str, Any], said: str
+):
+    write_adapter(tmp_path / "tuned", tiny("llama"))
+    path = tmp_path / "tuned" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UnsupportedModelError, match=said):
+        opened(tmp_path / "tuned")
+
+
+@of_adapters
+def test_adapters_of_adapters_and_of_nothing_are_refused(tiny: TinyModels, tmp_path: Path):
+    tuned = tmp_path / "tuned"
+    write_adapter(tuned, tiny("llama"))
+    path = tuned / "adapter_config.json"
+    own = json.loads(path.read_text())
+    path.write_text(json.dumps(own | {"base_model_name_or_path": str(tuned)}))
+    with pytest.raises(UnsupportedModelError, match="itself an adapter"):
+        opened(tuned)
+    path.write_text("[")
+    with pytest.raises(UnsupportedModelError, match="does not say which model"):
+        opened(tuned)
+    path.write_text(json.dumps(own))
+    (tuned / "adapter_model.safetensors").rename(tuned / "adapter_model.bin")
+    with pytest.raises(UnsupportedModelError, match=r"no adapter_model\.safetensors"):
+        opened(tuned)
+
+
+def test_without_peft_an_adapter_is_named_with_its_model(
+    tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "acme/base"}')
+    save_file({"x": np.zeros((2, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"adapter of acme/base.*layerfuse\[peft\]"):
+        opened(tmp_path)
 
 
 def test_an_adapter_beside_a_whole_model_is_not_ignored(folder: Path):
-    write_adapter(folder)
-    with pytest.raises(UnsupportedModelError, match=r"an adapter beside a whole model\. Merge it"):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "acme/base"}')
+    with pytest.raises(UnsupportedModelError, match="an adapter beside a whole model"):
         opened(folder)
 
 

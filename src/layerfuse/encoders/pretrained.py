@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from threading import RLock
 from typing import TYPE_CHECKING
 
 from layerfuse.data.catalog import ENCODERS
-from layerfuse.data.download import encoder_path
+from layerfuse.data.download import encoder_path, place
 from layerfuse.encoders.architecture import text_stack
 from layerfuse.encoders.devices import QUANTIZED, loading_options
 from layerfuse.errors import (
@@ -52,7 +52,7 @@ _NOT_READ = (
     *("all_results", "eval", "license", "licence", "notice", "readme", "requirements", "train"),
 )
 _HUB_FILES = ["*.safetensors", *(f"*{suffix}" for suffix in sorted(_TEXTS))]
-_MERGE = "Merge it first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(folder)"
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SENTENCES = "sentence_bert_config.json"
 _PICKLED = {".bin", ".pt", ".pth"}
 
@@ -63,7 +63,8 @@ class EncoderSource:
 
     ``origin`` finds them again: a catalog name, an absolute path or a Hub name. ``gguf_file`` is a
     file's name in ``folder``, ``revision`` the Hub commit. ``trust_remote_code`` says whether code
-    in the folder may run, ``allow_pickle`` whether pickled weights may be read.
+    in the folder may run, ``allow_pickle`` whether pickled weights may be read. ``made_from`` holds
+    the fingerprints of an adapter and its base model, where ``folder`` is what they were merged to.
     """
 
     name: str
@@ -73,6 +74,7 @@ class EncoderSource:
     revision: str | None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    made_from: Mapping[str, str] | None = None
 
     @property
     def path(self) -> Path:
@@ -96,6 +98,8 @@ class EncoderSource:
         UnsupportedModelError
             When one of them is missing, or the weights are pickled and that is not allowed.
         """
+        if self.made_from is not None:  # sums differ in their last bits from machine to machine
+            return dict(self.made_from)
         names = [file.name for file in self.folder.iterdir() if file.is_file()]
         tokenizer = [name for name in names if _is_tokenizer_file(name)]
         if self.gguf_file:
@@ -117,10 +121,10 @@ class EncoderSource:
                     else ". Is it a model folder (config.json, model.safetensors, tokenizer files)?"
                 )
             )
-        if "adapter_config.json" in names:
+        if _ADAPTER in names:
             raise UnsupportedModelError(
-                f"{self.folder} holds an adapter beside a whole model. {_MERGE}, or move the "
-                "adapter's files away to read the model without it."
+                f"{self.folder} holds an adapter beside a whole model. Move one of them to a "
+                "folder of its own, and give that of the model or that of the adapter."
             )
         self._check_pointers([*weights, *tokenizer, "config.json"])
         if not tokenizer:  # transformers would invent one without a vocabulary
@@ -188,16 +192,24 @@ def find_source(
     UnsupportedModelError
         When a folder is not a model folder.
     """
+    folder, short, origin, revision = _find(name_or_path, revision, reporter)
+    if (folder / _ADAPTER).is_file() and not (folder / "config.json").exists():
+        return _merged(folder, name or short, origin, revision, reporter)
+    return _local(folder, name or short, origin, revision)
+
+
+def _find(
+    name_or_path: str, revision: str | None, reporter: Reporter
+) -> tuple[Path, str, str, str | None]:
+    """Where an encoder's files are, its name, its origin and its revision."""
     path = Path(name_or_path).expanduser()
     if name_or_path in ENCODERS and not (path / "config.json").exists():
-        path = encoder_path(name_or_path, reporter)
-        return _local(path, name or name_or_path, name_or_path, revision)
+        return encoder_path(name_or_path, reporter), name_or_path, name_or_path, revision
     if path.exists():
-        return _local(path, name or _name(path), str(path.resolve()), revision)
+        return path, _name(path), str(path.resolve()), revision
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not name_or_path.startswith("."):
         folder = _download(name_or_path, revision, reporter)
-        short = name_or_path.rpartition("/")[2]
-        return _local(folder, name or short, name_or_path, folder.name)
+        return folder, name_or_path.rpartition("/")[2], name_or_path, folder.name
     if path.suffix == ".gguf" or len(path.parts) > 2:
         near = [str(other) for other in path.parent.glob("*")] if path.parent.is_dir() else []
         raise NotFoundError(
@@ -228,10 +240,9 @@ def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderS
             )
         return EncoderSource(name, origin, path.parent, path.name, revision)
     if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
+        if (path / _ADAPTER).is_file():
             raise UnsupportedModelError(
-                f"{path} holds an adapter of {_base_of(path)}, not a whole model. {_MERGE}, and "
-                "give that folder."
+                f"{path} is itself an adapter. Merge it into its model and save that."
             )
         inside = sorted(found.parent for found in path.glob("*/config.json"))
         raise UnsupportedModelError(
@@ -242,12 +253,100 @@ def _local(path: Path, name: str, origin: str, revision: str | None) -> EncoderS
     return EncoderSource(name, origin, path, None, revision)
 
 
-def _base_of(adapter: Path) -> str:
+def _merged(
+    adapter: Path, name: str, origin: str, revision: str | None, reporter: Reporter
+) -> EncoderSource:
+    """An adapter (LoRA, Hu et al., ICLR 2022, and others that peft merges), merged into its base
+    model once and kept in the cache.
+    """
+    base_name, base_revision = _base_of(adapter)
+    what = f"{adapter} is an adapter of {base_name}"
+    require("peft", "peft", f"{what}. Merging the two")
     try:
-        config = json.loads((adapter / "adapter_config.json").read_bytes())
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return "another model"
+        base = _local(*_find(base_name, base_revision, reporter))
+        made_from = base.fingerprints()
+    except LayerfuseError as error:
+        raise UnsupportedModelError(f"{what}, which cannot be read: {error}") from error
+    if base.gguf_file:
+        raise UnsupportedModelError(f"{what}, a GGUF file. It needs the model's own folder.")
+    weights = fingerprint_folder(adapter, [_ADAPTER, _ADAPTER_WEIGHTS])
+    made_from["weights"] = digest(made_from["weights"], weights)
+    own = [file.name for file in adapter.iterdir() if _is_tokenizer_file(file.name)]
+    if own:  # it may have tokens of its own
+        made_from["tokenizer"] = digest(
+            made_from["tokenizer"], fingerprint_folder(adapter, sorted(own))
+        )
+    folder = cache_dir() / "merged" / digest(*made_from.values())
+    if folder.is_dir():
+        check_own(folder)
+        if damaged_files(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def build(target: Path) -> None:
+        reporter.note(f"merging the adapter {name} into {base_name}, once")
+        for file in base.folder.iterdir():
+            if file.suffix in _TEXTS and not file.name.endswith(".index.json") and file.is_file():
+                shutil.copy(file, target)
+        for file_name in own:
+            shutil.copy(adapter / file_name, target)
+        with quiet(), refusing(f"{what}, but cannot be merged into it"):
+            _merge(adapter, base).save_pretrained(target)
+        write_checksums(target)
+
+    if not folder.exists():
+        place(folder, "config.json", build)
+    return EncoderSource(name, origin, folder, None, revision, made_from=made_from)
+
+
+def _base_of(adapter: Path) -> tuple[str, str | None]:
+    """Name and revision of the model that an adapter belongs to."""
+    try:
+        settings = json.loads((adapter / _ADAPTER).read_bytes())
+        name, revision = settings["base_model_name_or_path"], settings.get("revision")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        name = revision = None
+    if not (name and isinstance(name, str)) or not isinstance(revision, str | None):
+        raise UnsupportedModelError(
+            f"{adapter / _ADAPTER} does not say which model the adapter belongs to. Get it again, "
+            "or merge the adapter into its model and give that folder."
+        )
+    if settings.get("megatron_config") is not None:  # names a module that peft would import
+        raise UnsupportedModelError(f"{adapter} is an adapter of Megatron, which is not read.")
+    if not (adapter / _ADAPTER_WEIGHTS).is_file():
+        raise UnsupportedModelError(
+            f"{adapter} has no {_ADAPTER_WEIGHTS}. Save the adapter as safetensors: "
+            "save_pretrained(folder) of peft does."
+        )
+    return name, revision
+
+
+def _merge(adapter: Path, base: EncoderSource) -> PreTrainedModel:
+    """The base model with the adapter's weights merged into its own."""
+    import peft
+    import torch
+    from transformers import AutoConfig
+
+    dtype = str(AutoConfig.from_pretrained(base.folder).dtype or torch.float32)
+    model, absent = load_whole(base, dtype.removeprefix("torch."), "cpu")
+    weights = peft.load_peft_weights(str(adapter), device="cpu")
+    # One that was trained with the head of a task calls the model by the name that it has there.
+    inside = f"base_model.model.{model.base_model_prefix}."
+    has_head = any(name.startswith(inside) for name in weights)
+    whole = torch.nn.ModuleDict({model.base_model_prefix: model}) if has_head else model
+    config = peft.PeftConfig.from_pretrained(str(adapter))
+    config.inference_mode, config.task_type = True, None
+    adapted = peft.PeftModel(whole, config)
+    _, unknown = peft.set_peft_model_state_dict(adapted, weights)  # type: ignore[attr-defined]
+    expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    unplaced = [name for name in unknown if not has_head or name.startswith(inside)]
+    if wrong := [*unplaced, *(name for name in expected if name not in weights)]:
+        raise UnsupportedModelError(
+            f"{adapter} and {base.folder} do not belong together: {min(wrong)} is in only one of "
+            f"the two ({len(wrong)} such weights)."
+        )
+    adapted.merge_and_unload(safe_merge=True)
+    _check_complete(base, model, absent)
+    return model
 
 
 def _download(repository: str, revision: str | None, reporter: Reporter) -> Path:
@@ -429,18 +528,23 @@ def load_model(source: EncoderSource, dtype: str, device: str) -> PreTrainedMode
     model, absent = load_whole(source, dtype, device)
     with refusing(f"{source.path} cannot be loaded as a text encoder"):
         stack = text_stack(model)
-        # Without this, transformers fills what is missing with random numbers.
-        tensors = model.state_dict(keep_vars=True)
-        needed = {id(tensor) for tensor in stack.state_dict(keep_vars=True).values()}
-        missing = [name for name in absent if id(tensors.get(name)) in needed]
-        if missing:
-            raise UnsupportedModelError(
-                f"{source.path} lacks {len(missing)} of the weights that its configuration asks "
-                f"for, such as {min(missing)}. The file is incomplete or belongs to another "
-                "configuration; get it again."
-            )
+        _check_complete(source, model, absent)
     stack.eval().requires_grad_(False)
     return stack
+
+
+def _check_complete(source: EncoderSource, model: PreTrainedModel, absent: list[str]) -> None:
+    """Refuse files without all weights of the text stack: transformers makes up what is missing."""
+    tensors = model.state_dict(keep_vars=True)
+    stack = text_stack(model).state_dict(keep_vars=True)
+    needed = {id(tensor) for tensor in stack.values()}
+    missing = [name for name in absent if id(tensors.get(name)) in needed]
+    if missing:
+        raise UnsupportedModelError(
+            f"{source.path} lacks {len(missing)} of the weights that its configuration asks "
+            f"for, such as {min(missing)}. The file is incomplete or belongs to another "
+            "configuration; get it again."
+        )
 
 
 def load_whole(source: EncoderSource, dtype: str, device: str) -> tuple[PreTrainedModel, list[str]]:
