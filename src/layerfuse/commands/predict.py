@@ -441,6 +441,7 @@ def evaluate(
     if unlabeled:
         reporter.note(f"{unlabeled} rows have no label and are skipped")
     targets, found = space.targets(np.concatenate(truth)), np.concatenate(proba)
+    proba.clear()
     shown = Predicted.of(targets, found)
     comparison = None
     if other is not None:
