@@ -78,13 +78,15 @@ def load_dataset(
     strip_html: bool = False,
     reporter: Reporter = SILENT,
 ) -> TextDataset:
-    """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
+    """Read a named dataset, a file, a folder or a dataset of Hugging Face.
 
     Parameters
     ----------
-    source : str or Path
-        A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
-        path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
+    source : str, Path, Dataset, IterableDataset or mapping of str to them
+        A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), a
+        path or a URL. A plain word that is a catalog name means the catalog; write ``./r8`` for a
+        folder. Or what the package datasets has loaded: one dataset is the split ``"train"``, and
+        a ``DatasetDict`` has splits of its own.
     text_column, label_column : str, optional
         Columns of the texts and labels; found by their names and contents by default. Several
         columns of texts, ``"subject,body"``, are joined by a line break; several of labels hold 0
@@ -93,8 +95,8 @@ def load_dataset(
         What stands between the labels in a cell, such as ``";"``; an empty cell has none. Lists of
         labels, in parquet and JSON lines, need none. ``""`` reads each cell as one label, also
         where it looks like several.
-    test : str or Path, optional
-        A file for the split ``"test"``.
+    test : same as source, optional
+        A file, folder or dataset for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
     id_column, group_column : str, optional
@@ -109,7 +111,8 @@ def load_dataset(
     Raises
     ------
     LayerfuseError
-        As in `pull_dataset`, `stream_dataset` and `stream_hub`.
+        For a source that is not there, cannot be downloaded or is not readable as texts (and
+        labels); the message says where and what to do.
     """
     options = ReadOptions(
         text_column=text_column,
@@ -132,9 +135,25 @@ def stream_texts(
     test: Source | None = None,
     reporter: Reporter = SILENT,
 ) -> TextStream:
-    """Open what `load_dataset` reads, to be read in parts of so many rows; None reads it as one.
+    """Open what `load_dataset` reads, or standard input (``"-"``), to be read in parts.
 
-    ``"-"`` is standard input; a dataset of the Hub is read whole.
+    Parameters
+    ----------
+    source : str, Path, Dataset, IterableDataset or mapping of str to them
+        As of `load_dataset`. No more of it is read than the parts that are asked for.
+    part_rows : int or None
+        The most rows of a part; None reads each split as one.
+    options : ReadOptions
+        Columns, and whether labels are needed.
+    test : same as source, optional
+        A file, folder or dataset for the split ``"test"``.
+    reporter : Reporter
+        Receives progress.
+
+    Raises
+    ------
+    LayerfuseError
+        As in `load_dataset`; for a fault of a later part, where that is read.
     """
     if not isinstance(source, str | Path):
         return stream_dataset(source, part_rows, options, test)
