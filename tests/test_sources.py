@@ -130,6 +130,7 @@ class TestPartitions:
             (("9", "05"), {"9", "05"}),  # whose text would be lost
             (("1", "other"), {"1", "other"}),
             (("1", "__HIVE_DEFAULT_PARTITION__"), {1, None}),
+            (("1", ""), {1, None}),
             (("1.5", "2"), {"1.5", "2"}),
             (("9" * 18, "9" * 40), {"9" * 18, "9" * 40}),
             (("٣", "4"), {"٣", "4"}),
@@ -249,6 +250,9 @@ class TestSplits:
         assert load_dataset(tmp_path, columns=["split"]).train.columns["split"] == ("A", "B")
 
     def test_a_flat_folder_is_one_split(self, tmp_path: Path):
+        for name in ("train", "test"):
+            write(tmp_path / "both" / f"{name}.parquet", "0.parquet", text=[name], label=["x"])
+        assert load_dataset(tmp_path / "both").splits["test"].texts == ("test",)
         spark = tmp_path / "tickets.parquet"
         write(spark, "part-00000-c000.snappy.parquet", text=["a"], label=["x"])
         write(spark, "part-00001-c000.snappy.parquet", text=["b"], label=["y"])
@@ -283,8 +287,7 @@ class TestSplits:
             load_dataset("memory://nowhere/d.parquet")
 
 
-def test_ten_thousand_small_files(tmp_path: Path):
-    """Small files share parts; only a part is in memory."""
+def test_small_files_share_parts(tmp_path: Path):
     write(tmp_path, "part-0.parquet", text=["a text"] * 3, label=["x", "y", "x"])
     for number in range(1, 300):
         os.link(tmp_path / "part-0.parquet", tmp_path / f"part-{number}.parquet")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 from urllib.parse import unquote
 
 from layerfuse.data.columns import ReadOptions, Table, find_columns, split_names, to_split
@@ -162,7 +162,7 @@ def _read_parts(part_rows: int | None, *readers: _Reader) -> Iterator[Table]:
                 )
             if part_rows is None:
                 n_bytes += table.n_bytes
-                refuse_large(f"{first.where} to {table.where}", start + table.n_rows, n_bytes)
+                refuse_large(_span(first, table), start + table.n_rows, n_bytes)
             elif waiting and start + table.n_rows - waiting[0].first_row > part_rows:
                 yield _join(waiting)
                 waiting = []
@@ -177,10 +177,14 @@ def _join(tables: Sequence[Table]) -> Table:
         return tables[0]
     return replace(
         tables[0],
-        where=f"{tables[0].where} to {tables[-1].where}",
+        where=_span(tables[0], tables[-1]),
         column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
         n_rows=sum(table.n_rows for table in tables),
     )
+
+
+def _span(first: Table, last: Table) -> str:
+    return first.where if first.where == last.where else f"{first.where} to {last.where}"
 
 
 @dataclass(frozen=True)
@@ -198,11 +202,8 @@ class _Folder:
         if isinstance(place, str):
             sizes = ObjectFolder(place).sizes()
         elif place.is_dir():
-            files = (
-                Path(root, name)
-                for root, _, names in os.walk(place, followlinks=True)
-                for name in names
-            )
+            walk = os.walk(place, onerror=_refuse, followlinks=True)
+            files = [Path(root, name) for root, _, names in walk for name in names]
             sizes = {
                 file.relative_to(place).as_posix(): file.stat().st_size
                 for file in files
@@ -255,7 +256,7 @@ class _Folder:
         for split in _SPLITS:
             found: dict[str, tuple[_Reader, int]] = {}
             for name, folder in entries.items():
-                stem = name if folder else name.removesuffix(suffix_of(name))
+                stem = name.removesuffix(suffix_of(name))  # also of folders: Spark's have one
                 shard = re.fullmatch(rf"{split}(?:-\d+-of-0*(\d+))?|split={split}", stem)
                 reader = shard and (folder._reader() if folder else files[name])
                 if shard and reader:
@@ -305,6 +306,10 @@ class _Folder:
         return f"{self.place.rstrip('/')}/{name}"
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+
 def _read_partitions(
     files: Sequence[tuple[str, Path | str]], part_rows: int | None
 ) -> Iterator[Table]:
@@ -343,28 +348,24 @@ def _column(table: Table, keys: Mapping[str, _Value], name: str) -> Sequence[Any
 
 def _keys_of(names: Sequence[str]) -> list[dict[str, _Value]]:
     """What folders of the form ``key=value`` say of each file; whole numbers where all are."""
-    found: list[dict[str, str | None]] = []
+    found = []
     for name in names:
         pairs = (part.partition("=") for part in name.split("/")[:-1] if "=" in part)
-        found.append(
-            {_decoded(key): None if value == _NULL else _decoded(value) for key, _, value in pairs}
-        )
-    texts: dict[str, set[str | None]] = {}
-    for own in found:
-        for key, value in own.items():
-            texts.setdefault(key, set()).add(value)
-    whole = {
-        key: all(text is None or _WHOLE.fullmatch(text) for text in own)
-        for key, own in texts.items()
-    }
+        found.append({_decoded(key): _decoded(value) for key, _, value in pairs})
+    keys = dict.fromkeys(chain.from_iterable(found))
+    whole = {key: all(_WHOLE.fullmatch(own.get(key) or "0") for own in found) for key in keys}
     return [
-        {key: int(text) if whole[key] and (text := own.get(key)) else own.get(key) for key in texts}
+        {
+            key: (int(text) if whole[key] else text) if (text := own.get(key)) else None
+            for key in keys
+        }
         for own in found
     ]
 
 
 def _decoded(text: str) -> str:
-    return unquote(text, errors="surrogateescape")  # which is refused where it is read
+    # what is no UTF-8 becomes surrogates, which are refused where the value is read
+    return "" if text == _NULL else unquote(text, errors="surrogateescape")
 
 
 def _columns_of(files: Sequence[Path | str]) -> tuple[str, ...]:
