@@ -241,8 +241,8 @@ class _Folder:
         there = list(dict.fromkeys(name.partition("/")[0] for name in self.sizes))
         raise DataError(
             f"{self.place} holds no split files (it has: {', '.join(there[:10]) or 'nothing'}).\n"
-            "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), or give "
-            "one file instead of the folder."
+            "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), put the "
+            "files of one table into folders such as year=2024, or give one file instead of the folder."
         )
 
     def _named_splits(self) -> dict[str, list[_Reader]]:
