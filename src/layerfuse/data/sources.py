@@ -242,7 +242,8 @@ class _Folder:
         raise DataError(
             f"{self.place} holds no split files (it has: {', '.join(there[:10]) or 'nothing'}).\n"
             "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), put the "
-            "files of one table into folders such as year=2024, or give one file instead of the folder."
+            "files of one table into folders such as year=2024, or give one file instead of the "
+            "folder."
         )
 
     def _named_splits(self) -> dict[str, list[_Reader]]:
