@@ -463,6 +463,17 @@ class TestHuggingFace:
         some = load_dataset(endless.take(30)).train
         assert (len(some), set(some.labels or ())) == (30, {"x", "y"})
 
+    def test_rows_of_no_known_type(self, hub: Any):
+        def generate() -> Iterator[dict[str, object]]:
+            yield {"text": "a", "label": "x", "n": 1}
+            yield {"text": "b", "label": "y"}
+            yield {"label": "x", "text": "c", "more": 2, "n": "three"}
+
+        data = hub.IterableDataset.from_generator(generate)
+        parts = list(stream_texts(data, 1, EVERYTHING).splits["train"])
+        assert [part.columns["n"] for part in parts] == [(1,), (None,), ("three",)]
+        assert [set(part.columns) for part in parts] == [{"text", "label", "n"}] * 3
+
     def test_an_endless_dataset_is_not_read_whole(self, hub: Any, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(readers, "_MOST_ROWS", 50_000)
         endless = self.named(hub, [0, 1]).to_iterable_dataset().repeat(None)

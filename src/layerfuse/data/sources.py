@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -450,13 +450,19 @@ def _read_hub(where: str, dataset: HubDataset, part_rows: int | None) -> Iterato
     size = part_rows or _BATCH_ROWS
     if dataset.features is not None:
         batches = dataset.with_format("arrow").iter(size)
-        tables = (arrow_table(where, batch) for batch in batches)
+        tables: Iterator[Table] = (arrow_table(where, batch) for batch in batches)
     else:  # of an IterableDataset whose types nobody knows: Arrow would guess some in each batch
-        tables = (
-            Table(where, tuple(batch), batch.__getitem__, len(next(iter(batch.values()))))
-            for batch in dataset.with_format(None).iter(size)
-        )
+        tables = _guessed(where, dataset.with_format(None).iter(size))
     first = next(tables, None)
     if first is None:
         raise DataError(f"{where} has no rows. Give a dataset with at least one text.")
     yield from chain([first], tables)
+
+
+def _guessed(where: str, batches: Iterable[Mapping[str, Sequence[Any]]]) -> Iterator[Table]:
+    """Tables with the columns of the first batch; others may lack some, and have nulls there."""
+    names: tuple[str, ...] = ()
+    for batch in batches:
+        names = names or tuple(batch)
+        own = Table(where, tuple(batch), batch.__getitem__, len(next(iter(batch.values()))))
+        yield replace(own, names=names, column=partial(_column, own, {}))
