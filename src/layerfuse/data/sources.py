@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -374,7 +375,10 @@ def _columns_of(files: Sequence[Path | str]) -> tuple[str, ...]:
     import pyarrow
 
     known: dict[str, tuple[Any, Path | str]] = {}
-    with ThreadPoolExecutor(N_TRANSFERS) as pool:
+    with ThreadPoolExecutor(N_TRANSFERS) as pool, ExitStack() as ended:
+        ended.callback(
+            pool.shutdown, wait=False, cancel_futures=True
+        )  # an error waits for no other
         for file, schema in zip(files, pool.map(read_footer, files), strict=True):
             for field in schema:
                 kind = field.type
