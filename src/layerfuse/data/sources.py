@@ -376,9 +376,7 @@ def _columns_of(files: Sequence[Path | str]) -> tuple[str, ...]:
 
     known: dict[str, tuple[Any, Path | str]] = {}
     with ThreadPoolExecutor(N_TRANSFERS) as pool, ExitStack() as ended:
-        ended.callback(
-            pool.shutdown, wait=False, cancel_futures=True
-        )  # an error waits for no other
+        ended.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error waits for none
         for file, schema in zip(files, pool.map(read_footer, files), strict=True):
             for field in schema:
                 kind = field.type
