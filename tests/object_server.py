@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import random
 import re
+import shutil
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +31,9 @@ from layerfuse.progress import SILENT, Reporter
 URL = "memory://bucket/place"
 READ_TIMEOUT_S = 0.3
 LAG_S = 1.0
+_AZURITE_KEY = (  # Azurite's own, the same everywhere
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
 FAULTS = ("error", "error afterwards", "hang", "hang afterwards", "cut upload", "cut download")
 
 
@@ -207,6 +213,74 @@ def object_server(patch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
         server.request("POST", "/moto-api/reset")  # its state is that of the process
         server.getresponse().read()
         running.stop()
+
+
+@contextmanager
+def azure_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Azurite with the container ``az://bucket``; skips where it or adlfs is missing."""
+    adlfs = pytest.importorskip("adlfs", reason="adlfs is not installed")
+    if (binary := shutil.which("azurite-blob")) is None:
+        pytest.skip("azurite-blob is not installed: npm install -g azurite")
+    options = ("--silent", "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck")
+    port = _free_port()
+    server = subprocess.Popen([binary, *options, "--blobPort", str(port)])
+    account = "devstoreaccount1"
+    patch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING",
+        f"AccountName={account};AccountKey={_AZURITE_KEY};DefaultEndpointsProtocol=http;"
+        f"BlobEndpoint=http://127.0.0.1:{port}/{account};",
+    )
+    adlfs.AzureBlobFileSystem.clear_instance_cache()
+    try:
+        _wait_for(port)
+        fsspec.filesystem("az").mkdir("bucket")
+        yield "az://bucket"
+    finally:
+        adlfs.AzureBlobFileSystem.clear_instance_cache()
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def google_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A storage emulator with the bucket ``gs://bucket``; skips where a package is missing."""
+    # gcsfs would ask for the kind of the bucket by gRPC, which the emulator does not speak.
+    patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    gcsfs = pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    emulator = pytest.importorskip(
+        "gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed"
+    )
+    port = _free_port()
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    own = {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"}
+    patch.setitem(fsspec.config.conf, "gs", own)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    try:
+        yield "gs://bucket"
+    finally:
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _wait_for(port: int) -> None:
+    """Until somebody listens there."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            assert time.monotonic() < until, "the server did not start"
+            time.sleep(0.05)
+        else:
+            return
 
 
 class Machine:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
@@ -13,7 +14,7 @@ import pytest
 from commandline import rows, run, succeed, write_csv
 from families import TinyModels, save_model
 from helpers import Notes, sentences
-from layerfuse import EmbeddingStore, load
+from layerfuse import EmbeddingStore, load, load_dataset
 from layerfuse.commands.parts import PartFiles
 from layerfuse.embeddings import plan
 from layerfuse.errors import FormatError, NotFoundError, StorageError
@@ -21,7 +22,7 @@ from layerfuse.files import cache_dir, digest
 from layerfuse.objects import ObjectFolder, local_folder, upload_folder
 from layerfuse.progress import SILENT
 from layerfuse.serving.registry import load_models, named_runs
-from object_server import URL, Machine, object_server
+from object_server import URL, Machine, azure_server, google_server, object_server
 
 TEXTS = sentences(40)
 
@@ -329,6 +330,42 @@ class TestRuns:
         (section,) = succeed("store", "ls", *store).json["sections"]
         assert (section["shards"], section["folder"].startswith(store[1])) == (1, True)
         assert succeed("store", "verify", *store).json["damaged"] == []
+
+
+@pytest.mark.parametrize("server", [azure_server, google_server])
+def test_other_storages(
+    fitted: Path,
+    server: Callable[[pytest.MonkeyPatch], AbstractContextManager[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Servers of Azure's and Google's protocols; skipped where they are not installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAYERFUSE_CACHE", str(tmp_path / "cache"))
+    write_csv(tmp_path / "texts.csv", rows(30, seed=1))
+    with server(monkeypatch) as url:
+        for label in ("x y", "z"):
+            ObjectFolder(url).upload(fitted / "train.csv", f"parts/key={label}/0.csv")
+        options = ("--cv", 2, "--fusion", "concat", "--head", "ridge", "--store", f"{url}/store")
+        train = f"{url}/parts/key=z/0.csv"
+        succeed("fit", train, "-e", fitted / "bert", *options, "--out", f"{url}/run")
+        monkeypatch.setenv("LAYERFUSE_CACHE", str(tmp_path / "another"))
+        done = succeed("extract", train, "-e", fitted / "bert", *options[-2:], "--json")
+        assert done.json["computed"] == 0
+        expected = succeed("predict", fitted / "run", "texts.csv").out
+        assert succeed("predict", f"{url}/run", "texts.csv").out == expected
+        succeed("predict", f"{url}/run", f"{url}/parts", "--out", f"{url}/labels.parquet")
+        found = load_dataset(f"{url}/labels.parquet", labeled=False, columns=["key"]).train
+        assert found.columns["key"] == ("x y",) * 60 + ("z",) * 60
+        assert succeed("store", "verify", *options[-2:], "--json").json["damaged"] == []
+        assert f"no {url}/none.csv" in run("predict", f"{url}/run", f"{url}/none.csv").err
+        place = ObjectFolder(f"{url}/objects")
+        place.write("a/ü %=.bin", b"1")
+        place.write("a/ü %=.bin", b"22")
+        assert (place.read("a/ü %=.bin"), place.sizes()) == (b"22", {"a/ü %=.bin": 2})
+        assert 0 <= place.age_s("a/ü %=.bin") < 60
+        place.delete("a/ü %=.bin", "none")
+        assert place.sizes() == {}
 
 
 @pytest.mark.slow

@@ -272,6 +272,18 @@ class TestRay:
         assert process.returncode == 0, err
         assert out == expected
 
+    def test_a_partitioned_folder(self, cluster: Cluster, bundle: Path):
+        for day in range(30):
+            Path(f"days/day={day}").mkdir(parents=True)
+            write_csv(Path(f"days/day={day}/0.csv"), rows(30, seed=day))
+        command = ("predict", bundle, Path("days").resolve(), "--part-rows", 50)
+        expected = succeed(*command).out
+        process = self.on_ray(cluster, *command)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert out == expected
+        assert len(out.splitlines()) == 901
+
     def test_a_node_that_dies_costs_nothing(self, cluster: Cluster, command: tuple[object, ...]):
         succeed(*command, "--out", "whole.csv")
         process = self.on_ray(cluster, *command, "--out", "out.csv", "--json")

@@ -109,8 +109,8 @@ _named = partial(option, converter=_pairs, accepts_keys=False, n_tokens=-1)
 _at_most = partial(count, group=_LIMITS)
 _once = partial(option, n_tokens=1, allow_repeating=False)
 
-Data = Annotated[str, option("File, folder of splits, dataset name, or hub:owner/name.")]
-TestFile = Annotated[str | None, option("File with test rows.")]
+Data = Annotated[str, option("File, folder, URL, dataset name, or hub:owner/name.")]
+TestFile = Annotated[str | None, option("File or folder with test rows.")]
 TextColumn = Annotated[
     str | None, option("Column with the texts; several, such as subject,body, are joined.")
 ]
@@ -215,7 +215,9 @@ class PredictConfig:
     run: Bundle
     data: Annotated[
         str | None,
-        option("File, URL, dataset name, or - (standard input).", allow_leading_hyphen=True),
+        option(
+            "File, folder, URL, dataset name, or - (standard input).", allow_leading_hyphen=True
+        ),
     ] = None
     _: KW_ONLY
     text: Annotated[

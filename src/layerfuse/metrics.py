@@ -198,16 +198,16 @@ def evaluate_predictions(
     >>> round(measured.accuracy.value, 2), round(measured.accuracy.low, 2)
     (0.67, 0.21)
     """
-    from sklearn.metrics import f1_score, log_loss
+    from sklearn.metrics import f1_score
 
     _check_at_least_one(n_resamples, "n_resamples")
     labels, table = _check_probabilities(y_true, proba)
-    n, n_classes = table.shape
+    n = len(table)
     predicted = table.argmax(axis=1)
 
     draws = _resample(labels, table, n_resamples, seed)
     f1 = float(f1_score(labels, predicted, average="macro", zero_division=0))
-    loss = float(log_loss(labels, table, labels=np.arange(n_classes)))
+    loss = float(_losses(labels, table).mean())
     ece = _binned_gap(labels, table, _ECE_BINS)
     ece_low, ece_high = np.clip(2 * ece - np.quantile(draws[:, 2], _QUANTILES)[::-1], 0, 1)
     return Evaluation(
@@ -497,14 +497,14 @@ def _resample(labels: Ints, table: Floats, n_resamples: int, seed: int) -> Float
 
     n, c = table.shape
     rows, predicted = np.arange(n), table.argmax(axis=1)
-    chosen = np.clip(table[rows, labels], np.finfo(np.float64).eps, 1.0)
     bins, gaps = _calibration_gaps(labels, table, _ECE_BINS)
     right = rows[predicted == labels]
     where = np.concatenate(
-        [labels, c + predicted, 2 * c + labels[right], np.full(n, 3 * c), 3 * c + 1 + bins]
+        [labels, c + predicted, 2 * c + labels[right], np.full(n, 3 * c), 3 * c + 1 + bins],
+        dtype=np.int32,
     )
-    columns = np.concatenate([rows, rows, right, rows, rows])
-    data = np.concatenate([np.ones(2 * n + len(right)), -np.log(chosen), gaps])
+    columns = np.concatenate([rows, rows, right, rows, rows], dtype=np.int32)
+    data = np.concatenate([np.ones(2 * n + len(right)), _losses(labels, table), gaps])
     summing = csr_array((data, (where, columns)), shape=(3 * c + 1 + _ECE_BINS, n))
 
     rng = np.random.default_rng(seed)
@@ -517,6 +517,12 @@ def _resample(labels: Ints, table: Floats, n_resamples: int, seed: int) -> Float
     macro_f1 = f1.sum(axis=1) / (in_either > 0).sum(axis=1)
     ece = np.abs(sums[:, 3 * c + 1 :]).sum(axis=1) / n
     return np.stack([macro_f1, sums[:, 3 * c] / n, ece], axis=1)
+
+
+def _losses(labels: Ints, table: Floats) -> Floats:
+    """The log loss of each row (n,); scikit-learn's takes memory for five tables."""
+    chosen = table[np.arange(len(labels)), labels]
+    return np.asarray(-np.log(np.clip(chosen, np.finfo(np.float64).eps, 1.0)))
 
 
 def _binned_gap(labels: Ints, table: Floats, n_bins: int) -> float:

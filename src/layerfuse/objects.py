@@ -50,6 +50,14 @@ def is_url(source: str | Path) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def is_folder(url: str) -> bool:
+    """Whether objects lie below a URL, and none at it; raises as `open_url`."""
+    with contextlib.suppress(NotFoundError), _url_errors(url):
+        system, path = _system(url)
+        return bool(system.info(path)["type"] == "directory")
+    return False
+
+
 def open_url(url: str) -> IO[bytes]:
     """Open an object to be read through fsspec.
 

@@ -31,7 +31,7 @@ from layerfuse.data import (
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
-from layerfuse.files import fingerprint_folder
+from layerfuse.files import digest, fingerprint_folder
 from layerfuse.labels import Column
 from layerfuse.objects import is_url, local_folder
 from layerfuse.progress import Reporter, reporting_to
@@ -282,19 +282,21 @@ def _check_out(out: str, data: str) -> None:
             )
         return
     check_new_file(Path(out), TABLE_SUFFIXES)
-    if Path(data).exists() and Path(out).resolve() == Path(data).resolve():
-        raise StorageError(f"{out} holds the texts. Choose another file with --out.")
+    if Path(data).exists() and Path(out).resolve().is_relative_to(Path(data).resolve()):
+        what = "holds" if Path(data).is_file() else "is in the folder of"
+        raise StorageError(f"{out} {what} the texts. Choose another file with --out.")
 
 
 def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
     folder = bundle_folder(local_folder(config.run))
     data = Path(source.data)
-    status = data.stat() if data.is_file() else None
+    files = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
+    status = [f"{path}: {(own := path.stat()).st_size} {own.st_mtime_ns}" for path in files]
     return {
         "bundle": fingerprint_folder(folder, [path.name for path in folder.glob("*.*")]),
         "data": source.data if is_url(source.data) else str(data.resolve()),
-        "size and time of the data": [status.st_size, status.st_mtime_ns] if status else None,
+        "size and time of the data": digest("\n".join(status)),
         "text column": source.text_column,
         "number of rows per part": source.part_rows,
         "device": config.device,
@@ -439,13 +441,14 @@ def evaluate(
     if unlabeled:
         reporter.note(f"{unlabeled} rows have no label and are skipped")
     targets, found = space.targets(np.concatenate(truth)), np.concatenate(proba)
+    proba.clear()
     shown = Predicted.of(targets, found)
     comparison = None
     if other is not None:
         pair = np.concatenate(ours), np.concatenate(theirs)
         comparison = _compare(str(against), targets, *pair, other.label_space_, changes)
     # a file is not a split, though it is read as one
-    is_file = is_url(data) or data == STANDARD_INPUT or Path(data).is_file()
+    is_file = name == "train" and len(stream.splits) == 1
     return EvaluateResult(
         data=data,
         split=None if is_file else name,

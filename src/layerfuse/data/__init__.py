@@ -18,11 +18,8 @@ from layerfuse.data.download import (
     read_terms,
     stream_texts,
 )
-from layerfuse.data.readers import (
-    STANDARD_INPUT,
-    TABLE_SUFFIXES,
-    TextStream,
-)
+from layerfuse.data.readers import STANDARD_INPUT, TABLE_SUFFIXES
+from layerfuse.data.sources import TextStream
 
 __all__ = [
     "DATASETS",

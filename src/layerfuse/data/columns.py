@@ -52,13 +52,17 @@ class ReadOptions:
 class Table:
     """Named columns, read lazily; ``where`` names the file in messages.
 
-    ``first_row`` is the number of its first row where it is part of a file.
+    ``first_row`` is the number of its first row where it is part of a split; ``keys`` are the
+    columns that stand in the names of folders, such as ``year=2024``.
     """
 
     where: str
     names: tuple[str, ...]
     column: Callable[[str], Sequence[Any]]
+    n_rows: int
+    n_bytes: int = 0
     first_row: int = 0
+    keys: tuple[str, ...] = ()
 
 
 def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
@@ -82,10 +86,11 @@ def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
     if label_column is not None:
         for part in split_names(table.names, label_column):
             _check_column(table, "label", part, label_column)
-    text = text_column or _common(table, TEXT_NAMES, label_column)
+    own = replace(table, names=tuple(name for name in table.names if name not in table.keys))
+    text = text_column or _common(own, TEXT_NAMES, label_column)
     label = label_column or _common(table, _LABEL_NAMES, text)
     if text is None:
-        text = _longest_text(table, label)
+        text = _longest_text(own, label)
     if text is None:
         raise DataError(
             f"{table.where} has no column that is plainly the text.\n"

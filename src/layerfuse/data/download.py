@@ -16,8 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from layerfuse.data.catalog import (
@@ -31,12 +30,8 @@ from layerfuse.data.catalog import (
 from layerfuse.data.columns import ReadOptions
 from layerfuse.data.conversion import CONVERTERS
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.data.readers import (
-    STANDARD_INPUT,
-    TextStream,
-    stream_dataset,
-    stream_hub,
-)
+from layerfuse.data.readers import STANDARD_INPUT
+from layerfuse.data.sources import Source, TextStream, load_hub, stream_dataset
 from layerfuse.errors import (
     ConfigError,
     FormatError,
@@ -70,12 +65,12 @@ _PIP = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip
 
 
 def load_dataset(
-    source: str | Path,
+    source: Source,
     *,
     text_column: str | None = None,
     label_column: str | None = None,
     label_separator: str | None = None,
-    test: str | Path | None = None,
+    test: Source | None = None,
     labeled: bool = True,
     id_column: str | None = None,
     group_column: str | None = None,
@@ -83,13 +78,15 @@ def load_dataset(
     strip_html: bool = False,
     reporter: Reporter = SILENT,
 ) -> TextDataset:
-    """Read a named dataset, a dataset of the Hugging Face Hub, a file or a folder.
+    """Read a named dataset, a file, a folder or a dataset of Hugging Face.
 
     Parameters
     ----------
-    source : str or Path
-        A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), or a
-        path. A plain word that is a catalog name means the catalog; write ``./r8`` for a folder.
+    source : str, Path, Dataset, IterableDataset or mapping of str to them
+        A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), a
+        path or a URL. A plain word that is a catalog name means the catalog; write ``./r8`` for a
+        folder. Or what the package datasets has loaded: one dataset is the split ``"train"``, and
+        a ``DatasetDict`` has splits of its own; their formats and transforms are not applied.
     text_column, label_column : str, optional
         Columns of the texts and labels; found by their names and contents by default. Several
         columns of texts, ``"subject,body"``, are joined by a line break; several of labels hold 0
@@ -98,8 +95,8 @@ def load_dataset(
         What stands between the labels in a cell, such as ``";"``; an empty cell has none. Lists of
         labels, in parquet and JSON lines, need none. ``""`` reads each cell as one label, also
         where it looks like several.
-    test : str or Path, optional
-        A file for the split ``"test"``.
+    test : same as source, optional
+        A file, folder or dataset for the split ``"test"``.
     labeled : bool
         Whether labels are needed; if not, they are read only from a given ``label_column``.
     id_column, group_column : str, optional
@@ -114,7 +111,8 @@ def load_dataset(
     Raises
     ------
     LayerfuseError
-        As in `pull_dataset`, `stream_dataset` and `stream_hub`.
+        For a source that is not there, cannot be downloaded or is not readable as texts (and
+        labels); the message says where and what to do.
     """
     options = ReadOptions(
         text_column=text_column,
@@ -130,33 +128,40 @@ def load_dataset(
 
 
 def stream_texts(
-    source: str | Path,
+    source: Source,
     part_rows: int | None,
     options: ReadOptions = ReadOptions(),  # noqa: B008  # frozen
     *,
-    test: str | Path | None = None,
+    test: Source | None = None,
     reporter: Reporter = SILENT,
 ) -> TextStream:
-    """Open what `load_dataset` reads, to be read in parts of so many rows; None reads it as one.
+    """Open what `load_dataset` reads, or standard input (``"-"``), to be read in parts.
 
-    ``"-"`` is standard input; a dataset of the Hub is read whole.
+    Parameters
+    ----------
+    source : str, Path, Dataset, IterableDataset or mapping of str to them
+        As of `load_dataset`. No more of it is read than the parts that are asked for.
+    part_rows : int or None
+        The most rows of a part; None reads each split as one.
+    options : ReadOptions
+        Columns, and whether labels are needed.
+    test : same as source, optional
+        A file, folder or dataset for the split ``"test"``.
+    reporter : Reporter
+        Receives progress.
+
+    Raises
+    ------
+    LayerfuseError
+        As in `load_dataset`; for a fault of a later part, where that is read.
     """
+    if not isinstance(source, str | Path):
+        return stream_dataset(source, part_rows, options, test)
     if not str(source).startswith("hub:"):
         return stream_dataset(_find(source, reporter), part_rows, options, test)
     repo_id, _, config = str(source).removeprefix("hub:").partition(":")
-    stream = stream_hub(repo_id, config or None, options)
-    splits = {name: _cut(parts, part_rows) for name, parts in stream.splits.items()}
-    if test is not None:
-        splits["test"] = stream_dataset(test, part_rows, options).splits["train"]
-    return replace(stream, splits=splits)
-
-
-def _cut(splits: Iterable[Split], part_rows: int | None) -> Iterator[Split]:
-    """Splits in parts of so many rows."""
-    for split in splits:
-        size = part_rows or len(split)
-        for start in range(0, len(split), size):
-            yield split.take(range(start, min(start + size, len(split))))
+    splits = load_hub(repo_id, config or None)
+    return stream_dataset(splits, part_rows, options, test, repo_id.rpartition("/")[2])
 
 
 def _find(source: str | Path, reporter: Reporter) -> str | Path:
@@ -336,7 +341,7 @@ def _build_dataset(entry: DatasetEntry, folder: Path, target: Path, reporter: Re
         reporter.note(f"downloading {entry.name} from the Hugging Face Hub ({origin.repo_id})")
         try:
             options = ReadOptions(origin.text_column, origin.label_column)
-            splits = stream_hub(origin.repo_id, None, options).read().splits
+            splits = stream_dataset(load_hub(origin.repo_id, None), None, options).read().splits
         except (MissingExtraError, NotFoundError) as error:
             raise type(error)(
                 f"{error}\nOr let LAYERFUSE_DATA name a folder that holds {entry.name}/{_TRAIN}."

@@ -13,17 +13,16 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from layerfuse.data.columns import COMMON_NAMES, ReadOptions, Table, find_columns, to_split
-from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean, require
+from layerfuse.data.columns import COMMON_NAMES, Table
+from layerfuse.errors import DataError, LayerfuseError, NotFoundError, did_you_mean
 from layerfuse.files import LFS_ADVICE, LFS_POINTER, human_bytes
-from layerfuse.objects import is_url, open_url
+from layerfuse.objects import open_url
 
 T = TypeVar("T")
 
@@ -40,7 +39,6 @@ _OTHERS = {
     b"pk\x03\x04": "is a zip file or a spreadsheet. Unpack it, or save it as csv.",
     b"par1": "is a parquet file. Rename it to end in .parquet.",
 }
-_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 # Excel's first line, which names the delimiter; some exports fill it up to the number of columns
 _SEPARATOR = re.compile(r'"? *sep *= *([^" \r\n])\1*"? *(?:\r\n|\r|\n|$)', re.IGNORECASE)
 # One limit for the process, so that no thread lowers it while another reads; csv's own is 131,072
@@ -48,166 +46,13 @@ _SEPARATOR = re.compile(r'"? *sep *= *([^" \r\n])\1*"? *(?:\r\n|\r|\n|$)', re.IG
 csv.field_size_limit(2**31 - 1)
 
 
-@dataclass(frozen=True)
-class TextStream:
-    """A `TextDataset` that is read once, by the parts of each split in the order of its rows."""
-
-    name: str
-    splits: Mapping[str, Iterator[Split]]
-    columns: tuple[str, ...]
-    text_column: str
-    label_column: str | None
-
-    def read(self) -> TextDataset:
-        """All parts of each split together; for a stream whose splits have one part each."""
-        splits = {name: split for name, parts in self.splits.items() for split in parts}
-        return TextDataset(self.name, splits, self.columns, self.text_column, self.label_column)
-
-
-def stream_dataset(
-    source: str | Path, part_rows: int | None, options: ReadOptions, test: str | Path | None = None
-) -> TextStream:
-    """Open a csv, tsv, jsonl (each also .gz) or parquet file, or a folder of ``{split}`` files.
-
-    A file becomes the split ``"train"``. Beside files, URLs that fsspec opens
-    (``s3://bucket/texts.parquet``) and ``"-"``, standard input, are read. They come in parts of
-    ``part_rows`` rows, or as one. Columns are found in the first part and must be the same in
-    the others.
-
-    Raises
-    ------
-    NotFoundError
-        When a file or folder does not exist.
-    DataError
-        When it is not readable as texts (and labels); the message says where and what to do.
-    """
-    if is_url(source) or str(source) == STANDARD_INPUT:
-        files: dict[str, Sequence[Path | str]] = {"train": [str(source)]}
-    else:
-        path = Path(source).expanduser()
-        one = path.suffix and not path.is_dir()
-        files = {"train": [path]} if one else _split_files(path)
-    if test is not None:
-        files["test"] = [str(test) if is_url(test) else Path(test).expanduser()]
-    name = Path(source).expanduser().resolve().name
-    tables = {split: _read_parts(own, part_rows) for split, own in files.items()}
-    return _stream(name[: len(name) - len(_suffix(name))], tables, options)
-
-
-def _stream(name: str, tables: Mapping[str, Iterator[Table]], options: ReadOptions) -> TextStream:
-    """The columns of texts and labels, found in the first table, of the tables of each split."""
-    splits: dict[str, Iterator[Split]] = {}
-    text, label = "", options.label_column
-    columns: tuple[str, ...] = ()
-    for split, parts in tables.items():
-        first = next(parts)
-        text, label = find_columns(first, options)
-        splits[split] = map(
-            partial(to_split, text=text, label=label, options=options), chain([first], parts)
-        )
-        options = replace(options, text_column=text, label_column=label)
-        columns = first.names
-    return TextStream(name, splits, columns, text, label)
-
-
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """The suffix by which a file is read as a table, or nothing."""
     return next((suffix for suffix in TABLE_SUFFIXES if name.lower().endswith(suffix)), "")
 
 
-def _split_files(folder: Path) -> dict[str, Sequence[Path | str]]:
-    """The files (or the folder) of each split in a folder, train first."""
-    if not folder.exists():
-        raise _not_found(folder)
-    if not folder.is_dir():
-        raise _unsupported(folder)
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    for places in ([folder], [folder / "data"], inner):
-        found = {place: splits for place in places if (splits := _splits_in(place))}
-        if len(found) > 1:
-            shown = ", ".join(place.name for place in found)
-            raise DataError(f"{folder} holds several datasets: {shown}. Give the folder of one.")
-        if found:
-            return next(iter(found.values()))
-    if _class_folders(folder) or list(folder.glob("*.arrow")):
-        return {"train": [folder]}
-    there = sorted(entry.name for entry in folder.iterdir())
-    raise DataError(
-        f"{folder} holds no split files (it has: {', '.join(there[:10]) or 'nothing'}).\n"
-        "Name them train.csv and test.csv (or .tsv, .jsonl, .jsonl.gz, .parquet), or give "
-        "one file instead of the folder."
-    )
-
-
-def _splits_in(folder: Path) -> dict[str, Sequence[Path | str]]:
-    """Files such as train.csv and train-00000-of-00002.parquet, and folders that hold a split."""
-    files: dict[str, Sequence[Path | str]] = {}
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    for split in _SPLITS:
-        found: list[tuple[Path, int]] = []
-        for entry in entries:
-            name = entry.name.removesuffix(_suffix(entry.name))
-            shard = re.fullmatch(rf"{split}(?:-\d+-of-0*(\d+))?", name)
-            if shard and (
-                _suffix(entry.name) or _class_folders(entry) or list(entry.glob("*.arrow"))
-            ):
-                found.append((entry, int(shard[1] or 1)))
-        if len({count for _, count in found}) > 1 or any(n != len(found) for _, n in found[:1]):
-            shown = ", ".join(entry.name for entry, _ in found[:5])
-            expected = max(count for _, count in found)
-            what = f"{len(found)} of {expected} files" if expected > 1 else "more than one file"
-            raise DataError(
-                f"{folder} has {what} for the split {split!r}: {shown}. Keep one, or all of its "
-                "parts."
-            )
-        if found:
-            files[split] = [entry for entry, _ in found]
-    return files
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    """The folders of texts, one for each class, if there are two or more."""
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    found = [entry for entry in inner if next(entry.glob("*.txt"), None)]
-    return found if len(found) > 1 else []
-
-
-def _join(tables: Sequence[Table]) -> Table:
-    """The rows of several tables one after another."""
-    if len(tables) == 1:
-        return tables[0]
-    return replace(
-        tables[0],
-        column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
-    )
-
-
-def _read_parts(sources: Sequence[Path | str], part_rows: int | None) -> Iterator[Table]:
-    """The rows of all files of a split, in parts of so many rows at most, or as one."""
-    if part_rows is None:
-        yield _join(list(_numbered(sources, None)))
-    else:
-        yield from _numbered(sources, part_rows)
-
-
-def _numbered(sources: Sequence[Path | str], part_rows: int | None) -> Iterator[Table]:
-    """The parts of several files, whose rows are counted on from one to the next."""
-    first, start = None, 0
-    for source in sources:
-        end = start
-        for table in _read_tables(source, part_rows):
-            first = first or table
-            if table.names != first.names:
-                raise DataError(
-                    f"{table.where} has the columns {', '.join(table.names)}, but {first.where} "
-                    f"has {', '.join(first.names)}. Parts of a split need the same columns."
-                )
-            own = replace(table, first_row=start + table.first_row)
-            end = own.first_row + len(own.column(own.names[0])) if len(sources) > 1 else end
-            yield own
-        start = end
-
-
-def _not_found(path: Path) -> NotFoundError:
+def not_found(path: Path) -> NotFoundError:
+    """An error that names what is missing, and what it may be instead."""
     parent = path.absolute().parent
     if not parent.is_dir():
         return NotFoundError(f"There is no {path}: the folder {parent} does not exist.")
@@ -217,7 +62,8 @@ def _not_found(path: Path) -> NotFoundError:
     )
 
 
-def _unsupported(path: Path | str) -> DataError:
+def unsupported(path: Path | str) -> DataError:
+    """An error that names the formats that are read."""
     return DataError(
         f"{path} has an unsupported extension. Convert it to one of: {', '.join(TABLE_SUFFIXES)}."
     )
@@ -275,6 +121,8 @@ class _File:
         """What is wrong with the file as a DataError."""
         try:
             yield
+        except LayerfuseError:  # a StorageError is an OSError, too
+            raise
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
                 f"{self.where} cannot be unpacked as gzip ({error}). Download or compress it again."
@@ -360,10 +208,10 @@ def _file(source: Path | str) -> _File:
             )
         return _File("standard input", ".jsonl" if start.startswith(b"{") else ".csv", source)
     if isinstance(source, Path) and not source.is_file():
-        raise _not_found(source) if not source.exists() else DataError(f"{source} is not a file.")
-    kind = _suffix(Path(source).name).removesuffix(".gz")
+        raise not_found(source) if not source.exists() else DataError(f"{source} is not a file.")
+    kind = suffix_of(Path(source).name).removesuffix(".gz")
     if not kind:
-        raise _unsupported(source)
+        raise unsupported(source)
     if isinstance(source, Path):
         with source.open("rb") as file:
             begin = file.read(200).removeprefix(codecs.BOM_UTF8).lstrip().lower()
@@ -373,14 +221,8 @@ def _file(source: Path | str) -> _File:
     return _File(str(source), kind, source)
 
 
-def _read_tables(source: Path | str, part_rows: int | None) -> Iterator[Table]:
-    """The rows in parts of so many rows, or as one; at least one part."""
-    if isinstance(source, Path) and source.is_dir():
-        if classes := _class_folders(source):
-            yield _texts_of(source, classes)
-        else:
-            yield _join([_arrow(file) for file in sorted(source.glob("*.arrow"))])
-        return
+def read_file(source: Path | str, part_rows: int | None) -> Iterator[Table]:
+    """The rows of a table's file in parts of so many rows, or as one; at least one part."""
     file = _file(source)
     if file.kind == ".parquet":
         yield from _parquet(file, part_rows)
@@ -390,12 +232,11 @@ def _read_tables(source: Path | str, part_rows: int | None) -> Iterator[Table]:
         yield from _delimited(file, part_rows)
 
 
-def _parts(rows: Iterable[T], part_rows: int | None) -> Iterator[tuple[int, list[T]]]:
-    """Lists of so many rows, each with the number of its first."""
-    remaining, first = iter(rows), 0
+def _parts(rows: Iterable[T], part_rows: int | None) -> Iterator[list[T]]:
+    """Lists of so many rows."""
+    remaining = iter(rows)
     while part := list(islice(remaining, part_rows)):
-        yield first, part
-        first += len(part)
+        yield part
 
 
 def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
@@ -405,17 +246,17 @@ def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
         header = [name.strip() for name in next(records, [])]
         _refuse_repeated(file.where, header)
 
-        def table(first: int, rows: list[list[str]]) -> Table:
+        def table(rows: list[list[str]]) -> Table:
             def column(name: str) -> list[str]:
                 index = header.index(name)
                 return [row[index] for row in rows]
 
-            return Table(file.where, tuple(header), column, first)
+            return Table(file.where, tuple(header), column, len(rows))
 
         found = False
-        for first, rows in _parts(records, part_rows):
+        for rows in _parts(records, part_rows):
             found = True
-            yield table(first, rows)
+            yield table(rows)
     if not found:
         raise DataError(
             f"{file.where} has a header line but no rows. Is the first line a text?"
@@ -514,10 +355,10 @@ def _refuse_repeated(where: str, header: Sequence[str]) -> None:
 def _jsonl(file: _File, part_rows: int | None) -> Iterator[Table]:
     names: tuple[str, ...] | None = None
     with file.lines("\n", whole=part_rows is None) as lines:
-        for first, rows in _parts(_json_objects(file.where, lines), part_rows):
+        for rows in _parts(_json_objects(file.where, lines), part_rows):
             if names is None:
                 names = tuple(dict.fromkeys(name for row in rows for name in row))
-            yield Table(file.where, names, partial(_values, rows), first)
+            yield Table(file.where, names, partial(_values, rows), len(rows))
     if names is None:
         raise DataError(f"{file.where} is empty. Give a file with at least one text.")
 
@@ -553,7 +394,7 @@ def _parquet(file: _File, part_rows: int | None) -> Iterator[Table]:
         facts = pyarrow.parquet.read_metadata(binary)
         n_bytes = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
         if part_rows is None:
-            _refuse_large(file.where, facts.num_rows, n_bytes)
+            refuse_large(file.where, facts.num_rows, n_bytes)
         leaves = map(facts.schema.column, range(len(facts.schema)))
         # A few bytes may stand for gigabytes of equal texts, so these are unpacked last.
         table = pyarrow.parquet.ParquetFile(
@@ -562,37 +403,62 @@ def _parquet(file: _File, part_rows: int | None) -> Iterator[Table]:
             read_dictionary=[leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"],
         )
         _refuse_repeated(file.where, table.schema_arrow.names)
-        size = part_rows or max(1, facts.num_rows)
-        first, waiting = 0, table.schema_arrow.empty_table()
-        for batch in table.iter_batches(min(size, _BATCH_ROWS)):
-            waiting = pyarrow.concat_tables([waiting, pyarrow.Table.from_batches([batch])])
-            if len(waiting) >= size:  # which a batch alone may not reach
-                yield _arrow_table(file.where, waiting[:size], first)
-                first, waiting = first + size, waiting[size:]
-        if len(waiting) or not first:
-            yield _arrow_table(file.where, waiting, first)
+        batches = table.iter_batches(min(part_rows or _BATCH_ROWS, _BATCH_ROWS))
+        yield from _of_batches(file.where, table.schema_arrow, batches, part_rows)
 
 
-def _arrow(path: Path) -> Table:
-    """A file of ``save_to_disk`` of the package datasets."""
+def read_arrow(source: Path | str, part_rows: int | None) -> Iterator[Table]:
+    """A file of ``save_to_disk`` of the package datasets, as `read_file` does."""
     import pyarrow
 
-    with _arrow_errors(str(path), "Arrow"), pyarrow.memory_map(str(path)) as file:
-        return _arrow_table(str(path), pyarrow.ipc.open_stream(file).read_all(), 0)
+    with _arrow_errors(str(source), "Arrow"), contextlib.ExitStack() as opened:
+        file = pyarrow.memory_map(str(source)) if isinstance(source, Path) else open_url(source)
+        batches = pyarrow.ipc.open_stream(opened.enter_context(file))
+        yield from _of_batches(str(source), batches.schema, batches, part_rows)
 
 
-def _texts_of(folder: Path, classes: Sequence[Path]) -> Table:
-    """One text a file, and the names of their folders."""
-    files = [(file, own.name) for own in classes for file in sorted(own.glob("*.txt"))]
+def _of_batches(
+    where: str, schema: Any, batches: Iterable[Any], part_rows: int | None
+) -> Iterator[Table]:
+    """The rows of Arrow's record batches in parts of so many, or as one."""
+    import pyarrow
+
+    waiting, n_rows, found = [schema.empty_table()], 0, False
+    for batch in batches:
+        waiting.append(pyarrow.Table.from_batches([batch]))
+        n_rows += len(batch)
+        while part_rows is not None and n_rows >= part_rows:
+            joined = pyarrow.concat_tables(waiting)
+            yield arrow_table(where, joined[:part_rows])
+            waiting, n_rows, found = [joined[part_rows:]], n_rows - part_rows, True
+    if n_rows or not found:
+        yield arrow_table(where, pyarrow.concat_tables(waiting))
+
+
+def read_footer(source: Path | str) -> Any:
+    """The Arrow schema of a parquet file."""
+    import pyarrow.parquet
+
+    file = _file(source)
+    with _arrow_errors(file.where, "parquet"), file.open() as binary:
+        return pyarrow.parquet.read_schema(binary)
+
+
+def read_texts(
+    where: str, files: Mapping[str, Sequence[Path | str]], _: int | None
+) -> Iterator[Table]:
+    """One text a file, and the names of their folders, as one part."""
+    labels = [label for label, own in files.items() for _ in own]
     texts = []
-    for file, _ in files:
+    for file in chain.from_iterable(files.values()):
         with _File(str(file), ".txt", file).lines(whole=True) as lines:
             texts.append("".join(lines))
-    columns = {"text": texts, "label": [name for _, name in files]}
-    return Table(str(folder), tuple(columns), columns.__getitem__)
+    columns = {"text": texts, "label": labels}
+    yield Table(where, tuple(columns), columns.__getitem__, len(texts))
 
 
-def _refuse_large(where: str, n_rows: int, n_bytes: int) -> None:
+def refuse_large(where: str, n_rows: int, n_bytes: int) -> None:
+    """Raise a DataError for more than is kept in memory."""
     if n_bytes > _MOST_BYTES or n_rows > _MOST_ROWS:
         raise DataError(
             f"{where} has {n_rows:,} rows and {human_bytes(n_bytes)}, of at most {_MOST_ROWS:,} "
@@ -618,10 +484,11 @@ def _unpacked_bytes(array: Any) -> int:
     return int(array.nbytes)
 
 
-def _arrow_table(where: str, table: Any, first: int) -> Table:
+def arrow_table(where: str, table: Any) -> Table:
     """Columns of an Arrow table, with class names where the package datasets has kept them."""
     chunks = chain.from_iterable(column.chunks for column in table.columns)
-    _refuse_large(where, len(table), sum(map(_unpacked_bytes, chunks)))
+    n_bytes = sum(map(_unpacked_bytes, chunks))
+    refuse_large(where, len(table), n_bytes)
 
     def column(name: str) -> list[Any]:
         with _arrow_errors(where, "a table"):
@@ -633,7 +500,7 @@ def _arrow_table(where: str, table: Any, first: int) -> Table:
                 return values
             return [None if value is None or value < 0 else names[value] for value in values]
 
-    return Table(where, tuple(table.column_names), column, first)
+    return Table(where, tuple(table.column_names), column, len(table), n_bytes)
 
 
 @contextlib.contextmanager
@@ -648,50 +515,3 @@ def _arrow_errors(where: str, kind: str) -> Iterator[None]:
         raise DataError(
             f"{where} cannot be read as {kind}: {reason}\nDownload or write it again."
         ) from error
-
-
-def stream_hub(repo_id: str, config: str | None, options: ReadOptions) -> TextStream:
-    """Every split of a dataset of the Hub as one part, class names in place of class numbers.
-
-    A split whose labels are withheld (all -1, as in GLUE's test sets) is left out.
-
-    Raises
-    ------
-    MissingExtraError
-        Without the package ``datasets``.
-    NotFoundError
-        When it could not be downloaded.
-    DataError
-        As in `stream_dataset`.
-    """
-    datasets = require("datasets", "hub", f"Reading {repo_id!r} from the Hugging Face Hub")
-    try:
-        loaded = datasets.load_dataset(repo_id, config)
-    except Exception as error:  # the package raises its own, the HTTP client's and OS errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotFoundError(
-            f"The dataset {repo_id!r} could not be downloaded from the Hub: {reason}\n"
-            "Check its name (hub:owner/name, or hub:owner/name:config) and the connection, or "
-            "give a file."
-        ) from error
-    tables = {}
-    for name, part in loaded.items():
-        table = _table(f"{repo_id} ({name})", part)
-        text, label = find_columns(table, options)
-        options = replace(options, text_column=text, label_column=label)
-        if label is None or any(value is not None for value in table.column(label)):
-            tables[name] = iter([table])
-    if not tables:
-        raise DataError(f"{repo_id} has no split with labels. Choose another --label-column.")
-    return _stream(repo_id.rpartition("/")[2], tables, options)
-
-
-def _table(where: str, part: Any) -> Table:
-    def column(name: str) -> Sequence[Any]:
-        values = list(part[name])
-        names = getattr(part.features[name], "names", None)  # only class labels have them
-        if names is None:
-            return values
-        return [None if value is None or value < 0 else names[value] for value in values]
-
-    return Table(where, tuple(part.column_names), column)
