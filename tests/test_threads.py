@@ -135,7 +135,7 @@ class TestOneEncoder:
         folder = longrope if model == "longrope" else tiny(model)
         texts = [*sentences(64, longest=5), *sentences(64, longest=30)]
         alone, shared = opened(folder), opened(folder)
-        batches = [texts[start : start + 2] for start in range(0, len(texts), 2)] * 4
+        batches = [texts[start : start + 2] for start in range(0, len(texts), 2)] * 8
         np.random.default_rng(0).shuffle(batches)  # short and long ones side by side
         # the main thread has another number of OpenMP threads
         expected = in_threads(lambda batch: read(alone, batch), batches, 1)
