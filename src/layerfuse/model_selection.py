@@ -34,7 +34,7 @@ _PRODUCTS = "tensor+residual"  # for two blocks that are informative only throug
 
 _RUNGS = (900, 3600)  # rows of the rounds
 _WIDTHS = (64, 100)  # leading coordinates of each block that they read
-_PROMISING = 1.0  # standard errors of gain with which a candidate goes on to more rows
+_PROMISING = 0.5  # standard errors of gain above which a candidate goes on to more rows
 _FOLDS = 3
 _FEWEST_ROWS = 300  # below, a trial has no power
 _FALSE_WINS = 0.05
