@@ -299,6 +299,44 @@ def test_tokens_that_were_added_before_training_are_read(
 
 
 @of_adapters
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the tied head
+@pytest.mark.parametrize(
+    ("family", "auto", "target"),
+    [
+        ("roberta", hf.AutoModelForSequenceClassification, "all-linear"),  # has no pooler there
+        ("t5", hf.T5EncoderModel, ["q", "v"]),  # no decoder
+        ("t5", hf.AutoModelForSeq2SeqLM, ["q", "lm_head"]),  # and a head here
+    ],
+)
+def test_an_adapter_need_not_name_what_is_not_read(
+    tiny: TinyModels, tmp_path: Path, family: str, auto: Any, target: Any
+):
+    config = peft.LoraConfig(target_modules=target, init_lora_weights=False)
+    adapted = peft.get_peft_model(auto.from_pretrained(tiny(family)), config).eval()
+    adapted.save_pretrained(tmp_path)
+    ids = hf.AutoTokenizer.from_pretrained(tiny(family))("a bad film", return_tensors="pt")
+    model = adapted.base_model.model
+    encoder = model.get_encoder() if family == "t5" else model
+    with torch.no_grad():
+        states = encoder(**ids, output_hidden_states=True).hidden_states
+    read = extract(["a bad film"], opened(tmp_path))
+    np.testing.assert_allclose(read["tiny:2:mean"][0], states[2][0].mean(0), atol=2e-5)
+
+
+@of_adapters
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft knows of it, too
+@pytest.mark.parametrize("target", ["shared", "embed_tokens"])
+def test_an_adapter_of_one_use_of_a_shared_weight_is_refused(
+    tiny: TinyModels, tmp_path: Path, target: str
+):
+    config = peft.LoraConfig(target_modules=["q", target], init_lora_weights=False)
+    model = hf.AutoModelForSeq2SeqLM.from_pretrained(tiny("t5"))
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="are one weight"):
+        opened(tmp_path)
+
+
+@of_adapters
 def test_an_adapter_may_have_the_configuration_of_its_model_beside_it(
     tiny: TinyModels, tmp_path: Path
 ):

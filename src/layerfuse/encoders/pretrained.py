@@ -357,21 +357,41 @@ def _merge(adapter: Path, base: EncoderSource) -> PreTrainedModel:
     adapted = peft.PeftModel(whole, config)
     _, unknown = peft.set_peft_model_state_dict(adapted, weights)  # type: ignore[attr-defined]
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # What is neither in the text model nor in the adapter: heads, and copies of the embeddings.
+    own = tuple(f"base_model.model.{part}." for part, _ in whole.named_children())
     copies = [f"{table}.{part}.weight" for part in ("modules_to_save", "original_module")]
     unplaced = [
         name
         for name in unknown
-        if not (has_head and not name.startswith(inside))
-        and not (name in copies and f"{table}.weight" in weights)
+        if name.startswith(own) and not (name in copies and f"{table}.weight" in weights)
     ]
-    if wrong := [*unplaced, *(name for name in expected if name not in weights)]:
+    unread = {"pooler", *(("decoder",) if model.config.is_encoder_decoder else ())}
+    missing = [
+        name
+        for name in expected
+        if name not in weights and not unread.intersection(name.split("."))
+    ]
+    if wrong := [*unplaced, *missing]:
         raise UnsupportedModelError(
             f"{adapter} and {base.folder} do not belong together: {min(wrong)} is in only one of "
             f"the two ({len(wrong)} such weights)."
         )
+    _refuse_shared(model)
     adapted.merge_and_unload(safe_merge=True)
     _check_complete(base, model, absent)
     return model
+
+
+def _refuse_shared(model: PreTrainedModel) -> None:
+    """Refuse to merge into weights that other modules use, too: peft leaves those as they were."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if ".token_adapter." not in name:  # which knows of the others
+            names.setdefault(id(parameter), []).append(name)
+    for shared in names.values():
+        if len(shared) > 1 and any(".base_layer." in name for name in shared):
+            plain = " and ".join(name.replace(".base_layer", "") for name in shared[:2])
+            raise ValueError(f"{plain} are one weight, and the adapter changes only one use of it.")
 
 
 def _resize_vocabulary(
