@@ -29,6 +29,7 @@ from layerfuse.errors import (
     require,
 )
 from layerfuse.files import (
+    CHECKSUMS,
     LFS_ADVICE,
     LFS_POINTER,
     atomic_folder,
@@ -294,7 +295,7 @@ def _merged(
     folder = cache_dir() / "merged" / digest(*made_from.values())
     if folder.is_dir():
         check_own(folder)
-        if damaged_files(folder):
+        if damaged_files(folder) or not (folder / CHECKSUMS).is_file():
             shutil.rmtree(folder, ignore_errors=True)
 
     def build(target: Path) -> None:
