@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -203,8 +204,7 @@ class _Folder:
         if isinstance(place, str):
             sizes = ObjectFolder(place).sizes()
         elif place.is_dir():
-            walk = os.walk(place, onerror=_refuse, followlinks=True)
-            files = [Path(root, name) for root, _, names in walk for name in names]
+            files = list(_walk(place))
             sizes = {
                 file.relative_to(place).as_posix(): file.stat().st_size
                 for file in files
@@ -234,6 +234,12 @@ class _Folder:
                 shown = ", ".join(Path(place).name for place in found)
                 raise DataError(
                     f"{self.place} holds several datasets: {shown}. Give the folder of one."
+                )
+            parts = [name for name in inner if "=" in name and not name.startswith("split=")]
+            if found and some == [self] and parts:
+                raise DataError(
+                    f"{self.place} holds the split {next(iter(found[self.place]))!r} beside "
+                    f"partitions such as {parts[0]}. Put those into a folder called train."
                 )
             if found:
                 return next(iter(found.values()))
@@ -308,6 +314,18 @@ class _Folder:
         return f"{self.place.rstrip('/')}/{name}"
 
 
+def _walk(place: Path) -> Iterator[Path]:
+    """The files below a folder, and those that links lead to, but for links to folders around."""
+    for root, folders, names in os.walk(place, onerror=_refuse, followlinks=True):
+        yield from (Path(root, name) for name in names)
+        real = Path(root).resolve()
+        folders[:] = [
+            name
+            for name in folders
+            if not (own := Path(root, name)).is_symlink() or not real.is_relative_to(own.resolve())
+        ]
+
+
 def _refuse(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
@@ -339,13 +357,27 @@ def _column(table: Table, keys: Mapping[str, _Value], name: str) -> Sequence[Any
     if name not in table.names:
         return [expected] * table.n_rows
     values = table.column(name)
+    if expected is None:
+        return values
     for value in values:
-        if type(value) is type(expected) and value != expected:
+        if _differs(value, expected):
             raise DataError(
                 f"{table.where}: column {name!r} holds {value!r}, but its folder is named "
                 f"{name}={expected}. Rename the column or the folder."
             )
-    return values
+    return [expected if value is None else value for value in values]
+
+
+def _differs(value: object, expected: str | int) -> bool:
+    """Whether a cell plainly says something else than its folder; csv files hold strings only."""
+    if isinstance(expected, int) and isinstance(value, str | int | float):
+        try:
+            return float(value) != expected
+        except ValueError:
+            return bool(value)  # an empty cell says nothing
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = value.isoformat()
+    return isinstance(value, str) and bool(value) and value != str(expected)
 
 
 def _keys_of(names: Sequence[str]) -> list[dict[str, _Value]]:
