@@ -574,3 +574,13 @@ def test_lists_of_classes_are_read_by_their_names():
     features = datasets.Features(text=datasets.Value("string"), label=datasets.List(names))
     own = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [[1], [0, 1]]}, features)
     assert load_dataset(own).train.labels == (LabelSet(["glad"]), LabelSet(["angry", "glad"]))
+
+
+def test_partitions_of_several_formats_are_refused_as_such(tmp_path: Path):
+    for name in ("y=1/a.jsonl", "y=2/a.ndjson"):  # one format
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"text": "good", "label": "a"}\n')
+    assert len(load_dataset(tmp_path).train.texts) == 2
+    write(tmp_path, "y=2/b.parquet", text=["good"], label=["a"])
+    with pytest.raises(DataError, match=r"several formats \(\.jsonl, \.parquet\)"):
+        load_dataset(tmp_path)

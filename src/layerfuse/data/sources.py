@@ -295,8 +295,14 @@ class _Folder:
             readers = [partial(read_arrow, file) for file in arrow]
             return lambda part_rows: _read_parts(part_rows, *readers)
         names = [name for name, size in self.sizes.items() if size and suffix_of(name)]
-        kinds = {suffix_of(name).removesuffix(".gz") for name in names}
-        if len(kinds) != 1 or not (".parquet" in kinds or any("=" in name for name in names)):
+        kinds = {suffix_of(name).removesuffix(".gz").replace("ndjson", "jsonl") for name in names}
+        partitioned = any("=" in name for name in names)
+        if len(kinds) > 1 and partitioned:
+            raise DataError(
+                f"{self.place} holds files of several formats ({', '.join(sorted(kinds))}) in one "
+                "table. Keep those of one."
+            )
+        if len(kinds) != 1 or not (".parquet" in kinds or partitioned):
             return None
         parts = {part for name in names for part in name.split("/")}
         plain = (part for part in parts if "=" not in part or part.startswith("split="))
