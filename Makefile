@@ -30,12 +30,13 @@ demo: $(BASE) ## the product on a small data set, from nothing to a verdict
 test: $(DEV) browser ## all tests; PYTEST_ARGS="-m 'not index'" leaves out those that fetch models
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=5 $(PYTEST_ARGS)
 
-quick: $(DEV) ## the tests that need neither seconds each, nor a browser, nor models
-	@$(BIN)/python -m pytest -q -m "not slow and not browser and not index" $(PYTEST_ARGS)
+quick: $(DEV) ## the tests that take an instant each, without a browser and without models
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile \
+	  -m "not slow and not browser and not index" $(PYTEST_ARGS)
 
 soak: $(DEV) ## fuzz, kills and threads, SECONDS=60 for each test from SEED=0; SECONDS=0 repeats one seed
-	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -q -s -o timeout=0 tests/soak $(PYTEST_ARGS)
+	@SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) OMP_NUM_THREADS=1 LAYERFUSE_ZOO=all \
+	  $(BIN)/python -m pytest -q -s -o timeout=0 tests/soak tests/test_zoo.py $(PYTEST_ARGS)
 
 # Tests open reports in a browser. Where there is none it is installed if that can be done; else they
 # fail, and PYTEST_ARGS="-m 'not browser'" leaves them out.

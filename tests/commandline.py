@@ -7,9 +7,7 @@ import csv
 import gzip
 import io
 import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from unittest import mock
 
 from threadpoolctl import threadpool_limits
 
-import layerfuse
 from layerfuse.cli import main
+from processes import Child
 
 LABELS = {"good, very": ("good", "great"), "schlecht ü": ("bad", "awful"), "news": ("oil", "trade")}
 """Labels with a comma, spaces and an umlaut, and the words that give each away."""
@@ -69,21 +67,14 @@ def succeed(*args: object) -> Done:
     return done
 
 
-def start(*args: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-    """Start ``python -m layerfuse ARGS`` as a process of its own, its outputs piped."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "layerfuse", *map(str, args)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(layerfuse.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-        },
-        **options,
-    )
+def start(*args: object, cwd: Path, **options: Any) -> Child:
+    """Start ``layerfuse ARGS`` as a process of its own, its outputs piped."""
+    return Child(_command, *args, cwd=cwd, **options)
+
+
+def _command(*words: str) -> int:
+    sys.argv = ["layerfuse", *words]
+    return main()
 
 
 def rows(n: int, *, seed: int = 0, labels: Iterable[str] = LABELS) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from families import TinyModels, save_model
+from layerfuse.files import cache_dir
 
 _CACHE = "LAYERFUSE_CACHE"
-_USERS_CACHE = os.environ.get(_CACHE)
+_USERS_CACHE = cache_dir()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,18 +32,19 @@ def _own_cache(
     """An empty cache folder; tests that need the package index use the user's own."""
     if request.node.get_closest_marker("index") is None:
         monkeypatch.setenv(_CACHE, str(tmp_path_factory.mktemp("cache")))
-    elif _USERS_CACHE is None:
-        monkeypatch.delenv(_CACHE, raising=False)
     else:
-        monkeypatch.setenv(_CACHE, _USERS_CACHE)
+        monkeypatch.setenv(_CACHE, str(_USERS_CACHE))
+
+
+@pytest.fixture(scope="session")
+def users_cache() -> Path:
+    """The user's own cache."""
+    return _USERS_CACHE
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """For arrays this small, threads that wait for a busy machine cost a hundredfold."""
-    if request.node.get_closest_marker("index") is not None:
-        yield
-        return
     with threadpool_limits(1):
         yield
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extr
 from layerfuse.embeddings import plan
 from layerfuse.probing.ridge import standardization
 from layerfuse.progress import Advance
-
-_PRELOADED = ["torch", "layerfuse.embeddings.extraction", "layerfuse.encoders.pretrained"]
-_PRELOADED += ["transformers.models.bert.modeling_bert", "transformers.models.auto"]
+from processes import fork
 
 
 def sentences(count: int, *, seed: int = 0, longest: int = 12) -> list[str]:
@@ -171,10 +168,7 @@ def _work(
 
 
 class Extraction:
-    """`extract` with a store, all layers, mean pooling, in another process.
-
-    Processes are forked from a server that has imported torch, so that each starts in an instant.
-    """
+    """`extract` with a store, all layers, mean pooling, in another process."""
 
     def __init__(
         self,
@@ -186,13 +180,10 @@ class Extraction:
         log: Path,
         full_after: int | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        self._pipe, theirs = context.Pipe()
+        self._pipe, theirs = Pipe()
         cache = Path(os.environ["LAYERFUSE_CACHE"])
         arguments = (theirs, cache, model, store, texts, shard_rows, log, full_after)
-        self.process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)
-        self.process.start()
+        self.process = fork(_work, *arguments)
         theirs.close()
         assert self._pipe.recv() == "ready"
 

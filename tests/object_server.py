@@ -29,8 +29,8 @@ from layerfuse.errors import StorageError
 from layerfuse.progress import SILENT, Reporter
 
 URL = "memory://bucket/place"
-READ_TIMEOUT_S = 1.0
-LAG_S = 3.0
+READ_TIMEOUT_S = 0.3
+LAG_S = 1.0
 _AZURITE_KEY = (  # Azurite's own, the same everywhere
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
@@ -200,6 +200,8 @@ def object_server(patch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     patch.setenv("AWS_ENDPOINT_URL", proxy.url)
     timeouts = {"connect_timeout": 2, "read_timeout": READ_TIMEOUT_S}
     patch.setitem(fsspec.config.conf, "s3", {"config_kwargs": timeouts})
+    # The client tries as often as it does for everyone, without seconds in between.
+    patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         fsspec.filesystem("s3").mkdir("bucket")

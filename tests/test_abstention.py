@@ -17,6 +17,8 @@ from layerfuse.calibration import Abstention, fit_abstention
 from layerfuse.errors import ConfigError
 from layerfuse.targets import LabelSpace, Targets
 
+pytestmark = pytest.mark.slow
+
 Floats = npt.NDArray[np.float64]
 SPACE = LabelSpace(np.array(["a", "b", "c"]))
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import layerfuse
 from commandline import rows, succeed, write_csv
 from families import TinyModels
 from layerfuse.report.run_report import read_run_report
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_simpler_block_is_saved_and_measured(tiny: TinyModels, tmp_path: Path):

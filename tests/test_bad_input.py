@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import io
 import json
-import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -534,6 +533,7 @@ def check_refused(act: Callable[[], Done], *says: str) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_is_explained(mistake: Mistake, models: Path, trained: Path):
     for name, content in mistake.files.items():
@@ -593,6 +593,7 @@ class TestDamagedBundles:
 class TestSettings:
     """Values of a settings file that have another type than they should."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("line", "says"),
         [
@@ -627,12 +628,9 @@ def test_a_full_disk_is_said_and_nothing_half_written_stays(models: Path, tmp_pa
     command = ("fit", "train.csv", "-e", models / "bert", "--store", store, "--out", "run")
 
     def act() -> Done:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes
-
-        process = start(*command, cwd=Path.cwd(), preexec_fn=limit)
+        process = start(*command, cwd=Path.cwd(), file_bytes=20_000)
         out, err = process.communicate(timeout=120)
-        return Done(process.returncode, out, err)
+        return Done(process.wait(), out, err)
 
     check_refused(act, "The disk has no room to write", "is kept; free some space")
     assert [path.name for path in store.rglob("*") if path.is_file()] == ["manifest.json"]

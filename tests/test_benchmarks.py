@@ -147,6 +147,7 @@ def test_correlations_are_spearmans_with_intervals() -> None:
     json.dumps([summary, picks], allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_whole_run_writes_its_raw_numbers(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

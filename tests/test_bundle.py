@@ -107,6 +107,7 @@ def assert_same_predictions(one: LayerFusionClassifier, other: LayerFusionClassi
 
 
 class TestRoundTrip:
+    @pytest.mark.slow
     @pytest.mark.parametrize("selection", ["last", "greedy"])
     def test_probabilities_are_exactly_equal(
         self, tiny: TinyModels, tmp_path: Path, selection: str
@@ -117,6 +118,7 @@ class TestRoundTrip:
         model.save(tmp_path / "bundle")
         assert_same_predictions(layerfuse.load(tmp_path / "bundle", device="cpu"), model)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_dtype(self, tiny: TinyModels, tmp_path: Path, dtype: str):
         """float32 whatever this machine would choose; bfloat16 only where it is not emulated."""
@@ -152,6 +154,7 @@ class TestRoundTrip:
             ("llama", "the {text} is", 40),
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "labels",
         [
@@ -197,11 +200,13 @@ class TestRoundTrip:
         for name in ("bundle.json", "tensors.safetensors"):
             assert (saved / name).read_bytes() == (tmp_path / "copy" / name).read_bytes()
 
+    @pytest.mark.slow
     def test_a_run_folder_and_a_text_as_path(self, saved: Path):
         expected = layerfuse.load(saved, device="cpu")
         for place in (saved.parent, str(saved), str(saved.parent)):
             assert_same_predictions(layerfuse.load(place, device="cpu"), expected)
 
+    @pytest.mark.slow
     def test_an_encoder_that_was_moved(self, tiny: TinyModels, tmp_path: Path):
         folder = shutil.copytree(tiny("bert"), tmp_path / "here")
         encoder = FrozenEncoder.from_pretrained(folder, name="bert", device="cpu", dtype="float32")
@@ -239,6 +244,7 @@ def assert_same_parameters(one: LayerFusionClassifier, other: LayerFusionClassif
 class TestParameters:
     """``load(...).get_params()`` equals what was saved, and the loaded one can be fitted again."""
 
+    @pytest.mark.slow
     def test_every_parameter(self, tiny: TinyModels, tmp_path: Path):
         model = build(
             tiny, "bert", "llama",
@@ -251,11 +257,13 @@ class TestParameters:
         model.fit(TEXTS, LABELS).save(tmp_path / "bundle")
         assert_same_parameters(layerfuse.load(tmp_path / "bundle", device="cpu"), model)
 
+    @pytest.mark.slow
     def test_defaults(self, tiny: TinyModels, tmp_path: Path):
         model = LayerFusionClassifier([f"bert={tiny('bert')}"]).fit(TEXTS, LABELS)
         model.save(tmp_path / "bundle")
         assert_same_parameters(layerfuse.load(tmp_path / "bundle", device="cpu"), model)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "value"),
         [
@@ -314,6 +322,7 @@ class TestParameters:
         found = layerfuse.load(tmp_path / "bundle", device="cpu").get_params()
         assert [(type(found[name]), found[name]) for name in names] == [(int, 3)] * len(names)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("labels", "keys"),
         [
@@ -334,6 +343,7 @@ class TestParameters:
         assert found == model.class_weight
         assert {type(key) for key in found} == {type(labels[0])}
 
+    @pytest.mark.slow
     def test_labels_that_no_file_can_hold_are_named(self, tiny: TinyModels, tmp_path: Path):
         y = ["\ud800" if label == "good" else label for label in LABELS]
         model = build(tiny, layers=[0], cv=2).fit(TEXTS, y)
@@ -341,6 +351,7 @@ class TestParameters:
             model.save(tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
 
+    @pytest.mark.slow
     def test_class_weights_follow_labels_that_are_renamed(self, tiny: TinyModels, tmp_path: Path):
         y = [(label,) for label in LABELS]
         model = build(tiny, class_weight={("good",): 3.0}, layers=[0], cv=2).fit(TEXTS, y)
@@ -382,6 +393,7 @@ class TestParameters:
             fitted.save(tmp_path / "bundle")
         assert layerfuse.load(tmp_path / "bundle", device="cpu").get_params()[name] == instead
 
+    @pytest.mark.slow
     def test_fitting_a_loaded_one_is_as_fitting_afresh(
         self, fitted: LayerFusionClassifier, saved: Path
     ):
@@ -392,6 +404,7 @@ class TestParameters:
         # It was read at other layers too: encoders of the parameters are not cut.
         assert len(again.profile_) == len(fitted.profile_)
 
+    @pytest.mark.slow
     def test_unused_encoders_that_are_gone(self, tiny: TinyModels, tmp_path: Path):
         """Predicting needs those in use only; fitting names the one that is missing."""
         gone = shutil.copytree(tiny("llama"), tmp_path / "gone")
@@ -625,6 +638,7 @@ class TestRefused:
         with pytest.raises(FormatError, match=r"classes.*Save the bundle again"):
             layerfuse.load(saved)
 
+    @pytest.mark.slow
     def test_each_field_is_needed_and_of_one_kind(self, saved: Path):
         """Every field at every depth: removed, null, or something else."""
         path = saved / "bundle.json"

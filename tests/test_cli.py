@@ -951,14 +951,7 @@ class TestTheShell:
     def test_ctrl_c_while_reading_keeps_what_is_done(self, models: Path):
         write_csv(Path("many.csv"), rows(20_000))
         arguments = ("-e", models / "bert", "--store", "kept")
-        process = start(
-            "fit",
-            "many.csv",
-            *arguments,
-            cwd=Path.cwd(),
-            # A shell's background jobs ignore interrupts, and so would their children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        process = start("fit", "many.csv", *arguments, cwd=Path.cwd())
         until = time.monotonic() + 120
         while not list(Path("kept").glob("*/*.safetensors")):
             assert process.poll() is None

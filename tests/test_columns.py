@@ -141,6 +141,7 @@ def test_a_value_of_another_kind_is_named(value: object) -> None:
         encoder.transform({"n": [1, value]})
 
 
+@pytest.mark.slow
 def test_texts_and_columns_together_beat_each_alone(tiny: TinyModels, tmp_path: Path) -> None:
     frame, labels = table_of(160)
     new, truth = table_of(160, seed=1)
@@ -165,6 +166,7 @@ def test_texts_and_columns_together_beat_each_alone(tiny: TinyModels, tmp_path: 
     np.testing.assert_array_equal(again.predict_proba(new), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_columns_of_noise_do_no_harm(tiny: TinyModels, seed: int) -> None:
     frame, labels = table_of(200, seed=seed, noise=True)
@@ -176,6 +178,7 @@ def test_columns_of_noise_do_no_harm(tiny: TinyModels, seed: int) -> None:
         np.testing.assert_array_equal(model.predict(new["text"]), model.predict(new))
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_sample_have_their_columns(tiny: TinyModels) -> None:
     frame, labels = table_of(240)
     new, truth = table_of(100, seed=1)
@@ -222,6 +225,7 @@ def test_a_bundle_without_its_columns_is_damaged(tiny: TinyModels, tmp_path: Pat
         load(tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_columns(
     tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

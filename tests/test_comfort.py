@@ -84,6 +84,7 @@ def test_texts_and_labels_may_come_in_any_column(column: Callable[[list[str]], A
     assert {type(label) for label in classes.tolist()} == {str}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tuple", "pandas categorical", "polars", "arrow chunked"])
 def test_every_function_takes_them(tiny: TinyModels, fitted: LayerFusionClassifier, name: str):
     column = COLUMNS[name]
@@ -117,6 +118,7 @@ LABEL_KINDS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", LABEL_KINDS.values(), ids=LABEL_KINDS)
 def test_labels_of_any_kind_come_back_as_they_were(tiny: TinyModels, labels: tuple[Any, Any]):
     y = [labels[label == "good"] for label in LABELS]
@@ -166,6 +168,7 @@ def test_what_is_no_column_of_labels_is_refused(y: Any, message: str):
 
 
 class TestSavedLabels:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "kind", ["str", "int", "bool", "float", "str and int", "int and float"]
     )
@@ -178,6 +181,7 @@ class TestSavedLabels:
         expected = model.predict(TEST_TEXTS).tolist()
         assert [(type(a), a) for a in predicted] == [(type(b), b) for b in expected]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["tuple", "enum", "str enum", "bytes", "time"])
     def test_others_are_told_at_fit_and_refused_at_save_and_can_be_renamed(
         self, tiny: TinyModels, tmp_path: Path, kind: str
@@ -230,6 +234,7 @@ class TestRareClasses:
         assert np.isfinite(model.predict_proba(texts)).all()
         assert model.verdict_.cv.accuracy == model.cv_.accuracy
 
+    @pytest.mark.slow
     def test_the_logistic_scorer_takes_it(self, tiny: TinyModels):
         texts, labels = [*TEXTS, "oil price oil"], [*LABELS, "only"]
         encoder = FrozenEncoder.from_pretrained(tiny("bert"), device="cpu", dtype="float32")
@@ -267,6 +272,7 @@ class TestProfile:
 
 
 class TestVerdict:
+    @pytest.mark.slow
     def test_it_is_made_when_asked_for_and_once(self, tiny: TinyModels):
         model = build(tiny).fit(TEXTS, LABELS)
         assert model.verdict_ is model.verdict_
@@ -317,6 +323,7 @@ class TestVerdict:
 
 
 class TestPlots:
+    @pytest.mark.slow
     def test_layers_are_drawn_and_chosen_blocks_marked(
         self, fitted: LayerFusionClassifier, tmp_path: Path
     ):
@@ -331,6 +338,7 @@ class TestPlots:
         assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
         assert "vegaEmbed" in chart._repr_mimebundle_()["text/html"]
 
+    @pytest.mark.slow
     def test_gains_are_drawn(self, fitted: LayerFusionClassifier, tmp_path: Path):
         chart = plot_verdict(fitted.verdict_)
         spec = chart.to_dict(validate=True)

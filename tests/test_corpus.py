@@ -83,6 +83,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert dataset.test_name is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delimiter", [";", ",", "\t", "|", ":"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_values_are_those_of_torch(tiny: TinyModels, plain_torch: Any, family: s
             assert error < 1.5 * allowed + 1e-3
 
 
+@pytest.mark.slow
 def test_linear_layers_are_packed(tiny: TinyModels):
     encoder = FrozenEncoder.from_pretrained(tiny("llama"), device="cpu", dtype="float32")
     linears = [m for m in encoder.stack.modules() if type(m) is torch.nn.Linear]

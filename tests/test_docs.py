@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from threadpoolctl import threadpool_limits
 
 import layerfuse
 from commandline import Row, rows, run, start, write_csv, write_text
@@ -123,6 +122,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in targets if link and not (page.parent / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_reference_is_that_of_the_program() -> None:
     assert runpy.run_path(str(_DOCS / "reference.py"))["make_page"]() == (
         (_DOCS / "cli.md").read_text(encoding="utf-8")
@@ -146,23 +146,32 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the user's encoders and a store of its own.
 
     mpnet is a link to minilm: the pages' commands want an encoder of that name, and its 400 MB
-    would add nothing to what is tested here.
+    would add nothing to what is tested here. What was unpacked from a GGUF file is the user's too.
     """
     cache = tmp_path_factory.mktemp("docs-cache")
     (cache / "models").mkdir()
-    minilm, smollm2 = encoder_path("minilm"), encoder_path("smollm2-135m")
-    places = {"minilm": minilm, "mpnet": minilm, "smollm2-135m": smollm2.parent}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERFUSE_CACHE", str(users_cache))
+        minilm = encoder_path("minilm")
+        places = {
+            "models/minilm": minilm,
+            "models/mpnet": minilm,
+            "models/e5-small": encoder_path("e5-small"),
+            "models/smollm2-135m": encoder_path("smollm2-135m").parent,
+            "gguf": users_cache / "gguf",
+        }
+    (users_cache / "gguf").mkdir(exist_ok=True)
     for name, place in places.items():
-        (cache / "models" / name).symlink_to(place.resolve(), target_is_directory=True)
+        (cache / name).symlink_to(place.resolve(), target_is_directory=True)
     return cache
 
 
 @pytest.fixture
-def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a page, with the files that pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAYERFUSE_CACHE", str(models))
@@ -191,8 +200,7 @@ def folder(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     write_text(tmp_path / "genres.csv", "text,comedy,crime\n" + "".join(flags))
     (gguf,) = (models / "models" / "smollm2-135m").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf.resolve())
-    with threadpool_limits(1):
-        yield tmp_path
+    return tmp_path
 
 
 def _texts(data: Sequence[Row]) -> list[str]:

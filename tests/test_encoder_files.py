@@ -58,6 +58,7 @@ def wide(folder: Path, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["in place", "replaced"])
 def test_other_weights_of_the_same_size_and_time_are_other_weights(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +246,7 @@ def write_adapter(
     return model
 
 
+@pytest.mark.slow
 @of_adapters
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"alpha_pattern": 64}])
@@ -411,6 +413,7 @@ def test_a_classifier_on_an_adapter_is_saved_and_loaded(tiny: TinyModels, tmp_pa
     np.testing.assert_array_equal(loaded.predict_proba(texts), model.predict_proba(texts))
 
 
+@pytest.mark.slow
 @of_adapters
 @pytest.mark.parametrize(
     ("change", "said"),

@@ -15,6 +15,8 @@ from families import FAMILIES, N_LAYERS, save_model
 from layerfuse import FrozenEncoder
 from layerfuse import pooling as poolings
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "the film is good",
     "awful",

@@ -101,6 +101,7 @@ def texts_of(name: str, seed: int) -> list[str]:
     return ["".join(rng.choice(parts, size=rng.integers(0, 40))) for _ in range(40)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _BUILD)
 @pytest.mark.parametrize("limit", [4, 9, 17])
 def test_without_a_prompt_tokens_are_those_of_the_tokenizers_own_truncation(name: str, limit: int):
@@ -115,6 +116,7 @@ def test_without_a_prompt_tokens_are_those_of_the_tokenizers_own_truncation(name
         assert row == (list(wanted) or [own.bos_token_id])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["the film {text}", "{text}\n\n  good", "bad\n{text}  \n was"])
 @pytest.mark.parametrize("name", _BUILD)
 def test_with_a_prompt_the_text_is_cut_from_its_end(name: str, prompt: str):
@@ -150,6 +152,7 @@ def test_indented_code_keeps_its_beginning():
     assert code.startswith(tokenizer.decode(found.ids[0][1:-1]))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_truncates_on_the_left_keeps_the_beginning_too():
     for build in (build_tokenizer, hf.CanineTokenizer):
         own = build()
@@ -286,6 +289,7 @@ def test_a_missing_package_is_named(tiny: TinyModels, tmp_path: Path, name: str)
         opened(folder).tokenize(["good"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [
@@ -311,6 +315,7 @@ def test_a_chat_template_that_does_not_give_the_text_is_refused(
         opened(folder, chat_prompt="film {text}").tokenize(["good"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["good film ", "goodfilm"])
 def test_a_huge_text_is_tokenized_no_further_than_it_is_read(tiny: TinyModels, word: str):
     """Whole, 50 MB took minutes and gigabytes."""

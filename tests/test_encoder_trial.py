@@ -20,6 +20,8 @@ from layerfuse.errors import UnsupportedModelError
 from layerfuse.files import cache_dir
 from layerfuse.pooling import POOLINGS
 
+pytestmark = pytest.mark.slow
+
 V = _COMMON["vocab_size"]
 VISION = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48,

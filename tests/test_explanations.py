@@ -102,6 +102,7 @@ def test_a_bundle_keeps_texts_only_where_asked_for(tiny: TinyModels, tmp_path: P
     assert names <= {"fine", "bad"}
 
 
+@pytest.mark.slow
 def test_fit_and_predict_explain(tiny: TinyModels, tmp_path: Path):
     table = write_csv(tmp_path / "train.csv", rows(40))
     few = ["-e", f"bert={tiny('bert')}", "--layers", 1, "--cv", 2, "--head", "ridge"]
@@ -126,6 +127,7 @@ def test_fit_and_predict_explain(tiny: TinyModels, tmp_path: Path):
     assert "--explain" in refused.err
 
 
+@pytest.mark.slow
 def test_a_class_that_is_never_right_has_no_typical_text(tiny: TinyModels, tmp_path: Path):
     alone = ("a film of the film", "alone")  # whenever it is held out, its class is unknown
     table = write_csv(tmp_path / "train.csv", [*rows(60), alone])
@@ -135,6 +137,7 @@ def test_a_class_that_is_never_right_has_no_typical_text(tiny: TinyModels, tmp_p
     assert [text.typical for text in found if text.label == "alone"] == [False]
 
 
+@pytest.mark.slow
 def test_the_report_names_typical_and_doubtful_texts(tiny: TinyModels, tmp_path: Path):
     table = write_csv(tmp_path / "train.csv", rows(60))
     few = ["-e", f"bert={tiny('bert')}", "--cv", 2, "--no-report", "--store", tmp_path / "store"]

@@ -96,12 +96,14 @@ def test_the_options_are_the_formats() -> None:
     assert list(FORMATS) == list(EXPORT_FORMATS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_predicts_the_same(tiny: TinyModels, tmp_path: Path, family: str) -> None:
     source = trained(tiny, f"{family}:1:max", f"{family}:2:mean", f"{family}:3:last")
     assert exported(source, "onnx", tmp_path / "out") < TOLERANCE
 
 
+@pytest.mark.slow
 def test_onnx_of_two_encoders_with_a_prompt_around_the_text(
     tiny: TinyModels, tmp_path: Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_onnx_of_two_encoders_with_a_prompt_around_the_text(
     ]
 
 
+@pytest.mark.slow
 def test_onnx_runner_needs_no_other_package(tiny: TinyModels, tmp_path: Path) -> None:
     source = trained(tiny, "bert:1:mean")
     exported(source, "onnx", tmp_path / "out")
@@ -131,6 +134,7 @@ def test_onnx_runner_needs_no_other_package(tiny: TinyModels, tmp_path: Path) ->
     np.testing.assert_allclose([float(p) for _, p in lines], proba.max(axis=1), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["ridge", "logistic", "kernel"])
 def test_onnx_of_several_labels_decides_the_same(
     tiny: TinyModels, tmp_path: Path, head: str
@@ -149,6 +153,7 @@ def test_onnx_of_several_labels_decides_the_same(
     assert {len(line) for line in lines} >= {1, 2}  # there is something to tell apart
 
 
+@pytest.mark.slow
 def test_onnx_refuses_what_has_no_operation(tiny: TinyModels, tmp_path: Path) -> None:
     """ALiBi of Falcon is computed with powers that become complex numbers."""
     with pytest.raises(UnsupportedModelError, match="Nothing was written"):
@@ -156,6 +161,7 @@ def test_onnx_refuses_what_has_no_operation(tiny: TinyModels, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_onnx_int8_is_smaller_and_close(tiny: TinyModels, tmp_path: Path) -> None:
     source = trained(tiny, "bert:3:mean")
     plain = write_export(source, ONNX, tmp_path / "plain", OTHERS)
@@ -172,6 +178,7 @@ def coordinates(n: int, seed: int) -> list[npt.NDArray[np.float32]]:
     return [np.asarray(block, dtype=np.float32) for block in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_fusion_is_the_same_in_pytorch(name: str, k: int) -> None:
@@ -203,6 +210,7 @@ def test_a_fusion_without_a_form_in_pytorch_is_refused_by_name() -> None:
         fuse_function(Other())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sentence_transformers_folder_gives_a_layer(
     tiny: TinyModels, tmp_path: Path, family: str
@@ -217,6 +225,7 @@ def test_a_sentence_transformers_folder_gives_a_layer(
     assert n_layers == (3 if has_norm else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -286,6 +295,7 @@ def test_a_block_alone_has_the_layout_of_other_servers(tiny: TinyModels, tmp_pat
     assert {"model_type", "max_position_embeddings", "pad_token_id"} <= set(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "options", "said"),
     [
@@ -338,6 +348,7 @@ def fitted(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_command_checks_an_onnx_export_on_the_test_rows(fitted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = succeed("export", fitted, "--format", "onnx", "--out", out, "--int8", "--json")
@@ -470,6 +481,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_push_uploads_bundle_and_card(fitted: Path, hub: type[Hub], tmp_path: Path) -> None:
     done = succeed("push", fitted, "me/news", "--json")
     assert sorted(hub.received) == done.json["files"]
@@ -480,6 +492,7 @@ def test_a_push_uploads_bundle_and_card(fitted: Path, hub: type[Hub], tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_a_push_that_the_hub_refuses_says_what_to_do(fitted: Path, hub: type[Hub]) -> None:
     hub.refuses = True
     done = run("push", fitted, "me/news")

@@ -60,6 +60,7 @@ def with_limit(source: Path, target: Path, **settings: Any) -> Path:
 
 
 class TestOrderAndBatches:
+    @pytest.mark.slow
     def test_shuffled_lengths_come_back_in_order(self, tiny: TinyModels):
         texts = sentences(60, longest=30)
         encoder = opened(tiny("bert"))
@@ -80,6 +81,7 @@ class TestOrderAndBatches:
         for ref, array in straight.items():
             np.testing.assert_array_equal(shuffled[ref], array[order])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("budget", [1, 10, 64, 100_000])
     def test_batches_keep_to_the_token_budget(
         self, tiny: TinyModels, budget: int, monkeypatch: pytest.MonkeyPatch
@@ -373,6 +375,7 @@ class TestViews:
 
 
 class TestTexts:
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "t5"])
     @pytest.mark.parametrize("special", [True, False])
     def test_empty_texts_are_read(self, tiny: TinyModels, family: str, special: bool):
@@ -430,6 +433,7 @@ class TestTexts:
         for array in extract([text], opened(tiny("bert")), pooling=POOLINGS).values():
             assert np.isfinite(array).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("value", "shown"),
         [(None, "None (NoneType)"), (3.5, "3.5 (float)"), (b"bytes", "b'bytes' (bytes)")],
@@ -528,6 +532,7 @@ class TestPrompts:
         encoder = opened(tiny("llama", special=False), prompt="<s> {text} </s>", max_length=6)
         assert encoder.tokenize([self.LONG]).ids == [[0, *[ID["bank"]] * 4, 2]]
 
+    @pytest.mark.slow
     def test_a_chat_prompt_uses_the_models_own_template(self, tiny: TinyModels, tmp_path: Path):
         chat = (
             "{% for message in messages %}<s> {{ message['content'] }} </s>{% endfor %}"

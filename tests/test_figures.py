@@ -66,6 +66,7 @@ CHARTS: dict[str, Callable[[RunReport], figures.Chart]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHARTS)
 def test_every_figure_is_drawn_as_svg(name: str, report: RunReport, tmp_path: Path):
     chart = CHARTS[name](report)

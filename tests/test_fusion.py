@@ -86,6 +86,7 @@ class TestNames:
             check_fusion(name)
             assert kind.name == name
 
+    @pytest.mark.slow
     def test_a_head_comes_with_those_that_say_so(self) -> None:
         blocks, y = problem(60)
         for name, kind in FUSIONS.items():
@@ -416,6 +417,7 @@ class TestLearned:
         assert mix.argmax() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "learns"),
     [("concat", False), ("sum", False), ("voting", False), ("hadamard+residual", True),
@@ -501,6 +503,7 @@ class TestPredictions:
                 np.testing.assert_allclose(weighted.fusion.arrays()[key], array, atol=1e-3)
         assert np.isfinite(weighted.features).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [*LEARNED, "voting", "stacking"])
     def test_equal_weights_change_nothing(self, name: str) -> None:
         blocks, y = problem(n=60)

@@ -42,6 +42,7 @@ def kept(cache: Path, part: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_kept_equals_what_the_file_gives(
@@ -65,6 +66,7 @@ def test_what_is_kept_equals_what_the_file_gives(
     assert again.fingerprints == {"weights": fingerprint_file(path)}
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_is_read_and_a_damaged_one_is_made_again(tmp_path: Path, cache: Path):
     path = tmp_path / "tiny.gguf"
     save_gguf("llama", path)

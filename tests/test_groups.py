@@ -185,6 +185,7 @@ def test_a_group_is_on_one_side_of_every_fold(n_groups: int, cv: Any) -> None:
             assert max(shares) - min(shares) < (0.3 if n_groups == 12 else 0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "classes"), [(40, 2), (300, 7), (60, 25)])
 @pytest.mark.parametrize("n_groups", [None, 12, 60])
 @pytest.mark.filterwarnings("ignore:The (least|number):UserWarning")  # of scikit-learn's own
@@ -278,6 +279,7 @@ def tripled() -> tuple[list[str], Array]:
 
 
 class TestTripledTextsWithRandomLabels:
+    @pytest.mark.slow
     @pytest.mark.parametrize("head", ["auto", "ridge", "logistic", "kernel", "mlp"])
     def test_nothing_is_above_chance(self, tiny: TinyModels, head: str) -> None:
         texts, y = tripled()
@@ -295,6 +297,7 @@ def blocks_of(X: Array) -> dict[BlockRef, Array]:
     return {BlockRef("e", layer, "mean"): X[:, layer] for layer in range(X.shape[1])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_copies_change_no_score_and_no_choice(seed: int) -> None:
     """Three copies of each row, left out together, are as good as one."""
@@ -320,6 +323,7 @@ def test_copies_change_no_score_and_no_choice(seed: int) -> None:
     np.testing.assert_allclose(found_blocks.gains_, expected_blocks.gains_, rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_labels_of_copies_stay_random() -> None:
     """By logistic probes, and in learning curves."""
     accuracies = []

@@ -94,6 +94,7 @@ def brute_force_losses(X: Array, y: Array, weights: Array) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["equal", "rows", "classes"])
 def test_the_penalty_of_ridge_is_that_of_leave_one_out(weighting: str) -> None:
     X, y = problem(3, n=60, spread=1.0)
@@ -133,6 +134,7 @@ def test_the_search_reads_the_weights(kind: str) -> None:
     assert weighted < search_penalty(kind, X, targets_of(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_equal_weights_change_nothing(kind: str) -> None:
     X, y = problem(3)
@@ -233,6 +235,7 @@ def test_a_class_without_rows_is_never_predicted(kind: str, n_seen: int) -> None
         np.testing.assert_allclose(proba[:, oracle.classes_], oracle.predict_proba(X), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize(
     "counts", [(1, 1), (2, 1), (1, 2), (2, 2), (1, 1, 1), (3, 1, 1), (2, 2, 1), (30, 1), (30, 1, 1)]
@@ -300,6 +303,7 @@ def test_kernel_with_fewer_landmarks_than_rows_is_near_the_exact_one() -> None:
     assert np.abs(difference).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_mlp_is_two_hidden_layers() -> None:
     X, y = problem(3)
     head = fit_head("mlp", X, targets_of(y), 0.0)
@@ -327,6 +331,7 @@ def test_the_seed_decides_and_the_users_random_state_stays(kind: str) -> None:
     np.testing.assert_array_equal(np.random.get_state()[1], known)  # noqa: NPY002
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_arrays_there_and_back(kind: str) -> None:
     X, y = problem(3)

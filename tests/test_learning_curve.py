@@ -351,6 +351,7 @@ class TestCommand:
         assert "· 45 of 90 training rows are used\n" in done.err
         assert "· 45 of 60 test rows are used\n" in done.err
 
+    @pytest.mark.slow
     def test_class_weights_come_from_an_option_or_a_settings_file(self, models: tuple[object, ...]):
         data = [
             (text, "rare" if row % 7 == 0 else "often") for row, (text, _) in enumerate(rows(90))

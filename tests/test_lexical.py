@@ -63,6 +63,7 @@ def test_a_training_row_has_the_values_of_the_other_folds(size: int, weighted: b
         assert not np.isin(np.arange(60)[np.arange(60) // size == row // size], fold).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "kinds", "classes"), [(600, 20, 20), (600, 8, 50), (1000, 3, 3)])
 def test_a_rows_own_label_is_not_in_its_values(n: int, kinds: int, classes: int) -> None:
     """Random labels and texts of few kinds, whose values would differ by their labels alone."""
@@ -121,6 +122,7 @@ def test_what_is_saved_gives_the_same_values() -> None:
             ClassCentroids.from_arrays({**fitted.arrays(), "columns": damaged})
 
 
+@pytest.mark.slow
 def test_a_fit_chooses_words_where_they_tell_the_label(tiny: TinyModels, tmp_path: Path) -> None:
     texts, new = texts_of(LABELS), texts_of(LABELS, seed=1)
     model = LayerFusionClassifier([tiny("bert")], lexical=True, store=None).fit(texts, LABELS)
@@ -138,6 +140,7 @@ def test_a_fit_chooses_words_where_they_tell_the_label(tiny: TinyModels, tmp_pat
     assert b"word" not in saved
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_sample_are_learned_from_too(tiny: TinyModels) -> None:
     labels = LABELS * 3
     texts = texts_of(labels)
@@ -164,6 +167,7 @@ def test_a_name_is_read_back() -> None:
         BlockRef.parse("mpnet:0:tfidf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted: bool) -> None:
     """A ridge head with words, out of fold, against fits on the rows of each fold."""
@@ -187,6 +191,7 @@ def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted:
         np.testing.assert_allclose(found.logits[held], expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_run_on_words_predicts_and_is_not_exported(
     tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +252,7 @@ def test_the_name_of_words_is_no_encoders(tiny: TinyModels) -> None:
         LayerFusionClassifier([f"lexical={tiny('bert')}"]).fit(texts_of(LABELS), LABELS)
 
 
+@pytest.mark.slow
 def test_what_words_take_counts(tiny: TinyModels) -> None:
     model = LayerFusionClassifier([tiny("bert")], lexical=True, store=None).fit(
         texts_of(LABELS), LABELS
@@ -274,6 +280,7 @@ def test_weights_count_at_any_scale(scale: float) -> None:
     np.testing.assert_allclose(scaled, values, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 def test_weights_change_nothing_of_what_is_saved(
     tiny: TinyModels, tmp_path: Path, class_weight: str | None

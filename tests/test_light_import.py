@@ -39,9 +39,18 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded & (HEAVY | {"cyclopts", "rich"}) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[], ["fit"], ["store", "ls"]], ids=" ".join)
 def test_the_help_loads_nothing_heavy(command: list[str]):
     assert loaded_by(RUN_HELP.replace("*COMMAND", f"*{command}")) & HEAVY == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["models", "list"], ["store", "ls"]], ids=" ".join)
+def test_lists_load_nothing_that_fits(command: list[str]):
+    code = RUN_HELP.replace("*COMMAND", f"*{command}").replace(', "--help"', "")
+    code = code[: code.index("assert")]
+    assert loaded_by(code) & {"torch", "transformers", "sklearn", "scipy", "pyarrow"} == set()
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ print(resident_mb() - before)
 def test_shapes_of_batches_do_not_pile_up_as_kernels():
     def growth(kept: str) -> float:
         environment = {k: v for k, v in os.environ.items() if not k.endswith("CACHE_CAPACITY")}
+        environment["OMP_NUM_THREADS"] = "1"
         command = [sys.executable, "-c", _PRODUCTS, kept]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         return float(done.stdout)

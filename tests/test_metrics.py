@@ -59,6 +59,7 @@ def test_values_are_scikit_learns(n_classes: int) -> None:
     assert got.ece.value == pytest.approx(plain_ece(y, proba, 15))
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_are_those_of_a_plain_loop_over_the_same_draws() -> None:
     y, proba = problem(n=80)
     got = evaluate_predictions(y, proba, n_resamples=200, seed=3)

@@ -170,6 +170,7 @@ def test_metrics_are_those_of_scikit_learn() -> None:
         assert estimate.low < estimate.value < estimate.high, name
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth() -> None:
     def draw(n: int, seed: int) -> tuple[Array, Array]:
         rng = np.random.default_rng(seed)
@@ -292,6 +293,7 @@ def fitted(tiny: TinyModels) -> Any:
     return build(tiny, "bert", cv=3).fit(texts, labels), texts, labels
 
 
+@pytest.mark.slow
 def test_a_classifier_is_one_of_scikit_learn(fitted: Any) -> None:
     classifier, _, _ = fitted
     texts, labels = texts_with_labels(80, seed=1)
@@ -331,6 +333,7 @@ def test_a_bundle_holds_all_of_it(fitted: Any, tmp_path: Path) -> None:
     assert [own[0].label for own in near.neighbors] == names[:5]
 
 
+@pytest.mark.slow
 def test_groups_weights_and_a_sample_above_all_rows(tiny: TinyModels) -> None:
     texts, labels = texts_with_labels(90, seed=2)
     groups = np.arange(90) // 3
@@ -451,6 +454,7 @@ def place(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_rows_are_evaluated_in_whichever_form_their_labels_come(
     place: Path, tiny: TinyModels
 ) -> None:
@@ -511,6 +515,7 @@ def test_a_run_is_evaluated_by_the_columns_it_was_trained_on(place: Path) -> Non
     assert len({line.index("95%") for line in lines}) == 1
 
 
+@pytest.mark.slow
 def test_two_runs_on_the_same_rows(place: Path, tiny: TinyModels) -> None:
     texts, labels = texts_with_labels(60)
     # knows a label that the first one does not, and lacks another
@@ -601,6 +606,7 @@ def test_a_server_answers_with_lists_of_labels(place: Path) -> None:
     assert "micro_f1" in listed[0]["cv"]
 
 
+@pytest.mark.slow
 def test_a_curve_is_in_micro_f1(place: Path, tiny: TinyModels) -> None:
     train, test = write_table(place, "lists", 120), write_table(place, "lists", 60, seed=1)
     encoder = ("-e", f"bert={tiny('bert')}", "--store", place / "store")
@@ -654,6 +660,7 @@ def test_no_constant_prediction_is_better_than_the_majority(seed: int) -> None:
     assert score(targets.most_frequent[0]) == pytest.approx(max(map(score, rows)))
 
 
+@pytest.mark.slow
 def test_labels_of_noise_are_said_to_be_unpredictable(tiny: TinyModels) -> None:
     texts, _ = texts_with_labels(120)
     noise = (np.random.default_rng(0).random((120, 4)) < 0.3).astype(int)
@@ -678,6 +685,7 @@ def test_label_errors_are_found(place: Path, tiny: TinyModels) -> None:
     assert 5 in [doubt["row"] for doubt in found["doubts"][:3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -704,6 +712,7 @@ def test_commands_that_do_not_go_with_several_labels_say_so(
     assert not (place / "no").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "sentence-transformers"])
 def test_an_export_decides_as_the_run_does(place: Path, tmp_path: Path, kind: str) -> None:
     if kind == "onnx":

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from layerfuse.commands.predict import evaluate
 from layerfuse.data import TABLE_SUFFIXES, load_dataset, stream_texts
 from layerfuse.progress import SILENT
 from object_server import object_server
+from processes import Child
 
 PART = 7
 N_ROWS = 40
@@ -59,6 +59,7 @@ def give(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 
 
 class TestReading:
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
     @pytest.mark.parametrize("part_rows", [1, PART, N_ROWS, 1000])
     def test_parts_hold_the_rows_in_order(self, bundle: Path, suffix: str, part_rows: int):
@@ -88,6 +89,7 @@ class TestReading:
         assert "int in row 20" in done.err
         assert not list(Path().glob("*y.csv*"))  # found before the work
 
+    @pytest.mark.slow
     def test_empty_texts_are_counted(self, bundle: Path):
         write_csv(Path("some.csv"), [*rows(20), ("", "news"), (" ", "news")])
         assert "2 of 22 texts are empty" in succeed("predict", bundle, "some.csv").err
@@ -105,6 +107,7 @@ class TestReading:
         assert len(done.out.splitlines()) == 6
         assert "2 of 5 texts are empty" in done.err
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("packed", [False, True])
     def test_standard_input(
         self, bundle: Path, texts: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
@@ -129,6 +132,7 @@ class TestReading:
         assert done.code == 2
         assert "Parquet cannot be read from standard input" in done.err
 
+    @pytest.mark.slow
     def test_url(self, bundle: Path, texts: Path):
         memory = fsspec.filesystem("memory")
         memory.pipe("/bucket/texts.csv", texts.read_bytes())
@@ -165,6 +169,7 @@ class TestReading:
 
 
 class TestOutput:
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_parts_make_the_file_that_one_part_makes(self, bundle: Path, texts: Path, suffix: str):
         succeed("predict", bundle, texts, "--out", f"whole{suffix}")
@@ -255,7 +260,7 @@ class TestRay:
         write_csv(Path("many.csv"), rows(3000, seed=2))
         return ("predict", bundle, Path("many.csv").resolve(), "--part-rows", 20)
 
-    def on_ray(self, cluster: Cluster, *command: object) -> subprocess.Popen[str]:
+    def on_ray(self, cluster: Cluster, *command: object) -> Child:
         return start(*command, "--engine", "ray", "--address", cluster.address, cwd=Path.cwd())
 
     def test_output_is_that_of_the_local_engine(

@@ -43,6 +43,7 @@ def fitted(tiny: TinyModels, tmp_path: Path) -> list[object]:
     return ["fit", data, "--test", others, *few, *encoder]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--verbose"]], ids=["notes", "verbose"])
 def test_no_word_is_in_any_file_or_note(fitted: list[object], tmp_path: Path, options: list[str]):
     written = tmp_path / "written"
@@ -54,6 +55,7 @@ def test_no_word_is_in_any_file_or_note(fitted: list[object], tmp_path: Path, op
     assert "--no-texts" in done.err
 
 
+@pytest.mark.slow
 def test_without_it_the_report_shows_texts_and_the_bundle_does_not(
     fitted: list[object], tmp_path: Path
 ):
@@ -70,6 +72,7 @@ def test_a_bundle_cannot_keep_texts_and_leave_them_out(fitted: list[object], tmp
     assert not (tmp_path / "written").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [True, False])
 def test_an_audit_of_labels(tiny: TinyModels, tmp_path: Path, texts: bool):
     data = write_csv(tmp_path / "train.csv", private_rows(60, 0))

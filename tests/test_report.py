@@ -41,12 +41,14 @@ def place(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return root, succeed("fit", *files, "-e", tiny("bert"), *QUICK, "--out", root / "run")
 
 
+@pytest.mark.slow
 def test_a_fit_writes_the_page_and_says_where(place: tuple[Path, Done]):
     root, done = place
     assert (root / "run" / "report.html").stat().st_size < 6e6
     assert f"report: {root / 'run' / 'report.html'}" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "file"])
 def test_a_fit_without_a_report(
     tiny: TinyModels, place: tuple[Path, Done], tmp_path: Path, how: str
@@ -79,6 +81,7 @@ def test_without_the_extra_a_fit_goes_on_and_says_how_to_have_it(
     assert "pip install 'layerfuse[report]'" in alone.err
 
 
+@pytest.mark.slow
 def test_report_with_figures_as_json(place: tuple[Path, Done], tmp_path: Path):
     root, _ = place
     options = ["--out", tmp_path / "page.html", "--figures", tmp_path / "figures", "--json"]
@@ -133,6 +136,7 @@ def test_rows_agree_with_the_report(place: tuple[Path, Done]):
             )
 
 
+@pytest.mark.slow
 def test_the_report_is_what_json_prints_and_fits_its_schema(
     tiny: TinyModels, place: tuple[Path, Done], tmp_path: Path
 ):

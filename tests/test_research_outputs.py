@@ -34,6 +34,7 @@ def test_a_profile_as_a_table(given: list[object], tmp_path: Path):
     assert [row["accuracy"] for row in same] == [score["accuracy"] for score in scores]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "start"), [("svg", b"<svg"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
 )
@@ -42,6 +43,7 @@ def test_a_profile_as_a_figure(given: list[object], tmp_path: Path, suffix: str,
     assert (tmp_path / f"layers.{suffix}").read_bytes().startswith(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["ridge", "logistic"])
 def test_predictions_of_every_block_by_row(given: list[object], tmp_path: Path, scorer: str):
     path = tmp_path / "predictions.parquet"
@@ -131,6 +133,7 @@ def test_embeddings_as_a_file(given: list[object], tmp_path: Path):
         np.testing.assert_array_equal(same, own)
 
 
+@pytest.mark.slow
 def test_extract_reads_html_as_fit_does(given: list[object], tmp_path: Path):
     write_csv(tmp_path / "train.csv", [(f"<p>{text}</p>", label) for text, label in rows(40)])
     succeed("extract", *given, "--strip-html")
@@ -138,6 +141,7 @@ def test_extract_reads_html_as_fit_does(given: list[object], tmp_path: Path):
     assert "40 of 40 distinct texts are in the store" in done.err
 
 
+@pytest.mark.slow
 def test_fits_with_several_seeds_are_beside_the_one_that_is_saved(
     tiny: TinyModels, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def named(arrays: list[Array], encoder: str = "e") -> dict[BlockRef, Array]:
     return {BlockRef(encoder, layer, "mean"): array for layer, array in enumerate(arrays)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize(("n", "dim"), [(40, 7), (24, 60), (20, 20)])
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 0.3])
@@ -169,6 +170,7 @@ def test_rotation_and_scale_of_the_axes() -> None:
         np.testing.assert_allclose(space.rotated @ space.rotated.T, Z @ Z.T, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["ridge", "logistic"])
 def test_the_informative_block_is_found(scorer: str) -> None:
     for seed in range(5 if scorer == "ridge" else 2):

@@ -206,6 +206,7 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 
 
 class TestAnswers:
+    @pytest.mark.slow
     def test_all_of_2000_concurrent_requests_are_right(
         self, server: Running, runs: dict[str, Path]
     ) -> None:
@@ -420,6 +421,7 @@ class TestLimits:
         assert small.ask("GET", "/health/ready").status == 200
         assert counters(small)["layerfuse_queue_texts"] == 0
 
+    @pytest.mark.slow
     def test_the_deadline(self, small: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         with blocked(monkeypatch):
             started = time.perf_counter()
@@ -427,6 +429,7 @@ class TestLimits:
             assert 1.9 < time.perf_counter() - started < 5
         assert small.predict("oil").status == 200
 
+    @pytest.mark.slow
     def test_a_body_that_never_ends(self, small: Running) -> None:
         with socket.create_connection(("127.0.0.1", small.port)) as slow:
             head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -504,6 +507,7 @@ _VALID = json.dumps({"texts": ["oil \ud800 price"], "top_k": 1}).encode()
 
 
 class TestMalformed:
+    @pytest.mark.slow
     @settings(
         max_examples=400,
         deadline=None,
@@ -568,6 +572,7 @@ class TestTokenAndReload:
     def test_no_reload_without_a_token(self, server: Running) -> None:
         assert server.ask("POST", "/v1/reload").status == 403
 
+    @pytest.mark.slow
     def test_a_reload_drops_nothing(self, runs: dict[str, Path], tmp_path: Path) -> None:
         place, text = tmp_path / "model", "the market was bad"
         shutil.copytree(runs["low"] / "bundle", place)
@@ -655,6 +660,7 @@ class TestProcess:
         assert {(line["model"], line["n_texts"]) for line in requests} == {("low", 1)}
         assert "secret" not in (tmp_path / "log").read_text()
 
+    @pytest.mark.slow
     def test_mistakes_end_with_2_before_anything_is_served(self, runs: dict[str, Path]) -> None:
         assert run("serve", "nowhere").code == 2
         assert run("serve", runs["low"], "-e", "tert=x").code == 2

@@ -63,6 +63,7 @@ def test_a_models_folder(spoil: Callable[[Path], None], part: str):
         encoder_path("minilm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["", "manifest.json", "shard"])
 def test_a_section_of_the_store(tiny: TinyModels, spoil: Callable[[Path], None], part: str):
     store, encoder = EmbeddingStore(), _opened(tiny("bert"))

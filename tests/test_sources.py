@@ -297,6 +297,7 @@ def test_small_files_share_parts(tmp_path: Path):
     assert [len(part) for part in parts] == [99] * 9 + [9]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_part(tmp_path: Path):
     write(tmp_path, "day=1/0.parquet", text=[f"{row} " + "word " * 100 for row in range(5000)])
     for day in range(2, 9):
@@ -476,6 +477,7 @@ class TestHuggingFace:
         assert [part.columns["n"] for part in parts] == [(1,), (None,), ("three",)]
         assert [set(part.columns) for part in parts] == [{"text", "label", "n"}] * 3
 
+    @pytest.mark.slow
     def test_an_endless_dataset_is_not_read_whole(self, hub: Any, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(readers, "_MOST_ROWS", 50_000)
         endless = self.named(hub, [0, 1]).to_iterable_dataset().repeat(None)

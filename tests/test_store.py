@@ -198,6 +198,7 @@ class TestWhatIsComputed:
             found = extract([*texts, texts[1]], short, store=store)
             assert found.truncated_share == 3 / 5
 
+    @pytest.mark.slow
     def test_what_changes_a_value_has_a_section_of_its_own(
         self, tiny: TinyModels, store: EmbeddingStore
     ):
@@ -345,6 +346,7 @@ class TestCost:
             cost = extract(TEXTS[:n_texts], encoder, store=store).costs["tiny"]
             assert cost.n_texts == kept
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "change",
         [
@@ -393,6 +395,7 @@ class TestCost:
         assert record is not None
         assert record.cost("tiny") == cost
 
+    @pytest.mark.slow
     def test_a_store_that_has_no_record_yet(
         self, tiny: TinyModels, encoder: FrozenEncoder, store: EmbeddingStore
     ):
@@ -535,6 +538,7 @@ class TestKilled:
 class TestWorkingAhead:
     """What runs beside a GPU, on a CPU that calls itself one."""
 
+    @pytest.mark.slow
     def test_it_gives_the_same(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
@@ -595,6 +599,7 @@ class TestDamaged:
         (shard,) = shards(store)
         return shard, extract(TEXTS, encoder, store=store)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "damage",
         [
@@ -675,6 +680,7 @@ class TestDamaged:
             np.testing.assert_array_equal(array, wanted)
         assert sum(notes.advanced) == 10
 
+    @pytest.mark.slow
     def test_a_disk_that_never_gives_back_what_was_written(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +51,7 @@ from layerfuse.blocks import BlockScore
 from layerfuse.errors import DataError, LayerfuseError
 from layerfuse.fusion import FUSIONS
 from layerfuse.probing.ridge import standardization
+from processes import Child
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +88,10 @@ def arguments(place: Path, out: Path, *more: str) -> list[str]:
         "--poolings", "mean", "--only", *PARTS,
         "--store", str(place / "store"), "--out", str(out), *more,
     ]  # fmt: skip
+
+
+def _study(*words: str) -> int:
+    return command.main(list(words))
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +163,7 @@ class TestWhole:
         self, place: Path, whole: Path, tmp_path: Path
     ):
         given = arguments(place, tmp_path, "--no-figures")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks", "study", *given],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-        )
+        process = Child(_study, *given, cwd=ROOT)
         deadline = time.monotonic() + 300
         while not (tmp_path / "raw" / "alpha-fusions-seed0.json").exists():
             assert process.poll() is None, process.communicate()
@@ -437,6 +434,7 @@ class TestCosts:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ):
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         for name in ("statistics", "layerfuse", "torch"):  # of the user's, not to be imported
             write_text(tmp_path / f"{name}.py", "raise SystemExit('imported')")
         monkeypatch.chdir(tmp_path)

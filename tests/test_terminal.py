@@ -60,19 +60,10 @@ def in_terminal(*args: object, **environment: str) -> str:
     """Everything that a terminal of 80 columns is sent by ``layerfuse ARGS``."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "layerfuse", *map(str, args)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(layerfuse.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-            "TERM": "xterm-256color",
-            **environment,
-        },
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"TERM": "xterm-256color", **environment}.items():
+            patch.setenv(name, value)
+        process = start(*args, cwd=Path.cwd(), stream=theirs)
     os.close(theirs)
     sent = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
@@ -269,9 +260,8 @@ def test_one_text_that_does_not_fit_is_said(model: Path, monkeypatch: pytest.Mon
         layerfuse.extract(["a film", "the plot"], encoder)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "cp437"])
-def test_output_that_is_redirected_is_utf8(tmp_path: Path, encoding: str) -> None:
-    """Whatever the encoding of the console: 😀 is in none of these."""
+def test_output_that_is_redirected_is_utf8(tmp_path: Path) -> None:
+    """Whatever the encoding of the console: 😀 is in none of Windows's."""
     write_csv(tmp_path / "a.csv", [(f"text {row}", "\U0001f600") for row in range(4)])
     done = subprocess.run(
         [sys.executable, "-m", "layerfuse", "audit", "a.csv"],
@@ -280,7 +270,7 @@ def test_output_that_is_redirected_is_utf8(tmp_path: Path, encoding: str) -> Non
         check=True,
         env={
             **os.environ,
-            "PYTHONIOENCODING": encoding,
+            "PYTHONIOENCODING": "cp1252",
             "PYTHONPATH": str(Path(layerfuse.__file__).parents[1]),
         },
     )

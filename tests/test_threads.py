@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from families import TinyModels, save_model
 from helpers import Notes, batched, planted, sentences
@@ -115,7 +116,8 @@ def read(encoder: FrozenEncoder, texts: Sequence[str]) -> Read:
 
 
 def in_threads(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int) -> list[Any]:
-    with ThreadPoolExecutor(n_threads) as threads:
+    """Each computes by itself: what is shared are models, not kernels."""
+    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as threads:
         return list(threads.map(work, items))
 
 

@@ -179,6 +179,7 @@ class TestOutOfFold:
             assert results["best"].plans[number] == Plan((expected.best.block,))
         np.testing.assert_array_equal(results["again"].logits, results["best"].logits)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("head", ["ridge", "balanced_ridge"])
     @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize("kind", ["partition", "half", "growing"])

@@ -62,6 +62,7 @@ def accuracy(frame: pd.DataFrame, label: str, *columns: object) -> npt.NDArray[n
     return np.asarray(cross_val_predict(model, frame, frame[label], cv=3) == frame[label])
 
 
+@pytest.mark.slow
 def test_text_and_columns_are_better_than_either(tiny: TinyModels, frame: pd.DataFrame):
     text = (transformer(tiny), "text")
     others = [(OneHotEncoder(handle_unknown="ignore"), ["channel"]), (StandardScaler(), ["amount"])]
@@ -70,6 +71,7 @@ def test_text_and_columns_are_better_than_either(tiny: TinyModels, frame: pd.Dat
     assert accuracy(frame, "label", text, *others).mean() > 0.85
 
 
+@pytest.mark.slow
 def test_columns_of_noise_cost_no_more_than_noise(tiny: TinyModels, frame: pd.DataFrame):
     text = (transformer(tiny), "text")
     noise = [(OneHotEncoder(handle_unknown="ignore"), ["kind"]), (StandardScaler(), ["noise"])]

@@ -136,6 +136,7 @@ class TestComparison:
         assert (near.cv.gain.low, near.cv.gain.high) == (0, 0)
         assert far.cv.gain.high - far.cv.gain.low > 0.1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("test", [None, 0.7])
     def test_what_there_is_depends_on_the_baseline_and_on_test_rows(
         self, test: float | None
@@ -155,6 +156,7 @@ class TestComparison:
 
 
 class TestSentence:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "found"),
         [
@@ -207,6 +209,7 @@ class TestSentence:
         said = verdict(usual(last=0.805)).sentence
         assert "not significantly worse than small's last layer (80.5%): -0.5 points" in said
 
+    @pytest.mark.slow
     def test_baselines_that_are_significantly_better_are_named(self) -> None:
         baselines = usual(test=0.75)
         baselines[1] = baseline("tfidf", cv=0.5, test=0.95)
@@ -216,6 +219,7 @@ class TestSentence:
         assert f"{better} (and 1 more)." in verdict(baselines, test=0.8).headline
         assert "Significantly better: " not in verdict(usual()).sentence
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("own", "said"), [(1.0, "100 of 100"), (0.9975, "99 of 100"), (0.5, "50 of 100")]
     )
@@ -327,6 +331,7 @@ class TestRecommended:
         assert "Simpler" not in found.sentence
         assert found.advice == ""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "name", "advice"),
         [

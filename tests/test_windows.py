@@ -41,6 +41,7 @@ def tokenizer(name: str, prompt: str | None = None) -> TextTokenizer:
 
 
 class TestSplit:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("prompt", "length"), [(None, 9), (None, 17), ("the film {text} was", 29)]
     )
@@ -84,6 +85,7 @@ class TestSplit:
         with pytest.raises(ConfigError, match="prompt alone"):
             tokenizer("words", "the film {text} was").split(["a"], WindowLimits(5, 0.0, 64))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["gpt2", "llama3", "t5", "llama", "bert", "bytes"])
     @pytest.mark.parametrize(
         "text",
@@ -100,6 +102,7 @@ class TestSplit:
         lengths = [len(ids) for ids in tokens(pieces).ids]
         assert all(n <= 40 or len(piece) == 1 for n, piece in zip(lengths, pieces, strict=True))
 
+    @pytest.mark.slow
     def test_a_word_of_ten_megabytes_is_bounded(self):
         tokens = tokenizer("bert")
         found = tokens.split(["x" * 10_000_000], WindowLimits(40, 0.0, 8))
@@ -145,6 +148,7 @@ TEXTS = [*sentences(30, longest=4), *sentences(30, longest=40, seed=1)]
 
 
 class TestBlocks:
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", ["bert", "gpt2"])
     def test_a_windows_value_is_that_of_the_piece_read_alone(self, tiny: TinyModels, family: str):
         options = {"max_length": 12, "overlap": 0.2, "pooling": ("mean", "last")}

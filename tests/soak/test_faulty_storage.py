@@ -32,7 +32,7 @@ def test_faults(soak: Soak, tiny: TinyModels, tmp_path: Path, monkeypatch: pytes
             soak.outcomes["commands again"] += faulty_case(machines, server, url, texts, expected)
             soak.outcomes["stores"] += 1
 
-        soak.run(case, count=2, limit_s=300)
+        soak.run(case, count=3, limit_s=300)
         soak.outcomes.update(server.faults)
         print(f"{sum(server.faults.values())} faults: {dict(server.faults)}")  # noqa: T201
-        assert server.faults
+        assert len(server.faults) >= (5 if soak.outcomes["stores"] >= 3 else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -20,12 +19,10 @@ from budget import Soak
 import layerfuse
 from commandline import rows, write_csv
 from families import TinyModels
+from processes import fork
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-_PRELOADED = ["torch", "layerfuse.commands.fit", "layerfuse.commands.predict", "altair", "jinja2"]
-_PRELOADED += ["transformers.models.bert.modeling_bert", "transformers.models.auto"]
-_PRELOADED += ["layerfuse.report.html", "sklearn.linear_model", "pyarrow.parquet", "markdown_it"]
 Random = np.random.Generator
 Files = dict[str, bytes]
 
@@ -60,13 +57,8 @@ def _save_both(one: str, other: str) -> int:
 
 
 def start(folder: Path, work: Callable[..., int], *arguments: str) -> BaseProcess:
-    """A process forked from a server that has imported all, so that it starts in an instant."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    cache = Path(os.environ["LAYERFUSE_CACHE"])
-    process = context.Process(target=_child, args=(folder, cache, work, arguments), daemon=True)
-    process.start()
-    return process
+    """A process of its own, which writes to ``log``."""
+    return fork(_child, folder, Path(os.environ["LAYERFUSE_CACHE"]), work, arguments)
 
 
 def finish(folder: Path, *words: str) -> float:
@@ -111,21 +103,28 @@ def complete(folder: Path, pattern: str) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.glob(pattern)}
 
 
-@pytest.fixture
-def place(tiny: TinyModels, tmp_path: Path) -> Path:
-    folder = tmp_path / "whole"
-    folder.mkdir()
-    write_csv(folder / "data.csv", rows(60))
-    shutil.copytree(tiny("bert"), tmp_path / "bert")
-    return folder
-
-
 _FIT = ("fit", "data.csv", "-e", "../bert", "--store", "store", "--out", "run", "--cv", "2")
 _FIT += ("--selection", "last", "--fusion", "concat", "--head", "ridge")
 
 
+@pytest.fixture(scope="module")
+def fitted(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a store and a run, beside the model."""
+    folder = tmp_path_factory.mktemp("kills") / "whole"
+    write_csv(folder / "data.csv", rows(60))
+    shutil.copytree(tiny("bert"), folder.parent / "bert")
+    finish(folder, *_FIT)
+    return folder
+
+
+@pytest.fixture
+def place(fitted: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(fitted.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / fitted.name
+
+
 def test_fit(soak: Soak, place: Path) -> None:
-    finish(place, *_FIT)
     shutil.rmtree(place / "run")
     shutil.rmtree(place / "store")
     seconds = finish(place, *_FIT)
@@ -159,11 +158,8 @@ def test_fit(soak: Soak, place: Path) -> None:
 
 
 def test_predict(soak: Soak, place: Path) -> None:
-    finish(place, *_FIT, "--no-report")
     write_csv(place / "new.csv", rows(400, seed=1))
     words = ("predict", "../whole/run", "../whole/new.csv", "--part-rows", "10", "--out", "out.csv")
-    finish(place, *words)
-    (place / "out.csv").unlink()
     seconds = finish(place, *words)
     expected = (place / "out.csv").read_bytes()
 
@@ -191,7 +187,6 @@ def test_predict(soak: Soak, place: Path) -> None:
 
 def test_save(soak: Soak, place: Path) -> None:
     """One bundle replaces another: there is always a whole one."""
-    finish(place, *_FIT, "--no-report")
     other = {"run": "other", "last": "best"}
     finish(place, *(other.get(word, word) for word in _FIT), "--no-report")
     for run in ("run", "other"):
@@ -213,7 +208,6 @@ def test_save(soak: Soak, place: Path) -> None:
 
 
 def test_report(soak: Soak, place: Path) -> None:
-    finish(place, *_FIT)
     seconds = finish(place, "report", "run")
     page = place / "run" / "report.html"
     expected = page.read_bytes()

@@ -77,7 +77,7 @@ def extract(
     settings: ExtractConfig, *, config: SettingsFile = None, output: Output = _PRINT
 ) -> None:
     """Read all rows into an embedding cache, on one machine or many, for fit to find them there."""
-    from layerfuse.commands.assets import extract as run
+    from layerfuse.commands.extract import extract as run
 
     output.show(run(settings, output.reporter))
 
