@@ -231,14 +231,17 @@ TASKS = {  # family, class, modules, the first block
 }
 
 
-def write_adapter(folder: Path, base: Path, task: str = "CAUSAL_LM", **options: Any) -> Any:
+def write_adapter(
+    folder: Path, base: Path, task: str = "CAUSAL_LM", *, n_tokens: int = 0, **options: Any
+) -> Any:
     """Save an adapter of ``base`` with random weights; return the model that peft makes of both."""
     _, auto, modules, _ = TASKS[task]
     torch.manual_seed(0)
-    config = peft.LoraConfig(
-        task_type=task, r=4, target_modules=modules, init_lora_weights=False, **options
-    )
-    model = peft.get_peft_model(auto.from_pretrained(base), config).eval()
+    options = {"target_modules": modules, "init_lora_weights": False} | options
+    model = auto.from_pretrained(base)
+    if n_tokens:
+        model.resize_token_embeddings(n_tokens)
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type=task, r=4, **options)).eval()
     model.save_pretrained(folder)
     return model
 
@@ -271,6 +274,107 @@ def test_an_adapter_is_read_as_peft_applies_it(
 
 
 @of_adapters
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"trainable_token_indices": [5, 66]},
+    ],
+)
+def test_tokens_that_were_added_before_training_are_read(
+    tiny: TinyModels, tmp_path: Path, options: dict[str, Any]
+):
+    adapted = write_adapter(tmp_path / "tuned", tiny("llama"), n_tokens=70, **options)
+    tokenizer = hf.AutoTokenizer.from_pretrained(tiny("llama"))
+    tokenizer.add_tokens(["<one>", "<two>", "<three>"])
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    text = "good <three> film"
+    ids = tokenizer(text, return_tensors="pt")
+    assert max(ids["input_ids"][0]) == 66
+    with torch.no_grad():
+        states = adapted(**ids, output_hidden_states=True).hidden_states
+    read = extract([text], opened(tmp_path / "tuned"))
+    np.testing.assert_allclose(read["tiny:2:mean"][0], states[2][0].mean(0), atol=2e-5)
+
+
+@of_adapters
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the tied head
+@pytest.mark.parametrize(
+    ("family", "auto", "target"),
+    [
+        ("roberta", hf.AutoModelForSequenceClassification, "all-linear"),  # has no pooler there
+        ("t5", hf.T5EncoderModel, ["q", "v"]),  # no decoder
+        ("t5", hf.AutoModelForSeq2SeqLM, ["q", "lm_head"]),  # and a head here
+    ],
+)
+def test_an_adapter_need_not_name_what_is_not_read(
+    tiny: TinyModels, tmp_path: Path, family: str, auto: Any, target: Any
+):
+    config = peft.LoraConfig(target_modules=target, init_lora_weights=False)
+    adapted = peft.get_peft_model(auto.from_pretrained(tiny(family)), config).eval()
+    adapted.save_pretrained(tmp_path)
+    ids = hf.AutoTokenizer.from_pretrained(tiny(family))("a bad film", return_tensors="pt")
+    model = adapted.base_model.model
+    encoder = model.get_encoder() if family == "t5" else model
+    with torch.no_grad():
+        states = encoder(**ids, output_hidden_states=True).hidden_states
+    read = extract(["a bad film"], opened(tmp_path))
+    np.testing.assert_allclose(read["tiny:2:mean"][0], states[2][0].mean(0), atol=2e-5)
+
+
+@of_adapters
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft knows of it, too
+@pytest.mark.parametrize("target", ["shared", "embed_tokens"])
+def test_an_adapter_of_one_use_of_a_shared_weight_is_refused(
+    tiny: TinyModels, tmp_path: Path, target: str
+):
+    config = peft.LoraConfig(target_modules=["q", target], init_lora_weights=False)
+    model = hf.AutoModelForSeq2SeqLM.from_pretrained(tiny("t5"))
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="are one weight"):
+        opened(tmp_path)
+
+
+@of_adapters
+def test_an_adapter_may_have_the_configuration_of_its_model_beside_it(
+    tiny: TinyModels, tmp_path: Path
+):
+    write_adapter(tmp_path / "tuned", tiny("llama"))
+    expected = find_source(str(tmp_path / "tuned")).fingerprints()
+    shutil.copy(tiny("llama") / "config.json", tmp_path / "tuned")
+    assert find_source(str(tmp_path / "tuned")).fingerprints() == expected
+
+
+@of_adapters
+def test_modes_of_files_are_not_those_of_the_model(tiny: TinyModels, tmp_path: Path):
+    base = shutil.copytree(tiny("llama"), tmp_path / "base")
+    for file in base.iterdir():
+        file.chmod(0o666)  # as on a share
+    write_adapter(tmp_path / "tuned", base)
+    first = find_source(str(tmp_path / "tuned"))
+    assert find_source(str(tmp_path / "tuned")) == first
+
+
+@of_adapters
+def test_an_adapter_of_tokens_before_the_text_is_refused(tiny: TinyModels, tmp_path: Path):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = hf.AutoModelForCausalLM.from_pretrained(tiny("llama"))
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be merged.*changes no weights"):
+        opened(tmp_path)
+
+
+@of_adapters
+def test_an_adapter_that_peft_makes_anew_each_time_is_refused(tiny: TinyModels, tmp_path: Path):
+    write_adapter(tmp_path / "tuned", tiny("llama"), init_lora_weights="pissa_niter_4")
+    with pytest.raises(UnsupportedModelError, match="random numbers that were not saved"):
+        opened(tmp_path / "tuned")
+
+
+@of_adapters
 def test_an_adapter_is_merged_once_and_known_by_its_content(
     tiny: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -282,8 +386,12 @@ def test_an_adapter_is_merged_once_and_known_by_its_content(
     first = find_source(str(tuned))
     assert first.origin == str(tuned)
     assert first.name == "tuned"
+    for file in first.folder.iterdir():  # as programs do that clean caches
+        file.unlink()
+    assert find_source(str(tuned)).fingerprints() == first.fingerprints()
+    assert extract(["good"], opened(tuned))  # made anew
     (first.folder / "model.safetensors").write_bytes(b"damaged")
-    again = find_source(str(tuned))  # made anew
+    again = find_source(str(tuned))
     assert again.fingerprints() == first.fingerprints()
     assert extract(["good"], opened(tuned))
     weights = load_file(tuned / "adapter_model.safetensors")
@@ -315,7 +423,11 @@ def test_a_classifier_on_an_adapter_is_saved_and_loaded(tiny: TinyModels, tmp_pa
         ({"megatron_config": {}}, "Megatron"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "cannot be merged"),
         ({"peft_type": "UNHEARD_OF"}, "cannot be merged"),
-        ({"r": 3}, "cannot be merged"),
+        ({"base_model_name_or_path": "x" * 5000}, "File name too long"),
+        ({"base_model_name_or_path": "~nobody-here/x"}, "unknown user"),
+        ({"r": 3}, "size mismatch for"),
+        ({"r": 10**12}, "rank is 1000000000000"),
+        ({"rank_pattern": {"q_proj": 10**12}}, "rank is 1000000000000"),
         ({"target_modules": ["q_proj"]}, "do not belong together"),
         ({"target_modules": ["q_proj", "down_proj", "o_proj"]}, "do not belong together"),
     ],
@@ -343,6 +455,13 @@ def test_adapters_of_adapters_and_of_nothing_are_refused(tiny: TinyModels, tmp_p
     with pytest.raises(UnsupportedModelError, match="does not say which model"):
         opened(tuned)
     path.write_text(json.dumps(own))
+    pointer = "version https://git-lfs.github.com/spec/v1\n"
+    for file in (tuned / "adapter_model.safetensors", path):
+        before = file.read_bytes()
+        file.write_text(pointer)
+        with pytest.raises(UnsupportedModelError, match="git lfs pull"):
+            opened(tuned)
+        file.write_bytes(before)
     (tuned / "adapter_model.safetensors").rename(tuned / "adapter_model.bin")
     with pytest.raises(UnsupportedModelError, match=r"no adapter_model\.safetensors"):
         opened(tuned)

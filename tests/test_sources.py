@@ -6,6 +6,7 @@ import os
 import shutil
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from layerfuse import load, load_dataset
 from layerfuse.commands.parts import PartFiles
 from layerfuse.data import ReadOptions, Split, readers, stream_texts
 from layerfuse.errors import DataError, NotFoundError
+from layerfuse.labels import LabelSet
 
 EVERYTHING = ReadOptions(labeled=False, keep=True)
 PART = 7
@@ -527,3 +529,60 @@ class TestHuggingFace:
         for data in (self.named(hub, []), nothing):
             with pytest.raises(DataError, match="has no rows"):
                 load_dataset(data)
+
+
+def test_links_to_folders_around_are_not_followed(tmp_path: Path):
+    write(tmp_path / "d", "y=1/x.parquet", text=["good", "bad"], label=["a", "b"])
+    (tmp_path / "d" / "y=1" / "up").symlink_to("..")
+    (tmp_path / "d" / "y=1" / "top").symlink_to(tmp_path)
+    (tmp_path / "d" / "y=2").symlink_to("y=1")
+    assert list(load_dataset(tmp_path / "d", columns=["y"]).train.columns["y"]) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["test/x.parquet", "test.parquet"])
+def test_partitions_beside_a_split_are_not_left_out(tmp_path: Path, name: str):
+    write(tmp_path, "label=a/x.parquet", text=["good", "bad"])
+    write(tmp_path, name, text=["good"], label=["a"])
+    with pytest.raises(DataError, match=r"'test' beside partitions such as label=a"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "value"),
+    [
+        ("k=1", "0"),
+        ("k=1", 0.0),
+        ("k=05", "6"),
+        ("k=2024-01-02", date(2024, 1, 3)),
+    ],
+)
+def test_a_column_that_differs_from_its_folder_is_refused(
+    tmp_path: Path, folder: str, value: object
+):
+    write(tmp_path, f"{folder}/x.parquet", text=["good"], label=["a"], k=[value])
+    with pytest.raises(DataError, match="but its folder is named"):
+        load_dataset(tmp_path, columns=["k"])
+
+
+def test_a_column_without_values_takes_those_of_its_folders(tmp_path: Path):
+    for label in ("a", "b"):
+        write(tmp_path, f"label={label}/x.parquet", text=["good", "bad"], label=[label, None])
+    assert load_dataset(tmp_path).train.labels == ("a", "a", "b", "b")
+
+
+def test_lists_of_classes_are_read_by_their_names():
+    datasets = pytest.importorskip("datasets", reason="pip install 'layerfuse[hub]'")
+    names = datasets.ClassLabel(names=["angry", "glad"])
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.List(names))
+    own = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [[1], [0, 1]]}, features)
+    assert load_dataset(own).train.labels == (LabelSet(["glad"]), LabelSet(["angry", "glad"]))
+
+
+def test_partitions_of_several_formats_are_refused_as_such(tmp_path: Path):
+    for name in ("y=1/a.jsonl", "y=2/a.ndjson"):  # one format
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"text": "good", "label": "a"}\n')
+    assert len(load_dataset(tmp_path).train.texts) == 2
+    write(tmp_path, "y=2/b.parquet", text=["good"], label=["a"])
+    with pytest.raises(DataError, match=r"several formats \(\.jsonl, \.parquet\)"):
+        load_dataset(tmp_path)

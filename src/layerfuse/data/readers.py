@@ -495,8 +495,11 @@ def arrow_table(where: str, table: Any) -> Table:
             values: list[Any] = table.column(name).to_pylist()
             kept = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
             feature = kept.get("info", {}).get("features", {}).get(name, {})
-            names = feature.get("names") if isinstance(feature, dict) else None
-            if not names:
+            feature = feature if isinstance(feature, dict) else {}
+            classes = feature.get("feature")
+            if isinstance(classes, dict) and (names := classes.get("names")):
+                return [row and [names[value] for value in row if value >= 0] for row in values]
+            if not (names := feature.get("names")):
                 return values
             return [None if value is None or value < 0 else names[value] for value in values]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -203,8 +204,7 @@ class _Folder:
         if isinstance(place, str):
             sizes = ObjectFolder(place).sizes()
         elif place.is_dir():
-            walk = os.walk(place, onerror=_refuse, followlinks=True)
-            files = [Path(root, name) for root, _, names in walk for name in names]
+            files = list(_walk(place))
             sizes = {
                 file.relative_to(place).as_posix(): file.stat().st_size
                 for file in files
@@ -234,6 +234,12 @@ class _Folder:
                 shown = ", ".join(Path(place).name for place in found)
                 raise DataError(
                     f"{self.place} holds several datasets: {shown}. Give the folder of one."
+                )
+            parts = [name for name in inner if "=" in name and not name.startswith("split=")]
+            if found and some == [self] and parts:
+                raise DataError(
+                    f"{self.place} holds the split {next(iter(found[self.place]))!r} beside "
+                    f"partitions such as {parts[0]}. Put those into a folder called train."
                 )
             if found:
                 return next(iter(found.values()))
@@ -289,8 +295,14 @@ class _Folder:
             readers = [partial(read_arrow, file) for file in arrow]
             return lambda part_rows: _read_parts(part_rows, *readers)
         names = [name for name, size in self.sizes.items() if size and suffix_of(name)]
-        kinds = {suffix_of(name).removesuffix(".gz") for name in names}
-        if len(kinds) != 1 or not (".parquet" in kinds or any("=" in name for name in names)):
+        kinds = {suffix_of(name).removesuffix(".gz").replace("ndjson", "jsonl") for name in names}
+        partitioned = any("=" in name for name in names)
+        if len(kinds) > 1 and partitioned:
+            raise DataError(
+                f"{self.place} holds files of several formats ({', '.join(sorted(kinds))}) in one "
+                "table. Keep those of one."
+            )
+        if len(kinds) != 1 or not (".parquet" in kinds or partitioned):
             return None
         parts = {part for name in names for part in name.split("/")}
         plain = (part for part in parts if "=" not in part or part.startswith("split="))
@@ -306,6 +318,18 @@ class _Folder:
         if isinstance(self.place, Path):
             return self.place / name
         return f"{self.place.rstrip('/')}/{name}"
+
+
+def _walk(place: Path) -> Iterator[Path]:
+    """The files below a folder, and those that links lead to, but for links to folders around."""
+    for root, folders, names in os.walk(place, onerror=_refuse, followlinks=True):
+        yield from (Path(root, name) for name in names)
+        real = Path(root).resolve()
+        folders[:] = [
+            name
+            for name in folders
+            if not (own := Path(root, name)).is_symlink() or not real.is_relative_to(own.resolve())
+        ]
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -339,13 +363,27 @@ def _column(table: Table, keys: Mapping[str, _Value], name: str) -> Sequence[Any
     if name not in table.names:
         return [expected] * table.n_rows
     values = table.column(name)
+    if expected is None:
+        return values
     for value in values:
-        if type(value) is type(expected) and value != expected:
+        if _differs(value, expected):
             raise DataError(
                 f"{table.where}: column {name!r} holds {value!r}, but its folder is named "
                 f"{name}={expected}. Rename the column or the folder."
             )
-    return values
+    return [expected if value is None else value for value in values]
+
+
+def _differs(value: object, expected: str | int) -> bool:
+    """Whether a cell plainly says something else than its folder; csv files hold strings only."""
+    if isinstance(expected, int) and isinstance(value, str | int | float):
+        try:
+            return float(value) != expected
+        except ValueError:
+            return bool(value)  # an empty cell says nothing
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = value.isoformat()
+    return isinstance(value, str) and bool(value) and value != str(expected)
 
 
 def _keys_of(names: Sequence[str]) -> list[dict[str, _Value]]:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from layerfuse.errors import (
     require,
 )
 from layerfuse.files import (
+    CHECKSUMS,
     LFS_ADVICE,
     LFS_POINTER,
     atomic_folder,
@@ -44,6 +45,8 @@ from layerfuse.files import (
 from layerfuse.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TEXTS = {".bpe", ".codes", ".dict", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"}
@@ -103,7 +106,7 @@ class EncoderSource:
         names = [file.name for file in self.folder.iterdir() if file.is_file()]
         tokenizer = [name for name in names if _is_tokenizer_file(name)]
         if self.gguf_file:
-            self._check_pointers([self.gguf_file, *tokenizer])
+            _check_pointers(self.folder, [self.gguf_file, *tokenizer])
             parts = {"weights": fingerprint_file(self.path)}  # whatever the file is called
             if tokenizer:  # transformers prefers files beside it to its own
                 parts["tokenizer"] = fingerprint_folder(self.folder, tokenizer)
@@ -126,7 +129,7 @@ class EncoderSource:
                 f"{self.folder} holds an adapter beside a whole model. Move one of them to a "
                 "folder of its own, and give that of the model or that of the adapter."
             )
-        self._check_pointers([*weights, *tokenizer, "config.json"])
+        _check_pointers(self.folder, [*weights, *tokenizer, "config.json"])
         if not tokenizer:  # transformers would invent one without a vocabulary
             raise UnsupportedModelError(
                 f"{self.folder} has no tokenizer files, so it is not a text model, or they were "
@@ -141,12 +144,6 @@ class EncoderSource:
             "tokenizer": fingerprint_folder(self.folder, tokenizer),
             "config": fingerprint_folder(self.folder, ["config.json", *code]),
         }
-
-    def _check_pointers(self, names: list[str]) -> None:
-        """Refuse files that Git LFS has not downloaded yet."""
-        for path in (self.folder / name for name in names):
-            if path.stat().st_size < 1000 and path.read_bytes().startswith(LFS_POINTER):
-                raise UnsupportedModelError(f"{path} {LFS_ADVICE}")
 
     def _check_index(self, name: str, weights: list[str]) -> None:
         """Refuse an index of weights that names other files than those of the folder."""
@@ -165,6 +162,13 @@ class EncoderSource:
                 "be read: .safetensors files in the folder itself (and pickled ones with "
                 "allow_pickle=True). Get the missing file, or the index again."
             )
+
+
+def _check_pointers(folder: Path, names: Iterable[str]) -> None:
+    """Refuse files that Git LFS has not downloaded yet."""
+    for path in (folder / name for name in names):
+        if path.stat().st_size < 1000 and path.read_bytes().startswith(LFS_POINTER):
+            raise UnsupportedModelError(f"{path} {LFS_ADVICE}")
 
 
 def _is_tokenizer_file(name: str) -> bool:
@@ -193,19 +197,31 @@ def find_source(
         When a folder is not a model folder.
     """
     folder, short, origin, revision = _find(name_or_path, revision, reporter)
-    if (folder / _ADAPTER).is_file() and not (folder / "config.json").exists():
+    if (folder / _ADAPTER).is_file() and not _has_model(folder):
         return _merged(folder, name or short, origin, revision, reporter)
     return _local(folder, name or short, origin, revision)
+
+
+def _has_model(folder: Path) -> bool:
+    """Whether a folder holds a whole model; some tools save its config.json beside an adapter."""
+    others = {file.name for file in folder.iterdir()} - {_ADAPTER_WEIGHTS}
+    weights = (name.endswith(".safetensors") or name.startswith("pytorch_model") for name in others)
+    return "config.json" in others and any(weights)
 
 
 def _find(
     name_or_path: str, revision: str | None, reporter: Reporter
 ) -> tuple[Path, str, str, str | None]:
     """Where an encoder's files are, its name, its origin and its revision."""
-    path = Path(name_or_path).expanduser()
+    try:
+        path = Path(name_or_path).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # too long, not allowed, of a user whom nobody knows
+        reason = error.strerror if isinstance(error, OSError) else "it names an unknown user"
+        raise NotFoundError(f"{name_or_path[:100]!r} cannot be read: {reason}.") from error
     if name_or_path in ENCODERS and not (path / "config.json").exists():
         return encoder_path(name_or_path, reporter), name_or_path, name_or_path, revision
-    if path.exists():
+    if exists:
         return path, _name(path), str(path.resolve()), revision
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path) and not name_or_path.startswith("."):
         folder = _download(name_or_path, revision, reporter)
@@ -259,8 +275,11 @@ def _merged(
     """An adapter (LoRA, Hu et al., ICLR 2022, and others that peft merges), merged into its base
     model once and kept in the cache.
     """
+    names = {file.name for file in adapter.iterdir() if file.is_file()}
+    own = sorted(filter(_is_tokenizer_file, names))
+    _check_pointers(adapter, [*own, *names.intersection((_ADAPTER, _ADAPTER_WEIGHTS))])
     base_name, base_revision = _base_of(adapter)
-    what = f"{adapter} is an adapter of {base_name}"
+    what = f"{adapter} is an adapter of {base_name[:200]}"
     require("peft", "peft", f"{what}. Merging the two")
     try:
         base = _local(*_find(base_name, base_revision, reporter))
@@ -271,24 +290,21 @@ def _merged(
         raise UnsupportedModelError(f"{what}, a GGUF file. It needs the model's own folder.")
     weights = fingerprint_folder(adapter, [_ADAPTER, _ADAPTER_WEIGHTS])
     made_from["weights"] = digest(made_from["weights"], weights)
-    own = [file.name for file in adapter.iterdir() if _is_tokenizer_file(file.name)]
     if own:  # it may have tokens of its own
-        made_from["tokenizer"] = digest(
-            made_from["tokenizer"], fingerprint_folder(adapter, sorted(own))
-        )
+        made_from["tokenizer"] = digest(made_from["tokenizer"], fingerprint_folder(adapter, own))
     folder = cache_dir() / "merged" / digest(*made_from.values())
     if folder.is_dir():
         check_own(folder)
-        if damaged_files(folder):
+        if damaged_files(folder) or not (folder / CHECKSUMS).is_file():
             shutil.rmtree(folder, ignore_errors=True)
 
     def build(target: Path) -> None:
         reporter.note(f"merging the adapter {name} into {base_name}, once")
         for file in base.folder.iterdir():
             if file.suffix in _TEXTS and not file.name.endswith(".index.json") and file.is_file():
-                shutil.copy(file, target)
+                shutil.copyfile(file, target / file.name)  # not its mode: it may be read-only
         for file_name in own:
-            shutil.copy(adapter / file_name, target)
+            shutil.copyfile(adapter / file_name, target / file_name)
         with quiet(), refusing(f"{what}, but cannot be merged into it"):
             _merge(adapter, base).save_pretrained(target)
         write_checksums(target)
@@ -334,19 +350,82 @@ def _merge(adapter: Path, base: EncoderSource) -> PreTrainedModel:
     has_head = any(name.startswith(inside) for name in weights)
     whole = torch.nn.ModuleDict({model.base_model_prefix: model}) if has_head else model
     config = peft.PeftConfig.from_pretrained(str(adapter))
+    _check_mergeable(
+        config, max((size for own in weights.values() for size in own.shape), default=0)
+    )
     config.inference_mode, config.task_type = True, None
+    table = _resize_vocabulary(whole, model, weights)
     adapted = peft.PeftModel(whole, config)
     _, unknown = peft.set_peft_model_state_dict(adapted, weights)  # type: ignore[attr-defined]
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    unplaced = [name for name in unknown if not has_head or name.startswith(inside)]
-    if wrong := [*unplaced, *(name for name in expected if name not in weights)]:
+    # What is neither in the text model nor in the adapter: heads, and copies of the embeddings.
+    own = tuple(f"base_model.model.{part}." for part, _ in whole.named_children())
+    copies = [f"{table}.{part}.weight" for part in ("modules_to_save", "original_module")]
+    unplaced = [
+        name
+        for name in unknown
+        if name.startswith(own) and not (name in copies and f"{table}.weight" in weights)
+    ]
+    unread = {"pooler", *(("decoder",) if model.config.is_encoder_decoder else ())}
+    missing = [
+        name
+        for name in expected
+        if name not in weights and not unread.intersection(name.split("."))
+    ]
+    if wrong := [*unplaced, *missing]:
         raise UnsupportedModelError(
             f"{adapter} and {base.folder} do not belong together: {min(wrong)} is in only one of "
             f"the two ({len(wrong)} such weights)."
         )
+    _refuse_shared(model)
     adapted.merge_and_unload(safe_merge=True)
     _check_complete(base, model, absent)
     return model
+
+
+def _refuse_shared(model: PreTrainedModel) -> None:
+    """Refuse to merge into weights that other modules use, too: peft leaves those as they were."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if ".token_adapter." not in name:  # which knows of the others
+            names.setdefault(id(parameter), []).append(name)
+    for shared in names.values():
+        if len(shared) > 1 and any(".base_layer." in name for name in shared):
+            plain = " and ".join(name.replace(".base_layer", "") for name in shared[:2])
+            raise ValueError(f"{plain} are one weight, and the adapter changes only one use of it.")
+
+
+def _resize_vocabulary(
+    whole: torch.nn.Module, model: PreTrainedModel, weights: Mapping[str, torch.Tensor]
+) -> str:
+    """Make room for the tokens that were added before training; peft's name of their embeddings."""
+    own = model.get_input_embeddings()
+    name = next((name for name, part in whole.named_modules() if part is own), "")
+    table = f"base_model.model.{name}"
+    for middle in ("", ".base_layer", ".token_adapter.base_layer"):
+        saved = weights.get(f"{table}{middle}.weight")
+        if saved is not None and len(saved) != own.get_parameter("weight").shape[0]:
+            model.resize_token_embeddings(len(saved), mean_resizing=False)
+    return table
+
+
+def _check_mergeable(config: PeftConfig, largest: int) -> None:
+    """Refuse adapters that peft would merge wrongly or not at all, and sizes that no weight has."""
+    from peft import LoraConfig
+
+    if config.is_prompt_learning:
+        raise ValueError(
+            "It adds vectors to the text, as prompt tuning does, and changes no weights."
+        )
+    if not isinstance(config, LoraConfig):
+        return
+    if str(config.init_lora_weights).startswith("pissa_niter"):
+        raise ValueError(
+            f"{config.init_lora_weights} starts from random numbers that were not saved. Convert "
+            "it to LoRA: save_pretrained(folder, path_initial_model_for_weight_conversion=...)."
+        )
+    if (rank := max([config.r, *(config.rank_pattern or {}).values()])) > largest:
+        raise ValueError(f"{_ADAPTER} says that its rank is {rank}, which none of its weights has.")
 
 
 def _download(repository: str, revision: str | None, reporter: Reporter) -> Path:
@@ -642,7 +721,8 @@ def _check_size(path: Path) -> None:
 
 def _reason(error: BaseException) -> str:
     """An error's first line, with its kind where that alone says little."""
-    text = str(error).strip().partition("\n")[0]
+    lines = (*str(error).strip().split("\n"), "")
+    text = f"{lines[0]} {lines[1].strip()}" if lines[0].endswith(":") else lines[0]
     plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and text
     return text if plain else f"{type(error).__name__} {text}".strip()
 
