@@ -77,6 +77,12 @@ class TestPartitions:
         numbers = map(int, found.train.columns["number"])
         assert list(numbers) == expected["number"].to_pylist()
 
+    def test_a_key_that_a_path_names_twice_is_refused(self, tmp_path: Path):
+        (tmp_path / "a=1/b=2/a=3").mkdir(parents=True)
+        (tmp_path / "a=1/b=2/a=3/x.csv").write_text("text,label\ngood,1\nbad,0\n")
+        with pytest.raises(DataError, match=r"a=1/b=2/a=3/x\.csv names a key twice"):
+            load_dataset(tmp_path)
+
     @pytest.mark.parametrize("part_rows", [1, PART, 1000])
     def test_parts_hold_the_rows_in_order(self, tmp_path: Path, part_rows: int):
         expected = write_partitions(tmp_path)
@@ -428,6 +434,11 @@ class TestHuggingFace:
         found = load_dataset(data, test=data.select([3, 0]))
         assert found.train == Split(("text 0", "text 1", "text 3"), ("no", "yes", "yes"))
         assert found.test == Split(("text 3", "text 0"), ("yes", "no"))
+
+    def test_a_transform_is_refused(self, hub: Any):
+        data = self.named(hub, [0, 1]).with_transform(lambda batch: batch)
+        with pytest.raises(DataError, match="has a transform.*Use map"):
+            load_dataset(data)
 
     def test_splits_without_labels_are_left_out(self, hub: Any):
         splits = {"train": self.named(hub, [0, 1]), "test": self.named(hub, [-1, -1])}

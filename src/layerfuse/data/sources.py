@@ -390,8 +390,10 @@ def _keys_of(names: Sequence[str]) -> list[dict[str, _Value]]:
     """What folders of the form ``key=value`` say of each file; whole numbers where all are."""
     found = []
     for name in names:
-        pairs = (part.partition("=") for part in name.split("/")[:-1] if "=" in part)
+        pairs = [part.partition("=") for part in name.split("/")[:-1] if "=" in part]
         found.append({_decoded(key): _decoded(value) for key, _, value in pairs})
+        if len(found[-1]) < len(pairs):
+            raise DataError(f"{name} names a key twice in its folders. Rename one of them.")
     keys = dict.fromkeys(chain.from_iterable(found))
     whole = {key: all(_WHOLE.fullmatch(own.get(key) or "0") for own in found) for key in keys}
     return [
@@ -470,6 +472,11 @@ def _labeled_splits(
             raise DataError(
                 f"Got a {type(dataset).__name__} where the name, path or URL of a dataset is "
                 "expected, or a Dataset or IterableDataset of the package datasets."
+            )
+        if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+            raise DataError(
+                f"{name} ({split}) has a transform (with_transform, set_transform), which is not "
+                "applied when rows are read as a table. Use map instead."
             )
         read = partial(_read_hub, f"{name} ({split})", dataset)
         if hasattr(dataset, "__len__"):
