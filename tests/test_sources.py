@@ -437,7 +437,7 @@ class TestHuggingFace:
 
     def test_a_transform_is_refused(self, hub: Any):
         data = self.named(hub, [0, 1]).with_transform(lambda batch: batch)
-        with pytest.raises(DataError, match="has a transform.*Use map"):
+        with pytest.raises(DataError, match=r"has a transform.*Use map"):
             load_dataset(data)
 
     def test_splits_without_labels_are_left_out(self, hub: Any):

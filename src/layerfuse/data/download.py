@@ -86,7 +86,7 @@ def load_dataset(
         A catalog name such as ``"r8"``, ``"hub:owner/name"`` (or ``"hub:owner/name:config"``), a
         path or a URL. A plain word that is a catalog name means the catalog; write ``./r8`` for a
         folder. Or what the package datasets has loaded: one dataset is the split ``"train"``, and
-        a ``DatasetDict`` has splits of its own; their formats are not applied, and transforms refused.
+        a ``DatasetDict`` has splits of its own; formats are not applied, and transforms refused.
     text_column, label_column : str, optional
         Columns of the texts and labels; found by their names and contents by default. Several
         columns of texts, ``"subject,body"``, are joined by a line break; several of labels hold 0
