@@ -51,10 +51,10 @@ STEPS = {
     "+ smollm2-135m": Step({**_PLAIN, "encoders": _TWO}, "its layers fused"),
     "+ nomic": Step({**_PLAIN, "encoders": _THREE}, "+ smollm2-135m"),
     "+ words": Step({**_PLAIN, **_ALL}, "+ nomic"),
-    "+ heads": Step({**_PLAIN, **_ALL, "head": "auto"}, "+ words"),
-    "+ fusions": Step(_ALL, "+ heads"),
-    "all, with up to ten blocks": Step({**_ALL, "max_blocks": 10}, "+ fusions"),
-    "all, upper layers averaged": Step({**_ALL, "selection": "upper"}, "+ fusions"),
+    "+ heads": Step(_ALL, "+ words"),
+    "all, tensor+residual": Step({**_ALL, "fusion": "tensor+residual"}, "+ heads"),
+    "all, up to ten blocks": Step({**_ALL, "max_blocks": 10}, "+ heads"),
+    "all, upper layers averaged": Step({**_ALL, "selection": "upper"}, "+ heads"),
 }
 
 

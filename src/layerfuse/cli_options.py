@@ -166,7 +166,10 @@ Store = Annotated[
     str | None, option("Folder or URL of the embedding cache (default: in the user's cache).")
 ]
 _Fusion = Annotated[
-    str, _choice(f"Fusion: auto (search), {', '.join(FUSION_NAMES)}; most also as NAME+residual.")
+    str,
+    _choice(
+        f"Fusion: auto (mostly concat), {', '.join(FUSION_NAMES)}; most also as NAME+residual."
+    ),
 ]
 _Head = Annotated[str, _choice("Head; auto searches.", choices=("auto", *HEAD_NAMES))]
 

@@ -25,10 +25,8 @@ from layerfuse.targets import LabelSpace, Targets
 
 Folds = Sequence[tuple[Rows, Rows]]
 
-# What was better than concatenation with a ridge head on some dataset (benchmarks/README.md,
-# docs/study.md: "Fusions"). The learned fusions with a residual are left out: they won only on R52,
-# where a logistic head wins by as much in a tenth of the time.
-_FUSIONS = ("tensor+residual",)
+# What was better than a ridge head over concatenated blocks on some dataset (benchmarks/README.md).
+# No fusion is: what a learned one gains on R52, a logistic head gains in a tenth of the time.
 _HEADS = ("logistic", "balanced_ridge")
 _PRODUCTS = "tensor+residual"  # for two blocks that are informative only through products
 
@@ -46,7 +44,7 @@ class SearchSpace:
     """What may be chosen.
 
     ``selection`` is one of `SELECTIONS`, ``fusion`` and ``head`` of `FUSIONS` and `HEADS`, or
-    ``"auto"``: the search compares several. ``seed`` is that of folds, subsamples and models.
+    ``"auto"``: `search` decides. ``seed`` is that of folds, subsamples and models.
     """
 
     selection: str
@@ -58,14 +56,13 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate (a fusion and a head) against concatenation with a ridge head.
+    """A head against a ridge head, over the same fused blocks.
 
     ``gain`` is the drop in the Brier score (squared error of probabilities, 0 to 2) of held-out
     rows, which came from ``n_rows`` in all; ``accuracy_gain`` is a share from 0 to 1.
     ``n_candidates`` were compared in the same search.
     """
 
-    fusion: str
     head: str
     n_rows: int
     gain: float
@@ -92,7 +89,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What the search decided: blocks with their gains, what to train on them, and comparisons."""
+    """What the search decided: blocks with their gains, what to train on them, heads compared."""
 
     selection: Selection
     plan: Plan
@@ -123,10 +120,10 @@ def search(
 ) -> SearchResult:
     """Choose blocks, then fusion and head for them, by n probed rows and their targets.
 
-    Candidates for fusion and head are compared in two rounds: all on a few rows, the promising ones
-    on more. One is taken only when it is significantly better than concatenation with a ridge head,
-    which is cheaper (`Trial`). Where the chosen blocks are not informative, pairs of blocks are
-    searched for products of their coordinates that are.
+    Blocks are concatenated. Where the chosen ones are not informative, pairs of blocks are searched
+    for products of their coordinates that are. Heads are compared in two rounds: all on a few rows,
+    the promising ones on more. One is taken only when it is significantly better than a ridge head,
+    which is cheaper (`Trial`).
     """
     selection, state = choose_with_state(
         probed, targets, space.selection, space.budget, n_jobs=n_jobs, reporter=reporter
@@ -145,33 +142,27 @@ def search(
     )
     if space.selection == "upper" and space.head == AUTO:
         return SearchResult(selection, replace(baseline, head="logistic"), ())
-    candidates = _candidates(baseline, space, targets)
-    if not candidates or len(targets) < _FEWEST_ROWS:
+    if space.head != AUTO or len(targets) < _FEWEST_ROWS:
         return SearchResult(selection, baseline, ())
     race = _Race(probed.coordinates, targets, space.seed, n_jobs)
-    plan, trials = race.run(baseline, candidates, reporter)
+    plan, trials = race.run(baseline, _candidates(targets), reporter)
     return SearchResult(selection, plan, trials)
 
 
-def _candidates(baseline: Plan, space: SearchSpace, targets: Targets) -> list[Plan]:
-    """Plans to compare with the baseline, over the same blocks.
+def _candidates(targets: Targets) -> list[str]:
+    """Heads to compare with ridge.
 
     Classes are balanced where some are rare, and the user has given no weights.
     """
-    candidates = []
-    if space.fusion == AUTO and len(baseline.blocks) > 1:
-        candidates += [Plan(baseline.blocks, fusion, baseline.head) for fusion in _FUSIONS]
-    if space.head == AUTO:
-        heads = [head for head in _HEADS if targets.space.link_name in HEADS[head].links]
-        if targets.weights is not None or targets.counts.max() < _RARE * targets.counts.min():
-            heads = [head for head in heads if head != "balanced_ridge"]
-        candidates += [Plan(baseline.blocks, baseline.fusion, head) for head in heads]
-    return candidates
+    heads = [head for head in _HEADS if targets.space.link_name in HEADS[head].links]
+    if targets.weights is not None or targets.counts.max() < _RARE * targets.counts.min():
+        heads = [head for head in heads if head != "balanced_ridge"]
+    return heads
 
 
 @dataclass(frozen=True)
 class _Race:
-    """Candidates against a baseline, on more and more of the rows of a search."""
+    """Heads against a baseline, on more and more of the rows of a search."""
 
     coordinates: Mapping[BlockRef, Floats]
     targets: Targets
@@ -179,50 +170,48 @@ class _Race:
     n_jobs: int | None
 
     def run(
-        self, baseline: Plan, candidates: Sequence[Plan], reporter: Reporter
+        self, baseline: Plan, heads: Sequence[str], reporter: Reporter
     ) -> tuple[Plan, tuple[Trial, ...]]:
         """The winner and all trials."""
-        n_candidates = len(candidates)
+        n_candidates = len(heads)
         trials: list[Trial] = []
         for rung, most in enumerate(_RUNGS):
+            if not heads:
+                break
             if rung + 1 < len(_RUNGS) and len(self.targets) < 2 * most:
                 continue  # few more rows are left for the next round
             rows = self.targets.sample(most, self.seed)
             folds = self.targets[rows].folds(_FOLDS, self.seed)
             folds = [(rows[train], rows[held]) for train, held in folds]
-            errors = self._errors([baseline, *candidates], _WIDTHS[rung], folds, reporter)
-            tried = {
-                plan: _trial(
-                    plan, self.targets[rows], errors[baseline] - errors[plan], n_candidates
-                )
-                for plan in candidates
-            }
-            trials += tried.values()
-            if rung + 1 == len(_RUNGS) or len(rows) == len(self.targets):
-                significant = [plan for plan in candidates if tried[plan].is_significant]
-                best = max(significant, key=lambda plan: tried[plan].gain, default=baseline)
-                return best, tuple(trials)
-            candidates = [
-                plan for plan in candidates if tried[plan].gain > _PROMISING * tried[plan].gain_se
+            plans = [baseline, *(replace(baseline, head=head) for head in heads)]
+            errors, *others = self._errors(plans, _WIDTHS[rung], folds, reporter)
+            tried = [
+                _trial(head, self.targets[rows], errors - own, n_candidates)
+                for head, own in zip(heads, others, strict=True)
             ]
-            if not candidates:
+            trials += tried
+            if rung + 1 == len(_RUNGS) or len(rows) == len(self.targets):
+                significant = [trial for trial in tried if trial.is_significant]
+                if significant:
+                    best = max(significant, key=lambda trial: trial.gain)
+                    return replace(baseline, head=best.head), tuple(trials)
                 break
+            heads = [own.head for own in tried if own.gain > _PROMISING * own.gain_se]
         return baseline, tuple(trials)
 
     def _errors(
         self, plans: Sequence[Plan], width: int, folds: Folds, reporter: Reporter
-    ) -> dict[Plan, Floats]:
+    ) -> list[Floats]:
         coordinates = {b: self.coordinates[b][:, :width] for b in plans[0].blocks}
 
         def measure(plan: Plan) -> Floats:
             return held_out_errors(plan, coordinates, self.targets, folds, seed=self.seed)
 
         n_rows = sum(len(held) for _, held in folds)
-        title = f"comparing fusions on {n_rows} held-out rows"
-        errors = {}
-        with reporter.task(title, len(plans), "fits") as advance:
-            for plan, own in zip(plans, parallel_map(measure, plans, self.n_jobs), strict=True):
-                errors[plan] = own
+        errors = []
+        with reporter.task(f"comparing heads on {n_rows} rows", len(plans), "fits") as advance:
+            for own in parallel_map(measure, plans, self.n_jobs):
+                errors.append(own)
                 advance(1)
         return errors
 
@@ -261,12 +250,11 @@ def held_out_errors(
     return np.stack([truth.brier(proba), wrong], axis=1)
 
 
-def _trial(plan: Plan, targets: Targets, gains: Floats, n_candidates: int) -> Trial:
+def _trial(head: str, targets: Targets, gains: Floats, n_candidates: int) -> Trial:
     """From the drop in both errors (n_held, 2) of each of some rows."""
     squared, wrong = gains.T
     return Trial(
-        fusion=plan.fusion,
-        head=plan.head,
+        head=head,
         n_rows=len(targets),
         gain=float(squared.mean()),
         gain_se=standard_error(squared, targets.groups),
@@ -288,18 +276,18 @@ def log_selection(
         full = len(plan.blocks) == space.budget.limits.blocks
         why += ", up to max_blocks" if full else ", no other gains more than one standard error"
     reporter.note(f"chosen: {', '.join(map(str, plan.blocks))} ({why})")
-    tried = {(trial.fusion, trial.head) for trial in result.trials}
-    won = [t for t in result.trials if (t.fusion, t.head) == (plan.fusion, plan.head)]
+    tried = {trial.head for trial in result.trials}
+    won = [trial for trial in result.trials if trial.head == plan.head]
     if won:
         reporter.note(
             f"fusion {plan.fusion}, head {plan.head}: Brier score {won[-1].gain:.4f} ± "
-            f"{won[-1].gain_se:.4f} lower than concat with ridge on held-out training rows "
-            f"(p = {won[-1].p_value:.2g}, {len(tried)} candidates)"
+            f"{won[-1].gain_se:.4f} lower than with ridge on held-out training rows "
+            f"(p = {won[-1].p_value:.2g}, {len(tried)} compared)"
         )
     elif tried:
         reporter.note(
-            f"fusion {plan.fusion}, head {plan.head}: none of {len(tried)} others is "
-            "significantly better"
+            f"fusion {plan.fusion}, head {plan.head}: {', '.join(sorted(tried))} "
+            "not significantly better"
         )
     if head_kind not in HEADS and space.head != AUTO:
         reporter.note(f"fusion {plan.fusion} brings its own head; head={space.head!r} is not used")

@@ -82,7 +82,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         (and ``blocks``).
     fusion : str, default="auto"
         A fusion by name (``"concat"``, ``"tensor+residual"``, ...), or ``"auto"``: concatenation,
-        unless another one significantly beats it on training rows.
+        unless only products of two blocks tell the classes apart.
     head : str, default="auto"
         ``"ridge"``, ``"balanced_ridge"``, ``"logistic"``, ``"kernel"`` or ``"mlp"``, its penalty
         found by cross-validation; ``"auto"``: ridge, unless another one significantly beats it.
@@ -127,7 +127,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     plan_ : Plan
         Blocks, fusion and head of the trained pipeline.
     trials_ : tuple of Trial
-        Fusions and heads that were compared.
+        Heads that were compared.
     model_ : FusedModel
         From blocks to probabilities.
     encoders_ : tuple of FrozenEncoder

@@ -187,15 +187,14 @@ def selection_table(report: RunReport) -> Table:
 
 
 def trials_table(report: RunReport) -> Table:
-    """Alternatives to concatenation with a ridge head, on the most rows that each was tried on."""
-    last = {(trial.fusion, trial.head): trial for trial in report.selection.trials}
+    """Alternatives to a ridge head, on the most rows that each was tried on."""
+    last = {trial.head: trial for trial in report.selection.trials}
     cells = [
-        (own.fusion, own.head, f"{own.n_rows:,}", f"{own.gain:+.4f}", f"± {own.gain_se:.4f}")
+        (own.head, f"{own.n_rows:,}", f"{own.gain:+.4f}", f"± {own.gain_se:.4f}")
         for own in sorted(last.values(), key=lambda trial: -trial.gain)
     ]
-    head = ("fusion", "head", "rows", "gain in Brier score", "standard error")
-    caption = "Other fusions and heads, against concatenation with a ridge head"
-    return Table(caption, head, cells, (2, 3, 4), open_rows=6)
+    head = ("head", "rows", "gain in Brier score", "standard error")
+    return Table("Other heads, against a ridge head", head, cells, (1, 2, 3), open_rows=6)
 
 
 def block_table(

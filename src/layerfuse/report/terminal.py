@@ -168,8 +168,8 @@ def _render_fit(report: RunReport, out: Console) -> None:
             out.print(Text.assemble((encoder, "bold"), line))
             continue
         _print_chart(encoder, [best[layer] for layer in sorted(best)], own, out)
-    trials = len({(trial.fusion, trial.head) for trial in selection.trials})
-    compared = f" ({plural(trials, 'alternative')} compared)" if trials else ""
+    others = len({trial.head for trial in selection.trials})
+    compared = f" ({plural(others, 'other')} compared)" if others else ""
     out.print(
         f"\nSelected ({selection.method}): {selection.fusion} fusion, {selection.head} head"
         f"{compared}"
