@@ -3,6 +3,7 @@ options of their own."""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -12,6 +13,7 @@ from benchmarks import (
     ablation,
     abstention,
     accuracy,
+    backends,
     cluster,
     columns,
     complementarity,
@@ -45,6 +47,7 @@ from benchmarks.study.command import main as study
 BENCHMARKS = {
     "export": export.run,
     "extraction": extraction.run,
+    "backends": backends.run,
     "profile": profile.run,
     "scoring": scoring.run,
     "predict": predict.run,
@@ -87,6 +90,9 @@ def main() -> int:
     if not sys.argv[1:] and find_spec("ray") is None:
         print("cluster is left out: Ray is not installed")
         names.remove("cluster")
+    if not sys.argv[1:] and backends.PYTHON not in os.environ:
+        print(f"backends is left out: {backends.PYTHON} names no environment with the peers")
+        names.remove("backends")
     if unknown := [name for name in names if name not in BENCHMARKS]:
         print(f"Unknown benchmark {unknown[0]!r}. Choose from study, {', '.join(BENCHMARKS)}.")
         return 2

@@ -140,6 +140,25 @@ def extraction(results: list[Result]) -> list[str]:
     return markdown_table(columns, map(row, results))
 
 
+def backends(results: list[Result]) -> list[str]:
+    """For each setting ours in terms of its time, and the accuracy of one head."""
+
+    def cells(case: Result, number: int) -> Iterator[str]:
+        row = case["rows"][number]
+        yield f"{row['median_s']:.2f}"
+        yield f"{row['ours_to_it']:.2f}"
+        yield percent(row["accuracy"])
+
+    def row(number: int) -> list[str]:
+        name = results[0]["rows"][number]["setting"]
+        return [name, *(cell for case in results for cell in cells(case, number))]
+
+    header = ["last layer by"]
+    for case in results:
+        header += [f"{case['encoder']}, {set_name(case['dataset'])}: s", "ours / it", "accuracy"]
+    return markdown_table(header, map(row, range(len(results[0]["rows"]))))
+
+
 def profile(results: list[Result]) -> list[str]:
     """Useful FLOP/s against the peak, and where the time goes."""
 
@@ -490,6 +509,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
     "demo": ("demo", demo),
     "extraction": ("extraction", extraction),
+    "backends": ("backends", backends),
     "predict": ("predict", predict),
     "profile": ("profile", profile),
     "scoring": ("scoring", scoring),
