@@ -8,6 +8,9 @@ WORKERS ?= 2
 SECONDS ?= 60
 SEED    ?= 0
 
+# Tests start many processes, none of which should compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := $(VENV)/bin
 # Twice quiet: errors only; some index set-ups warn once per package.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq

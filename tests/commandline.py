@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from threadpoolctl import threadpool_limits
-
 from layerfuse.cli import main
 from processes import Child
 
@@ -44,17 +42,13 @@ class Done:
 
 
 def run(*args: object) -> Done:
-    """Run ``layerfuse ARGS`` in this process.
-
-    On one thread: for models this small, threads that wait for a busy machine cost a hundredfold.
-    """
+    """Run ``layerfuse ARGS`` in this process."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["layerfuse", *map(str, args)]
     with (
         mock.patch.object(sys, "argv", argv),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        threadpool_limits(1),
     ):
         code = main()
     return Done(code, out.getvalue(), err.getvalue())

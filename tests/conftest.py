@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
+
+# Read by libraries when they are loaded. For arrays this small, threads that wait for a busy
+# machine cost a hundredfold.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from threadpoolctl import threadpool_limits
 
 from families import TinyModels, save_model
@@ -13,25 +21,33 @@ from layerfuse.files import cache_dir
 
 _CACHE = "LAYERFUSE_CACHE"
 _USERS_CACHE = cache_dir()
+_NUMBERS = count()
+
+
+def pytest_collection_finish() -> None:
+    """Spare each later collection of garbage the modules, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_wider_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fixtures that are made once for many tests don't touch the user's cache either."""
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for caches, with one for fixtures that are made once for many tests."""
+    folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(_CACHE, str(tmp_path_factory.mktemp("cache")))
-        yield
+        patch.setenv(_CACHE, str(folder / "wider"))
+        yield folder
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, _caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty cache folder; tests that need the package index use the user's own."""
     if request.node.get_closest_marker("index") is None:
-        monkeypatch.setenv(_CACHE, str(tmp_path_factory.mktemp("cache")))
+        folder = _caches / str(next(_NUMBERS))
+        folder.mkdir()
+        monkeypatch.setenv(_CACHE, str(folder))
     else:
         monkeypatch.setenv(_CACHE, str(_USERS_CACHE))
 
@@ -42,9 +58,9 @@ def users_cache() -> Path:
     return _USERS_CACHE
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """For arrays this small, threads that wait for a busy machine cost a hundredfold."""
+    """Also of libraries that were loaded before the environment said so."""
     with threadpool_limits(1):
         yield
 

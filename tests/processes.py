@@ -9,24 +9,31 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
-_PRELOADED = [
-    *("torch", "transformers.models.auto", "transformers.models.bert.modeling_bert"),
-    *("layerfuse.commands.fit", "layerfuse.commands.predict", "layerfuse.commands.analyze"),
-    *("layerfuse.commands.extract", "layerfuse.cli", "layerfuse.report.html", "markdown_it"),
-    *("altair", "jinja2", "sklearn.linear_model", "pyarrow.parquet"),
-]
+import pytest
+
+
+@cache
+def _server() -> ForkServerContext:
+    """What starts processes by forking a server that has imported `preloaded`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patch:  # the server's own path is not that of this process
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context
 
 
 def fork(work: Callable[..., object], *arguments: object) -> BaseProcess:
     """Start ``work(*arguments)`` in a process that ends with this one, if not before."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=work, args=arguments, daemon=True)
+    process = _server().Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 
@@ -40,8 +47,6 @@ def _main(
     file_bytes: int | None,
 ) -> None:
     """As if an interpreter had just been started for this."""
-    from threadpoolctl import threadpool_limits
-
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -54,8 +59,7 @@ def _main(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    with threadpool_limits(1):
-        code = work(*arguments)
+    code = work(*arguments)
     sys.stdout.flush()
     os._exit(code)
 

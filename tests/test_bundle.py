@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.model_selection import KFold
-from threadpoolctl import threadpool_limits
 
 import layerfuse
 from families import TinyModels, save_model
@@ -55,12 +54,11 @@ FILES = {"bundle.json", "tensors.safetensors", "README.md"}
 @pytest.fixture(scope="module")
 def fitted(tiny: TinyModels) -> LayerFusionClassifier:
     """Blocks of two models; tests must not change it."""
-    with threadpool_limits(1):
-        model = build(
-            tiny, "bert", "llama", selection="last", prompts={"llama": "the {text} is"},
-            max_length=40,
-        )  # fmt: skip
-        return model.fit(TEXTS, LABELS)
+    model = build(
+        tiny, "bert", "llama", selection="last", prompts={"llama": "the {text} is"},
+        max_length=40,
+    )  # fmt: skip
+    return model.fit(TEXTS, LABELS)
 
 
 @pytest.fixture

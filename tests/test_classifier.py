@@ -17,7 +17,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from families import VOCABULARY, TinyModels
 from helpers import Notes, build, planted, sentences
@@ -44,8 +43,7 @@ TEST_TEXTS, TEST_LABELS = planted(100, seed=1)
 @pytest.fixture(scope="module")
 def fitted(tiny: TinyModels) -> LayerFusionClassifier:
     """Two models, two poolings, fitted on the planted words; tests must not change it."""
-    with threadpool_limits(1):
-        return build(tiny, "bert", "llama", pooling=("mean", "last")).fit(TEXTS, LABELS)
+    return build(tiny, "bert", "llama", pooling=("mean", "last")).fit(TEXTS, LABELS)
 
 
 class TestFitAndPredict:

@@ -16,7 +16,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from sklearn.exceptions import NotFittedError
-from threadpoolctl import threadpool_limits
 
 import layerfuse
 from families import TinyModels
@@ -49,8 +48,7 @@ def build(tiny: TinyModels, **options: Any) -> LayerFusionClassifier:
 
 @pytest.fixture(scope="module")
 def fitted(tiny: TinyModels) -> LayerFusionClassifier:
-    with threadpool_limits(1):
-        return build(tiny).fit(TEXTS, LABELS)
+    return build(tiny).fit(TEXTS, LABELS)
 
 
 COLUMNS: dict[str, Callable[[list[str]], Any]] = {

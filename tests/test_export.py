@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 import layerfuse
 from commandline import rows, run, succeed, write_csv
@@ -339,12 +338,11 @@ def fitted(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     data = write_csv(folder / "train.csv", rows(60))
     test = write_csv(folder / "test.csv", rows(30, seed=1))
-    with threadpool_limits(1):
-        succeed(
-            "fit", data, "--test", test, "-e", f"tiny={tiny('bert')}", "--out", folder / "run",
-            "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
-            "--fusion", "tensor+residual", "-q",
-        )  # fmt: skip
+    succeed(
+        "fit", data, "--test", test, "-e", f"tiny={tiny('bert')}", "--out", folder / "run",
+        "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
+        "--fusion", "tensor+residual", "-q",
+    )  # fmt: skip
     return folder / "run"
 
 

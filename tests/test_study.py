@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from sklearn.linear_model import Ridge
-from threadpoolctl import threadpool_limits
 
 from benchmarks import tables
 from benchmarks.packaged import Texts
@@ -96,8 +95,7 @@ def _study(*words: str) -> int:
 
 @pytest.fixture(scope="module")
 def whole(place: Path) -> Path:
-    with threadpool_limits(1):
-        assert command.main(arguments(place, place / "out")) == 0
+    assert command.main(arguments(place, place / "out")) == 0
     return place / "out"
 
 

@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -96,7 +97,7 @@ class _OneBlasThread:
             if not self._inside:
                 import scipy.linalg  # noqa: F401  # only a library that is loaded can be limited
 
-                self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
+                self._limit = _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -115,14 +116,13 @@ def _one_openmp_thread() -> None:
     if torch is None:
         return
     torch.get_num_threads()  # the first call in a thread sets its number of threads
-    with _OPENMP_LOCK:
-        if not _OPENMP:
-            _OPENMP.append(ThreadpoolController().select(user_api="openmp"))
-    _OPENMP[0].limit(limits=1)
+    _libraries(len(sys.modules)).select(user_api="openmp").limit(limits=1)
 
 
-_OPENMP: list[Any] = []
-_OPENMP_LOCK = Lock()
+@lru_cache(maxsize=1)
+def _libraries(n_modules: int) -> ThreadpoolController:
+    """Libraries with threads of their own; after imports they are looked for again."""
+    return ThreadpoolController()
 
 
 def n_cores() -> int:

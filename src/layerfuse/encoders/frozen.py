@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.data.catalog import ENCODERS
+from layerfuse.encoders.adapters import find_source
 from layerfuse.encoders.architecture import (
     Architecture,
     Pending,
@@ -40,14 +41,8 @@ from layerfuse.encoders.devices import (
     pack_linears,
     use_plain_attention,
 )
-from layerfuse.encoders.pretrained import (
-    EncoderSource,
-    find_source,
-    load_model,
-    load_tokenizer,
-    refusing,
-    too_large,
-)
+from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
+from layerfuse.encoders.source import EncoderSource
 from layerfuse.encoders.tokenizer import (
     TextTokenizer,
     Tokens,
