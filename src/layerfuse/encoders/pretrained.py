@@ -141,7 +141,10 @@ def load_tokenizer(source: EncoderSource) -> PreTrainedTokenizerBase:
     UnsupportedModelError
         When the folder holds no tokenizer that can be read.
     """
-    with quiet(), refusing(f"{source.path} has no tokenizer that can be read"):
+    with (
+        quiet(gguf=source.gguf_file is not None),
+        refusing(f"{source.path} has no tokenizer that can be read"),
+    ):
         from transformers import AutoTokenizer
 
         unpacked = find_unpacked(source, "tokenizer")
@@ -216,7 +219,10 @@ def check_complete(source: EncoderSource, model: PreTrainedModel, absent: list[s
 
 def load_whole(source: EncoderSource, dtype: str, device: str) -> tuple[PreTrainedModel, list[str]]:
     """The whole model as it was saved, and the names of weights that its files lack."""
-    with quiet(), refusing(f"{source.path} cannot be loaded as a text encoder"):
+    with (
+        quiet(gguf=source.gguf_file is not None),
+        refusing(f"{source.path} cannot be loaded as a text encoder"),
+    ):
         from transformers import AutoModel
 
         unpacked = find_unpacked(source, dtype)
@@ -331,24 +337,36 @@ def refusing(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, and no report on the heads that are left out."""
+def quiet(*, gguf: bool = False) -> Iterator[None]:
+    """No progress bars, and no report on the heads that are left out; ``gguf`` says that a GGUF
+    file may be read, which draws a bar of its own.
+    """
     with _PROCESS_STATE:
-        from transformers import modeling_gguf_pytorch_utils as gguf_reader
         from transformers.utils import logging as hf_logging
 
         # Standard error and the warning filters stay alone: other threads write and change them.
         verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-        gguf_bar = vars(gguf_reader).get("tqdm")  # no setting turns it off
         hf_logging.set_verbosity(logging.ERROR)
         hf_logging.disable_progress_bar()
-        if gguf_bar is not None:
-            vars(gguf_reader)["tqdm"] = partial(gguf_bar, disable=True)
         try:
-            yield
+            with _no_gguf_bar() if gguf else contextlib.nullcontext():
+                yield
         finally:
             hf_logging.set_verbosity(verbosity)
             if bars:
                 hf_logging.enable_progress_bar()
-            if gguf_bar is not None:
-                vars(gguf_reader)["tqdm"] = gguf_bar
+
+
+@contextlib.contextmanager
+def _no_gguf_bar() -> Iterator[None]:
+    """No setting turns it off."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = vars(reader).get("tqdm")
+    if bar is not None:
+        vars(reader)["tqdm"] = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        if bar is not None:
+            vars(reader)["tqdm"] = bar
