@@ -1,10 +1,13 @@
 """Predicting with a saved pipeline: against its encoder's full depth, and against sentence-
 transformers with a scikit-learn head on the last layer. Models are loaded before the clock starts;
-it covers tokenisation, forward passes, pooling, fusion and head."""
+it covers tokenisation, forward passes, pooling, fusion and head. Also one text in a fresh process,
+by the command against a script that only loads the model with transformers and runs it."""
 
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +26,13 @@ _ENCODER = "mpnet"
 _ROWS = {"mr": 400, "r8": 100}
 _TRAIN = 1_000
 _SINGLE = 30
+_SCRIPT = """
+import sys, torch
+from transformers import AutoModel, AutoTokenizer
+tokenizer, model = (kind.from_pretrained(sys.argv[1]) for kind in (AutoTokenizer, AutoModel))
+with torch.inference_mode():
+    model.eval()(**tokenizer([sys.argv[2]], return_tensors="pt", truncation=True))
+"""
 
 
 def run() -> list[dict[str, Any]]:
@@ -42,8 +52,10 @@ def run() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             fitted.save(Path(folder) / "bundle")
             pipeline = load(Path(folder) / "bundle")
+            fresh = _fresh(Path(folder) / "bundle", encoder.path, texts[0])
+        measured = _measure(pipeline, texts, train)
         results.append(
-            {"dataset": dataset, "encoder": _ENCODER, **_measure(pipeline, texts, train)}
+            {"dataset": dataset, "encoder": _ENCODER, **measured, "fresh_process": fresh}
         )
     return results
 
@@ -82,6 +94,23 @@ def _measure(pipeline: LayerFusionClassifier, texts: list[str], train: Split) ->
         "single_text_p90_s": float(np.quantile(alone, 0.9)),
         "peer_single_text_median_s": statistics.median(alone_peer),
     }
+
+
+def _fresh(bundle: Path, encoder: Path, text: str) -> dict[str, Any]:
+    """Seconds of whole processes that read one text."""
+    command = [sys.executable, "-m", "layerfuse", "predict", str(bundle), "--text", text]
+    script = [sys.executable, "-c", _SCRIPT, str(encoder), text]
+    ways = {
+        name: lambda own=own: subprocess.run(own, check=True, capture_output=True)
+        for name, own in (("ours", command), ("peer", script))
+    }
+    times = alternate(ways, 7)
+    found = compared(times["ours"], times["peer"])
+    print(
+        f"one text in a fresh process: {found['ours_median_s']:.1f} s, transformers alone "
+        f"{found['peer_median_s']:.1f} s ({found['ratio_median']:.2f})"
+    )
+    return found
 
 
 def _seconds(function: Any, text: str) -> float:

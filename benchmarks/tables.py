@@ -189,10 +189,13 @@ def predict(results: list[Result]) -> list[str]:
             *(_ratio(compared) for compared in (whole, peer)),
             f"{1e3 * case['single_text_median_s']:.1f}",
             f"{1e3 * case['peer_single_text_median_s']:.1f}",
+            f"{case['fresh_process']['ours_median_s']:.1f}",
+            _ratio(case["fresh_process"]),
         ]
 
     columns = ["texts", "highest layer", "time / whole encoder's", "time / peer's"]
-    return markdown_table([*columns, "one text, ms", "peer's, ms"], map(row, results))
+    single = ["one text, ms", "peer's, ms", "fresh process, s", "over transformers alone"]
+    return markdown_table([*columns, *single], map(row, results))
 
 
 def scoring(results: list[Result]) -> list[str]:
