@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
 _NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
@@ -96,3 +97,14 @@ def open_page(
 def colours(place: Locator) -> int:
     """Distinct colours of what an element shows, by its pixels."""
     return int(place.page.evaluate(_COUNT, base64.b64encode(place.screenshot()).decode()))
+
+
+def faults(page: Page, *impacts: str) -> list[tuple[str, str, list[str]]]:
+    """What axe has against a page, of these impacts: rules, impacts and the first elements."""
+    # Elements that keep the rules are not listed, which takes most of the time.
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        (fault["id"], fault["impact"], [node["html"][:200] for node in fault["nodes"][:3]])
+        for fault in found
+        if not impacts or fault["impact"] in impacts
+    ]

@@ -21,8 +21,8 @@ import pytest
 
 
 @cache
-def _server() -> ForkServerContext:
-    """What starts processes by forking a server that has imported `preloaded`."""
+def server() -> ForkServerContext:
+    """What starts processes, by forking a server that has imported `preloaded`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
     with pytest.MonkeyPatch.context() as patch:  # the server's own path is not that of this process
@@ -33,7 +33,7 @@ def _server() -> ForkServerContext:
 
 def fork(work: Callable[..., object], *arguments: object) -> BaseProcess:
     """Start ``work(*arguments)`` in a process that ends with this one, if not before."""
-    process = _server().Process(target=work, args=arguments, daemon=True)
+    process = server().Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 

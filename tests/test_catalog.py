@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
 
 from layerfuse import FrozenEncoder
 from layerfuse.data import (
@@ -382,9 +381,9 @@ def test_entries_are_read_only() -> None:
     assert "stanfordnlp/sst2" in DATASETS["sst2"].source
 
 
-MADE = {  # as converted by other code from the same files; nomic's with its values in float32
+MADE = {  # as converted by other code from the same files
     "e5-small": "8520eedb7ea5147f2345d7535bda10480394cca9f4451e415bf76a00d7eb8071",
-    "nomic": "65319799ebf5dff9ef04fc0ab7ad9d079e3730d62904a03a19536bc174e64d2d",
+    "nomic": "776b080dc17c628d53fd65d9bdd0448c86c6b4576f4f1007c483b4fd18e676d2",
     "minilm": ENCODERS["minilm"].files["model.safetensors"],
 }
 
@@ -398,10 +397,6 @@ def test_an_encoder_from_the_index(name: str) -> None:
     assert encoder.prompt == entry.prompt
     if name in MADE:
         data = (encoder.path / "model.safetensors").read_bytes()
-        if name == "nomic":
-            arrays = load(data)
-            wide = {key: value.astype(np.float32) for key, value in arrays.items()}
-            data = save(wide, {"format": "pt"})
         assert hashlib.sha256(data).hexdigest() == MADE[name]
     pair, other = ["A man is eating food", "A man is eating a meal"], "Stocks fell sharply today"
     states = encoder.read(encoder.tokenize([*pair, other]).ids, [-1], ["mean"])[entry.n_layers]

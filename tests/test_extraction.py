@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -36,6 +35,7 @@ from layerfuse.errors import (
     StorageError,
     UnsupportedModelError,
 )
+from processes import server
 from test_encoder_parity import POOLINGS, assert_close, plain_loop
 
 ID = {word: number for number, word in enumerate(VOCABULARY)}
@@ -226,9 +226,8 @@ class TestJobs:
         here.mkdir(parents=True)
         there.mkdir(parents=True)
         results = [run_shard(job, encoder, here) for job in jobs]
-        spawn = multiprocessing.get_context("spawn")
         cache = os.environ["LAYERFUSE_CACHE"]
-        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        with ProcessPoolExecutor(1, mp_context=server()) as process:
             others = [process.submit(run_alone, job, encoder, there, cache) for job in jobs]
             for result, other in zip(results, others, strict=True):
                 path = other.result().path

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
-from browser import Opened, colours, open_browser, open_page
+from browser import Opened, colours, faults, open_browser, open_page
 from commandline import rows, succeed, write_csv
 from families import TinyModels
 
@@ -123,22 +122,12 @@ def test_the_page_says_nothing_asks_for_nothing_and_draws_everything_for_everyon
     assert opened.asked == []
     assert page.evaluate("window.broken") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    serious = [
-        (fault["id"], fault["impact"], [node["html"][:200] for node in fault["nodes"][:3]])
-        for fault in Axe().run(page).response["violations"]
-        if fault["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_section_is_there_in_order(browser: Browser, runs: dict[str, Path], name: str):
-    page = open_page(browser, page_of(runs, name)).page
     found = page.eval_on_selector_all("main > section", "(all) => all.map((e) => e.id)")
     expected = [s for s in SECTIONS if s != "labels" or name == "demo"]
     assert found == expected
     links = page.eval_on_selector_all("nav a", "(all) => all.map((e) => e.hash.slice(1))")
     assert links == expected
+    assert faults(page, "serious", "critical") == []
 
 
 @pytest.mark.parametrize("name", NAMES)

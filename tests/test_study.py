@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from sklearn.linear_model import Ridge
 
 from benchmarks import tables
@@ -41,7 +40,7 @@ from benchmarks.study.inputs import (
 from benchmarks.study.page import page_of, write_html
 from benchmarks.study.profiles import describe_profile, profile_blocks
 from benchmarks.study.results import Results, read_json, write_json
-from browser import colours, open_browser, open_page
+from browser import colours, faults, open_browser, open_page
 from commandline import Row, rows, write_jsonl, write_text
 from families import save_model
 from helpers import Notes
@@ -195,8 +194,7 @@ class TestWhole:
             assert colours(images.first) > 20
             assert page.locator(".scroll").count() == page.locator("table").count() > 5
             assert (opened.said, opened.asked) == ([], [])
-            found = Axe().run(page).response["violations"]
-            assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+            assert faults(page, "serious", "critical") == []
 
     def test_the_html_page_holds_everything(self, whole: Path):
         html = (whole / "report.html").read_text()

@@ -29,7 +29,7 @@ import contextlib, json, sys
 from transformers.utils.chat_template_utils import render_jinja_template
 with contextlib.suppress(ImportError):  # Windows
     import resource
-    resource.setrlimit(resource.RLIMIT_CPU, (int(resource.getrusage(0).ru_utime) + 5,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(resource.getrusage(0).ru_utime) + 2,) * 2)
     resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000,) * 2)
 render_jinja_template(**json.load(sys.stdin), add_generation_prompt=True)
 """

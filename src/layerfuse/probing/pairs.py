@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -165,11 +166,12 @@ def find_interaction(
     """
     rows, blocks, centered = _prepare(coordinates, candidates, targets, _MULTIPLIED)
 
+    @lru_cache(maxsize=1)  # pairs come by their first block
+    def weighted(a: BlockRef) -> Floats:
+        return (blocks[a][:, :, None] * centered[:, None, :]).reshape(len(rows), -1)
+
     def moments(a: BlockRef, b: BlockRef) -> float:
-        weighted = blocks[b].T @ (blocks[a][:, :, None] * centered[:, None, :]).reshape(
-            len(rows), -1
-        )
-        return float(np.square(weighted).mean())
+        return float(np.square(blocks[b].T @ weighted(a)).mean())
 
     def join(a: BlockRef, b: BlockRef) -> Floats:
         return (blocks[a][:, :, None] * blocks[b][:, None, :]).reshape(len(rows), -1)
