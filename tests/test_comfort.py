@@ -406,7 +406,8 @@ def test_a_users_script_is_checked_against_our_types(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT, encoding="utf-8")
     # Reading torch takes most of a minute, and the annotations of our front do not need it.
-    skipped = "[mypy]\n[mypy-torch.*,transformers.*,sklearn.*,pandas.*]\nfollow_imports = skip\n"
+    packages = "torch.*,transformers.*,peft.*,sklearn.*,pandas.*"
+    skipped = f"[mypy]\n[mypy-{packages}]\nfollow_imports = skip\n"
     (tmp_path / "mypy.ini").write_text(skipped, encoding="utf-8")
     source = Path(layerfuse.__file__).parents[1]
     done = subprocess.run(

@@ -149,8 +149,9 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
 def models(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the user's encoders and a store of its own.
 
-    mpnet is a link to minilm: the pages' commands want an encoder of that name, and its 400 MB
-    would add nothing to what is tested here. What was unpacked from a GGUF file is the user's too.
+    mpnet and e5-small are links to minilm: the pages' commands want encoders of these names, and
+    400 MB each would add nothing to what is tested here. What was unpacked from a GGUF file is the
+    user's too.
     """
     cache = tmp_path_factory.mktemp("docs-cache")
     (cache / "models").mkdir()
@@ -160,7 +161,7 @@ def models(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         places = {
             "models/minilm": minilm,
             "models/mpnet": minilm,
-            "models/e5-small": encoder_path("e5-small"),
+            "models/e5-small": minilm,
             "models/smollm2-135m": encoder_path("smollm2-135m").parent,
             "gguf": users_cache / "gguf",
         }

@@ -225,7 +225,7 @@ def test_pages_made_by_several_threads_are_those_of_one(tmp_path: Path):
         return (tmp_path / f"{number}.html").read_text(encoding="utf-8")
 
     with ThreadPoolExecutor(8) as pool:
-        pages = list(pool.map(make, range(24)))
+        pages = list(pool.map(make, range(16)))
     assert [number for number, page in enumerate(pages) if page != expected] == []
 
 
