@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import json
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.resources import files
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Body, FastAPI, Query
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -32,7 +32,7 @@ from layerfuse.errors import LayerfuseError
 from layerfuse.serving.batcher import Batcher, QueueFullError
 from layerfuse.serving.guard import LOG, Guard, Record, problem
 from layerfuse.serving.metrics import Metrics
-from layerfuse.serving.registry import Predictions, ServedModel, predict
+from layerfuse.serving.registry import PredictedText, ServedModel, predict
 from layerfuse.serving.schemas import (
     EXAMPLES,
     ClassificationRequest,
@@ -90,6 +90,10 @@ class Server:
         models = self._load(tuple(self.models.values()))
         predict([(model, ("",)) for model in models.values()])
         self.models = models
+        # What stays is left out of collections, each of which would halt all for half a second.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     def reload_soon(self) -> None:
         """Reload, and go on meanwhile."""
@@ -136,70 +140,43 @@ class Server:
         if explain and model.examples is None:
             return problem(400, "This run keeps no training texts. Fit it with --explain.")
         try:
-            predicted = await self.batcher.submit(model, texts)
+            rows = await self.batcher.submit(model, texts)
         except QueueFullError as error:
             return problem(429, str(error), **{"Retry-After": str(error.retry_after)})
-        self._count(model, predicted)
+        self._count(name, rows)
         if isinstance(body, ClassificationRequest):
-            rows = _ranked(model, predicted, body.parameters.top_k)
-            return _json([[{"label": str(k), "score": p} for k, p in row] for row in rows])
-        rule = model.abstention
-        unsure: list[bool | None] = [None] * len(texts)
-        if rule is not None:
-            unsure = rule.abstains(predicted.proba).tolist()
+            top = body.parameters.top_k
+            return _json([[{"label": str(k), "score": p} for k, p in r.ranked[:top]] for r in rows])
         near: list[list[dict[str, object]] | None] = [None] * len(texts)
         if explain and model.examples is not None:
-            found = await asyncio.to_thread(
-                model.examples.nearest, predicted.features, model.model.space
-            )
+            features = np.stack([row.features for row in rows])
+            found = await asyncio.to_thread(model.examples.nearest, features, model.model.space)
             near = [list(map(vars, own)) for own in found]
-        space = model.model.space
-        decisions = space.decide(predicted.proba)
         # Written by hand: validating what was just made costs as much as all the rest.
         predictions = [
             {
-                "label": label,
-                "probability": certainty,
-                "probabilities": [{"label": k, "probability": p} for k, p in row],
-                "truncated": cut,
-                "abstain": abstain,
+                "label": row.label,
+                "probability": row.probability,
+                "probabilities": [
+                    {"label": k, "probability": p} for k, p in row.ranked[: body.top_k]
+                ],
+                "truncated": row.truncated,
+                "abstain": row.abstain,
                 "neighbors": neighbors,
             }
-            for label, certainty, row, cut, abstain, neighbors in zip(
-                space.names(decisions),
-                space.certainty(predicted.proba, decisions),
-                _ranked(model, predicted, body.top_k),
-                predicted.truncated.tolist(),
-                unsure,
-                near,
-                strict=True,
-            )
+            for row, neighbors in zip(rows, near, strict=True)
         ]
         ms = round(1e3 * (time.perf_counter() - started), 2)
         return _json({"model": name, "predictions": predictions, "ms": ms})
 
-    def _count(self, model: ServedModel, predicted: Predictions) -> None:
-        name, metrics = model.info.name, self.metrics
-        metrics.texts.labels(name).inc(len(predicted.proba))
-        if predicted.truncated.any():
-            metrics.truncated.labels(name).inc(int(predicted.truncated.sum()))
-        space = model.model.space
-        counts = space.targets(space.decide(predicted.proba)).counts
-        for index in np.flatnonzero(counts).tolist():
-            metrics.predicted.labels(name, str(model.info.classes[index])).inc(int(counts[index]))
-
-
-def _ranked(
-    model: ServedModel, predicted: Predictions, top_k: int | None
-) -> list[list[tuple[bool | int | float | str, float]]]:
-    """For each text its most probable classes and their probabilities."""
-    classes = model.info.classes
-    order: npt.NDArray[np.intp] = np.argsort(-predicted.proba, axis=1, kind="stable")[:, :top_k]
-    values = np.take_along_axis(predicted.proba, order, axis=1)
-    return [
-        [(classes[index], value) for index, value in zip(row, own, strict=True)]
-        for row, own in zip(order.tolist(), values.tolist(), strict=True)
-    ]
+    def _count(self, model: str, rows: Sequence[PredictedText]) -> None:
+        metrics = self.metrics
+        metrics.texts.labels(model).inc(len(rows))
+        for row in rows:
+            if row.truncated:
+                metrics.truncated.labels(model).inc()
+            for label in row.label if isinstance(row.label, tuple) else (row.label,):
+                metrics.predicted.labels(model, str(label)).inc()
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
-import numpy as np
 import torch
 
 from layerfuse.serving.metrics import Metrics
-from layerfuse.serving.registry import N_WORKERS, Predictions, ServedModel, Texts, predict
+from layerfuse.serving.registry import N_WORKERS, PredictedText, ServedModel, Texts, predict
 
 _PAUSE_S = 0.002  # without a new request in it, a batch starts
 _SHARE = 0.25  # of the last batch's time, which gathering the next one may take
@@ -38,7 +38,7 @@ class QueueFullError(Exception):
 class _Job:
     model: ServedModel
     texts: Texts
-    future: asyncio.Future[Predictions]
+    future: asyncio.Future[list[PredictedText]]
     since: float
 
 
@@ -96,7 +96,7 @@ class Batcher:
         alive = self._task is not None and not self._task.done()
         return alive and self._waiting < self._max_queue
 
-    async def submit(self, model: ServedModel, texts: Texts) -> Predictions:
+    async def submit(self, model: ServedModel, texts: Texts) -> list[PredictedText]:
         """Classify texts, in batches together with what else waits.
 
         Raises
@@ -114,12 +114,7 @@ class Batcher:
         self._filled.set()
         if len(jobs) == 1:
             return await jobs[0].future
-        answers = await asyncio.gather(*(job.future for job in jobs))
-        return Predictions(
-            np.concatenate([answer.features for answer in answers]),
-            np.concatenate([answer.proba for answer in answers]),
-            np.concatenate([answer.truncated for answer in answers]),
-        )
+        return list(chain(*await asyncio.gather(*(job.future for job in jobs))))
 
     def _count(self, texts: int) -> None:
         self._waiting += texts
@@ -187,7 +182,9 @@ class Batcher:
                 job.future.set_result(answer)
 
 
-def _run(jobs: Sequence[_Job], worker: int, n_threads: int) -> list[Predictions | Exception]:
+def _run(
+    jobs: Sequence[_Job], worker: int, n_threads: int
+) -> list[list[PredictedText] | Exception]:
     """Answers or errors; what fails together is tried alone, so that no request spoils others."""
     torch.get_num_threads()  # the first call in a thread sets its number, and would undo the next
     torch.set_num_threads(n_threads)

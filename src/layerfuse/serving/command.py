@@ -17,6 +17,8 @@ from layerfuse.serving.app import Server, make_app
 from layerfuse.serving.guard import JsonLines
 from layerfuse.serving.registry import ServedModel, load_models, named_runs
 
+_SWITCH_S = 0.0005
+
 
 def serve(config: ServeConfig, reporter: Reporter) -> None:
     """Serve runs until SIGTERM or SIGINT; what is in flight is finished first.
@@ -43,6 +45,9 @@ def serve(config: ServeConfig, reporter: Reporter) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [lines], False
         logger.setLevel(logging.INFO)
+    # A pass needs the interpreter for a moment between its products; by default it waits for 5 ms
+    # where the event loop has it.
+    sys.setswitchinterval(_SWITCH_S)
     # Heads are small products: more threads would only wait for each other.
     with threadpool_limits(1, user_api="blas"):
         uvicorn.run(

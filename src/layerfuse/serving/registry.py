@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from layerfuse.objects import is_url, local_folder
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
-from layerfuse.serving.schemas import ModelInfo, ServedEncoder
+from layerfuse.serving.schemas import Label, ModelInfo, ServedEncoder
 
 Texts = tuple[str, ...]
 N_WORKERS = 2  # batches that are computed side by side
@@ -41,12 +42,18 @@ class ServedModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
-    """Of n texts: fused features, calibrated probabilities, which an encoder truncated."""
+class PredictedText:
+    """Of one text: fused features (n_features,), and what the answer says of it.
+
+    ``ranked`` are all classes with their calibrated probabilities, the most probable ones first.
+    """
 
     features: npt.NDArray[np.float32]
-    proba: npt.NDArray[np.float64]
-    truncated: npt.NDArray[np.bool_]
+    label: Label | tuple[Label, ...]
+    probability: float | None
+    ranked: list[tuple[Label, float]]
+    truncated: bool
+    abstain: bool | None
 
 
 def named_runs(runs: Sequence[str]) -> dict[str, str | Path]:
@@ -194,38 +201,33 @@ def _info(name: str, classifier: LayerFusionClassifier, report: RunReport | None
     )
 
 
-def predict(requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0) -> list[Predictions]:
+def predict(
+    requests: Sequence[tuple[ServedModel, Texts]], worker: int = 0
+) -> list[list[PredictedText]]:
     """Answer requests together: each encoder reads each distinct text once.
 
     It is read at the layers that these requests need, no higher than the highest of them. Calls
     for different workers run side by side.
     """
-    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[BlockRef, None]]] = {}
+    together: dict[ServedModel, list[str]] = {}
     for served, texts in requests:
+        together.setdefault(served, []).extend(texts)
+    wanted: dict[FrozenEncoder, tuple[dict[str, int], dict[BlockRef, None]]] = {}
+    for served, own in together.items():
         for block in served.model.blocks:
             if block == LEXICAL_BLOCK:
                 continue
             encoder = served.encoders[worker][block.encoder]
             places, blocks = wanted.setdefault(encoder, ({}, {}))
             blocks[replace(block, encoder=encoder.name)] = None
-            for text in texts:
+            for text in own:
                 places.setdefault(text, len(places))
     read = {
         encoder: (places, extract_blocks(list(places), [encoder], tuple(blocks), None))
         for encoder, (places, blocks) in wanted.items()
     }
-    together: dict[ServedModel, list[str]] = {}
-    for served, texts in requests:
-        together.setdefault(served, []).extend(texts)
-    answers = {served: _classify(served, texts, read, worker) for served, texts in together.items()}
-    done = dict.fromkeys(together, 0)
-    results = []
-    for served, texts in requests:
-        own = slice(done[served], done[served] + len(texts))
-        done[served] = own.stop
-        answer = answers[served]
-        results.append(Predictions(answer.features[own], answer.proba[own], answer.truncated[own]))
-    return results
+    rows = {served: iter(_classify(served, own, read, worker)) for served, own in together.items()}
+    return [list(islice(rows[served], len(texts))) for served, texts in requests]
 
 
 def _classify(
@@ -233,7 +235,7 @@ def _classify(
     texts: Sequence[str],
     read: Mapping[FrozenEncoder, tuple[Mapping[str, int], BlockView]],
     worker: int,
-) -> Predictions:
+) -> list[PredictedText]:
     blocks: dict[BlockRef, npt.NDArray[np.float32]] = {}
     truncated = np.zeros(len(texts), dtype=bool)
     for block in served.model.blocks:
@@ -246,4 +248,22 @@ def _classify(
         blocks[block] = view[replace(block, encoder=encoder.name)][rows]
         truncated |= view.truncated[0, rows]
     features = served.model.features(blocks)
-    return Predictions(features, served.model.proba_of(features), truncated)
+    proba = served.model.proba_of(features)
+    space, rule, classes = served.model.space, served.abstention, served.info.classes
+    decisions = space.decide(proba)
+    order = np.argsort(-proba, axis=1, kind="stable")
+    values = np.take_along_axis(proba, order, axis=1)
+    return list(
+        map(
+            PredictedText,
+            features,
+            space.names(decisions),
+            space.certainty(proba, decisions),
+            (
+                [(classes[index], value) for index, value in zip(row, own, strict=True)]
+                for row, own in zip(order.tolist(), values.tolist(), strict=True)
+            ),
+            truncated.tolist(),
+            [None] * len(texts) if rule is None else rule.abstains(proba).tolist(),
+        )
+    )
