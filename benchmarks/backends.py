@@ -7,7 +7,7 @@ Their packages exclude ours, so each setting runs in a process of another enviro
 named by ``LAYERFUSE_PEERS_PYTHON`` (benchmarks/README.md says what to install). All read the same
 model files, texts and at most as many tokens; times alternate. Accuracy is that of one head (ridge,
 its penalty by leave-one-out) on ``_TRAIN`` training rows, for peers on their embeddings and for us
-on the fused layers that these rows choose.
+on the fused layers that these rows choose. A run goes on where an interrupted one was.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from sklearn.linear_model import RidgeClassifierCV
 
 from benchmarks import backends_worker
-from benchmarks.common import alternate
+from benchmarks.common import alternate, measured, save
 from layerfuse import (
     FrozenEncoder,
     LayerFusionClassifier,
@@ -97,7 +97,8 @@ class Peer:
 def run() -> list[dict[str, Any]]:
     if PYTHON not in os.environ:
         raise SystemExit(f"{PYTHON} has to name the Python of an environment with the peers.")
-    results = []
+    results = measured("backends")
+    done = {(result["dataset"], result["encoder"]) for result in results}
     for dataset, timed in _TIMED.items():
         try:
             data = load_dataset(dataset)
@@ -106,8 +107,11 @@ def run() -> list[dict[str, Any]]:
             continue
         train, test = data.subsample(_TRAIN, 0).train, _some(data.splits["test"], _TEST)
         for name in _ENCODERS:
+            if (dataset, name) in done:
+                continue
             encoder = FrozenEncoder.from_pretrained(name, max_length=backends_worker.MAX_LENGTH)
             results.append({"dataset": dataset, **_measure(encoder, timed, train, test)})
+            save("backends", results)  # what is measured is kept if the rest is interrupted
     return results
 
 
