@@ -7,7 +7,8 @@ Their packages exclude ours, so each setting runs in a process of another enviro
 named by ``LAYERFUSE_PEERS_PYTHON`` (benchmarks/README.md says what to install). All read the same
 model files, texts and at most as many tokens; times alternate. Accuracy is that of one head (ridge,
 its penalty by leave-one-out) on ``_TRAIN`` training rows, for peers on their embeddings and for us
-on the fused layers that these rows choose. A run goes on where an interrupted one was.
+on the fused layers that these rows choose. A run goes on where an
+interrupted one was; without results/backends.json it starts anew.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Peer:
         task = {"texts": list(texts), "save": save and str(save)}
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        self._answer()
+        if self._answer() != len(texts):
+            raise RuntimeError(f"{self._process.args} lost texts")
 
     def embeddings(self, texts: Sequence[str]) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
