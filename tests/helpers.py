@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from families import VOCABULARY, TinyModels
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
-from layerfuse.embeddings import plan
+from layerfuse.embeddings import jobs
 from layerfuse.probing.ridge import standardization
 from layerfuse.progress import Advance
 from processes import fork
@@ -153,7 +153,7 @@ def _work(
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     os.environ["LAYERFUSE_CACHE"] = str(cache)
-    plan.SHARD_ROWS = {"cpu": shard_rows}
+    jobs.SHARD_ROWS = {"cpu": shard_rows}
     encoder = FrozenEncoder.from_pretrained(model, name="tiny", device="cpu", dtype="float32")
     encoder.tokenize([""])  # the model is loaded
     pipe.send("ready")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from layerfuse.embeddings.plan import plan_batches
+from layerfuse.embeddings.jobs import plan_batches
 
 
 def cost(batches: Sequence[Sequence[int]], lengths: Sequence[int], overhead: int) -> int:

@@ -24,10 +24,9 @@ from families import N_LAYERS, VOCABULARY, TinyModels, build_tokenizer, save_ggu
 from helpers import Notes, batched, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.cluster import RayCluster
-from layerfuse.embeddings import plan, runner
+from layerfuse.embeddings import jobs
 from layerfuse.embeddings.extraction import BlockView, extract_all, extract_blocks
-from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.runner import ShardResult, run_shard
+from layerfuse.embeddings.jobs import ShardJob, ShardResult, plan_shards, run_shard
 from layerfuse.errors import (
     ConfigError,
     DataError,
@@ -91,7 +90,7 @@ class TestOrderAndBatches:
         encoder.stack.register_forward_pre_hook(
             lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
         )
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 37})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 37})
         texts = sentences(100, longest=30)
         notes = Notes()
         extract(texts, batched(encoder, budget), reporter=notes)
@@ -111,7 +110,7 @@ class TestOrderAndBatches:
     ):
         texts, encoder = sentences(60), opened(tiny("modernbert"))
         whole = extract(texts, encoder, pooling=POOLINGS)
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 7})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 7})
         parts = extract(texts, batched(encoder, 30), pooling=POOLINGS)
         for ref, array in whole.items():
             np.testing.assert_allclose(parts[ref], array, atol=2e-5)
@@ -124,16 +123,16 @@ class TestOrderAndBatches:
         whole = encoder.layer_parameters
 
         def rows(highest: int) -> int:
-            jobs = plan_shards(texts, [(np.arange(300), ((highest, "mean"),))], encoder)
-            assert [text for job in jobs for text in job.texts] == texts
-            return max(len(job.rows) for job in jobs)
+            planned = plan_shards(texts, [(np.arange(300), ((highest, "mean"),))], encoder)
+            assert [text for job in planned for text in job.texts] == texts
+            return max(len(job.rows) for job in planned)
 
         assert rows(3) == 300
-        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 200.0 * whole[3]})
+        monkeypatch.setattr(jobs, "SHARD_WORK", {"cpu": 200.0 * whole[3]})
         assert rows(3) == 128
-        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 1.0})
+        monkeypatch.setattr(jobs, "SHARD_WORK", {"cpu": 1.0})
         assert rows(3) == rows(1) == 64
-        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 300.0 * whole[1]})
+        monkeypatch.setattr(jobs, "SHARD_WORK", {"cpu": 300.0 * whole[1]})
         assert rows(3) < rows(1)
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
@@ -205,30 +204,30 @@ def run_alone(job: ShardJob, encoder: FrozenEncoder, folder: Path, cache: str) -
 @pytest.mark.slow
 class TestJobs:
     def test_planning_needs_no_weights(self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(plan, "SHARD_WORK", {"cpu": 1.0})
+        monkeypatch.setattr(jobs, "SHARD_WORK", {"cpu": 1.0})
         texts, missing = sentences(300), [(np.arange(300), ((3, "mean"),))]
         expected = plan_shards(texts, missing, opened(tiny("bert")))  # the first use is remembered
         encoder = opened(tiny("bert"))
-        jobs = plan_shards(texts, missing, encoder)
+        planned = plan_shards(texts, missing, encoder)
         assert not encoder.is_loaded
-        assert [job.texts for job in jobs] == [job.texts for job in expected]
-        assert len(jobs) == 5
+        assert [job.texts for job in planned] == [job.texts for job in expected]
+        assert len(planned) == 5
 
     def test_another_process_writes_the_same_bytes(
         self, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 40})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 40})
         texts, encoder = sentences(100, longest=30), opened(tiny("llama"))
         keys = ((0, "mean"), (2, "last"), (3, "mean"))
-        jobs = plan_shards(texts, [(np.arange(100), keys)], encoder)
-        assert [len(job.texts) for job in jobs] == [40, 40, 20]
+        planned = plan_shards(texts, [(np.arange(100), keys)], encoder)
+        assert [len(job.texts) for job in planned] == [40, 40, 20]
         here, there = tmp_path / "here" / "section", tmp_path / "there" / "section"
         here.mkdir(parents=True)
         there.mkdir(parents=True)
-        results = [run_shard(job, encoder, here) for job in jobs]
+        results = [run_shard(job, encoder, here) for job in planned]
         cache = os.environ["LAYERFUSE_CACHE"]
         with ProcessPoolExecutor(1, mp_context=server()) as process:
-            others = [process.submit(run_alone, job, encoder, there, cache) for job in jobs]
+            others = [process.submit(run_alone, job, encoder, there, cache) for job in planned]
             for result, other in zip(results, others, strict=True):
                 path = other.result().path
                 assert path is not None
@@ -242,7 +241,7 @@ class TestJobs:
     def test_memory_that_ran_out_in_one_job_is_not_asked_for_in_the_next(
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 20})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 20})
         encoder, notes = opened(tiny("bert")), Notes()
         launch = encoder.launch
 
@@ -283,7 +282,7 @@ class TestClusters:
         self, tiny: TinyModels, tmp_path: Path, root: str, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 10})
         memory = fsspec.filesystem("memory")
         memory.store.clear()  # that of the process
         encoder, texts = opened(tiny("bert")), sentences(40)
@@ -829,7 +828,7 @@ class TestCost:
         """A clock that only the encoder moves: 0.5 s for a tokenisation, 1 ms for a token and
         block, and 100 s for whatever it does first."""
         clock = [0.0]
-        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(jobs.time, "perf_counter", lambda: clock[0])
         encoder, texts = opened(tiny("bert")), sentences(50)
         launch, tokenize = encoder.launch, encoder.tokenize
 
@@ -870,7 +869,7 @@ class TestCost:
         self, tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
     ):
         encoder, clock = opened(tiny("bert")), [0.0]
-        monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(jobs.time, "perf_counter", lambda: clock[0])
         launch = encoder.launch
 
         def tight(ids: list[list[int]], *rest: Any) -> Any:

@@ -16,7 +16,7 @@ from families import TinyModels, save_model
 from helpers import Notes, sentences
 from layerfuse import EmbeddingStore, load, load_dataset
 from layerfuse.commands.parts import PartFiles
-from layerfuse.embeddings import plan
+from layerfuse.embeddings import jobs
 from layerfuse.errors import FormatError, NotFoundError, StorageError
 from layerfuse.files import cache_dir, digest
 from layerfuse.objects import ObjectFolder, local_folder, upload_folder
@@ -31,7 +31,7 @@ TEXTS = sentences(40)
 def machines(
     tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Machine, Machine]]:
-    monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
+    monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 10})
     fsspec.filesystem("memory").store.clear()  # that of the process
     model = tiny("bert")
     yield Machine(tmp_path / "a", model), Machine(tmp_path / "b", model)

@@ -27,7 +27,7 @@ from families import VOCABULARY, TinyModels, save_model
 from helpers import Extraction, Notes, batched, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, extract
 from layerfuse.embeddings import cost_record as costs
-from layerfuse.embeddings import plan, runner, text_hashes
+from layerfuse.embeddings import jobs, text_hashes
 from layerfuse.embeddings.cost_record import keep_cost, read_cost
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.embeddings.shard import write_shard
@@ -241,7 +241,7 @@ class TestWhatIsWritten:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         encoder = fresh(folder)
         texts = ["the film is good", f"the {VOCABULARY[huge]} film"]
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 1})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 1})
         found = extract(texts, encoder, store=store)
         plain = extract(texts, encoder)
         for ref, array in plain.items():
@@ -545,15 +545,15 @@ class TestWorkingAhead:
         texts = sentences(150, longest=30)
         expected = extract(texts, batched(encoder, 100), pooling=("mean", "max"))
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cuda": 20})
-        monkeypatch.setitem(runner._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cuda": 20})
+        monkeypatch.setitem(jobs._BATCH_OVERHEAD, "cuda", 10)
         threads = set()
 
         def watched(*arguments: Any) -> Path:
             threads.add(threading.current_thread())
             return write_shard(*arguments)
 
-        monkeypatch.setattr(runner, "write_shard", watched)
+        monkeypatch.setattr(jobs, "write_shard", watched)
         found = extract(texts, batched(encoder, 100), "all", ("mean", "max"), store)
         assert threads
         assert threading.current_thread() not in threads
@@ -588,7 +588,7 @@ class TestWorkingAhead:
         def full(*_: Any) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr(runner, "write_shard", full)
+        monkeypatch.setattr(jobs, "write_shard", full)
         with pytest.raises(StorageError, match="the disk is full"):
             extract(TEXTS, encoder, store=store)
 
@@ -669,7 +669,7 @@ class TestDamaged:
     def test_one_of_several_shards_is_computed_again(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 10})
         first = extract(TEXTS, encoder, store=store)
         expected = [array.copy() for array in first.values()]
         flip(shards(store)[2], data_range(shards(store)[2], "0:mean")[0])
@@ -692,7 +692,7 @@ class TestDamaged:
             flip(shard, data_range(shard, "1:mean")[0])
             return path
 
-        monkeypatch.setattr(runner, "write_shard", spoil)
+        monkeypatch.setattr(jobs, "write_shard", spoil)
         flip(shard, data_range(shard, "1:mean")[0])
         notes = Notes()
         found = extract(TEXTS, encoder, store=store, reporter=notes)
@@ -885,7 +885,7 @@ class TestTroubledFolders:
     def test_a_section_that_is_deleted_while_it_is_written(
         self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 10})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 10})
         notes, launch = Notes(), encoder.launch
 
         def launch_and_delete(*arguments: Any) -> Any:

@@ -24,7 +24,7 @@ import torch
 from families import TinyModels, save_model
 from helpers import Notes, batched, planted, sentences
 from layerfuse import BlockRef, EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract
-from layerfuse.embeddings import plan
+from layerfuse.embeddings import jobs
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.encoders import frozen
 from layerfuse.errors import ConfigError
@@ -327,7 +327,7 @@ class TestOneStore:
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> tuple[EmbeddingStore, dict[BlockRef, np.ndarray]]:
         """A store of twelve shards, filled by one thread, and what it holds."""
-        monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 8})
+        monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 8})
         store = EmbeddingStore(tmp_path / "store")
         with ThreadPoolExecutor(1) as thread:
             view = thread.submit(extract, self.TEXTS, opened(folder), store=store).result()

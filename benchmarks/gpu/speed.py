@@ -30,8 +30,14 @@ from benchmarks.gpu.parts import (
 )
 from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load_dataset
 from layerfuse.data.download import is_pulled
-from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, plan_batches
-from layerfuse.embeddings.runner import _BATCH_OVERHEAD, read_shard, tokenize_shard
+from layerfuse.embeddings.jobs import (
+    _BATCH_OVERHEAD,
+    _BATCH_TOKENS,
+    ShardJob,
+    plan_batches,
+    read_shard,
+    tokenize_shard,
+)
 from layerfuse.encoders.architecture import accepted, pad
 from layerfuse.encoders.checks import check_encoder
 from layerfuse.progress import SILENT

@@ -10,7 +10,7 @@ from budget import Soak
 
 from families import TinyModels
 from helpers import sentences
-from layerfuse.embeddings import plan
+from layerfuse.embeddings import jobs
 from object_server import Machine, faulty_case, object_server
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def test_faults(soak: Soak, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two machines write at once; whatever fails, no value is wrong and no text lost."""
-    monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 7})
+    monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 7})
     one = Machine(tmp_path / "one", tiny("bert"))
     with object_server(monkeypatch) as server:
 

@@ -41,9 +41,9 @@ def _child(folder: Path, cache: Path, work: Callable[..., int], arguments: tuple
 
 def _command(*words: str) -> int:
     from layerfuse.cli import main
-    from layerfuse.embeddings import plan
+    from layerfuse.embeddings import jobs
 
-    plan.SHARD_ROWS = {"cpu": 10}
+    jobs.SHARD_ROWS = {"cpu": 10}
     sys.argv = ["layerfuse", *words]
     return main()
 

@@ -18,7 +18,7 @@ from commandline import run, succeed, write_csv
 from families import TinyModels, save_gguf
 from helpers import build, planted, sentences
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
-from layerfuse.embeddings import plan
+from layerfuse.embeddings import jobs
 from layerfuse.errors import LayerfuseError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -156,7 +156,7 @@ def test_bundles(soak: Soak, tiny: TinyModels, tmp_path: Path) -> None:
 def test_stores(
     soak: Soak, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "SHARD_ROWS", {"cpu": 8})
+    monkeypatch.setattr(jobs, "SHARD_ROWS", {"cpu": 8})
     texts = sentences(32)
     encoders = [
         FrozenEncoder.from_pretrained(tiny("bert"), device="cpu", dtype="float32", pooling=pooling)

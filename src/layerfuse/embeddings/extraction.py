@@ -30,8 +30,14 @@ from layerfuse.embeddings.cost_record import (
     record_cost,
     undisturbed,
 )
-from layerfuse.embeddings.plan import ShardJob, plan_shards
-from layerfuse.embeddings.runner import ShardResult, run_shard, run_shards, run_shards_on
+from layerfuse.embeddings.jobs import (
+    ShardJob,
+    ShardResult,
+    plan_shards,
+    run_shard,
+    run_shards,
+    run_shards_on,
+)
 from layerfuse.embeddings.shard import CorruptShardError, Hashes, Key
 from layerfuse.embeddings.store import (
     EmbeddingStore,
