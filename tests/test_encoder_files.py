@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from families import TinyModels, build_tokenizer, save_gguf, save_model
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier, extract, load
-from layerfuse.encoders.adapters import find_source
+from layerfuse.encoders.frozen import find_source
 from layerfuse.errors import MissingExtraError, UnsupportedModelError
 from layerfuse.progress import current_reporter
 

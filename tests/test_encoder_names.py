@@ -12,7 +12,7 @@ import pytest
 from families import TinyModels
 from layerfuse import FrozenEncoder, extract
 from layerfuse.classifier.validation import open_encoders
-from layerfuse.encoders.adapters import find_source
+from layerfuse.encoders.frozen import find_source
 from layerfuse.errors import ConfigError
 from layerfuse.progress import SILENT
 

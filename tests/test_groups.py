@@ -24,7 +24,7 @@ from layerfuse.blocks import BlockRef
 from layerfuse.classifier.validation import check_training
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.evaluation.learning_curve import learning_curve
-from layerfuse.groups import Groups, standard_error, text_groups
+from layerfuse.folds import Groups, standard_error, text_groups
 from layerfuse.probing import probe_blocks, score_blocks
 from layerfuse.probing.ridge import (
     RidgeState,

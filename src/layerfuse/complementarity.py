@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
-from layerfuse.groups import Groups, standard_error
+from layerfuse.folds import Groups, standard_error
 from layerfuse.labels import Column
 from layerfuse.metrics import PairedDifference, paired_difference
 from layerfuse.probing import probe_blocks

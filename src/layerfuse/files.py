@@ -46,6 +46,11 @@ def cache_dir() -> Path:
     return Path(base) / "layerfuse"
 
 
+def is_url(source: str | Path) -> bool:
+    """Whether it names an object of fsspec, such as ``s3://bucket/name``, and not a local path."""
+    return isinstance(source, str) and "://" in source
+
+
 def human_bytes(count: float) -> str:
     """Format a byte count with a decimal unit, such as ``"438.0 MB"``."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -12,8 +12,8 @@ import numpy as np
 from layerfuse.blocks import BlockRef, Selection
 from layerfuse.calibration import fit_calibration
 from layerfuse.errors import check_choice
+from layerfuse.folds import standard_error
 from layerfuse.fusion import FUSIONS, check_fusion
-from layerfuse.groups import standard_error
 from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Floats, Plan, Rows, find_penalty, predict_held

@@ -33,6 +33,7 @@ from layerfuse.files import (
     check_own,
     damaged_files,
     digest,
+    is_url,
     write_checksums,
 )
 
@@ -43,11 +44,6 @@ _CURRENT = "CURRENT"
 N_TRANSFERS = 8
 """Transfers side by side."""
 _RETRIES = {"mode": "standard", "total_max_attempts": 8}  # botocore's; waits double to 20 s
-
-
-def is_url(source: str | Path) -> bool:
-    """Whether it names an object of fsspec, such as ``s3://bucket/name``, and not a local path."""
-    return isinstance(source, str) and "://" in source
 
 
 def is_folder(url: str) -> bool:

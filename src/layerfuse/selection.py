@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection
 from layerfuse.errors import ConfigError, check_choice
-from layerfuse.groups import Groups, standard_error
+from layerfuse.folds import Groups, standard_error
 from layerfuse.labels import Column
 from layerfuse.parallel import parallel_map
 from layerfuse.probing import ProbeResults, probe_blocks

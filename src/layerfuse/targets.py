@@ -16,7 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.groups import Groups, normalize
+from layerfuse.folds import (
+    Groups,
+    Rows,
+    Splitter,
+    by_group,
+    fold_pairs,
+    grouped,
+    iterative,
+    normalize,
+    reads_groups,
+    stratified,
+)
 from layerfuse.labels import Column, as_list, find_classes, find_label_sets
 from layerfuse.metrics import (
     Estimate,
@@ -31,16 +42,6 @@ from layerfuse.metrics import (
     share_interval,
 )
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.stratification import (
-    Rows,
-    Splitter,
-    by_group,
-    fold_pairs,
-    grouped,
-    iterative,
-    reads_groups,
-    stratified,
-)
 
 Floats: TypeAlias = npt.NDArray[np.floating]
 

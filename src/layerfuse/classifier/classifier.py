@@ -40,6 +40,7 @@ from layerfuse.errors import ConfigError, NotAvailableError
 from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
 from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
+from layerfuse.folds import Rows, Splitter
 from layerfuse.labels import Column, label_array
 from layerfuse.metrics import Evaluation, LabelSetEvaluation
 from layerfuse.model_selection import Trial, log_selection
@@ -50,7 +51,6 @@ from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, Stopwatch, current_reporter
 from layerfuse.resources import Budget, EncoderCost
-from layerfuse.stratification import Rows, Splitter
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
-from layerfuse.groups import Groups, text_groups
+from layerfuse.folds import Groups, text_groups
 from layerfuse.labels import Column, as_list, unsaved_kinds
 from layerfuse.model_selection import SearchSpace, check_links, check_search
 from layerfuse.progress import Reporter

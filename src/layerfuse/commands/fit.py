@@ -47,10 +47,10 @@ from layerfuse.errors import (
 )
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
-from layerfuse.files import atomic_folder
-from layerfuse.groups import text_groups
+from layerfuse.files import atomic_folder, is_url
+from layerfuse.folds import text_groups
 from layerfuse.metrics import Estimate
-from layerfuse.objects import is_url, local_folder, new_folder
+from layerfuse.objects import local_folder, new_folder
 from layerfuse.progress import SILENT, Advance, Reporter, reporting_to
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (

@@ -14,8 +14,8 @@ from layerfuse.cluster import RayCluster
 from layerfuse.data import TABLE_SUFFIXES
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
-from layerfuse.files import atomic_write
-from layerfuse.objects import check_no_folder, is_url
+from layerfuse.files import atomic_write, is_url
+from layerfuse.objects import check_no_folder
 
 Row = Mapping[str, object]
 

@@ -25,11 +25,12 @@ from layerfuse.files import (
     atomic_write,
     cache_dir,
     digest,
+    is_url,
     read_json,
     storage_errors,
     write_json,
 )
-from layerfuse.objects import ObjectFolder, is_url
+from layerfuse.objects import ObjectFolder
 from layerfuse.progress import SILENT, Advance, Reporter
 
 R_co = TypeVar("R_co", covariant=True)

@@ -31,9 +31,9 @@ from layerfuse.data import (
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
-from layerfuse.files import digest, fingerprint_folder
+from layerfuse.files import digest, fingerprint_folder, is_url
 from layerfuse.labels import Column
-from layerfuse.objects import is_url, local_folder
+from layerfuse.objects import local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from layerfuse.data.dataset import Split, TextDataset
-from layerfuse.groups import normalize
+from layerfuse.folds import normalize
 from layerfuse.labels import each_label
 
 if TYPE_CHECKING:

@@ -47,9 +47,9 @@ from layerfuse.files import (
     check_own,
     damaged_files,
     human_bytes,
+    is_url,
     write_checksums,
 )
-from layerfuse.objects import is_url
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _MB = 1_000_000  # bytes

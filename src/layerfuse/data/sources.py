@@ -30,7 +30,8 @@ from layerfuse.data.readers import (
     unsupported,
 )
 from layerfuse.errors import DataError, NotFoundError, require
-from layerfuse.objects import N_TRANSFERS, ObjectFolder, is_folder, is_url
+from layerfuse.files import is_url
+from layerfuse.objects import N_TRANSFERS, ObjectFolder, is_folder
 
 _Reader: TypeAlias = Callable[[int | None], Iterator[Table]]  # of parts of so many rows, or of one
 _Value: TypeAlias = str | int | None

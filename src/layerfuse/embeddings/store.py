@@ -45,11 +45,12 @@ from layerfuse.files import (
     cache_dir,
     check_own,
     digest,
+    is_url,
     read_json,
     storage_errors,
     write_json,
 )
-from layerfuse.objects import N_TRANSFERS, ObjectFolder, is_url
+from layerfuse.objects import N_TRANSFERS, ObjectFolder
 from layerfuse.progress import SILENT, Reporter
 
 Missing: TypeAlias = Sequence[tuple[npt.NDArray[np.intp], tuple[Key, ...]]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from layerfuse.data.download import place
 from layerfuse.encoders.pretrained import check_complete, load_whole, quiet, refusing
 from layerfuse.encoders.source import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     EncoderSource,
     Located,
     check_pointers,
@@ -31,53 +31,26 @@ from layerfuse.files import (
     fingerprint_folder,
     write_checksums,
 )
-from layerfuse.progress import SILENT, Reporter
+from layerfuse.progress import Reporter
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-_WEIGHTS = "adapter_model.safetensors"
 
-
-def find_source(
-    name_or_path: str,
-    *,
-    name: str | None = None,
-    revision: str | None = None,
-    reporter: Reporter = SILENT,
-) -> EncoderSource:
-    """Find an encoder's files, downloading them where that is needed; an adapter is merged.
+def merged(located: Located, reporter: Reporter) -> EncoderSource:
+    """An adapter (LoRA: Hu et al., ICLR 2022), merged into its base model and kept in the cache.
 
     Raises
     ------
-    NotFoundError
-        When nothing of that name exists here, in the catalog or on the Hub.
     UnsupportedModelError
-        When a folder is not a model folder.
+        When the base model cannot be read, or the two do not belong together.
     """
-    located = locate(name_or_path, revision, reporter)
-    if name:
-        located = replace(located, name=name)
-    if (located.path / ADAPTER_CONFIG).is_file() and not _has_model(located.path):
-        return _merged(located, reporter)
-    return open_located(located)
-
-
-def _has_model(folder: Path) -> bool:
-    """Whether a folder holds a whole model; some tools save its config.json beside an adapter."""
-    others = {file.name for file in folder.iterdir()} - {_WEIGHTS}
-    weights = (name.endswith(".safetensors") or name.startswith("pytorch_model") for name in others)
-    return "config.json" in others and any(weights)
-
-
-def _merged(located: Located, reporter: Reporter) -> EncoderSource:
-    """An adapter (LoRA: Hu et al., ICLR 2022), merged into its base model and kept in the cache."""
     adapter = located.path
     names = {file.name for file in adapter.iterdir() if file.is_file()}
     own = sorted(filter(is_tokenizer_file, names))
-    check_pointers(adapter, [*own, *names.intersection((ADAPTER_CONFIG, _WEIGHTS))])
+    check_pointers(adapter, [*own, *names.intersection((ADAPTER_CONFIG, ADAPTER_WEIGHTS))])
     base_name, base_revision = _base_of(adapter)
     what = f"{adapter} is an adapter of {base_name[:200]}"
     require("peft", "peft", f"{what}. Merging the two")
@@ -88,7 +61,7 @@ def _merged(located: Located, reporter: Reporter) -> EncoderSource:
         raise UnsupportedModelError(f"{what}, which cannot be read: {error}") from error
     if base.gguf_file:
         raise UnsupportedModelError(f"{what}, a GGUF file. It needs the model's own folder.")
-    weights = fingerprint_folder(adapter, [ADAPTER_CONFIG, _WEIGHTS])
+    weights = fingerprint_folder(adapter, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
     made_from["weights"] = digest(made_from["weights"], weights)
     if own:  # it may have tokens of its own
         made_from["tokenizer"] = digest(made_from["tokenizer"], fingerprint_folder(adapter, own))
@@ -130,9 +103,9 @@ def _base_of(adapter: Path) -> tuple[str, str | None]:
         )
     if settings.get("megatron_config") is not None:  # names a module that peft would import
         raise UnsupportedModelError(f"{adapter} is an adapter of Megatron, which is not read.")
-    if not (adapter / _WEIGHTS).is_file():
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise UnsupportedModelError(
-            f"{adapter} has no {_WEIGHTS}. Save the adapter as safetensors: "
+            f"{adapter} has no {ADAPTER_WEIGHTS}. Save the adapter as safetensors: "
             "save_pretrained(folder) of peft does."
         )
     return name, revision

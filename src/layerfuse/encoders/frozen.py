@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, Layers, resolve_layers, resolve_poolings
 from layerfuse.data.catalog import ENCODERS
-from layerfuse.encoders.adapters import find_source
+from layerfuse.encoders.adapters import merged
 from layerfuse.encoders.architecture import (
     Architecture,
     Pending,
@@ -42,7 +42,7 @@ from layerfuse.encoders.devices import (
     use_plain_attention,
 )
 from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
-from layerfuse.encoders.source import EncoderSource
+from layerfuse.encoders.source import EncoderSource, locate, open_located
 from layerfuse.encoders.tokenizer import (
     TextTokenizer,
     Tokens,
@@ -69,6 +69,27 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MAX_LENGTH = 512
+
+
+def find_source(
+    name_or_path: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    reporter: Reporter = SILENT,
+) -> EncoderSource:
+    """Find an encoder's files, downloading them where that is needed; an adapter is merged.
+
+    Raises
+    ------
+    NotFoundError
+        When nothing of that name exists here, in the catalog or on the Hub.
+    UnsupportedModelError
+        When a folder is not a model folder.
+    """
+    located = locate(name_or_path, revision, reporter)
+    located = replace(located, name=name or located.name)
+    return merged(located, reporter) if located.is_adapter else open_located(located)
 
 
 @dataclass(eq=False, repr=False)

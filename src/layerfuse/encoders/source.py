@@ -17,6 +17,7 @@ from layerfuse.files import LFS_ADVICE, LFS_POINTER, fingerprint_file, fingerpri
 from layerfuse.progress import Reporter
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TEXTS = {".bpe", ".codes", ".dict", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"}
 _NOT_READ = (
     *("adapter", "config", "generation", "modules", "preprocessor", "processor", "sentence_bert"),
@@ -35,6 +36,15 @@ class Located:
     name: str
     origin: str
     revision: str | None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter; some tools save the model's config.json beside it."""
+        if not (self.path / ADAPTER_CONFIG).is_file():
+            return False
+        others = {file.name for file in self.path.iterdir()} - {ADAPTER_WEIGHTS}
+        weights = (o.endswith(".safetensors") or o.startswith("pytorch_model") for o in others)
+        return "config.json" not in others or not any(weights)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from layerfuse.data import TEXT_NAMES
 from layerfuse.errors import DataError
-from layerfuse.groups import normalize
+from layerfuse.folds import normalize
 from layerfuse.labels import SURROGATE, Column, as_list, is_missing
 
 Floats = npt.NDArray[np.float32]

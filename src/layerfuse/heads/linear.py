@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.files import take_tensor
+from layerfuse.folds import Rows
 from layerfuse.heads.protocol import ANY_LINK, UNSEEN_CLASS_LOGIT, Floats
 from layerfuse.probing.probe import fit_logistic
 from layerfuse.probing.ridge import (
@@ -18,7 +19,6 @@ from layerfuse.probing.ridge import (
     leave_one_out,
     weight_rows,
 )
-from layerfuse.stratification import Rows
 from layerfuse.targets import LabelSpace, Targets
 
 if TYPE_CHECKING:

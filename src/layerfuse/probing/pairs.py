@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef
-from layerfuse.groups import standard_error
+from layerfuse.folds import standard_error
 from layerfuse.metrics import check_correct_pair
 from layerfuse.probing.ridge import leave_one_out, prior_errors, spectrum
 from layerfuse.targets import Targets

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from layerfuse.blocks import LEXICAL_BLOCK, BlockRef, BlockScore, BlockScores
 from layerfuse.errors import DataError, check_choice
 from layerfuse.files import take_tensor
-from layerfuse.groups import standard_error
+from layerfuse.folds import standard_error
 from layerfuse.labels import Column
 from layerfuse.parallel import parallel_map
 from layerfuse.probing.centroids import ClassCentroids

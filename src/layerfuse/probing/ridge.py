@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.groups import Groups, standard_error
+from layerfuse.folds import Groups, standard_error
 
 Floats = npt.NDArray[np.floating]
 

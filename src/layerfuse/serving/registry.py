@@ -19,8 +19,9 @@ from layerfuse.classifier.persistence import bundle_folder
 from layerfuse.embeddings.extraction import BlockView, extract_blocks
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
+from layerfuse.files import is_url
 from layerfuse.neighbors import TrainingExamples
-from layerfuse.objects import is_url, local_folder
+from layerfuse.objects import local_folder
 from layerfuse.pipeline import FusedModel
 from layerfuse.progress import Reporter
 from layerfuse.report.run_report import RunReport, read_run_report
