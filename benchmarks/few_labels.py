@@ -20,7 +20,7 @@ from layerfuse.classifier.validation import check_training
 from layerfuse.embeddings.extraction import BlockView, extract_all
 from layerfuse.errors import LayerfuseError
 from layerfuse.evaluation.baselines import tfidf_proba
-from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.nested import TrainingSample, nested_plan
 from layerfuse.metrics import share_interval
 from layerfuse.model_selection import SearchSpace
 from layerfuse.pipeline import Plan
@@ -123,7 +123,8 @@ def measure(train: Rows, test: Rows, each: int, seed: int) -> Draw:
     automatic = SearchSpace(resolve_selection("auto", targets), budget, seed=seed)
     sample = TrainingSample(own.blocks, targets, probed, automatic)
     folds = targets.folds(5, seed)
-    result, nested = sample.analyze({PIPELINE: nested_plan}, folds)
+    search = sample.search_nested(folds)
+    result, (nested,) = search.result, sample.out_of_fold([nested_plan], search)
     learn("auto", sample, result.plan)
     greedy = TrainingSample(own.blocks, targets, probed, SearchSpace("greedy", budget, seed=seed))
     learn("greedy", greedy, greedy.search().plan)
@@ -134,7 +135,7 @@ def measure(train: Rows, test: Rows, each: int, seed: int) -> Draw:
     learn("all layers", sample, Plan(tuple(score.block for score in probed.scores)))
     words = tfidf_proba(own.texts, targets, test.texts)
     correct["tfidf"] = truth.correct(truth.space.decide(words))
-    proba = nested[PIPELINE].calibrated("temperature", targets)
+    proba = nested.calibrated("temperature", targets)
     estimate = targets.correct(targets.space.decide(proba))
     own_nested = share_interval(int(estimate.sum()), len(estimate))
     of_class = [correct["auto"][truth.codes == code] for code in range(len(targets.counts))]

@@ -22,7 +22,7 @@ from benchmarks.packaged import DATASETS, MOST_ROWS, Labels, Texts, embed, read_
 from layerfuse.blocks import BlockRef
 from layerfuse.embeddings.extraction import BlockView
 from layerfuse.evaluation.baselines import baseline_strategies
-from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.nested import TrainingSample, nested_plan
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import PAPER_SCHEDULE, MlpHead
 from layerfuse.metrics import paired_difference, share_interval
@@ -87,8 +87,8 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     training = TrainingSample(embeddings, targets, probed, search_space(seed))
     probing = time.perf_counter() - start
     start = time.perf_counter()
-    found, nested_by_name = training.analyze({PIPELINE: nested_plan}, targets.folds(5, seed))
-    nested = nested_by_name[PIPELINE]
+    search = training.search_nested(targets.folds(5, seed))
+    found, (nested,) = search.result, training.out_of_fold([nested_plan], search)
     analyzing = time.perf_counter() - start
 
     def correct(plan: Plan) -> npt.NDArray[np.bool_]:

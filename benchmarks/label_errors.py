@@ -82,7 +82,7 @@ def measure(split: Split, encoders: Sequence[str], seed: int) -> Draw:
         warnings.simplefilter("ignore", LayerfuseWarning)
         record = model.fit(split.texts, targets.space.decode(codes)).fit_record_
     given = record.sample.targets
-    words = tfidf_out_of_fold(split.texts, given, record.folds)
+    words = tfidf_out_of_fold(split.texts, given, record.search.folds)
     tables = {
         "tfidf": words,
         "pipeline": record.proba,

@@ -253,7 +253,7 @@ class TestScikitLearn:
         )
         assert one.cv_ == other.cv_
         for (rows, _), (others, _) in zip(
-            one.fit_record_.folds, other.fit_record_.folds, strict=True
+            one.fit_record_.search.folds, other.fit_record_.search.folds, strict=True
         ):
             np.testing.assert_array_equal(rows, others)
         assert seeded.fit_record_.seed == 3
@@ -413,14 +413,14 @@ class TestNestedResampling:
     def test_groups_are_never_on_both_sides_of_a_fold(self, tiny: TinyModels):
         groups = [f"author {row % 7}" for row in range(160)]
         model = build(tiny, "bert").fit(TEXTS, LABELS, groups=groups)
-        for rows, held in model.fit_record_.folds:
+        for rows, held in model.fit_record_.search.folds:
             assert not {groups[row] for row in rows} & {groups[row] for row in held}
 
     def test_a_splitter_of_scikit_learn(self, tiny: TinyModels):
         model = build(tiny, "bert", cv=KFold(4, shuffle=True, random_state=3)).fit(TEXTS, LABELS)
         expected = KFold(4, shuffle=True, random_state=3).split(TEXTS)
         for (rows, held), (own_rows, own_held) in zip(
-            expected, model.fit_record_.folds, strict=True
+            expected, model.fit_record_.search.folds, strict=True
         ):
             np.testing.assert_array_equal(rows, own_rows)
             np.testing.assert_array_equal(held, own_held)

@@ -178,10 +178,10 @@ def test_shared_sums_give_what_each_fold_alone_gives(tiny: TinyModels, weighted:
     )
     model.fit(texts, LABELS, sample_weight=weights)
     record = model.fit_record_
-    found = record.nested["final_plan"]
+    (found,) = record.sample.out_of_fold([lambda *_: model.plan_], record.search)
     assert LEXICAL_BLOCK in model.plan_.blocks
     sample, counts = record.sample, count_words(texts)
-    for rows, held in record.folds:
+    for rows, held in record.search.folds:
         own = sample.targets[rows]
         words, known = ClassCentroids.fit(counts[rows], own)
         mine = np.zeros((60, 3), dtype=np.float32)

@@ -25,7 +25,7 @@ from layerfuse import load, load_dataset
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import PlattCalibrator
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.nested import TrainingSample, nested_plan
 from layerfuse.heads import fit_head, search_penalty
 from layerfuse.labels import find_label_sets
 from layerfuse.metrics import (
@@ -280,9 +280,10 @@ def test_nothing_is_found_where_nothing_is_known() -> None:
         for layer in range(4)
     }
     sample = sample_of(blocks, targets_of(members))
-    _, nested = sample.analyze({PIPELINE: nested_plan}, sample.targets.folds(5, 0))
-    proba = nested[PIPELINE].calibrated("temperature", sample.targets)
-    measured = sample.targets.evaluate(proba, nested[PIPELINE].decide(sample.targets, proba))
+    search = sample.search_nested(sample.targets.folds(5, 0))
+    (nested,) = sample.out_of_fold([nested_plan], search)
+    proba = nested.calibrated("temperature", sample.targets)
+    measured = sample.targets.evaluate(proba, nested.decide(sample.targets, proba))
     everything = f1_score(members, np.ones_like(members), average="micro")
     assert measured.headline.value < everything + 0.03
 

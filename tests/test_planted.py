@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from layerfuse.blocks import BlockRef
-from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies, run_baselines
-from layerfuse.evaluation.nested import PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.baselines import TrainingRows, run_baselines
+from layerfuse.evaluation.nested import TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Rows, Verdict, judge
 from layerfuse.model_selection import SearchResult, SearchSpace
 from layerfuse.probing import probe_blocks
@@ -80,16 +80,15 @@ def verdict(seed: int) -> Verdict:
     """
     blocks, y, _ = planted(seed, "none", N // 2)
     sample = sample_of(blocks, y)
-    strategies = {one.key: one.choose for one in baseline_strategies(sample)}
-    folds = sample.targets.folds(5, seed=0)
-    result, nested = sample.analyze({PIPELINE: nested_plan, **strategies}, folds)
+    search = sample.search_nested(sample.targets.folds(5, seed=0))
+    (nested,) = sample.out_of_fold([nested_plan], search)
     texts = [f"word{number}" for number in np.random.default_rng(seed).integers(0, 50, len(y))]
     rows = TrainingRows(texts, sample.targets, np.arange(len(y)), blocks)
-    baselines = run_baselines(sample, result, nested, folds, rows)
+    baselines = run_baselines(sample, search, rows)
     n_layers = NOISE_BLOCKS + 1
     costs = {ENCODER: EncoderCost(ENCODER, tuple(range(1, n_layers + 2)), 4, 1.0, DIM)}
-    rows = Rows(sample.targets, sample.targets.space.decide(nested[PIPELINE].logits), seed)
-    return judge(baselines, rows, None, result.plan, sample.probed.scores, costs)
+    rows = Rows(sample.targets, sample.targets.space.decide(nested.logits), seed)
+    return judge(baselines, rows, None, search.result.plan, sample.probed.scores, costs)
 
 
 def test_nothing_is_gained_where_nothing_is_known() -> None:

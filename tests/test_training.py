@@ -13,8 +13,8 @@ from sklearn.linear_model import Ridge
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.calibration import TemperatureCalibrator
-from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, OutOfFold, TrainingSample, nested_plan
-from layerfuse.model_selection import SearchResult, SearchSpace
+from layerfuse.evaluation.nested import OutOfFold, PlanStrategy, TrainingSample, nested_plan
+from layerfuse.model_selection import Folds, SearchResult, SearchSpace
 from layerfuse.pipeline import Plan, predict_held
 from layerfuse.probing import probe_blocks, probe_rows
 from layerfuse.probing.ridge import decompose, leave_one_out
@@ -76,6 +76,11 @@ def coordinates(X: Array) -> Array:
     return np.asarray(left * values)
 
 
+def resample(training: TrainingSample, folds: Folds, *strategies: PlanStrategy) -> list[OutOfFold]:
+    """Out-of-fold predictions by each strategy."""
+    return training.out_of_fold(strategies, training.search_nested(folds))
+
+
 class TestOutOfFold:
     @pytest.mark.parametrize("n_classes", [2, 3])
     def test_a_fixed_plan_equals_a_loop_over_folds(self, n_classes: int) -> None:
@@ -83,7 +88,7 @@ class TestOutOfFold:
         chosen = list(embeddings)[:2]
         training = sample_of(embeddings, y)
         plan = Plan(tuple(chosen))
-        found = training.analyze({"fixed": lambda *_: plan}, folds_of(y, 4))[1]["fixed"]
+        (found,) = resample(training, folds_of(y, 4), lambda *_: plan)
         Z = np.concatenate([coordinates(embeddings[block]) for block in chosen], axis=1)
         targets = one_hot(y, n_classes).astype(np.float64)
         folds = folds_of(y, 4)
@@ -117,7 +122,7 @@ class TestOutOfFold:
         for (_, one), (_, other) in zip(folds, again, strict=True):
             np.testing.assert_array_equal(one, other)
         before, after = (
-            sample_of(embeddings, labels, **options).analyze({"it": nested_plan}, folds)[1]["it"]
+            resample(sample_of(embeddings, labels, **options), folds, nested_plan)[0]
             for labels in (y, changed)
         )
         held = folds[number][1]
@@ -152,7 +157,7 @@ class TestOutOfFold:
                 for layer in range(30)
             }
             training = sample_of(embeddings, y)
-            found = training.analyze({"it": nested_plan}, folds_of(y, 5))[1]["it"]
+            (found,) = resample(training, folds_of(y, 5), nested_plan)
             shares.append((found.logits.argmax(axis=1) == y).mean())
             winners.append(training.probed.scores.best.accuracy)
         assert np.mean(shares) < 0.54
@@ -167,17 +172,16 @@ class TestOutOfFold:
             seen[scores.best.loss] = found, scores
             return Plan((scores.best.block,))
 
-        names = {"pipeline": nested_plan, "best": best, "again": best}
-        results = training.analyze(names, folds_of(y, 4))[1]
+        nested, once, again = resample(training, folds_of(y, 4), nested_plan, best, best)
         folds = folds_of(y, 4)
         assert len(seen) == 4
         for number, (rows, _) in enumerate(folds):
             expected = probe_rows(training.probed, rows, training.targets[rows]).scores
             found, scores = seen[expected.best.loss]
             assert [score.loss for score in scores] == [score.loss for score in expected]
-            assert results["pipeline"].plans[number] == found.plan
-            assert results["best"].plans[number] == Plan((expected.best.block,))
-        np.testing.assert_array_equal(results["again"].logits, results["best"].logits)
+            assert nested.plans[number] == found.plan
+            assert once.plans[number] == Plan((expected.best.block,))
+        np.testing.assert_array_equal(again.logits, once.logits)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("head", ["ridge", "balanced_ridge"])
@@ -203,7 +207,7 @@ class TestOutOfFold:
         plans = [Plan(own, head=head) for own in (blocks[:1], (blocks[3], blocks[0], blocks[2]))]
         for plan in plans:
             training._coordinates.clear()
-            found = training.analyze({"it": lambda *_, plan=plan: plan}, folds)[1]["it"]
+            (found,) = resample(training, folds, lambda *_, plan=plan: plan)
             Z = training.coordinates(plan.blocks)
             for rows, held in folds:
                 if kind == "half":  # a row is held out more than once: the last fold stays
@@ -215,25 +219,22 @@ class TestOutOfFold:
         embeddings, y = problem(120)
         folds = folds_of(y, 3)
         sample = sample_of(embeddings, y)
-        result, nested = sample.analyze({PIPELINE: nested_plan}, folds)
-        assert result == sample.search()
-        expected = sample.analyze({"final": lambda *_: result.plan, PIPELINE: nested_plan}, folds)[
-            1
-        ]
-        expected[FINAL_PLAN] = expected["final"]
+        search = sample.search_nested(folds)
+        assert search.result == sample.search()
+        strategies = (nested_plan, lambda *_: search.result.plan)
         one = sample_of(embeddings, y)
         one.n_jobs = 1
-        for found in (nested, one.analyze({PIPELINE: nested_plan}, folds)[1]):
-            assert set(found) == {PIPELINE, FINAL_PLAN}
-            for name, own in found.items():
-                assert own.plans == expected[name].plans
-                np.testing.assert_array_equal(own.logits, expected[name].logits)
+        together = sample.out_of_fold(strategies, search)
+        apart = [own for choose in strategies for own in resample(one, folds, choose)]
+        for found, own in zip(together, apart, strict=True):
+            assert found.plans == own.plans
+            np.testing.assert_array_equal(found.logits, own.logits)
 
     def test_weights_of_rows_change_the_heads(self) -> None:
         embeddings, y = problem(120)
         weights = np.where(y == 0, 5.0, 1.0).astype(np.float32)
         plain, weighted = (
-            sample_of(embeddings, y, own).analyze({"it": nested_plan}, folds_of(y, 3))[1]["it"]
+            resample(sample_of(embeddings, y, own), folds_of(y, 3), nested_plan)[0]
             for own in (None, weights)
         )
         more = (weighted.logits.argmax(axis=1) == 0).sum() - (

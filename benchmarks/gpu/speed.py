@@ -107,7 +107,7 @@ def _read_and_fit(context: Context, dataset: str, out: dict[str, Any]) -> None:
     classifier.fit(X, y)
     out["fit_s"] = time.perf_counter() - started
     out["fit_timings"] = dict(classifier.timings_)
-    out["pipeline"] = [str(block) for block in classifier.fit_record_.result.plan.blocks]
+    out["pipeline"] = [str(block) for block in classifier.fit_record_.search.result.plan.blocks]
     out["accuracy"] = float(np.mean(classifier.predict(X_test) == np.asarray(y_test)))
     started = time.perf_counter()
     baselines = classifier.fit_record_.run_baselines(X_test, classifier.extract(X_test))

@@ -37,8 +37,8 @@ from layerfuse.embeddings.extraction import BlockView, check_texts, extract_all,
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.encoders.tabular import ColumnEncoder, TableColumns, is_table, take_columns
 from layerfuse.errors import ConfigError, NotAvailableError
-from layerfuse.evaluation.baselines import TrainingRows, baseline_strategies
-from layerfuse.evaluation.nested import FINAL_PLAN, PIPELINE, TrainingSample, nested_plan
+from layerfuse.evaluation.baselines import TrainingRows
+from layerfuse.evaluation.nested import TrainingSample, nested_plan
 from layerfuse.evaluation.verdict import Verdict
 from layerfuse.folds import Rows, Splitter
 from layerfuse.labels import Column, label_array
@@ -305,11 +305,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         clock("score_s")
         space = search_space(self, measured, costs, seed)
         training = TrainingSample(embeddings, measured, probed, space, self.n_jobs)
-        strategies = {one.key: one.choose for one in baseline_strategies(training)}
-        folds = measured.folds(self.cv, seed)
-        result, nested = training.analyze({**strategies, PIPELINE: nested_plan}, folds, reporter)
-        proba = nested[PIPELINE].calibrated(self.calibration, measured)
-        decisions = nested[PIPELINE].decide(measured, proba)
+        search = training.search_nested(measured.folds(self.cv, seed), reporter)
+        result = search.result
+        nested, final = training.out_of_fold(
+            [nested_plan, lambda *_: result.plan], search, reporter
+        )
+        proba = nested.calibrated(self.calibration, measured)
+        decisions = nested.decide(measured, proba)
         cv_ = measured.evaluate(proba, decisions, seed=seed)
         abstention = fit_abstention(proba, measured, self.target_accuracy, self.coverage)
         clock("search_s")
@@ -321,10 +323,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             if features is not None and COLUMNS_BLOCK in result.plan.blocks:
                 rows = rows.with_table(features)
             clock("extract_s")
-        final = nested[FINAL_PLAN].logits
-        calibrator = fit_calibration(self.calibration, final, measured)
+        calibrator = fit_calibration(self.calibration, final.logits, measured)
         label_space = measured.space.tuned(
-            calibrator.predict_proba(final, measured.space), measured
+            calibrator.predict_proba(final.logits, measured.space), measured
         )
         with reporter.task("training", 1, "model"):
             # Like the fits of the search: one BLAS thread is many times faster on a busy machine.
@@ -351,11 +352,9 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             training=TrainingRows(data.texts, data.targets, sample, rows),
             rows=data.rows,
             sample=training,
-            result=result,
-            nested=nested,
+            search=search,
             proba=proba,
             decisions=decisions,
-            folds=folds,
             costs=costs,
             seed=seed,
             reporter=reporter,

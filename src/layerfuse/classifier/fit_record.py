@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.evaluation.baselines import Baseline, TrainingRows, run_baselines
-from layerfuse.evaluation.nested import OutOfFold, TrainingSample
+from layerfuse.evaluation.nested import NestedSearch, TrainingSample
 from layerfuse.evaluation.verdict import GeneralizationGap, Rows, Verdict, judge, measure_gap
-from layerfuse.model_selection import SearchResult
 from layerfuse.neighbors import TrainingExamples
 from layerfuse.pipeline import Blocks, FusedModel
 from layerfuse.progress import Reporter
@@ -33,16 +32,12 @@ class FitRecord:
         Their row numbers among those given to ``fit``.
     sample : TrainingSample
         Blocks, targets, scores and search of the sample.
-    result : SearchResult
-        What the search found.
-    nested : dict of str to OutOfFold
-        Out-of-fold logits of the sample, by strategy.
+    search : NestedSearch
+        What the search found on the sample, and in each of its folds: ``result``, ``folds``.
     proba : ndarray of float of shape (n_sample, n_classes)
         Nested out-of-fold probabilities of the pipeline.
     decisions : ndarray of shape (n_sample,) or (n_sample, n_labels)
         What is decided by them.
-    folds : list of (ndarray, ndarray)
-        Training and held-out rows of the sample.
     costs : mapping of str to EncoderCost
         By encoder.
     seed : int
@@ -54,11 +49,9 @@ class FitRecord:
     training: TrainingRows
     rows: npt.NDArray[np.intp]
     sample: TrainingSample
-    result: SearchResult
-    nested: Mapping[str, OutOfFold]
+    search: NestedSearch
     proba: npt.NDArray[np.float64]
     decisions: Decisions
-    folds: Sequence[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
     costs: Mapping[str, EncoderCost]
     seed: int
     reporter: Reporter
@@ -90,9 +83,7 @@ class FitRecord:
         """
         return run_baselines(
             self.sample,
-            self.result,
-            self.nested,
-            self.folds,
+            self.search,
             self.training,
             test=None if X_test is None or blocks_test is None else (X_test, blocks_test),
             reporter=self.reporter,
@@ -112,10 +103,10 @@ class FitRecord:
             baselines,
             self.measured,
             test,
-            self.result.plan,
+            self.search.result.plan,
             self.sample.probed.scores,
             self.costs,
-            self.result.selection.reason,
+            self.search.result.selection.reason,
         )
 
     @property
@@ -126,7 +117,7 @@ class FitRecord:
 
     def measure_gap(self, test: Rows, blocks_test: Blocks) -> GeneralizationGap:
         """Compare test rows, and the pipeline's blocks of them, with the sample."""
-        axes, used = self.sample.probed.axes, self.result.plan.blocks
+        axes, used = self.sample.probed.axes, self.search.result.plan.blocks
         known = self.sample.coordinates(used)
         pairs = [(known[block], axes[block].transform(blocks_test[block])) for block in used]
         return measure_gap(self.measured, test, pairs)

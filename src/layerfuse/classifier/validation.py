@@ -397,7 +397,7 @@ def settings_of(model: LayerFusionClassifier, names: Mapping[object, Label]) -> 
         "store": None if store is None else _named(store),
     }
     if not isinstance(model.cv, (int, np.integer)):
-        n_folds = len(model.fit_record_.folds) if hasattr(model, "fit_record_") else 5
+        n_folds = len(model.fit_record_.search.folds) if hasattr(model, "fit_record_") else 5
         values |= {"cv": n_folds}
         _not_kept("cv", "a splitter", f"cv={n_folds}")
     if isinstance(model.random_state, np.random.RandomState):

@@ -370,7 +370,7 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         classifier.fit(split.texts, split.labels or (), groups=groups_of(split, config))
     record = classifier.fit_record_
     targets = record.sample.targets
-    words = tfidf_out_of_fold(split.texts, targets, record.folds)
+    words = tfidf_out_of_fold(split.texts, targets, record.search.folds)
     proba = mix(record.proba, words, targets)
     scores, suspect = _QUALITIES[targets.space.link_name](targets, proba)
     space = targets.space.tuned(proba, targets)

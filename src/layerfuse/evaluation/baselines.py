@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores
 from layerfuse.evaluation.nested import (
-    OutOfFold,
+    NestedSearch,
     PlanStrategy,
     TrainingSample,
     decide_out_of_fold,
@@ -34,11 +34,6 @@ class BaselineStrategy:
     name: str
     encoder: str | None
     choose: PlanStrategy
-
-    @property
-    def key(self) -> str:
-        """Its name among the strategies of `TrainingSample.analyze`."""
-        return f"{self.name}:{self.encoder}"
 
 
 @dataclass(frozen=True)
@@ -135,23 +130,19 @@ def _first(count: int) -> PlanStrategy:
 
 def run_baselines(
     sample: TrainingSample,
-    result: SearchResult,
-    nested: Mapping[str, OutOfFold],
-    folds: Folds,
+    search: NestedSearch,
     training: TrainingRows,
     *,
     test: tuple[Sequence[str], Blocks] | None = None,
     reporter: Reporter = SILENT,
 ) -> list[Baseline]:
-    """Predict with every baseline, out of fold and for test texts and blocks if there are any.
-
-    ``nested`` holds the logits of the `baseline_strategies` by their keys, of ``folds``.
-    """
-    scores = sample.probed.scores
-    strategies = baseline_strategies(sample)
-    n_chosen = len(result.plan.blocks)
-    itself = {f"first_{count}" for count in range(n_chosen, sample.max_blocks)}
-    plans = {s: s.choose(result, scores) for s in strategies if s.name not in itself}
+    """Predict with every baseline, out of fold and for test texts and blocks if there are any."""
+    result, folds = search.result, search.folds
+    itself = {f"first_{count}" for count in range(len(result.plan.blocks), sample.max_blocks)}
+    strategies = [own for own in baseline_strategies(sample) if own.name not in itself]
+    plans = [own.choose(result, sample.probed.scores) for own in strategies]
+    nested = sample.out_of_fold([own.choose for own in strategies], search, reporter)
+    logits_of = {plan: own.logits for plan, own in zip(plans[::-1], nested[::-1], strict=True)}
     texts, targets = training.texts, training.targets
     in_sample = [texts[row] for row in training.sample]
 
@@ -162,11 +153,10 @@ def run_baselines(
             model = sample.fit(plan, training.blocks, targets)
         else:
             model = sample.fit(plan, sample.blocks, sample.targets)
-        space = targets.space.tuned(nested[keys[plan]].logits, sample.targets)
+        space = targets.space.tuned(logits_of[plan], sample.targets)
         return space.decide(model.logits(test[1]))
 
-    keys = {plan: strategy.key for strategy, plan in reversed(plans.items())}
-    distinct = list(dict.fromkeys(plans.values()))
+    distinct = list(dict.fromkeys(plans))
     predicted = parallel_map(predict, distinct, sample.n_jobs)
     predicted = track(predicted, "baselines", len(distinct), "baselines", reporter)
     decisions = dict(zip(distinct, predicted, strict=True))
@@ -184,11 +174,10 @@ def run_baselines(
         Baseline("majority", None, None, most, majority),
         Baseline("tfidf", None, None, decide_out_of_fold(words, fold_of, sample.targets), tfidf),
     ]
-    for strategy, plan in plans.items():
-        own = nested[strategy.key].decide(sample.targets)
-        baselines.append(
-            Baseline(strategy.name, plan.blocks[0].encoder, plan, own, decisions[plan])
-        )
+    for strategy, plan, own in zip(strategies, plans, nested, strict=True):
+        decided = own.decide(sample.targets)
+        encoder = plan.blocks[0].encoder
+        baselines.append(Baseline(strategy.name, encoder, plan, decided, decisions[plan]))
     return baselines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 from typing import TypeAlias
@@ -36,12 +36,6 @@ from layerfuse.targets import Decisions, Targets
 
 PlanStrategy: TypeAlias = Callable[[SearchResult, BlockScores], Plan]
 """A way to arrive at a plan from the search and the scores of a fold's training rows."""
-
-PIPELINE = "pipeline"
-"""Name of the strategy that takes what the search finds in each fold (`nested_plan`)."""
-
-FINAL_PLAN = "final_plan"
-"""Name of the strategy that takes what the search found on all rows, to calibrate what ships."""
 
 _PART_ROWS = 16_384  # rows beyond the sample that are in memory at once
 
@@ -108,6 +102,19 @@ class OutOfFold:
         return proba
 
 
+@dataclass(frozen=True)
+class NestedSearch:
+    """What the search found on all rows, and in each fold on its training rows.
+
+    ``folds`` are indices of training and of held-out rows; ``in_folds`` has for each the result and
+    the scores of its blocks.
+    """
+
+    result: SearchResult
+    folds: Folds
+    in_folds: Sequence[tuple[SearchResult, BlockScores]]
+
+
 @dataclass(eq=False)
 class TrainingSample:
     """The n rows by which blocks, fusion and head are chosen, at all candidate blocks (n, dim).
@@ -171,15 +178,11 @@ class TrainingSample:
         calibrator = fit_calibration(None, (), targets)  # none yet
         return FusedModel(tuple(axes.values()), model, calibrator, targets.space)
 
-    def analyze(
-        self, strategies: Mapping[str, PlanStrategy], folds: Folds, reporter: Reporter = SILENT
-    ) -> tuple[SearchResult, dict[str, OutOfFold]]:
-        """`search`, and for each strategy predictions of rows by models that never saw their label.
+    def search_nested(self, folds: Folds, reporter: Reporter = SILENT) -> NestedSearch:
+        """`search` on all rows and on those of each fold.
 
-        The search runs in each fold, so that the whole procedure is measured, choosing included
-        (nested resampling; Cawley and Talbot, JMLR 2010). The principal axes are those of all rows:
-        they depend on no label. ``folds`` are indices of training and of held-out rows.
-        `FINAL_PLAN` is among the strategies that are measured.
+        So the whole procedure can be measured, choosing included (nested resampling; Cawley and
+        Talbot, JMLR 2010). The principal axes are those of all rows: they depend on no label.
         """
 
         def search_part(rows: Rows | None) -> tuple[SearchResult, BlockScores]:
@@ -196,20 +199,21 @@ class TrainingSample:
         searches = parallel_map(search_part, parts, self.n_jobs)
         name = "searching blocks, fusion and head"
         (result, _), *found = track(searches, name, len(parts), "folds", reporter)
-        strategies = {**strategies, FINAL_PLAN: lambda *_: result.plan}
-        chosen = [{name: own(*pair) for name, own in strategies.items()} for pair in found]
-        jobs = [
-            (plan, fold)
-            for fold, plans in enumerate(chosen)
-            for plan in dict.fromkeys(plans.values())
-        ]
-        logits = self._predict(jobs, folds, reporter)
+        return NestedSearch(result, folds, found)
+
+    def out_of_fold(
+        self, strategies: Sequence[PlanStrategy], found: NestedSearch, reporter: Reporter = SILENT
+    ) -> list[OutOfFold]:
+        """For each strategy predictions of rows by models that never saw their label."""
+        chosen = [[choose(*pair) for choose in strategies] for pair in found.in_folds]
+        jobs = [(plan, fold) for fold, plans in enumerate(chosen) for plan in dict.fromkeys(plans)]
+        logits = self._predict(jobs, found.folds, reporter)
         n_outputs = self.targets.space.n_outputs
-        results = {name: OutOfFold.empty(len(self.targets), n_outputs) for name in strategies}
-        for fold, ((_, held), plans) in enumerate(zip(folds, chosen, strict=True)):
-            for name, plan in plans.items():
-                results[name].add(held, plan, logits[plan, fold])
-        return result, results
+        results = [OutOfFold.empty(len(self.targets), n_outputs) for _ in strategies]
+        for fold, ((_, held), plans) in enumerate(zip(found.folds, chosen, strict=True)):
+            for own, plan in zip(results, plans, strict=True):
+                own.add(held, plan, logits[plan, fold])
+        return results
 
     def _predict(
         self, jobs: Sequence[tuple[Plan, int]], folds: Folds, reporter: Reporter
