@@ -27,9 +27,9 @@ from layerfuse.calibration import Calibrator, PlattCalibrator, TemperatureCalibr
 from layerfuse.cli_options import EXPORT_FORMATS
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.errors import ConfigError, StorageError, UnsupportedModelError
-from layerfuse.export.graph import fuse_function, head_function
+from layerfuse.export import FORMATS, write_export
+from layerfuse.export.onnx import fuse_function, head_function
 from layerfuse.export.protocol import TOLERANCE, Source
-from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.fusion import FUSIONS, fit_fusion
 from layerfuse.heads import HEADS, fit_head
 from layerfuse.pipeline import FusedModel, Plan, train

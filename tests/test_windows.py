@@ -20,8 +20,8 @@ from layerfuse.blocks import split_pooling
 from layerfuse.embeddings.extraction import extract_blocks
 from layerfuse.encoders.tokenizer import TextTokenizer, WindowLimits
 from layerfuse.errors import ConfigError, LayerfuseWarning
+from layerfuse.export import FORMATS, write_export
 from layerfuse.export.protocol import Source
-from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.pooling import WINDOW_POOLINGS
 from layerfuse.progress import SILENT
 from layerfuse.serving.registry import load_models, predict

@@ -105,7 +105,7 @@ def serve(settings: ServeConfig, *, config: SettingsFile = None, output: Output 
             "A server has no result to print. Leave out --json: its log lines are JSON."
         )
     require("fastapi", "serve", "A server")
-    from layerfuse.serving.command import serve as run
+    from layerfuse.serving.app import serve as run
 
     run(settings, output.reporter)
 

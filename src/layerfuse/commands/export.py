@@ -25,9 +25,9 @@ from layerfuse.errors import (
     StorageError,
     check_choice,
 )
+from layerfuse.export import FORMATS, write_export
 from layerfuse.export.card import make_card
 from layerfuse.export.protocol import Exporter, Floats, Source, projections
-from layerfuse.export.registry import FORMATS, write_export
 from layerfuse.files import atomic_folder
 from layerfuse.objects import local_folder
 from layerfuse.progress import Reporter, reporting_to

@@ -56,7 +56,7 @@ class Source:
 
 
 class Exporter(Protocol):
-    """A format. A new one is a new file, and its entry in `layerfuse.export.registry`."""
+    """A format. A new one is a new file, and its entry in `layerfuse.export`."""
 
     def check(self, source: Source) -> None:
         """Raise a ConfigError that names what the format cannot hold."""

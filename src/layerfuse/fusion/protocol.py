@@ -57,7 +57,7 @@ class FittedFusion:
 class FusionKind(ABC):
     """How a fusion is fitted and loaded.
 
-    A new one is a new file, and an object in the tuple of `layerfuse.fusion.registry`.
+    A new one is a new file, and an object in the tuple of `layerfuse.fusion`.
     """
 
     name: str  # in `FUSIONS`

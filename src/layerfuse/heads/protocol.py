@@ -42,7 +42,7 @@ class Head(Protocol):
 
 
 class HeadKind(Protocol):
-    """A class of heads: a new one is a new file, and its name in `layerfuse.heads.registry`."""
+    """A class of heads: a new one is a new file, and its name in `layerfuse.heads`."""
 
     @property
     def kind(self) -> str:

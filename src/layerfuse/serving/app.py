@@ -1,4 +1,4 @@
-"""The HTTP application: its endpoints, and what they answer."""
+"""The HTTP application: its endpoints, what they answer, and the process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import contextlib
 import gc
 import hashlib
 import json
+import logging
+import os
 import re
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ from importlib.resources import files
 from typing import Annotated
 
 import numpy as np
+import uvicorn
 from fastapi import Body, FastAPI, Query
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -25,14 +29,15 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from layerfuse._version import __version__
 from layerfuse.cli_options import ServeConfig
-from layerfuse.errors import LayerfuseError
+from layerfuse.errors import ConfigError, LayerfuseError
+from layerfuse.progress import Reporter
 from layerfuse.serving.batcher import Batcher, QueueFullError
-from layerfuse.serving.guard import LOG, Guard, Record, problem
-from layerfuse.serving.metrics import Metrics
-from layerfuse.serving.registry import PredictedText, ServedModel, predict
+from layerfuse.serving.guard import LOG, Guard, JsonLines, Metrics, Record, problem
+from layerfuse.serving.registry import PredictedText, ServedModel, load_models, named_runs, predict
 from layerfuse.serving.schemas import (
     EXAMPLES,
     ClassificationRequest,
@@ -50,6 +55,7 @@ AnyRequest = PredictRequest | ClassificationRequest
 RequestBody = Annotated[AnyRequest, Body(openapi_examples=EXAMPLES)]
 _BODY: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 _FIRST = ("/", "/predict")  # answered by the first model
+_SWITCH_S = 0.0005
 _NAMED = re.compile("/v1/models/([^/]+)/predict")
 _ERRORS = {
     code: {"model": Problem} for code in (401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
@@ -310,3 +316,45 @@ def _policy() -> str:
         f"default-src 'none'; script-src {own}; style-src {look}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+def serve(config: ServeConfig, reporter: Reporter) -> None:
+    """Serve runs until SIGTERM or SIGINT; what is in flight is finished first.
+
+    Raises
+    ------
+    LayerfuseError
+        When a run cannot be loaded; nothing is served then.
+    """
+    if config.max_texts > config.max_queue:
+        raise ConfigError(
+            f"--max-texts {config.max_texts} is more than --max-queue {config.max_queue}: a full "
+            "request would always be refused. Raise --max-queue."
+        )
+    runs = named_runs(config.runs)
+
+    def load(known: tuple[ServedModel, ...]) -> Mapping[str, ServedModel]:
+        return load_models(runs, config.encoders, config.device, reporter, known)
+
+    app = make_app(Server(config, load), os.environ.get("LAYERFUSE_TOKEN"))
+    lines = logging.StreamHandler(sys.stdout)
+    lines.setFormatter(JsonLines())
+    for name in ("layerfuse.serving", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [lines], False
+        logger.setLevel(logging.INFO)
+    # A pass needs the interpreter for a moment between its products; by default it waits for 5 ms
+    # where the event loop has it.
+    sys.setswitchinterval(_SWITCH_S)
+    # Heads are small products: more threads would only wait for each other.
+    with threadpool_limits(1, user_api="blas"):
+        uvicorn.run(
+            app,
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(config.deadline) + 1,
+        )

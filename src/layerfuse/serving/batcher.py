@@ -19,7 +19,7 @@ from itertools import chain
 
 import torch
 
-from layerfuse.serving.metrics import Metrics
+from layerfuse.serving.guard import Metrics
 from layerfuse.serving.registry import N_WORKERS, PredictedText, ServedModel, Texts, predict
 
 _PAUSE_S = 0.002  # without a new request in it, a batch starts
