@@ -64,19 +64,17 @@ def n_threads(n_jobs: int | None) -> int:
     return n_jobs
 
 
-def prefetch(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
-) -> Iterator[Result]:
-    """Results of ``function`` for each item, in order, each thread one item ahead of the caller.
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of ``function`` for each item, in order, from a thread one item ahead of the caller.
 
-    After an error, or when the caller stops early, running calls are finished and no other begins.
+    After an error, or when the caller stops early, a running call is finished and no other begins.
     """
-    executor = ThreadPoolExecutor(threads)
-    running: deque[Future[Result]] = deque()
+    executor = ThreadPoolExecutor(1)
+    running: deque[Future[Result]] = deque()  # what is handed on is not held here
     try:
         for item in items:
             running.append(executor.submit(function, item))
-            if len(running) > threads:
+            if len(running) > 1:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
@@ -132,46 +130,8 @@ def n_cores() -> int:
     return os.cpu_count() or 1
 
 
-class BackgroundTask:
-    """Runs calls one after another in a background thread.
-
-    A call waits for the previous one, so that the data of no more than one call is kept. An error
-    is raised by the next call or at the end of the ``with`` block, whichever comes first.
-    """
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1)
-        self._running: Future[Any] | None = None
-
-    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run a function once the last one is done."""
-        self.wait()
-        self._running = self._executor.submit(function, *arguments)
-
-    def wait(self) -> None:
-        """Wait until nothing runs; raise what the last call raised."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
-
-    def __enter__(self) -> BackgroundTask:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            self._executor.shutdown()  # waits: it may be writing a shard
-
-
 _KERNEL_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 _CACHED_KERNELS = 16  # an encoder has about six shapes of product a batch; PyTorch keeps 1024
-
-
-def resident_mb() -> float | None:
-    """The resident set in MB; the largest so far, or None, where the system has no such figure."""
-    return _status("VmRSS") or peak_mb()
 
 
 def peak_mb() -> float | None:
@@ -179,24 +139,16 @@ def peak_mb() -> float | None:
 
     ``getrusage`` may count the memory of the parent process, so Linux's /proc comes first.
     """
-    if (peak := _status("VmHWM")) is not None:
-        return peak
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        peak = next(line for line in status if line.startswith("VmHWM:"))
+        return 1024 * int(peak.split()[1]) / 1e6
     try:
         import resource
     except ImportError:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _status(name: str) -> float | None:
-    """A figure (MB) of /proc/self/status, or None."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
-        return 1024 * int(line.split()[1]) / 1e6
-    except (OSError, StopIteration):
-        return None
 
 
 def limit_kernel_cache() -> None:

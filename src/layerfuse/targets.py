@@ -735,9 +735,9 @@ class MultilabelTargets(Targets):
         return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
 
 
-def check_trainable(labels: Sequence[object] | None, reporter: Reporter = SILENT) -> None:
+def check_trainable(labels: Sequence[object] | None) -> None:
     """Refuse labels that nothing can be learned from; see `Targets.check_trainable`."""
-    Targets.from_labels(labels or ()).check_trainable(reporter)
+    Targets.from_labels(labels or ()).check_trainable()
 
 
 def _first(labels: Iterable[object], most: int = 5) -> str:
