@@ -66,6 +66,14 @@ NOT_MODELS = {LEXICAL_BLOCK.encoder, COLUMNS_BLOCK.encoder}
 """Encoders without a language model, which have no layers."""
 
 
+def highest_layers(blocks: Iterable[BlockRef]) -> dict[str, int]:
+    """The highest layer of each encoder in use, by its name: up to there it is read."""
+    highest: dict[str, int] = {}
+    for block in blocks:
+        highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
+    return highest
+
+
 @dataclass(frozen=True, repr=False)
 class BlockScore:
     """How well one block predicts the labels, by cross-validation on the rows it was given.

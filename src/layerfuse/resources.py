@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from layerfuse.blocks import BlockRef
+from layerfuse.blocks import BlockRef, highest_layers
 from layerfuse.errors import ConfigError, check_choice
 
 _MB = 1e6
@@ -133,11 +133,9 @@ def pipeline_cost(blocks: Sequence[BlockRef], costs: Mapping[str, EncoderCost]) 
     ConfigError
         For a block of an encoder whose cost is not given, or a layer that it does not have.
     """
-    highest: dict[str, int] = {}
     for block in blocks:
         check_choice(block.encoder, costs, "encoder")
-        highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
-    cut = [(costs[name], layer) for name, layer in highest.items()]
+    cut = [(costs[name], layer) for name, layer in highest_layers(blocks).items()]
     return PipelineCost(
         blocks=len(blocks),
         encoders=len(cut),

@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection
+from layerfuse.blocks import NOT_MODELS, BlockRef, BlockScores, Selection, highest_layers
 from layerfuse.errors import ConfigError, check_choice
 from layerfuse.folds import Groups, standard_error
 from layerfuse.labels import Column
@@ -120,9 +120,7 @@ class CostBudget:
 
         Where costs are not known: the number of encoders, then of layers.
         """
-        highest: dict[str, int] = {}
-        for block in blocks:
-            highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
+        highest = highest_layers(blocks)
         if not set(highest) <= set(self.costs):
             return float(len(highest)), float(sum(highest.values()))
         used = (self.costs[encoder].parameters_at(layer) for encoder, layer in highest.items())

@@ -17,6 +17,7 @@ from layerfuse.commands.fit import (
     groups_of,
     make_classifier,
     make_encoders,
+    read_all,
     read_data,
     text_codes,
 )
@@ -29,7 +30,7 @@ from layerfuse.commands.output import (
 )
 from layerfuse.complementarity import EncoderComparison, check_pairing, find_blocks
 from layerfuse.complementarity import compare as compare_blocks
-from layerfuse.data import TABLE_SUFFIXES, Audit, Split, audit, load_dataset
+from layerfuse.data import TABLE_SUFFIXES, Audit, Split, audit
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import DataError, LayerfuseWarning, require
 from layerfuse.evaluation.baselines import tfidf_out_of_fold
@@ -328,19 +329,7 @@ def _curve_summary(found: LearningCurve) -> str:
 
 def audit_data(config: FitConfig, reporter: Reporter) -> Audit:
     """Duplicates, conflicts, leaks, empty and long texts, class counts."""
-    return audit(
-        load_dataset(
-            config.data,
-            text_column=config.text_column,
-            label_column=config.label_column,
-            label_separator=config.label_separator,
-            test=config.test,
-            id_column=config.id_column,
-            group_column=config.group_column,
-            strip_html=config.strip_html,
-            reporter=reporter,
-        )
-    )
+    return audit(read_all(config, reporter))
 
 
 def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> LabelAudit:

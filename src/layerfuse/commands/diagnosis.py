@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse._version import __version__
-from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef
+from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef, highest_layers
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.data import NEAR, TextDataset, near_duplicates
 from layerfuse.embeddings.extraction import extract
@@ -398,13 +398,7 @@ def measure_latency(
 
 def _readings(pipelines: Iterable[Sequence[BlockRef]]) -> list[tuple[str, int]]:
     """The encoders that pipelines read, each up to the highest layer of a pipeline."""
-    found = set()
-    for blocks in pipelines:
-        highest: dict[str, int] = {}
-        for block in blocks:
-            highest[block.encoder] = max(block.layer, highest.get(block.encoder, 0))
-        found |= set(highest.items())
-    return sorted(found)
+    return sorted({own for blocks in pipelines for own in highest_layers(blocks).items()})
 
 
 def find_near_duplicates(dataset: TextDataset, *, texts: bool = True) -> NearDuplicates | None:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.cli_options import ExtractConfig
-from layerfuse.commands.fit import make_encoders, read_options
+from layerfuse.commands.fit import make_encoders, read_all, read_options
 from layerfuse.commands.output import check_new_file, open_store
 from layerfuse.commands.parts import Part, PartSource, run_parts
-from layerfuse.data import STANDARD_INPUT, load_dataset
+from layerfuse.data import STANDARD_INPUT
 from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import ConfigError
@@ -74,17 +74,7 @@ def extract(config: ExtractConfig, reporter: Reporter) -> ExtractResult:
 
 def _write(out: Path, config: ExtractConfig, store: EmbeddingStore, reporter: Reporter) -> None:
     """Labels, where they are named or plain, and blocks of each split, from the store."""
-    dataset = load_dataset(
-        config.data,
-        text_column=config.text_column,
-        label_column=config.label_column,
-        label_separator=config.label_separator,
-        labeled=config.label_column is not None,
-        id_column=config.id_column,
-        group_column=config.group_column,
-        strip_html=config.strip_html,
-        reporter=reporter,
-    )
+    dataset = read_all(config, reporter, labeled=config.label_column is not None)
     encoders = make_encoders(config, reporter)
     found: dict[str, Mapping[str, npt.NDArray[np.generic]]] = {}
     for name, split in dataset.splits.items():

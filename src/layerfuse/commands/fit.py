@@ -421,20 +421,26 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
     )
 
 
-def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
-    """The dataset of the settings, or the stratified part of it that they ask for."""
-    dataset = load_dataset(
+def read_all(config: ReadConfig, reporter: Reporter, *, labeled: bool = True) -> TextDataset:
+    """The dataset of the settings, whole; labels are needed unless it need not be ``labeled``."""
+    return load_dataset(
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
         label_separator=config.label_separator,
         test=getattr(config, "test", None),
+        labeled=labeled,
         id_column=config.id_column,
         group_column=config.group_column,
         columns=getattr(config, "columns", ()),
         strip_html=config.strip_html,
         reporter=reporter,
     )
+
+
+def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
+    """The dataset of the settings, or the stratified part of it that they ask for."""
+    dataset = read_all(config, reporter)
     if config.sample is not None:
         dataset = dataset.subsample(config.sample, config.seed)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())

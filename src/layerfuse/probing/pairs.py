@@ -70,15 +70,6 @@ class Agreement:
         together, apart = self.both * self.neither, self.only_a * self.only_b
         return (together - apart) / (together + apart) if together + apart else 0.0
 
-    def to_dict(self) -> dict[str, float]:
-        """The measures by name, without the counts."""
-        return {
-            "disagreement": self.disagreement,
-            "yules_q": self.yules_q,
-            "double_fault": self.double_fault,
-            "oracle_accuracy": self.oracle_accuracy,
-        }
-
 
 def measure_agreement(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Agreement:
     """Count how often two classifiers are right on the same rows; both arrays are (n,) bool."""
