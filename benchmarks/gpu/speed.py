@@ -362,12 +362,11 @@ def quantized(context: Context, out: dict[str, Any]) -> None:
     made = in_memory("llama", shape, context, "bfloat16")
     made.stack.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
-    exact = extract(TEXTS, made)
+    *_, exact = extract(TEXTS, made).values()
     for dtype in ("int8", "nf4"):
         encoder = FrozenEncoder.from_pretrained(folder, device=context.device, dtype=dtype)
-        found = extract(TEXTS, encoder, [0, -1])
-        last = next(reversed(exact.values()))
+        *_, found = extract(TEXTS, encoder, [0, -1]).values()
         out[dtype] = {
-            "cosine": float(cosines(next(reversed(found.values())), last).min()),
+            "cosine": float(cosines(found, exact).min()),
             "bytes_per_parameter": encoder.bytes_per_parameter,
         }
