@@ -30,8 +30,8 @@ from benchmarks.gpu.parts import (
 )
 from layerfuse import FrozenEncoder, LayerFusionClassifier, extract, load_dataset
 from layerfuse.data.download import is_pulled
-from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, plan_batches
-from layerfuse.embeddings.runner import _BATCH_OVERHEAD, read_shard, tokenize_shard
+from layerfuse.embeddings.plan import _BATCH_TOKENS, ShardJob, batch_overhead, plan_batches
+from layerfuse.embeddings.runner import read_shard, tokenize_shard
 from layerfuse.encoders.architecture import accepted, pad
 from layerfuse.encoders.checks import check_encoder
 from layerfuse.progress import SILENT
@@ -162,8 +162,7 @@ def _large(
         attention = 2 * width * sum(length**2 for length in lengths)
         return 2.0 * weights * n_tokens + layers * attention
 
-    budget, overhead = _BATCH_TOKENS[encoder.kind], _BATCH_OVERHEAD[encoder.kind]
-    plan = plan_batches(lengths, budget, overhead)
+    plan = plan_batches(lengths, _BATCH_TOKENS[encoder.kind], batch_overhead(encoder))
     out["batches"] = len(plan)
     out["padding_share"] = 1 - n_tokens / sum(len(rows) * lengths[rows[0]] for rows in plan)
     stack, architecture = encoder.stack, encoder.architecture

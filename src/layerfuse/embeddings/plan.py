@@ -13,6 +13,9 @@ from layerfuse.embeddings.store import Missing
 from layerfuse.encoders import FrozenEncoder
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+# What a batch costs beside its tokens, in tokens; on a GPU in FLOP, some milliseconds' work.
+_BATCH_OVERHEAD = {"cpu": 64, "mps": 512}
+_GPU_OVERHEAD = 4e12
 SHARD_ROWS = {"cpu": 2048, "mps": 1024, "cuda": 8192}
 # Texts times parameters: some ten seconds on two cores or on one GPU, which a kill may cost.
 SHARD_WORK = {"cpu": 7e10, "mps": 7e11, "cuda": 2e13}
@@ -60,6 +63,13 @@ def _max_rows(encoder: FrozenEncoder, highest: int) -> int:
     while rows > _MIN_ROWS and rows * encoder.layer_parameters[highest] > SHARD_WORK[encoder.kind]:
         rows //= 2
     return rows
+
+
+def batch_overhead(encoder: FrozenEncoder) -> int:
+    """What a batch costs beside its tokens, in tokens."""
+    if encoder.kind in _BATCH_OVERHEAD:
+        return _BATCH_OVERHEAD[encoder.kind]
+    return int(_GPU_OVERHEAD / (2 * encoder.layer_parameters[-1]))
 
 
 def plan_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from layerfuse.cluster import RayCluster
 from layerfuse.embeddings.cost_record import ShardCost
-from layerfuse.embeddings.plan import ShardJob, plan_batches
+from layerfuse.embeddings.plan import ShardJob, batch_overhead, plan_batches
 from layerfuse.embeddings.shard import Key, write_shard
 from layerfuse.embeddings.store import text_hashes
 from layerfuse.encoders import FrozenEncoder, Pending, Tokens
@@ -23,8 +23,6 @@ from layerfuse.errors import NoMemoryError, StorageError, is_out_of_memory
 from layerfuse.objects import ObjectFolder
 from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import SILENT, Advance, Reporter
-
-_BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ def read_shard(
     lengths = [len(row) for row in ids]
     layers = sorted({layer for layer, _ in job.keys})
     poolings = list(dict.fromkeys(pooling for _, pooling in job.keys))
-    overhead = _BATCH_OVERHEAD[encoder.kind]
+    overhead = batch_overhead(encoder)
     budget = job.batch_tokens
     queue = deque(plan_batches(lengths, budget, overhead))
     n_padded = sum(len(batch) * lengths[batch[0]] for batch in queue)
