@@ -1,4 +1,4 @@
-"""What replaces PyTorch's own linear layers and attention on a CPU gives the same values."""
+"""Faster linear layers, attention and norms give the values of the model's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from helpers import sentences
 from layerfuse import FrozenEncoder
 from layerfuse.encoders import devices, frozen
 from layerfuse.pooling import POOLINGS
+
+WITH_RMS_NORMS = {"llama", "mistral", "qwen2", "qwen3", "t5"}
+"""Gemma's add 1 to the weight, and so are left as they are."""
 
 
 @pytest.fixture
@@ -48,6 +51,30 @@ def test_values_are_those_of_torch(tiny: TinyModels, plain_torch: Any, family: s
             size = np.abs(true[layer]).max()
             error, allowed = (np.abs(x[layer] - true[layer]).mean() / size for x in (mine, theirs))
             assert error < 1.5 * allowed + 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_norms_are_as_near_to_the_truth(tiny: TinyModels, plain_torch: Any, family: str):
+    ours, peer = (plain_torch(tiny(family), dtype="bfloat16") for _ in range(2))
+    exact = plain_torch(tiny(family), dtype="float32")
+    n_fused = devices.fuse_norms(ours.stack)
+    assert bool(n_fused) == (family in WITH_RMS_NORMS)
+    ids = ours.tokenize(sentences(12, longest=30)).ids
+    mine, theirs, true = (each.read(ids, "all", ("mean", "last")) for each in (ours, peer, exact))
+    for layer, array in theirs.items():
+        size = np.abs(true[layer]).max()
+        error, allowed = (np.abs(x - true[layer]).mean() / size for x in (mine[layer], array))
+        assert error < 1.5 * allowed + 1e-3
+
+
+def test_norms_of_another_kind_stay():
+    class Centered(torch.nn.LayerNorm):
+        variance_epsilon = 1e-5
+
+    norm = Centered(16)
+    assert devices.fuse_norms(torch.nn.Sequential(norm)) == 0
+    assert "forward" not in vars(norm)
 
 
 @pytest.mark.slow

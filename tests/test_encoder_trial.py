@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers as hf
 
-from families import _COMMON, _GROUPED, _SIZES, TinyModels, build_tokenizer, save_model
+from families import _COMMON, _GROUPED, _SIZES, FAMILIES, TinyModels, build_tokenizer, save_model
 from helpers import Notes, sentences
 from layerfuse import EmbeddingStore, FrozenEncoder, extract
 from layerfuse.encoders import check_encoder, devices
@@ -185,6 +185,31 @@ def test_a_cut_model_that_was_never_tried_gives_the_same(tmp_path: Path, name: s
     for layer, array in some.items():
         np.testing.assert_array_equal(array, again[layer])
         np.testing.assert_allclose(array, every[layer], atol=1e-6)
+
+
+CAUSAL = {
+    *("falcon", "falcon-alibi", "gemma2", "gemma3", "gpt-neox", "gpt2", "llama", "mistral", "opt"),
+    *("qwen2", "qwen3"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_is_masked_where_tokens_see_what_follows(
+    tiny: TinyModels, monkeypatch: pytest.MonkeyPatch, family: str
+):
+    encoder = FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype="float32")
+    assert encoder.architecture.traits.causal == (family in CAUSAL)
+    masks = []
+    stack = encoder.stack
+    forward = stack.forward
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        masks.append("attention_mask" in options)
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(stack, "forward", watched)
+    encoder.read([[5, 6, 7], [5, 6, 7, 8, 9]], "all", ["mean"])
+    assert masks == [family not in CAUSAL]
 
 
 def test_the_trial_is_made_once(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):

@@ -546,7 +546,7 @@ class TestWorkingAhead:
         expected = extract(texts, batched(encoder, 100), pooling=("mean", "max"))
         monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
         monkeypatch.setattr(jobs, "SHARD_ROWS", {"cuda": 20})
-        monkeypatch.setitem(jobs._BATCH_OVERHEAD, "cuda", 10)
+        monkeypatch.setattr(jobs, "_GPU_OVERHEAD", 20 * encoder.layer_parameters[-1])
         threads = set()
 
         def watched(*arguments: Any) -> Path:

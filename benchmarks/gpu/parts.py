@@ -18,6 +18,7 @@ import transformers as hf
 
 from layerfuse import FrozenEncoder
 from layerfuse.encoders.architecture import examine, find_architecture, text_stack
+from layerfuse.encoders.devices import fuse_norms
 from layerfuse.encoders.tokenizer import TextTokenizer
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
@@ -201,6 +202,8 @@ def in_memory(
     stack, pad_id = text_stack(model), common["pad_token_id"]
     traits = examine(stack, encoder.name, dtype, range(3, 40), pad_id, context.device)
     encoder._architecture = find_architecture(stack, traits, pad_id)
+    if context.on_gpu:
+        fuse_norms(stack)  # as loading from files does
     return encoder
 
 

@@ -481,6 +481,9 @@ class _EncoderBlocks:
 
     def _keep(self, job: ShardJob, result: ShardResult) -> None:
         self.truncated[job.rows] = result.truncated
+        if len(job.rows) == len(self.texts):  # in their order
+            self.arrays = result.blocks
+            return
         for key, array in result.blocks.items():
             if key not in self.arrays:
                 self.arrays[key] = np.empty((len(self.texts), array.shape[1]), np.float32)

@@ -24,7 +24,9 @@ from layerfuse.parallel import prefetch, trim_heap
 from layerfuse.progress import SILENT, Advance, Reporter
 
 _BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
-_BATCH_OVERHEAD = {"cpu": 64, "mps": 512, "cuda": 2048}  # what a batch costs beside its tokens
+# What a batch costs beside its tokens, in tokens; on a GPU in FLOP, some milliseconds' work.
+_BATCH_OVERHEAD = {"cpu": 64, "mps": 512}
+_GPU_OVERHEAD = 4e12
 SHARD_ROWS = {"cpu": 2048, "mps": 1024, "cuda": 8192}
 # Texts times parameters: some ten seconds on two cores or on one GPU, which a kill may cost.
 SHARD_WORK = {"cpu": 7e10, "mps": 7e11, "cuda": 2e13}
@@ -88,6 +90,13 @@ def _max_rows(encoder: FrozenEncoder, highest: int) -> int:
     while rows > _MIN_ROWS and rows * encoder.layer_parameters[highest] > SHARD_WORK[encoder.kind]:
         rows //= 2
     return rows
+
+
+def batch_overhead(encoder: FrozenEncoder) -> int:
+    """What a batch costs beside its tokens, in tokens."""
+    if encoder.kind in _BATCH_OVERHEAD:
+        return _BATCH_OVERHEAD[encoder.kind]
+    return int(_GPU_OVERHEAD / (2 * encoder.layer_parameters[-1]))
 
 
 def plan_batches(lengths: Sequence[int], budget: int, overhead: int) -> list[list[int]]:
@@ -173,7 +182,7 @@ def read_shard(
     lengths = [len(row) for row in ids]
     layers = sorted({layer for layer, _ in job.keys})
     poolings = list(dict.fromkeys(pooling for _, pooling in job.keys))
-    overhead = _BATCH_OVERHEAD[encoder.kind]
+    overhead = batch_overhead(encoder)
     budget = job.batch_tokens
     queue = deque(plan_batches(lengths, budget, overhead))
     n_padded = sum(len(batch) * lengths[batch[0]] for batch in queue)

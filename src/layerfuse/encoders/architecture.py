@@ -40,17 +40,20 @@ class Pending:
         import torch
 
         self._name, self._dtype = name, dtype
+        self._shapes = {layer: tuple(tensor.shape) for layer, tensor in pooled.items()}
         self._event: torch.cuda.Event | None = None
-        if all(tensor.device.type != "cuda" for tensor in pooled.values()):
-            self._pooled = {layer: tensor.cpu() for layer, tensor in pooled.items()}
+        values = torch.cat([tensor.flatten() for tensor in pooled.values()])
+        finite = values.isfinite().all()
+        if values.device.type != "cuda":
+            self._values, self._finite = values.cpu(), finite.cpu()
             return
-        self._pooled = {
-            layer: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+        self._values, self._finite = (
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
                 tensor, non_blocking=True
             )
-            for layer, tensor in pooled.items()
-        }
-        with torch.cuda.device(next(iter(pooled.values())).device):
+            for tensor in (values, finite)
+        )
+        with torch.cuda.device(values.device):
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
@@ -69,13 +72,18 @@ class Pending:
         """
         if self._event is not None:
             self._event.synchronize()
-        arrays = {layer: tensor.numpy() for layer, tensor in self._pooled.items()}
-        for layer, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise UnsupportedModelError(
-                    f"{self._name} gives values that are not finite at layer {layer} in "
-                    f"{self._dtype}. Use --dtype float32 (dtype='float32')."
-                )
+        ends = np.cumsum([math.prod(shape) for shape in self._shapes.values()])
+        parts = np.split(self._values.numpy(), ends[:-1])
+        arrays = {
+            layer: part.reshape(shape)
+            for (layer, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+        if not self._finite:
+            layer = next(layer for layer, array in arrays.items() if not np.isfinite(array).all())
+            raise UnsupportedModelError(
+                f"{self._name} gives values that are not finite at layer {layer} in "
+                f"{self._dtype}. Use --dtype float32 (dtype='float32')."
+            )
         return arrays
 
 
@@ -90,11 +98,18 @@ class Batch:
     options: Mapping[str, object]
 
 
-def pad(ids: Sequence[Sequence[int]], pad_id: int, device: str, accepts: frozenset[str]) -> Batch:
+def pad(
+    ids: Sequence[Sequence[int]],
+    pad_id: int,
+    device: str,
+    accepts: frozenset[str],
+    *,
+    masked: bool = True,
+) -> Batch:
     """Put texts' tokens on the device, and their mask on the CPU.
 
     Short texts are padded on the right. A batch without padding has no mask, so that models need
-    not expand and add one.
+    not expand and add one, nor has one that is not to be ``masked``.
     """
     import torch
 
@@ -108,7 +123,7 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int, device: str, accepts: frozens
     options: dict[str, object] = {}
     if "use_cache" in accepts:
         options["use_cache"] = False
-    if not real.all():
+    if masked and not real.all():
         options["attention_mask"] = send_ahead(mask.long(), device)
     return Batch(send_ahead(torch.from_numpy(tokens), device), mask, options)
 
@@ -179,8 +194,9 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
 
     ``dtype`` is one that the model computes in. ``by_blocks`` says whether its blocks receive what
     its own hidden states are; otherwise those are read, which takes all blocks. ``batches`` are
-    the texts that can be read together without changing each other's values. The model's own first
-    hidden state is layer ``first``. ``layer_parameters``, (n_layers + 1,), are those of the whole
+    the texts that can be read together without changing each other's values. A ``causal`` model's
+    tokens see none behind them, so that padding there needs no mask. The model's own first hidden
+    state is layer ``first``. ``layer_parameters``, (n_layers + 1,), are those of the whole
     stack, before any cut. ``token_limit`` is that of its positions, None where nothing limits them.
     """
 
@@ -189,6 +205,7 @@ class Traits(BaseModel, frozen=True, extra="forbid"):
     dtype: str
     by_blocks: bool
     batches: _Batches
+    causal: bool
     first: int
     layer_parameters: tuple[int, ...]
     token_limit: int | None
@@ -361,8 +378,8 @@ def examine(
             )
         blocks = _find_blocks(stack, n_layers)
 
-        def read(*texts: Sequence[int]) -> States:
-            batch = pad(texts, pad_id, device, accepted(stack))
+        def read(*texts: Sequence[int], masked: bool = True) -> States:
+            batch = pad(texts, pad_id, device, accepted(stack), masked=masked)
             return pool_layers(stack, blocks, batch, lambda states: states, range(n_layers + 1))
 
         first: int | None = None
@@ -385,6 +402,17 @@ def examine(
                 if all(map(_agree, parts, (read(mate), read(long)), (dtype, dtype))):
                     batches = kinds
                     break
+        causal = False
+        if batches == "any":
+            changed = [*long[:_SHORT], *other[_SHORT:]]
+            with _tolerant():  # of a model that takes no padding without a mask
+                padded = read(short, long, masked=False)
+                alone = {layer: states[:1, :_SHORT] for layer, states in padded.items()}
+                seen, unseen = (read(text) for text in (long, changed))
+                causal = _agree(alone, read(short), dtype) and all(
+                    torch.equal(seen[layer][:, :_SHORT], unseen[layer][:, :_SHORT])
+                    for layer in seen
+                )
         if batches == "of one text" and not _agree(read(long), read(long), dtype):
             raise UnsupportedModelError(
                 f"{kind} gives the same text other values each time, so that nothing can be "
@@ -396,6 +424,7 @@ def examine(
         dtype=dtype,
         by_blocks=blocks is not None,
         batches=batches,
+        causal=causal,
         first=first or 0,
         layer_parameters=_count_parameters(stack, blocks, n_layers),
         token_limit=token_limit(stack),

@@ -38,6 +38,7 @@ from layerfuse.encoders.devices import (
     choose_device,
     choose_dtype,
     device_kind,
+    fuse_norms,
     pack_linears,
     use_plain_attention,
 )
@@ -487,7 +488,8 @@ class FrozenEncoder:
         poolings: Sequence[str],
     ) -> dict[int, torch.Tensor]:
         stack, blocks = architecture.stack, architecture.blocks
-        batch = pad(ids, architecture.pad_id, self.device, accepted(stack))
+        masked = not architecture.traits.causal
+        batch = pad(ids, architecture.pad_id, self.device, accepted(stack), masked=masked)
         pooler = Pooler(batch.mask, poolings, self.device)
         # Passes take turns, for a lock is right for any model: some write to their own modules
         # during a pass (rotary frequencies, caches of remote code), which context-local hooks
@@ -569,6 +571,8 @@ class FrozenEncoder:
             pack_linears(architecture.stack)
             if self.dtype == "bfloat16":
                 use_plain_attention(architecture.stack)
+        if self.kind == "cuda":
+            fuse_norms(architecture.stack)
         size = f"{traits.n_layers} layers of {traits.dim}, {self.dtype} on {self.device}"
         notes += [f"{self.name}: {note}" for note in (*architecture.notes, size)]
         return architecture

@@ -155,14 +155,14 @@ class TextTokenizer:
         filled = self._filled([_encodable(text[:longest]) for text in texts])
         ids = list(chain.from_iterable(map(self._encode, _groups(filled))))
         lengths = []
-        for index, (row, text) in enumerate(zip(ids, texts, strict=True)):
-            if len(row) > self.max_length:
-                ids[index] = self._truncate(filled[index], len(filled[index]) - len(self.suffix))
-            elif not row:
-                ids[index] = [self.blank_id]
+        for row, text in zip(ids, texts, strict=True):
             seen = min(len(text), longest) or 1
             lengths.append(-(-max(1, len(row)) * max(seen, len(text)) // seen))
-        return Tokens(ids, lengths)
+        long = [index for index, row in enumerate(ids) if len(row) > self.max_length]
+        truncated = chain.from_iterable(map(self._truncate, _groups([filled[row] for row in long])))
+        for index, row in zip(long, truncated, strict=True):
+            ids[index] = row
+        return Tokens([row or [self.blank_id] for row in ids], lengths)
 
     def split(self, texts: Sequence[str], limits: WindowLimits) -> Windows:
         """Cut texts that are longer than a window into overlapping pieces of about equal length.
@@ -241,23 +241,30 @@ class TextTokenizer:
         )
         return tokens
 
-    def _truncate(self, filled: str, end: int) -> list[int]:
-        """Drop the text's last tokens until the rest fits; what surrounds it stays."""
-        start = len(self.prefix)
+    def _truncate(self, texts: list[str]) -> list[list[int]]:
+        """Drop the last tokens of each until the rest fits; what surrounds the text stays."""
         if not self._tokenizer.is_fast:
-            if start == 0 and end == len(filled):
-                return self._encode([filled], truncation=True)[0]
-            return self._truncate_by_characters(filled, start, end)
+            if not self.prefix and not self.suffix:
+                return self._encode(texts, truncation=True)
+            return list(map(self._truncate_by_characters, texts))
         # A fast tokenizer's own truncation would change what other threads share.
         tokens = self._tokenize(
-            [filled],
+            texts,
             truncation=False,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        ids, offsets, special = (
-            tokens[part][0] for part in ("input_ids", "offset_mapping", "special_tokens_mask")
-        )
+        parts = ("input_ids", "offset_mapping", "special_tokens_mask")
+        return list(map(self._drop_last, texts, *(tokens[part] for part in parts)))
+
+    def _drop_last(
+        self,
+        filled: str,
+        ids: list[int],
+        offsets: Sequence[tuple[int, int]],
+        special: Sequence[int],
+    ) -> list[int]:
+        start, end = len(self.prefix), len(filled) - len(self.suffix)
         # Offsets may leave out blanks, so that a token of blanks is empty, at their end.
         ends = [(index, high) for index, (_, high) in enumerate(offsets) if not special[index]]
         of_text = [
@@ -267,12 +274,13 @@ class TextTokenizer:
         ]
         excess = len(ids) - self.max_length
         if excess > len(of_text):  # tokens that the text shares with its prompt
-            return self._truncate_by_characters(filled, start, end)
+            return self._truncate_by_characters(filled)
         dropped = set(of_text[len(of_text) - excess :])
         return [token for index, token in enumerate(ids) if index not in dropped]
 
-    def _truncate_by_characters(self, filled: str, start: int, end: int) -> list[int]:
+    def _truncate_by_characters(self, filled: str) -> list[int]:
         """Bisect the length, for tokenizers that don't map tokens to characters."""
+        start, end = len(self.prefix), len(filled) - len(self.suffix)
         low, high = 0, end - start
         while low < high:
             middle = (low + high + 1) // 2
