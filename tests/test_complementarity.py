@@ -11,10 +11,9 @@ import pytest
 from helpers import Notes
 from layerfuse import compare
 from layerfuse.blocks import BlockRef
-from layerfuse.complementarity import EncoderComparison
+from layerfuse.complementarity import Agreement, EncoderComparison, linear_cka, measure_agreement
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.probing import probe_blocks
-from layerfuse.probing.pairs import Agreement, linear_cka, measure_agreement
 from layerfuse.probing.ridge import RidgeState, decompose, leave_one_out
 from layerfuse.targets import Targets
 

@@ -13,9 +13,8 @@ from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, check_choice, did_you_mean
 from layerfuse.folds import Groups, standard_error
 from layerfuse.labels import Column
-from layerfuse.metrics import PairedDifference, paired_difference
+from layerfuse.metrics import PairedDifference, check_correct_pair, paired_difference
 from layerfuse.probing import probe_blocks
-from layerfuse.probing.pairs import linear_cka, measure_agreement
 from layerfuse.probing.ridge import LeaveOneOut, RidgeState, decompose, leave_one_out
 from layerfuse.progress import SILENT, Reporter, track
 from layerfuse.targets import Targets
@@ -98,6 +97,100 @@ class Pair:
     def better(self) -> BlockRef:
         """The block with the lower loss alone."""
         return self.a if self.loss_a <= self.loss_b else self.b
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many rows both, one or none of two classifiers a and b get right.
+
+    The measures are those of Kuncheva and Whitaker, "Measures of Diversity in Classifier
+    Ensembles" (Machine Learning 51, 2003); all but Q are shares of rows from 0 to 1.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def accuracy_a(self) -> float:
+        """Share of rows that a gets right."""
+        return (self.both + self.only_a) / self.n
+
+    @property
+    def accuracy_b(self) -> float:
+        """Share of rows that b gets right."""
+        return (self.both + self.only_b) / self.n
+
+    @property
+    def disagreement(self) -> float:
+        """Exactly one is right."""
+        return (self.only_a + self.only_b) / self.n
+
+    @property
+    def double_fault(self) -> float:
+        """Both are wrong."""
+        return self.neither / self.n
+
+    @property
+    def oracle_accuracy(self) -> float:
+        """At least one is right: what a perfect judge between the two would reach."""
+        return 1.0 - self.neither / self.n
+
+    @property
+    def yules_q(self) -> float:
+        """Yule's Q (1900), from -1 (never right together) over 0 (independent) to 1.
+
+        Its denominator is 0 exactly when one of the two is right on every row or wrong on every
+        row. Such a one is independent of any other, so that Q is 0 there.
+        """
+        together, apart = self.both * self.neither, self.only_a * self.only_b
+        return (together - apart) / (together + apart) if together + apart else 0.0
+
+
+def measure_agreement(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> Agreement:
+    """Count how often two classifiers are right on the same rows; both arrays are (n,) bool."""
+    a, b = check_correct_pair(correct_a, correct_b)
+    return Agreement(
+        both=int((a & b).sum()),
+        only_a=int((a & ~b).sum()),
+        only_b=int((b & ~a).sum()),
+        neither=int((~a & ~b).sum()),
+    )
+
+
+def linear_cka(X: npt.NDArray[np.floating], Y: npt.NDArray[np.floating]) -> float:
+    r"""Linear centered kernel alignment of two feature matrices over the same rows.
+
+    :math:`\|X^T Y\|_F^2 / (\|X^T X\|_F \|Y^T Y\|_F)` with centered columns (Kornblith et al.,
+    "Similarity of Neural Network Representations Revisited", ICML 2019, section 3): 1 for features
+    that are equal up to rotation, scale and offset, 0 for features that are uncorrelated in every
+    pair of columns. Where there are fewer rows than columns the same numbers come from the two
+    (n, n) Gram matrices, so the cost is that of the smaller way. A matrix whose columns are all
+    constant says nothing, and its similarity with anything is 0.
+
+    It is biased upwards for few rows: two random matrices of d columns give about d / (n + d).
+    ``X`` (n, dim_x) and ``Y`` (n, dim_y) are finite.
+    """
+    a, b = _centered(X), _centered(Y)
+    if len(a) < max(a.shape[1], b.shape[1]):
+        left, right = a @ a.T, b @ b.T
+        shared, own = float((left * right).sum()), np.linalg.norm(left) * np.linalg.norm(right)
+    else:
+        shared = float(np.linalg.norm(a.T @ b) ** 2)
+        own = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
+    return float(np.clip(shared / own, 0.0, 1.0)) if own > 0 else 0.0
+
+
+def _centered(X: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Columns of mean 0; one that is constant becomes exactly 0."""
+    wide = X.astype(np.float64)  # before centering, so that a large offset is harmless
+    return np.where(wide.max(axis=0) > wide.min(axis=0), wide - wide.mean(axis=0), 0.0)
 
 
 def measure_pairs(

@@ -18,9 +18,8 @@ from layerfuse.heads import HEADS
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Floats, Plan, Rows, find_penalty, predict_held
 from layerfuse.probing import ProbeResults
-from layerfuse.probing.pairs import find_interaction
 from layerfuse.progress import SILENT, Reporter
-from layerfuse.selection import AUTO, CostBudget, choose_with_state, selection_of
+from layerfuse.selection import AUTO, CostBudget, choose_with_state, find_interaction, selection_of
 from layerfuse.targets import LabelSpace, Targets
 
 Folds = Sequence[tuple[Rows, Rows]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from functools import lru_cache
+from itertools import combinations, islice, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,7 @@ from layerfuse.folds import Groups, standard_error
 from layerfuse.labels import Column
 from layerfuse.parallel import parallel_map
 from layerfuse.probing import ProbeResults, probe_blocks
-from layerfuse.probing.pairs import find_pair
-from layerfuse.probing.ridge import RidgeState, weight_rows
+from layerfuse.probing.ridge import RidgeState, leave_one_out, prior_errors, spectrum, weight_rows
 from layerfuse.progress import SILENT, Reporter
 from layerfuse.resources import Budget, EncoderCost, pipeline_cost
 from layerfuse.targets import Targets
@@ -28,6 +28,12 @@ _CANDIDATES = 32  # the greedy search looks at the best of this many blocks …
 _PER_ENCODER = 8  # … and at this many of every encoder
 _UPPER = 4  # layers that "upper" averages
 _CERTAIN = 4  # standard errors by which a single block has to be better than they
+_PAIR_ROWS = 2000
+_PAIR_BLOCKS = 48
+_LEADING = 32  # coordinates of each block that are joined …
+_MULTIPLIED = 16  # … or multiplied with each other
+_FINALISTS = 8
+_SIGNIFICANT = 4.0  # standard errors: the best of a thousand pairs is above two by chance
 _BATCH = 2  # candidates whose gains are computed before the next look at the upper bounds
 
 FEW_ROWS, FEW_PER_CLASS = 1000, 100
@@ -423,3 +429,88 @@ def _selection(
         ranking_=tuple(ranking[block] for block in blocks),
         gains_=tuple(before - after for before, after in gains),
     )
+
+
+def find_pair(
+    coordinates: Mapping[BlockRef, Floats], candidates: Sequence[BlockRef], targets: Targets
+) -> tuple[BlockRef, BlockRef] | None:
+    """The most informative pair of blocks when concatenated, or None.
+
+    All pairs of the first 48 candidates are ranked by the share of the targets' variance that a
+    linear regression on both explains; the best few are checked by leave-one-out. At most 2,000
+    rows are read. Coordinates are principal ones (n, columns), candidates the best first. None
+    where no loss is four standard errors below that of the targets' mean.
+    """
+    rows, blocks, centered = _standardized(coordinates, candidates, targets, _LEADING)
+    stops = np.cumsum([block.shape[1] for block in blocks.values()])
+    columns = dict(zip(blocks, np.split(np.arange(stops[-1]), stops[:-1]), strict=True))
+    joined = np.concatenate(list(blocks.values()), axis=1)
+    gram, towards = joined.T @ joined, joined.T @ centered
+    gram[np.diag_indices_from(gram)] += 1e-3 * len(rows)
+
+    def explained(a: BlockRef, b: BlockRef) -> float:
+        own = np.concatenate([columns[a], columns[b]])
+        return float((towards[own] * np.linalg.solve(gram[np.ix_(own, own)], towards[own])).sum())
+
+    def join(a: BlockRef, b: BlockRef) -> Floats:
+        return np.concatenate([blocks[a], blocks[b]], axis=1)
+
+    return _best_pair(list(blocks), explained, join, targets[rows])
+
+
+def find_interaction(
+    coordinates: Mapping[BlockRef, Floats], candidates: Sequence[BlockRef], targets: Targets
+) -> tuple[BlockRef, BlockRef] | None:
+    """The pair of blocks with the most informative products of coordinates; see `find_pair`.
+
+    Pairs are ranked by the squared third moments ``mean(a_i b_j y_c)``, summed over i, j and c.
+    """
+    rows, blocks, centered = _standardized(coordinates, candidates, targets, _MULTIPLIED)
+
+    @lru_cache(maxsize=1)  # pairs come by their first block
+    def weighted(a: BlockRef) -> Floats:
+        return (blocks[a][:, :, None] * centered[:, None, :]).reshape(len(rows), -1)
+
+    def moments(a: BlockRef, b: BlockRef) -> float:
+        return float(np.square(blocks[b].T @ weighted(a)).mean())
+
+    def join(a: BlockRef, b: BlockRef) -> Floats:
+        return (blocks[a][:, :, None] * blocks[b][:, None, :]).reshape(len(rows), -1)
+
+    return _best_pair(list(blocks), moments, join, targets[rows])
+
+
+def _standardized(
+    coordinates: Mapping[BlockRef, Floats],
+    candidates: Sequence[BlockRef],
+    targets: Targets,
+    n_columns: int,
+) -> tuple[npt.NDArray[np.intp], dict[BlockRef, Floats], Floats]:
+    """Rows, the first candidates' leading coordinates of variance one there, centered targets."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(targets))[:_PAIR_ROWS])
+    blocks = {}
+    for block in candidates[:_PAIR_BLOCKS]:
+        Z = coordinates[block][rows, :n_columns]
+        deviation = Z.std(axis=0)
+        blocks[block] = (Z - Z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    matrix = targets.matrix[rows]
+    return rows, blocks, matrix - matrix.mean(axis=0)
+
+
+def _best_pair(
+    blocks: Sequence[BlockRef],
+    rank: Callable[[BlockRef, BlockRef], float],
+    join: Callable[[BlockRef, BlockRef], Floats],
+    targets: Targets,
+) -> tuple[BlockRef, BlockRef] | None:
+    """Of the highest-ranked pairs the one of the lowest leave-one-out loss, if significant."""
+    pairs = sorted(combinations(blocks, 2), key=lambda pair: -rank(*pair))[:_FINALISTS]
+    matrix, groups = targets.matrix, targets.groups
+    before = prior_errors(matrix, groups)
+    best, highest = None, 0.0
+    for pair in pairs:
+        gain = before - leave_one_out(spectrum(join(*pair)), matrix, groups=groups).errors
+        mean, error = float(gain.mean()), standard_error(gain, groups)
+        if mean > highest and mean > _SIGNIFICANT * error:
+            best, highest = pair, mean
+    return best

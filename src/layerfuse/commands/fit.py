@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,7 +50,7 @@ from layerfuse.files import atomic_folder, is_url
 from layerfuse.folds import text_groups
 from layerfuse.metrics import Estimate
 from layerfuse.objects import local_folder, new_folder
-from layerfuse.progress import SILENT, Advance, Reporter, reporting_to
+from layerfuse.progress import SILENT, Advance, Reporter, Stopwatch, reporting_to
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (
     AbstentionReport,
@@ -91,7 +90,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
 
     Where the same settings have saved a run but not its page, only that is written.
     """
-    started = time.perf_counter()
+    clock = Stopwatch()
     recorder = _Recorder(reporter)
     run = run_folder(config)
     if config.explain and not config.texts:
@@ -123,7 +122,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         if config.accept_advice and simplify(classifier, recorder):
             classifier.fit(rows, labels, groups=groups)
 
-    clock = time.perf_counter()
+    clock("total_s")  # the classifier knows its stages
     space, record = classifier.label_space_, classifier.fit_record_
     measured = replace(record.sample.targets, space=space)
     cv = Predicted.of(measured, record.proba, record.decisions, record.sample_rows)
@@ -144,30 +143,25 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             abstention = AbstentionReport(rule=rule, cv=own, test=rule.measure(proba, targets))
         tested = Predicted.of(targets, proba)
         test_rows = Rows(targets, tested.predicted, config.seed)
-    extract_s = time.perf_counter() - clock
-    clock = time.perf_counter()
+    clock("extract_s")
     seeds = _fit_seeds(classifier, config, dataset, test_rows, test_blocks, recorder)
-    seeds_s = time.perf_counter() - clock
-    clock = time.perf_counter()
+    clock("seeds_s")
     baselines = record.run_baselines(None if test is None else test.texts, test_blocks)
-    baselines_s = time.perf_counter() - clock
-    clock = time.perf_counter()
+    clock("baselines_s")
     latency = _time_pipelines(classifier, baselines, texts, recorder)
     costs = classifier.costs_ if latency is None else latency.costs(classifier.costs_)
     record = replace(record, costs=costs)
-    latency_s = time.perf_counter() - clock
-    clock = time.perf_counter()
+    clock("latency_s")
     verdict = record.judge(baselines, test_rows)
     if test_rows is not None and test_blocks is not None:
         gap = record.measure_gap(test_rows, test_blocks)
-    baselines_s += time.perf_counter() - clock
+    clock("baselines_s")
     shown = texts if config.texts else ("",) * len(texts)
     if not config.texts:
         recorder.note("texts are left out of the report (--no-texts); rows are given by number")
     diagnosis = diagnose(classifier, shown, cv, tested)
     plan, selection = classifier.plan_, classifier.selection_
     cost = _cost(verdict, plan.blocks, latency)
-    times = Timings(**classifier.timings_)
     report = RunReport(
         layerfuse_version=__version__,
         created=datetime.now(UTC).replace(microsecond=0),
@@ -205,15 +199,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         pareto=tuple(tradeoffs(verdict.comparisons, plan, cost.pipeline, classifier.cv_.headline)),
         cost=cost,
         diagnosis=diagnosis,
-        timings=times.model_copy(
-            update={
-                "extract_s": times.extract_s + extract_s,
-                "baselines_s": baselines_s,
-                "latency_s": latency_s,
-                "seeds_s": seeds_s,
-                "total_s": time.perf_counter() - started,
-            }
-        ),
+        timings=_timings(classifier.timings_, clock),
         settings=config,
         environment=environment(),
         notes=tuple(recorder.notes),
@@ -236,6 +222,12 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
             except MissingExtraError:
                 reporter.note("no report.html; to get one: pip install 'layerfuse[report]'")
     return report
+
+
+def _timings(of_fit: Mapping[str, float], clock: Stopwatch) -> Timings:
+    """Seconds of the stages of a fit and of those of this command."""
+    own = clock.seconds()
+    return Timings(**{**of_fit, **own, "extract_s": of_fit["extract_s"] + own["extract_s"]})
 
 
 def _fit_seeds(
