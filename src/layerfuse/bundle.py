@@ -434,45 +434,42 @@ def rename_labels(
 
 def _card(bundle: Bundle) -> str:
     """A model card that says what this is, for people and for model hubs."""
-    lines = [
-        "---",
-        "library_name: layerfuse",
-        "pipeline_tag: text-classification",
-        "---",
-        "# A layerfuse text classifier",
-        "",
-        f"Classes: {', '.join(str(label) for label in bundle.space.classes.tolist())}.",
-        "",
-        "It reads these layers of frozen language models:",
-        "",
-        *(f"- `{block}`" for block in bundle.model.blocks),
-        "",
-        "from these encoders:",
-        "",
-        *(f"- {_encoder_of_card(encoder)}" for encoder in bundle.encoders),
-        "",
-        "Use it:",
-        "",
-        "```python",
-        "import layerfuse",
-        "",
-        'classifier = layerfuse.load("path/to/this/folder")',
-        'classifier.predict(["a text"])',
-        "```",
-        "",
-    ]
+    card = f"""\
+---
+library_name: layerfuse
+pipeline_tag: text-classification
+---
+# A layerfuse text classifier
+
+Classes: {", ".join(map(str, bundle.space.classes.tolist()))}.
+
+It reads these layers of frozen language models:
+
+{chr(10).join(f"- `{block}`" for block in bundle.model.blocks)}
+
+from these encoders:
+
+{chr(10).join(f"- {_encoder_of_card(encoder)}" for encoder in bundle.encoders)}
+
+Use it:
+
+```python
+import layerfuse
+
+classifier = layerfuse.load("path/to/this/folder")
+classifier.predict(["a text"])
+```
+"""
     if cv := bundle.facts.cv:
-        main, macro_f1 = cv.headline, cv.macro_f1
-        lines += [
-            "Nested cross-validation of its training run:",
-            "",
-            f"- {bundle.space.metric} {main.value:.1%}",
-            f"- 95% interval {main.low:.1%} to {main.high:.1%}",
-            f"- macro-F1 {macro_f1.value:.1%}",
-            f"- {cv.n} rows",
-            "",
-        ]
-    return "\n".join(lines)
+        card += f"""
+Nested cross-validation of its training run:
+
+- {bundle.space.metric} {cv.headline.value:.1%}
+- 95% interval {cv.headline.low:.1%} to {cv.headline.high:.1%}
+- macro-F1 {cv.macro_f1.value:.1%}
+- {cv.n} rows
+"""
+    return card
 
 
 def _encoder_of_card(encoder: EncoderSpec) -> str:

@@ -214,8 +214,8 @@ def evaluate_predictions(
     return Evaluation(
         n=n,
         accuracy=share_interval(int((predicted == labels).sum()), n),
-        macro_f1=_enclosing(f1, *np.quantile(draws[:, 0], _QUANTILES)),
-        log_loss=_enclosing(loss, *np.quantile(draws[:, 1], _QUANTILES)),
+        macro_f1=percentile_interval(f1, draws[:, 0]),
+        log_loss=percentile_interval(loss, draws[:, 1]),
         ece=_enclosing(ece, ece_low, ece_high),
     )
 
@@ -296,10 +296,9 @@ def paired_difference(
     n, only_a, only_b = a.size, int((a & ~b).sum()), int((b & ~a).sum())
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     draws = np.random.default_rng(seed).multinomial(n, shares, size=n_resamples)
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, _QUANTILES)
     discordant = only_a + only_b
     p_value = float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
-    interval = _enclosing((only_a - only_b) / n, low, high)
+    interval = percentile_interval((only_a - only_b) / n, (draws[:, 0] - draws[:, 1]) / n)
     return PairedDifference(interval.value, interval.low, interval.high, p_value)
 
 
@@ -454,7 +453,7 @@ def paired_f1_difference(
     draws = difference(_redraw(sums, n_resamples, seed))
     value = float(difference(sums.sum(axis=0)))
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    interval = _enclosing(value, *np.quantile(draws, _QUANTILES))
+    interval = percentile_interval(value, draws)
     p_value = min(1.0, 2 * (float(tail) + 1) / (n_resamples + 1))
     return PairedDifference(interval.value, interval.low, interval.high, p_value)
 
@@ -481,6 +480,11 @@ def check_correct_pair(
             f"each prediction is right, as in (predicted == y_true)."
         )
     return a, b
+
+
+def percentile_interval(value: float, draws: npt.NDArray[np.floating]) -> Estimate:
+    """A number with the 95% percentile interval of its resamples (Efron, 1979)."""
+    return _enclosing(float(value), *np.quantile(draws, _QUANTILES))
 
 
 def _enclosing(value: float, low: float, high: float) -> Estimate:

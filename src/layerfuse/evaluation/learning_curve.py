@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from layerfuse.blocks import BlockRef, BlockScores
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.labels import Column
-from layerfuse.metrics import Estimate
+from layerfuse.metrics import Estimate, percentile_interval
 from layerfuse.model_selection import SearchSpace, check_links, check_search, search
 from layerfuse.parallel import parallel_map
 from layerfuse.pipeline import Blocks, Floats, Plan, Rows, predict_held
@@ -31,7 +30,6 @@ METHODS = ("last_layer", "best_block", "fusion")
 _PER_CLASS = 4  # rows of each class in a draw, at least
 _FOLDS = 3  # of a draw, for thresholds
 _RESAMPLES, _CHUNK = 2000, 100
-_QUANTILES = (0.025, 0.975)
 _FIVE_BLOCKS = CostBudget(Budget(blocks=5), {})
 
 
@@ -332,14 +330,9 @@ def _measure_point(
     return CurvePoint(
         share,
         n_rows,
-        last_layer=_estimate(last, means[0]),
-        best_block=_estimate(best, means[1]),
-        fusion=_estimate(fusion, means[2]),
-        gain=_estimate(fusion - last, means[2] - means[0]),
+        last_layer=percentile_interval(last, means[0]),
+        best_block=percentile_interval(best, means[1]),
+        fusion=percentile_interval(fusion, means[2]),
+        gain=percentile_interval(fusion - last, means[2] - means[0]),
         draws=draws,
     )
-
-
-def _estimate(value: float, resampled: npt.NDArray[np.floating]) -> Estimate:
-    low, high = np.quantile(resampled, _QUANTILES)
-    return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))
