@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from layerfuse.bundle import EncoderSpec, Named, Settings, load_bundle
+from layerfuse.bundle import Bundle, EncoderSpec, Named, Settings, load_bundle
 from layerfuse.classifier.classifier import LayerFusionClassifier
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import (
@@ -58,8 +58,28 @@ def load(
     >>> import layerfuse
     >>> layerfuse.load("runs/tickets").predict(["My parcel is lost"])  # doctest: +SKIP
     """
-    bundle = load_bundle(bundle_folder(local_folder(path)))
-    places = dict(encoders or {})
+    return open_bundle(read_bundle(path), encoders or {}, device)
+
+
+def read_bundle(place: str | Path) -> Bundle:
+    """The bundle at a path or URL, which may be that of the run folder that holds it.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        When there is no bundle, or it is damaged.
+    """
+    path = local_folder(place)
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise NotFoundError(f"{path} {what}. Give a run folder that `layerfuse fit` has written.")
+    return load_bundle(bundle_folder(path))
+
+
+def open_bundle(
+    bundle: Bundle, places: Mapping[str, str | Path], device: str = "auto"
+) -> LayerFusionClassifier:
+    """A classifier that is ready to predict; errors and parameters are those of `load`."""
     names = [spec.name for spec in bundle.encoders]
     if unknown := [name for name in places if name not in names]:
         raise ConfigError(
@@ -148,6 +168,6 @@ def _encoder(
             f"The encoder {item.name}, which the pipeline does not read, cannot be opened; the "
             f"parameter `encoders` names its source, without its prompt and candidates. {error}",
             LayerfuseWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         return f"{item.name}={item.source}"

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from layerfuse.blocks import BlockRef
-from layerfuse.bundle import Bundle, load_bundle, save_bundle
-from layerfuse.classifier import load
-from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.bundle import Bundle, save_bundle
+from layerfuse.classifier.persistence import open_bundle, read_bundle
 from layerfuse.cli_options import ExportConfig
 from layerfuse.commands.fit import read_data
 from layerfuse.commands.output import check_new_folder
@@ -29,7 +28,6 @@ from layerfuse.export import FORMATS, write_export
 from layerfuse.export.card import make_card
 from layerfuse.export.protocol import Exporter, Floats, Source, projections
 from layerfuse.files import atomic_folder
-from layerfuse.objects import local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import ExportResult, Int8Result, PushResult
 from layerfuse.report.run_report import RunReport, read_run_report
@@ -49,10 +47,10 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     """
     check_choice(config.format, FORMATS, "format")
     check_new_folder(config.out)
-    exporter, bundle = FORMATS[config.format], load_bundle(bundle_folder(local_folder(config.run)))
+    exporter, bundle = FORMATS[config.format], read_bundle(config.run)
     report, places = _report(config.run), config.encoders
     rows, name = _rows(config, bundle, report, reporter)
-    classifier = load(config.run, encoders=places)  # refuses other files than it was fitted with
+    classifier = open_bundle(bundle, places)  # refuses other files than it was fitted with
     alone = None if config.block is None else BlockRef.parse(config.block)
     if alone is not None:
         check_choice(alone.encoder, [spec.name for spec in bundle.encoders], "encoder")
@@ -187,7 +185,7 @@ def push(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{repository!r} is not a repository of the Hub. Give owner/name.")
-    bundle = _portable(load_bundle(bundle_folder(local_folder(run))))
+    bundle = _portable(read_bundle(run))
     card = make_card(repository, bundle, _report(run))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle" if dry_run is None else dry_run

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from layerfuse.blocks import COLUMNS_BLOCK
-from layerfuse.bundle import Facts, load_bundle
+from layerfuse.bundle import Facts
 from layerfuse.classifier import LayerFusionClassifier, load
-from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.classifier.persistence import bundle_folder, open_bundle, read_bundle
 from layerfuse.cli_options import EvaluateConfig, PredictConfig, StreamConfig
 from layerfuse.commands.diagnosis import Predicted
 from layerfuse.commands.output import Share, check_new_file, encode
@@ -30,7 +30,7 @@ from layerfuse.data import (
     load_dataset,
     test_name,
 )
-from layerfuse.errors import ConfigError, DataError, NotFoundError, StorageError
+from layerfuse.errors import ConfigError, DataError, StorageError
 from layerfuse.files import digest, fingerprint_folder, is_url
 from layerfuse.labels import Column
 from layerfuse.objects import local_folder
@@ -369,12 +369,8 @@ def _explained(text: str | None, label: str | None) -> Iterator[None]:
 def _load(
     place: str | Path, places: Mapping[str, str], device: str
 ) -> tuple[LayerFusionClassifier, Facts]:
-    bundle = local_folder(place)
-    if not bundle.is_dir():
-        what = "is not a folder" if bundle.exists() else "does not exist"
-        raise NotFoundError(f"{bundle} {what}. Give a run folder that `layerfuse fit` has written.")
-    classifier = load(bundle, encoders=places, device=device)
-    return classifier, load_bundle(bundle_folder(bundle)).facts
+    bundle = read_bundle(place)
+    return open_bundle(bundle, places, device), bundle.facts
 
 
 def evaluate(

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef
-from layerfuse.bundle import load_bundle
 from layerfuse.calibration import Abstention
-from layerfuse.classifier import LayerFusionClassifier, load
-from layerfuse.classifier.persistence import bundle_folder
+from layerfuse.classifier import LayerFusionClassifier
+from layerfuse.classifier.persistence import open_bundle, read_bundle
 from layerfuse.embeddings.extraction import BlockView, extract_blocks
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.errors import ConfigError, FormatError, NotFoundError, check_choice
@@ -108,9 +107,7 @@ def load_models(
     names: set[str] = set()
     folders = {name: local_folder(place) for name, place in runs.items()}
     for name, path in folders.items():
-        if not path.is_dir():
-            raise NotFoundError(f"{path} is not a folder. Give a run folder of `layerfuse fit`.")
-        bundle = load_bundle(bundle_folder(path))
+        bundle = read_bundle(path)
         if COLUMNS_BLOCK in bundle.model.blocks:
             raise ConfigError(
                 f"{path} reads columns beside the texts (fit --columns), which a "
@@ -119,7 +116,7 @@ def load_models(
         own = {spec.name for spec in bundle.encoders}
         names |= own
         own_places = {encoder: place for encoder, place in places.items() if encoder in own}
-        loaded[name] = load(path, encoders=own_places, device=device)
+        loaded[name] = open_bundle(bundle, own_places, device)
     for place in places:
         check_choice(place, sorted(names), "encoder")
     shared: dict[str, FrozenEncoder] = {}
