@@ -18,6 +18,7 @@ from layerfuse.errors import ConfigError, DataError
 from layerfuse.metrics import (
     Estimate,
     Evaluation,
+    PairedDifference,
     check_class_rows,
     evaluate_predictions,
     expected_calibration_error,
@@ -214,12 +215,7 @@ def test_paired_difference_is_antisymmetric_and_ignores_the_order_of_rows() -> N
 
 def test_paired_difference_of_equal_answers_claims_nothing() -> None:
     right = np.array([True, False, True])
-    assert paired_difference(right, right).to_dict() == {
-        "difference": 0.0,
-        "low": 0.0,
-        "high": 0.0,
-        "p_value": 1.0,
-    }
+    assert paired_difference(right, right) == PairedDifference(0.0, 0.0, 0.0, p_value=1.0)
 
 
 def test_paired_interval_covers_the_truth_about_95_times_in_100() -> None:

@@ -340,8 +340,8 @@ class TestBudgets:
                 budget = Budget(**{name: limits[name] for name in kept})
                 found = choose(probed, Targets.from_labels(y), method, CostBudget(budget, COSTS))
                 assert len(found.blocks) >= 1
-                assert budget.allows(pipeline_cost(found.blocks, COSTS))
-                bound += not budget.allows(pipeline_cost(free.blocks, COSTS))
+                assert not budget.exceeded(pipeline_cost(found.blocks, COSTS))
+                bound += bool(budget.exceeded(pipeline_cost(free.blocks, COSTS)))
         assert bound > 20  # otherwise nothing was tested
 
     def test_top_k_fills_what_the_budget_leaves(self) -> None:

@@ -6,7 +6,7 @@ converted to float64 and each row is divided by its sum, which must be 1 within 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -105,10 +105,6 @@ class PairedDifference:
     low: float
     high: float
     p_value: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain values by name."""
-        return asdict(self)
 
 
 def check_class_rows(

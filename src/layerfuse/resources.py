@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -183,13 +183,9 @@ class Budget:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def allows(self, cost: PipelineCost) -> bool:
-        """Whether no limit is exceeded; a cost that equals its limit is allowed."""
-        return all(getattr(cost, name) <= limit for name, limit in self.limits.items())
-
     def exceeded(self, cost: PipelineCost) -> list[str]:
         """One phrase for each limit that is exceeded, such as ``"25.1 ms per text of at most 20
-        (--max-ms)"``; empty where the cost is allowed.
+        (--max-ms)"``; a cost that equals its limit is allowed.
         """
         phrases = []
         for name, limit in self.limits.items():
@@ -232,31 +228,20 @@ def resolve_budget(budget: Budget | Mapping[str, Any] | None) -> Budget:
     return Budget(**budget)
 
 
-class Point(NamedTuple):
-    """A pipeline with its accuracy (a share) and its cost."""
-
-    name: str
-    accuracy: float
-    cost: PipelineCost
-
-
-def pareto_front(points: Iterable[tuple[str, float, PipelineCost]]) -> list[Point]:
-    """The points that no other dominates, in the order given.
+def pareto_front(points: Iterable[tuple[float, PipelineCost]]) -> list[bool]:
+    """Whether no other point, an accuracy and a cost, dominates each.
 
     A point dominates another when it is nowhere worse in accuracy, milliseconds per text, memory
     and dimensions, and better in at least one of them. Points that are equal in all four don't
     dominate each other.
     """
-    given = [Point(*point) for point in points]
     goods = [
-        (point.accuracy, -point.cost.ms_per_text, -point.cost.memory_mb, -point.cost.dims)
-        for point in given
+        (accuracy, -cost.ms_per_text, -cost.memory_mb, -cost.dims) for accuracy, cost in points
     ]
     return [
-        point
-        for point, good in zip(given, goods, strict=True)
-        if not any(
+        not any(
             other != good and all(a >= b for a, b in zip(other, good, strict=True))
             for other in goods
         )
+        for good in goods
     ]

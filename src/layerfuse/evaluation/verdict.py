@@ -453,12 +453,9 @@ def tradeoffs(
     for item in comparisons:
         if item.cost is not None:
             points.setdefault(item.blocks, (item.label, item.cv.accuracy, item.cost))
-    front = {
-        point.name
-        for point in pareto_front((name, share.value, own) for name, share, own in points.values())
-    }
+    front = pareto_front((share.value, own) for _, share, own in points.values())
     found = [
-        Tradeoff(name, blocks, share, own, name in front)
-        for blocks, (name, share, own) in points.items()
+        Tradeoff(name, blocks, share, own, on_front)
+        for (blocks, (name, share, own)), on_front in zip(points.items(), front, strict=True)
     ]
     return sorted(found, key=lambda one: (-one.accuracy.value, one.cost.ms_per_text))
