@@ -54,9 +54,12 @@ def test_values_are_those_of_torch(tiny: TinyModels, plain_torch: Any, family: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_fused_norms_are_as_near_to_the_truth(tiny: TinyModels, plain_torch: Any, family: str):
-    ours, peer = (plain_torch(tiny(family), dtype="bfloat16") for _ in range(2))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", sorted(WITH_RMS_NORMS | {"bert", "gemma3"}))
+def test_fused_norms_are_as_near_to_the_truth(
+    tiny: TinyModels, plain_torch: Any, family: str, dtype: str
+):
+    ours, peer = (plain_torch(tiny(family), dtype=dtype) for _ in range(2))
     exact = plain_torch(tiny(family), dtype="float32")
     n_fused = devices.fuse_norms(ours.stack)
     assert bool(n_fused) == (family in WITH_RMS_NORMS)

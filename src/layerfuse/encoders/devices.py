@@ -279,7 +279,7 @@ def fuse_norms(stack: torch.nn.Module) -> int:
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if not isinstance(eps, float) or not isinstance(weight, torch.Tensor) or weight.ndim != 1:
             continue
-        fused = partial(_rms_norm, weight=weight, eps=eps)
+        fused = partial(_rms_norm, own=module.forward, weight=weight, eps=eps)
         generator = torch.Generator().manual_seed(0)
         states = torch.randn((4, len(weight)), generator=generator).to(weight)
         with torch.inference_mode():
@@ -290,7 +290,14 @@ def fuse_norms(stack: torch.nn.Module) -> int:
     return n_fused
 
 
-def _rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def _rms_norm(
+    hidden_states: torch.Tensor,
+    own: Callable[[torch.Tensor], torch.Tensor],
+    weight: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
     import torch
 
+    if hidden_states.dtype is not weight.dtype:  # T5 computes in part in float32
+        return own(hidden_states)
     return torch.nn.functional.rms_norm(hidden_states, (len(weight),), weight, eps)
