@@ -232,14 +232,20 @@ def local_folder(place: str | Path) -> Path:
     Raises
     ------
     NotFoundError
-        When there is none at the URL.
+        When there is none.
     FormatError
         When a file is not as it was uploaded.
     StorageError
         When the storage fails, or another user may have written the copy.
     """
     if not is_url(place):
-        return Path(place).expanduser()
+        path = Path(place).expanduser()
+        if not path.is_dir():
+            what = "is not a folder" if path.exists() else "does not exist"
+            raise NotFoundError(
+                f"{path} {what}. Give a run folder that `layerfuse fit` has written."
+            )
+        return path
     root = ObjectFolder(str(place))
     for last_try in (False, True):
         version = _version(root)

@@ -69,11 +69,7 @@ def read_bundle(place: str | Path) -> Bundle:
     NotFoundError, FormatError
         When there is no bundle, or it is damaged.
     """
-    path = local_folder(place)
-    if not path.is_dir():
-        what = "is not a folder" if path.exists() else "does not exist"
-        raise NotFoundError(f"{path} {what}. Give a run folder that `layerfuse fit` has written.")
-    return load_bundle(bundle_folder(path))
+    return load_bundle(bundle_folder(local_folder(place)))
 
 
 def open_bundle(

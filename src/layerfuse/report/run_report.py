@@ -354,9 +354,6 @@ M = TypeVar("M", bound=BaseModel)
 def read_run_report(run: str | Path) -> RunReport:
     """The report of a run folder or URL; an error where there is none, or it is damaged."""
     run = local_folder(run)
-    if not run.is_dir():
-        what = "is not a folder" if run.exists() else "does not exist"
-        raise NotFoundError(f"{run} {what}. Give a run folder that `layerfuse fit` has written.")
     report = read_model(run / _NAME, RunReport)
     if report is None:
         raise NotFoundError(
