@@ -137,7 +137,7 @@ def run_baselines(
     reporter: Reporter = SILENT,
 ) -> list[Baseline]:
     """Predict with every baseline, out of fold and for test texts and blocks if there are any."""
-    result, folds = search.result, search.folds
+    result = search.result
     itself = {f"first_{count}" for count in range(len(result.plan.blocks), sample.max_blocks)}
     strategies = [own for own in baseline_strategies(sample) if own.name not in itself]
     plans = [own.choose(result, sample.probed.scores) for own in strategies]
@@ -160,19 +160,17 @@ def run_baselines(
     predicted = parallel_map(predict, distinct, sample.n_jobs)
     predicted = track(predicted, "baselines", len(distinct), "baselines", reporter)
     decisions = dict(zip(distinct, predicted, strict=True))
-    words = tfidf_out_of_fold(in_sample, sample.targets, folds, sample.n_jobs)
-    fold_of = np.zeros(len(in_sample), dtype=np.intp)
-    for number, (_, held) in enumerate(folds):
-        fold_of[held] = number
+    words = tfidf_out_of_fold(in_sample, sample.targets, search.folds, sample.n_jobs)
     majority, tfidf = None, None
     if test is not None:
         majority = np.repeat(targets.most_frequent[:1], len(test[0]), axis=0)
         space = targets.space.tuned(words, sample.targets)
         tfidf = space.decide(tfidf_proba(texts, targets, test[0]))
     most = np.repeat(targets.most_frequent[:1], len(in_sample), axis=0)
+    of_words = decide_out_of_fold(words, nested[0].plan_of, sample.targets)  # of the same folds
     baselines = [
         Baseline("majority", None, None, most, majority),
-        Baseline("tfidf", None, None, decide_out_of_fold(words, fold_of, sample.targets), tfidf),
+        Baseline("tfidf", None, None, of_words, tfidf),
     ]
     for strategy, plan, own in zip(strategies, plans, nested, strict=True):
         decided = own.decide(sample.targets)
