@@ -115,7 +115,9 @@ def prompts(results: list[Result]) -> list[str]:
         ]
         return [
             SETS[asked.data],
-            " and ".join(" + ".join(run.settings.encoders) for run in (plain, asked)),
+            ", then ".join(
+                dict.fromkeys(" + ".join(run.settings.encoders) for run in (plain, asked))
+            ),
             *("–" if own is None or own.test is None else percent(own.test.accuracy.value)
               for own in alone),
             *(percent(run.cv.accuracy.value) for run in (plain, asked)),
