@@ -18,10 +18,15 @@ from layerfuse.metrics import Evaluation
 from layerfuse.progress import SILENT
 from layerfuse.report.run_report import CostReport, RunReport, SelectionReport, Timings
 
-_ASKED = (
+_SENTIMENT = (
     "<|im_start|>user\nIs this movie review positive or negative? {text}<|im_end|>\n"
     "<|im_start|>assistant\nThe review is"
 )
+_TOPIC = (
+    "<|im_start|>user\nWhat is the topic of this news story? {text}<|im_end|>\n"
+    "<|im_start|>assistant\nThe topic is"
+)
+_PROMPTS = {"mr": _SENTIMENT, "r8": _TOPIC, "r52": _TOPIC, "sst2": _SENTIMENT}
 _BOTH = ("mpnet", "smollm2-135m")
 _THREE = (*_BOTH, "nomic")
 RUNS = (
@@ -33,12 +38,15 @@ RUNS = (
     FitConfig("r8", encoders=_THREE, report=False),
     FitConfig("r52", encoders=_THREE, report=False),
     FitConfig("sst2", encoders=_THREE, report=False),
-    FitConfig(
-        "mr",
-        encoders=_BOTH,
-        pooling={"smollm2-135m": ("last",)},
-        prompts={"smollm2-135m": _ASKED},
-        report=False,
+    *(
+        FitConfig(
+            data,
+            encoders=_BOTH,
+            pooling={"smollm2-135m": ("last",)},
+            prompts={"smollm2-135m": prompt},
+            report=False,
+        )
+        for data, prompt in _PROMPTS.items()
     ),
 )
 

@@ -86,13 +86,10 @@ def accuracy(results: list[Result]) -> list[str]:
     """The product's own runs beside the baselines."""
 
     def row(run: AccuracyRun) -> list[str]:
-        encoders = " + ".join(run.settings.encoders)
-        if run.settings.prompts or run.settings.chat_prompts:
-            encoders += ", prompted"
         own = run.test.accuracy
         return [
             SETS[run.data],
-            encoders,
+            " + ".join(run.settings.encoders),
             *(_baseline(run, name) for name in ("tfidf", "last_layer", "last_four", "best_block")),
             f"**{percent(own.value)}** ({percent(own.low)} to {percent(own.high)})",
             percent(run.cv.accuracy.value),
@@ -101,7 +98,38 @@ def accuracy(results: list[Result]) -> list[str]:
     columns = ["data", "encoders", "TF-IDF", "last layer", "last four", "best block"]
     return markdown_table(
         [*columns, "layerfuse (95% interval)", "nested"],
-        map(row, map(AccuracyRun.model_validate, results)),
+        (row(run) for run in map(AccuracyRun.model_validate, results) if not run.settings.prompts),
+    )
+
+
+def prompts(results: list[Result]) -> list[str]:
+    """What a prompt brings a decoder's last layer, and the pipeline, without it and with it."""
+    runs = list(map(AccuracyRun.model_validate, results))
+
+    def row(asked: AccuracyRun) -> list[str]:
+        (name,) = asked.settings.prompts
+        plain = next(run for run in runs if run.data == asked.data and not run.settings.prompts)
+        alone = [
+            next((b for b in run.baselines if (b.name, b.encoder) == ("last_layer", name)), None)
+            for run in (plain, asked)
+        ]
+        return [
+            SETS[asked.data],
+            ", then ".join(
+                dict.fromkeys(" + ".join(run.settings.encoders) for run in (plain, asked))
+            ),
+            *("–" if own is None or own.test is None else percent(own.test.accuracy.value)
+              for own in alone),
+            *(percent(run.cv.accuracy.value) for run in (plain, asked)),
+            *(percent(run.test.accuracy.value) for run in (plain, asked)),
+            "yes" if any(block.encoder == name for block in asked.selection.blocks) else "no",
+        ]  # fmt: skip
+
+    parts = ("last layer alone", "pipeline, nested", "pipeline, test")
+    header = [f"{part}: {way}" for part in parts for way in ("plain", "prompted")]
+    return markdown_table(
+        ["data", "encoders", *header, "prompted block chosen"],
+        (row(run) for run in runs if run.settings.prompts),
     )
 
 
@@ -510,6 +538,7 @@ def languages(results: list[Result]) -> list[str]:
 
 TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "accuracy": ("accuracy", accuracy),
+    "prompts": ("accuracy", prompts),
     "demo": ("demo", demo),
     "extraction": ("extraction", extraction),
     "backends": ("backends", backends),
