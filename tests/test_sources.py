@@ -22,7 +22,7 @@ from commandline import rows, run, succeed, write_csv, write_jsonl
 from families import save_model
 from layerfuse import load, load_dataset
 from layerfuse.commands.parts import PartFiles
-from layerfuse.data import ReadOptions, Split, readers, stream_texts
+from layerfuse.data import ReadOptions, Split, TextDataset, readers, stream_texts
 from layerfuse.errors import DataError, NotFoundError
 from layerfuse.labels import LabelSet
 
@@ -239,6 +239,13 @@ class TestSplits:
         found = load_dataset(source)
         assert list(found.splits) == ["train", "test"]
         assert found.splits["test"] == Split((names[1] + "x", names[1] + "y"), ("x", "y"))
+
+    def test_a_dataset_is_shown_without_its_texts(self):
+        split = Split(("a secret",) * 1200, (0, 1) * 600)
+        shown = repr(TextDataset("own", {"train": split, "test": Split(("b",))}))
+        assert "secret" not in shown
+        assert "1,200 texts" in shown
+        assert "no labels" in shown
 
     def test_splits_deeper_or_half_named_are_refused(self, tmp_path: Path):
         for number, names in enumerate(

@@ -54,6 +54,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __repr__(self) -> str:
+        """Without the texts, which may be millions."""
+        return f"Split({len(self):,} texts{', no labels' if self.labels is None else ''})"
+
     def take(self, rows: Iterable[int]) -> Split:
         """The given rows, in the given order."""
         kept = list(rows)
