@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 
-from families import FAMILIES, TinyModels
+from families import FAMILIES, VOCABULARY, TinyModels, build_tokenizer
 from helpers import sentences
 from layerfuse import FrozenEncoder
 from layerfuse.encoders import devices, frozen
@@ -71,13 +73,85 @@ def test_fused_norms_are_as_near_to_the_truth(
         assert error < 1.5 * allowed + 1e-3
 
 
-def test_norms_of_another_kind_stay():
-    class Centered(torch.nn.LayerNorm):
-        variance_epsilon = 1e-5
+class _Norm(torch.nn.Module):
+    """An RMS norm whose weight is everywhere the same."""
 
-    norm = Centered(16)
-    assert devices.fuse_norms(torch.nn.Sequential(norm)) == 0
-    assert "forward" not in vars(norm)
+    variance_epsilon = 1e-5
+
+    def __init__(self, dim: int = 4096, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((dim,), weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+class _Centered(_Norm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean(-1, keepdim=True))
+
+
+class _OverAll(_Norm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * (x.pow(2).mean() + 1e-5).rsqrt()
+
+
+class _OfMatrices(_Norm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.ndim == 2
+        return super().forward(x)
+
+
+class _OtherEpsilon(_Norm):
+    variance_epsilon = 1e-6
+
+
+class _InFloat32(_Norm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float()).float()
+
+
+class _Gated(_Norm):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x if gate is None else x * gate)
+
+
+class _AlwaysGated(_Norm):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * gate)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.01, 0.0])
+def test_norms_of_another_kind_stay(weight: float):
+    kinds = [_Centered, _OverAll, _OfMatrices, _OtherEpsilon, _Gated, _AlwaysGated]
+    for kind in kinds if weight else kinds[-2:]:
+        norm = kind(weight=weight)
+        assert devices.fuse_norms(torch.nn.Sequential(norm)) == 0, kind
+        assert "forward" not in vars(norm)
+    assert devices.fuse_norms(_InFloat32(weight=weight).bfloat16()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight", [1.0, 0.01, 0.0])
+def test_rms_norms_of_any_weight_are_fused(weight: float, dtype: torch.dtype):
+    assert devices.fuse_norms(_Norm(weight=weight).to(dtype)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of kernels that are not there
+def test_models_of_gated_norms_are_read(tmp_path: Path, plain_torch: Any):
+    config = hf.Mamba2Config(
+        vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8,
+        n_groups=1, state_size=8, chunk_size=8, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    hf.AutoModel.from_config(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    encoder = plain_torch(tmp_path, dtype="float32")
+    ids = encoder.tokenize(sentences(3)).ids
+    expected = encoder.read(ids, "all", ["mean"])
+    assert devices.fuse_norms(encoder.stack) == 3  # those before the mixers and the last
+    for layer, array in encoder.read(ids, "all", ["mean"]).items():
+        np.testing.assert_allclose(array, expected[layer], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,26 @@ def test_padding_is_masked_where_tokens_see_what_follows(
     monkeypatch.setattr(stack, "forward", watched)
     encoder.read([[5, 6, 7], [5, 6, 7, 8, 9]], "all", ["mean"])
     assert masks == [family not in CAUSAL]
+
+
+def test_transformers_does_not_warn_of_padding_that_no_token_sees(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = FAMILIES["gpt2"]()
+    config.pad_token_id = 1
+    hf.AutoModel.from_config(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    warn = logging.Logger.warning_once  # type: ignore[attr-defined]  # of transformers
+    warn.cache_clear()
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        encoder = opened(tmp_path)
+        encoder.read([[5, 6, 7], [5, 6, 7, 8, 9]], "all", ["mean"])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert encoder.architecture.traits.causal
+    assert not [record for record in caplog.records if "attention_mask" in record.getMessage()]
 
 
 def test_the_trial_is_made_once(tiny: TinyModels, monkeypatch: pytest.MonkeyPatch):

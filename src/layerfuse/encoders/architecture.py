@@ -109,7 +109,8 @@ def pad(
     """Put texts' tokens on the device, and their mask on the CPU.
 
     Short texts are padded on the right. A batch without padding has no mask, so that models need
-    not expand and add one, nor has one that is not to be ``masked``.
+    not expand and add one, nor has one that is not to be ``masked``: there a text's own first token
+    is its padding, as some models warn of ``pad_id`` without a mask.
     """
     import torch
 
@@ -118,6 +119,8 @@ def pad(
     real = np.zeros((len(ids), width), dtype=bool)
     for index, row in enumerate(ids):
         tokens[index, : len(row)] = row
+        if not masked:
+            tokens[index, len(row) :] = row[0]
         real[index, : len(row)] = True
     mask = torch.from_numpy(real)
     options: dict[str, object] = {}
