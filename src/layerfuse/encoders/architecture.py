@@ -406,7 +406,7 @@ def examine(
                     batches = kinds
                     break
         causal = False
-        if batches == "any":
+        if batches == "any" and not _attends_in_chunks(stack):
             changed = [*long[:_SHORT], *other[_SHORT:]]
             seen, unseen = (read(text) for text in (long, changed))
             causal = all(
@@ -432,6 +432,11 @@ def examine(
         layer_parameters=_count_parameters(stack, blocks, n_layers),
         token_limit=token_limit(stack),
     )
+
+
+def _attends_in_chunks(stack: PreTrainedModel) -> bool:
+    """Whether what tokens see depends on chunks, which are longer than the texts of a trial."""
+    return any(getattr(stack.config, name, None) for name in _PADDED_TO)
 
 
 @contextlib.contextmanager
