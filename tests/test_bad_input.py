@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import shutil
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -438,6 +439,11 @@ MISTAKES = [
         "predictions below a file", "predict {run} train.csv --out train.csv/x.csv",
         ("train.csv is not a folder", "--out"),
     ),
+    Mistake(
+        "labels that are a quantity", "fit x.csv -e models/bert", ("a quantity", "label column"),
+        {"x.csv": table([(f"text {n}", f"{min(n, 10) * 1.37:.2f}") for n in range(12)]
+                        + [("text a", "1.37")])},
+    ),
     Mistake("a server asked for JSON", "serve {run} --json", ("no result", "--json")),
     Mistake("predictions onto a folder", "predict {run} train.csv --out full",
             ("full is a folder",), {"full/x": ""}),
@@ -549,6 +555,13 @@ def test_a_mistake_is_explained(mistake: Mistake, models: Path, trained: Path):
 def test_every_message_is_of_a_mistake():
     found = {name for name in read_messages() if name.startswith("mistake: ")}
     assert found == {f"mistake: {mistake.name}" for mistake in MISTAKES}
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken(trained: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        check_refused(lambda: run("serve", trained, "--port", port), str(port), "--port")
 
 
 def test_a_model_folder_without_a_tokenizer(models: Path):

@@ -160,6 +160,16 @@ class TestFitAndPredict:
             model = build(tiny, "bert", max_length=16).fit(texts, LABELS)
         assert model.truncated_share_ == 0.5
 
+    def test_classes_that_look_like_one_or_like_none_are_warned_about(self, tiny: TinyModels):
+        labels = list(LABELS)
+        labels[0], labels[1] = "Good ", "n/a"
+        with pytest.warns(LayerfuseWarning) as caught:
+            build(tiny, "bert").fit(TEXTS, labels)
+        said = "\n".join(str(one.message) for one in caught)
+        assert "'Good ' and 'good'" in said
+        assert "missing value" in said
+        assert "'n/a'" in said
+
     def test_layers_and_poolings_are_those_asked_for(self, tiny: TinyModels):
         poolings = {"bert": ("cls", "max"), "llama": "last"}
         model = build(tiny, "bert", "llama", layers=[1, -1], pooling=poolings).fit(TEXTS, LABELS)

@@ -123,7 +123,7 @@ def test_what_no_date_or_number_can_hold_is_named() -> None:
     ("values", "told"),
     [
         ([None, "", math.nan], "no value"),
-        ([f"ticket {number}" for number in range(300)], "ids and texts"),
+        ([f"ticket {number}" for number in range(300)], "ids or free text"),
         (["1.5"] * 20 + ["about 3"] * 3, "'about 3' in row 20 .*a number"),
         (["2026-01-31"] * 20 + ["31.01.2026"], r"'31\.01\.2026' in row 20 .*a date"),
         ([f"{number},50" for number in range(300)], r"1748\.20"),

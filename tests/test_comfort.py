@@ -222,7 +222,7 @@ class TestRareClasses:
         record = model.fit_record_
         (only,) = np.flatnonzero(record.sample.targets.labels == "only")
         assert record.proba[only].argmax() != 2
-        assert any("1 of 3 classes have only one row ('only')" in line for line in notes.lines)
+        assert any("1 of 3 classes has only one row ('only')" in line for line in notes.lines)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("fusion", ["voting", "stacking", "gated", "bilinear", "tensor"])

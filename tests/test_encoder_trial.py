@@ -216,9 +216,10 @@ def test_padding_is_masked_where_tokens_see_what_follows(
 def test_what_depends_on_chunks_keeps_its_mask(tmp_path: Path):
     """The texts of a trial are shorter than one, so that it would look causal."""
     config = hf.ReformerConfig(
-        **_COMMON, hidden_size=32, num_attention_heads=4, attention_head_size=8, feed_forward_size=48,
-        attn_layers=["lsh", "local"], axial_pos_embds=False, max_position_embeddings=128,
-        is_decoder=True, hash_seed=0, lsh_attn_chunk_length=64, local_attn_chunk_length=64,
+        **_COMMON, hidden_size=32, num_attention_heads=4, attention_head_size=8,
+        feed_forward_size=48, attn_layers=["lsh", "local"], axial_pos_embds=False,
+        max_position_embeddings=128, is_decoder=True, hash_seed=0, lsh_attn_chunk_length=64,
+        local_attn_chunk_length=64,
     )  # fmt: skip
     hf.ReformerModel(config).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)

@@ -124,7 +124,7 @@ class TestCurve:
     ):
         train, y, test, y_test = data
         some, others = ([["a"] if own else ["a", "b"] for own in part] for part in (y, y_test))
-        with pytest.raises(ConfigError, match=f"head='{head}'.*any number of labels"):
+        with pytest.raises(ConfigError, match=f"head='{head}'.*multilabel"):
             learning_curve(train, some, test, others, shares=SHARES, repeats=1, head=head)
 
     def test_labels_may_be_of_any_kind_and_classes_rare(self):
@@ -250,7 +250,7 @@ class TestReading:
         ("last", "said"),
         [
             (0.8, "With about 320 labels it reaches"),
-            (0.9, "It needs as many labels to reach"),
+            (0.9, "as many labels to reach"),
             (0.95, "Fusion does not reach"),
             (0.4, "With 10 or fewer labels it reaches"),
         ],
@@ -329,6 +329,12 @@ class TestCommand:
         assert n_train + n_test == report["data"]["train_rows"] == 90
         assert abs(n_test - 90 / 4) <= 3  # of the 30 rows of each class
         assert f"· no test split: {n_test} training rows are held out to measure on\n" in done.err
+
+    def test_a_class_of_one_row_is_not_measured_on(self, models: tuple[object, ...]):
+        write_csv(Path("rare.csv"), [*rows(90), ("the only one", "rare")])
+        for seed in range(4):  # of which some hold the row out
+            asked = ("--shares", "100", "--repeats", 1, "--seed", seed)
+            succeed("curve", "rare.csv", *models, *asked)
 
     def test_people_get_a_table_of_80_columns_at_most(self, models: tuple[object, ...]):
         done = succeed("curve", "train.csv", "--test", "test.csv", *models, "--repeats", 2)

@@ -90,6 +90,11 @@ class TestReading:
         assert not list(Path().glob("*y.csv*"))  # found before the work
 
     @pytest.mark.slow
+    def test_a_file_that_is_there_is_said_to_be_replaced(self, bundle: Path):
+        asked = ("predict", bundle, "texts.csv", "--out", "again.csv")
+        assert "replaced" not in succeed(*asked).err
+        assert "again.csv is there already, and will be replaced" in succeed(*asked).err
+
     def test_empty_texts_are_counted(self, bundle: Path):
         write_csv(Path("some.csv"), [*rows(20), ("", "news"), (" ", "news")])
         assert "2 of 22 texts are empty" in succeed("predict", bundle, "some.csv").err
@@ -203,10 +208,10 @@ class TestOutput:
         assert not Path("out.csv").exists()
         done = run(*command, "out.csv")
         assert done.code == 2
-        assert "has finished 3 parts" in done.err
+        assert "left 3 finished parts" in done.err
         done = run(*command[:-3], "--part-rows", 8, "--out", "out.csv", "--resume")
         assert done.code == 2
-        assert "another number of rows per part" in done.err
+        assert "different number of rows per part" in done.err
         written = []
         with monkeypatch.context() as patch:
             patch.setattr(

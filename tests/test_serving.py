@@ -453,6 +453,24 @@ class TestLimits:
         assert got.status == status, got.body
         assert status == 200 or got.json["detail"]
 
+    @pytest.mark.parametrize(
+        ("body", "says", "other"),
+        [
+            ({"text": "oil"}, "texts: Field required", "inputs:"),
+            ({"texts": ["oil"], "top_k": 0}, "top_k: ", "inputs"),
+            ({"inputs": 5}, "inputs", "texts"),
+            (b"{", "Invalid JSON", "Request"),
+        ],
+        ids=str,
+    )
+    def test_what_is_wrong_is_said_of_the_form_that_was_meant(
+        self, small: Running, body: object, says: str, other: str
+    ) -> None:
+        detail = small.ask("POST", "/predict", body).json["detail"]
+        assert says in detail
+        assert other not in detail
+        assert not detail.startswith(":")
+
     def test_a_body_in_chunks(self, small: Running) -> None:
         with socket.create_connection(("127.0.0.1", small.port)) as sent:
             head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"

@@ -382,7 +382,7 @@ class TestCommands:
             patch.setattr(PartFiles, "join", stop)
             assert run(*command).code == 130
         write(Path("texts"), "topic=news/year=2020/more.parquet", text=["a"], number=[1])
-        assert "another size and time of the data" in run(*command, "--resume").err
+        assert "different size and time of the data" in run(*command, "--resume").err
 
     def test_output_is_not_written_among_the_texts(self, bundle: Path):
         done = run("predict", bundle, "texts", "--out", "texts/labels.parquet")

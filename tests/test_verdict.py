@@ -337,7 +337,7 @@ class TestRecommended:
         [
             (
                 {"majority": 0.8, "tfidf": 0.8, "last": 0.8, "best": 0.8}, "majority",
-                "always the most frequent label (80.0%); nothing predicts the labels.",
+                "always the most frequent label (80.0%): the texts do not help.",
             ),
             ({"tfidf": 0.8, "last": 0.8}, "tfidf", "TF-IDF with logistic regression (80.0%)."),
             (
@@ -415,7 +415,7 @@ class TestRecommended:
         assert found.recommended == "majority"
         assert not found.gained
         assert "no better than always predicting the most frequent label" in found.sentence
-        assert found.sentence.endswith("nothing predicts the labels.")
+        assert found.sentence.endswith("the texts do not help.")
 
 
 class TestTradeoffs:

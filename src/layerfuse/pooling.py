@@ -1,7 +1,7 @@
 """Pooling of token states to one vector per text, and of a long text's windows to one.
 
-A pooling is one function and its entry in `POOLINGS` or `WINDOW_POOLINGS`; no other module knows
-the names.
+A pooling is one function and its entry in `POOLINGS` or `WINDOW_POOLINGS`; the command line lists
+the names again, so that its help needs no model's libraries.
 """
 
 from __future__ import annotations

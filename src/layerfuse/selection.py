@@ -280,8 +280,8 @@ def _upper(
             if is_better(joined[1], state):
                 selection, state = joined
     if few_labels(targets):
-        few = f"{len(targets)} labeled rows are too few to choose single layers freely"
-        reason = f"{few} (below {FEW_ROWS:,}, and {FEW_PER_CLASS} a class)"
+        few = f"{len(targets)} labeled rows are too few to choose among all layers reliably"
+        reason = f"{few} (fewer than {FEW_ROWS:,}, and than {FEW_PER_CLASS} per class)"
         selection = replace(selection, reason=reason)
     return selection, state
 

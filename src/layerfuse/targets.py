@@ -99,7 +99,7 @@ class LabelSpace:
     def check_link(self, links: Sequence[str], what: str) -> None:
         """Raise a ConfigError where ``what``, which knows some links, does not know this one."""
         if self.link_name not in links:
-            raise ConfigError(f"{what} cannot be used where texts have any number of labels.")
+            raise ConfigError(f"{what} cannot be used with multilabel data.")
 
     def targets(self, decisions: Decisions) -> Targets:
         """Decisions as if they were the truth."""
@@ -428,8 +428,8 @@ class Targets:
     def check_trainable(self, reporter: Reporter = SILENT) -> None:
         """Refuse labels of which fewer than two classes have two rows.
 
-        A class with a single row is trained on like any other; a note says that it is always wrong
-        in cross-validation.
+        A class with a single row is trained on like any other; a note says that it is counted as an
+        error in cross-validation.
 
         Raises
         ------
@@ -455,10 +455,18 @@ class Targets:
                 f"At least two classes need two rows or more, and {len(single)} of {len(labels)} "
                 f"have only one: {_first(single)}. Add rows, or choose another label column."
             )
+        if 2 * sum(map(_is_fraction, single)) > len(self):
+            raise DataError(
+                f"The labels are {len(labels)} different numbers on {len(self)} rows "
+                f"({_first(single)}): a quantity, not classes. Choose another label column, or "
+                "divide the numbers into a few classes."
+            )
         if single:
+            has = "has" if len(single) == 1 else "have"
             reporter.note(
-                f"{len(single)} of {len(labels)} classes have only one row ({_first(single)}): it "
-                "is trained on, but always wrong in cross-validation, where it is held out"
+                f"{len(single)} of {len(labels)} classes {has} only one row ({_first(single)}), "
+                "which is learned from, and counts as an error in cross-validation, where it is "
+                "held out"
             )
 
     def class_weights(
@@ -654,8 +662,9 @@ class MultilabelTargets(Targets):
             )
         if single := [label for label, count in pairs if count == 1]:
             reporter.note(
-                f"{len(single)} of {len(pairs)} labels are on a single row ({_first(single)}): it "
-                "is trained on, but always wrong in cross-validation, where it is held out"
+                f"{len(single)} of {len(pairs)} labels are on a single row ({_first(single)}), "
+                "which is learned from, and counts as an error in cross-validation, where it is "
+                "held out"
             )
 
     def correct(self, decisions: Decisions) -> npt.NDArray[np.bool_]:
@@ -705,7 +714,7 @@ class MultilabelTargets(Targets):
         """
         if given is not None:
             raise ConfigError(
-                f"class_weight={given!r} cannot be used where texts have any number of labels: "
+                f"class_weight={given!r} cannot be used with multilabel data: "
                 "each label has a threshold of its own. Leave it out, or give sample_weight."
             )
         return None
@@ -738,6 +747,14 @@ class MultilabelTargets(Targets):
 def check_trainable(labels: Sequence[object] | None) -> None:
     """Refuse labels that nothing can be learned from; see `Targets.check_trainable`."""
     Targets.from_labels(labels or ()).check_trainable()
+
+
+def _is_fraction(label: object) -> bool:
+    """Whether it is a number with a fraction, such as those of a quantity."""
+    try:
+        return not float(str(label)).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _first(labels: Iterable[object], most: int = 5) -> str:

@@ -28,6 +28,7 @@ from layerfuse.classifier.validation import (
     search_space,
     seed_of,
     settings_of,
+    warn_labels,
     warn_languages,
     warn_truncated,
     whole_number,
@@ -272,6 +273,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             texts, y, sample_weight, groups, self.class_weight, self.fragments, reporter
         )
         check_supported(self, data.targets.space)
+        warn_labels(data.targets.space.classes.tolist(), reporter)
         column_encoder, features = None, None
         if table is not None:
             column_encoder = ColumnEncoder.fit(table)

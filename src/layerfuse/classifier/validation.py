@@ -21,7 +21,7 @@ from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
 from layerfuse.folds import Groups, text_groups
-from layerfuse.labels import Column, as_list, unsaved_kinds
+from layerfuse.labels import Column, alike_labels, as_list, odd_labels, unsaved_kinds
 from layerfuse.model_selection import SearchSpace, check_links, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
@@ -285,6 +285,26 @@ def cost_of_columns(features: npt.NDArray[np.float32]) -> EncoderCost:
     """That of the columns beside texts: hardly any."""
     width = features.shape[1]
     return EncoderCost(COLUMNS_BLOCK.encoder, (width,), 4.0, 0.0, width, 0.0, n_texts=len(features))
+
+
+def warn_labels(labels: Sequence[object], reporter: Reporter) -> None:
+    """Note and warn where classes look like one, or like no value."""
+    names = [label for label in labels if isinstance(label, str)]
+    found = [" and ".join(map(repr, own)) for own in alike_labels(names)]
+    messages = []
+    if found:
+        messages.append(
+            f"classes that differ only in case or blanks are learned as different: "
+            f"{'; '.join(found[:3])}. If they are one, write them alike."
+        )
+    if odd := odd_labels(names):
+        messages.append(
+            f"classes that read like a missing value are learned like others: "
+            f"{', '.join(map(repr, odd[:5]))}. Leave the cells empty if their rows have no label."
+        )
+    for message in messages:
+        reporter.note(message)
+        warnings.warn(message, LayerfuseWarning, stacklevel=3)
 
 
 def warn_languages(

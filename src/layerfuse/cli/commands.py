@@ -210,7 +210,7 @@ def audit(
     if labels:
         output.show(audit_labels(whole, out, output.reporter))
     elif out is not None:
-        raise ConfigError("--out writes the rows that --labels ranks. Add --labels, or leave it.")
+        raise ConfigError("--out writes the rows that --labels ranks. Add --labels, or drop --out.")
     else:
         output.show(audit_data(whole, output.reporter))
 

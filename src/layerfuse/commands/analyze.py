@@ -48,7 +48,7 @@ from layerfuse.report.results import (
     TrainingData,
 )
 from layerfuse.report.run_report import write_model
-from layerfuse.report.tables import percent, points, points_interval
+from layerfuse.report.tables import percent, plural, points, points_interval
 from layerfuse.resources import Budget
 from layerfuse.selection import CostBudget, check_selection
 from layerfuse.targets import Decisions, Targets, check_trainable
@@ -249,6 +249,12 @@ def curve(
         )
     if test is None:
         known, others = targets.folds(_HELD_OUT, config.seed)[0]
+        unseen = targets[known].counts == 0  # classes whose only rows would be held out
+        kept = np.array([not unseen[targets.codes[row]].any() for row in others])
+        if not kept.all():
+            left = plural(int((~kept).sum()), "held-out row is", "held-out rows are")
+            reporter.note(f"{left} left out: no other row is of the class")
+        others = others[kept]
         truth = targets[others]
         reporter.note(f"no test split: {len(others)} training rows are held out to measure on")
     else:
@@ -323,7 +329,7 @@ def _curve_summary(found: LearningCurve) -> str:
     if needed <= first:
         labels = f"{first:,} or fewer"
     elif needed > 0.95 * last.n_rows:  # "with about 300" would say nothing of 300
-        return f"{gain} It needs as many labels to reach {accuracy}."
+        return f"{gain} It takes fusion about as many labels to reach {accuracy}."
     return f"{gain} With {labels} labels it reaches {accuracy}."
 
 

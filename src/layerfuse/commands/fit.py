@@ -445,9 +445,9 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
             reporter.note(f"{split.n_unlabeled} {name} rows have no label and are skipped")
     if dataset.test is not None:
         seen = set(dataset.splits["train"].texts) if "train" in dataset.splits else set()
-        if leaks := sum(text in seen for text in dataset.test.texts):
+        if leaks := sum(text in seen and bool(text.strip()) for text in dataset.test.texts):
             reporter.note(
-                f"{leaks} of {len(dataset.test)} test texts are training texts too, which flatters "
+                f"{leaks} of {len(dataset.test)} test texts are training texts too, which inflates "
                 "the figures; see layerfuse audit"
             )
     return dataset

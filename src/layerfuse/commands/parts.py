@@ -207,14 +207,14 @@ class PartFiles:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif not resume:
             raise StorageError(
-                f"{out}: a run that was stopped has finished {len(self.finished)} parts of it. Go "
-                f"on with --resume, or delete {self.folder} to start anew."
+                f"{out}: an interrupted run left {len(self.finished)} finished parts. Continue it "
+                f"with --resume, or delete {self.folder} to start over."
             )
         elif known != self._facts:
             changed = sorted(name for name in self._facts if known.get(name) != self._facts[name])
             raise StorageError(
-                f"{out}: the parts in {self.folder} are of a run with another "
-                f"{' and '.join(changed)}. Repeat that run, or delete the folder to start anew."
+                f"{out}: the parts in {self.folder} were written with a different "
+                f"{' and '.join(changed)}. Repeat that run, or delete the folder to start over."
             )
 
     @property

@@ -172,7 +172,7 @@ def predict(
     result.
     """
     if (config.data is None) != bool(config.text):
-        raise ConfigError("Give a file with texts, or texts with --text, and not both.")
+        raise ConfigError("Give either a file with texts or texts with --text.")
     kept: list[str] = []
     emit = show or kept.append
     suffix = "" if show is None else ".csv"
@@ -211,6 +211,8 @@ def _predict_file(
     out = None if config.out == "-" else config.out
     if out is not None:
         _check_out(out, data)
+        if not is_url(out) and Path(out).exists():
+            reporter.note(f"{out} is there already, and will be replaced")
         suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
     if data == STANDARD_INPUT and (config.resume or config.stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
@@ -244,7 +246,8 @@ def _predict_file(
     def note_empty() -> None:
         if empty:
             n_rows = sum(sizes.values())
-            reporter.note(f"{empty} of {n_rows} texts are empty; they get a label, too")
+            are = "is" if empty == 1 else "are"
+            reporter.note(f"{empty} of {n_rows} texts {are} empty, and labeled anyway")
 
     if data == STANDARD_INPUT:
         splits = {name: map(counted, parts) for name, parts in opened.splits.items()}

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.folds import normalize
-from layerfuse.labels import each_label
+from layerfuse.labels import alike_labels, each_label, odd_labels
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -24,7 +24,6 @@ NEAR = 0.8
 """Jaccard similarity of words and word pairs from which two texts are near-duplicates."""
 
 _SMALL_CLASS = 5  # training rows; fewer are too few to learn much from
-_NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-", "missing"}
 _BANDS, _ROWS = 16, 4  # of a signature: a pair at 0.8 shares a band with probability 0.9998
 _MOST_CANDIDATES = 20
 _PIECES, _PIECE = 200, (60, 1000)  # sampled pieces of text whose language is told; characters each
@@ -107,9 +106,6 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
     leaks = (row for row, text in numbered if text and text in seen)
     trained, tested = _class_counts(train), _class_counts(test)
     every = dict.fromkeys(name for part in dataset.splits.values() for name in _class_counts(part))
-    alike: dict[str, list[str]] = {}
-    for name in every:
-        alike.setdefault(normalize(name), []).append(name)
     return Audit(
         name=dataset.name,
         splits={name: _audit_split(split, max_chars) for name, split in dataset.splits.items()},
@@ -118,8 +114,8 @@ def audit(dataset: TextDataset, max_chars: int = 2000) -> Audit:
         untested_classes=tuple(name for name in trained if tested and name not in tested),
         unseen_classes=tuple(name for name in tested if trained and name not in trained),
         small_classes={name: count for name, count in trained.items() if count < _SMALL_CLASS},
-        alike_classes=tuple(tuple(names) for names in alike.values() if len(names) > 1),
-        odd_classes=tuple(name for name in every if normalize(name) in _NO_VALUE),
+        alike_classes=alike_labels(every),
+        odd_classes=odd_labels(every),
         languages=find_languages(train.texts),
     )
 

@@ -134,8 +134,8 @@ class CategoryColumn(_Column):
         if len(counts) > max(_MOST_CATEGORIES, 2) and len(counts) > len(values) / 2:
             raise DataError(
                 f"Column {name!r} has {len(counts):,} different values in {len(values):,} rows, "
-                "as ids and texts have. Numbers are written like 1748.20 and dates like "
-                "2026-08-31; else leave it out of the columns, or add it to the texts."
+                "like ids or free text. Write numbers like 1748.20 and dates like 2026-08-31; "
+                "otherwise leave it out of the columns, or add it to the texts."
             )
         frequent = counts.most_common(_MOST_CATEGORIES)
         kept = [value for value, count in frequent if count >= _FEWEST_ROWS]

@@ -330,7 +330,7 @@ def _describe(item: BaselineComparison, where: str) -> str:
     accuracy = _percent(item.on(where).accuracy.value)
     blocks = ", ".join(map(str, item.blocks))
     return {
-        "majority": f"always the most frequent label ({accuracy}); nothing predicts the labels",
+        "majority": f"always the most frequent label ({accuracy}): the texts do not help",
         "tfidf": f"TF-IDF with logistic regression ({accuracy})",
         "last_layer": f"{blocks} alone ({accuracy}; selection='last')",
         "best_block": f"{blocks} alone ({accuracy}; selection='best')",

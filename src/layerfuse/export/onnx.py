@@ -103,7 +103,7 @@ def _write_tokenizer(encoder: FrozenEncoder, folder: Path, index: int) -> dict[s
     core.no_truncation()
     core.enable_padding(pad_id=pad_id, pad_token=core.id_to_token(pad_id))
     name = f"tokenizer_{index}.json" if index else "tokenizer.json"
-    core.save(str(folder / name))
+    (folder / name).write_text(core.to_str(), encoding="utf-8")
     empty = core.encode(text.prefix + text.suffix, add_special_tokens=text.adds_special)
     return {
         "file": name,

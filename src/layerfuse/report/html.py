@@ -167,7 +167,8 @@ def _selected(report: RunReport) -> Section:
         cut = top - max(own, default=0)
         rest = f"; the {plural(cut, 'layer')} above are not loaded" if cut else ""
         numbers = ", ".join(map(str, own))
-        used = f"layers {numbers} of 0 to {top}{rest}" if own else "not used"
+        name = "layer" if len(own) == 1 else "layers"
+        used = f"{name} {numbers} (there are 0 to {top}){rest}" if own else "not used"
         lead.append(f"{encoder.name}: {used}.")
     if selection.reason:
         lead.append(f"{selection.reason}.")
@@ -213,9 +214,9 @@ def _cost(report: RunReport) -> Section:
     summary = f"Nothing beats these in accuracy and cost at once: {front}."
     explained = (
         "Nested accuracy on training rows against the time to read one text on this machine, in "
-        "batches (fused dimensions where all take about the same time). Filled points are beaten "
-        "by none in accuracy, time, memory and dimensions at once; the diamond ships. Hover or tap "
-        "a point for its blocks."
+        "batches (fused dimensions where all take about the same time). No pipeline beats a filled "
+        "point in accuracy, time, memory and dimensions at once; the diamond is the one saved. "
+        "Hover or tap a point for its blocks."
     )
     lead = [explained]
     measured, ratio = report.cost, report.cost.time_ratio
@@ -319,7 +320,7 @@ def _hardest(report: RunReport) -> Section:
         "typical confidence: check their labels first."
     )
     per_class = (
-        "Typical of a class are the texts nearest to the mean of those that are predicted rightly, "
+        "Typical of a class are the texts nearest to the mean of those predicted correctly, "
         "in the fused space; doubtful are those with the least probability of their label."
     )
     shown = [

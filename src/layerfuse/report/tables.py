@@ -149,11 +149,11 @@ def accuracy_table(report: RunReport, *, short: bool = False) -> Table:
 
 def abstention_sentence(own: AbstentionFigures) -> str:
     """How many texts go to a person, and how many of the others are right."""
-    share = f"Of each 100 texts, {100 * own.abstained.value:.0f} go to a person"
+    share = f"Of every 100 texts, {100 * own.abstained.value:.0f} go to a person"
     if own.accuracy is None:
         return f"{share}: the rows are too few, or the errors too many, to promise the target."
     right, span = estimate_cells(own.accuracy)
-    return f"{share}; of the others {right} ({span}) are right."
+    return f"{share}; {right} ({span}) of the rest are right."
 
 
 def abstention_table(own: AbstentionReport) -> Table:

@@ -222,7 +222,7 @@ def _render_evaluation(result: EvaluateResult, out: Console) -> None:
 def _print_run_comparison(own: RunComparison, out: Console) -> None:
     """The difference on the same rows, and texts whose label changed."""
     out.print(
-        f"{own.against}: {own.metric} {own.headline.value:.4f}; this one is better by "
+        f"{own.against}: {own.metric} {own.headline.value:.4f}; this one's difference is "
         f"{gain_text(own.gain)} points; "
         f"{plural(len(own.changes), 'label differs', 'labels differ')}",
         soft_wrap=True,
@@ -418,8 +418,8 @@ def _render_labels(result: LabelAudit, out: Console) -> None:
     own = result.accuracy
     out.print(
         f"{result.name}: {result.suspects:,} of {plural(result.rows, 'label')} look wrong to "
-        f"models that had not seen the row and predict {percent(own.value)} of all rows "
-        f"({interval(own.low, own.high)}) as labeled",
+        f"models that did not see the row and agree with {percent(own.value)} of all labels "
+        f"({interval(own.low, own.high)})",
         soft_wrap=True,
     )
     shown = result.doubts[:_MOST_DOUBTS]

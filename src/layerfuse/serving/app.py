@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -54,6 +55,7 @@ Answer = PredictResponse | list[list[LabelScore]]
 AnyRequest = PredictRequest | ClassificationRequest
 RequestBody = Annotated[AnyRequest, Body(openapi_examples=EXAMPLES)]
 _BODY: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
+_NO_INPUTS = ("ClassificationRequest", "inputs")  # of a body that is not of the Hugging Face form
 _FIRST = ("/", "/predict")  # answered by the first model
 _SWITCH_S = 0.0005
 _NAMED = re.compile("/v1/models/([^/]+)/predict")
@@ -191,12 +193,16 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 def _invalid(error: ValidationError) -> Response:
-    """What is wrong and where, without the texts."""
-    wrong = "; ".join(
-        f"{'.'.join(str(part)[:40] for part in fault['loc'])}: {fault['msg'][:200]}"
-        for fault in error.errors(include_url=False, include_context=False, include_input=False)[:5]
-    )
-    return _json({"detail": wrong}, 422)
+    """What is wrong and where, without the texts; of the two forms by the one that was meant."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    places = [tuple(str(part)[:40] for part in fault["loc"]) for fault in faults]
+    form = PredictRequest if _NO_INPUTS in places else ClassificationRequest
+    wrong = [
+        ": ".join(filter(None, (".".join(place[1:]), fault["msg"][:200])))
+        for place, fault in zip(places, faults, strict=True)
+        if place[:1] in ((), (form.__name__,))
+    ]
+    return _json({"detail": "; ".join(wrong[:5])}, 422)
 
 
 def make_app(server: Server, token: str | None = None) -> Guard:
@@ -318,6 +324,20 @@ def _policy() -> str:
     )
 
 
+def _check_port(host: str, port: int) -> None:
+    """Refuse a taken port before models are loaded, which takes a while."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"The server cannot listen on {host}, port {port}: {error.strerror}. Choose another "
+            "port with --port."
+        ) from error
+
+
 def serve(config: ServeConfig, reporter: Reporter) -> None:
     """Serve runs until SIGTERM or SIGINT; what is in flight is finished first.
 
@@ -336,6 +356,7 @@ def serve(config: ServeConfig, reporter: Reporter) -> None:
     def load(known: tuple[ServedModel, ...]) -> Mapping[str, ServedModel]:
         return load_models(runs, config.encoders, config.device, reporter, known)
 
+    _check_port(config.host, config.port)
     app = make_app(Server(config, load), os.environ.get("LAYERFUSE_TOKEN"))
     lines = logging.StreamHandler(sys.stdout)
     lines.setFormatter(JsonLines())
