@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import DataError
-from layerfuse.folds import normalize
 
 Column: TypeAlias = Iterable[object]
 """A list, tuple, numpy array, pandas or polars Series, or Arrow array of n values."""
@@ -20,7 +19,6 @@ Column: TypeAlias = Iterable[object]
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character, which JSON can hold and no UTF-8."""
 
-_NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-", "missing"}
 _TO_LIST = ("to_pylist", "to_list", "tolist")  # Arrow; polars and pandas; numpy and torch
 
 
@@ -273,16 +271,3 @@ def _is_saved(label: object) -> bool:
     if isinstance(label, str):
         return type(label) is str and not SURROGATE.search(label)
     return type(label) in (int, bool) or (type(label) is float and math.isfinite(label))
-
-
-def alike_labels(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Labels that differ only in case and white space, those that are alike together."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(normalize(name), []).append(name)
-    return tuple(tuple(own) for own in alike.values() if len(own) > 1)
-
-
-def odd_labels(names: Iterable[str]) -> tuple[str, ...]:
-    """Labels that read like a missing value, such as "nan"."""
-    return tuple(name for name in names if normalize(name) in _NO_VALUE)

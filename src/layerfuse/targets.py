@@ -49,6 +49,7 @@ Decisions: TypeAlias = npt.NDArray[Any]
 """What is predicted for each row, in the form that `LabelSpace.decide` gives: the number of its
 label (n,), or whether it has each of several labels, bool (n, n_labels)."""
 
+_NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-", "missing"}
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
 _SAMPLE_PARTS = 20  # of which a sample takes the first, each with the shares of all labels
 _SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
@@ -762,3 +763,16 @@ def _first(labels: Iterable[object], most: int = 5) -> str:
     shown = list(map(repr, labels))
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return f"{', '.join(shown[:most])}{more}"
+
+
+def alike_labels(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Labels that differ only in case and white space, those that are alike together."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(normalize(name), []).append(name)
+    return tuple(tuple(own) for own in alike.values() if len(own) > 1)
+
+
+def odd_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """Labels that read like a missing value, such as "nan"."""
+    return tuple(name for name in names if normalize(name) in _NO_VALUE)

@@ -21,12 +21,12 @@ from layerfuse.embeddings.extraction import BlockView, check_texts
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.errors import ConfigError, DataError, LayerfuseWarning, check_choice
 from layerfuse.folds import Groups, text_groups
-from layerfuse.labels import Column, alike_labels, as_list, odd_labels, unsaved_kinds
+from layerfuse.labels import Column, as_list, unsaved_kinds
 from layerfuse.model_selection import SearchSpace, check_links, check_search
 from layerfuse.progress import Reporter
 from layerfuse.resources import Budget, EncoderCost, resolve_budget
 from layerfuse.selection import CostBudget, check_selection, resolve_selection
-from layerfuse.targets import LabelSpace, Targets
+from layerfuse.targets import LabelSpace, Targets, alike_labels, odd_labels
 
 if TYPE_CHECKING:
     from layerfuse.classifier.classifier import LayerFusionClassifier

@@ -13,7 +13,8 @@ from zlib import crc32
 
 from layerfuse.data.dataset import Split, TextDataset
 from layerfuse.folds import normalize
-from layerfuse.labels import alike_labels, each_label, odd_labels
+from layerfuse.labels import each_label
+from layerfuse.targets import alike_labels, odd_labels
 
 if TYPE_CHECKING:
     from datasketch import MinHash
