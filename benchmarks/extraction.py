@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import alternate, compared, texts_of
+from benchmarks.common import alternate, compared, save, texts_of
 from benchmarks.peers import Reader, embetter, plain_loop, sentence_transformers
 from layerfuse import FrozenEncoder, extract
 from layerfuse.encoders.frozen import DEFAULT_MAX_LENGTH
@@ -67,6 +67,7 @@ def run() -> list[dict[str, Any]]:
         texts = texts_of(case.dataset, _SIZES[case.dataset])
         if texts is not None:
             results += _run(case, texts)
+            save("extraction", results)  # what is measured is kept if the rest is interrupted
     return results
 
 
