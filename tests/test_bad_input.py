@@ -441,8 +441,8 @@ MISTAKES = [
     ),
     Mistake(
         "labels that are a quantity", "fit x.csv -e models/bert", ("a quantity", "label column"),
-        {"x.csv": table([(f"text {n}", f"{min(n, 10) * 1.37:.2f}") for n in range(12)]
-                        + [("text a", "1.37")])},
+        {"x.csv": "text;label\n" + "".join(f"text {n};{n % 16},{n % 16}0\n"
+                                           for n in range(18))},
     ),
     Mistake("a server asked for JSON", "serve {run} --json", ("no result", "--json")),
     Mistake("predictions onto a folder", "predict {run} train.csv --out full",

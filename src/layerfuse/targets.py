@@ -456,11 +456,11 @@ class Targets:
                 f"At least two classes need two rows or more, and {len(single)} of {len(labels)} "
                 f"have only one: {_first(single)}. Add rows, or choose another label column."
             )
-        if 2 * sum(map(_is_fraction, single)) > len(self):
+        if 2 * sum(map(_is_number, single)) > len(self):
             raise DataError(
                 f"The labels are {len(labels)} different numbers on {len(self)} rows "
-                f"({_first(single)}): a quantity, not classes. Choose another label column, or "
-                "divide the numbers into a few classes."
+                f"({_first(single)}): a quantity or a key, not classes. Choose another label "
+                "column, or divide the numbers into a few classes."
             )
         if single:
             has = "has" if len(single) == 1 else "have"
@@ -750,12 +750,13 @@ def check_trainable(labels: Sequence[object] | None) -> None:
     Targets.from_labels(labels or ()).check_trainable()
 
 
-def _is_fraction(label: object) -> bool:
-    """Whether it is a number with a fraction, such as those of a quantity."""
+def _is_number(label: object) -> bool:
+    """Whether it is a number, with a decimal point or comma."""
     try:
-        return not float(str(label)).is_integer()
-    except (ValueError, OverflowError):
+        float(str(label).replace(",", "."))
+    except ValueError:
         return False
+    return True
 
 
 def _first(labels: Iterable[object], most: int = 5) -> str:
