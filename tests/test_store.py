@@ -562,6 +562,17 @@ class TestWorkingAhead:
             np.testing.assert_allclose(found[ref], array, rtol=1e-3, atol=1e-4)
         assert found.costs["tiny"].ms_per_text > 0
 
+    def test_small_models_read_few_batches(
+        self, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A batch costs a GPU as much work for any model: many tokens of a small one."""
+        lengths = [3] * 50 + [300] * 50
+        monkeypatch.setattr(FrozenEncoder, "kind", "cuda")
+        found = [len(jobs.plan_batches(lengths, 10**6, jobs.batch_overhead(encoder)))]
+        monkeypatch.setattr(jobs, "_GPU_OVERHEAD", 20 * encoder.layer_parameters[-1])
+        found += [len(jobs.plan_batches(lengths, 10**6, jobs.batch_overhead(encoder)))]
+        assert found == [1, 2]
+
     def test_out_of_memory_loses_no_batch(
         self, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
     ):
