@@ -5,13 +5,21 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from families import TinyModels
+from families import FAMILIES, TinyModels
+from helpers import sentences
 from layerfuse import FrozenEncoder
 from layerfuse.encoders.devices import count_parameters, loading_options
-from layerfuse.errors import ConfigError, MissingExtraError
+from layerfuse.encoders.int8 import computes_int8, quantize_linears
+from layerfuse.errors import ConfigError, MissingExtraError, UnsupportedModelError
+
+WITHOUT_LINEAR_LAYERS = {"falcon", "falcon-alibi", "gpt2"}
+"""Their products are classes of their own."""
+
+needs_int8 = pytest.mark.skipif(not computes_int8(), reason="this CPU does not multiply 8 bits")
 
 
 def test_quantized_weights_need_cuda_and_their_package(
@@ -29,3 +37,56 @@ def test_packed_weights_count_as_what_they_stand_for():
     assert count_parameters(packed) == 8
     packed.quant_state = SimpleNamespace(shape=torch.Size([4, 4]))
     assert count_parameters(packed) == 16
+
+
+@needs_int8
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - WITHOUT_LINEAR_LAYERS))
+def test_8_bits_on_the_cpu_are_near_the_truth_whatever_the_batch(tiny: TinyModels, family: str):
+    rounded, half, exact = (
+        FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype=dtype)
+        for dtype in ("int8", "bfloat16", "float32")
+    )
+    ids = exact.tokenize(sentences(12, longest=30)).ids
+    cut = FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype="int8").truncate(1)
+    np.testing.assert_array_equal(*(own.read(ids, 1, ("mean",))[1] for own in (rounded, cut)))
+    found, allowed, true = (own.read(ids, "all", ("mean",)) for own in (rounded, half, exact))
+    for row in (0, 5):
+        alone = rounded.read([ids[row]], "all", ("mean",))
+        for layer, states in true.items():
+            size = np.abs(states).mean()
+            error, of_half = (np.abs(own[layer] - states).mean() / size for own in (found, allowed))
+            assert of_half / 4 < error < 0.04 or not layer
+            assert np.abs(alone[layer][0] - found[layer][row]).mean() < 2 * of_half * size
+
+
+@needs_int8
+def test_large_states_of_few_dimensions_cost_no_accuracy():
+    """As sentence encoders have them: rounded as they are, all else would become zero."""
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn((64, 32), generator=random)
+    states[:, 3] *= 1000
+    linear = torch.nn.Linear(32, 16, bias=False)
+    linear.weight.data = torch.randn((16, 32), generator=random)
+    linear.weight.data[:, 3] /= 1000
+    with torch.inference_mode():
+        true = linear(states)
+        assert quantize_linears(torch.nn.Sequential(linear), lambda: linear(states)) == 1
+        error = (linear(states) - true).norm() / true.norm()
+    assert error < 0.02
+
+
+@needs_int8
+@pytest.mark.parametrize("family", sorted(WITHOUT_LINEAR_LAYERS))
+def test_models_without_linear_layers_are_refused(tiny: TinyModels, family: str):
+    encoder = FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype="int8")
+    with pytest.raises(UnsupportedModelError, match="no linear layers"):
+        encoder.stack  # noqa: B018  # loads it
+
+
+def test_a_cpu_that_cannot_multiply_8_bits_is_named(
+    tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with pytest.raises(ConfigError, match="does not multiply in 8 bits"):
+        FrozenEncoder.from_pretrained(tiny("bert"), dtype="int8", device="cpu")

@@ -158,7 +158,7 @@ Device = Annotated[str, _encoders("Device: auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[
     str,
     _encoders(
-        "Data type of the weights; int8 and nf4 on CUDA only.",
+        "Data type; int8 on CUDA and CPUs with VNNI, nf4 on CUDA.",
         choices=("auto", "float32", "bfloat16", "float16", "int8", "nf4"),
     ),
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from layerfuse.encoders.int8 import computes_int8
 from layerfuse.errors import ConfigError, check_choice, require
 
 if TYPE_CHECKING:
@@ -68,12 +69,23 @@ def choose_dtype(dtype: str, device: str) -> str:
     if dtype == "auto":
         return "bfloat16" if _has_fast_bfloat16(device) else "float32"
     check_choice(dtype, ("auto", *DTYPES), "dtype")
-    if dtype in QUANTIZED and kind != "cuda":
+    if dtype == "int8" and kind == "cpu":
+        if not computes_int8():
+            raise ConfigError(
+                "This CPU, or this PyTorch, does not multiply in 8 bits. Use --dtype auto "
+                "(dtype='auto')."
+            )
+    elif dtype in QUANTIZED and kind != "cuda":
         raise ConfigError(
             f"dtype {dtype!r} needs a CUDA device, and this is {device}. Use auto, float32, "
             "bfloat16 or float16."
         )
     return dtype
+
+
+def dtype_of_weights(dtype: str, device: str) -> str:
+    """The dtype to load weights in: on the CPU they are rounded to 8 bits later."""
+    return "bfloat16" if dtype == "int8" and device_kind(device) == "cpu" else dtype
 
 
 def _has_fast_bfloat16(device: str) -> bool:

@@ -30,6 +30,7 @@ from layerfuse.encoders.architecture import (
     count_tokens,
     examine,
     find_architecture,
+    own_states,
     pad,
     pool_layers,
 )
@@ -38,10 +39,12 @@ from layerfuse.encoders.devices import (
     choose_device,
     choose_dtype,
     device_kind,
+    dtype_of_weights,
     fuse_norms,
     pack_linears,
     use_plain_attention,
 )
+from layerfuse.encoders.int8 import quantize_linears
 from layerfuse.encoders.pretrained import load_model, load_tokenizer, refusing, too_large
 from layerfuse.encoders.source import EncoderSource, locate, open_located
 from layerfuse.encoders.tokenizer import (
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MAX_LENGTH = 512
+_TRIED_TOKENS = (16, 32)  # random texts and tokens of each, before weights are rounded
 
 
 def find_source(
@@ -211,7 +215,8 @@ class FrozenEncoder:
             ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         dtype : str
             ``"auto"`` (bfloat16 where the device computes it natively, else float32),
-            ``"float32"``, ``"bfloat16"``, ``"float16"``, or on CUDA ``"int8"`` or ``"nf4"``.
+            ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (on CUDA, and on
+            CPUs that multiply 8 bits themselves), or on CUDA ``"nf4"``.
         batch_tokens : int, optional
             Maximum tokens per batch, padding included; by default it depends on the device.
         trust_remote_code : bool
@@ -568,8 +573,11 @@ class FrozenEncoder:
                 raise NoMemoryError(too_large(self.name)) from error
             raise
         if self.kind == "cpu":
-            pack_linears(architecture.stack)
-            if self.dtype == "bfloat16":
+            if self.dtype == "int8":
+                self._quantize(architecture)
+            else:
+                pack_linears(architecture.stack)
+            if self.dtype in ("bfloat16", "int8"):
                 use_plain_attention(architecture.stack)
         if self.kind == "cuda":
             fuse_norms(architecture.stack)
@@ -592,7 +600,7 @@ class FrozenEncoder:
         traits = self._known_traits()
         if traits is not None:
             self._accept(traits)
-        stack = load_model(self.source, self.dtype, self.device)
+        stack = load_model(self.source, dtype_of_weights(self.dtype, self.device), self.device)
         if traits is None:
             try:
                 traits = self._examine(stack, self.dtype, tokenizer)
@@ -626,6 +634,18 @@ class FrozenEncoder:
             )
         with refusing(f"{self.name} ({kind}) cannot read a short text in {dtype}"):
             return examine(stack, self.name, dtype, tokens, _pad_id(tokenizer, stack), device)
+
+    def _quantize(self, architecture: Architecture) -> None:
+        stack, pad_id = architecture.stack, architecture.pad_id
+        tokens = np.random.default_rng(0).integers(architecture.n_tokens, size=_TRIED_TOKENS)
+        tokens[tokens == pad_id] = not pad_id  # texts of nothing but padding have no values
+        if not quantize_linears(
+            stack, lambda: own_states(stack, tokens.tolist(), pad_id, self.device)
+        ):
+            raise UnsupportedModelError(
+                f"{self.name} has no linear layers that can compute in 8 bits. Use --dtype auto "
+                "(dtype='auto')."
+            )
 
     def _send(self, stack: torch.nn.Module) -> None:
         if self.dtype not in QUANTIZED:  # those are on the device already
