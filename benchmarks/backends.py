@@ -38,11 +38,13 @@ from layerfuse import (
     load_dataset,
 )
 from layerfuse.data import Split
+from layerfuse.encoders.int8 import computes_int8
 from layerfuse.errors import LayerfuseError, LayerfuseWarning
 
 _TIMED = {"mr": 300, "r8": 60}
 _TRAIN = _TEST = 1_000
 _ENCODERS = ("minilm", "mpnet")
+OURS = "layerfuse, all layers"
 PYTHON = "LAYERFUSE_PEERS_PYTHON"
 SETTINGS = (
     *("torch float32", "torch bfloat16", "onnx float32", "onnx int8"),
@@ -111,8 +113,7 @@ def run() -> list[dict[str, Any]]:
         for name in _ENCODERS:
             if (dataset, name) in done:
                 continue
-            encoder = FrozenEncoder.from_pretrained(name, max_length=backends_worker.MAX_LENGTH)
-            results.append({"dataset": dataset, **_measure(encoder, timed, train, test)})
+            results.append({"dataset": dataset, **_measure(name, timed, train, test)})
             save("backends", results)  # what is measured is kept if the rest is interrupted
     return results
 
@@ -122,7 +123,14 @@ def _some(split: Split, n: int) -> Split:
     return split.take(np.arange(len(split))[:: max(1, len(split) // n)][:n])
 
 
-def _measure(encoder: FrozenEncoder, timed: int, train: Split, test: Split) -> dict[str, Any]:
+def _measure(name: str, timed: int, train: Split, test: Split) -> dict[str, Any]:
+    dtypes = {OURS: "auto", **({f"{OURS}, int8": "int8"} if computes_int8() else {})}
+    encoders = {
+        setting: FrozenEncoder.from_pretrained(
+            name, max_length=backends_worker.MAX_LENGTH, dtype=dtype
+        )
+        for setting, dtype in dtypes.items()
+    }
     texts = test.texts[:: max(1, len(test) // timed)][:timed]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -130,46 +138,52 @@ def _measure(encoder: FrozenEncoder, timed: int, train: Split, test: Split) -> d
         calibration.write_text(json.dumps(list(train.texts[:300])), encoding="utf-8")
         peers = {}
         for setting in SETTINGS:
-            peers[setting] = Peer(setting, encoder, calibration)
+            peers[setting] = Peer(setting, encoders[OURS], calibration)
             stack.callback(peers[setting].close)
         ways: dict[str, Callable[[], Any]] = {
-            "layerfuse, all layers": lambda: extract(texts, encoder),
+            **{setting: (lambda own=own: extract(texts, own)) for setting, own in encoders.items()},
             **{setting: (lambda peer=peer: peer.read(texts)) for setting, peer in peers.items()},
         }
         times = alternate(ways)
-        ours = times["layerfuse, all layers"]
-        fused = LayerFusionTransformer(LayerFusionClassifier([encoder], head="ridge", cv=2))
+        fused = {
+            setting: LayerFusionTransformer(LayerFusionClassifier([own], head="ridge", cv=2))
+            for setting, own in encoders.items()
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LayerfuseWarning)
-            fused.fit(train.texts, train.labels)
+            for transformer in fused.values():
+                transformer.fit(train.texts, train.labels)
         found: dict[str, Callable[[Sequence[str]], Floats]] = {
-            "layerfuse, all layers": fused.transform,
+            **{setting: transformer.transform for setting, transformer in fused.items()},
             **{setting: peer.embeddings for setting, peer in peers.items()},
         }
         rows = []
-        for name, seconds in times.items():
+        for setting, seconds in times.items():
             head = RidgeClassifierCV(np.logspace(-3, 4, 15)).fit(
-                found[name](train.texts), train.labels
+                found[setting](train.texts), train.labels
             )
             rows.append(
                 {
-                    "setting": name,
+                    "setting": setting,
                     "seconds": seconds,
                     "median_s": statistics.median(seconds),
                     "ours_to_it": statistics.median(
-                        a / b for a, b in zip(ours, seconds, strict=True)
+                        a / b for a, b in zip(times[OURS], seconds, strict=True)
                     ),
-                    "accuracy": float(head.score(found[name](test.texts), test.labels)),
+                    "accuracy": float(head.score(found[setting](test.texts), test.labels)),
                 }
             )
-            print(encoder.name, rows[-1], flush=True)
+            print(name, rows[-1], flush=True)
     return {
-        "encoder": encoder.name,
-        "dtype": encoder.dtype,
+        "encoder": name,
+        "dtype": encoders[OURS].dtype,
         "texts": len(texts),
         "train_rows": len(train),
         "test_rows": len(test),
-        "blocks": [str(block) for block in fused.classifier_.plan_.blocks],
+        "blocks": {
+            setting: [str(block) for block in transformer.classifier_.plan_.blocks]
+            for setting, transformer in fused.items()
+        },
         "peer_versions": peers["torch float32"].versions,
         "rows": rows,
     }

@@ -1,7 +1,8 @@
 """Reading texts: all layers by layerfuse against the last layer by sentence-transformers and by
 embetter, against the plain loop over all layers, and against layerfuse's own last layer. Same model
 files, texts and token limit. The clock covers tokenisation, the forward passes and pooling; models
-are loaded before."""
+are loaded before. A run goes on where an interrupted one was; without results/extraction.json it
+starts anew."""
 
 from __future__ import annotations
 
@@ -9,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import alternate, compared, save, texts_of
+from benchmarks.common import alternate, compared, measured, save, texts_of
 from benchmarks.peers import Reader, embetter, plain_loop, sentence_transformers
 from layerfuse import FrozenEncoder, extract
+from layerfuse.encoders.devices import choose_dtype
 from layerfuse.encoders.frozen import DEFAULT_MAX_LENGTH
+from layerfuse.encoders.int8 import computes_int8
 
 _SIZES = {"mr": 300, "r8": 60}
+_INT8 = ("int8",) if computes_int8() else ()
+_KEYS = ("encoder", "dataset", "peer", "max_length")
 _POOLINGS = ("mean", "last", "max")
 
 
@@ -34,6 +39,12 @@ class Case:
 def last_layer(encoder: FrozenEncoder) -> Reader:
     """Our own reading of the last layer alone, in the same poolings."""
     return lambda texts: extract(texts, encoder, -1, _POOLINGS)
+
+
+def own_dtype(encoder: FrozenEncoder) -> Reader:
+    """Our own reading of all layers in the dtype that is taken where none is named."""
+    automatic = FrozenEncoder.from_pretrained(encoder.name, max_length=encoder.max_length)
+    return lambda texts: extract(texts, automatic)
 
 
 CASES = (
@@ -58,12 +69,21 @@ CASES = (
         Case("smollm2-135m", dataset, "layerfuse, last layer", last_layer, _POOLINGS)
         for dataset in _SIZES
     ),
+    *(
+        Case(encoder, dataset, f"layerfuse, {choose_dtype('auto', 'cpu')}", own_dtype, dtypes=_INT8)
+        for encoder in ("minilm", "mpnet", "smollm2-135m")
+        for dataset in _SIZES
+        if _INT8
+    ),
 )
 
 
 def run() -> list[dict[str, Any]]:
-    results = []
+    results = measured("extraction")
+    done = {tuple(result[key] for key in _KEYS) for result in results}
     for case in CASES:
+        if (case.encoder, case.dataset, case.says, case.max_length) in done:
+            continue
         texts = texts_of(case.dataset, _SIZES[case.dataset])
         if texts is not None:
             results += _run(case, texts)

@@ -236,10 +236,12 @@ def scoring(results: list[Result]) -> list[str]:
             for name in ("RidgeClassifierCV", "LogisticRegressionCV")
         ]
         ours = f"{case['ours_median_s']:.1f}" if timed else "–"
-        ranking = case["ranking"]
-        first = f"{ranking['first']} ({ranking['rows']:,} rows)"
+        first = behind = "–"
+        if ranking := case.get("ranking"):
+            first = f"{ranking['first']} ({ranking['rows']:,} rows)"
+            behind = f"{ranking['points_behind']:.1f}"
         name = f"{SETS[case['dataset']]}, {case['rows']:,} rows"
-        return [name, f"{case['blocks']}", ours, *times, first, f"{ranking['points_behind']:.1f}"]
+        return [name, f"{case['blocks']}", ours, *times, first, behind]
 
     columns = [
         "data",
