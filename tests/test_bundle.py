@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.model_selection import KFold
 
@@ -25,7 +26,7 @@ from helpers import build, planted
 from layerfuse import EmbeddingStore, FrozenEncoder, LayerFusionClassifier
 from layerfuse.blocks import BlockRef
 from layerfuse.bundle import Bundle, EncoderSpec, load_bundle, save_bundle
-from layerfuse.encoders.devices import choose_dtype
+from layerfuse.encoders.devices import choose_dtype, has_int8
 from layerfuse.errors import (
     ConfigError,
     FormatError,
@@ -129,6 +130,20 @@ class TestRoundTrip:
             assert_same_predictions(again, model)
         else:
             assert (again.predict(OTHERS) == model.predict(OTHERS)).mean() > 0.9
+
+    @pytest.mark.skipif(not has_int8("cpu"), reason="this CPU does not multiply 8 bits")
+    def test_8_bits_where_there_are_some(
+        self, tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        model = build(tiny, dtype="int8").fit(TEXTS, LABELS)
+        model.save(tmp_path / "bundle")
+        again = layerfuse.load(tmp_path / "bundle", device="cpu")
+        assert again.encoders_[0].dtype == "int8"
+        assert_same_predictions(again, model)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        elsewhere = layerfuse.load(tmp_path / "bundle", device="cpu")
+        assert elsewhere.encoders_[0].dtype == "float32"
+        assert (elsewhere.predict(OTHERS) == model.predict(OTHERS)).mean() > 0.9
 
     def test_what_is_loaded_is_what_was_saved(self, fitted: LayerFusionClassifier, saved: Path):
         again = layerfuse.load(saved, device="cpu")

@@ -88,5 +88,5 @@ def test_a_cpu_that_cannot_multiply_8_bits_is_named(
     tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    with pytest.raises(ConfigError, match="does not multiply in 8 bits"):
+    with pytest.raises(ConfigError, match="CPU that multiplies 8 bits"):
         FrozenEncoder.from_pretrained(tiny("bert"), dtype="int8", device="cpu")

@@ -30,6 +30,7 @@ from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef,
 from layerfuse.calibration import Abstention, Calibrator, PlattCalibrator, TemperatureCalibrator
 from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
+from layerfuse.encoders.devices import has_int8
 from layerfuse.encoders.tabular import ColumnEncoder
 from layerfuse.errors import ConfigError, FormatError, LayerfuseError
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
@@ -99,6 +100,8 @@ class EncoderSpec(_Record):
 
     def open(self, place: str | Path | None = None, *, device: str = "auto") -> FrozenEncoder:
         """Find the encoder's files, where it was or at another place."""
+        # Where bfloat16 would be emulated, float32 is faster and as true; both are truer than int8.
+        truer = self.dtype == "bfloat16" or (self.dtype == "int8" and not has_int8(device))
         return FrozenEncoder.from_pretrained(
             self.source if place is None else place,
             name=self.name,
@@ -112,8 +115,7 @@ class EncoderSpec(_Record):
             overlap=self.overlap,
             max_windows=self.max_windows,
             device=device,
-            # Where bfloat16 would be emulated, float32 is faster and as true.
-            dtype="auto" if self.dtype == "bfloat16" else self.dtype,
+            dtype="auto" if truer else self.dtype,
             batch_tokens=self.batch_tokens,
         )
 

@@ -69,18 +69,23 @@ def choose_dtype(dtype: str, device: str) -> str:
     if dtype == "auto":
         return "bfloat16" if _has_fast_bfloat16(device) else "float32"
     check_choice(dtype, ("auto", *DTYPES), "dtype")
-    if dtype == "int8" and kind == "cpu":
-        if not computes_int8():
-            raise ConfigError(
-                "This CPU, or this PyTorch, does not multiply in 8 bits. Use --dtype auto "
-                "(dtype='auto')."
-            )
-    elif dtype in QUANTIZED and kind != "cuda":
+    if dtype == "int8" and not has_int8(device):
         raise ConfigError(
-            f"dtype {dtype!r} needs a CUDA device, and this is {device}. Use auto, float32, "
+            f"dtype 'int8' needs a CUDA device or a CPU that multiplies 8 bits (VNNI, AMX), and "
+            f"this is {device} without. Use --dtype auto (dtype='auto')."
+        )
+    if dtype == "nf4" and kind != "cuda":
+        raise ConfigError(
+            f"dtype 'nf4' needs a CUDA device, and this is {device}. Use auto, float32, "
             "bfloat16 or float16."
         )
     return dtype
+
+
+def has_int8(device: str) -> bool:
+    """Whether a device computes in 8 bits; ``"auto"`` is the one that would be chosen."""
+    kind = device_kind(choose_device(device))
+    return kind == "cuda" or (kind == "cpu" and computes_int8())
 
 
 def dtype_of_weights(dtype: str, device: str) -> str:

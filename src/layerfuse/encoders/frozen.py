@@ -574,7 +574,7 @@ class FrozenEncoder:
             raise
         if self.kind == "cpu":
             if self.dtype == "int8":
-                self._quantize(architecture)
+                self._quantize(architecture, tokenizer, self._tokenizer)
             else:
                 pack_linears(architecture.stack)
             if self.dtype in ("bfloat16", "int8"):
@@ -635,13 +635,20 @@ class FrozenEncoder:
         with refusing(f"{self.name} ({kind}) cannot read a short text in {dtype}"):
             return examine(stack, self.name, dtype, tokens, _pad_id(tokenizer, stack), device)
 
-    def _quantize(self, architecture: Architecture) -> None:
+    def _quantize(
+        self, architecture: Architecture, base: PreTrainedTokenizerBase, tokenizer: TextTokenizer
+    ) -> None:
+        known = min(len(base), architecture.n_tokens)
+        tokens = np.random.default_rng(0).integers(known, size=_TRIED_TOKENS)
+        # As texts, so that they have the special tokens, whose states are the largest.
+        texts = [str(base.decode(row, skip_special_tokens=True)) for row in tokens.tolist()]
         stack, pad_id = architecture.stack, architecture.pad_id
-        tokens = np.random.default_rng(0).integers(architecture.n_tokens, size=_TRIED_TOKENS)
-        tokens[tokens == pad_id] = not pad_id  # texts of nothing but padding have no values
-        if not quantize_linears(
-            stack, lambda: own_states(stack, tokens.tolist(), pad_id, self.device)
-        ):
+
+        def try_tokens() -> None:
+            for ids in filter(None, tokenizer(texts).ids):
+                own_states(stack, [ids], pad_id, self.device)
+
+        if not quantize_linears(stack, try_tokens):
             raise UnsupportedModelError(
                 f"{self.name} has no linear layers that can compute in 8 bits. Use --dtype auto "
                 "(dtype='auto')."
