@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from families import FAMILIES, TinyModels
-from helpers import sentences
+from helpers import Notes, sentences
 from layerfuse import FrozenEncoder
+from layerfuse.encoders import devices
 from layerfuse.encoders.devices import count_parameters, loading_options
 from layerfuse.encoders.int8 import computes_int8, quantize_linears
-from layerfuse.errors import ConfigError, MissingExtraError, UnsupportedModelError
+from layerfuse.errors import ConfigError, MissingExtraError
 
 WITHOUT_LINEAR_LAYERS = {"falcon", "falcon-alibi", "gpt2"}
 """Their products are classes of their own."""
@@ -71,22 +72,52 @@ def test_large_states_of_few_dimensions_cost_no_accuracy():
     linear.weight.data[:, 3] /= 1000
     with torch.inference_mode():
         true = linear(states)
-        assert quantize_linears(torch.nn.Sequential(linear), lambda: linear(states)) == 1
+        assert quantize_linears(linear, torch.float32, lambda: linear(states)) == 1
         error = (linear(states) - true).norm() / true.norm()
     assert error < 0.02
 
 
 @needs_int8
+def test_who_shares_states_sees_what_they_are_now():
+    """Layers that read one tensor share what was rounded, unless it was changed in between."""
+    random = torch.Generator().manual_seed(0)
+    one, two, three = (torch.nn.Linear(32, 16) for _ in range(3))
+    states = torch.randn((8, 32), generator=random)
+
+    def run(states: torch.Tensor) -> list[torch.Tensor]:
+        found = [one(states), two(states)]
+        states += 3
+        return [*found, three(states), one(states)]
+
+    with torch.inference_mode():
+        true = run(states.clone())
+        stack = torch.nn.ModuleList([one, two, three])
+        assert quantize_linears(stack, torch.float32, lambda: run(states.clone())) == 3
+        for own, expected in zip(run(states.clone()), true, strict=True):
+            assert (own - expected).norm() / expected.norm() < 0.02
+        before = states.clone()
+        one(states)
+        assert torch.equal(states, before)
+        for other in (states[:0], states[0], states.double()):
+            fits = torch.nn.functional.linear(other, one.weight.to(other), one.bias.to(other))
+            found = one(other) if other.dtype is torch.float32 else fits
+            assert found.shape == fits.shape
+
+
+@needs_int8
 @pytest.mark.parametrize("family", sorted(WITHOUT_LINEAR_LAYERS))
-def test_models_without_linear_layers_are_refused(tiny: TinyModels, family: str):
-    encoder = FrozenEncoder.from_pretrained(tiny(family), device="cpu", dtype="int8")
-    with pytest.raises(UnsupportedModelError, match="no linear layers"):
-        encoder.stack  # noqa: B018  # loads it
+def test_models_without_linear_layers_say_so(tiny: TinyModels, family: str):
+    notes = Notes()
+    encoder = FrozenEncoder.from_pretrained(
+        tiny(family), device="cpu", dtype="int8", reporter=notes
+    )
+    encoder.stack  # noqa: B018  # loads it
+    assert notes.about("no linear layers")
 
 
 def test_a_cpu_that_cannot_multiply_8_bits_is_named(
     tiny: TinyModels, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(devices, "computes_int8", lambda: False)
     with pytest.raises(ConfigError, match="CPU that multiplies 8 bits"):
         FrozenEncoder.from_pretrained(tiny("bert"), dtype="int8", device="cpu")

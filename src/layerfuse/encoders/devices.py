@@ -90,7 +90,12 @@ def has_int8(device: str) -> bool:
 
 def dtype_of_weights(dtype: str, device: str) -> str:
     """The dtype to load weights in: on the CPU they are rounded to 8 bits later."""
-    return "bfloat16" if dtype == "int8" and device_kind(device) == "cpu" else dtype
+    return choose_dtype("auto", device) if rounds_states(dtype, device) else dtype
+
+
+def rounds_states(dtype: str, device: str) -> bool:
+    """Whether linear layers are given 8 bits by us (`quantize_linears`), not by bitsandbytes."""
+    return dtype == "int8" and device_kind(device) == "cpu"
 
 
 def _has_fast_bfloat16(device: str) -> bool:
@@ -164,6 +169,7 @@ def pack_linears(stack: torch.nn.Module) -> int:
         module
         for module in stack.modules()
         if type(module) is torch.nn.Linear
+        and "forward" not in vars(module)  # of those in 8 bits
         and module.weight.device.type == "cpu"
         and module.weight.dtype in (torch.float32, torch.bfloat16)
     ]
@@ -228,7 +234,7 @@ def use_plain_attention(stack: PreTrainedModel) -> bool:
     if (
         getattr(config, "_attn_implementation", None) != "sdpa"
         or not getattr(stack, "_supports_attention_backend", False)
-        or torch.cpu.get_capabilities().get("amx_bf16")
+        or (hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities()["amx_bf16"])
     ):
         return False
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -42,6 +42,7 @@ from layerfuse.encoders.devices import (
     dtype_of_weights,
     fuse_norms,
     pack_linears,
+    rounds_states,
     use_plain_attention,
 )
 from layerfuse.encoders.int8 import quantize_linears
@@ -284,7 +285,7 @@ class FrozenEncoder:
             "template": self.prompt,
             "chat_question": self.chat_prompt,
             "max_length": self.max_length,
-            "dtype": self.dtype,
+            "dtype": "int8 by token" if rounds_states(self.dtype, self.device) else self.dtype,
         }
 
     @property
@@ -568,16 +569,15 @@ class FrozenEncoder:
             self._tokenizer = self._open_tokenizer(tokenizer, traits)
             self._drop_blocks(architecture)
             self._send(architecture.stack)
+            if rounds_states(self.dtype, self.device):
+                self._quantize(architecture, tokenizer, notes)
         except Exception as error:
             if is_out_of_memory(error):
                 raise NoMemoryError(too_large(self.name)) from error
             raise
         if self.kind == "cpu":
-            if self.dtype == "int8":
-                self._quantize(architecture, tokenizer, self._tokenizer)
-            else:
-                pack_linears(architecture.stack)
-            if self.dtype in ("bfloat16", "int8"):
+            pack_linears(architecture.stack)
+            if dtype_of_weights(self.dtype, self.device) == "bfloat16":
                 use_plain_attention(architecture.stack)
         if self.kind == "cuda":
             fuse_norms(architecture.stack)
@@ -605,7 +605,7 @@ class FrozenEncoder:
             try:
                 traits = self._examine(stack, self.dtype, tokenizer)
             except UnsupportedModelError:
-                if self.dtype not in ("bfloat16", "float16"):
+                if dtype_of_weights(self.dtype, self.device) not in ("bfloat16", "float16"):
                     raise
                 stack = load_model(self.source, "float32", self.device)
                 traits = self._examine(stack, "float32", tokenizer)
@@ -636,23 +636,27 @@ class FrozenEncoder:
             return examine(stack, self.name, dtype, tokens, _pad_id(tokenizer, stack), device)
 
     def _quantize(
-        self, architecture: Architecture, base: PreTrainedTokenizerBase, tokenizer: TextTokenizer
+        self, architecture: Architecture, base: PreTrainedTokenizerBase, notes: list[str]
     ) -> None:
-        known = min(len(base), architecture.n_tokens)
-        tokens = np.random.default_rng(0).integers(known, size=_TRIED_TOKENS)
-        # As texts, so that they have the special tokens, whose states are the largest.
-        texts = [str(base.decode(row, skip_special_tokens=True)) for row in tokens.tolist()]
-        stack, pad_id = architecture.stack, architecture.pad_id
+        import torch
+
+        stack, known = architecture.stack, architecture.n_tokens
+        tokens = np.random.default_rng(0).integers(min(len(base), known), size=_TRIED_TOKENS)
 
         def try_tokens() -> None:
-            for ids in filter(None, tokenizer(texts).ids):
-                own_states(stack, [ids], pad_id, self.device)
+            # As texts, so that they have the special tokens, whose states are the largest.
+            texts = [str(base.decode(row, skip_special_tokens=True)) for row in tokens.tolist()]
+            for ids in self.tokenizer(texts).ids:
+                if own := [token for token in ids if token < known]:
+                    own_states(stack, [own], architecture.pad_id, self.device)
 
-        if not quantize_linears(stack, try_tokens):
-            raise UnsupportedModelError(
-                f"{self.name} has no linear layers that can compute in 8 bits. Use --dtype auto "
-                "(dtype='auto')."
-            )
+        dtype = getattr(torch, dtype_of_weights(self.dtype, self.device))
+        with refusing(f"{self.name} cannot be tried before its weights are rounded to int8"):
+            if not quantize_linears(stack, dtype, try_tokens):
+                notes.append(
+                    f"{self.name} has no linear layers that can compute in 8 bits, so that "
+                    "int8 changes nothing"
+                )
 
     def _send(self, stack: torch.nn.Module) -> None:
         if self.dtype not in QUANTIZED:  # those are on the device already

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +26,9 @@ _PART = 1 << 18  # states that are rounded at a time stay in the cache
 _TINY = 1e-30
 
 
+@cache
 def computes_int8() -> bool:
-    """Whether this CPU multiplies 8 bits itself, and this PyTorch can have it do so."""
+    """Whether this CPU multiplies 8 bits itself, and this PyTorch has it do so without loss."""
     import torch
 
     if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12 and later
@@ -34,31 +36,47 @@ def computes_int8() -> bool:
         fast = any(units.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
     else:
         fast = torch.cpu._is_vnni_supported()
-    return fast and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    if not fast:
+        return False
+    levels = torch.full((2, 64), 255, dtype=torch.uint8)
+    weight = torch.full((4, 64), float(_MOST))
+    try:
+        found = _product(weight)(levels, torch.float32)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((found == (255 - _ZERO) * _MOST * 64).all())
 
 
-def quantize_linears(stack: torch.nn.Module, try_tokens: Callable[[], object]) -> int:
-    """Let the linear layers of a model compute in 8 bits; return how many.
+def quantize_linears(
+    stack: torch.nn.Module, dtype: torch.dtype, try_tokens: Callable[[], object]
+) -> int:
+    """Let the linear layers whose weights have this dtype compute in 8 bits; return how many.
 
     ``try_tokens`` runs the model on random tokens, which shows what each layer reads. Layers that
     it does not reach stay as they are, as do the weights themselves.
     """
     import torch
 
-    groups = _watch(stack, try_tokens)
-    for linears, tops in groups:
-        weights = [linear.weight.detach().float() for linear in linears]
+    linears = [
+        module
+        for module in stack.modules()
+        if type(module) is torch.nn.Linear and module.weight.dtype is dtype
+    ]
+    groups = _watch(linears, try_tokens)
+    for group, tops in groups:
+        weights = [linear.weight.detach().float() for linear in group]
         largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
         factor = (largest.clamp(min=_TINY) / tops.clamp(min=_TINY)).sqrt()
         factor[(tops == 0) | (largest == 0) | ~tops.isfinite()] = 1
-        states = _States(factor)
-        for linear, weight in zip(linears, weights, strict=True):
-            linear.forward = _forward(weight / factor, linear.bias, states)  # type: ignore[method-assign, assignment]
-    return sum(len(linears) for linears, _ in groups)
+        states = _States(factor, len(group))
+        for linear, weight in zip(group, weights, strict=True):
+            forward = _forward(linear, weight / factor, states)
+            linear.forward = forward  # type: ignore[method-assign, assignment]
+    return sum(len(group) for group, _ in groups)
 
 
 def _watch(
-    stack: torch.nn.Module, try_tokens: Callable[[], object]
+    linears: Sequence[torch.nn.Linear], try_tokens: Callable[[], object]
 ) -> list[tuple[list[torch.nn.Linear], torch.Tensor]]:
     """Linear layers by the states that they read together, and the largest size (n_in,) of each
     dimension of these.
@@ -67,30 +85,31 @@ def _watch(
 
     groups: list[list[torch.nn.Linear]] = []
     tops: list[torch.Tensor] = []
-    groups_of: dict[torch.nn.Module, int] = {}
-    last: list[tuple[torch.Tensor, int]] = []
+    numbers: dict[torch.nn.Module, int] = {}
+    last: list[tuple[torch.Tensor, torch.Tensor, int]] = []
 
-    def look(linear: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        (states,) = inputs
-        top = states.flatten(0, -2).abs().amax(0).float()
-        number = groups_of.get(linear, -1)
-        if number < 0 and isinstance(linear, torch.nn.Linear):
-            if last and last[0][0] is states:
-                number = last[0][1]
+    def look(
+        linear: torch.nn.Linear, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+    ) -> None:
+        states: torch.Tensor = (*args, *kwargs.values())[0]
+        if not states.numel():
+            return
+        top = states.reshape(-1, states.shape[-1]).abs().amax(0).float()
+        number = numbers.get(linear, -1)
+        if number < 0:
+            # Not those that were changed in place in between.
+            if last and last[0][0] is states and torch.equal(last[0][1], states):
+                number = last[0][2]
             else:
                 number = len(groups)
                 groups.append([])
                 tops.append(top)
             groups[number].append(linear)
-            groups_of[linear] = number
+            numbers[linear] = number
         tops[number] = torch.maximum(tops[number], top)
-        last[:] = [(states, number)]
+        last[:] = [(states, states.clone(), number)]
 
-    hooks = [
-        module.register_forward_pre_hook(look)
-        for module in stack.modules()
-        if type(module) is torch.nn.Linear
-    ]
+    hooks = [linear.register_forward_pre_hook(look, with_kwargs=True) for linear in linears]
     try:
         with torch.inference_mode():
             try_tokens()
@@ -102,12 +121,16 @@ def _watch(
 
 @dataclass(frozen=True)
 class _Rounded:
-    """States, whole numbers (tokens, n_in), and the step (tokens, 1) between two of each token."""
+    """States, whole numbers (tokens, n_in), and the step (tokens, 1) between two of each token.
+
+    ``readers`` are the linear layers that have read them.
+    """
 
     by: _States
     states: weakref.ref[torch.Tensor]
     levels: torch.Tensor
     steps: torch.Tensor
+    readers: set[torch.nn.Module] = field(default_factory=set)
 
 
 class _States:
@@ -115,15 +138,25 @@ class _States:
 
     _last = threading.local()  # of all models: what is rounded is not kept for long
 
-    def __init__(self, factor: torch.Tensor) -> None:
+    def __init__(self, factor: torch.Tensor, n_readers: int) -> None:
         self._factor = factor
+        self._n_readers = n_readers
 
-    def rounded(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Their levels and steps."""
+    def rounded(
+        self, states: torch.Tensor, reader: torch.nn.Module
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Their levels and steps. Who reads the same tensor again finds other states there."""
         last: _Rounded | None = getattr(self._last, "value", None)
-        if last is None or last.by is not self or last.states() is not states:
-            last = _Rounded(self, weakref.ref(states), *self._round(states.flatten(0, -2)))
-            self._last.value = last
+        if (
+            last is None
+            or last.by is not self
+            or last.states() is not states
+            or reader in last.readers
+        ):
+            rows = states.reshape(-1, states.shape[-1])
+            last = _Rounded(self, weakref.ref(states), *self._round(rows))
+        last.readers.add(reader)
+        self._last.value = last if len(last.readers) < self._n_readers else None
         return last.levels, last.steps
 
     def _round(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +167,7 @@ class _States:
         n_rows = max(1, _PART // states.shape[1])
         for start in range(0, len(states), n_rows):
             part, into = (own[start : start + n_rows] for own in (states, levels))
-            scaled = part.float().mul_(self._factor)
+            scaled = part * self._factor  # in float32, a tensor of its own
             top = scaled.abs().amax(1, keepdim=True).clamp_(min=_TINY)
             into.copy_(scaled.mul_(_MOST / top).round_())
             tops.append(top)
@@ -142,27 +175,40 @@ class _States:
         return levels.view(torch.uint8).bitwise_xor_(_ZERO), steps
 
 
+def _product(weight: torch.Tensor) -> Callable[[torch.Tensor, torch.dtype], torch.Tensor]:
+    """What multiplies levels (tokens, n_in) by a weight (n_out, n_in) that is rounded."""
+    import torch
+
+    steps = weight.abs().amax(1).clamp_(min=_TINY).div_(_MOST)
+    levels = (weight / steps[:, None]).round_().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(levels, (_TYPICAL_TOKENS, weight.shape[1]))
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    multiply: Callable[..., torch.Tensor] = torch.ops.onednn.qlinear_pointwise.default
+    weights = packed, steps, zeros
+
+    def product(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return multiply(levels, 1.0, _ZERO, *weights, None, 1.0, 0, dtype, "none", [], "")
+
+    return product
+
+
 def _forward(
-    weight: torch.Tensor, bias: torch.Tensor | None, states: _States
+    linear: torch.nn.Linear, weight: torch.Tensor, states: _States
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     import torch
 
-    n_out, n_in = weight.shape
-    steps = weight.abs().amax(1).clamp_(min=_TINY).div_(_MOST)
-    levels = (weight / steps[:, None]).round_().to(torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(levels, (_TYPICAL_TOKENS, n_in))
-    zeros = torch.zeros(n_out, dtype=torch.int64)
-    multiply: Callable[..., torch.Tensor] = torch.ops.onednn.qlinear_pointwise.default
+    own, product = linear.weight, _product(weight)
+    bias: torch.Tensor | None = linear.bias
 
     def forward(input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # nn.Linear's own name for it
-        levels, by_token = states.rounded(input)
-        product = multiply(
-            *(levels, 1.0, _ZERO, packed, steps, zeros, None, 1.0, 0, input.dtype, "none", [], "")
-        )
+        if input.dtype is not own.dtype or not input.numel():
+            return torch.nn.functional.linear(input, own, bias)
+        levels, steps = states.rounded(input, linear)
+        found = product(levels, input.dtype)
         if bias is None:
-            product.mul_(by_token)
+            found.mul_(steps)
         else:
-            torch.addcmul(bias, product, by_token, out=product)
-        return product.view(*input.shape[:-1], n_out)
+            torch.addcmul(bias, found, steps, out=found)
+        return found.view(*input.shape[:-1], len(own))
 
     return forward
