@@ -141,7 +141,8 @@ class TestRoundTrip:
         assert again.encoders_[0].dtype == "int8"
         assert_same_predictions(again, model)
         monkeypatch.setattr(devices, "computes_int8", lambda: False)
-        elsewhere = layerfuse.load(tmp_path / "bundle", device="cpu")
+        with pytest.warns(LayerfuseWarning, match="this machine cannot do"):
+            elsewhere = layerfuse.load(tmp_path / "bundle", device="cpu")
         assert elsewhere.encoders_[0].dtype == choose_dtype("auto", "cpu")
         assert (elsewhere.predict(OTHERS) == model.predict(OTHERS)).mean() > 0.9
 

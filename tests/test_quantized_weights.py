@@ -57,7 +57,8 @@ def test_8_bits_on_the_cpu_are_near_the_truth_whatever_the_batch(tiny: TinyModel
         for layer, states in true.items():
             size = np.abs(states).mean()
             error, of_half = (np.abs(own[layer] - states).mean() / size for own in (found, allowed))
-            assert of_half / 4 < error < 0.04 or not layer
+            assert error < 0.04
+            assert error != of_half or not layer  # the blocks did compute in 8 bits
             assert np.abs(alone[layer][0] - found[layer][row]).mean() < 2 * of_half * size
 
 
@@ -98,10 +99,8 @@ def test_who_shares_states_sees_what_they_are_now():
         before = states.clone()
         one(states)
         assert torch.equal(states, before)
-        for other in (states[:0], states[0], states.double()):
-            fits = torch.nn.functional.linear(other, one.weight.to(other), one.bias.to(other))
-            found = one(other) if other.dtype is torch.float32 else fits
-            assert found.shape == fits.shape
+        assert torch.equal(one(states[0]), one(states)[0])
+        assert one(states[:0]).shape == (0, 16)
 
 
 @needs_int8
@@ -113,6 +112,7 @@ def test_models_without_linear_layers_say_so(tiny: TinyModels, family: str):
     )
     encoder.stack  # noqa: B018  # loads it
     assert notes.about("no linear layers")
+    assert encoder.identity["dtype"] != "int8"  # which is bitsandbytes'
 
 
 def test_a_cpu_that_cannot_multiply_8_bits_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.encoders.devices import has_int8
 from layerfuse.encoders.tabular import ColumnEncoder
-from layerfuse.errors import ConfigError, FormatError, LayerfuseError
+from layerfuse.errors import ConfigError, FormatError, LayerfuseError, LayerfuseWarning
 from layerfuse.files import atomic_folder, read_json, read_tensors, write_json, write_tensors
 from layerfuse.fusion import load_fusion
 from layerfuse.heads import load_head
@@ -100,8 +101,15 @@ class EncoderSpec(_Record):
 
     def open(self, place: str | Path | None = None, *, device: str = "auto") -> FrozenEncoder:
         """Find the encoder's files, where it was or at another place."""
-        # Where bfloat16 would be emulated, float32 is faster and as true; both are truer than int8.
-        truer = self.dtype == "bfloat16" or (self.dtype == "int8" and not has_int8(device))
+        dtype = self.dtype
+        if dtype == "int8" and not has_int8(device):
+            warnings.warn(
+                f"{self.name} was read in int8 when this was fitted, which this machine cannot do. "
+                "It is read in bfloat16 or float32; predictions may differ slightly.",
+                LayerfuseWarning,
+                stacklevel=2,
+            )
+            dtype = "auto"
         return FrozenEncoder.from_pretrained(
             self.source if place is None else place,
             name=self.name,
@@ -115,7 +123,8 @@ class EncoderSpec(_Record):
             overlap=self.overlap,
             max_windows=self.max_windows,
             device=device,
-            dtype="auto" if truer else self.dtype,
+            # Where bfloat16 would be emulated, float32 is faster and as true.
+            dtype="auto" if dtype == "bfloat16" else dtype,
             batch_tokens=self.batch_tokens,
         )
 
