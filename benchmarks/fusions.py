@@ -171,7 +171,7 @@ def published(training: TrainingSample, data: Data, blocks: tuple[BlockRef, ...]
 
 def plans(blocks: tuple[BlockRef, ...]) -> list[Plan]:
     """Each fusion, plain and residual, with a ridge head; concatenation with each head."""
-    heads = ("logistic", "kernel", "mlp")
+    heads = ("logistic", "balanced_ridge", "kernel", "mlp")
     plain = [Plan(blocks, name) for name in FUSIONS]
     return plain + [Plan(blocks, "concat", head) for head in heads]
 
