@@ -17,6 +17,10 @@ from layerfuse.report.run_report import read_run_report
 _CASES = {
     "MR, mpnet + smollm2-135m": ("fit", "mr", "-e", "mpnet", "-e", "smollm2-135m"),
     "R8, mpnet": ("fit", "r8", "-e", "mpnet"),
+    "MR, minilm + mpnet + smollm2-135m, three poolings (153 blocks)": (
+        *("fit", "mr", "-e", "minilm", "-e", "mpnet", "-e", "smollm2-135m"),
+        *("--pooling", "mean,last,max"),
+    ),
     "demo": ("demo",),
 }
 _FITS, _HELPS = 3, 7
