@@ -137,9 +137,9 @@ class TestOrderAndBatches:
 
     def test_a_view_says_what_it_holds(self, tiny: TinyModels):
         found = extract(["good", "bad"], opened(tiny("bert")), [0, 3])
-        assert repr(found) == "<BlockView of 2 rows, 2 blocks: tiny:0:mean to tiny:3:mean>"
+        assert repr(found) == "<BlockView rows=2 blocks=2: tiny:0:mean to tiny:3:mean>"
         one = found.select([BlockRef("tiny", 0, "mean")])
-        assert repr(one) == "<BlockView of 2 rows, 1 blocks: tiny:0:mean>"
+        assert repr(one) == "<BlockView rows=2 blocks=1: tiny:0:mean>"
 
     def test_blocks_come_in_the_order_of_poolings_and_layers(self, tiny: TinyModels):
         found = extract(["good"], opened(tiny("bert")), [-1, 0, 3, 1], ("max", "mean", "max"))

@@ -111,7 +111,7 @@ class BlockView(Mapping[BlockRef, npt.NDArray[np.float32]]):
     def __repr__(self) -> str:
         blocks = [str(ref) for ref in self]
         ends = " to ".join(dict.fromkeys([*blocks[:1], *blocks[-1:]]))
-        return f"<BlockView of {len(self._rows)} rows, {len(self)} blocks: {ends}>"
+        return f"<BlockView rows={len(self._rows)} blocks={len(self)}: {ends}>"
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> BlockView:
         """The same blocks of some rows: ``rows`` are numbers (n,) or a mask (n_rows,)."""
