@@ -74,7 +74,9 @@ def _table(name: str) -> str:
         return f"Not measured yet: `python -m benchmarks {source}`.\n"
     value = json.loads(path.read_text(encoding="utf-8"))
     hardware = value["hardware"]
-    place = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores"
+    place = f"{hardware['cpu']}, {hardware['cores']} cores"
+    if gpu_name := hardware.get("gpu"):
+        place += f", {gpu_name}"
     return "\n".join([*make(value["results"]), "", f"({place}, {value['date']})", ""])
 
 
@@ -526,6 +528,16 @@ def gpu(results: list[Result]) -> list[str]:
     return markdown_table(header, rows, left=2)
 
 
+def cpu_int8(results: list[Result]) -> list[str]:
+    """All layers in 8 bits against bfloat16 on the CPU beside the GPU."""
+    [section] = [result for result in results if result["section"] == "cpu_int8"]
+    rows = []
+    for case, result in section["results"].items():
+        int8, bfloat16 = (result["times"][dtype]["median_s"] for dtype in ("int8", "bfloat16"))
+        rows.append([case, f"{int8:.2f}", f"{bfloat16:.2f}", f"{int8 / bfloat16:.2f}"])
+    return markdown_table(["encoder's shape", "int8, s", "bfloat16, s", "ratio"], rows)
+
+
 def languages(results: list[Result]) -> list[str]:
     """Accuracy in English, out of fold, and in each other language."""
     names = list(results[0]["accuracy"])
@@ -558,6 +570,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "windows": ("windows", windows),
     "languages": ("languages", languages),
     "gpu": ("gpu", gpu),
+    "cpu_int8": ("gpu", cpu_int8),
     "scaling": ("scaling", scaling),
     "cluster": ("cluster", cluster),
 }

@@ -31,7 +31,7 @@ from benchmarks.gpu.parts import (
     Context,
     OutOfTimeError,
 )
-from benchmarks.gpu.speed import llama_7b, loading, minilm, quantized, qwen_7b, waits
+from benchmarks.gpu.speed import cpu_int8, llama_7b, loading, minilm, quantized, qwen_7b, waits
 
 SECTIONS: dict[str, tuple[Callable[[Context, dict[str, Any]], None], float]] = {
     "parity": (parity, 100),
@@ -44,6 +44,7 @@ SECTIONS: dict[str, tuple[Callable[[Context, dict[str, Any]], None], float]] = {
     "loading": (loading, 30),
     "quantized": (quantized, 20),
     "qwen_7b": (qwen_7b, 70),
+    "cpu_int8": (cpu_int8, 90),
 }
 """Sections in their order, each with its seconds on a GPU."""
 

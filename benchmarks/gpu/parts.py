@@ -67,10 +67,15 @@ _MINILM = {
     "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
     "intermediate_size": 1536, "vocab_size": 30522,
 }  # fmt: skip
+_MPNET = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "vocab_size": 30522,
+}  # fmt: skip
 _SMALL = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 128, "vocab_size": 64,
 }  # fmt: skip
+_SMALL_BERT = {k: v for k, v in _SMALL.items() if k != "num_key_value_heads"}
 FULL = Sizes(
     families=tuple(FAMILIES),
     thread_reads=200,
@@ -84,7 +89,12 @@ FULL = Sizes(
     memory_texts=4000,
     memory_gib=2.5,
     minilm_rows=None,
-    shapes={"llama": ("llama", _LLAMA), "qwen": ("qwen2", _QWEN), "minilm": ("bert", _MINILM)},
+    shapes={
+        "llama": ("llama", _LLAMA),
+        "qwen": ("qwen2", _QWEN),
+        "minilm": ("bert", _MINILM),
+        "mpnet": ("bert", _MPNET),
+    },
     texts=640,
     lengths=(64, 256),
     budgets=(4096, 8192, 16384, 32768, 65536),
@@ -103,7 +113,8 @@ TINY = Sizes(
     shapes={
         "llama": ("llama", _SMALL),
         "qwen": ("qwen2", _SMALL),
-        "minilm": ("bert", {k: v for k, v in _SMALL.items() if k != "num_key_value_heads"}),
+        "minilm": ("bert", _SMALL_BERT),
+        "mpnet": ("bert", _SMALL_BERT),
     },
     texts=24,
     lengths=(8, 32),

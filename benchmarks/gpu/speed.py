@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from layerfuse.embeddings.jobs import (
 )
 from layerfuse.encoders.architecture import Batch, accepted, pad
 from layerfuse.encoders.checks import check_encoder
+from layerfuse.encoders.devices import has_int8
 from layerfuse.progress import SILENT
 
 
@@ -397,3 +399,41 @@ def quantized(context: Context, out: dict[str, Any]) -> None:
             "cosine": float(cosines(found, exact).min()),
             "bytes_per_parameter": encoder.bytes_per_parameter,
         }
+
+
+def cpu_int8(context: Context, out: dict[str, Any]) -> None:
+    """All layers by the CPU beside the GPU, which may have AMX: int8 against bfloat16."""
+    if not has_int8("cpu"):
+        out["note"] = "this CPU does not multiply 8 bits"
+        return
+    on_cpu = replace(context, device="cpu")
+    rng = np.random.default_rng(0)
+    texts = {
+        "short": random_texts(rng, context.sizes.texts // 2, (8, 48)),
+        "long": random_texts(rng, context.sizes.texts // 16, context.sizes.lengths),
+    }
+    for shape in ("minilm", "mpnet"):
+        family, sizes = context.sizes.shapes[shape]
+        folder = context.folder / shape
+        made = in_memory(family, sizes, on_cpu, "float32")
+        made.stack.save_pretrained(folder)
+        build_tokenizer().save_pretrained(folder)
+        encoders = {
+            dtype: FrozenEncoder.from_pretrained(folder, device="cpu", dtype=dtype)
+            for dtype in ("int8", "bfloat16")
+        }
+        for encoder in encoders.values():
+            extract(TEXTS, encoder)
+        before = torch.get_num_threads()
+        for threads in sorted({2, before}):
+            torch.set_num_threads(threads)
+            try:
+                for kind, rows in texts.items():
+                    out[f"{shape}, {kind} texts, {threads} threads"] = {"times": (times := {})}
+                    ways = {dtype: partial(extract, rows, encoders[dtype]) for dtype in encoders}
+                    timed(on_cpu, ways, context.sizes.repeats, times)
+                    n_tokens = sum(map(len, encoders["int8"].tokenize(rows).ids))
+                    for result in times.values():
+                        result["tokens_per_s"] = n_tokens / result["median_s"]
+            finally:
+                torch.set_num_threads(before)
