@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections import Counter
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 import pyarrow
@@ -508,6 +509,22 @@ def test_nouns_refuse_what_does_not_fit() -> None:
 def skewed(sizes: dict[str, int]) -> Split:
     labels = tuple(label for label, size in sizes.items() for _ in range(size))
     return Split(tuple(f"{label} {row}" for row, label in enumerate(labels)), labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        ((7, None, 8), (7, None, 8)),
+        (("a", "b", ""), ("a", "b", "")),
+        ((7, "b", None), ("7", "b", None)),
+        ((date(2026, 3, 1), None, date(2026, 3, 2)), ("2026-03-01", None, "2026-03-02")),
+        ((b"x", b"y", b"z"), ("b'x'", "b'y'", "b'z'")),
+    ],
+)
+def test_ids_are_of_one_plain_kind(given: tuple[object, ...], ids: tuple[object, ...]):
+    split = Split(("one", "two", "three"), columns={"name": given})
+    assert split.ids("name") == ids
+    assert split.ids(None) == (None, None, None)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -166,6 +167,30 @@ def test_the_diagnosis_says_what_is_hard_doubled_and_measured(place: tuple[Path,
         assert train.labels[text.row] == text.label
     assert hardest.wrong == int((found["truth"] != found["predicted"]).sum())
     assert report.data.audit.leaks.count == 4
+
+
+def test_rows_and_ids_are_those_of_the_file(tiny: TinyModels, tmp_path: Path):
+    """Though rows without a label are skipped, and but a sample of the others is learned from."""
+    labeled = [(text, label if row % 4 else "") for row, (text, label) in enumerate(rows(80))]
+    ids = [f"T-{row}" for row in range(80)]
+    path = tmp_path / "tickets.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = zip(ids, *zip(*labeled, strict=True), strict=True)
+        csv.writer(file).writerows([("ticket", "text", "label"), *lines])
+    named = ["--id-column", "ticket", "--text-column", "text", "--label-column", "label"]
+    options = [*named, "--sample", 40, "--store", tmp_path / "store"]
+    options += ["--out", tmp_path / "run"]
+    succeed("fit", path, "-e", tiny("bert"), *QUICK, *options)
+    report, kept = read_run_report(tmp_path / "run"), predicted(tmp_path / "run", "cv")
+    assert [ids[row] for row in kept["row"]] == kept["id"].tolist()
+    assert len(kept["row"]) < 60 <= max(kept["row"])
+    diagnosis = report.diagnosis
+    for text in (*diagnosis.hardest.texts, *diagnosis.class_texts):
+        assert (text.text, text.label) == labeled[text.row]
+        assert text.id == ids[text.row]
+    first = diagnosis.hardest.texts[0]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"{first.row}: {first.id}" in page
 
 
 def test_confusion_and_calibration_count_every_test_row(place: tuple[Path, Done]):

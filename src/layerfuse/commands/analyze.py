@@ -122,9 +122,10 @@ def _write_predictions(
     import pyarrow
     import pyarrow.parquet
 
-    ids = split.column(id_column)
     space = targets.space
-    columns: dict[str, Sequence[object]] = {"row": split.rows, **({"id": ids} if ids else {})}
+    columns: dict[str, Sequence[object]] = {"row": split.rows}
+    if id_column is not None:
+        columns["id"] = split.ids(id_column)
     columns |= {"label": space.names(targets.codes)}
     columns |= {str(block): space.names(own) for block, own in decisions.items()}
     with atomic_write(path) as temporary:
@@ -370,13 +371,13 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
     scores, suspect = _QUALITIES[targets.space.link_name](targets, proba)
     space = targets.space.tuned(proba, targets)
     best = space.decide(proba)
-    ids = split.column(config.id_column)
+    ids = split.ids(config.id_column)
     given, suggested = space.names(targets.codes), space.names(best)
     certainty = [None if own is None else Share(own) for own in space.certainty(proba, best)]
     doubts = [
         LabelDoubt(
             row=split.rows[row],
-            id=None if ids is None else ids[row],
+            id=ids[row],
             text=split.texts[row] if config.texts else "",
             label=given[row],
             suggested=suggested[row],

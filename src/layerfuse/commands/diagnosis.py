@@ -18,7 +18,7 @@ import numpy.typing as npt
 from layerfuse._version import __version__
 from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef, highest_layers
 from layerfuse.classifier import LayerFusionClassifier
-from layerfuse.data import NEAR, TextDataset, near_duplicates
+from layerfuse.data import NEAR, Split, TextDataset, near_duplicates
 from layerfuse.embeddings.extraction import extract
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.evaluation.baselines import Baseline
@@ -60,31 +60,21 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What the pipeline predicted for n rows of a split that it had not seen.
+    """What the pipeline predicted for n rows that it had not seen.
 
     ``confidence`` and ``label_probability`` are those of the predicted and of the true class.
     """
 
     space: LabelSpace
-    rows: npt.NDArray[np.intp]
     truth: Decisions
     predicted: Decisions
     proba: Floats
 
     @staticmethod
-    def of(
-        targets: Targets,
-        proba: Floats,
-        decisions: Decisions | None = None,
-        rows: npt.NDArray[np.intp] | None = None,
-    ) -> Predicted:
-        """From probabilities (n, n_outputs).
-
-        Decisions are those of the space by default, and rows are counted from 0.
-        """
+    def of(targets: Targets, proba: Floats, decisions: Decisions | None = None) -> Predicted:
+        """From probabilities (n, n_outputs); decisions are those of the space by default."""
         return _KINDS[targets.space.link_name](
             targets.space,
-            np.arange(len(targets)) if rows is None else rows,
             targets.codes,
             targets.space.decide(proba) if decisions is None else decisions,
             proba,
@@ -93,12 +83,12 @@ class Predicted:
     @cached_property
     def confidence(self) -> Floats:
         """Of what was predicted, (n,)."""
-        return np.asarray(self.proba[np.arange(len(self.rows)), self.predicted])
+        return np.asarray(self.proba[np.arange(len(self.truth)), self.predicted])
 
     @cached_property
     def label_probability(self) -> Floats:
         """Of what is true, (n,)."""
-        return np.asarray(self.proba[np.arange(len(self.rows)), self.truth])
+        return np.asarray(self.proba[np.arange(len(self.truth)), self.truth])
 
     @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -230,21 +220,22 @@ _KINDS: dict[str, type[Predicted]] = {"softmax": Predicted, "sigmoid": Predicted
 
 def diagnose(
     classifier: LayerFusionClassifier,
-    texts: Sequence[str],
     cv: Predicted,
+    measured: Split,
+    id_column: str | None,
     test: Predicted | None,
 ) -> Diagnosis:
     """Where a classifier that was just fitted errs, on test rows if there are any.
 
-    ``texts`` are those of its training rows, as they are to be shown.
+    ``measured`` are the rows of ``cv``, their texts as they are to be shown.
     """
     shown = cv if test is None else test
     return Diagnosis(
         confusion=shown.confusion(),
         labels=shown.labels(),
         calibration=calibration(shown),
-        hardest=_hardest(cv, texts),
-        class_texts=tuple(_class_texts(cv, classifier, texts)),
+        hardest=_hardest(cv, measured, id_column),
+        class_texts=tuple(_class_texts(cv, measured, id_column, classifier)),
     )
 
 
@@ -269,21 +260,23 @@ def calibration(rows: Predicted) -> tuple[CalibrationBin, ...]:
     return tuple(found)
 
 
-def _hardest(rows: Predicted, texts: Sequence[str]) -> HardestTexts:
+def _hardest(rows: Predicted, split: Split, id_column: str | None) -> HardestTexts:
     """Rows with the lowest probability for their own label."""
+    ids = split.ids(id_column)
     return HardestTexts(
-        n=len(rows.rows),
+        n=len(split),
         wrong=int((~rows.correct).sum()),
         suspects=int(rows.suspect.sum()),
         texts=tuple(
             HardText(
-                row=int(rows.rows[place]),
+                row=split.rows[place],
+                id=ids[place],
                 label=rows.name(rows.truth[place]),
                 predicted=rows.name(rows.predicted[place]),
                 confidence=float(rows.confidence[place]),
                 label_probability=float(rows.label_probability[place]),
                 suspect=bool(rows.suspect[place]),
-                text=_cut(texts[rows.rows[place]]),
+                text=_cut(split.texts[place]),
             )
             for place in np.argsort(rows.label_probability, kind="stable")[:_TEXTS]
         ),
@@ -292,11 +285,12 @@ def _hardest(rows: Predicted, texts: Sequence[str]) -> HardestTexts:
 
 def _class_texts(
     rows: Predicted,
+    split: Split,
+    id_column: str | None,
     classifier: LayerFusionClassifier,
-    texts: Sequence[str],
 ) -> Iterator[ClassText]:
     """Of each class the most typical and the most doubtful rows of the sample."""
-    examples = classifier.examples_
+    examples, ids = classifier.examples_, split.ids(id_column)
     for code, name in enumerate(map(str, rows.space.classes.tolist())):
         own, right = np.flatnonzero(rows.has(code)), np.flatnonzero(rows.gets(code))
         typical = examples.central(right, _OF_CLASS) if len(right) else right
@@ -307,9 +301,10 @@ def _class_texts(
             yield ClassText(
                 label=name,
                 typical=place in typical,
-                row=int(rows.rows[place]),
+                row=split.rows[place],
+                id=ids[place],
                 label_probability=float(probability[place]),
-                text=_cut(texts[rows.rows[place]], _SHORT),
+                text=_cut(split.texts[place], _SHORT),
             )
 
 
@@ -422,8 +417,8 @@ def find_near_duplicates(dataset: TextDataset, *, texts: bool = True) -> NearDup
         conflicts=sum(theirs[pair.row] != ours[pair.other] for pair in pairs),
         pairs=tuple(
             NearPair(
-                test_row=pair.row,
-                train_row=pair.other,
+                test_row=test.rows[pair.row],
+                train_row=train.rows[pair.other],
                 similarity=pair.similarity,
                 test_label=str(theirs[pair.row]),
                 train_label=str(ours[pair.other]),
@@ -457,9 +452,12 @@ def _cpu() -> str:
 
 
 def write_rows(
-    path: Path, cv: Predicted, test: Predicted | None, baselines: Sequence[Baseline]
+    path: Path,
+    parts: Mapping[str, tuple[Predicted, Split]],
+    id_column: str | None,
+    baselines: Sequence[Baseline],
 ) -> None:
-    """Write one line for each predicted row as Parquet, ``cv`` rows before ``test`` rows.
+    """Write one line for each predicted row of ``cv`` and ``test`` as Parquet.
 
     Columns of baselines hold what each of them predicted for the same rows. Of several labels there
     are lists of their numbers.
@@ -467,12 +465,12 @@ def write_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts = {"cv": cv} if test is None else {"cv": cv, "test": test}
     table = pa.concat_tables(
         pa.table(
             {
-                "measured": [name] * len(own.rows),
-                "row": own.rows.astype(np.int32),
+                "measured": [name] * len(split),
+                "row": split.rows,
+                **({} if id_column is None else {"id": split.ids(id_column)}),
                 "truth": _numbers(own.truth),
                 "predicted": _numbers(own.predicted),
                 "confidence": own.confidence.astype(np.float32),
@@ -480,7 +478,7 @@ def write_rows(
                 **{str(one): _numbers(np.asarray(one.on(name))) for one in baselines},
             }
         )
-        for name, own in parts.items()
+        for name, (own, split) in parts.items()
     )
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")

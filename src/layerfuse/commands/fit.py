@@ -101,8 +101,6 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
         return stopped
     check_new_folder(run)
     dataset = read_data(config, recorder)
-    if any(split.n_unlabeled for split in dataset.splits.values()):
-        recorder.note("row numbers of the report are counted without the rows that are skipped")
     texts, labels = dataset.train.texts, dataset.train.labels or ()
     test = dataset.test
     check_trainable(labels)
@@ -125,7 +123,7 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     clock("total_s")  # the classifier knows its stages
     space, record = classifier.label_space_, classifier.fit_record_
     measured = replace(record.sample.targets, space=space)
-    cv = Predicted.of(measured, record.proba, record.decisions, record.sample_rows)
+    cv = Predicted.of(measured, record.proba, record.decisions)
     tested, test_metrics, test_rows, test_blocks, gap = None, None, None, None, None
     rule, abstention = classifier.abstention_, None
     if rule is not None:
@@ -156,10 +154,11 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
     if test_rows is not None and test_blocks is not None:
         gap = record.measure_gap(test_rows, test_blocks)
     clock("baselines_s")
-    shown = texts if config.texts else ("",) * len(texts)
+    sample = dataset.train.take(record.sample_rows)
     if not config.texts:
+        sample = replace(sample, texts=("",) * len(sample))
         recorder.note("texts are left out of the report (--no-texts); rows are given by number")
-    diagnosis = diagnose(classifier, shown, cv, tested)
+    diagnosis = diagnose(classifier, cv, sample, config.id_column, tested)
     plan, selection = classifier.plan_, classifier.selection_
     cost = _cost(verdict, plan.blocks, latency)
     report = RunReport(
@@ -215,7 +214,10 @@ def fit(config: FitConfig, reporter: Reporter) -> RunReport:
                 explain=config.explain,
             )
             write_run_report(folder, report)
-            write_rows(folder / "rows.parquet", cv, tested, baselines)
+            parts = {"cv": (cv, sample)}
+            if tested is not None and test is not None:
+                parts["test"] = tested, test
+            write_rows(folder / "rows.parquet", parts, config.id_column, baselines)
         if config.report:
             try:
                 write_report(path, None, None, SILENT if is_url(run) else reporter)

@@ -74,6 +74,17 @@ class Split:
         """A column that was kept; None for None."""
         return None if name is None else self.columns[name]
 
+    def ids(self, column: str | None) -> Sequence[Any]:
+        """The ids (n,) in a column that was kept, all of one plain kind; without one, all None.
+
+        Dates and the like, and values of several kinds, are given as text.
+        """
+        values = (None,) * len(self) if column is None else self.columns[column]
+        kinds = {type(value) for value in values if value is not None}
+        if len(kinds) <= 1 and kinds <= {str, int, float, bool}:
+            return values
+        return tuple(None if value is None else str(value) for value in values)
+
     def table(self, columns: Sequence[str]) -> Mapping[str, Sequence[Any]]:
         """The texts, under a name that none of ``columns`` has, and these columns."""
         name = next(name for name in TEXT_NAMES if name not in columns)

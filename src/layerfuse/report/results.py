@@ -9,7 +9,7 @@ from layerfuse.embeddings.store import SectionInfo
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.metrics import Estimate, Evaluation, LabelSetEvaluation, PairedDifference
 from layerfuse.neighbors import Neighbor
-from layerfuse.report.run_report import ConfusionCell, LabelFigures, Model
+from layerfuse.report.run_report import ConfusionCell, Id, LabelFigures, Model
 
 Label = str | bool | int | float
 Labels = Label | tuple[Label, ...]
@@ -147,7 +147,7 @@ class LabelDoubt(Model):
 
     row: int
     """Its number in the file, counted from 0."""
-    id: str | int | float | bool | None
+    id: Id
     label: Labels
     suggested: Labels
     score: float

@@ -40,7 +40,10 @@ class Model(BaseModel):
 
 
 class NearPair(Model):
-    """A test text and the training text that it nearly repeats; ``similarity`` is 0 to 1."""
+    """A test text and the training text that it nearly repeats; ``similarity`` is 0 to 1.
+
+    Rows are counted from 0 in their files.
+    """
 
     test_row: int
     train_row: int
@@ -214,10 +217,16 @@ class CalibrationBin(Model):
     accuracy: Estimate
 
 
+Id = str | int | float | bool | None
+"""What the column of ids holds, if one was named."""
+
+
 class HardText(Model):
     """A training text whose label was given a low probability out of fold."""
 
     row: int
+    """Its number in the file, counted from 0."""
+    id: Id = None
     label: str
     predicted: str
     confidence: float
@@ -244,6 +253,8 @@ class ClassText(Model):
     label: str
     typical: bool
     row: int
+    """Its number in the file, counted from 0."""
+    id: Id = None
     label_probability: float
     """Of its label, by models that had not seen it."""
     text: str

@@ -24,6 +24,7 @@ from layerfuse.report.run_report import (
     ConfusionCell,
     Environment,
     HardestTexts,
+    HardText,
     LabelFigures,
     NearDuplicates,
     RunReport,
@@ -313,27 +314,35 @@ def hardest_table(found: HardestTexts) -> Table:
     """Training texts by the probability of their label."""
     cells = [
         (
-            *(str(text.row), text.label, f"{text.predicted} ({percent(text.confidence, 0)})"),
+            *(_row(text), text.label, f"{text.predicted} ({percent(text.confidence, 0)})"),
             percent(text.label_probability) if text.label_probability >= 0.001 else "< 0.1%",
             *("check the label" if text.suspect else "", text.text),
         )
         for text in found.texts
     ]
-    head = ("row", "label", "predicted as", "its label's probability", "", "text")
-    caption = "Hardest texts (rows of train, counted from 0)"
+    head = (_row_head(found.texts), "label", "predicted as", "its label's probability", "", "text")
+    caption = "Hardest texts (rows of the training file, counted from 0)"
     return Table(caption, head, cells, (0, 3), wide=(5,), open_rows=8)
+
+
+def _row(text: HardText | ClassText) -> str:
+    return str(text.row) if text.id is None else f"{text.row}: {text.id}"
+
+
+def _row_head(found: Sequence[HardText | ClassText]) -> str:
+    return "row" if all(text.id is None for text in found) else "row: id"
 
 
 def class_text_table(found: Sequence[ClassText]) -> Table:
     """Typical and doubtful texts of each class."""
     cells = [
         (
-            *(text.label, "typical" if text.typical else "doubtful", str(text.row)),
+            *(text.label, "typical" if text.typical else "doubtful", _row(text)),
             *(percent(text.label_probability), text.text),
         )
         for text in found
     ]
-    head = ("class", "", "row", "its label's probability", "text")
+    head = ("class", "", _row_head(found), "its label's probability", "text")
     return Table("Texts of each class", head, cells, (2, 3), wide=(4,), open_rows=6)
 
 
