@@ -169,21 +169,27 @@ def test_the_diagnosis_says_what_is_hard_doubled_and_measured(place: tuple[Path,
     assert report.data.audit.leaks.count == 4
 
 
+def write_tickets(path: Path, ids: Sequence[object], data: Sequence[tuple[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = zip(ids, *zip(*data, strict=True), strict=True)
+        csv.writer(file).writerows([("ticket", "text", "label"), *lines])
+    return path
+
+
 def test_rows_and_ids_are_those_of_the_file(tiny: TinyModels, tmp_path: Path):
     """Though rows without a label are skipped, and but a sample of the others is learned from."""
     labeled = [(text, label if row % 4 else "") for row, (text, label) in enumerate(rows(80))]
     ids = [f"T-{row}" for row in range(80)]
-    path = tmp_path / "tickets.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = zip(ids, *zip(*labeled, strict=True), strict=True)
-        csv.writer(file).writerows([("ticket", "text", "label"), *lines])
-    named = ["--id-column", "ticket", "--text-column", "text", "--label-column", "label"]
-    options = [*named, "--sample", 40, "--store", tmp_path / "store"]
+    path = write_tickets(tmp_path / "tickets.csv", ids, labeled)
+    others = write_tickets(tmp_path / "test.csv", range(1, 6), rows(5, seed=1))
+    options = ["--id-column", "ticket", "--text-column", "text", "--label-column", "label"]
+    options += ["--test", others, "--sample", 40, "--store", tmp_path / "store"]
     options += ["--out", tmp_path / "run"]
     succeed("fit", path, "-e", tiny("bert"), *QUICK, *options)
     report, kept = read_run_report(tmp_path / "run"), predicted(tmp_path / "run", "cv")
     assert [ids[row] for row in kept["row"]] == kept["id"].tolist()
     assert len(kept["row"]) < 60 <= max(kept["row"])
+    assert predicted(tmp_path / "run", "test")["id"].tolist() == list("12345")
     diagnosis = report.diagnosis
     for text in (*diagnosis.hardest.texts, *diagnosis.class_texts):
         assert (text.text, text.label) == labeled[text.row]

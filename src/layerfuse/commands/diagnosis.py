@@ -19,6 +19,7 @@ from layerfuse._version import __version__
 from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, BlockRef, highest_layers
 from layerfuse.classifier import LayerFusionClassifier
 from layerfuse.data import NEAR, Split, TextDataset, near_duplicates
+from layerfuse.data.dataset import plain_ids
 from layerfuse.embeddings.extraction import extract
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.evaluation.baselines import Baseline
@@ -470,7 +471,6 @@ def write_rows(
             {
                 "measured": [name] * len(split),
                 "row": split.rows,
-                **({} if id_column is None else {"id": split.ids(id_column)}),
                 "truth": _numbers(own.truth),
                 "predicted": _numbers(own.predicted),
                 "confidence": own.confidence.astype(np.float32),
@@ -480,6 +480,9 @@ def write_rows(
         )
         for name, (own, split) in parts.items()
     )
+    if id_column is not None:
+        ids = [name for _, split in parts.values() for name in split.columns[id_column]]
+        table = table.add_column(2, "id", pa.array(plain_ids(ids)))
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

@@ -18,6 +18,20 @@ TEXT_NAMES = ("text", "sentence", "content", "review", "body", "document")
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")  # the first that is there is the test
 
 
+def plain_ids(values: Sequence[Any]) -> Sequence[Any]:
+    """Values of one plain kind as they are; dates and the like, and several kinds, as text.
+
+    Examples
+    --------
+    >>> plain_ids([7, None, "T-8"])
+    ['7', None, 'T-8']
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) <= 1 and kinds <= {str, int, float, bool}:
+        return values
+    return [None if value is None else str(value) for value in values]
+
+
 @dataclass(frozen=True)
 class Split:
     """Texts with or without labels.
@@ -75,15 +89,8 @@ class Split:
         return None if name is None else self.columns[name]
 
     def ids(self, column: str | None) -> Sequence[Any]:
-        """The ids (n,) in a column that was kept, all of one plain kind; without one, all None.
-
-        Dates and the like, and values of several kinds, are given as text.
-        """
-        values = (None,) * len(self) if column is None else self.columns[column]
-        kinds = {type(value) for value in values if value is not None}
-        if len(kinds) <= 1 and kinds <= {str, int, float, bool}:
-            return values
-        return tuple(None if value is None else str(value) for value in values)
+        """The ids (n,) in a column that was kept, as `plain_ids`; without one, all None."""
+        return (None,) * len(self) if column is None else plain_ids(self.columns[column])
 
     def table(self, columns: Sequence[str]) -> Mapping[str, Sequence[Any]]:
         """The texts, under a name that none of ``columns`` has, and these columns."""
