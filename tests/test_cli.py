@@ -42,6 +42,8 @@ from layerfuse.files import cache_dir
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
 from layerfuse.pooling import POOLINGS, WINDOW_POOLINGS
+from layerfuse.report.run_report import read_run_report
+from layerfuse.report.tables import percent
 
 pytestmark = pytest.mark.slow
 
@@ -632,8 +634,12 @@ class TestUse:
     def test_evaluate_for_people(self, trained: tuple[Path, Done]):
         folder, _ = trained
         done = succeed("evaluate", folder / "run", folder / "test.csv")
-        assert done.out.startswith(f"{N_TEST} rows of {folder / 'test.csv'}\naccuracy ")
-        assert "95% interval" in done.out
+        first, head, accuracy, *_ = done.out.splitlines()
+        assert first == f"{N_TEST} rows of {folder / 'test.csv'}"
+        assert head.split() == ["metric", "value", "95%", "interval"]
+        found = read_run_report(folder / "run").test
+        assert found is not None
+        assert accuracy.split()[:2] == ["accuracy", percent(found.accuracy.value)]
 
 
 class TestProfile:

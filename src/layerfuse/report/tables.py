@@ -16,7 +16,7 @@ from layerfuse.cli_options import FitConfig
 from layerfuse.data.audit import Audit
 from layerfuse.evaluation.learning_curve import LearningCurve
 from layerfuse.evaluation.verdict import BaselineComparison
-from layerfuse.metrics import Estimate, PairedDifference
+from layerfuse.metrics import Estimate, Evaluation, LabelSetEvaluation, PairedDifference
 from layerfuse.report.run_report import (
     AbstentionReport,
     CalibrationBin,
@@ -34,6 +34,12 @@ from layerfuse.report.run_report import (
 Ints = npt.NDArray[np.intp]
 Cells = Sequence[Sequence[str]]
 
+_METRICS = {
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "ranking_precision": "label ranking average precision",
+    "ece": "expected calibration error",
+}
 _WIDER = ("last_four", "last_matched")  # baselines that one screen has no room for
 _BASELINES = {
     "pipeline": "layerfuse",
@@ -358,6 +364,18 @@ def near_table(near: NearDuplicates) -> Table:
     head = ("test / train row", "similarity", "label", "test text")
     caption = "Near-duplicates across train and test, those with conflicting labels first"
     return Table(caption, head, cells, (1,), wide=(3,), open_rows=4)
+
+
+def metric_table(metrics: Evaluation | LabelSetEvaluation) -> Table:
+    """Each metric with its interval: shares in percent, the log loss in nats."""
+    cells = []
+    for name, own in vars(metrics).items():
+        if name == "log_loss":
+            value, span = f"{own.value:.3f}", f"{own.low:.3f} to {own.high:.3f}"
+            cells.append(("log loss", value, span))
+        elif name != "n":
+            cells.append((_METRICS.get(name, name.replace("_", " ")), *estimate_cells(own)))
+    return Table("metric", ("metric", "value", "95% interval"), cells, (1,))
 
 
 def seeds_sentence(seeds: Sequence[SeedRun]) -> str:

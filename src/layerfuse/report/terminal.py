@@ -17,7 +17,6 @@ from rich.text import Text
 from layerfuse.blocks import LEXICAL_BLOCK, NOT_MODELS, BlockRef, BlockScore
 from layerfuse.data.audit import Audit, Finding
 from layerfuse.files import human_bytes
-from layerfuse.metrics import Estimate
 from layerfuse.report import tables
 from layerfuse.report.results import (
     CompareResult,
@@ -203,12 +202,8 @@ def _render_fit(report: RunReport, out: Console) -> None:
 @render.register
 def _render_evaluation(result: EvaluateResult, out: Console) -> None:
     split = f" ({result.split})" if result.split else ""
-    metrics = result.metrics
-    out.print(f"{plural(metrics.n, 'row')} of {result.data}{split}", soft_wrap=True)
-    found = {name: own for name, own in vars(metrics).items() if isinstance(own, Estimate)}
-    width = max(map(len, found))
-    for name, own in found.items():
-        out.print(f"{name:{width}} {own.value:.4f}  95% interval {own.low:.4f} to {own.high:.4f}")
+    out.print(f"{plural(result.metrics.n, 'row')} of {result.data}{split}", soft_wrap=True)
+    _print_table(tables.metric_table(result.metrics), out, short=True)
     if result.abstention is not None:
         out.print(tables.abstention_sentence(result.abstention))
     classes = tables.label_table(result.labels)
@@ -222,7 +217,7 @@ def _render_evaluation(result: EvaluateResult, out: Console) -> None:
 def _print_run_comparison(own: RunComparison, out: Console) -> None:
     """The difference on the same rows, and texts whose label changed."""
     out.print(
-        f"{own.against}: {own.metric} {own.headline.value:.4f}; this one's difference is "
+        f"{own.against}: {own.metric} {percent(own.headline.value)}; this one's difference is "
         f"{gain_text(own.gain)} points; "
         f"{plural(len(own.changes), 'label differs', 'labels differ')}",
         soft_wrap=True,
