@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,7 @@ class Peer:
 def run() -> list[dict[str, Any]]:
     if PYTHON not in os.environ:
         raise SystemExit(f"{PYTHON} has to name the Python of an environment with the peers.")
-    results = measured("backends")
-    done = {(result["dataset"], result["encoder"]) for result in results}
+    results = {(one["dataset"], one["encoder"]): one for one in measured("backends")}
     for dataset, timed in _TIMED.items():
         try:
             data = load_dataset(dataset)
@@ -111,11 +110,11 @@ def run() -> list[dict[str, Any]]:
             continue
         train, test = data.subsample(_TRAIN, 0).train, _some(data.splits["test"], _TEST)
         for name in _ENCODERS:
-            if (dataset, name) in done:
-                continue
-            results.append({"dataset": dataset, **_measure(name, timed, train, test)})
-            save("backends", results)  # what is measured is kept if the rest is interrupted
-    return results
+            known = results.get((dataset, name))
+            for result in _measure(name, timed, train, test, known):
+                results[dataset, name] = {"dataset": dataset, **result}
+                save("backends", list(results.values()))  # kept if the rest is interrupted
+    return list(results.values())
 
 
 def _some(split: Split, n: int) -> Split:
@@ -123,7 +122,12 @@ def _some(split: Split, n: int) -> Split:
     return split.take(np.arange(len(split))[:: max(1, len(split) // n)][:n])
 
 
-def _measure(name: str, timed: int, train: Split, test: Split) -> dict[str, Any]:
+def _measure(
+    name: str, timed: int, train: Split, test: Split, known: dict[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """The times, then with the accuracies, which take longer; what is ``known`` is not repeated."""
+    if known is not None and "accuracy" in known["rows"][-1]:
+        return
     dtypes = {OURS: "auto", **({f"{OURS}, int8": "int8"} if computes_int8() else {})}
     encoders = {
         setting: FrozenEncoder.from_pretrained(
@@ -144,7 +148,16 @@ def _measure(name: str, timed: int, train: Split, test: Split) -> dict[str, Any]
             **{setting: (lambda own=own: extract(texts, own)) for setting, own in encoders.items()},
             **{setting: (lambda peer=peer: peer.read(texts)) for setting, peer in peers.items()},
         }
-        times = alternate(ways)
+        result = known or {
+            "encoder": name,
+            "dtype": encoders[OURS].dtype,
+            "texts": len(texts),
+            "train_rows": len(train),
+            "test_rows": len(test),
+            "peer_versions": peers["torch float32"].versions,
+            "rows": _timed_rows(alternate(ways)),
+        }
+        yield result
         fused = {
             setting: LayerFusionTransformer(LayerFusionClassifier([own], head="ridge", cv=2))
             for setting, own in encoders.items()
@@ -157,33 +170,28 @@ def _measure(name: str, timed: int, train: Split, test: Split) -> dict[str, Any]
             **{setting: transformer.transform for setting, transformer in fused.items()},
             **{setting: peer.embeddings for setting, peer in peers.items()},
         }
-        rows = []
-        for setting, seconds in times.items():
-            head = RidgeClassifierCV(np.logspace(-3, 4, 15)).fit(
-                found[setting](train.texts), train.labels
-            )
-            rows.append(
-                {
-                    "setting": setting,
-                    "seconds": seconds,
-                    "median_s": statistics.median(seconds),
-                    "ours_to_it": statistics.median(
-                        a / b for a, b in zip(times[OURS], seconds, strict=True)
-                    ),
-                    "accuracy": float(head.score(found[setting](test.texts), test.labels)),
-                }
-            )
-            print(name, rows[-1], flush=True)
-    return {
-        "encoder": name,
-        "dtype": encoders[OURS].dtype,
-        "texts": len(texts),
-        "train_rows": len(train),
-        "test_rows": len(test),
-        "blocks": {
-            setting: [str(block) for block in transformer.classifier_.plan_.blocks]
-            for setting, transformer in fused.items()
-        },
-        "peer_versions": peers["torch float32"].versions,
-        "rows": rows,
-    }
+        for row in result["rows"]:
+            read = found[row["setting"]]
+            head = RidgeClassifierCV(np.logspace(-3, 4, 15)).fit(read(train.texts), train.labels)
+            row["accuracy"] = float(head.score(read(test.texts), test.labels))
+            print(name, row, flush=True)
+        yield result | {
+            "blocks": {
+                setting: [str(block) for block in transformer.classifier_.plan_.blocks]
+                for setting, transformer in fused.items()
+            }
+        }
+
+
+def _timed_rows(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "setting": setting,
+            "seconds": seconds,
+            "median_s": statistics.median(seconds),
+            "ours_to_it": statistics.median(
+                a / b for a, b in zip(times[OURS], seconds, strict=True)
+            ),
+        }
+        for setting, seconds in times.items()
+    ]

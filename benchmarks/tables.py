@@ -177,7 +177,7 @@ def backends(results: list[Result]) -> list[str]:
         row = case["rows"][number]
         yield f"{row['median_s']:.2f}"
         yield f"{row['ours_to_it']:.2f}"
-        yield percent(row["accuracy"])
+        yield percent(row["accuracy"]) if "accuracy" in row else ""
 
     def row(number: int) -> list[str]:
         name = results[0]["rows"][number]["setting"]
