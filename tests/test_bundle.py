@@ -38,6 +38,7 @@ from layerfuse.errors import (
     UnsupportedModelError,
 )
 from layerfuse.evaluation.nested import TrainingSample
+from layerfuse.files import read_json, read_tensors
 from layerfuse.fusion import FUSIONS
 from layerfuse.heads import HEADS
 from layerfuse.model_selection import SearchSpace
@@ -554,6 +555,73 @@ class TestTheFolder:
             sys.setprofile(None)
         assert seen == {True}
 
+    @pytest.mark.parametrize("target", ["there", "absent"])
+    def test_of_a_link_the_folder_that_it_points_to_is_replaced(
+        self, fitted: LayerFusionClassifier, saved: Path, target: str
+    ):
+        link = saved.with_name("latest")
+        link.symlink_to("bundle")
+        (saved / "README.md").write_text("older")
+        if target == "absent":
+            shutil.rmtree(saved)
+        fitted.save(link, overwrite=True)
+        assert link.readlink() == Path("bundle")
+        assert sorted(path.name for path in saved.parent.iterdir()) == ["bundle", "latest"]
+        assert (saved / "README.md").read_text(encoding="utf-8") != "older"
+        layerfuse.load(link, device="cpu")
+
+    @pytest.mark.parametrize("n_times", [1, 3])
+    def test_one_that_is_replaced_while_it_is_read_is_read_again(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch, n_times: int
+    ):
+        bundle = load_bundle(saved)
+        newer = iter(range(n_times))
+
+        def read_and_replace(path: Path, **named: Any) -> Any:
+            value = read_json(path, **named)
+            if (number := next(newer, None)) is not None:
+                bundle.model.model.head.arrays()["coef"][:] = number  # other tensors
+                facts = bundle.facts.model_copy(update={"text_column": f"text {number}"})
+                save_bundle(replace(bundle, facts=facts), saved, overwrite=True)
+            return value
+
+        monkeypatch.setattr("layerfuse.bundle.read_json", read_and_replace)
+        assert load_bundle(saved).facts.text_column == f"text {n_times - 1}"
+
+    def test_one_that_is_gone_for_a_moment_is_read_again(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """So it is where folders cannot be exchanged."""
+        bundle, away = load_bundle(saved), saved.with_name("away")
+        saved.rename(away)
+
+        def fail_and_return(path: Path, **named: Any) -> Any:
+            try:
+                return read_json(path, **named)
+            except NotFoundError:
+                away.rename(saved)
+                raise
+
+        monkeypatch.setattr("layerfuse.bundle.read_json", fail_and_return)
+        assert load_bundle(saved).facts == bundle.facts
+
+    def test_the_tensors_that_are_used_are_those_that_are_checked(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        path = saved / "tensors.safetensors"
+        whole = path.read_bytes()
+
+        def read_others(*arguments: Any) -> Any:
+            change_tensors(saved, lambda tensors: tensors["head.coef"].fill(1))
+            try:
+                return read_tensors(*arguments)
+            finally:
+                path.write_bytes(whole)
+
+        monkeypatch.setattr("layerfuse.bundle.read_tensors", read_others)
+        with pytest.raises(FormatError, match="changed after it was saved"):
+            load_bundle(saved)
+
     def test_folders_above_are_made(self, fitted: LayerFusionClassifier, tmp_path: Path):
         fitted.save(tmp_path / "a" / "b" / "bundle")
         assert {path.name for path in (tmp_path / "a" / "b" / "bundle").iterdir()} == FILES
@@ -670,8 +738,8 @@ class TestRefused:
             "multilabel", "columns", "windows",
         }  # fmt: skip
         optional = {
-            "cv", "text_column", "label_column", "label_separator", "settings", "separator",
-            "strip_html", "columns",
+            "cv", "text_column", "label_column", "label_separator", "settings", "strip_html",
+            "columns",
         }  # fmt: skip
         named = {
             "format",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -134,6 +135,21 @@ def test_onnx_runner_needs_no_other_package(tiny: TinyModels, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_onnx_runner_labels_each_line_of_its_input(tiny: TinyModels, tmp_path: Path) -> None:
+    source = trained(tiny, "bert:1:mean")
+    exported(source, "onnx", tmp_path / "out")
+    texts = ["good\x0cbad", "great\u2028bad\x85film", "", "a film\x1ebad"]
+    proba = [f"{row.max():.4f}" for row in source.expected(texts)]
+    for ending in ("\n", "\r\n"):
+        done = subprocess.run(
+            [sys.executable, tmp_path / "out" / "run.py"],
+            input="".join(text + ending for text in texts).encode(), capture_output=True,
+            check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert [line.split("\t")[1] for line in done.stdout.decode().splitlines()] == proba
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["ridge", "logistic", "kernel"])
 def test_onnx_of_several_labels_decides_the_same(
     tiny: TinyModels, tmp_path: Path, head: str
@@ -241,6 +257,14 @@ def test_stock_modules_add_layers_up(
     assert write_export(source, ST, tmp_path / "out", texts).difference < TOLERANCE
 
 
+def test_a_text_without_a_token_cannot_be_checked_on(tiny: TinyModels, tmp_path: Path) -> None:
+    """sentence-transformers gives nothing for it, or something else in a batch of others."""
+    for texts in ([""], ["a film", ""]):
+        with pytest.raises(UnsupportedModelError, match=r"no token of an empty text.*--data"):
+            write_export(trained(tiny, "qwen2:1:mean"), ST, tmp_path / "out", texts)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_classifier_beside_an_embedding_is_the_head(tiny: TinyModels, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
     from sentence_transformers import SentenceTransformer
@@ -340,7 +364,7 @@ def fitted(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = write_csv(folder / "test.csv", rows(30, seed=1))
     succeed(
         "fit", data, "--test", test, "-e", f"tiny={tiny('bert')}", "--out", folder / "run",
-        "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
+        "--explain", "--no-report", "--cv", "2", "--selection", "top_k", "--max-blocks", "2",
         "--fusion", "tensor+residual", "-q",
     )  # fmt: skip
     return folder / "run"
@@ -381,6 +405,18 @@ def test_a_refusal_names_the_best_block_which_can_be_exported(fitted: Path, tmp_
     assert done.json["difference"] < TOLERANCE
 
 
+def test_labels_to_check_on_are_looked_at_before_the_work(fitted: Path, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "odd.csv", [*rows(6), ("a film", "odd")])
+    command = ("export", fitted, "--format", "onnx", "--out", tmp_path / "out", "--data", data)
+    unknown = run(*command)
+    assert unknown.code == 2
+    assert "do not occur in training: odd" in unknown.err
+    missing = run(*command, "--label-column", "nosuch")
+    assert missing.code == 2
+    assert "no column 'nosuch'" in missing.err
+    assert list(tmp_path.iterdir()) == [data]
+
+
 @pytest.mark.parametrize("block", [(), ("--block", "tiny:1:mean")])
 def test_an_encoder_with_other_weights_is_refused(
     fitted: Path, tiny: TinyModels, tmp_path: Path, block: tuple[str, ...]
@@ -410,9 +446,12 @@ def test_a_dry_run_writes_a_card_and_nothing_private(fitted: Path, tmp_path: Pat
     assert results["accuracy"].dataset_split == "test"
     assert card.data.library_name == "layerfuse"
     assert report["verdict"]["sentence"] in card.text
-    everything = "".join((out / name).read_text(encoding="utf-8") for name in files[:2])
-    assert str(fitted.parent) not in everything
-    assert not [text for text, _ in rows(60) + rows(30, seed=1) if text in everything]
+    everything = b"".join((out / name).read_bytes() for name in files)
+    assert str(fitted.parent).encode() not in everything
+    texts = [text.encode() for text, _ in rows(60) + rows(30, seed=1)]
+    assert any(text in (fitted / "bundle" / files[2]).read_bytes() for text in texts)  # --explain
+    assert not [text for text in texts if text in everything]
+    assert "training texts" in done.err
 
 
 def test_what_is_pushed_can_be_loaded(fitted: Path, tiny: TinyModels, tmp_path: Path) -> None:

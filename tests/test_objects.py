@@ -14,7 +14,7 @@ import pytest
 from commandline import rows, run, succeed, write_csv
 from families import TinyModels, save_model
 from helpers import Notes, sentences
-from layerfuse import EmbeddingStore, load, load_dataset
+from layerfuse import EmbeddingStore, FrozenEncoder, extract, load, load_dataset
 from layerfuse.commands.parts import PartFiles
 from layerfuse.embeddings import jobs
 from layerfuse.errors import FormatError, NotFoundError, StorageError
@@ -330,6 +330,17 @@ class TestRuns:
         (section,) = succeed("store", "ls", *store).json["sections"]
         assert (section["shards"], section["folder"].startswith(store[1])) == (1, True)
         assert succeed("store", "verify", *store).json["damaged"] == []
+
+
+def test_the_folders_of_a_file_url_are_made(tiny: TinyModels, tmp_path: Path):
+    url = (tmp_path / "new" / "folder").as_uri()
+    for n_computed in (len(TEXTS), 0):
+        encoder = FrozenEncoder.from_pretrained(tiny("bert"))
+        found = extract(TEXTS, encoder, store=EmbeddingStore(f"{url}/store"))
+        assert found.n_computed == n_computed
+    with pytest.raises(NotFoundError):
+        local_folder(f"{url}/run")
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["store"]
 
 
 @pytest.mark.parametrize("server", [azure_server, google_server])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import itertools
 import json
+import logging
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -22,9 +27,11 @@ from benchmarks.cluster import Cluster, running_cluster
 from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
 from families import save_model
 from layerfuse.cli_options import EvaluateConfig
+from layerfuse.cluster import RayCluster
 from layerfuse.commands.parts import PartFiles
 from layerfuse.commands.predict import evaluate
 from layerfuse.data import TABLE_SUFFIXES, load_dataset, stream_texts
+from layerfuse.errors import DataError
 from layerfuse.progress import SILENT
 from object_server import object_server
 from processes import Child
@@ -240,6 +247,156 @@ class TestOutput:
         assert Path("out.csv.gz").read_bytes() == Path("whole.csv.gz").read_bytes()
 
 
+class TestColumns:
+    """The table's own columns, beside the predictions."""
+
+    def test_one_that_occurs_late_is_kept(self, bundle: Path, monkeypatch: pytest.MonkeyPatch):
+        lines = [json.dumps({"text": text}) for text, _ in rows(20)]
+        lines += [json.dumps({"text": "late", "agent": "ann"})]
+        late = write_text(Path("late.jsonl"), "\n".join(lines) + "\n")
+        for suffix in (".csv", ".jsonl", ".parquet"):
+            succeed("predict", bundle, late, "--part-rows", PART, "--out", f"out{suffix}")
+            succeed("predict", bundle, late, "--out", f"whole{suffix}")
+            read = pyarrow.parquet.read_table if suffix == ".parquet" else Path.read_bytes
+            assert read(Path(f"out{suffix}")) == read(Path(f"whole{suffix}"))
+        assert Path("out.csv").read_text(encoding="utf-8").startswith("text,agent,label,prob")
+        assert ",ann," in Path("out.csv").read_text(encoding="utf-8").splitlines()[-1]
+        give(monkeypatch, late.read_bytes())
+        done = run("predict", bundle, "-", "--part-rows", PART)
+        assert done.code == 2
+        assert "'agent' first occurs after row 14" in done.err
+
+    def test_splits_with_other_columns_stay_in_line(self, bundle: Path):
+        Path("both").mkdir()
+        write_text(Path("both/train.csv"), "text,label\nbad,no\n")
+        write_text(Path("both/test.csv"), "id,text,region\n7,good,EU\n")
+        lines = succeed("predict", bundle, "both").out.splitlines()
+        assert lines[0] == "text,given_label,id,region,label,probability"
+        assert [line.split(",")[:4] for line in lines[1:]] == [
+            ["bad", "no", "", ""], ["good", "", "7", "EU"],
+        ]  # fmt: skip
+
+    def test_a_second_prediction_keeps_what_the_first_kept(self, bundle: Path):
+        table = write_text(Path("once.csv"), "text,label\ngood,MINE\nbad,YOURS\n")
+        succeed("predict", bundle, table, "--out", "twice.csv")
+        lines = succeed("predict", bundle, "twice.csv").out.splitlines()
+        assert lines[0].startswith("text,given_label,given_given_label,given_probability,label,")
+        assert [line.split(",")[1] for line in lines[1:]] == ["MINE", "YOURS"]
+
+    def test_parquet_keeps_its_types(self, bundle: Path):
+        kinds = {
+            "hash": pyarrow.array([2**64 - 1, 1], pyarrow.uint64()),
+            "at": pyarrow.array([1_700_000_000_123_456_789, None], pyarrow.timestamp("ns")),
+            "small": pyarrow.array([1, 2], pyarrow.int8()),
+            "pairs": pyarrow.array([[("a", 1)], None], pyarrow.map_("string", "int32")),
+            "label": pyarrow.array([0.5, 1.5], pyarrow.float32()),
+        }
+        table = pyarrow.table({"text": ["good", "bad"], **kinds})
+        pyarrow.parquet.write_table(table, "kinds.parquet")
+        for part_rows in (1, 10):
+            options = ("--out", "out.parquet", "--part-rows", part_rows)
+            succeed("predict", bundle, "kinds.parquet", *options)
+            found = pyarrow.parquet.read_table("out.parquet").rename_columns(
+                ["text", *kinds, "found", "probability"]
+            )
+            assert found.select(table.column_names).equals(table)
+
+    @pytest.mark.parametrize("part_rows", [1, 10])
+    def test_values_of_several_kinds_are_text_in_parquet(self, bundle: Path, part_rows: int):
+        lines = ['{"text": "good", "id": 1}', '{"text": "bad", "id": "T-2"}']
+        write_text(Path("mixed.jsonl"), "\n".join([*lines, '{"text": "bad", "id": null}', ""]))
+        options = ("--out", "out.parquet", "--part-rows", part_rows)
+        done = succeed("predict", bundle, "mixed.jsonl", *options)
+        assert "are written as text: column id" in done.err
+        assert pyarrow.parquet.read_table("out.parquet")["id"].to_pylist() == ["1", "T-2", None]
+
+
+class TestOneWriter:
+    def test_a_second_run_on_the_same_file_is_refused(self, bundle: Path, texts: Path):
+        with PartFiles("out.csv", resume=False):
+            done = run("predict", bundle, texts, "--out", "out.csv")
+            assert done.code == 2
+            assert "Another run is writing out.csv" in done.err
+        succeed("predict", bundle, texts, "--out", "out.csv")
+        assert sorted(Path().glob(".out*")) == []
+
+    def test_parts_of_other_rows_are_refused(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Those behind a URL, too, where no time of a file tells."""
+        command = ("predict", bundle, f"file://{texts.resolve()}", "--part-rows", PART)
+        command += ("--out", "out.csv")
+        with monkeypatch.context() as patch:
+            patch.setattr(PartFiles, "join", lambda *_: 1 / 0)
+            assert run(*command).code == 1
+        write_csv(texts, rows(N_ROWS, seed=2))
+        done = run(*command, "--resume")
+        assert done.code == 2
+        assert "different content of the data" in done.err
+        write_csv(texts, rows(N_ROWS, seed=1))
+        assert "6 of 6 parts are finished" in succeed(*command, "--resume").err
+
+    def test_parts_of_standard_input_are_of_no_use(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        for interrupted in (True, False):
+            give(monkeypatch, texts.read_bytes())
+            with monkeypatch.context() as patch:
+                if interrupted:
+                    patch.setattr(PartFiles, "join", lambda *_: 1 / 0)
+                code = run("predict", bundle, "-", "--out", "out.csv", "--part-rows", PART).code
+            assert code == int(interrupted)
+        succeed("predict", bundle, texts, "--out", "whole.csv")
+        assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+    @pytest.mark.parametrize("url", [(True, True), (False, True), (True, False)])
+    def test_the_texts_are_not_written_over(
+        self, bundle: Path, texts: Path, url: tuple[bool, bool]
+    ):
+        place = f"file://{texts.resolve()}"
+        data, out = (place if own else str(texts) for own in url)
+        done = run("predict", bundle, data, "--out", out)
+        assert done.code == 2
+        assert "holds the texts" in done.err
+
+    def test_a_bundle_that_is_replaced_meanwhile_does_no_harm(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """It is read once, before rows are looked at."""
+        succeed("predict", bundle, texts, "--out", "whole.csv")
+        shutil.copytree(bundle, "run")
+        check = PartFiles.check
+
+        def replaced(files: PartFiles, facts: Mapping[str, object]) -> None:
+            check(files, facts)
+            shutil.rmtree("run", ignore_errors=True)
+
+        monkeypatch.setattr(PartFiles, "check", replaced)
+        succeed("predict", "run", texts, "--out", "out.csv")
+        assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+def test_evaluate_finds_labels_behind_the_first_part(bundle: Path):
+    unlabeled = [(text, "") for text, _ in rows(PART)]
+    write_csv(Path("late.csv"), unlabeled + rows(N_ROWS))
+    config = EvaluateConfig(str(bundle), "late.csv")
+    assert evaluate(config, SILENT, part_rows=PART) == evaluate(config, SILENT)
+    write_csv(Path("none.csv"), unlabeled * 2)
+    with pytest.raises(DataError, match="has no value in any row"):
+        evaluate(EvaluateConfig(str(bundle), "none.csv"), SILENT, part_rows=PART)
+
+
+def test_extract_writes_several_labels_as_text(bundle: Path):
+    write_text(Path("many.csv"), "text,label\ngood,a;b\nbad,b\nfine,a\nplain,\n")
+    options = ("-e", bundle.parent / "bert", "--label-column", "label", "--label-separator", ";")
+    for out in ("out.npz", "out.parquet"):
+        succeed("extract", "many.csv", *options, "--store", "store", "--out", out)
+    with np.load("out.npz", allow_pickle=False) as found:
+        assert found["train/label"].tolist() == ["a; b", "b", "a", ""]
+    table = pyarrow.parquet.read_table("out.parquet")
+    assert table["label"].to_pylist() == ["a; b", "b", "a", ""]
+
+
 def test_extract_fills_the_store_that_fit_reads(bundle: Path, texts: Path):
     options = ("-e", bundle.parent / "bert", "--store", "store")
     done = succeed("extract", texts, *options, "--part-rows", PART, "--json")
@@ -302,6 +459,23 @@ class TestRay:
         assert process.returncode == 0, err
         assert json.loads(out)["rows"] == 3000
         assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray about itself
+    @pytest.mark.parametrize("n_read", [1, 9])
+    def test_settings_of_ray_are_as_they_were(self, cluster: Cluster, n_read: int):
+        from ray.data import DataContext
+
+        def settings() -> tuple[object, ...]:
+            context, log = DataContext.get_current(), logging.getLogger("ray.data")
+            return context.target_max_block_size, context.enable_progress_bars, log.level
+
+        before = settings()
+        work = RayCluster(cluster.address).map(lambda: abs, lambda: range(9), gpu=False)
+        with contextlib.closing(work) as results:
+            read = list(itertools.islice(results, n_read))
+            assert settings() != before
+        assert settings() == before
+        assert set(read) <= set(range(9))
 
     def test_a_store_is_filled(self, cluster: Cluster, bundle: Path, texts: Path):
         options = ("-e", bundle.parent / "bert", "--store", Path("store").resolve(), "--json")

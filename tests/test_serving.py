@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -36,11 +37,14 @@ from helpers import Notes, planted, sentences
 from layerfuse import FrozenEncoder, LayerFusionClassifier, load
 from layerfuse.cli.commands import app
 from layerfuse.cli_options import ServeConfig
+from layerfuse.data import TEXT_NAMES
 from layerfuse.errors import ConfigError
 from layerfuse.progress import SILENT
 from layerfuse.serving import batcher, registry
 from layerfuse.serving.app import Server, make_app
+from layerfuse.serving.guard import JsonLines
 from layerfuse.serving.registry import load_models, named_runs
+from processes import Child
 
 HOSTILE = "<img src=x onerror='window.broken = 1'>"
 
@@ -384,6 +388,14 @@ class TestSharedEncoders:
             with pytest.raises(ConfigError, match="NAME="):
                 named_runs(bad)
 
+    def test_a_path_with_an_equals_sign(self, tmp_path: Path) -> None:
+        place, url = tmp_path / "lr=0.1", "memory://runs/lr=0.1"
+        with pytest.raises(ConfigError, match=r"lr=0\.1 does not exist.+Correct the path"):
+            named_runs([str(place)])
+        place.mkdir()
+        assert named_runs([str(place), f"a={place}"]) == {"lr=0.1": place, "a": place}
+        assert named_runs([url, f"a={url}"]) == {"lr=0.1": url, "a": url}
+
     def test_a_damaged_report_costs_only_its_figures(
         self, runs: dict[str, Path], tmp_path: Path
     ) -> None:
@@ -589,6 +601,38 @@ class TestTokenAndReload:
     def test_no_reload_without_a_token(self, server: Running) -> None:
         assert server.ask("POST", "/v1/reload").status == 403
 
+    def test_a_signal_to_reload_without_memory_for_it(
+        self, runs: dict[str, Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        named = (str(runs["low"]),)
+
+        def load_once(known: Any) -> Any:
+            if known:
+                raise RuntimeError("CUDA out of memory")
+            return load_models(named_runs(named), {}, "cpu", SILENT, known)
+
+        served = make_app(Server(ServeConfig(named, port=0), load_once))
+        process = uvicorn.Server(uvicorn.Config(served, port=0, log_config=None))
+
+        async def reload_and_ask() -> Got:
+            running = asyncio.create_task(process.serve())
+            await asyncio.to_thread(wait_for, lambda: process.started)
+            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+            signal.raise_signal(signal.SIGHUP)
+            await asyncio.to_thread(wait_for, lambda: "reload failed" in caplog.messages)
+            port = process.servers[0].sockets[0].getsockname()[1]
+            got = await asyncio.to_thread(ask, port, "POST", "/predict", {"texts": "oil"})
+            process.should_exit = True
+            await running
+            return got
+
+        (row,) = asyncio.run(reload_and_ask()).proba
+        assert close(row, expected(runs["low"], ["oil"])[0])
+        (record,) = [record for record in caplog.records if record.message == "reload failed"]
+        line = json.loads(JsonLines().format(record))
+        assert (line["level"], line["error"]) == ("error", "RuntimeError: CUDA out of memory")
+        assert "load_once" in line["traceback"]
+
     @pytest.mark.slow
     def test_a_reload_drops_nothing(self, runs: dict[str, Path], tmp_path: Path) -> None:
         place, text = tmp_path / "model", "the market was bad"
@@ -623,6 +667,36 @@ class TestTokenAndReload:
         assert all(close(one.proba[0], new) for one in found[then:])
 
 
+@contextmanager
+def command(run: Path, folder: Path) -> Iterator[tuple[int, Child]]:
+    """``layerfuse serve`` and its port; it is ended, and ``log`` in the folder has its output."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with (
+        (folder / "log").open("w", buffering=1) as log,
+        start("serve", run, "--port", port, cwd=folder) as process,
+    ):
+        reader = threading.Thread(target=lambda: log.writelines(process.stdout or ()))
+        reader.start()
+
+        def listens() -> bool:
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        try:
+            wait_for(listens, 60)
+            yield port, process
+        finally:
+            process.terminate()
+            process.wait(30)
+            reader.join(30)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
 class TestProcess:
     """The command itself: signals and the log."""
 
@@ -630,22 +704,7 @@ class TestProcess:
     def test_sigterm_under_load_loses_no_accepted_request(
         self, runs: dict[str, Path], tmp_path: Path
     ) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            port = listening.getsockname()[1]
-        with (
-            (tmp_path / "log").open("w") as log,
-            start("serve", runs["low"], "--port", port, cwd=tmp_path) as process,
-        ):
-            assert process.stdout
-            reader = threading.Thread(target=lambda: log.writelines(process.stdout or ()))
-            reader.start()
-
-            def listens() -> bool:
-                assert process.poll() is None, process.stderr and process.stderr.read()
-                with socket.socket() as probe:
-                    return probe.connect_ex(("127.0.0.1", port)) == 0
-
-            wait_for(listens, 60)
+        with command(runs["low"], tmp_path) as (port, process):
             answered: list[str] = []
             (known,) = expected(runs["low"], ["secret oil"])
 
@@ -667,15 +726,37 @@ class TestProcess:
                 process.send_signal(signal.SIGTERM)
                 for one in asking:
                     one.result(60)
-            process.wait(30)
-            reader.join(30)
-        lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        lines = logged(tmp_path)
         assert any(line["event"] == "reloaded" for line in lines)
         requests = [line for line in lines if line["event"] == "request"]
         assert {line["status"] for line in requests} == {200}
         assert sorted(line["id"] for line in requests) == sorted(answered)
         assert {(line["model"], line["n_texts"]) for line in requests} == {("low", 1)}
         assert "secret" not in (tmp_path / "log").read_text()
+
+    @pytest.mark.slow
+    def test_the_token_of_a_secret_that_ends_with_a_line_break(
+        self, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LAYERFUSE_TOKEN", " secret\n")
+        with command(runs["low"], tmp_path) as (port, _):
+            for given, status in (("Bearer secret", 200), ("Bearer ", 401), ("Bearer", 401)):
+                got = ask(port, "GET", "/v1/models", Authorization=given)
+                assert got.status == status, given
+
+    def test_refused_before_the_models_are_loaded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:  # which is said of what is accepted
+            to_serve = ("serve", tmp_path, "--port", taken.getsockname()[1])
+            assert "cannot listen" in run(*to_serve, "--deadline", 86_400).err
+            for deadline in ("inf", "nan", 86_401):
+                done = run(*to_serve, "--deadline", deadline)
+                assert (done.code, "--deadline. Must be" in done.err) == (2, True), deadline
+            for token in ("", " \n"):
+                monkeypatch.setenv("LAYERFUSE_TOKEN", token)
+                done = run(*to_serve)
+                assert (done.code, "LAYERFUSE_TOKEN is set, but empty" in done.err) == (2, True)
 
     @pytest.mark.slow
     def test_mistakes_end_with_2_before_anything_is_served(self, runs: dict[str, Path]) -> None:
@@ -726,6 +807,35 @@ class TestPage:
             assert page.evaluate("window.broken") is None
             assert opened.said == []
             assert opened.asked == []
+
+    def test_the_texts_of_a_file(
+        self, browser: Browser, runs: dict[str, Path], tmp_path: Path
+    ) -> None:
+        read = {
+            "id;text\n1;oil, gas\n2;a bank\n": ["oil, gas", "a bank"],
+            "id\tBody\n1\tgood; bad\n": ["good; bad"],
+            'id|Text \r\n1|"a ""b"" c"\r\n': ['a "b" c'],
+            '"a;b;c",text\n1,trade\n': ["trade"],
+            "body,text\n1,both\n": ["both"],
+            "Review\noil, gas\na; b\n": ["oil, gas", "a; b"],
+            '\n"the, film"\n\noil, gas': ["the, film", "oil, gas"],
+            **{f"id,{name.upper()}\n7,a {name}\n": [f"a {name}"] for name in TEXT_NAMES},
+        }
+        with serving([runs["low"]]) as running:
+            page = open_page(browser, f"http://127.0.0.1:{running.port}/", drawn=False).page
+            page.locator("html[data-ready]").wait_for(state="attached")
+            found, wrong = page.locator("#results .text"), page.locator("#error")
+            for refused in ("id,note\n7,oil\n", "id;note\n7;oil\n"):
+                (tmp_path / "texts.csv").write_text(refused)
+                page.set_input_files("#file", tmp_path / "texts.csv")
+                expect(wrong).to_contain_text("“id”, “note”. Which has the texts? Rename it to")
+                expect(found).to_have_count(0)
+                page.set_input_files("#file", [])
+            for number, (content, texts) in enumerate(read.items()):
+                (tmp_path / f"{number}.csv").write_text(content, newline="")
+                page.set_input_files("#file", tmp_path / f"{number}.csv")
+                expect(found).to_have_text(texts)
+                expect(wrong).to_be_hidden()
 
     def test_a_token_is_asked_for(self, browser: Browser, runs: dict[str, Path]) -> None:
         with serving([runs["low"]], token="secret") as running:

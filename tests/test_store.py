@@ -883,6 +883,39 @@ class TestTroubledFolders:
         monkeypatch.setattr(store, "sections", list_and_delete)
         assert store.verify() == [second]
 
+    def test_a_file_that_is_renamed_while_it_is_pruned(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        extract(TEXTS, encoder, store=store)
+        (shard,) = shards(store)
+        leftover, listed = shard.with_name(f".{shard.name}.tmp"), Path.glob
+
+        def list_and_rename(folder: Path, pattern: str) -> list[Path]:
+            found = list(listed(folder, pattern))
+            if leftover in found:
+                leftover.replace(shard)
+            return found
+
+        monkeypatch.setattr(Path, "glob", list_and_rename)
+        shard.replace(leftover)
+        assert store.prune(lambda info: False) == []
+        assert shards(store) == [shard]
+
+    def test_a_file_that_is_renamed_while_its_section_is_deleted(
+        self, encoder: FrozenEncoder, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        extract(TEXTS, encoder, store=store)
+        (shard,) = shards(store)
+        delete = shutil.rmtree
+
+        def fail_once(folder: Path) -> None:
+            monkeypatch.setattr(shutil, "rmtree", delete)
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(shard))
+
+        monkeypatch.setattr(shutil, "rmtree", fail_once)
+        assert len(store.prune(lambda info: True)) == 1
+        assert list(store.root.iterdir()) == []
+
     def test_a_section_that_is_deleted_while_it_is_read(
         self, encoder: FrozenEncoder, store: EmbeddingStore
     ):

@@ -109,7 +109,7 @@ def test_fit_says_and_saves_which_columns_it_read(tiny: TinyModels, tmp_path: Pa
     assert report.data.train_rows == 60
     assert any("held out together" in note for note in report.notes)
     facts = load_bundle(tmp_path / "run" / "bundle").facts
-    assert (facts.text_column, facts.strip_html, facts.separator) == ("subject,body", True, "\n")
+    assert (facts.text_column, facts.strip_html) == ("subject,body", True)
     new = write_text(tmp_path / "new.csv", 'subject,body\n"<i>oil</i>",trade &amp; oil\n')
     (found,) = succeed("predict", tmp_path / "run", new, "--json").json["predictions"]
     assert found["text"] == "oil\ntrade & oil"

@@ -29,7 +29,6 @@ from pydantic import ValidationError as PydanticError
 from layerfuse._version import __version__
 from layerfuse.blocks import COLUMNS_BLOCK, LEXICAL_BLOCK, NOT_MODELS, BlockRef, split_pooling
 from layerfuse.calibration import Abstention, Calibrator, PlattCalibrator, TemperatureCalibrator
-from layerfuse.data import SEPARATOR
 from layerfuse.encoders import FrozenEncoder
 from layerfuse.encoders.devices import has_int8
 from layerfuse.encoders.tabular import ColumnEncoder
@@ -47,6 +46,7 @@ from layerfuse.targets import LabelSpace, MultilabelSpace
 
 _KIND, _VERSION = "layerfuse-bundle", 2
 _JSON, _TENSORS, _CARD = "bundle.json", "tensors.safetensors", "README.md"
+_N_RETRIES = 9  # of a folder that another process replaces while it is read
 
 Label = StrictBool | StrictInt | FiniteFloat | StrictStr
 Named = tuple[Literal["name", "path"], str]
@@ -173,7 +173,6 @@ class Facts(_Record):
     text_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
-    separator: str = SEPARATOR
     columns: ColumnEncoder | None = None
     strip_html: bool = False
     settings: Settings | None = None
@@ -315,7 +314,8 @@ def save_bundle(bundle: Bundle, path: Path, *, overwrite: bool = False) -> None:
     with atomic_folder(path, replaces=own) as folder:
         write_tensors(folder / _TENSORS, tensors)
         plain = value.model_dump(mode="json")
-        write_json(folder / _JSON, {**plain, "sha256": _sha256(plain, folder / _TENSORS)})
+        data = (folder / _TENSORS).read_bytes()
+        write_json(folder / _JSON, {**plain, "sha256": _sha256(plain, data)})
         (folder / _CARD).write_text(_card(bundle), encoding="utf-8")
 
 
@@ -329,15 +329,15 @@ def _multilabel(calibrator: Calibrator, space: LabelSpace) -> _Multilabel | None
     )
 
 
-def _sha256(value: Mapping[str, object], tensors: Path) -> str:
+def _sha256(value: Mapping[str, object], tensors: bytes) -> str:
     """Of bundle.json, but for this field itself, and of the tensors."""
     fields = {name: own for name, own in value.items() if name != "sha256"}
     text = json.dumps(fields, sort_keys=True)
-    return hashlib.sha256(text.encode() + tensors.read_bytes()).hexdigest()
+    return hashlib.sha256(text.encode() + tensors).hexdigest()
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Read a bundle folder.
+    """Read a bundle folder; one that is replaced meanwhile is read again.
 
     Raises
     ------
@@ -346,11 +346,33 @@ def load_bundle(path: Path) -> Bundle:
     FormatError
         When it is damaged, was changed, or comes from a newer version.
     """
+    for _ in range(_N_RETRIES):
+        before = _state(path)
+        try:
+            return _read(path)
+        except LayerfuseError:
+            if _state(path) == before:
+                raise
+    return _read(path)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What differs where another folder was put in the place of one; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def _read(path: Path) -> Bundle:
     try:
         value = read_json(path / _JSON, kind=_KIND, version=_VERSION)
         file = _File.model_validate(value)
-        bundle = _from_file(path, file)
-        if _sha256(value, path / _TENSORS) != file.sha256:
+        expected = {name: (entry.shape, entry.dtype) for name, entry in file.tensors.items()}
+        tensors, data = read_tensors(path / _TENSORS, expected)
+        bundle = _from_file(path, file, tensors)
+        if _sha256(value, data) != file.sha256:
             raise _changed(path, "sha256: not that of this file and the tensors")
         return bundle
     except PydanticError as error:
@@ -370,10 +392,8 @@ def _changed(path: Path, why: str) -> FormatError:
     )
 
 
-def _from_file(path: Path, file: _File) -> Bundle:
+def _from_file(path: Path, file: _File, tensors: Mapping[str, npt.NDArray[Any]]) -> Bundle:
     blocks = tuple(block.ref for block in file.blocks)
-    expected = {name: (entry.shape, entry.dtype) for name, entry in file.tensors.items()}
-    tensors = read_tensors(path / _TENSORS, expected)
     axes = tuple(
         _axes(block, _part(tensors, f"axes.{index}")) for index, block in enumerate(blocks)
     )

@@ -307,7 +307,9 @@ class ReadConfig:
     sample: Annotated[int | None, count("Rows per split, stratified (default: all).")] = None
     seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
     store: Store = None
-    n_jobs: Annotated[int | None, count("Number of threads (default: all cores).", least=-1)] = None
+    n_jobs: Annotated[
+        int | None, count("Threads, but for reading (default: all cores).", least=-1)
+    ] = None
     encoders: Annotated[
         tuple[str, ...],
         _encoders(
@@ -365,8 +367,9 @@ class ReadConfig:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ExtractConfig(StreamConfig, ReadConfig):
-    """Settings of ``extract``."""
+    """Settings of ``extract``; reading takes all cores."""
 
+    n_jobs: Annotated[int | None, Parameter(parse=False)] = None
     out: Annotated[
         Path | None, option("File for all blocks (npz or parquet), beside the cache.")
     ] = None
@@ -481,7 +484,12 @@ class ServeConfig:
     max_queue: Annotated[int, _at_most("Maximum waiting texts; others are refused (429).")] = 1024
     max_batch: Annotated[int, _at_most("Maximum texts computed together.")] = 64
     deadline: Annotated[
-        float, option("Seconds until a request fails (504).", group=_LIMITS, validator=Number(gt=0))
+        float,
+        option(
+            "Seconds until a request fails (504).",
+            group=_LIMITS,
+            validator=Number(gt=0, lte=86_400),
+        ),
     ] = 30.0
     log_texts: Annotated[
         bool, option("Write the texts of requests into the log.", negative=(), group=_LISTEN)

@@ -6,7 +6,7 @@ import logging
 import pickle
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -53,31 +53,27 @@ class RayCluster:
         """
         ray = require("ray", "ray", "The engine ray")
         data = require("ray.data", "ray", "The engine ray")
-        from ray.data import ActorPoolStrategy, DataContext
 
         is_ours = not ray.is_initialized()
         if is_ours:
             ray.init(self.address, log_to_driver=False, logging_level="warning")
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.target_max_block_size = 1  # byte, so that a block is an item
-        total = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
-        pool = ActorPoolStrategy(min_size=1, max_size=self.workers or max(1, int(total)))
-        source = data.read_datasource(  # what reads takes little beside what they do
-            _source(items), override_num_blocks=1, num_cpus=0
-        )
-        results = source.map_batches(
-            _Actor,
-            fn_constructor_args=(open_work,),
-            batch_size=1,
-            compute=pool,
-            num_cpus=0 if gpu else 1,
-            num_gpus=1 if gpu else 0,
-        )
         done: set[int] = set()
-        with redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
+        with _settings(), redirect_stdout(sys.stderr):  # Ray tells there of nodes that die
             try:
+                total = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
+                source = data.read_datasource(  # what reads takes little beside what they do
+                    _source(items), override_num_blocks=1, num_cpus=0
+                )
+                results = source.map_batches(
+                    _Actor,
+                    fn_constructor_args=(open_work,),
+                    batch_size=1,
+                    compute=data.ActorPoolStrategy(
+                        min_size=1, max_size=self.workers or max(1, int(total))
+                    ),
+                    num_cpus=0 if gpu else 1,
+                    num_gpus=1 if gpu else 0,
+                )
                 for row in results.iter_rows():
                     number, result = pickle.loads(row["result"])  # noqa: S301  # of our actors
                     if number in done:
@@ -90,6 +86,25 @@ class RayCluster:
             finally:
                 if is_ours:
                     ray.shutdown()  # nothing is told from here on
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Ray Data makes a block of each item and says little; afterwards it is as it was."""
+    from ray.data import DataContext
+
+    context, log = DataContext.get_current(), logging.getLogger("ray.data")
+    own = {"enable_progress_bars": False, "target_max_block_size": 1}  # in bytes
+    before, level = {name: getattr(context, name) for name in own}, log.level
+    try:
+        log.setLevel(logging.WARNING)
+        for name, value in own.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        log.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 class _Actor:

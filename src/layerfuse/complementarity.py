@@ -36,9 +36,15 @@ class ProbeData:
     targets: Targets
 
     @classmethod
-    def probe(cls, blocks: Blocks, targets: Targets, reporter: Reporter = SILENT) -> ProbeData:
+    def probe(
+        cls,
+        blocks: Blocks,
+        targets: Targets,
+        reporter: Reporter = SILENT,
+        n_jobs: int | None = None,
+    ) -> ProbeData:
         """Probe each block (n, dim) once."""
-        probed = probe_blocks(blocks, targets, reporter=reporter)
+        probed = probe_blocks(blocks, targets, n_jobs=n_jobs, reporter=reporter)
         return cls(probed.scores, probed.coordinates, targets)
 
     def correct(self, predictions: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
@@ -320,6 +326,7 @@ def compare(
     to: Sequence[BlockRef | str] | None = None,
     groups: Column | None = None,
     seed: int = 0,
+    n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> EncoderComparison:
     """Measure which blocks are worth combining.
@@ -347,6 +354,8 @@ def compare(
         Rows with an equal value, such as the same text, are left out together.
     seed : int
         Seed of the intervals.
+    n_jobs : int, optional
+        Threads; None or -1 takes all cores.
     reporter : Reporter
         Receives progress.
 
@@ -365,7 +374,7 @@ def compare(
     check_pairing(pairs, [block.encoder for block in known])
     if len(known) < 2:
         raise ConfigError("There is only one block to compare. Give at least two.")
-    data = ProbeData.probe(embeddings, Targets.from_labels(y, groups), reporter)
+    data = ProbeData.probe(embeddings, Targets.from_labels(y, groups), reporter, n_jobs)
     scores = BlockScores(tuple(s for s in data.scores if s.block in set(known)), "ridge")
     chosen = [score.block for score in scores.ranking]
     if pairs == "encoders" or blocks is None:

@@ -154,7 +154,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that is renamed to ``path`` only on success.
 
-    A folder that is there is replaced where it holds no other files than ``replaces``.
+    A folder that is there is replaced where it holds no other files than ``replaces``; where
+    ``path`` is a link, the folder that it points to, and the link stays.
 
     Raises
     ------
@@ -169,6 +170,8 @@ def atomic_folder(path: Path, *, replaces: Collection[str] | None = None) -> Ite
                 f"{path} holds files that would be lost: {', '.join(others[:5])}. Choose another "
                 "folder, or move them first."
             )
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -267,8 +270,10 @@ def write_tensors(
 
 def read_tensors(
     path: Path, expected: Mapping[str, tuple[tuple[int, ...], str]]
-) -> dict[str, npt.NDArray[np.generic]]:
+) -> tuple[dict[str, npt.NDArray[np.generic]], bytes]:
     """Read a safetensors file of finite numbers; names, shapes and dtypes are ``expected``.
+
+    Returns its bytes as well, so that what is checked of them is of what was read.
 
     Raises
     ------
@@ -278,12 +283,13 @@ def read_tensors(
         When the file is damaged, or a name, shape, dtype or value is wrong; the message names it.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     if not path.is_file():
         raise NotFoundError(f"There is no {path.name} in {path.parent}.")
     try:
-        tensors = load_file(path)
+        data = path.read_bytes()
+        tensors = load(data)
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path} is damaged and cannot be read: {error}") from error
     if missing := sorted(set(expected) ^ set(tensors)):
@@ -297,7 +303,7 @@ def read_tensors(
             )
         if not np.isfinite(array).all():
             raise FormatError(f"{path}: tensor {name!r} holds a NaN or an infinity. Save it again.")
-    return tensors
+    return tensors, data
 
 
 def take_tensor(

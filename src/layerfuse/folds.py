@@ -13,6 +13,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from layerfuse.errors import DataError
+from layerfuse.labels import is_missing
+
 Rows: TypeAlias = npt.NDArray[np.intp]
 
 
@@ -35,7 +38,7 @@ class Groups:
         Parameters
         ----------
         *columns : iterable of n hashable values, or None
-            Such as texts, and authors.
+            Such as texts, and authors. A missing value is equal to no other.
 
         Returns
         -------
@@ -104,7 +107,17 @@ def standard_error(values: npt.NDArray[np.floating | np.bool_], groups: Groups |
 
 def _numbered(column: Iterable[Hashable]) -> Rows:
     numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in column], dtype=np.intp)
+    codes = []
+    for row, value in enumerate(column):
+        key = object() if is_missing(value) else value
+        try:
+            codes.append(numbers.setdefault(key, len(numbers)))
+        except TypeError as error:
+            raise DataError(
+                f"The group of row {row} is {value!r} ({type(value).__name__}), which cannot be "
+                "hashed. Give a string or a number for each row."
+            ) from error
+    return np.array(codes, dtype=np.intp)
 
 
 @runtime_checkable

@@ -96,8 +96,12 @@ def _system(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, which remembers no listing, and the path in it."""
     import fsspec
 
-    given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-    own = {"config_kwargs": {"retries": _RETRIES, **given}} if url.startswith("s3://") else {}
+    own: dict[str, object] = {}
+    if url.startswith("s3://"):
+        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        own = {"config_kwargs": {"retries": _RETRIES, **given}}
+    elif url.startswith(("file://", "local://")):
+        own = {"auto_mkdir": True}  # objects need no folder
     found = fsspec.url_to_fs(url, use_listings_cache=False, **own)
     return cast("tuple[AbstractFileSystem, str]", found)
 

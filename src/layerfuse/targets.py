@@ -51,6 +51,7 @@ label (n,), or whether it has each of several labels, bool (n, n_labels)."""
 
 _NO_VALUE = {"nan", "none", "null", "n/a", "na", "nat", "<na>", "#n/a", "?", "-", "missing"}
 _FEW_GROUPS, _MOST_CLASSES = 1000, 5000
+_ATTEMPTS = 20  # to find folds that leave two classes to train on
 _SAMPLE_PARTS = 20  # of which a sample takes the first, each with the shares of all labels
 _SMALLEST_WEIGHT = 1e-6  # of the mean: a weight of 0 would leave a row without predictions
 
@@ -136,9 +137,13 @@ class LabelSpace:
         """Logits (n, n_outputs); of two classes the difference (n,), as scikit-learn gives it."""
         return logits[:, 1] - logits[:, 0] if self.n_outputs == 2 else logits
 
-    def comparable(self, y: Column) -> Column:
-        """Labels, known or not, in the form of what `decode` gives."""
-        return y
+    def right(self, decisions: Decisions, y: Column) -> npt.NDArray[np.bool_]:
+        """Which decisions (n,) are the labels ``y`` (n,); a label that is not known never is."""
+        labels = as_list(y, "labels")
+        _check_as_many(len(labels), len(decisions))
+        codes = self._known_codes(labels)
+        truth = np.array([codes.get(label, -1) for label in labels], dtype=np.intp)
+        return np.asarray(truth == decisions)
 
     def encode(self, y: Column) -> Targets:
         """Labels (n,) as targets of this space.
@@ -151,16 +156,27 @@ class LabelSpace:
         labels = as_list(y, "labels")
         return Targets(self, self._codes_of(labels))
 
-    def _codes_of(self, labels: Sequence[object]) -> Rows:
-        """Numbers of labels; a DataError for one that is not known."""
-        known = self.classes.tolist()
-        codes = {label: code for code, label in enumerate(known)}
+    def _known_codes(self, labels: Sequence[object]) -> dict[object, int]:
+        """The number of each of these labels that is known, if only by its text."""
+        codes = {label: code for code, label in enumerate(self.classes.tolist())}
         # A CSV file knows only strings: its "1" is the 1 that Python trained with.
         by_text = {str(label): code for label, code in codes.items()}
         if len(by_text) == len(codes):
-            for label in set(labels) - set(codes):
+            try:
+                others = set(labels) - set(codes)
+            except TypeError as error:
+                raise DataError(
+                    f"The labels cannot be compared with those of training: {error}. Give one "
+                    "label for each text."
+                ) from error
+            for label in others:
                 if str(label) in by_text:
                     codes[label] = by_text[str(label)]
+        return codes
+
+    def _codes_of(self, labels: Sequence[object]) -> Rows:
+        """Numbers of labels; a DataError for one that is not known."""
+        known, codes = self.classes.tolist(), self._known_codes(labels)
         if unknown := sorted({str(label) for label in labels if label not in codes}):
             alike = {normalize(str(label)): label for label in known}
             same = [name for name in unknown if normalize(name) in alike]
@@ -252,9 +268,11 @@ class MultilabelSpace(LabelSpace):
         """Logits (n, n_labels) as they are."""
         return logits
 
-    def comparable(self, y: Column) -> Column:
-        """As an indicator matrix (n, n_labels); a DataError for a label that is not known."""
-        return self.encode(y).labels
+    def right(self, decisions: Decisions, y: Column) -> npt.NDArray[np.bool_]:
+        """Which rows have all labels right; a DataError for a label that is not known."""
+        truth = self.encode(y)
+        _check_as_many(len(truth), len(decisions))
+        return truth.correct(decisions)
 
     def encode(self, y: Column) -> Targets:
         """Lists of labels, or an indicator matrix with the columns of ``classes``."""
@@ -532,7 +550,11 @@ class Targets:
         """
         if not isinstance(cv, (int, np.integer)):
             return self._given_folds(cv)
-        return fold_pairs(self._fold_of_rows(int(cv), seed))
+        for attempt in range(1 if self.groups is None else _ATTEMPTS):
+            found = fold_pairs(self._fold_of_rows(int(cv), seed + attempt))
+            if self.groups is None or all(self[rows].varies for rows, _ in found):
+                break  # with few groups a fold may hold out all rows but those of one class
+        return found
 
     def _fold_of_rows(self, cv: int, seed: int) -> Rows:
         n_folds = max(2, min(cv, int(self.counts.max())))
@@ -743,6 +765,13 @@ class MultilabelTargets(Targets):
         order = shuffled[np.argsort(parts[shuffled], kind="stable")]
         of_label = [order[self.codes[order, label]] for label in range(self.space.n_outputs)]
         return np.unique(np.concatenate([order[:n_rows], *(own[:minimum] for own in of_label)]))
+
+
+def _check_as_many(n_labels: int, n_texts: int) -> None:
+    if n_labels != n_texts:
+        raise DataError(
+            f"There are {n_texts} texts but {n_labels} labels. Give one label for each text."
+        )
 
 
 def check_trainable(labels: Sequence[object] | None) -> None:

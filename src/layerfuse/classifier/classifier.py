@@ -52,6 +52,7 @@ from layerfuse.pipeline import FusedModel, Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.progress import Reporter, Stopwatch, current_reporter
 from layerfuse.resources import Budget, EncoderCost
+from layerfuse.targets import MultilabelSpace
 
 
 class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -314,6 +315,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         )
         proba = nested.calibrated(self.calibration, measured)
         decisions = nested.decide(measured, proba)
+        if isinstance(measured.space, MultilabelSpace):  # two numbers a label: enough to overfit
+            proba = nested.calibrated(self.calibration, measured, unseen=True)
         cv_ = measured.evaluate(proba, decisions, seed=seed)
         abstention = fit_abstention(proba, measured, self.target_accuracy, self.coverage)
         clock("search_s")
@@ -448,7 +451,7 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         X : array-like of str of shape (n,)
             Texts.
         y : array-like of shape (n,)
-            Labels, in a form that ``fit`` takes.
+            Labels, in a form that ``fit`` takes; one that was not learned is never right.
         sample_weight : array-like of shape (n,), optional
             Weight of each text.
 
@@ -456,9 +459,18 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         -------
         float
             From 0 to 1.
+
+        Raises
+        ------
+        DataError
+            When there are not as many labels as texts.
         """
         check_is_fitted(self)
-        return float(super().score(X, self.label_space_.comparable(y), sample_weight))
+        space = self.label_space_
+        decisions = space.decide(self.predict_proba(X))
+        right = space.right(decisions, y).astype(np.float64)
+        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        return float(np.average(right, weights=weights))
 
     def predict_set(self, X: Column) -> npt.NDArray[np.bool_]:
         """Predict conformal sets of labels: ``coverage`` of the texts have theirs in the set.

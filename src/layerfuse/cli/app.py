@@ -157,9 +157,16 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
         if not option.tokens:
             keyword = f"{key} in {path}"
             try:
-                option.tokens += [Token(keyword=keyword, value=text) for text in _texts(value)]
+                texts = _texts(value)
             except RecursionError as error:
                 raise ConfigError(f"{keyword} is nested too deeply. Give a plain value.") from error
+            _, takes_several = option.token_count()
+            if not takes_several and isinstance(value, list | dict):
+                raise ConfigError(
+                    f"{keyword} takes one value, not {len(texts)}. Give it as on the command line, "
+                    f"such as {key} = {','.join(texts)!r}, or {key} = {next(iter(texts), '')!r}."
+                )
+            option.tokens += [Token(keyword=keyword, value=text) for text in texts]
 
 
 def _read_toml(path: Path) -> dict[str, object]:

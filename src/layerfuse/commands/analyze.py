@@ -89,7 +89,7 @@ def profile(
     store = open_store(config.store, new=True)
     embeddings = extract_all(train.texts, encoders, store, reporter=reporter)
     targets = Targets.from_labels(train.labels, text_codes(train, config))
-    probed = probe_blocks(embeddings, targets, scorer, reporter=reporter)
+    probed = probe_blocks(embeddings, targets, scorer, n_jobs=config.n_jobs, reporter=reporter)
     scores = probed.scores
     if predictions is not None:
         _write_predictions(predictions, train, config.id_column, targets, probed.decisions)
@@ -168,6 +168,7 @@ def compare(
         to=used,
         groups=groups[rows],
         seed=config.seed,
+        n_jobs=config.n_jobs,
         reporter=reporter,
     )
     if out is not None:
@@ -287,6 +288,7 @@ def curve(
         groups=groups[known],
         class_weight=config.class_weight,
         seed=config.seed,
+        n_jobs=config.n_jobs,
         reporter=reporter,
     )
     result = CurveResult(

@@ -24,7 +24,7 @@ from layerfuse.embeddings.extraction import extract
 from layerfuse.encoders import FrozenEncoder, count_words
 from layerfuse.evaluation.baselines import Baseline
 from layerfuse.files import atomic_write
-from layerfuse.labels import LabelSet
+from layerfuse.labels import LabelSet, each_label
 from layerfuse.metrics import share_interval
 from layerfuse.parallel import peak_mb
 from layerfuse.progress import Reporter, track
@@ -410,7 +410,10 @@ def find_near_duplicates(dataset: TextDataset, *, texts: bool = True) -> NearDup
         for pair in near_duplicates(test.texts, train.texts)
         if test.texts[pair.row].casefold().split() != train.texts[pair.other].casefold().split()
     ]
-    theirs, ours = test.labels or (), train.labels or ()
+    theirs, ours = (
+        [set(map(str, each_label(label))) for label in split.labels or ()]  # a CSV file's "1" is 1
+        for split in (test, train)
+    )
     shown = sorted(pairs, key=lambda pair: theirs[pair.row] == ours[pair.other])[:_TEXTS]
     return NearDuplicates(
         threshold=NEAR,
@@ -421,8 +424,8 @@ def find_near_duplicates(dataset: TextDataset, *, texts: bool = True) -> NearDup
                 test_row=test.rows[pair.row],
                 train_row=train.rows[pair.other],
                 similarity=pair.similarity,
-                test_label=str(theirs[pair.row]),
-                train_label=str(ours[pair.other]),
+                test_label=str((test.labels or ())[pair.row]),
+                train_label=str((train.labels or ())[pair.other]),
                 test_text=_cut(test.texts[pair.row]) if texts else "",
             )
             for pair in shown

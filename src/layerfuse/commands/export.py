@@ -31,6 +31,7 @@ from layerfuse.files import atomic_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import ExportResult, Int8Result, PushResult
 from layerfuse.report.run_report import RunReport, read_run_report
+from layerfuse.targets import Targets
 
 _TRAINING_ROWS = 1000  # to check on where there are no test rows
 
@@ -54,6 +55,9 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
     alone = None if config.block is None else BlockRef.parse(config.block)
     if alone is not None:
         check_choice(alone.encoder, [spec.name for spec in bundle.encoders], "encoder")
+    targets = None
+    if alone is None and rows.labels is not None:
+        targets = bundle.space.encode(rows.labels)  # before the work: whether all are known
     encoders = tuple(
         spec.model_copy(update={"dtype": "float32"}).open(places.get(spec.name), device="cpu")
         for spec in bundle.encoders
@@ -85,8 +89,8 @@ def export(config: ExportConfig, reporter: Reporter) -> ExportResult:
         dtype=", ".join(dict.fromkeys(spec.dtype for spec in bundle.encoders)),
         dtype_difference=None if fitted is None else float(np.abs(written.found - fitted).max()),
         labels_changed=None if fitted is None else _changed(bundle, written.found, fitted),
-        accuracy=None if alone is not None else _accuracy(bundle, rows, written.found),
-        int8=None if written.int8 is None else _int8(bundle, rows, written.found, written.int8),
+        accuracy=_accuracy(targets, written.found),
+        int8=None if written.int8 is None else _int8(bundle, targets, written.found, written.int8),
     )
 
 
@@ -107,6 +111,8 @@ def _rows(
         try:
             found = read_rows(data, facts, text, config.label_column, reporter)
         except DataError:
+            if config.label_column is not None:
+                raise
             found = read_rows(data, facts, text, None, reporter, labeled=False)
         return found.splits[found.test_name or "train"], data
     if report is None:
@@ -152,15 +158,14 @@ def _changed(bundle: Bundle, found: Floats, reference: Floats) -> int:
     return int((~bundle.space.targets(decide(reference)).correct(decide(found))).sum())
 
 
-def _accuracy(bundle: Bundle, rows: Split, proba: Floats) -> float | None:
-    if rows.labels is None:
+def _accuracy(targets: Targets | None, proba: Floats) -> float | None:
+    if targets is None:
         return None
-    targets = bundle.space.encode(rows.labels)
-    return float(targets.correct(bundle.space.decide(proba)).mean())
+    return float(targets.correct(targets.space.decide(proba)).mean())
 
 
-def _int8(bundle: Bundle, rows: Split, found: Floats, small: Floats) -> Int8Result:
-    before, after = _accuracy(bundle, rows, found), _accuracy(bundle, rows, small)
+def _int8(bundle: Bundle, targets: Targets | None, found: Floats, small: Floats) -> Int8Result:
+    before, after = _accuracy(targets, found), _accuracy(targets, small)
     return Int8Result(
         accuracy=after,
         accuracy_change=None if before is None or after is None else after - before,
@@ -185,7 +190,13 @@ def push(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ConfigError(f"{repository!r} is not a repository of the Hub. Give owner/name.")
-    bundle = _portable(read_bundle(run))
+    bundle = read_bundle(run)
+    if bundle.examples is not None:
+        reporter.note(
+            "the training texts, which fit --explain kept, are left out: explain does not work on "
+            "the pushed model"
+        )
+    bundle = _portable(bundle)
     card = make_card(repository, bundle, _report(run))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle" if dry_run is None else dry_run
@@ -205,12 +216,13 @@ def push(
 
 
 def _portable(bundle: Bundle) -> Bundle:
-    """Without parameters of the fit and folders of this machine."""
+    """Without training texts, parameters of the fit and folders of this machine."""
     specs = tuple(
         spec.model_copy(update={"source": spec.name}) if Path(spec.source).is_absolute() else spec
         for spec in bundle.encoders
     )
-    return replace(bundle, encoders=specs, facts=bundle.facts.model_copy(update={"settings": None}))
+    facts = bundle.facts.model_copy(update={"settings": None})
+    return replace(bundle, encoders=specs, facts=facts, examples=None)
 
 
 def _upload(folder: Path, repository: str, private: bool, reporter: Reporter) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.embeddings.extraction import extract_all
 from layerfuse.errors import ConfigError
 from layerfuse.files import atomic_write
+from layerfuse.labels import LabelSet
 from layerfuse.progress import Reporter
 from layerfuse.report.results import ExtractResult
 
@@ -79,7 +80,9 @@ def _write(out: Path, config: ExtractConfig, store: EmbeddingStore, reporter: Re
     found: dict[str, Mapping[str, npt.NDArray[np.generic]]] = {}
     for name, split in dataset.splits.items():
         blocks = extract_all(split.texts, encoders, store, reporter=reporter)
-        labels = {} if split.labels is None else {"label": np.array(split.labels)}
+        if split.n_unlabeled:
+            reporter.note(f"{split.n_unlabeled} {name} rows have no label and are not in {out}")
+        labels = {} if split.labels is None else {"label": _labels(split.labels)}
         found[name] = labels | {str(block): blocks[block] for block in blocks}
     with atomic_write(out) as temporary:
         if out.suffix.lower() == ".npz":
@@ -92,6 +95,12 @@ def _write(out: Path, config: ExtractConfig, store: EmbeddingStore, reporter: Re
                 np.savez(file, **flat)  # type: ignore[arg-type]  # names are the arrays' own
         else:
             _write_parquet(temporary, found)
+
+
+def _labels(labels: Sequence[object]) -> npt.NDArray[np.generic]:
+    """An array that is read without running code: several labels of a row are one text."""
+    several = any(isinstance(label, LabelSet) for label in labels)
+    return np.array(list(map(str, labels)) if several else labels)
 
 
 def _write_parquet(path: Path, found: Mapping[str, Mapping[str, npt.NDArray[np.generic]]]) -> None:

@@ -50,6 +50,7 @@ from layerfuse.files import atomic_folder, is_url
 from layerfuse.folds import text_groups
 from layerfuse.metrics import Estimate
 from layerfuse.objects import local_folder, new_folder
+from layerfuse.pipeline import RIDGES
 from layerfuse.progress import SILENT, Advance, Reporter, Stopwatch, reporting_to
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (
@@ -287,14 +288,15 @@ def simplify(classifier: LayerFusionClassifier, reporter: Reporter) -> bool:
     if item is None:
         reporter.note("advice: no single block is as good; the pipeline stays as it was chosen")
         return False
-    reporter.note(f"advice: {item.blocks[0]} alone (selection={_ADVISED[item.name]!r})")
+    selection, head = _ADVISED[item.name], classifier.plan_.head
+    head = head if head in RIDGES else "ridge"  # that of the baseline
+    reporter.note(f"advice: {item.blocks[0]} alone (selection={selection!r}, head={head!r})")
     if verdict.recommended == "tfidf":
         reporter.note("TF-IDF would be simpler still, but cannot be saved in a bundle")
     encoders = classifier.encoders_
     if item.name == "last_layer":
         encoders = tuple(encoder for encoder in encoders if encoder.name == item.encoder)
-    selection = _ADVISED[item.name]
-    classifier.set_params(encoders=encoders, selection=selection, fusion="concat", head="ridge")
+    classifier.set_params(encoders=encoders, selection=selection, fusion="concat", head=head)
     return True
 
 
@@ -465,11 +467,11 @@ def read_options(config: ReadConfig) -> ReadOptions:
 
 
 def groups_of(split: Split, config: ReadConfig) -> list[object] | None:
-    """The values of the group column; rows without one are groups of their own."""
+    """The values of the group column; None for blanks, whose rows are groups of their own."""
     given = split.column(config.group_column)
     if given is None:
         return None
-    return [row if own in (None, "") else (own,) for row, own in enumerate(given)]
+    return [None if isinstance(own, str) and not own.strip() else own for own in given]
 
 
 def text_codes(split: Split, config: ReadConfig) -> npt.NDArray[np.intp]:
@@ -491,9 +493,17 @@ def _without_page(run: Path, config: FitConfig) -> RunReport | None:
     if not config.report or (run / _PAGE).exists():
         return None
     report = _read_report(run)
-    settings = None if report is None else asdict(report.settings)
-    given, saved = (json.dumps(own, default=str) for own in (asdict(config), settings))
+    if report is None or _changed_since(report.created, config.data, config.test):
+        return None
+    given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
     return report if given == saved else None
+
+
+def _changed_since(moment: datetime, *places: str | None) -> bool:
+    """Whether a file, or one in a folder, was written later."""
+    paths = [Path(place) for place in places if place is not None]
+    files = (path for own in paths for path in (own, *own.rglob("*")) if path.is_file())
+    return any(path.stat().st_mtime > moment.timestamp() for path in files)
 
 
 def _read_report(run: Path) -> RunReport | None:

@@ -7,8 +7,10 @@ import gzip
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerfuse.cluster import RayCluster
 from layerfuse.data import TABLE_SUFFIXES
@@ -16,6 +18,9 @@ from layerfuse.embeddings import EmbeddingStore
 from layerfuse.errors import ConfigError, NotFoundError, StorageError
 from layerfuse.files import atomic_write, is_url
 from layerfuse.objects import check_no_folder
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Row = Mapping[str, object]
 
@@ -106,14 +111,31 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
         temporary.write_bytes(encode(rows, kind))
 
 
-def encode(rows: Sequence[Row], suffix: str, *, header: bool = True) -> bytes:
-    """Rows, all with the keys of the first, in the format of a suffix."""
+def encode(
+    rows: Sequence[Row],
+    suffix: str,
+    *,
+    header: bool = True,
+    types: Mapping[str, pyarrow.DataType] | None = None,
+) -> bytes:
+    """Rows, all with the keys of the first, in the format of a suffix.
+
+    ``types`` are those that columns of Parquet should have.
+    """
     if suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
+        names = rows[0] if rows else ()
+        pairs = [_arrow_column([row[n] for row in rows], (types or {}).get(n)) for n in names]
+        fields = [
+            pyarrow.field(name, array.type, metadata=metadata)
+            for name, (array, metadata) in zip(names, pairs, strict=True)
+        ]
+        arrays = [array for array, _ in pairs]
         buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(map(dict, rows))), buffer)
+        table = pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields))
+        pyarrow.parquet.write_table(table, buffer)
         return buffer.getvalue()
     if suffix == ".tex":
         return _latex(rows).encode()
@@ -124,6 +146,27 @@ def encode(rows: Sequence[Row], suffix: str, *, header: bool = True) -> bytes:
         delimiter = "\t" if ".tsv" in suffix else ","
         data = _delimited(rows, delimiter, header=header).encode()
     return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
+
+
+AS_TEXT = {b"layerfuse": b"several kinds, as text"}
+"""What is said of a column of Parquet that has become text."""
+
+
+def _arrow_column(
+    values: Sequence[object], kind: pyarrow.DataType | None
+) -> tuple[pyarrow.Array, Mapping[bytes, bytes] | None]:
+    """Values of the kind, else of the one that they plainly have, else as text."""
+    import pyarrow
+
+    for tried in (kind, None):
+        with suppress(pyarrow.ArrowException, OverflowError, TypeError, ValueError):
+            return pyarrow.array(values, tried), None
+    return pyarrow.array(as_texts(values), pyarrow.string()), AS_TEXT
+
+
+def as_texts(values: Iterable[object]) -> list[str | None]:
+    """Each value as a cell of CSV; None where there is none."""
+    return [None if value is None else _cell(value) for value in values]
 
 
 def _delimited(rows: Sequence[Row], delimiter: str, *, header: bool) -> str:
@@ -161,6 +204,6 @@ def _cell(value: object) -> str:
         return str(value).lower()
     if isinstance(value, Share):
         return f"{value:.4f}"
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None else str(value)

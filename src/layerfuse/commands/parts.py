@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
+
+from filelock import FileLock, Timeout
 
 from layerfuse.cli_options import StreamConfig
 from layerfuse.cluster import RayCluster
+from layerfuse.commands.output import AS_TEXT, as_texts
 from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
 from layerfuse.errors import (
     FormatError,
@@ -188,32 +191,65 @@ class PartFiles:
     """An output file in the making: its finished parts, in a folder beside it.
 
     Each part is written atomically, and so is the file, once all parts are there. The parts of a
-    URL lie in the cache folder, and the file is uploaded as a whole. ``facts`` are what the parts
-    depend on: a run resumes only with parts of equal facts, any others are a StorageError.
+    URL lie in the cache folder, and the file is uploaded as a whole. Parts that a stopped run has
+    left are a StorageError, but with ``resume``; where that is None they are deleted. Only one
+    process can be inside of this context manager for a file.
     """
 
-    def __init__(self, out: str, facts: Mapping[str, object], *, resume: bool) -> None:
+    def __init__(self, out: str, *, resume: bool | None) -> None:
         self.out = out
-        self._facts = dict(facts)
+        self._resume = resume
         self._kind = next(suffix for suffix in TABLE_SUFFIXES if out.lower().endswith(suffix))
         if is_url(out):
             self.folder = cache_dir() / "parts" / digest(out)
         else:
             self.folder = Path(out).parent / f".{Path(out).name}.parts"
-        known: Mapping[str, object] | None = None
+        self._facts: dict[str, object] = {}
+        self._known: Mapping[str, object] | None = None
+        self._lock = FileLock(self.folder.with_name(f"{self.folder.name}.lock"), timeout=0)
+
+    def __enter__(self) -> Self:
+        with storage_errors(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise StorageError(
+                    f"Another run is writing {self.out}. Wait for it, or choose another --out."
+                ) from error
+        try:
+            self._take_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # Windows deletes no open file
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
+
+    def _take_up(self) -> None:
+        """Find the parts of a stopped run."""
         with suppress(NotFoundError, FormatError):  # no parts
-            known = read_json(self.folder / _MANIFEST, kind=_KIND, version=_VERSION)["facts"]
-        if known is None:
+            found = read_json(self.folder / _MANIFEST, kind=_KIND, version=_VERSION)
+            self._known = found["facts"]
+        if self._known is None or self._resume is None:
             shutil.rmtree(self.folder, ignore_errors=True)
-        elif not resume:
+            self._known = None
+        elif not self._resume:
             raise StorageError(
-                f"{out}: an interrupted run left {len(self.finished)} finished parts. Continue it "
-                f"with --resume, or delete {self.folder} to start over."
+                f"{self.out}: an interrupted run left {len(self.finished)} finished parts. "
+                f"Continue it with --resume, or delete {self.folder} to start over."
             )
-        elif known != self._facts:
-            changed = sorted(name for name in self._facts if known.get(name) != self._facts[name])
+
+    def check(self, facts: Mapping[str, object]) -> None:
+        """Take note of what parts depend on; a StorageError where finished ones depend on other."""
+        self._facts |= facts
+        known = facts if self._known is None else self._known
+        if changed := sorted(name for name in facts if known.get(name) != facts[name]):
             raise StorageError(
-                f"{out}: the parts in {self.folder} were written with a different "
+                f"{self.out}: the parts in {self.folder} were written with a different "
                 f"{' and '.join(changed)}. Repeat that run, or delete the folder to start over."
             )
 
@@ -230,17 +266,20 @@ class PartFiles:
         with atomic_write(self._path(number)) as temporary:
             temporary.write_bytes(data)
 
-    def join(self, n_parts: int) -> None:
-        """Write the file from its parts, and delete them."""
+    def join(self, n_parts: int) -> tuple[str, ...]:
+        """Write the file from its parts, and delete them.
+
+        Returns the columns of Parquet that are text since their values are of several kinds.
+        """
         if missing := sorted(set(range(n_parts)) - self.finished):
             raise StorageError(
                 f"{self.out}: part {missing[0]} of {n_parts} is missing. Run the same command "
                 "again with --resume."
             )
-        joined = self.folder / "joined"
+        joined, mixed = self.folder / "joined", tuple[str, ...]()
         with atomic_write(joined) as temporary:
             if self._kind == ".parquet":
-                self._join_tables(temporary, n_parts)
+                mixed = self._join_tables(temporary, n_parts)
             else:
                 with temporary.open("wb") as file:
                     for number in range(n_parts):
@@ -254,17 +293,32 @@ class PartFiles:
                 joined.replace(self.out)
         with storage_errors(self.folder):
             shutil.rmtree(self.folder)
+        return mixed
 
-    def _join_tables(self, path: Path, n_parts: int) -> None:
+    def _join_tables(self, path: Path, n_parts: int) -> tuple[str, ...]:
         import pyarrow
         from pyarrow import parquet
 
         # A column without any value in a part has no type there.
         schemas = [parquet.read_schema(self._path(number)) for number in range(n_parts)]
-        schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
-        with parquet.ParquetWriter(path, schema) as writer:
+        mixed = {own.name for schema in schemas for own in schema if own.metadata == AS_TEXT}
+        fields = []
+        for name in schemas[0].names:
+            alike = [pyarrow.schema([schema.field(name)]) for schema in schemas]
+            try:
+                joint = pyarrow.unify_schemas(alike, promote_options="permissive")
+            except pyarrow.ArrowException:
+                mixed.add(name)
+            text = pyarrow.field(name, pyarrow.string(), metadata=AS_TEXT)
+            fields.append(text if name in mixed else joint.field(0))
+        with parquet.ParquetWriter(path, schema := pyarrow.schema(fields)) as writer:
             for number in range(n_parts):
-                writer.write_table(parquet.read_table(self._path(number)).cast(schema))
+                part = parquet.read_table(self._path(number))
+                for name in mixed:
+                    values = pyarrow.array(as_texts(part[name].to_pylist()), pyarrow.string())
+                    part = part.set_column(part.schema.get_field_index(name), name, values)
+                writer.write_table(part.cast(schema))
+        return tuple(sorted(mixed))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part.{number:08d}"

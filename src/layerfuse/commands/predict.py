@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from layerfuse.data import (
     TextDataset,
     TextStream,
     load_dataset,
+    strip_html,
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, StorageError
@@ -46,20 +48,37 @@ from layerfuse.report.results import (
 )
 from layerfuse.targets import Decisions, LabelSpace, MultilabelSpace, Targets
 
+if TYPE_CHECKING:
+    import pyarrow
+
 _SEPARATORS = (";", "|", "\n")  # of several labels, where the training table had none
 
 
 @dataclass(frozen=True)
 class _Label:
-    """Predictions of a part as the bytes of a table; without ``suffix`` lines of JSON."""
+    """Predictions of a part as the bytes of a table; without ``suffix`` lines of JSON.
+
+    ``columns`` are those of any part of the table, ``types`` what Arrow calls them. The bundle is
+    opened where the work is done, unless a ``classifier`` is given; it must be the one with the
+    ``fingerprint``.
+    """
 
     config: PredictConfig
     suffix: str
     separator: str
+    fingerprint: str = ""
+    columns: tuple[str, ...] = ()
+    types: Mapping[str, pyarrow.DataType] = field(default_factory=dict)
+    classifier: LayerFusionClassifier | None = None
 
     def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
-        config = self.config
-        classifier = load(config.run, encoders=config.encoders, device=config.device)
+        config, classifier = self.config, self.classifier
+        if classifier is None:
+            classifier = load(config.run, encoders=config.encoders, device=config.device)
+            if _fingerprint(config) != self.fingerprint:
+                raise StorageError(
+                    f"{config.run} was saved again after this run had begun. Start over."
+                )
 
         def label(part: Part) -> bytes:
             with reporting_to(reporter):
@@ -71,11 +90,38 @@ class _Label:
                 )
             if not self.suffix:
                 return encode([row.model_dump() for row in found], ".jsonl")
-            header = part.number == 0
-            joined = self.separator if self.suffix.startswith((".csv", ".tsv")) else None
-            return encode(_table(part.rows, found, joined), self.suffix, header=header)
+            if new := sorted(set(part.rows.columns).difference(self.columns)):
+                raise DataError(
+                    f"Column {new[0]!r} first occurs after row {part.rows.rows[0]} (counted from "
+                    "0), too late for what is read only once. Give a file's name in place of "
+                    "standard input, or raise --part-rows."
+                )
+            return self._encode(part, found)
 
         return label
+
+    def _encode(self, part: Part, found: Sequence[Prediction]) -> bytes:
+        """The columns of the table (of none the texts), then those of the predictions.
+
+        Several labels are a list, or joined in CSV. A column with the name of a prediction's is
+        called ``given_...``, or ``given_given_...`` where that is another's.
+        """
+        rows = part.rows
+        joined = self.separator if self.suffix.startswith((".csv", ".tsv")) else None
+        labeled = [_cells(prediction, joined) for prediction in found]
+        nothing = (None,) * len(rows)
+        given = {name: rows.columns.get(name, nothing) for name in self.columns}
+        given = given or {"text": rows.texts}
+        names = _free_names(given, labeled[0] if labeled else ())
+        return encode(
+            [
+                {names[name]: column[row] for name, column in given.items()} | own
+                for row, own in enumerate(labeled)
+            ],
+            self.suffix,
+            header=part.number == 0,
+            types={names[name]: kind for name, kind in self.types.items() if name in names},
+        )
 
 
 def label_texts(
@@ -135,32 +181,34 @@ def _read_of(classifier: LayerFusionClassifier, rows: Split) -> Column:
     return table
 
 
-def _table(
-    split: Split, found: Sequence[Prediction], separator: str | None = None
-) -> list[dict[str, object]]:
-    """The columns of the table, then those of the predictions.
+def _cells(prediction: Prediction, separator: str | None) -> dict[str, object]:
+    """The columns of a prediction; several labels are a list, or joined by the ``separator``."""
+    own = prediction.model_dump(exclude={"text", "probabilities"}, exclude_none=True)
+    if prediction.labels is not None:
+        own |= {"labels": list(prediction.labels)}
+    if prediction.neighbors is not None:
+        own |= {"neighbors": [vars(neighbor) for neighbor in prediction.neighbors]}
+    shares = prediction.probabilities or {}
+    own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
+    if prediction.probability is not None:
+        own |= {"probability": Share(prediction.probability)}
+    if isinstance(prediction.label, tuple):
+        names = list(map(str, prediction.label))
+        own |= {"label": names if separator is None else separator.join(names)}
+    return own
 
-    Several labels are a list, or joined by the ``separator``. One of the table with the name of a
-    prediction's is called ``given_...``.
-    """
-    rows = []
-    for place, prediction in enumerate(found):
-        own = prediction.model_dump(exclude={"text", "probabilities"}, exclude_none=True)
-        if prediction.labels is not None:
-            own |= {"labels": list(prediction.labels)}
-        if prediction.neighbors is not None:
-            own |= {"neighbors": [vars(neighbor) for neighbor in prediction.neighbors]}
-        shares = prediction.probabilities or {}
-        own |= {f"probability_{name}": Share(share) for name, share in shares.items()}
-        if prediction.probability is not None:
-            own |= {"probability": Share(prediction.probability)}
-        if isinstance(prediction.label, tuple):
-            names = list(map(str, prediction.label))
-            own |= {"label": names if separator is None else separator.join(names)}
-        given = split.columns or {"text": split.texts}
-        kept = {f"given_{name}" if name in own else name: of[place] for name, of in given.items()}
-        rows.append(kept | own)
-    return rows
+
+def _free_names(given: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """A name for each of the given columns that is neither taken nor another one's."""
+    used = {*given, *taken}
+    names = {}
+    for name in given:
+        names[name] = name
+        if name in taken:
+            while names[name] in used:
+                names[name] = f"given_{names[name]}"
+            used.add(names[name])
+    return names
 
 
 def predict(
@@ -188,8 +236,11 @@ def predict(
                 "that has them, in place of --text."
             )
         classes = classifier.classes_.tolist()
-        label = _Label(config, suffix, _separator(facts, classes)).open(reporter)
-        emit(label(Part(0, Split(config.text))).decode())
+        texts = map(strip_html, config.text) if facts.strip_html else config.text
+        label = _Label(config, suffix, _separator(facts, classes), classifier=classifier).open(
+            reporter
+        )
+        emit(label(Part(0, Split(tuple(texts)))).decode())
         rows = len(config.text)
     lines = "".join(kept).split("\n")[:-1]
     return PredictResult(
@@ -216,6 +267,7 @@ def _predict_file(
         suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
     if data == STANDARD_INPUT and (config.resume or config.stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
+    fingerprint = _fingerprint(config)
     classifier, facts = _load(config.run, config.encoders, config.device)
     if config.explain:
         _ = classifier.examples_  # before the work: whether the bundle has them
@@ -230,13 +282,10 @@ def _predict_file(
     opened = _open(source, config.text_column, None, reporter)
     if config.text_column is None and facts.text_column is None:
         _note_column(opened, classifier, reporter)
-    files = None
-    if out is not None:
-        source = replace(source, text_column=opened.text_column)
-        files = PartFiles(out, _facts_of(config, source), resume=config.resume)
-        source = replace(source, skip=files.finished)
+    source = replace(source, text_column=opened.text_column)
     sizes: dict[int, int] = {}
-    empty = 0
+    columns = dict.fromkeys(opened.columns if data == STANDARD_INPUT else ())
+    empty, content = 0, ""
 
     def counted(rows: Split) -> Split:
         nonlocal empty
@@ -249,57 +298,87 @@ def _predict_file(
             are = "is" if empty == 1 else "are"
             reporter.note(f"{empty} of {n_rows} texts {are} empty, and labeled anyway")
 
-    if data == STANDARD_INPUT:
-        splits = {name: map(counted, parts) for name, parts in opened.splits.items()}
-        opened = replace(opened, splits=splits)
-    else:  # all faults of the rows are found before the work, where they can be read twice
-        for part in replace(source, skip=frozenset()).parts():
-            _read_of(classifier, counted(part.rows))
-            sizes[part.number] = len(part.rows)
-        note_empty()
-    with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
-        if source.skip:
-            reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
-            advance(sum(sizes.get(number, 0) for number in source.skip))
-        work = _Label(config, suffix, _separator(facts, classifier.classes_.tolist()))
-        results = run_parts(work, source, opened, config.stream, config.device, advance, reporter)
-        for done in results if files is not None else in_order(results):
-            sizes[done.number] = done.rows
-            if files is not None:
-                files.write(done.number, done.result)
-            else:
-                emit(done.result.decode())
-    if files is not None:
-        files.join(len(sizes))
+    with ExitStack() as opened_files:
+        files = None
+        if out is not None:
+            resume = None if data == STANDARD_INPUT else config.resume
+            files = opened_files.enter_context(PartFiles(out, resume=resume))
+            files.check(_facts_of(config, source, fingerprint))
+        if data == STANDARD_INPUT:
+            splits = {name: map(counted, parts) for name, parts in opened.splits.items()}
+            opened = replace(opened, splits=splits)
+        else:  # all columns and faults are found before the work, where rows can be read twice
+            for part in source.parts():
+                columns |= dict.fromkeys(part.rows.columns)
+                _read_of(classifier, counted(part.rows))
+                sizes[part.number] = len(part.rows)
+                if files is not None:
+                    content = digest(content, repr(part.rows.columns))
+            note_empty()
+        if files is not None:
+            files.check({"content of the data": content})
+            source = replace(source, skip=files.finished)
+        with reporter.task("predicting", sum(sizes.values()), "rows") as advance:
+            if source.skip:
+                reporter.note(f"{len(source.skip)} of {len(sizes)} parts are finished")
+                advance(sum(sizes.get(number, 0) for number in source.skip))
+            work = _Label(
+                config,
+                suffix,
+                _separator(facts, classifier.classes_.tolist()),
+                fingerprint,
+                tuple(columns),
+                opened.types,
+                classifier if config.stream.cluster is None else None,
+            )
+            results = run_parts(
+                work, source, opened, config.stream, config.device, advance, reporter
+            )
+            for done in results if files is not None else in_order(results):
+                sizes[done.number] = done.rows
+                if files is not None:
+                    files.write(done.number, done.result)
+                else:
+                    emit(done.result.decode())
+        if files is not None and (mixed := files.join(len(sizes))):
+            reporter.note(f"values of several kinds are written as text: column {', '.join(mixed)}")
     if data == STANDARD_INPUT:
         note_empty()
     return sum(sizes.values()), classifier.classes_.tolist()
 
 
 def _check_out(out: str, data: str) -> None:
-    if is_url(out):
-        if not out.lower().endswith(TABLE_SUFFIXES):
-            raise ConfigError(
-                f"{out} has an unsupported extension. Give a name with --out that ends in "
-                f"{', '.join(TABLE_SUFFIXES)}."
-            )
-        return
-    check_new_file(Path(out), TABLE_SUFFIXES)
-    if Path(data).exists() and Path(out).resolve().is_relative_to(Path(data).resolve()):
-        what = "holds" if Path(data).is_file() else "is in the folder of"
+    if not is_url(out):
+        check_new_file(Path(out), TABLE_SUFFIXES)
+    elif not out.lower().endswith(TABLE_SUFFIXES):
+        raise ConfigError(
+            f"{out} has an unsupported extension. Give a name with --out that ends in "
+            f"{', '.join(TABLE_SUFFIXES)}."
+        )
+    if data != STANDARD_INPUT and (place := _place(out)).is_relative_to(texts := _place(data)):
+        what = "holds" if place == texts else "is in the folder of"
         raise StorageError(f"{out} {what} the texts. Choose another file with --out.")
 
 
-def _facts_of(config: PredictConfig, source: PartSource) -> dict[str, object]:
-    """What predictions depend on, for a run that goes on with the parts of another."""
+def _place(name: str) -> Path:
+    """A file or folder by its one name; what a URL names is a path below the URL's scheme."""
+    scheme, sign, path = name.partition("://")
+    if sign and scheme != "file":
+        return Path(scheme, path)
+    return Path(path if sign else name).expanduser().resolve()
+
+
+def _fingerprint(config: PredictConfig) -> str:
+    """That of the bundle as it is now."""
     folder = bundle_folder(local_folder(config.run))
-    data = Path(source.data)
-    files = sorted(path for path in (data, *data.rglob("*")) if path.is_file())
-    status = [f"{path}: {(own := path.stat()).st_size} {own.st_mtime_ns}" for path in files]
+    return fingerprint_folder(folder, [path.name for path in folder.glob("*.*")])
+
+
+def _facts_of(config: PredictConfig, source: PartSource, fingerprint: str) -> dict[str, object]:
+    """What predictions depend on, for a run that goes on with the parts of another."""
     return {
-        "bundle": fingerprint_folder(folder, [path.name for path in folder.glob("*.*")]),
-        "data": source.data if is_url(source.data) else str(data.resolve()),
-        "size and time of the data": digest("\n".join(status)),
+        "bundle": fingerprint,
+        "data": source.data if is_url(source.data) else str(Path(source.data).resolve()),
         "text column": source.text_column,
         "number of rows per part": source.part_rows,
         "device": config.device,
@@ -387,11 +466,21 @@ def evaluate(
     classifier, facts = _load(config.run, config.encoders, config.device)
     space, rule, other = classifier.label_space_, classifier.abstention_, None
     if against is not None:
-        other = _load(against, config.encoders, config.device)[0]
+        other, others = _load(against, config.encoders, config.device)
         if other.label_space_.link_name != space.link_name:
             raise ConfigError(
                 f"One of {config.run} and {against} gives a text exactly one label, the other any "
                 "number of labels. Give --against a run of the same kind."
+            )
+        if config.text_column is None and others.text_column != facts.text_column:
+            raise ConfigError(
+                f"{config.run} learned from column {facts.text_column!r} and {against} from "
+                f"{others.text_column!r}. Say with --text-column which one both are to read."
+            )
+        if others.strip_html != facts.strip_html:
+            raise ConfigError(
+                f"Only one of {config.run} and {against} was fitted with --strip-html: they cannot "
+                "read the same texts. Evaluate each by itself."
             )
     columns = tuple(
         dict.fromkeys(name for own in (classifier, other) if own for name in _columns_of(own))

@@ -128,8 +128,9 @@ def _audit_split(split: Split, max_chars: int) -> SplitAudit:
     labels = split.labels or (None,) * len(split)
     for (row, text), label in zip(numbered, labels, strict=True):
         if text.strip():
-            groups.setdefault(text, []).append(row)
-            kinds.setdefault(text, set()).add(label)
+            key = normalize(text)
+            groups.setdefault(key, []).append(row)
+            kinds.setdefault(key, set()).add(label)
     conflicts = [rows for text, rows in groups.items() if len(kinds[text]) > 1]
     return SplitAudit(
         rows=len(split),

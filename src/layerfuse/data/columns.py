@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -53,7 +53,8 @@ class Table:
     """Named columns, read lazily; ``where`` names the file in messages.
 
     ``first_row`` is the number of its first row where it is part of a split; ``keys`` are the
-    columns that stand in the names of folders, such as ``year=2024``.
+    columns that stand in the names of folders, such as ``year=2024``; ``types`` are those of Arrow,
+    where the file has them.
     """
 
     where: str
@@ -63,6 +64,7 @@ class Table:
     n_bytes: int = 0
     first_row: int = 0
     keys: tuple[str, ...] = ()
+    types: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
@@ -142,7 +144,7 @@ def to_split(
     Raises
     ------
     DataError
-        For no rows, missing texts, no label at all, texts that are not strings, labels that are not
+        For no rows, missing texts, texts that are not strings, labels that are not
         all of one plain kind, and cells that look like several labels without the option.
     """
     names = split_names(table.names, text)
@@ -168,6 +170,14 @@ def to_split(
     kept = table.names if options.keep else own
     columns = {name: tuple(table.column(name)) for name in kept if name is not None}
     numbers = range(table.first_row, table.first_row + len(texts))
+    if options.group_column is not None:
+        for row, value in zip(numbers, columns[options.group_column], strict=True):
+            if isinstance(value, list | dict):
+                raise DataError(
+                    f"{table.where}: column {options.group_column!r} holds {_kind(value)} in row "
+                    f"{row} (counted from 0), where the name or number of a group is expected. "
+                    "Choose another --group-column."
+                )
     for name, column in columns.items():
         for row, value in zip(numbers, column, strict=True):
             if isinstance(value, str) and SURROGATE.search(value):
@@ -179,11 +189,6 @@ def to_split(
         return Split(texts, None, columns, numbers)
     labels = _read_labels(table, label, options.label_separator)
     rows = [row for row, value in enumerate(labels) if not _is_missing(value)]
-    if not rows and not table.first_row:
-        raise DataError(
-            f"{table.where}: column {label!r} has no value in any row. Fill in the labels, or "
-            "choose another --label-column (label_column= in Python)."
-        )
     split = Split(texts, labels, columns, numbers)
     if len(rows) < len(labels):
         split = replace(split.take(rows), n_unlabeled=len(labels) - len(rows))

@@ -10,26 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from layerfuse.errors import ConfigError, DataError
+from layerfuse.labels import is_missing
 from layerfuse.targets import Targets
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "body", "document")
 """Common names of a column of texts."""
 
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")  # the first that is there is the test
+_INT64 = 2**63
 
 
 def plain_ids(values: Sequence[Any]) -> Sequence[Any]:
-    """Values of one plain kind as they are; dates and the like, and several kinds, as text.
+    """Values of one plain kind as they are; dates, huge numbers and several kinds as text.
+
+    Those that are missing, such as NaN, are None.
 
     Examples
     --------
     >>> plain_ids([7, None, "T-8"])
     ['7', None, 'T-8']
     """
-    kinds = {type(value) for value in values if value is not None}
-    if len(kinds) <= 1 and kinds <= {str, int, float, bool}:
-        return values
-    return [None if value is None else str(value) for value in values]
+    known = [None if is_missing(value) else value for value in values]
+    kinds = {type(value) for value in known if value is not None}
+    huge = kinds == {int} and any(value and abs(value) >= _INT64 for value in known)
+    if len(kinds) <= 1 and kinds <= {str, int, float, bool} and not huge:
+        return known
+    return [None if value is None else str(value) for value in known]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -255,6 +255,11 @@ def _delimited(file: _File, part_rows: int | None) -> Iterator[Table]:
 
         found = False
         for rows in _parts(records, part_rows):
+            if not any(header):
+                raise DataError(
+                    f"{file.where}: the first line names no column: it is empty but for its "
+                    "separators. Remove it; the first line names the columns, such as 'text,label'."
+                )
             found = True
             yield table(rows)
     if not found:
@@ -277,7 +282,8 @@ def _records(file: _File, lines: Iterator[str], *, quoted: bool) -> Iterator[lis
         if file.kind == ".csv":
             _refuse_comment(file.where, top, second)
             # spreadsheets write semicolons where the comma is the decimal sign
-            delimiter = max(",;\t|", key=top.count)
+            names = re.sub('"[^"]*"', "", top if top.strip() else second)
+            delimiter = max(",;\t|", key=names.count)
         elif delimiter not in top:
             _refuse_commas(file.where, top, second)
     reader = csv.reader(
@@ -353,13 +359,14 @@ def _refuse_repeated(where: str, header: Sequence[str]) -> None:
 
 
 def _jsonl(file: _File, part_rows: int | None) -> Iterator[Table]:
-    names: tuple[str, ...] | None = None
+    names: dict[str, None] = {}  # those of any row so far
+    found = False
     with file.lines("\n", whole=part_rows is None) as lines:
         for rows in _parts(_json_objects(file.where, lines), part_rows):
-            if names is None:
-                names = tuple(dict.fromkeys(name for row in rows for name in row))
-            yield Table(file.where, names, partial(_values, rows), len(rows))
-    if names is None:
+            found = True
+            names |= dict.fromkeys(name for row in rows for name in row)
+            yield Table(file.where, tuple(names), partial(_values, rows), len(rows))
+    if not found:
         raise DataError(f"{file.where} is empty. Give a file with at least one text.")
 
 
@@ -404,7 +411,9 @@ def _parquet(file: _File, part_rows: int | None) -> Iterator[Table]:
         )
         _refuse_repeated(file.where, table.schema_arrow.names)
         batches = table.iter_batches(min(part_rows or _BATCH_ROWS, _BATCH_ROWS))
-        yield from _of_batches(file.where, table.schema_arrow, batches, part_rows)
+        types = _types(facts.schema.to_arrow_schema())
+        for part in _of_batches(file.where, table.schema_arrow, batches, part_rows):
+            yield replace(part, types=types)
 
 
 def read_arrow(source: Path | str, part_rows: int | None) -> Iterator[Table]:
@@ -503,7 +512,18 @@ def arrow_table(where: str, table: Any) -> Table:
                 return values
             return [None if value is None or value < 0 else names[value] for value in values]
 
-    return Table(where, tuple(table.column_names), column, len(table), n_bytes)
+    names = tuple(table.column_names)
+    return Table(where, names, column, len(table), n_bytes, types=_types(table.schema))
+
+
+def _types(schema: Any) -> dict[str, Any]:
+    """The types of columns, those of the values of dictionaries."""
+    import pyarrow
+
+    return {
+        own.name: own.type.value_type if pyarrow.types.is_dictionary(own.type) else own.type
+        for own in schema
+    }
 
 
 @contextlib.contextmanager

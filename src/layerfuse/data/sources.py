@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
 from itertools import chain
@@ -71,6 +71,8 @@ class TextStream:
         The column of the texts.
     label_column : str or None
         The column of the labels, where it was read.
+    types : mapping of str to pyarrow.DataType
+        Those of the columns, where the data have them.
     """
 
     name: str
@@ -78,6 +80,7 @@ class TextStream:
     columns: tuple[str, ...]
     text_column: str
     label_column: str | None
+    types: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self) -> TextDataset:
         """All parts of each split together; for a stream whose splits have one part each."""
@@ -124,15 +127,31 @@ def _stream(name: str, tables: Mapping[str, Iterator[Table]], options: ReadOptio
     splits: dict[str, Iterator[Split]] = {}
     text, label = "", options.label_column
     columns: tuple[str, ...] = ()
+    types: Mapping[str, Any] = {}
     for split, parts in tables.items():
         first = next(parts)
         text, label = find_columns(first, options)
-        splits[split] = map(
-            partial(to_split, text=text, label=label, options=options), chain([first], parts)
-        )
+        splits[split] = _to_splits(chain([first], parts), text, label, options)
         options = replace(options, text_column=text, label_column=label)
-        columns = first.names
-    return TextStream(name, splits, columns, text, label)
+        columns, types = first.names, first.types
+    return TextStream(name, splits, columns, text, label, types)
+
+
+def _to_splits(
+    tables: Iterable[Table], text: str, label: str | None, options: ReadOptions
+) -> Iterator[Split]:
+    """The parts of a split; a DataError behind the last where no row of any has a label."""
+    labeled, where = label is None, ""
+    for table in tables:
+        split = to_split(table, text, label, options)
+        labeled |= len(split) > 0
+        where = table.where
+        yield split
+    if not labeled:
+        raise DataError(
+            f"{where}: column {label!r} has no value in any row. Fill in the labels, or choose "
+            "another --label-column (label_column= in Python)."
+        )
 
 
 def _open(source: Source, name: str, options: ReadOptions) -> dict[str, list[_Reader]]:
@@ -158,7 +177,8 @@ def _read_parts(part_rows: int | None, *readers: _Reader) -> Iterator[Table]:
     for read in readers:
         for table in read(part_rows):
             first = first or table
-            if table.names != first.names:
+            later = table.where == first.where and set(table.names) > set(first.names)
+            if table.names != first.names and not later:  # lines of JSON may bring new names
                 raise DataError(
                     f"{table.where} has the columns {', '.join(table.names)}, but {first.where} "
                     f"has {', '.join(first.names)}. Parts of a split need the same columns."
@@ -181,6 +201,7 @@ def _join(tables: Sequence[Table]) -> Table:
     return replace(
         tables[0],
         where=_span(tables[0], tables[-1]),
+        names=tuple(dict.fromkeys(chain.from_iterable(table.names for table in tables))),
         column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
         n_rows=sum(table.n_rows for table in tables),
     )
@@ -508,9 +529,9 @@ def _read_hub(where: str, dataset: HubDataset, part_rows: int | None) -> Iterato
 
 
 def _guessed(where: str, batches: Iterable[Mapping[str, Sequence[Any]]]) -> Iterator[Table]:
-    """Tables with the columns of the first batch; others may lack some, and have nulls there."""
+    """Tables with the columns of all batches so far; one may lack some, and has nulls there."""
     names: tuple[str, ...] = ()
     for batch in batches:
-        names = names or tuple(batch)
+        names = tuple(dict.fromkeys((*names, *batch)))
         own = Table(where, tuple(batch), batch.__getitem__, len(next(iter(batch.values()))))
         yield replace(own, names=names, column=partial(_column, own, {}))

@@ -506,14 +506,18 @@ class EmbeddingStore:
                     remote.delete(*(name for name in remote.sizes() if name != _MANIFEST))
                     remote.delete(_MANIFEST)  # last: what was stopped can be told again
                 with storage_errors(folder):
-                    shutil.rmtree(folder)
+                    with contextlib.suppress(FileNotFoundError):  # a file renamed meanwhile
+                        shutil.rmtree(folder)
+                    if folder.exists():
+                        shutil.rmtree(folder)
                 removed.append(info)
                 continue
             with storage_errors(folder):
                 for damaged in folder.glob("*.corrupt"):
                     damaged.unlink(missing_ok=True)
                 for leftover in folder.glob(".*.tmp"):
-                    # A recent one may be another process's shard in flight.
-                    if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
-                        leftover.unlink(missing_ok=True)
+                    # A recent one may be another process's shard in flight, or in place by now.
+                    with contextlib.suppress(FileNotFoundError):
+                        if time.time() - leftover.stat().st_mtime > _IN_FLIGHT_S:
+                            leftover.unlink()
         return removed

@@ -33,9 +33,10 @@ _FEWEST_ROWS = 2  # of a category
 _EMPTY = {"", "n/a", "na", "nan", "none", "null", "-", "?"}
 _MOSTLY = 0.5  # share of values that tells what a column is meant to hold
 _BINS = 10
+_LARGEST = 1e150  # whose square can be averaged
 _FAR = 5.0  # standard deviations at which a number is clipped
 _SECONDS = 86_400  # of a day
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH, _SECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(seconds=1)
 
 
 class _Column(BaseModel):
@@ -296,7 +297,7 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         raise ValueError
     number = float(value)
-    if math.isinf(number):
+    if abs(number) > _LARGEST:
         raise ValueError
     return number
 
@@ -308,9 +309,9 @@ def _seconds(value: object) -> float:
     moment = datetime.fromisoformat(value.strip()) if isinstance(value, str) else value
     if not isinstance(moment, datetime):
         raise ValueError
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC).timestamp()
-    return moment.astimezone(UTC).timestamp()  # or OverflowError: UTC may be beyond year 9999
+    zoned = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    zoned = zoned.astimezone(UTC)  # or OverflowError: UTC may be beyond year 9999
+    return (zoned - _EPOCH) // _SECOND  # a float of the very last moment is in year 10000
 
 
 def _category(value: object) -> str:

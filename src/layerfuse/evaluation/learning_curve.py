@@ -125,6 +125,7 @@ def learning_curve(
     groups: Column | None = None,
     class_weight: str | Mapping[object, float] | None = None,
     seed: int = 0,
+    n_jobs: int | None = None,
     reporter: Reporter = SILENT,
 ) -> LearningCurve:
     """Measure three methods with more and more of the labels.
@@ -159,6 +160,8 @@ def learning_curve(
         As in scikit-learn, of each draw.
     seed : int
         Seed of draws, intervals and models.
+    n_jobs : int, optional
+        Threads; None or -1 takes all cores.
     reporter : Reporter
         Receives progress.
 
@@ -189,12 +192,14 @@ def learning_curve(
     space = SearchSpace(selection, budget, fusion, head, seed)
     drawn = _draw(targets, shares, repeats, seed)
     jobs = [rows for _, draws in drawn.values() for rows in draws]
-    axes, leading = _project(train_embeddings, len(targets), reporter)
+    axes, leading = _project(train_embeddings, len(targets), n_jobs, reporter)
 
     def choose(rows: Rows) -> dict[str, Plan]:
         return _choose(leading, rows, targets[rows].weighted(class_weight), space)
 
-    plans = list(track(parallel_map(choose, jobs), "choosing", len(jobs), "draws", reporter))
+    plans = list(
+        track(parallel_map(choose, jobs, n_jobs), "choosing", len(jobs), "draws", reporter)
+    )
     # Heads see more coordinates of fewer blocks: training rows, below them the test rows.
     joined = {
         block: np.concatenate(
@@ -216,7 +221,7 @@ def learning_curve(
             parts[plan] = truth.parts(space.decide(logits))
         return np.array([parts[by_method[method]] for method in METHODS])
 
-    measured = parallel_map(measure, zip(jobs, plans, strict=True))
+    measured = parallel_map(measure, zip(jobs, plans, strict=True), n_jobs)
     results = list(track(measured, "training", len(jobs), "draws", reporter))
     drawn_tests = _test_draws(len(truth), seed)
     points, start = [], 0
@@ -257,10 +262,12 @@ def _draw(
 
 
 def _project(
-    embeddings: Blocks, n: int, reporter: Reporter
+    embeddings: Blocks, n: int, n_jobs: int | None, reporter: Reporter
 ) -> tuple[dict[BlockRef, PrincipalAxes], dict[BlockRef, Floats]]:
     """Each block's axes, and the leading coordinates (n, columns) that choosing uses."""
-    fitted = parallel_map(lambda b: PrincipalAxes.fit(_rows_of(embeddings, b, n)), embeddings)
+    fitted = parallel_map(
+        lambda block: PrincipalAxes.fit(_rows_of(embeddings, block, n)), embeddings, n_jobs
+    )
     results = list(track(fitted, "principal axes", len(embeddings), "blocks", reporter))
     return (
         {block: axes for block, (axes, _, _) in zip(embeddings, results, strict=True)},

@@ -90,15 +90,25 @@ class OutOfFold:
         table = self.logits if scores is None else np.asarray(scores)
         return decide_out_of_fold(table, self.plan_of, targets)
 
-    def calibrated(self, calibration: str | None, targets: Targets) -> npt.NDArray[np.float64]:
-        """Probabilities (n, n_outputs), with one calibration for each kind of model."""
+    def calibrated(
+        self, calibration: str | None, targets: Targets, *, unseen: bool = False
+    ) -> npt.NDArray[np.float64]:
+        """Probabilities (n, n_outputs), with one calibration for each kind of model.
+
+        With ``unseen`` that of a fold's rows is learned from the other folds of its kind, where
+        there are any.
+        """
         proba = np.zeros(self.logits.shape)
         kinds = [(plan.fusion, plan.head) for plan in self.plans]
         for kind in dict.fromkeys(kinds):
-            numbers = [number for number, other in enumerate(kinds) if other == kind]
-            rows = np.flatnonzero(np.isin(self.plan_of, numbers))
-            calibrator = fit_calibration(calibration, self.logits[rows], targets[rows])
-            proba[rows] = calibrator.predict_proba(self.logits[rows], targets.space)
+            alike = [number for number, other in enumerate(kinds) if other == kind]
+            for part in [[number] for number in alike] if unseen else [alike]:
+                known = [number for number in alike if unseen and number not in part] or alike
+                rows, held = (
+                    np.flatnonzero(np.isin(self.plan_of, numbers)) for numbers in (known, part)
+                )
+                calibrator = fit_calibration(calibration, self.logits[rows], targets[rows])
+                proba[held] = calibrator.predict_proba(self.logits[held], targets.space)
         return proba
 
 

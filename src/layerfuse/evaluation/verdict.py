@@ -416,16 +416,16 @@ def _tell_apart(blocks: Sequence[tuple[Floats, Floats]], seed: int) -> Estimate:
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    random, parts = np.random.default_rng(seed), []
     count = min(_PROBE_ROWS, *(len(side) for side in blocks[0]))
+    if count < 2:
+        return share_interval(1, 2)
+    random, parts = np.random.default_rng(seed), []
     for place in range(2):
         rows = random.permutation(len(blocks[0][place]))[:count]
         parts.append(np.hstack([pair[place][rows, :_PROBE_DIMS] for pair in blocks]))
     truth = np.repeat([0, 1], count)
     probe = RidgeClassifierCV(alphas=np.logspace(-2, 3, 6))
     folds = StratifiedKFold(min(5, count), shuffle=True, random_state=seed)
-    if count < 2:
-        return share_interval(1, 2)
     found = cross_val_predict(probe, np.concatenate(parts), truth, cv=folds)
     return share_interval(int((found == truth).sum()), len(truth))
 

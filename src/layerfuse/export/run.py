@@ -36,7 +36,8 @@ def predict_proba(texts, batch=32):
 
 
 if __name__ == "__main__":
-    for row in predict_proba(sys.stdin.read().splitlines()):
+    sys.stdin.reconfigure(encoding="utf-8-sig", newline="\n")  # other line breaks are text
+    for row in predict_proba([line.rstrip("\r\n") for line in sys.stdin]):
         limits = SETTINGS["thresholds"]  # of several labels, each of which a text may have
         found = [row.argmax()] if limits is None else np.flatnonzero(row >= limits)
         print(*(f"{SETTINGS['classes'][i]}\t{row[i]:.4f}" for i in found), sep="\t")

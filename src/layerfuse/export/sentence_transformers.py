@@ -116,6 +116,13 @@ class SentenceTransformersExporter:
         """Embeddings by sentence-transformers, and the pipeline's classifier on them."""
         from sentence_transformers import SentenceTransformer
 
+        (encoder,) = source.encoders
+        empty = load_tokenizer(encoder.source)(encoder.tokenizer.prefix)["input_ids"]
+        if not empty and "" in texts:
+            raise UnsupportedModelError(
+                f"The tokenizer of {encoder.name} makes no token of an empty text, which stock "
+                "modules then cannot read. Check the export on other texts with --data."
+            )
         try:
             with quiet():
                 model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)

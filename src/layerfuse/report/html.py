@@ -346,7 +346,7 @@ def _data(report: RunReport) -> Section:
         )
         found += [tables.near_table(near)] if near.pairs else []
     lead += [f"{sentence_case(note)}." for note in tables.audit_notes(audit)]
-    found += [tables.seeds_table(report.seeds)] if report.seeds else []
+    found += [tables.seeds_table(report.seeds, report.verdict.metric)] if report.seeds else []
     if data.learned_rows != data.train_rows:
         lead.append(f"{data.learned_rows:,} of {data.train_rows:,} training rows were used.")
     if data.truncated_share:

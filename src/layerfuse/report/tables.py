@@ -391,8 +391,8 @@ def seeds_sentence(seeds: Sequence[SeedRun]) -> str:
     return f"{len(seeds)} seeds: {', '.join(parts)}; blocks chosen by all: {chosen}"
 
 
-def seeds_table(seeds: Sequence[SeedRun]) -> Table:
-    """A row for each seed."""
+def seeds_table(seeds: Sequence[SeedRun], metric: str) -> Table:
+    """A row for each seed, with the ``metric`` of the pipeline."""
     cells = [
         (
             *(str(run.seed), percent(run.cv), "" if run.test is None else percent(run.test)),
@@ -400,7 +400,7 @@ def seeds_table(seeds: Sequence[SeedRun]) -> Table:
         )
         for run in seeds
     ]
-    head = ("seed", "nested accuracy", "test accuracy", "blocks", "fusion", "head")
+    head = ("seed", f"nested {metric}", f"test {metric}", "blocks", "fusion", "head")
     return Table("Fits with several seeds", head, cells, (1, 2), wide=(3,))
 
 
@@ -478,7 +478,7 @@ def settings_table(settings: FitConfig) -> Table:
     """Settings, those that are not the defaults first."""
     usual = vars(FitConfig(data=""))
     cells = [
-        (name, _shown(value), "" if value == usual[name] else "set")
+        (name, _shown(value), "" if _shown(value) == _shown(usual[name]) else "set")
         for name, value in vars(settings).items()
     ]
     cells.sort(key=lambda row: row[2] == "")

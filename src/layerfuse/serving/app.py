@@ -84,7 +84,7 @@ class Server:
         self.config, self.metrics, self._load = config, Metrics(), load
         self.batcher = Batcher(config.max_queue, config.max_batch, self.metrics)
         self._reloading = asyncio.Lock()
-        self._task: asyncio.Task[str | None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self.models: Mapping[str, ServedModel] = {}
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._load_models).result()
@@ -104,8 +104,15 @@ class Server:
         gc.freeze()
 
     def reload_soon(self) -> None:
-        """Reload, and go on meanwhile."""
-        self._task = asyncio.get_running_loop().create_task(self.reload())
+        """Reload, and go on meanwhile; the log says what is wrong, where something is."""
+        self._task = asyncio.get_running_loop().create_task(self._reload_logged())
+
+    async def _reload_logged(self) -> None:
+        try:
+            await self.reload()
+        except Exception as error:  # such as no memory for both
+            fields = {"error": f"{type(error).__name__}: {error}"}
+            LOG.exception("reload failed", extra={"fields": fields})
 
     async def reload(self) -> str | None:
         """Load anew beside what goes on; what is wrong, where something is."""
@@ -338,26 +345,45 @@ def _check_port(host: str, port: int) -> None:
         ) from error
 
 
+def _read_token() -> str | None:
+    """What requests have to send; files of secrets often end with a line break, which is left out.
+
+    Raises
+    ------
+    ConfigError
+        When it is empty.
+    """
+    token = os.environ.get("LAYERFUSE_TOKEN")
+    if token is None:
+        return None
+    if not token.strip():
+        raise ConfigError(
+            "LAYERFUSE_TOKEN is set, but empty. Set it to the token that requests have to send, "
+            "or unset it to serve without one."
+        )
+    return token.strip()
+
+
 def serve(config: ServeConfig, reporter: Reporter) -> None:
     """Serve runs until SIGTERM or SIGINT; what is in flight is finished first.
 
     Raises
     ------
     LayerfuseError
-        When a run cannot be loaded; nothing is served then.
+        When an option is wrong or a run cannot be loaded; nothing is served then.
     """
     if config.max_texts > config.max_queue:
         raise ConfigError(
             f"--max-texts {config.max_texts} is more than --max-queue {config.max_queue}: a full "
             "request would always be refused. Raise --max-queue."
         )
-    runs = named_runs(config.runs)
+    runs, token = named_runs(config.runs), _read_token()
 
     def load(known: tuple[ServedModel, ...]) -> Mapping[str, ServedModel]:
         return load_models(runs, config.encoders, config.device, reporter, known)
 
     _check_port(config.host, config.port)
-    app = make_app(Server(config, load), os.environ.get("LAYERFUSE_TOKEN"))
+    app = make_app(Server(config, load), token)
     lines = logging.StreamHandler(sys.stdout)
     lines.setFormatter(JsonLines())
     for name in ("layerfuse.serving", "uvicorn"):

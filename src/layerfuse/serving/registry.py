@@ -59,6 +59,8 @@ class PredictedText:
 def named_runs(runs: Sequence[str]) -> dict[str, str | Path]:
     """Folders and URLs by the names they are served under: ``NAME=RUN``, or the folder's own.
 
+    What is there, and what begins as a URL, is taken as a whole, with any ``=`` in its name.
+
     Raises
     ------
     ConfigError
@@ -66,14 +68,19 @@ def named_runs(runs: Sequence[str]) -> dict[str, str | Path]:
     """
     named: dict[str, str | Path] = {}
     for run in runs:
-        name, equals, path = run.partition("=")
-        place = path if equals else run
+        name, equals, place = run.partition("=")
+        if not equals or is_url(name) or Path(run).exists():
+            name, place = Path(run).resolve().name, run
         folder = place if is_url(place) else Path(place)
-        name = name if equals else Path(place).resolve().name
         if name in named:
             raise ConfigError(f"Two runs are named {name!r}. Name one of them: NAME={folder}.")
-        if not name or "/" in name:
-            raise ConfigError(f"{name!r} cannot be a model's name. Name the run: NAME={folder}.")
+        if "/" in name:
+            raise ConfigError(
+                f"{run} does not exist, and read as NAME=RUN it has the name {name!r}. Correct the "
+                "path, or choose a name without a slash."
+            )
+        if not name:
+            raise ConfigError(f"The run {folder} has no name. Give it one: NAME={folder}.")
         named[name] = folder
     return named
 
