@@ -14,10 +14,12 @@ from layerfuse.report.run_report import read_run_report
 pytestmark = pytest.mark.slow
 
 
-def test_the_simpler_block_is_saved_and_measured(tiny: TinyModels, tmp_path: Path):
+@pytest.mark.parametrize("head", ["ridge", "balanced_ridge"])
+def test_the_simpler_block_is_saved_and_measured(tiny: TinyModels, tmp_path: Path, head: str):
     table = write_csv(tmp_path / "train.csv", rows(120))
     few = ["-e", f"bert={tiny('bert')}", "-e", f"gpt={tiny('gpt2')}", "--cv", 3, "--no-report"]
     few += ["--selection", "top_k", "--max-blocks", 3, "--store", tmp_path / "store"]
+    few += ["--head", head]
     succeed("fit", table, *few, "--out", tmp_path / "fused")
     done = succeed("fit", table, *few, "--accept-advice", "--out", tmp_path / "simple")
     fused, simple = (read_run_report(tmp_path / name) for name in ("fused", "simple"))
@@ -30,6 +32,7 @@ def test_the_simpler_block_is_saved_and_measured(tiny: TinyModels, tmp_path: Pat
     assert simple.cv.accuracy == advised[0].cv.accuracy  # measured as the baseline was
     assert simple.cv.accuracy.value >= fused.cv.accuracy.value or advised[0].cv.gain.low <= 0
     assert f"{block} alone" in done.err
+    assert simple.selection.head == head
     assert layerfuse.load(tmp_path / "simple").model_.blocks == (block,)
     assert simple.settings.accept_advice
 

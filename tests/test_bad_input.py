@@ -623,6 +623,10 @@ class TestSettings:
             ("max_dims = 64.0", ("max_dims in fit.toml", "'64.0'", "integer")),
             ("max_ms = 'fast'", ("max_ms in fit.toml", "fast", "float")),
             ("max_memory_mb = true", ("max_memory_mb in fit.toml", "true", "float")),
+            ("text_column = ['a', 'b']", ("text_column in fit.toml", "one value", "'a,b'")),
+            ("sample = [20, 60]", ("sample in fit.toml takes one value, not 2",)),
+            ("report = [true, false]", ("report in fit.toml takes one value",)),
+            ("seed = { a = 1 }", ("seed in fit.toml takes one value",)),
             ("max_length = true", ("max_length in fit.toml", "'true'", "integer")),
         ],
     )

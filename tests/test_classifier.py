@@ -372,6 +372,34 @@ class TestScikitLearn:
             build(tiny).save("nowhere")
 
 
+class TestScore:
+    """Of labels that scikit-learn's accuracy does not take."""
+
+    @pytest.mark.parametrize(
+        "kinds", [(1.5, 4.5), (("a", 1), ("b", 2)), (b"a", b"b"), (1, "b"), ("a", "b")], ids=str
+    )
+    def test_any_kind_is_scored(self, tiny: TinyModels, kinds: tuple[Any, Any]):
+        texts, y = planted(40)
+        labels = [kinds[own == y[0]] for own in y]
+        model = build(tiny, "bert", cv=2).fit(texts, labels)
+        right = [a == b for a, b in zip(model.predict(texts).tolist(), labels, strict=True)]
+        assert model.score(texts, labels) == pytest.approx(np.mean(right))
+        weights = np.arange(40) % 3
+        assert model.score(texts, labels, weights) == pytest.approx(
+            np.average(right, weights=weights)
+        )
+        wrong = [kinds[own != y[0]] for own in y]
+        assert model.score(texts, wrong) == pytest.approx(1 - np.mean(right))
+
+    def test_what_was_not_learned_is_never_right(self, fitted: LayerFusionClassifier):
+        texts = ["good film", "bad film"]
+        assert fitted.score(texts, ["never seen", *fitted.predict(texts[1:])]) == 0.5
+        with pytest.raises(DataError, match="2 texts but 1 labels"):
+            fitted.score(texts, ["a"])
+        with pytest.raises(DataError, match="cannot be compared with those of training"):
+            fitted.score(texts, [["a"], ["b"]])
+
+
 class TestSample:
     def test_selection_sees_only_the_sample_and_the_head_all_rows(self, tiny: TinyModels):
         notes = Notes()

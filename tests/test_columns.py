@@ -273,3 +273,11 @@ def test_the_command_line_reads_columns(
         refused = run(*command)
         assert refused.code == 2, command
         assert told in refused.err
+
+
+def test_the_last_moment_and_huge_numbers() -> None:
+    moments = ["9999-12-31 23:59:59.9999999", "2026-08-31", "1970-01-01 00:00:00.5"]
+    encoder = ColumnEncoder.fit({"until": moments})
+    assert encoder.transform({"until": moments}).shape[0] == 3
+    with pytest.raises(DataError, match=r"holds 1e\+308 in row 1 .* where a number"):
+        ColumnEncoder.fit({"amount": [1.0, 1e308, 2.0]})

@@ -19,6 +19,7 @@ import pytest
 from fsspec.registry import _registry
 
 from layerfuse import LayerFusionClassifier
+from layerfuse.commands.diagnosis import find_near_duplicates
 from layerfuse.data import Split, TextDataset, audit, find_languages, load_dataset, readers
 from layerfuse.data.audit import Finding
 from layerfuse.errors import (
@@ -661,3 +662,18 @@ def test_the_audit_numbers_rows_as_in_the_file(tmp_path: Path) -> None:
     assert train.duplicates.rows == (3,)  # empty texts are no repeats
     assert (train.conflicts, train.conflict_rows) == (1, ((1, 3),))
     assert train.empty.rows == (4, 5)
+
+
+def test_texts_that_differ_in_case_and_blanks_are_one() -> None:
+    split = Split(("Good film", "good  film", "GOOD FILM", "bad"), ("a", "b", "a", "b"))
+    found = audit(TextDataset("d", {"train": split})).splits["train"]
+    assert (found.duplicates.rows, found.conflict_rows) == ((1, 2), ((0, 1, 2),))
+
+
+def test_labels_of_near_duplicates_are_compared_as_in_a_file() -> None:
+    long = " ".join(f"word{number}" for number in range(40))
+    train = Split((long, f"{long} b"), (1, 0))
+    test = Split((f"{long} a", f"{long} b c"), ("1", "1"))
+    found = find_near_duplicates(TextDataset("d", {"train": train, "test": test}))
+    assert found is not None
+    assert (found.count, found.conflicts) == (2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from sklearn.model_selection import (
     StratifiedKFold,
 )
 
+from commandline import write_text
 from families import TinyModels
 from helpers import Notes, sentences
 from layerfuse import FrozenEncoder, LayerFusionClassifier
 from layerfuse.blocks import BlockRef
 from layerfuse.classifier.validation import check_training
+from layerfuse.data import load_dataset
 from layerfuse.errors import ConfigError, DataError
 from layerfuse.evaluation.learning_curve import learning_curve
 from layerfuse.folds import Groups, standard_error, text_groups
@@ -339,3 +342,29 @@ def test_random_labels_of_copies_stay_random() -> None:
         )
         assert curve.points[0].fusion.value < near_chance(200)
     assert np.mean(accuracies) < near_chance(6 * 80)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_group_is_like_no_other(missing: object) -> None:
+    assert codes_of(Groups.of(["x", missing, missing, "x"])) == [0, 1, 2, 0]
+    assert Groups.of([missing, missing]) is None
+
+
+def test_a_group_that_cannot_be_hashed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"group of row 1 is \[1\] \(list\)"):
+        Groups.of(["x", [1]])  # type: ignore[list-item]
+    lines = ['{"text": "a", "label": "x", "who": "i"}', '{"text": "b", "label": "y", "who": {}}']
+    path = write_text(tmp_path / "t.jsonl", "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="column 'who' holds an object in row 1"):
+        load_dataset(path, group_column="who")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_folds_leave_two_classes_where_they_can(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(["a", "b", "c"], 4)
+    y = np.where(rng.random(12) < 0.3, "rare", "usual")
+    targets = Targets.from_labels(y, groups.tolist())
+    if not targets.can_fold_groups:
+        pytest.skip("no fold can")
+    assert all(targets[rows].varies for rows, _ in targets.folds(2, seed))

@@ -25,7 +25,7 @@ from layerfuse import load, load_dataset
 from layerfuse.blocks import BlockRef
 from layerfuse.calibration import PlattCalibrator
 from layerfuse.errors import ConfigError, DataError
-from layerfuse.evaluation.nested import TrainingSample, nested_plan
+from layerfuse.evaluation.nested import OutOfFold, TrainingSample, nested_plan
 from layerfuse.heads import fit_head, search_penalty
 from layerfuse.labels import find_label_sets
 from layerfuse.metrics import (
@@ -35,6 +35,7 @@ from layerfuse.metrics import (
     paired_f1_difference,
 )
 from layerfuse.model_selection import SearchSpace
+from layerfuse.pipeline import Plan
 from layerfuse.probing import probe_blocks
 from layerfuse.report.run_report import read_run_report
 from layerfuse.resources import Budget
@@ -729,3 +730,21 @@ def test_one_label_in_every_list_is_noted() -> None:
         notes = Notes()
         Targets.from_labels(y).check_trainable(notes)
         assert any("exactly one" in line for line in notes.lines) == noted
+
+
+def test_nested_probabilities_come_from_calibrations_of_other_folds() -> None:
+    """Of noise, which the rows that a calibration learned from fit better than others."""
+    rng = np.random.default_rng(0)
+    targets = targets_of(rng.random((60, 15)) < 0.3)
+    nested = OutOfFold.empty(60, 15)
+    for number, held in enumerate(np.split(rng.permutation(60), 5)):
+        nested.add(held, Plan((BlockRef("a", number, "mean"),)), rng.normal(size=(12, 15)))
+    known, unseen = (
+        targets.log_loss(np.log(proba / (1 - proba))).mean()
+        for proba in (nested.calibrated("temperature", targets, unseen=own) for own in (0, 1))
+    )
+    assert known < unseen
+    one = OutOfFold.empty(60, 15)
+    one.add(np.arange(60), Plan((BlockRef("a", 0, "mean"),)), nested.logits)
+    both = (one.calibrated("temperature", targets, unseen=own) for own in (False, True))
+    assert np.array_equal(*both)

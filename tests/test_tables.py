@@ -17,6 +17,7 @@ from layerfuse.bundle import load_bundle
 from layerfuse.commands.output import Share, encode
 from layerfuse.data import load_dataset
 from layerfuse.data.columns import strip_html
+from layerfuse.data.dataset import plain_ids
 from layerfuse.errors import DataError
 from layerfuse.report.run_report import read_run_report
 
@@ -267,3 +268,20 @@ class TestTablesOut:
         own = done.json["comparison"]
         assert own["changes"] == []
         assert (own["gain"]["low"], own["gain"]["high"]) == (0, 0)
+
+
+def test_an_empty_first_line_is_named(tmp_path: Path):
+    path = write_text(tmp_path / "t.csv", ",\ntext,label\ngood,a\n")
+    with pytest.raises(DataError, match="the first line names no column"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("first", ['"Text, subject, body";label', '\n"Text";label'])
+def test_separators_in_quotes_or_below_empty_lines(tmp_path: Path, first: str):
+    path = write_text(tmp_path / "t.csv", f"{first}\ngood;a\nbad;b\n")
+    assert load_dataset(path, label_column="label").train.texts == ("good", "bad")
+
+
+def test_ids_that_no_column_of_parquet_holds_are_text():
+    assert plain_ids([7, 2**63]) == ["7", str(2**63)]
+    assert plain_ids([1.0, float("nan")]) == [1.0, None]

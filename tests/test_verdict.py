@@ -317,6 +317,10 @@ class TestGap:
             (0.0524, 0.3339), abs=1e-4
         )
 
+    def test_a_single_row_cannot_be_told_apart(self) -> None:
+        gap = measure_gap(rows(0.8), rows(1.0, 1), [(np.zeros((N, 2)), np.zeros((1, 2)))])
+        assert (gap.told_apart.value, gap.told_apart.low < 0.5 < gap.told_apart.high) == (0.5, True)
+
     @pytest.mark.parametrize("seed", range(5))
     def test_equal_rows_are_seldom_told_apart(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
