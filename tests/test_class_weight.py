@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from layerfuse.blocks import BlockRef
+from layerfuse.errors import ConfigError
 from layerfuse.evaluation.nested import TrainingSample
 from layerfuse.model_selection import SearchSpace
 from layerfuse.probing import probe_blocks, probe_rows
@@ -77,3 +78,9 @@ def test_balanced_weights_do_no_harm_where_rare_labels_are_noisy(noise: float) -
     gains = [macro_f1(seed, noise, "balanced") - macro_f1(seed, noise, None) for seed in range(10)]
     assert sum(gain > -0.02 for gain in gains) >= 9
     assert np.mean(gains) > 0.02
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan"), "2", None])
+def test_weights_that_cannot_be_used_are_refused(weight: object) -> None:
+    with pytest.raises(ConfigError, match=r"class_weight gives 'a' the weight .* above 0"):
+        Targets.from_labels(["a", "b"]).class_weights({"a": weight})  # type: ignore[dict-item]

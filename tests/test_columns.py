@@ -281,3 +281,9 @@ def test_the_last_moment_and_huge_numbers() -> None:
     assert encoder.transform({"until": moments}).shape[0] == 3
     with pytest.raises(DataError, match=r"holds 1e\+308 in row 1 .* where a number"):
         ColumnEncoder.fit({"amount": [1.0, 1e308, 2.0]})
+
+
+def test_columns_are_found_by_names_that_are_no_text() -> None:
+    frame = pd.DataFrame({0: ["a", "b"], 1: [1.5, 2.5]})
+    texts, table = take_columns(frame, ["1"])
+    assert (texts, table) == (["a", "b"], {"1": [1.5, 2.5]})

@@ -748,3 +748,10 @@ def test_nested_probabilities_come_from_calibrations_of_other_folds() -> None:
     one.add(np.arange(60), Plan((BlockRef("a", 0, "mean"),)), nested.logits)
     both = (one.calibrated("temperature", targets, unseen=own) for own in (False, True))
     assert np.array_equal(*both)
+
+
+def test_a_matrix_of_another_width_is_refused() -> None:
+    space = targets_of(np.eye(3)).space
+    for width in (2, 4):
+        with pytest.raises(DataError, match=r"Expected \(n, 3\), one column for each label"):
+            space.encode(np.ones((5, width)))

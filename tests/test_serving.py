@@ -633,6 +633,21 @@ class TestTokenAndReload:
         assert (line["level"], line["error"]) == ("error", "RuntimeError: CUDA out of memory")
         assert "load_once" in line["traceback"]
 
+    def test_a_reload_that_outlasts_its_request(
+        self, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It goes on, and nobody waits for it meanwhile."""
+        done, token = threading.Event(), {"Authorization": "Bearer secret"}
+        with serving([runs["low"]], token="secret", deadline=2.0) as running:
+            server, before = running.server, running.server.models
+            load = server._load
+            monkeypatch.setattr(server, "_load", lambda known: done.wait(20) and load(known))
+            assert running.ask("POST", "/v1/reload", **token).status == 504
+            assert running.ask("POST", "/predict", {"texts": "oil"}, **token).status == 200
+            assert server.models is before
+            done.set()
+            wait_for(lambda: server.models is not before)
+
     @pytest.mark.slow
     def test_a_reload_drops_nothing(self, runs: dict[str, Path], tmp_path: Path) -> None:
         place, text = tmp_path / "model", "the market was bad"

@@ -239,6 +239,35 @@ class TestTablesOut:
         for words in ([], ["new.csv", "--text", "a"], ["--text", "a", "--out", "x.csv"]):
             assert run("predict", runs / "sure", *words).code == 2
 
+    def test_html_of_the_command_line_is_read_as_in_training(self, runs: Path, tmp_path: Path):
+        """And a run that reads texts otherwise cannot be compared with it."""
+        words = [runs / "train.csv", "--text-column", "body", "--strip-html", "--cv", 2]
+        words += ["--store", runs / "store", "--no-report", "--head", "ridge", "--fusion", "concat"]
+        encoder = read_run_report(runs / "sure").encoders[0].source
+        succeed("fit", *words, "-e", encoder, "--out", tmp_path / "html")
+        plain, tagged = "very good", "<b title='awful bad'>very</b> good"
+        one, two = succeed(
+            *("predict", tmp_path / "html", "--text", plain, "--text", tagged, "--json")
+        ).json["predictions"]
+        assert one["text"] == two["text"] == plain
+        assert one["probability"] == two["probability"]
+        done = run("evaluate", runs / "sure", runs / "train.csv", "--against", tmp_path / "html")
+        assert done.code == 2
+        assert "with --strip-html" in done.err
+
+    def test_a_run_that_reads_another_column_is_not_compared(self, runs: Path, tmp_path: Path):
+        table = write_csv(tmp_path / "t.csv", rows(60))
+        words = ["--cv", 2, "--store", runs / "store", "--no-report", "--head", "ridge"]
+        encoder = read_run_report(runs / "sure").encoders[0].source
+        words += ["-e", encoder, "--fusion", "concat", "--out", tmp_path / "r"]
+        succeed("fit", table, *words)
+        done = run("evaluate", runs / "sure", runs / "train.csv", "--against", tmp_path / "r")
+        assert done.code == 2
+        assert "'body'" in done.err
+        assert "Say with --text-column" in done.err
+        words = [runs / "train.csv", "--text-column", "body", "--against", tmp_path / "r"]
+        assert "120 rows" in succeed("evaluate", runs / "sure", *words).out
+
     def test_evaluate_shows_classes_and_another_run(self, runs: Path):
         files = [runs / "train.csv", "--against", runs / "poor"]
         value = succeed("evaluate", runs / "unsure", *files, "--json").json
@@ -285,3 +314,20 @@ def test_separators_in_quotes_or_below_empty_lines(tmp_path: Path, first: str):
 def test_ids_that_no_column_of_parquet_holds_are_text():
     assert plain_ids([7, 2**63]) == ["7", str(2**63)]
     assert plain_ids([1.0, float("nan")]) == [1.0, None]
+
+
+def test_the_exact_name_of_a_column_goes_first(tmp_path: Path):
+    path = write_text(tmp_path / "t.csv", "text,Text,label\ngood,no,a\nbad,no,b\n")
+    assert load_dataset(path).train.texts == ("good", "bad")
+
+
+def test_blanks_among_labels_are_none(tmp_path: Path):
+    lines = ['{"text": "a", "label": [""]}', '{"text": "b", "label": ["x", " "]}']
+    path = write_text(tmp_path / "t.jsonl", "\n".join(lines) + "\n")
+    assert list(map(set, load_dataset(path).train.labels)) == [set(), {"x"}]
+
+
+def test_an_audit_of_a_sample(tmp_path: Path):
+    path = write_csv(tmp_path / "t.csv", rows(60))
+    done = succeed("audit", path, "--sample", 20, "--json")
+    assert done.json["splits"]["train"]["rows"] < 25

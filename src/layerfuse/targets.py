@@ -7,6 +7,7 @@ any number of them in `MultilabelSpace` and `MultilabelTargets`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -276,7 +277,13 @@ class MultilabelSpace(LabelSpace):
 
     def encode(self, y: Column) -> Targets:
         """Lists of labels, or an indicator matrix with the columns of ``classes``."""
-        found = find_label_sets(y)
+        found, shape = find_label_sets(y), getattr(y, "shape", ())
+        named = hasattr(y, "columns") or hasattr(y, "column_names")
+        if found is not None and not named and shape[1:] not in ((), (self.n_outputs,)):
+            raise DataError(
+                f"Got an indicator matrix of shape {shape}. Expected (n, {self.n_outputs}), one "
+                "column for each label."
+            )
         if found is None:
             raise DataError(
                 "Rows have one label each, but the classifier was trained with any number of them. "
@@ -515,8 +522,14 @@ class Targets:
         labels = self.space.classes.tolist()
         if unknown := [label for label in given if label not in labels]:
             raise ConfigError(f"class_weight names {unknown[0]!r}, which is not a label.")
-        if bad := [label for label, weight in given.items() if not weight > 0]:
-            raise ConfigError(f"class_weight gives {bad[0]!r} a weight that is not above 0.")
+        weight: object
+        for label, weight in given.items():
+            known = isinstance(weight, int | float | np.integer | np.floating)
+            if not known or not 0 < float(weight) < math.inf:
+                raise ConfigError(
+                    f"class_weight gives {label!r} the weight {weight!r}. Give a finite number "
+                    "above 0."
+                )
         return np.array([given.get(label, 1.0) for label in labels], dtype=np.float64)
 
     def weighted(self, given: str | Mapping[object, float] | None) -> Targets:

@@ -248,7 +248,8 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             frozensets of them, or an indicator matrix of 0 and 1 (an array, a sparse matrix or a
             DataFrame, whose columns are the labels).
         sample_weight : array-like of float of shape (n,), optional
-            Weight of each row in scores of blocks, heads and their penalties.
+            Weight of each row in scores of blocks, heads and their penalties. In calibration and
+            in what is measured each row counts once, even with a weight of 0.
         groups : array-like of shape (n,), optional
             Rows of one group are held out together, in folds and in leave-one-out. So are texts
             that are equal but for case and white space.
@@ -432,12 +433,15 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Raises
         ------
         ConfigError
-            For ``abstain`` without a ``target_accuracy`` or ``coverage`` at ``fit``.
+            For ``abstain`` without a ``target_accuracy`` or ``coverage`` at ``fit``, or where it is
+            a label.
         """
         proba = self.predict_proba(X)
         labels = self.label_space_.decode(self.label_space_.decide(proba))
         if abstain is None:
             return labels
+        if abstain in self.classes_.tolist():
+            raise ConfigError(f"abstain={abstain!r} is a label. Give another word.")
         unsure = self._abstention().abstains(proba)
         return label_array(
             [abstain if own else label for own, label in zip(unsure, labels.tolist(), strict=True)]

@@ -375,7 +375,7 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
     best = space.decide(proba)
     ids = split.ids(config.id_column)
     given, suggested = space.names(targets.codes), space.names(best)
-    certainty = [None if own is None else Share(own) for own in space.certainty(proba, best)]
+    certainty = space.certainty(proba, best)
     doubts = [
         LabelDoubt(
             row=split.rows[row],
@@ -384,13 +384,13 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
             label=given[row],
             suggested=suggested[row],
             suggested_probability=certainty[row],
-            score=Share(scores[row]),
+            score=scores[row],
             suspect=bool(suspect[row]),
         )
         for row in np.argsort(scores, kind="stable").tolist()
     ]
     if out is not None:
-        write_table(out, [vars(doubt) for doubt in doubts])
+        write_table(out, [_shares(vars(doubt)) for doubt in doubts])
         reporter.note(f"wrote {len(doubts)} rows to {out}")
     return LabelAudit(
         name=dataset.name,
@@ -399,6 +399,11 @@ def audit_labels(config: FitConfig, out: Path | None, reporter: Reporter) -> Lab
         suspects=int(suspect.sum()),
         doubts=tuple(doubt for doubt in doubts if doubt.suspect),
     )
+
+
+def _shares(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of a table whose fractions are shares."""
+    return {name: Share(own) if isinstance(own, float) else own for name, own in row.items()}
 
 
 def _label_quality(targets: Targets, proba: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:

@@ -418,8 +418,11 @@ def make_classifier(config: FitConfig, reporter: Reporter) -> LayerFusionClassif
 
 
 def read_all(config: ReadConfig, reporter: Reporter, *, labeled: bool = True) -> TextDataset:
-    """The dataset of the settings, whole; labels are needed unless it need not be ``labeled``."""
-    return load_dataset(
+    """The dataset of the settings, or the stratified part of it that they ask for.
+
+    Labels are needed unless it need not be ``labeled``.
+    """
+    dataset = load_dataset(
         config.data,
         text_column=config.text_column,
         label_column=config.label_column,
@@ -432,13 +435,12 @@ def read_all(config: ReadConfig, reporter: Reporter, *, labeled: bool = True) ->
         strip_html=config.strip_html,
         reporter=reporter,
     )
+    return dataset if config.sample is None else dataset.subsample(config.sample, config.seed)
 
 
 def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
-    """The dataset of the settings, or the stratified part of it that they ask for."""
+    """`read_all`, with notes of what it is."""
     dataset = read_all(config, reporter)
-    if config.sample is not None:
-        dataset = dataset.subsample(config.sample, config.seed)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
     reporter.note(f"{dataset.name}: {sizes}")
     columns = ColumnsReport.of(dataset, config)

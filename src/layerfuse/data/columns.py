@@ -250,7 +250,7 @@ def _label_set(table: Table, label: str, row: int, value: object) -> object:
             f"{table.where}: column {label!r} holds the list {value!r} in row {row} (counted from "
             "0). Labels in lists must all be strings, or all be integers, booleans or numbers."
         )
-    return LabelSet(value)
+    return LabelSet(own for own in value if not _is_missing(own))
 
 
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -359,8 +359,9 @@ def strip_html(text: str) -> str:
 
 
 def _common(table: Table, common: tuple[str, ...], taken: str | None) -> str | None:
-    """The column with the first of the common names, in upper or lower case."""
-    names = {name.casefold(): name for name in table.names if name != taken}
+    """The column with the first of the common names, as it is or in another case."""
+    others = [name for name in table.names if name != taken]
+    names = {name.casefold(): name for name in others} | {name: name for name in others}
     return next((names[name] for name in common if name in names), None)
 
 

@@ -213,8 +213,8 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
             f"Got a {type(X).__name__}, but the classifier reads columns beside the texts: "
             f"{', '.join(names)}. Give a table with these, such as a DataFrame."
         )
-    found = list(getattr(X, "column_names", getattr(X, "columns", X)))
-    others = [name for name in map(str, found) if name not in names]
+    found = {str(name): name for name in getattr(X, "column_names", getattr(X, "columns", X))}
+    others = [name for name in found if name not in names]
     texts = next((name for name in TEXT_NAMES if name in others), None)
     if texts is None and len(others) == 1:
         texts = others[0]
@@ -228,8 +228,8 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
             f"The table has no column {missing[0]!r}, which the classifier reads beside the "
             f"texts. Its columns are: {', '.join(map(str, found))}."
         )
-    column = as_list(X[texts], "texts")
-    table = {name: as_list(X[name], f"values of {name}") for name in names}
+    column = as_list(X[found[texts]], "texts")
+    table = {name: as_list(X[found[name]], f"values of {name}") for name in names}
     for name, values in table.items():
         if len(values) != len(column):
             raise DataError(

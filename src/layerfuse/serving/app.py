@@ -84,6 +84,7 @@ class Server:
         self.config, self.metrics, self._load = config, Metrics(), load
         self.batcher = Batcher(config.max_queue, config.max_batch, self.metrics)
         self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[str | None]] = set()
         self._task: asyncio.Task[None] | None = None
         self.models: Mapping[str, ServedModel] = {}
         with ThreadPoolExecutor(1) as thread:
@@ -115,7 +116,16 @@ class Server:
             LOG.exception("reload failed", extra={"fields": fields})
 
     async def reload(self) -> str | None:
-        """Load anew beside what goes on; what is wrong, where something is."""
+        """Load anew beside what goes on; what is wrong, where something is.
+
+        Once begun it goes on, even where nobody waits for it any more.
+        """
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return await asyncio.shield(task)
+
+    async def _reload(self) -> str | None:
         async with self._reloading:
             try:
                 with ThreadPoolExecutor(1) as thread:
