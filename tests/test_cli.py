@@ -226,6 +226,9 @@ class TestFit:
         assert done.json == json.loads(saved)
         assert "without its page" in done.err
         assert (page.read_bytes(), Path("run/report.json").read_bytes()) == (expected, saved)
+        write_csv(Path("train.csv"), rows(N_TRAIN, seed=1))
+        page.unlink()
+        assert "run exists already" in run(*command).err  # it is of other rows
 
     def test_without_a_test_file_everything_is_measured_out_of_fold(self, models: Path):
         write_csv(Path("train.csv"), rows(N_TRAIN))

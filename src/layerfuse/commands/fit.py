@@ -54,6 +54,7 @@ from layerfuse.pipeline import RIDGES
 from layerfuse.progress import SILENT, Advance, Reporter, Stopwatch, reporting_to
 from layerfuse.report.results import CurveResult, ReportResult
 from layerfuse.report.run_report import (
+    REPORT_FILE,
     AbstentionReport,
     ColumnsReport,
     CostReport,
@@ -495,17 +496,20 @@ def _without_page(run: Path, config: FitConfig) -> RunReport | None:
     if not config.report or (run / _PAGE).exists():
         return None
     report = _read_report(run)
-    if report is None or _changed_since(report.created, config.data, config.test):
+    if report is None:
+        return None
+    saved_at = (run / REPORT_FILE).stat().st_mtime
+    if _changed_since(saved_at, config.data, config.test):
         return None
     given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
     return report if given == saved else None
 
 
-def _changed_since(moment: datetime, *places: str | None) -> bool:
-    """Whether a file, or one in a folder, was written later."""
+def _changed_since(seconds: float, *places: str | None) -> bool:
+    """Whether a file, or one in a folder, was written after that time."""
     paths = [Path(place) for place in places if place is not None]
     files = (path for own in paths for path in (own, *own.rglob("*")) if path.is_file())
-    return any(path.stat().st_mtime > moment.timestamp() for path in files)
+    return any(path.stat().st_mtime > seconds for path in files)
 
 
 def _read_report(run: Path) -> RunReport | None:

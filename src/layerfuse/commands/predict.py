@@ -472,7 +472,8 @@ def evaluate(
                 f"One of {config.run} and {against} gives a text exactly one label, the other any "
                 "number of labels. Give --against a run of the same kind."
             )
-        if config.text_column is None and others.text_column != facts.text_column:
+        learned = {facts.text_column, others.text_column} - {None}
+        if config.text_column is None and len(learned) > 1:
             raise ConfigError(
                 f"{config.run} learned from column {facts.text_column!r} and {against} from "
                 f"{others.text_column!r}. Say with --text-column which one both are to read."

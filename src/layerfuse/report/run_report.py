@@ -25,7 +25,7 @@ from layerfuse.model_selection import Trial
 from layerfuse.objects import local_folder
 from layerfuse.resources import EncoderCost, PipelineCost
 
-_NAME = "report.json"
+REPORT_FILE = "report.json"
 
 
 class Model(BaseModel):
@@ -365,17 +365,18 @@ M = TypeVar("M", bound=BaseModel)
 def read_run_report(run: str | Path) -> RunReport:
     """The report of a run folder or URL; an error where there is none, or it is damaged."""
     run = local_folder(run)
-    report = read_model(run / _NAME, RunReport)
+    report = read_model(run / REPORT_FILE, RunReport)
     if report is None:
         raise NotFoundError(
-            f"There is no {_NAME} in {run}. Give a run folder that `layerfuse fit` has written."
+            f"There is no {REPORT_FILE} in {run}. Give a run folder that `layerfuse fit` has "
+            "written."
         )
     return report
 
 
 def write_run_report(run: Path, report: RunReport) -> None:
     """Write the report of a run folder."""
-    write_model(run / _NAME, report)
+    write_model(run / REPORT_FILE, report)
 
 
 def read_model(path: Path, model: type[M]) -> M | None:
