@@ -331,3 +331,15 @@ def test_an_audit_of_a_sample(tmp_path: Path):
     path = write_csv(tmp_path / "t.csv", rows(60))
     done = succeed("audit", path, "--sample", 20, "--json")
     assert done.json["splits"]["train"]["rows"] < 25
+
+
+def test_groups_on_both_sides_are_noted(tiny: TinyModels, tmp_path: Path):
+    for name, n, seed in (("train.csv", 40, 0), ("test.csv", 10, 1)):
+        table = [
+            (text, label, "" if row % 2 else "ann")
+            for row, (text, label) in enumerate(rows(n, seed=seed))
+        ]
+        write_csv(tmp_path / name, table, ("text", "label", "who"))
+    words = ("-e", tiny("bert"), "--group-column", "who", "--store", tmp_path / "store")
+    done = succeed("curve", tmp_path / "train.csv", "--test", tmp_path / "test.csv", *words)
+    assert "5 of 10 test rows are of a group that training rows are of, too (who)" in done.err

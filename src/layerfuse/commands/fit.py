@@ -48,6 +48,7 @@ from layerfuse.evaluation.baselines import Baseline
 from layerfuse.evaluation.verdict import Rows, Verdict, tradeoffs
 from layerfuse.files import atomic_folder, is_url
 from layerfuse.folds import text_groups
+from layerfuse.labels import is_missing
 from layerfuse.metrics import Estimate
 from layerfuse.objects import local_folder, new_folder
 from layerfuse.pipeline import RIDGES
@@ -456,6 +457,12 @@ def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
             reporter.note(
                 f"{leaks} of {len(dataset.test)} test texts are training texts too, which inflates "
                 "the figures; see layerfuse audit"
+            )
+        known = {own for own in groups_of(dataset.train, config) or () if not is_missing(own)}
+        if shared := sum(own in known for own in groups_of(dataset.test, config) or ()):
+            reporter.note(
+                f"{shared} of {len(dataset.test)} test rows are of a group that training rows are "
+                f"of, too ({config.group_column}): test figures are not those for new groups"
             )
     return dataset
 

@@ -217,6 +217,8 @@ class PartFiles:
                 raise StorageError(
                     f"Another run is writing {self.out}. Wait for it, or choose another --out."
                 ) from error
+            except NotImplementedError:  # a file system without locks
+                pass
         try:
             self._take_up()
         except BaseException:
