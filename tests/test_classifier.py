@@ -398,6 +398,8 @@ class TestScore:
             fitted.score(texts, ["a"])
         with pytest.raises(DataError, match="cannot be compared with those of training"):
             fitted.score(texts, [["a"], ["b"]])
+        with pytest.raises(DataError, match="Each sample_weight is zero"):
+            fitted.score(texts, ["a", "b"], [0, 0])
 
 
 class TestSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import itertools
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from filelock import FileLock
 
 from benchmarks.cluster import Cluster, running_cluster
 from commandline import rows, run, start, succeed, write_csv, write_jsonl, write_text
@@ -264,7 +266,7 @@ class TestColumns:
         give(monkeypatch, late.read_bytes())
         done = run("predict", bundle, "-", "--part-rows", PART)
         assert done.code == 2
-        assert "'agent' first occurs after row 14" in done.err
+        assert "'agent' does not occur before row 14" in done.err
 
     def test_splits_with_other_columns_stay_in_line(self, bundle: Path):
         Path("both").mkdir()
@@ -300,6 +302,38 @@ class TestColumns:
                 ["text", *kinds, "found", "probability"]
             )
             assert found.select(table.column_names).equals(table)
+
+    @pytest.mark.parametrize("part_rows", [1, 10])
+    def test_types_of_several_files_are_unified(self, bundle: Path, part_rows: int):
+        kinds = {"year=1": pyarrow.int32(), "year=2": pyarrow.float64()}
+        for folder, kind in kinds.items():
+            Path("many", folder).mkdir(parents=True)
+            prices = pyarrow.array([1 if folder == "year=1" else 1.5], kind)
+            table = pyarrow.table({"text": [folder], "price": prices, "day": ["a"]})
+            if folder == "year=2":
+                hashes = pyarrow.array([2**64 - 1], pyarrow.uint64())
+                table = table.set_column(2, "hash", hashes)
+            pyarrow.parquet.write_table(table, Path("many", folder, "a.parquet"))
+        options = ("--out", "out.parquet", "--part-rows", part_rows)
+        succeed("predict", bundle, "many", *options)
+        found = pyarrow.parquet.read_table("out.parquet")
+        assert found["price"].to_pylist() == [1.0, 1.5]
+        assert found["day"].to_pylist() == ["a", None]
+        assert found["hash"].to_pylist() == [None, 2**64 - 1]
+
+    def test_several_files_of_lines_may_lack_columns(self, bundle: Path):
+        Path("lines").mkdir()
+        for number in range(2):
+            lines = [json.dumps({"text": text}) for text, _ in rows(10, seed=number)]
+            lines.append(json.dumps({"text": "last", f"more{number}": number, "agent": "ann"}))
+            name = f"lines/train-0000{number}-of-00002.jsonl"
+            write_text(Path(name), "\n".join(lines) + "\n")
+        for part_rows in (3, 100):
+            succeed("predict", bundle, "lines", "--part-rows", part_rows, "--out", "out.jsonl")
+            lines = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+            found = list(map(json.loads, lines))
+            assert [row["agent"] for row in found] == [*[None] * 10, "ann"] * 2
+            assert (found[10]["more0"], found[21]["more1"]) == (0, 1)
 
     @pytest.mark.parametrize("part_rows", [1, 10])
     def test_values_of_several_kinds_are_text_in_parquet(self, bundle: Path, part_rows: int):
@@ -358,6 +392,26 @@ class TestOneWriter:
         done = run("predict", bundle, data, "--out", out)
         assert done.code == 2
         assert "holds the texts" in done.err
+
+    def test_parts_of_a_file_are_not_deleted_for_standard_input(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(PartFiles, "join", lambda *_: 1 / 0)
+            assert run("predict", bundle, texts, "--out", "out.csv").code == 1
+        give(monkeypatch, texts.read_bytes())
+        done = run("predict", bundle, "-", "--out", "out.csv")
+        assert done.code == 2
+        assert "left 1 finished parts" in done.err
+
+    def test_a_file_system_without_locks(
+        self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(FileLock, "acquire", refuse)
+        succeed("predict", bundle, texts, "--out", "out.csv")
 
     def test_a_bundle_that_is_replaced_meanwhile_does_no_harm(
         self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch

@@ -633,12 +633,16 @@ class TestTokenAndReload:
         assert (line["level"], line["error"]) == ("error", "RuntimeError: CUDA out of memory")
         assert "load_once" in line["traceback"]
 
+    @pytest.mark.slow
     def test_a_reload_that_outlasts_its_request(
-        self, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+        self,
+        runs: dict[str, Path],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """It goes on, and nobody waits for it meanwhile."""
+        """It goes on, nobody waits for it meanwhile, and the log says how it ended."""
         done, token = threading.Event(), {"Authorization": "Bearer secret"}
-        with serving([runs["low"]], token="secret", deadline=2.0) as running:
+        with serving([runs["low"]], token="secret", deadline=4.0) as running:
             server, before = running.server, running.server.models
             load = server._load
             monkeypatch.setattr(server, "_load", lambda known: done.wait(20) and load(known))
@@ -647,6 +651,16 @@ class TestTokenAndReload:
             assert server.models is before
             done.set()
             wait_for(lambda: server.models is not before)
+            done.clear()
+
+            def fail(known: Any) -> Any:
+                raise RuntimeError(f"no memory for {len(known)}" * done.wait(20))
+
+            monkeypatch.setattr(server, "_load", fail)
+            assert running.ask("POST", "/v1/reload", **token).status == 504
+            done.set()
+            wait_for(lambda: "reload failed" in caplog.messages)
+            assert running.ask("POST", "/predict", {"texts": "oil"}, **token).status == 200
 
     @pytest.mark.slow
     def test_a_reload_drops_nothing(self, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -180,7 +180,10 @@ class Facts(_Record):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model, its labels and encoders, facts, when to abstain, training texts to explain by."""
+    """A model, its labels and encoders, facts, when to abstain, training texts to explain by.
+
+    ``sha256`` is that of the files from which it was read.
+    """
 
     model: FusedModel
     space: LabelSpace
@@ -188,6 +191,7 @@ class Bundle:
     facts: Facts = field(default_factory=Facts)
     abstention: Abstention | None = None
     examples: TrainingExamples | None = None
+    sha256: str = ""
 
 
 def _distinct(labels: tuple[Label, ...]) -> tuple[Label, ...]:
@@ -374,7 +378,7 @@ def _read(path: Path) -> Bundle:
         bundle = _from_file(path, file, tensors)
         if _sha256(value, data) != file.sha256:
             raise _changed(path, "sha256: not that of this file and the tensors")
-        return bundle
+        return replace(bundle, sha256=file.sha256)
     except PydanticError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -308,7 +308,7 @@ class ReadConfig:
     seed: Annotated[int, count("Random seed.", least=0, most=2**32 - 1)] = 0
     store: Store = None
     n_jobs: Annotated[
-        int | None, count("Threads, but for reading (default: all cores).", least=-1)
+        int | None, count("Threads of all but the encoders (default: all cores).", least=-1)
     ] = None
     encoders: Annotated[
         tuple[str, ...],
@@ -367,7 +367,7 @@ class ReadConfig:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ExtractConfig(StreamConfig, ReadConfig):
-    """Settings of ``extract``; reading takes all cores."""
+    """Settings of ``extract``; encoders take all cores."""
 
     n_jobs: Annotated[int | None, Parameter(parse=False)] = None
     out: Annotated[

@@ -29,7 +29,7 @@ from layerfuse.folds import (
     reads_groups,
     stratified,
 )
-from layerfuse.labels import Column, as_list, find_classes, find_label_sets
+from layerfuse.labels import Column, as_list, find_classes, find_label_sets, is_missing
 from layerfuse.metrics import (
     Estimate,
     Evaluation,
@@ -160,20 +160,19 @@ class LabelSpace:
     def _known_codes(self, labels: Sequence[object]) -> dict[object, int]:
         """The number of each of these labels that is known, if only by its text."""
         codes = {label: code for code, label in enumerate(self.classes.tolist())}
+        try:
+            others = set(labels) - set(codes)
+        except TypeError as error:
+            raise DataError(
+                f"The labels cannot be compared with those of training: {error}. Give one label "
+                "for each text."
+            ) from error
         # A CSV file knows only strings: its "1" is the 1 that Python trained with.
         by_text = {str(label): code for label, code in codes.items()}
-        if len(by_text) == len(codes):
-            try:
-                others = set(labels) - set(codes)
-            except TypeError as error:
-                raise DataError(
-                    f"The labels cannot be compared with those of training: {error}. Give one "
-                    "label for each text."
-                ) from error
-            for label in others:
-                if str(label) in by_text:
-                    codes[label] = by_text[str(label)]
-        return codes
+        if len(by_text) < len(codes):
+            return codes
+        known = (label for label in others if str(label) in by_text and not is_missing(label))
+        return codes | {label: by_text[str(label)] for label in known}
 
     def _codes_of(self, labels: Sequence[object]) -> Rows:
         """Numbers of labels; a DataError for one that is not known."""
@@ -563,10 +562,14 @@ class Targets:
         """
         if not isinstance(cv, (int, np.integer)):
             return self._given_folds(cv)
-        for attempt in range(1 if self.groups is None else _ATTEMPTS):
-            found = fold_pairs(self._fold_of_rows(int(cv), seed + attempt))
-            if self.groups is None or all(self[rows].varies for rows, _ in found):
-                break  # with few groups a fold may hold out all rows but those of one class
+        found = fold_pairs(self._fold_of_rows(int(cv), seed))
+        if self.groups is None or not self.can_fold_groups:
+            return found
+        # With few groups a fold may hold out all rows but those of one class.
+        for attempt in range(1, _ATTEMPTS):
+            if all(self[rows].varies for rows, _ in found):
+                break
+            found = fold_pairs(self._fold_of_rows(int(cv), (seed + attempt) % 2**32))
         return found
 
     def _fold_of_rows(self, cv: int, seed: int) -> Rows:

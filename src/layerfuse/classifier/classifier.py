@@ -22,6 +22,7 @@ from layerfuse.classifier.validation import (
     check_parameters,
     check_supported,
     check_training,
+    check_weights,
     cost_of_columns,
     log_candidates,
     open_encoders,
@@ -436,12 +437,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             For ``abstain`` without a ``target_accuracy`` or ``coverage`` at ``fit``, or where it is
             a label.
         """
+        check_is_fitted(self)
+        if abstain is not None and abstain in self.classes_.tolist():
+            raise ConfigError(f"abstain={abstain!r} is a label. Give another word.")
         proba = self.predict_proba(X)
         labels = self.label_space_.decode(self.label_space_.decide(proba))
         if abstain is None:
             return labels
-        if abstain in self.classes_.tolist():
-            raise ConfigError(f"abstain={abstain!r} is a label. Give another word.")
         unsure = self._abstention().abstains(proba)
         return label_array(
             [abstain if own else label for own, label in zip(unsure, labels.tolist(), strict=True)]
@@ -467,14 +469,13 @@ class LayerFusionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         Raises
         ------
         DataError
-            When there are not as many labels as texts.
+            When there are not as many labels or weights as texts, or no weight is above 0.
         """
         check_is_fitted(self)
         space = self.label_space_
         decisions = space.decide(self.predict_proba(X))
         right = space.right(decisions, y).astype(np.float64)
-        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        return float(np.average(right, weights=weights))
+        return float(np.average(right, weights=check_weights(sample_weight, len(right))))
 
     def predict_set(self, X: Column) -> npt.NDArray[np.bool_]:
         """Predict conformal sets of labels: ``coverage`` of the texts have theirs in the set.

@@ -173,7 +173,7 @@ def check_training(
             f"labels of type {', '.join(odd)} cannot be saved as they are; save(path, labels=...) "
             "takes other names for them"
         )
-    targets = replace(targets, weights=_check_weights(sample_weight, len(texts)))
+    targets = replace(targets, weights=check_weights(sample_weight, len(texts)))
     members = None if groups is None else as_list(groups, "groups")
     if members is not None and len(members) != len(texts):
         raise DataError(
@@ -184,7 +184,8 @@ def check_training(
     return TrainingData([texts[row] for row in rows], kept.weighted(class_weight), rows)
 
 
-def _check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float64] | None:
+def check_weights(given: npt.ArrayLike | None, n: int) -> npt.NDArray[np.float64] | None:
+    """Weights (n,), if there are any; a DataError for those that cannot be used."""
     if given is None:
         return None
     weights = np.asarray(given, dtype=np.float64)

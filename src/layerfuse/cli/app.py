@@ -162,9 +162,10 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
                 raise ConfigError(f"{keyword} is nested too deeply. Give a plain value.") from error
             _, takes_several = option.token_count()
             if not takes_several and isinstance(value, list | dict):
+                example = f" Several columns are {','.join(texts)!r}." * key.endswith("_column")
                 raise ConfigError(
-                    f"{keyword} takes one value, not {len(texts)}. Give it as on the command line, "
-                    f"such as {key} = {','.join(texts)!r}, or {key} = {next(iter(texts), '')!r}."
+                    f"{keyword} takes one value, not {len(texts)}. Write it as on the command "
+                    f"line.{example}"
                 )
             option.tokens += [Token(keyword=keyword, value=text) for text in texts]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -441,7 +442,7 @@ def read_all(config: ReadConfig, reporter: Reporter, *, labeled: bool = True) ->
 
 
 def read_data(config: ReadConfig, reporter: Reporter) -> TextDataset:
-    """`read_all`, with notes of what it is."""
+    """`read_all`, and note sizes, columns and leaks."""
     dataset = read_all(config, reporter)
     sizes = ", ".join(f"{len(split)} {name} rows" for name, split in dataset.splits.items())
     reporter.note(f"{dataset.name}: {sizes}")
@@ -514,9 +515,10 @@ def _without_page(run: Path, config: FitConfig) -> RunReport | None:
 
 def _changed_since(seconds: float, *places: str | None) -> bool:
     """Whether a file, or one in a folder, was written after that time."""
-    paths = [Path(place) for place in places if place is not None]
+    paths = [Path(os.path.expanduser(place)) for place in places if place is not None]  # noqa: PTH111
     files = (path for own in paths for path in (own, *own.rglob("*")) if path.is_file())
-    return any(path.stat().st_mtime > seconds for path in files)
+    times = (path.stat() for path in files)
+    return any(max(own.st_mtime, own.st_ctime) > seconds for own in times)
 
 
 def _read_report(run: Path) -> RunReport | None:

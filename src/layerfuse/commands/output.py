@@ -158,7 +158,7 @@ def _arrow_column(
     """Values of the kind, else of the one that they plainly have, else as text."""
     import pyarrow
 
-    for tried in (kind, None):
+    for tried in (kind, None) if kind is not None else (None,):
         with suppress(pyarrow.ArrowException, OverflowError, TypeError, ValueError):
             return pyarrow.array(values, tried), None
     return pyarrow.array(as_texts(values), pyarrow.string()), AS_TEXT

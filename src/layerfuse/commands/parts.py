@@ -6,6 +6,7 @@ two parts.
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +19,14 @@ from filelock import FileLock, Timeout
 from layerfuse.cli_options import StreamConfig
 from layerfuse.cluster import RayCluster
 from layerfuse.commands.output import AS_TEXT, as_texts
-from layerfuse.data import TABLE_SUFFIXES, ReadOptions, Split, TextStream, stream_texts
+from layerfuse.data import (
+    STANDARD_INPUT,
+    TABLE_SUFFIXES,
+    ReadOptions,
+    Split,
+    TextStream,
+    stream_texts,
+)
 from layerfuse.errors import (
     FormatError,
     NotFoundError,
@@ -41,6 +49,7 @@ R = TypeVar("R")
 
 _KIND, _VERSION = "layerfuse-parts", 1
 _MANIFEST = "parts.json"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system that has none
 
 
 @dataclass(frozen=True)
@@ -191,12 +200,12 @@ class PartFiles:
     """An output file in the making: its finished parts, in a folder beside it.
 
     Each part is written atomically, and so is the file, once all parts are there. The parts of a
-    URL lie in the cache folder, and the file is uploaded as a whole. Parts that a stopped run has
-    left are a StorageError, but with ``resume``; where that is None they are deleted. Only one
-    process can be inside of this context manager for a file.
+    URL lie in the cache folder, and the file is uploaded as a whole. With ``resume`` the parts of a
+    stopped run are used; without, they are a StorageError, unless they came from standard input.
+    Only one process at a time can be inside of this context manager for a file.
     """
 
-    def __init__(self, out: str, *, resume: bool | None) -> None:
+    def __init__(self, out: str, *, resume: bool) -> None:
         self.out = out
         self._resume = resume
         self._kind = next(suffix for suffix in TABLE_SUFFIXES if out.lower().endswith(suffix))
@@ -217,8 +226,9 @@ class PartFiles:
                 raise StorageError(
                     f"Another run is writing {self.out}. Wait for it, or choose another --out."
                 ) from error
-            except NotImplementedError:  # a file system without locks
-                pass
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
         try:
             self._take_up()
         except BaseException:
@@ -236,7 +246,7 @@ class PartFiles:
         with suppress(NotFoundError, FormatError):  # no parts
             found = read_json(self.folder / _MANIFEST, kind=_KIND, version=_VERSION)
             self._known = found["facts"]
-        if self._known is None or self._resume is None:
+        if self._known is None or self._known["data"] == STANDARD_INPUT:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._known = None
         elif not self._resume:
@@ -319,7 +329,13 @@ class PartFiles:
                 for name in mixed:
                     values = pyarrow.array(as_texts(part[name].to_pylist()), pyarrow.string())
                     part = part.set_column(part.schema.get_field_index(name), name, values)
-                writer.write_table(part.cast(schema))
+                try:
+                    writer.write_table(part.cast(schema))
+                except pyarrow.ArrowException as error:
+                    raise StorageError(
+                        f"{self.out}: no type of Parquet holds a column's values of all rows: "
+                        f"{error}. Choose another format with --out."
+                    ) from error
         return tuple(sorted(mixed))
 
     def _path(self, number: int) -> Path:

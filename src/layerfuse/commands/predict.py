@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from layerfuse.blocks import COLUMNS_BLOCK
-from layerfuse.bundle import Facts
-from layerfuse.classifier import LayerFusionClassifier, load
-from layerfuse.classifier.persistence import bundle_folder, open_bundle, read_bundle
+from layerfuse.bundle import Bundle, Facts
+from layerfuse.classifier import LayerFusionClassifier
+from layerfuse.classifier.persistence import open_bundle, read_bundle
 from layerfuse.cli_options import EvaluateConfig, PredictConfig, StreamConfig
 from layerfuse.commands.diagnosis import Predicted
 from layerfuse.commands.output import Share, check_new_file, encode
@@ -33,9 +32,8 @@ from layerfuse.data import (
     test_name,
 )
 from layerfuse.errors import ConfigError, DataError, StorageError
-from layerfuse.files import digest, fingerprint_folder, is_url
+from layerfuse.files import digest, is_url
 from layerfuse.labels import Column
-from layerfuse.objects import local_folder
 from layerfuse.progress import Reporter, reporting_to
 from layerfuse.report.results import (
     ChangedText,
@@ -48,9 +46,6 @@ from layerfuse.report.results import (
 )
 from layerfuse.targets import Decisions, LabelSpace, MultilabelSpace, Targets
 
-if TYPE_CHECKING:
-    import pyarrow
-
 _SEPARATORS = (";", "|", "\n")  # of several labels, where the training table had none
 
 
@@ -58,24 +53,22 @@ _SEPARATORS = (";", "|", "\n")  # of several labels, where the training table ha
 class _Label:
     """Predictions of a part as the bytes of a table; without ``suffix`` lines of JSON.
 
-    ``columns`` are those of any part of the table, ``types`` what Arrow calls them. The bundle is
-    opened where the work is done, unless a ``classifier`` is given; it must be the one with the
-    ``fingerprint``.
+    ``columns`` are those of any part of the table. The bundle is opened where the work is done,
+    unless a ``classifier`` is given, and must be the one with the ``sha256``.
     """
 
     config: PredictConfig
     suffix: str
     separator: str
-    fingerprint: str = ""
+    sha256: str = ""
     columns: tuple[str, ...] = ()
-    types: Mapping[str, pyarrow.DataType] = field(default_factory=dict)
     classifier: LayerFusionClassifier | None = None
 
     def open(self, reporter: Reporter) -> Callable[[Part], bytes]:
         config, classifier = self.config, self.classifier
         if classifier is None:
-            classifier = load(config.run, encoders=config.encoders, device=config.device)
-            if _fingerprint(config) != self.fingerprint:
+            classifier, bundle = _load(config.run, config.encoders, config.device)
+            if bundle.sha256 != self.sha256:
                 raise StorageError(
                     f"{config.run} was saved again after this run had begun. Start over."
                 )
@@ -92,8 +85,8 @@ class _Label:
                 return encode([row.model_dump() for row in found], ".jsonl")
             if new := sorted(set(part.rows.columns).difference(self.columns)):
                 raise DataError(
-                    f"Column {new[0]!r} first occurs after row {part.rows.rows[0]} (counted from "
-                    "0), too late for what is read only once. Give a file's name in place of "
+                    f"Column {new[0]!r} does not occur before row {part.rows.rows[0]} (counted "
+                    "from 0), too late for what is read only once. Give a file's name in place of "
                     "standard input, or raise --part-rows."
                 )
             return self._encode(part, found)
@@ -120,7 +113,7 @@ class _Label:
             ],
             self.suffix,
             header=part.number == 0,
-            types={names[name]: kind for name, kind in self.types.items() if name in names},
+            types={names[name]: kind for name, kind in rows.types.items() if name in names},
         )
 
 
@@ -198,7 +191,7 @@ def _cells(prediction: Prediction, separator: str | None) -> dict[str, object]:
     return own
 
 
-def _free_names(given: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+def _free_names(given: Iterable[str], taken: Collection[str]) -> dict[str, str]:
     """A name for each of the given columns that is neither taken nor another one's."""
     used = {*given, *taken}
     names = {}
@@ -229,7 +222,8 @@ def predict(
     elif config.out is not None:
         raise ConfigError("--text prints what it predicts. Leave --out, or give a file.")
     else:
-        classifier, facts = _load(config.run, config.encoders, config.device)
+        classifier, bundle = _load(config.run, config.encoders, config.device)
+        facts = bundle.facts
         if columns := _columns_of(classifier):
             raise ConfigError(
                 f"The classifier reads columns beside the texts: {', '.join(columns)}. Give a file "
@@ -267,8 +261,8 @@ def _predict_file(
         suffix = next(known for known in TABLE_SUFFIXES if out.lower().endswith(known))
     if data == STANDARD_INPUT and (config.resume or config.stream.engine != "local"):
         raise ConfigError("Standard input can be read only once, here. Give the name of a file.")
-    fingerprint = _fingerprint(config)
-    classifier, facts = _load(config.run, config.encoders, config.device)
+    classifier, bundle = _load(config.run, config.encoders, config.device)
+    facts = bundle.facts
     if config.explain:
         _ = classifier.examples_  # before the work: whether the bundle has them
     source = PartSource(
@@ -301,9 +295,8 @@ def _predict_file(
     with ExitStack() as opened_files:
         files = None
         if out is not None:
-            resume = None if data == STANDARD_INPUT else config.resume
-            files = opened_files.enter_context(PartFiles(out, resume=resume))
-            files.check(_facts_of(config, source, fingerprint))
+            files = opened_files.enter_context(PartFiles(out, resume=config.resume))
+            files.check(_facts_of(config, source, bundle))
         if data == STANDARD_INPUT:
             splits = {name: map(counted, parts) for name, parts in opened.splits.items()}
             opened = replace(opened, splits=splits)
@@ -326,9 +319,8 @@ def _predict_file(
                 config,
                 suffix,
                 _separator(facts, classifier.classes_.tolist()),
-                fingerprint,
+                bundle.sha256,
                 tuple(columns),
-                opened.types,
                 classifier if config.stream.cluster is None else None,
             )
             results = run_parts(
@@ -364,21 +356,17 @@ def _place(name: str) -> Path:
     """A file or folder by its one name; what a URL names is a path below the URL's scheme."""
     scheme, sign, path = name.partition("://")
     if sign and scheme != "file":
-        return Path(scheme, path)
-    return Path(path if sign else name).expanduser().resolve()
+        return Path(scheme, path.lstrip("/"))
+    return Path(path if sign else name).resolve()
 
 
-def _fingerprint(config: PredictConfig) -> str:
-    """That of the bundle as it is now."""
-    folder = bundle_folder(local_folder(config.run))
-    return fingerprint_folder(folder, [path.name for path in folder.glob("*.*")])
-
-
-def _facts_of(config: PredictConfig, source: PartSource, fingerprint: str) -> dict[str, object]:
+def _facts_of(config: PredictConfig, source: PartSource, bundle: Bundle) -> dict[str, object]:
     """What predictions depend on, for a run that goes on with the parts of another."""
+    data = source.data
+    named = is_url(data) or data == STANDARD_INPUT
     return {
-        "bundle": fingerprint,
-        "data": source.data if is_url(source.data) else str(Path(source.data).resolve()),
+        "bundle": bundle.sha256,
+        "data": data if named else str(Path(data).resolve()),
         "text column": source.text_column,
         "number of rows per part": source.part_rows,
         "device": config.device,
@@ -450,9 +438,9 @@ def _explained(text: str | None, label: str | None) -> Iterator[None]:
 
 def _load(
     place: str | Path, places: Mapping[str, str], device: str
-) -> tuple[LayerFusionClassifier, Facts]:
+) -> tuple[LayerFusionClassifier, Bundle]:
     bundle = read_bundle(place)
-    return open_bundle(bundle, places, device), bundle.facts
+    return open_bundle(bundle, places, device), bundle
 
 
 def evaluate(
@@ -463,10 +451,12 @@ def evaluate(
     Rows are read part by part; probabilities are kept, and texts where the two bundles differ.
     """
     data, against = config.data, config.against
-    classifier, facts = _load(config.run, config.encoders, config.device)
+    classifier, bundle = _load(config.run, config.encoders, config.device)
+    facts = bundle.facts
     space, rule, other = classifier.label_space_, classifier.abstention_, None
     if against is not None:
-        other, others = _load(against, config.encoders, config.device)
+        other, compared = _load(against, config.encoders, config.device)
+        others = compared.facts
         if other.label_space_.link_name != space.link_name:
             raise ConfigError(
                 f"One of {config.run} and {against} gives a text exactly one label, the other any "

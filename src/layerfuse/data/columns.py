@@ -54,7 +54,7 @@ class Table:
 
     ``first_row`` is the number of its first row where it is part of a split; ``keys`` are the
     columns that stand in the names of folders, such as ``year=2024``; ``types`` are those of Arrow,
-    where the file has them.
+    where the file has them. Of ``ragged`` rows some may lack a column, and others have more.
     """
 
     where: str
@@ -65,6 +65,7 @@ class Table:
     first_row: int = 0
     keys: tuple[str, ...] = ()
     types: Mapping[str, Any] = field(default_factory=dict)
+    ragged: bool = False
 
 
 def find_columns(table: Table, options: ReadOptions) -> tuple[str, str | None]:
@@ -186,7 +187,7 @@ def to_split(
                     "0), an unpaired surrogate. Write the file again as valid UTF-8."
                 )
     if label is None:
-        return Split(texts, None, columns, numbers)
+        return Split(texts, None, columns, numbers, types=table.types)
     labels = _read_labels(table, label, options.label_separator)
     rows = [row for row, value in enumerate(labels) if not _is_missing(value)]
     split = Split(texts, labels, columns, numbers)

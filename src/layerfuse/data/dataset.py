@@ -54,6 +54,8 @@ class Split:
         Their n row numbers in the file, counted from 0.
     n_unlabeled : int
         Rows of the file that were skipped, as they have no label.
+    types : mapping of str to pyarrow.DataType
+        Those of columns, where the file has them.
     """
 
     texts: tuple[str, ...]
@@ -61,6 +63,7 @@ class Split:
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, compare=False)
     rows: Sequence[int] = field(default=(), compare=False)
     n_unlabeled: int = field(default=0, compare=False)
+    types: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.labels is not None and len(self.labels) != len(self.texts):
@@ -88,6 +91,7 @@ class Split:
             {name: tuple(own[row] for row in kept) for name, own in self.columns.items()},
             tuple(self.rows[row] for row in kept),
             self.n_unlabeled,
+            self.types,
         )
 
     def column(self, name: str | None) -> tuple[Any, ...] | None:

@@ -365,7 +365,7 @@ def _jsonl(file: _File, part_rows: int | None) -> Iterator[Table]:
         for rows in _parts(_json_objects(file.where, lines), part_rows):
             found = True
             names |= dict.fromkeys(name for row in rows for name in row)
-            yield Table(file.where, tuple(names), partial(_values, rows), len(rows))
+            yield Table(file.where, tuple(names), partial(_values, rows), len(rows), ragged=True)
     if not found:
         raise DataError(f"{file.where} is empty. Give a file with at least one text.")
 

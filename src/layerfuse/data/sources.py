@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import partial
 from itertools import chain
@@ -71,8 +71,6 @@ class TextStream:
         The column of the texts.
     label_column : str or None
         The column of the labels, where it was read.
-    types : mapping of str to pyarrow.DataType
-        Those of the columns, where the data have them.
     """
 
     name: str
@@ -80,7 +78,6 @@ class TextStream:
     columns: tuple[str, ...]
     text_column: str
     label_column: str | None
-    types: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self) -> TextDataset:
         """All parts of each split together; for a stream whose splits have one part each."""
@@ -127,14 +124,13 @@ def _stream(name: str, tables: Mapping[str, Iterator[Table]], options: ReadOptio
     splits: dict[str, Iterator[Split]] = {}
     text, label = "", options.label_column
     columns: tuple[str, ...] = ()
-    types: Mapping[str, Any] = {}
     for split, parts in tables.items():
         first = next(parts)
         text, label = find_columns(first, options)
         splits[split] = _to_splits(chain([first], parts), text, label, options)
         options = replace(options, text_column=text, label_column=label)
-        columns, types = first.names, first.types
-    return TextStream(name, splits, columns, text, label, types)
+        columns = first.names
+    return TextStream(name, splits, columns, text, label)
 
 
 def _to_splits(
@@ -177,8 +173,7 @@ def _read_parts(part_rows: int | None, *readers: _Reader) -> Iterator[Table]:
     for read in readers:
         for table in read(part_rows):
             first = first or table
-            later = table.where == first.where and set(table.names) > set(first.names)
-            if table.names != first.names and not later:  # lines of JSON may bring new names
+            if table.names != first.names and not table.ragged:
                 raise DataError(
                     f"{table.where} has the columns {', '.join(table.names)}, but {first.where} "
                     f"has {', '.join(first.names)}. Parts of a split need the same columns."
@@ -195,15 +190,21 @@ def _read_parts(part_rows: int | None, *readers: _Reader) -> Iterator[Table]:
 
 
 def _join(tables: Sequence[Table]) -> Table:
-    """The rows of several tables one after another."""
+    """The rows of several tables one after another; types are those that no table contradicts."""
     if len(tables) == 1:
         return tables[0]
+    types = {name: kind for table in tables for name, kind in table.types.items()}
     return replace(
         tables[0],
         where=_span(tables[0], tables[-1]),
         names=tuple(dict.fromkeys(chain.from_iterable(table.names for table in tables))),
         column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
         n_rows=sum(table.n_rows for table in tables),
+        types={
+            name: kind
+            for name, kind in types.items()
+            if all(table.types.get(name, kind) == kind for table in tables)
+        },
     )
 
 
@@ -376,7 +377,8 @@ def _read_keyed(
     for table in read_file(file, part_rows):
         names = tuple(dict.fromkeys((*columns, *table.names, *keys)))
         column = partial(_column, table, keys)
-        yield replace(table, names=names, column=column, keys=tuple(keys))
+        types = {name: kind for name, kind in table.types.items() if name not in keys}
+        yield replace(table, names=names, column=column, keys=tuple(keys), types=types)
 
 
 def _column(table: Table, keys: Mapping[str, _Value], name: str) -> Sequence[Any]:
@@ -534,4 +536,4 @@ def _guessed(where: str, batches: Iterable[Mapping[str, Sequence[Any]]]) -> Iter
     for batch in batches:
         names = tuple(dict.fromkeys((*names, *batch)))
         own = Table(where, tuple(batch), batch.__getitem__, len(next(iter(batch.values()))))
-        yield replace(own, names=names, column=partial(_column, own, {}))
+        yield replace(own, names=names, column=partial(_column, own, {}), ragged=True)

@@ -221,12 +221,12 @@ def take_columns(X: Any, names: Sequence[str]) -> tuple[Column, TableColumns]:
     if texts is None:
         raise DataError(
             f"The table has no column that is plainly the text, beside {', '.join(names)}. Name "
-            f"it 'text'. Its columns are: {', '.join(map(str, found))}."
+            f"it 'text'. Its columns are: {', '.join(found)}."
         )
     if missing := [name for name in names if name not in found]:
         raise DataError(
             f"The table has no column {missing[0]!r}, which the classifier reads beside the "
-            f"texts. Its columns are: {', '.join(map(str, found))}."
+            f"texts. Its columns are: {', '.join(found)}."
         )
     column = as_list(X[found[texts]], "texts")
     table = {name: as_list(X[found[name]], f"values of {name}") for name in names}

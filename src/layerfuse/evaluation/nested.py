@@ -103,7 +103,7 @@ class OutOfFold:
         for kind in dict.fromkeys(kinds):
             alike = [number for number, other in enumerate(kinds) if other == kind]
             for part in [[number] for number in alike] if unseen else [alike]:
-                known = [number for number in alike if unseen and number not in part] or alike
+                known = [number for number in alike if number not in part] or alike
                 rows, held = (
                     np.flatnonzero(np.isin(self.plan_of, numbers)) for numbers in (known, part)
                 )

@@ -85,7 +85,6 @@ class Server:
         self.batcher = Batcher(config.max_queue, config.max_batch, self.metrics)
         self._reloading = asyncio.Lock()
         self._reloads: set[asyncio.Task[str | None]] = set()
-        self._task: asyncio.Task[None] | None = None
         self.models: Mapping[str, ServedModel] = {}
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._load_models).result()
@@ -104,26 +103,12 @@ class Server:
         gc.collect()
         gc.freeze()
 
-    def reload_soon(self) -> None:
-        """Reload, and go on meanwhile; the log says what is wrong, where something is."""
-        self._task = asyncio.get_running_loop().create_task(self._reload_logged())
-
-    async def _reload_logged(self) -> None:
-        try:
-            await self.reload()
-        except Exception as error:  # such as no memory for both
-            fields = {"error": f"{type(error).__name__}: {error}"}
-            LOG.exception("reload failed", extra={"fields": fields})
-
-    async def reload(self) -> str | None:
-        """Load anew beside what goes on; what is wrong, where something is.
-
-        Once begun it goes on, even where nobody waits for it any more.
-        """
+    def reload(self) -> asyncio.Task[str | None]:
+        """Load anew beside what goes on; what is wrong is logged, and the task's result."""
         task = asyncio.get_running_loop().create_task(self._reload())
-        self._reloads.add(task)
+        self._reloads.add(task)  # nothing else keeps it, where nobody waits any more
         task.add_done_callback(self._reloads.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def _reload(self) -> str | None:
         async with self._reloading:
@@ -133,6 +118,10 @@ class Server:
             except LayerfuseError as error:
                 LOG.error("reload failed", extra={"fields": {"error": str(error)}})
                 return str(error)
+            except Exception as error:  # such as no memory for both
+                wrong = f"{type(error).__name__}: {error}"
+                LOG.exception("reload failed", extra={"fields": {"error": wrong}})
+                return wrong
         LOG.info("reloaded", extra={"fields": {"models": list(self.models)}})
         return None
 
@@ -238,7 +227,7 @@ def make_app(server: Server, token: str | None = None) -> Guard:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.batcher.start()
         with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # Windows, a thread
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload_soon)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
         yield
         await server.batcher.stop()
 
@@ -279,7 +268,7 @@ def make_app(server: Server, token: str | None = None) -> Guard:
         """Load the runs again; requests go on meanwhile, and what fails leaves all as it was."""
         if token is None:
             return problem(403, "Reload needs a token. Set LAYERFUSE_TOKEN, or send SIGHUP.")
-        wrong = await server.reload()
+        wrong = await asyncio.shield(server.reload())  # it outlasts the request
         return Response(status_code=204) if wrong is None else problem(409, wrong)
 
     @app.get("/health/live", tags=["health"])
