@@ -373,13 +373,17 @@ class TestOneWriter:
     def test_parts_of_standard_input_are_of_no_use(
         self, bundle: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
     ):
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
         for interrupted in (True, False):
             give(monkeypatch, texts.read_bytes())
             with monkeypatch.context() as patch:
                 if interrupted:
-                    patch.setattr(PartFiles, "join", lambda *_: 1 / 0)
-                code = run("predict", bundle, "-", "--out", "out.csv", "--part-rows", PART).code
-            assert code == int(interrupted)
+                    patch.setattr(PartFiles, "join", stop)
+                done = run("predict", bundle, "-", "--out", "out.csv", "--part-rows", PART)
+            assert done.code == 130 * interrupted
+            assert ("To start again:" in done.err) == interrupted
         succeed("predict", bundle, texts, "--out", "whole.csv")
         assert Path("out.csv").read_bytes() == Path("whole.csv").read_bytes()
 

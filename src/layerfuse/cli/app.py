@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import tomllib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def main() -> int:
         kept = "To start again:"
         if arguments[0] in _RESUMED:
             kept = "Finished embeddings are kept. To resume:"
-        elif arguments[0] == "predict" and any(word.startswith("--out") for word in arguments):
+        elif arguments[0] == "predict" and _keeps_parts(arguments):
             kept = "Finished parts are kept. To resume:"
             arguments += [] if "--resume" in arguments else ["--resume"]
         again = shlex.join(["layerfuse", *arguments])
@@ -88,6 +89,12 @@ def main() -> int:
         )
     finally:
         sys.unraisablehook = hook
+
+
+def _keeps_parts(arguments: Sequence[str]) -> bool:
+    """Whether ``predict`` writes a file, of texts that can be read again."""
+    written = any(word.startswith("--out") for word in arguments)
+    return written and not {"-", "--out=-"}.intersection(arguments)
 
 
 def _interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
