@@ -369,3 +369,6 @@ def test_folds_leave_two_classes_where_they_can() -> None:
             for number in (seed, 2**32 - 1 - seed):
                 assert all(targets[rows].varies for rows, _ in targets.folds(2, number))
     assert n_tried > 20
+    for seed in range(12):  # of three classes, two of which are one group each
+        targets = Targets.from_labels(list("aabbcccc"), list("11223344"))
+        assert all(targets[rows].varies for rows, _ in targets.folds(2, seed))

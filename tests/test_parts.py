@@ -310,6 +310,9 @@ class TestColumns:
             Path("many", folder).mkdir(parents=True)
             prices = pyarrow.array([1 if folder == "year=1" else 1.5], kind)
             table = pyarrow.table({"text": [folder], "price": prices, "day": ["a"]})
+            unit = "us" if folder == "year=1" else "ns"
+            at = pyarrow.array([1_000_000_001], pyarrow.timestamp(unit))
+            table = table.append_column("at", at)
             if folder == "year=2":
                 hashes = pyarrow.array([2**64 - 1], pyarrow.uint64())
                 table = table.set_column(2, "hash", hashes)
@@ -318,6 +321,8 @@ class TestColumns:
         succeed("predict", bundle, "many", *options)
         found = pyarrow.parquet.read_table("out.parquet")
         assert found["price"].to_pylist() == [1.0, 1.5]
+        assert found.schema.field("at").type == pyarrow.timestamp("ns")
+        assert found["at"].cast(pyarrow.int64()).to_pylist()[1] == 1_000_000_001
         assert found["day"].to_pylist() == ["a", None]
         assert found["hash"].to_pylist() == [None, 2**64 - 1]
 

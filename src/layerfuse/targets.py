@@ -563,7 +563,8 @@ class Targets:
         if not isinstance(cv, (int, np.integer)):
             return self._given_folds(cv)
         found = fold_pairs(self._fold_of_rows(int(cv), seed))
-        if self.groups is None or not self.can_fold_groups:
+        hopeless = not self.can_fold_groups and np.count_nonzero(self.counts) < 3
+        if self.groups is None or hopeless:
             return found
         # With few groups a fold may hold out all rows but those of one class.
         for attempt in range(1, _ATTEMPTS):

@@ -142,6 +142,9 @@ def _explain(error: CycloptsError) -> str:
     return f"{message}\nSee {command} --help"
 
 
+_SEVERAL = ("text_column", "label_column")  # take several names in one value
+
+
 def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Give the values of the file of ``--config`` to the options that were not given."""
     options = {argument.field_info.name: argument for argument in arguments}
@@ -169,7 +172,7 @@ def _read_settings(_: App, commands: tuple[str, ...], arguments: ArgumentCollect
                 raise ConfigError(f"{keyword} is nested too deeply. Give a plain value.") from error
             _, takes_several = option.token_count()
             if not takes_several and isinstance(value, list | dict):
-                example = f" Several columns are {','.join(texts)!r}." * key.endswith("_column")
+                example = f" Several columns are {','.join(texts)!r}." * (key in _SEVERAL)
                 raise ConfigError(
                     f"{keyword} takes one value, not {len(texts)}. Write it as on the command "
                     f"line.{example}"

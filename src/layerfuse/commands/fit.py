@@ -507,18 +507,20 @@ def _without_page(run: Path, config: FitConfig) -> RunReport | None:
     if report is None:
         return None
     saved_at = (run / REPORT_FILE).stat().st_mtime
-    if _changed_since(saved_at, config.data, config.test):
-        return None
+    places = map(os.path.expanduser, filter(None, (config.data, config.test)))
+    roots = [Path(place).resolve() for place in places]
+    files = (path for root in roots for path in (root, *root.rglob("*")) if path.is_file())
+    others = (path for path in files if not path.is_relative_to(run.resolve()))
+    if any(_written(path) > saved_at for path in others):
+        return None  # it is of other rows
     given, saved = (json.dumps(asdict(own), default=str) for own in (config, report.settings))
     return report if given == saved else None
 
 
-def _changed_since(seconds: float, *places: str | None) -> bool:
-    """Whether a file, or one in a folder, was written after that time."""
-    paths = [Path(os.path.expanduser(place)) for place in places if place is not None]  # noqa: PTH111
-    files = (path for own in paths for path in (own, *own.rglob("*")) if path.is_file())
-    times = (path.stat() for path in files)
-    return any(max(own.st_mtime, own.st_ctime) > seconds for own in times)
+def _written(path: Path) -> float:
+    """When a file was written, or put in its place, in seconds."""
+    status = path.stat()
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _read_report(run: Path) -> RunReport | None:

@@ -49,7 +49,7 @@ R = TypeVar("R")
 
 _KIND, _VERSION = "layerfuse-parts", 1
 _MANIFEST = "parts.json"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system that has none
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system
 
 
 @dataclass(frozen=True)

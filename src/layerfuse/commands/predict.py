@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -347,8 +348,10 @@ def _check_out(out: str, data: str) -> None:
             f"{out} has an unsupported extension. Give a name with --out that ends in "
             f"{', '.join(TABLE_SUFFIXES)}."
         )
-    if data != STANDARD_INPUT and (place := _place(out)).is_relative_to(texts := _place(data)):
-        what = "holds" if place == texts else "is in the folder of"
+    if data != STANDARD_INPUT and _place(out).is_relative_to(
+        texts := _place(os.path.expanduser(data))  # noqa: PTH111  # as it is read
+    ):
+        what = "holds" if _place(out) == texts else "is in the folder of"
         raise StorageError(f"{out} {what} the texts. Choose another file with --out.")
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import partial
@@ -169,11 +169,15 @@ def _read_parts(part_rows: int | None, *readers: _Reader) -> Iterator[Table]:
     Rows are counted on from one file to the next; small files share a part.
     """
     waiting: list[Table] = []
+    names: dict[str, None] = {}  # those of any row so far
     first, start, n_bytes = None, 0, 0
     for read in readers:
         for table in read(part_rows):
             first = first or table
-            if table.names != first.names and not table.ragged:
+            names |= dict.fromkeys(table.names)
+            if table.ragged:
+                table = replace(table, names=tuple(names))
+            elif table.names != first.names:
                 raise DataError(
                     f"{table.where} has the columns {', '.join(table.names)}, but {first.where} "
                     f"has {', '.join(first.names)}. Parts of a split need the same columns."
@@ -190,22 +194,29 @@ def _read_parts(part_rows: int | None, *readers: _Reader) -> Iterator[Table]:
 
 
 def _join(tables: Sequence[Table]) -> Table:
-    """The rows of several tables one after another; types are those that no table contradicts."""
+    """The rows of several tables one after another."""
     if len(tables) == 1:
         return tables[0]
-    types = {name: kind for table in tables for name, kind in table.types.items()}
     return replace(
         tables[0],
         where=_span(tables[0], tables[-1]),
         names=tuple(dict.fromkeys(chain.from_iterable(table.names for table in tables))),
-        column=lambda name: list(chain.from_iterable(table.column(name) for table in tables)),
+        column=lambda name: list(chain.from_iterable(_column(own, {}, name) for own in tables)),
         n_rows=sum(table.n_rows for table in tables),
-        types={
-            name: kind
-            for name, kind in types.items()
-            if all(table.types.get(name, kind) == kind for table in tables)
-        },
+        types=_joint_types([table.types for table in tables]),
     )
+
+
+def _joint_types(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each column the type that holds the values of all tables, where there is one."""
+    import pyarrow
+
+    joint = {}
+    for name in dict.fromkeys(chain.from_iterable(found)):
+        own = [pyarrow.schema([(name, types[name])]) for types in found if name in types]
+        with suppress(pyarrow.ArrowException):
+            joint[name] = pyarrow.unify_schemas(own, promote_options="permissive").types[0]
+    return joint
 
 
 def _span(first: Table, last: Table) -> str:
@@ -377,8 +388,7 @@ def _read_keyed(
     for table in read_file(file, part_rows):
         names = tuple(dict.fromkeys((*columns, *table.names, *keys)))
         column = partial(_column, table, keys)
-        types = {name: kind for name, kind in table.types.items() if name not in keys}
-        yield replace(table, names=names, column=column, keys=tuple(keys), types=types)
+        yield replace(table, names=names, column=column, keys=tuple(keys))
 
 
 def _column(table: Table, keys: Mapping[str, _Value], name: str) -> Sequence[Any]:
