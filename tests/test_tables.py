@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import date, datetime
 from pathlib import Path
 
 import pyarrow
@@ -168,6 +169,13 @@ def test_rows_are_written_as_they_were(tmp_path: Path):
     assert encode(made, ".tsv.gz")[:2] == b"\x1f\x8b"
     (tmp_path / "t.parquet").write_bytes(encode(made, ".parquet"))
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist() == made
+
+
+def test_times_among_dates_are_not_cut(tmp_path: Path):
+    days = [date(2026, 8, 31), datetime(2026, 8, 31, 12, 30)]  # noqa: DTZ001
+    (tmp_path / "t.parquet").write_bytes(encode([{"day": day} for day in days], ".parquet"))
+    found = pyarrow.parquet.read_table(tmp_path / "t.parquet")["day"].to_pylist()
+    assert found == ["2026-08-31", "2026-08-31 12:30:00"]
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,9 @@ def _arrow_column(
     """Values of the kind, else of the one that they plainly have, else as text."""
     import pyarrow
 
-    for tried in (kind, None) if kind is not None else (None,):
+    kinds = {type(value) for value in values if value is not None}
+    plain = len(kinds) <= 1 or kinds <= {int, float}  # of dates and times Arrow would cut the times
+    for tried in (*((kind,) if kind is not None else ()), *((None,) if plain else ())):
         with suppress(pyarrow.ArrowException, OverflowError, TypeError, ValueError):
             return pyarrow.array(values, tried), None
     return pyarrow.array(as_texts(values), pyarrow.string()), AS_TEXT

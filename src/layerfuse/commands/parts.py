@@ -246,7 +246,7 @@ class PartFiles:
         with suppress(NotFoundError, FormatError):  # no parts
             found = read_json(self.folder / _MANIFEST, kind=_KIND, version=_VERSION)
             self._known = found["facts"]
-        if self._known is None or self._known["data"] == STANDARD_INPUT:
+        if self._known is None or self._known.get("data") == STANDARD_INPUT:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._known = None
         elif not self._resume:
